@@ -1,0 +1,1 @@
+"""Block-sparse and linear attention kernels: needs torch alone (triton only when its backend runs)."""
