@@ -1,0 +1,104 @@
+"""What can be known to be wrong with a config before anything is built: a wrong config costs a second, not an epoch."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+
+from longspan.training.errors import ConfigError
+from longspan.training.suggest import did_you_mean, listed, nearest
+
+_HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
+
+
+def check_config(config: DictConfig, *, multirun: bool = False) -> None:
+    """Raises ConfigError for what needs no torch to see: a sweep in one process over several devices."""
+    trainer = config.get("trainer") or {}
+    devices = trainer.get("devices", 1)
+    if multirun and _several(devices, trainer.get("num_nodes", 1)):
+        raise ConfigError(
+            f"trainer.devices={devices} with --multirun: the ranks of each job would replay the sweep and train "
+            "different settings. Use trainer.devices=1, or scripts/sweep.py, which starts each job as a process of its "
+            "own with its own devices."
+        )
+
+
+def _several(devices: Any, nodes: Any) -> bool:
+    if isinstance(nodes, int) and nodes > 1:
+        return True
+    if OmegaConf.is_list(devices):
+        return len(devices) > 1
+    if isinstance(devices, str):
+        if "," in devices:
+            return len([part for part in devices.split(",") if part.strip()]) > 1
+        return devices == "auto" or (devices.lstrip("-").isdigit() and int(devices) not in (0, 1))
+    return devices not in (None, 0, 1)
+
+
+def check_machine(config: DictConfig) -> None:
+    """Raises ConfigError where the machine lacks what `trainer` asks for."""
+    import torch
+
+    accelerator = str(config.trainer.get("accelerator", "auto"))
+    if accelerator in ("gpu", "cuda"):
+        if not torch.cuda.is_available():
+            raise ConfigError(
+                f"trainer.accelerator={accelerator} but torch {torch.__version__} sees no GPU here. "
+                "Use trainer=default for the CPU, or install a CUDA build of torch on a machine with a GPU."
+            )
+        devices = config.trainer.get("devices", 1)
+        asked = len(devices) if OmegaConf.is_list(devices) else devices
+        if isinstance(asked, int) and asked > torch.cuda.device_count():
+            raise ConfigError(
+                f"trainer.devices={devices} but this machine has {torch.cuda.device_count()} GPU(s). "
+                f"Use trainer.devices={torch.cuda.device_count()} or fewer."
+            )
+
+
+def check_targets(config: DictConfig) -> None:
+    """Raises ConfigError where a node with a `_target_` has a key that its target does not take.
+
+    Catches `+data.batchsize=4`, which Hydra lets through, before anything is built.
+    """
+    plain = OmegaConf.to_container(config, resolve=False)
+    for path, node in _targets(plain, ""):
+        try:
+            target = get_object(node["_target_"])
+        except Exception as error:
+            raise ConfigError(f"{path}._target_={node['_target_']} cannot be imported: {error}") from error
+        allowed = _parameters(target)
+        if allowed is None:
+            continue
+        for key in node:
+            if key not in allowed and key not in _HYDRA_KEYS:
+                suggestion = nearest(key, allowed)
+                right = did_you_mean(f"{path}.{suggestion}" if suggestion else None)
+                raise ConfigError(
+                    f"{path}.{key} is not a setting of {node['_target_']}.{right}\n  settings: {listed(allowed)}"
+                )
+
+
+def _targets(node: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    if isinstance(node, dict):
+        if isinstance(node.get("_target_"), str):
+            yield path, node
+        for key, value in node.items():
+            yield from _targets(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            yield from _targets(value, f"{path}[{index}]")
+
+
+def _parameters(target: Any) -> set[str] | None:
+    """The names a call of `target` takes, or None where it takes any."""
+    try:
+        parameters = inspect.signature(target).parameters.values()
+    except (TypeError, ValueError):
+        return None
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return None
+    return {parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_POSITIONAL}

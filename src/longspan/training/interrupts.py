@@ -1,0 +1,63 @@
+"""Ctrl-C and SIGTERM: the batch in hand is finished, a checkpoint is saved, then the run ends."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+
+class SaveOnInterrupt(pl.Callback):
+    """Stops a fit between two batches on the first Ctrl-C, at once on the second, and saves `interrupted.ckpt`.
+
+    Between batches the weights, the optimizer and the place in the data agree, so that `ckpt_path=` goes on exactly.
+    SIGTERM is Lightning's: it too ends between batches, and is saved here. A run that fails for another reason saves
+    nothing: its last good checkpoint stands.
+
+    Args:
+        dirpath: folder of the checkpoint.
+    """
+
+    def __init__(self, dirpath: str | Path) -> None:
+        self.path = Path(dirpath) / "interrupted.ckpt"
+        self._asked = False
+        self._previous: Any = None
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGINT, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._asked:
+            raise KeyboardInterrupt
+        self._asked = True
+        rank_zero_info("Stopping after this batch (Ctrl-C again: at once) ...")
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        if self._asked:
+            raise KeyboardInterrupt
+
+    def on_validation_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if self._asked:
+            raise KeyboardInterrupt
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._restore()
+        if isinstance(exception, KeyboardInterrupt | SystemExit) and trainer.training and trainer.global_step > 0:
+            trainer.save_checkpoint(self.path)
+            rank_zero_info(f"Saved {self.path}; go on with ckpt_path={self.path}")
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
+        if self._previous is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, self._previous)
+        self._previous = None
