@@ -1,0 +1,261 @@
+"""Writes ``record.json`` while a run is alive and when it ends, however it ends.
+
+How ``train.py`` uses it, as the outermost context, so that a run that never reaches training leaves a record too::
+
+    with RecordWriter(path=output_dir / "record.json", config=OmegaConf.to_container(cfg, resolve=True),
+                      variant=choices["attention"]) as record:
+        datamodule, model, task = ...
+        trainer = Trainer(callbacks=[*callbacks, record], logger=loggers)
+        trainer.fit(task, datamodule)
+        trainer.test(task, datamodule)
+    print_summary(record.record)
+
+It never swallows an exception. W&B runs among the trainer's loggers get their axes at the start and are finished on
+the way out, with the record's figures as their summary; train.py need not do either. What it takes from the objects it meets, all optional: the task's
+``metrics_info`` {metric: higher is better}, the data module's ``baselines()`` and ``describe()``, and from any other
+callback ``costs()`` {name: (value, unit)}.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shlex
+import signal
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from longspan.records.curves import Curves
+from longspan.records.ending import describe, full_traceback, status_of
+from longspan.records.environment import git_commit, hardware, versions
+from longspan.records.plain import plain
+from longspan.records.schema import Accuracy, Measure, Record
+from longspan.records.wandb_axes import finish_wandb, setup_wandb
+
+log = logging.getLogger(__name__)
+
+STILL_RUNNING = "the run had not ended when this was written: it is still going, or was killed"
+CURVE_SPLITS = ("train/", "val/")
+
+
+class RecordWriter(Callback):
+    """Lightning callback and context manager around a run; writes on rank zero only.
+
+    On entry the record says ``interrupted``, and says so until the run ends: that is what a ``kill -9`` leaves. It is
+    brought up to date at every validation and test, and at the end becomes complete, failed, interrupted or
+    out_of_memory. A disk that refuses a write during the run costs a warning, not the run.
+
+    Args:
+        path: the file to write, usually ``<output dir>/record.json``. A complete record already there is kept beside
+            it as ``<stem>.previous.json``.
+        config: the resolved configuration as plain containers.
+        command: what was typed; by default taken from ``sys.argv``.
+        seed: by default the config's ``seed``.
+        variant, name, group: see :class:`longspan.records.Record`.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        config: Mapping[str, Any] | None = None,
+        command: str | None = None,
+        seed: int | None = None,
+        variant: str | None = None,
+        name: str | None = None,
+        group: str | None = None,
+    ) -> None:
+        self.path = Path(path)
+        config = plain(config or {})
+        commit, dirty = git_commit()
+        self._fields: dict[str, Any] = {
+            "config": config,
+            "command": command if command is not None else _command(),
+            "seed": seed if seed is not None else config.get("seed"),
+            "commit": commit,
+            "commit_dirty": dirty,
+            "versions": versions(),
+            "hardware": {},
+            "started": datetime.now(timezone.utc),
+            "variant": variant,
+            "name": name,
+            "group": group,
+        }
+        self.curves = Curves()
+        self.accuracy: dict[str, Accuracy] = {}
+        self.cost: dict[str, Measure] = {}
+        self.extra: dict[str, Any] = {}
+        self.record: Record | None = None
+        self._wandb: list[WandbLogger] = []
+        self._baselines: dict[str, float] = {}
+        self._data: dict[str, Any] = {}
+        self._begun = time.monotonic()
+        self._earlier_seconds = 0.0
+        self._training = False
+        self._signalled = False
+        self._previous_handler: Any = None
+
+    # -- the context ---------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> RecordWriter:
+        self._begun = time.monotonic()
+        self._fields["started"] = datetime.now(timezone.utc)
+        self._fields["hardware"] = hardware()
+        self._keep_complete_record()
+        if threading.current_thread() is threading.main_thread():
+            self._previous_handler = signal.signal(signal.SIGTERM, self._on_sigterm)
+        self._write("interrupted", STILL_RUNNING)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._previous_handler is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._previous_handler)
+            self._previous_handler = None
+        status = status_of(error)
+        if error is not None:
+            self.extra["traceback"] = full_traceback(error)
+        text = describe(error) if error is not None else None
+        if self._signalled and status != "complete":
+            status, text = "interrupted", f"SIGTERM received\n{text}"
+        self._write(status, text)
+        if self.record is not None:
+            finish_wandb(self._wandb, self.record)
+        if self._signalled and isinstance(error, SystemExit) and not error.code:
+            # Lightning leaves with code 0 after SIGTERM, which a scheduler would take for a finished run
+            raise SystemExit(128 + signal.SIGTERM) from error
+
+    def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
+        again, self._signalled = self._signalled, True
+        if self._training and not again:
+            return  # Lightning's own handler ends the fit after this step, when a checkpoint can be written
+        raise SystemExit(128 + number)
+
+    # -- the callback --------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._wandb = setup_wandb(trainer.loggers) or []  # None on other ranks
+        datamodule = getattr(trainer, "datamodule", None)
+        if hasattr(datamodule, "baselines"):
+            self._baselines = dict(datamodule.baselines())
+        if hasattr(datamodule, "describe"):
+            self._data = plain(datamodule.describe(), "the data module's describe()")
+        if stage == "fit":  # a new training: figures of an earlier test no longer hold
+            self.accuracy = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._training = True
+        self._collect(trainer)
+        self._write("interrupted", STILL_RUNNING)
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        # reading a logged value waits for the device, so only as often as Lightning itself does
+        if trainer.global_step % max(1, trainer.log_every_n_steps) == 0:
+            for name in ("train/loss", "train/loss_step"):
+                if name in trainer.callback_metrics:
+                    self.curves.add("train/loss", trainer.global_step, trainer.callback_metrics[name])
+                    break
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        self._collect(trainer)
+        self._judge(trainer, pl_module, "val")
+        if trainer.state.fn == "fit":
+            for name, value in trainer.callback_metrics.items():
+                if name.startswith("val/"):
+                    self.curves.add(name, trainer.global_step, value)
+            for name in ("total_flops",):
+                if name in self.cost:
+                    self.curves.add(f"cost/{name}", trainer.global_step, self.cost[name].value)
+            self.curves.add("cost/seconds", trainer.global_step, round(self.seconds, 3))
+        self._write("interrupted", STILL_RUNNING)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._training = False
+        self._collect(trainer)
+        self._write("interrupted", STILL_RUNNING)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._collect(trainer)
+        self._judge(trainer, pl_module, "test")
+        self._write("interrupted", STILL_RUNNING)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._training = False
+        self._collect(trainer)
+        self.extra["traceback"] = full_traceback(exception)
+        self._write(status_of(exception), describe(exception))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain containers only: checkpoints must load with ``weights_only``."""
+        curves = {name: [list(point) for point in points] for name, points in self.curves.as_dict().items()}
+        return {"curves": curves, "seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.curves.load(state_dict["curves"])
+        self._earlier_seconds = float(state_dict["seconds"])
+
+    # -- what is written -----------------------------------------------------------------------------------------
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the run, that of the runs it resumed included."""
+        return self._earlier_seconds + time.monotonic() - self._begun
+
+    def _collect(self, trainer: Trainer) -> None:
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if callback is not self and hasattr(callback, "costs"):
+                for name, (value, unit) in callback.costs().items():
+                    self.cost[name] = Measure(value=value, unit=unit)
+
+    def _judge(self, trainer: Trainer, pl_module: LightningModule, split: str) -> None:
+        for name, higher_is_better in getattr(pl_module, "metrics_info", {}).items():
+            value = trainer.callback_metrics.get(f"{split}/{name}")
+            known = self.accuracy.get(name)
+            if value is None or (split == "val" and known is not None and known.split == "test"):
+                continue
+            self.accuracy[name] = Accuracy(
+                value=value, higher_is_better=higher_is_better, baseline=self._baselines.get(name), split=split
+            )
+
+    @rank_zero_only
+    def _write(self, status: str, error: str | None) -> None:
+        self.record = Record(
+            **self._fields,
+            status=status,
+            error=error,
+            seconds=round(self.seconds, 3),
+            accuracy=dict(self.accuracy),
+            cost=dict(self.cost),
+            curves=self.curves.as_dict(),
+            data=self._data,
+            extra=dict(self.extra),
+        )
+        try:
+            self.record.save(self.path)
+        except OSError as refused:
+            log.warning("The run's record could not be written to %s: %s", self.path, refused)
+
+    @rank_zero_only
+    def _keep_complete_record(self) -> None:
+        with contextlib.suppress(ValueError, OSError):
+            if Record.load(self.path).status == "complete":
+                os.replace(self.path, self.path.with_name(f"{self.path.stem}.previous.json"))
+
+
+def _command() -> str:
+    """What was typed, as a line to paste; the interpreter's path is left out."""
+    return shlex.join(["python", *(sys.argv or [""])])
