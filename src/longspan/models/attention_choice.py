@@ -1,0 +1,63 @@
+"""Which attention each layer uses.
+
+An attention is chosen by a callable, ``attention(heads=, kv_heads=, head_dim=, causal=, layer=, max_length=)``, that
+returns a module called as ``module(q, k, v, lengths=, segments=) -> [B, H, T, D]`` with a ``cost(length)``.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+
+from torch import nn
+
+from longspan.models.settings import ModelConfigError
+
+AttentionMaker = Callable[..., nn.Module]
+AttentionChoice = AttentionMaker | Sequence[AttentionMaker] | Mapping[str, AttentionMaker]
+
+
+def attention_of_each_layer(
+    attention: AttentionChoice, layers: int, attention_layers: Sequence[str] | None = None
+) -> list[AttentionMaker]:
+    """One maker a layer.
+
+    Args:
+        attention: one maker for all layers; or a list of them, which cycles over the layers; or a dict of named ones.
+        layers: number of layers.
+        attention_layers: names out of the dict, cycling: ["local", "local", "full"] makes every third layer full.
+
+    Raises:
+        ModelConfigError: a name that the dict lacks, names without a dict, or a dict of several without names.
+        TypeError: something among them cannot be called.
+    """
+    names = None if attention_layers is None else [str(name) for name in attention_layers]
+    if isinstance(attention, Mapping):
+        cycle = _named(dict(attention), names)
+    elif names is not None:
+        raise ModelConfigError("attention_layers", names, "needs `attention` to be a dict of named attentions")
+    elif callable(attention):
+        cycle = [attention]
+    elif isinstance(attention, Sequence) and attention:
+        cycle = list(attention)
+    else:
+        raise TypeError(f"attention must be a callable, a list or a dict of them; got {attention!r}")
+    for maker in cycle:
+        if not callable(maker):
+            raise TypeError(f"attention must be callable with heads=, kv_heads=, ...; got {maker!r}")
+    return [cycle[layer % len(cycle)] for layer in range(layers)]
+
+
+def _named(makers: dict[str, AttentionMaker], names: list[str] | None) -> list[AttentionMaker]:
+    if names is None:
+        if len(makers) == 1:
+            return list(makers.values())
+        raise ModelConfigError("attention_layers", None, f"list, layer by layer, names out of {', '.join(makers)}")
+    if not names:
+        raise ModelConfigError("attention_layers", names, f"list at least one of {', '.join(makers)}")
+    for name in names:
+        if name not in makers:
+            near = difflib.get_close_matches(name, makers, n=1)
+            meant = f"did you mean {near[0]}? " if near else ""
+            raise ModelConfigError("attention_layers", name, f"{meant}known: {', '.join(makers)}")
+    return [makers[name] for name in names]

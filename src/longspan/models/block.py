@@ -1,0 +1,99 @@
+"""A pre-norm transformer block.
+
+Legend: B batch, T tokens, C model width, H heads, Hkv key/value heads, D head width, F hidden width of the MLP.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from longspan.cost import Cost, linear_flops
+from longspan.models.rotary import rotate
+from longspan.models.settings import TransformerSettings
+
+
+class MultiHeadAttention(nn.Module):
+    """Projections around an attention module, which gets q [B, H, T, D] and k, v [B, Hkv, T, D] with positions in."""
+
+    def __init__(self, settings: TransformerSettings, attention: nn.Module) -> None:
+        super().__init__()
+        self.heads, self.kv_heads = settings.heads, settings.key_value_heads
+        self.head_dim = settings.head_width
+        self.qkv = nn.Linear(settings.width, (self.heads + 2 * self.kv_heads) * self.head_dim, bias=False)
+        self.out = nn.Linear(self.heads * self.head_dim, settings.width, bias=False)
+        norms = settings.qk_norm
+        self.q_norm = nn.RMSNorm(self.head_dim, eps=settings.norm_eps) if norms else nn.Identity()
+        self.k_norm = nn.RMSNorm(self.head_dim, eps=settings.norm_eps) if norms else nn.Identity()
+        self.attention = attention
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, lengths: Tensor | None, segments: Tensor | None) -> Tensor:
+        qkv = self.qkv(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, H + 2 Hkv, T, D)
+        q, k, v = qkv.split((self.heads, self.kv_heads, self.kv_heads), dim=1)  # (B, H, T, D), (B, Hkv, T, D) twice
+        q = rotate(self.q_norm(q), cos, sin)
+        k = rotate(self.k_norm(k), cos, sin)
+        q, k = q.to(v.dtype), k.to(v.dtype)  # under autocast a norm hands back float32
+        mixed = self.attention(q, k, v, lengths=lengths, segments=segments)  # (B, H, T, D)
+        return self.out(mixed.transpose(1, 2).flatten(2))  # (B, T, C)
+
+    def cost(self, length: int) -> Cost:
+        projections = linear_flops(length, self.qkv.in_features, self.qkv.out_features) + linear_flops(
+            length, self.out.in_features, self.out.out_features
+        )
+        return self.attention.cost(length) + Cost(other_flops=projections)
+
+
+class FeedForward(nn.Module):
+    """The MLP: GELU, or SwiGLU (2002.05202), whose gate and value come from one matmul."""
+
+    def __init__(self, settings: TransformerSettings) -> None:
+        super().__init__()
+        self.gated = settings.mlp == "swiglu"
+        hidden = settings.hidden_width
+        self.up = nn.Linear(settings.width, 2 * hidden if self.gated else hidden, bias=False)
+        self.down = nn.Linear(hidden, settings.width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.up(x)  # (B, T, F), or (B, T, 2 F) when gated
+        if self.gated:
+            gate, value = hidden.chunk(2, dim=-1)  # (B, T, F) twice
+            hidden = F.silu(gate) * value
+        else:
+            hidden = F.gelu(hidden, approximate="tanh")
+        return self.down(hidden)  # (B, T, C)
+
+    def cost(self, length: int) -> Cost:
+        flops = linear_flops(length, self.up.in_features, self.up.out_features)
+        return Cost(other_flops=flops + linear_flops(length, self.down.in_features, self.down.out_features))
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, settings: TransformerSettings, attention: nn.Module) -> None:
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(settings.width, eps=settings.norm_eps)
+        self.mixer = MultiHeadAttention(settings, attention)
+        self.mlp_norm = nn.RMSNorm(settings.width, eps=settings.norm_eps)
+        self.mlp = FeedForward(settings)
+        self.dropout = nn.Dropout(settings.dropout)
+        self.initialise(settings.layers)
+
+    @torch.no_grad()
+    def initialise(self, layers: int) -> None:
+        """Keep the scale of activations: each matmul by its inputs, and what is added to the residual stream also by
+        the number of additions, 2 a layer (as in GPT-2), so that the stream does not grow with depth."""
+        for linear in (self.mixer.qkv, self.mlp.up, self.mixer.out, self.mlp.down):
+            nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
+        for linear in (self.mixer.out, self.mlp.down):
+            linear.weight.mul_((2 * layers) ** -0.5)
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, lengths: Tensor | None = None, segments: Tensor | None = None
+    ) -> Tensor:
+        x = x + self.dropout(self.mixer(self.attention_norm(x), cos, sin, lengths, segments))  # (B, T, C)
+        return x + self.dropout(self.mlp(self.mlp_norm(x)))  # (B, T, C)
+
+    def cost(self, length: int) -> Cost:
+        return self.mixer.cost(length) + self.mlp.cost(length)

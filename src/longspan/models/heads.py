@@ -1,0 +1,149 @@
+"""What turns hidden states into predictions.
+
+Legend: B batch, T tokens, N any number of tokens, C model width, V vocabulary, K classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from longspan.cost import Cost, linear_flops
+from longspan.models.settings import ModelConfigError
+from longspan.models.transformer import Transformer, parameter_count
+
+POOLINGS = ("mean", "first")
+
+
+class LanguageModellingHead(nn.Module):
+    """Hidden states [..., C] to logits [..., V]; by default with the embedding's own weights (1608.05859)."""
+
+    def __init__(self, backbone: Transformer, *, tied: bool = True) -> None:
+        super().__init__()
+        self.projection = nn.Linear(backbone.width, backbone.vocab_size, bias=False)
+        if tied:
+            self.projection.weight = backbone.embedding.weight
+        else:
+            nn.init.normal_(self.projection.weight, std=0.02)
+
+    def forward(self, hidden: Tensor, lengths: Tensor | None = None) -> Tensor:
+        return self.projection(hidden)  # (..., V)
+
+    def cost(self, length: int) -> Cost:
+        return Cost(other_flops=linear_flops(length, self.projection.in_features, self.projection.out_features))
+
+
+class MaskedModellingHead(nn.Module):
+    """BERT's (1810.04805): a dense layer, GELU, a norm, then tied logits with a bias of their own."""
+
+    def __init__(self, backbone: Transformer, *, tied: bool = True) -> None:
+        super().__init__()
+        self.dense = nn.Linear(backbone.width, backbone.width, bias=False)
+        nn.init.normal_(self.dense.weight, std=backbone.width**-0.5)
+        self.norm = nn.RMSNorm(backbone.width, eps=backbone.settings.norm_eps)
+        self.projection = nn.Linear(backbone.width, backbone.vocab_size)
+        nn.init.zeros_(self.projection.bias)
+        if tied:
+            self.projection.weight = backbone.embedding.weight
+        else:
+            nn.init.normal_(self.projection.weight, std=0.02)
+
+    def forward(self, hidden: Tensor, lengths: Tensor | None = None) -> Tensor:
+        return self.projection(self.norm(F.gelu(self.dense(hidden), approximate="tanh")))  # (..., V)
+
+    def cost(self, length: int) -> Cost:
+        width, vocabulary = self.projection.in_features, self.projection.out_features
+        return Cost(other_flops=linear_flops(length, width, width) + linear_flops(length, width, vocabulary))
+
+
+def pool(hidden: Tensor, lengths: Tensor | None, pooling: str) -> Tensor:
+    """One vector a sequence, [B, T, C] -> [B, C] float32: the mean of its real tokens, or its first token."""
+    if pooling == "first":
+        return hidden[:, 0].float()  # (B, C)
+    if lengths is None:
+        return hidden.float().mean(dim=1)  # (B, C)
+    real = torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None]  # (B, T)
+    total = hidden.float().masked_fill(~real[:, :, None], 0.0).sum(dim=1)  # (B, C)
+    return total / lengths.clamp(min=1)[:, None]
+
+
+class SequenceClassificationHead(nn.Module):
+    """Hidden states [B, T, C] to logits [B, K], by way of one vector a sequence.
+
+    Raises:
+        ModelConfigError: an unknown pooling.
+    """
+
+    def __init__(self, backbone: Transformer, num_classes: int, *, pooling: str = "mean", dropout: float = 0.0) -> None:
+        super().__init__()
+        if pooling not in POOLINGS:
+            raise ModelConfigError("pooling", pooling, f"choose one of {', '.join(POOLINGS)}")
+        self.pooling = pooling
+        self.dropout = nn.Dropout(dropout)
+        self.projection = _classifier(backbone.width, num_classes)
+
+    def forward(self, hidden: Tensor, lengths: Tensor | None = None) -> Tensor:
+        return self.projection(self.dropout(pool(hidden, lengths, self.pooling)))  # (B, K)
+
+    def cost(self, length: int) -> Cost:
+        return Cost(other_flops=linear_flops(1, self.projection.in_features, self.projection.out_features))
+
+
+class TokenLabellingHead(nn.Module):
+    """Hidden states [..., C] to logits [..., K], each token by itself."""
+
+    def __init__(self, backbone: Transformer, num_classes: int, *, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.projection = _classifier(backbone.width, num_classes)
+
+    def forward(self, hidden: Tensor, lengths: Tensor | None = None) -> Tensor:
+        return self.projection(self.dropout(hidden))  # (..., K)
+
+    def cost(self, length: int) -> Cost:
+        return Cost(other_flops=linear_flops(length, self.projection.in_features, self.projection.out_features))
+
+
+def _classifier(width: int, num_classes: int) -> nn.Linear:
+    if num_classes < 1:
+        raise ModelConfigError("num_classes", num_classes, "give a whole number, 1 or more")
+    projection = nn.Linear(width, num_classes)
+    nn.init.normal_(projection.weight, std=0.02)
+    nn.init.zeros_(projection.bias)
+    return projection
+
+
+class HeadedModel(nn.Module):
+    """A backbone and a head: tokens [B, T] to logits."""
+
+    def __init__(self, backbone: Transformer, head: nn.Module) -> None:
+        super().__init__()
+        self.backbone, self.head = backbone, head
+
+    @property
+    def width(self) -> int:
+        return self.backbone.width
+
+    @property
+    def vocab_size(self) -> int:
+        return self.backbone.vocab_size
+
+    @property
+    def max_length(self) -> int:
+        return self.backbone.max_length
+
+    @property
+    def causal(self) -> bool:
+        return self.backbone.causal
+
+    def forward(self, tokens: Tensor, *, lengths: Tensor | None = None, segments: Tensor | None = None) -> Tensor:
+        """Logits, [B, T, V], [B, T, K] or [B, K], as the head gives them."""
+        return self.head(self.backbone(tokens, lengths=lengths, segments=segments), lengths)
+
+    def cost(self, length: int) -> Cost:
+        """Cost of one sequence of `length` tokens, forward: backbone and head; tied weights count once."""
+        both = self.backbone.cost(length) + self.head.cost(length)
+        return dataclasses.replace(both, parameters=parameter_count(self))

@@ -1,0 +1,118 @@
+"""Sizes of a transformer, checked before anything is built.
+
+Legend: C model width, H query heads, Hkv key/value heads, D head width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MLP_KINDS = ("swiglu", "gelu")
+NARROWEST_HEAD, WIDEST_HEAD = 16, 256  # what the attention kernels serve
+
+
+class ModelConfigError(ValueError):
+    """A model setting that cannot be built; names the config key, its value and what would be right."""
+
+    def __init__(self, key: str, value: object, fix: str) -> None:
+        self.key, self.value, self.fix = f"model.{key}", value, fix
+        super().__init__(f"model.{key}={value!r}: {fix}")
+
+
+def _divisors(number: int) -> list[int]:
+    return [d for d in range(1, number + 1) if number % d == 0]
+
+
+@dataclass(frozen=True)
+class TransformerSettings:
+    """One transformer's sizes.
+
+    Attributes:
+        layers: number of blocks.
+        width: C, of the residual stream.
+        heads: H.
+        kv_heads: Hkv, a divisor of `heads` (grouped-query attention, 2305.13245); None means `heads`.
+        head_dim: D; None means width / heads.
+        mlp: "swiglu" (2002.05202) or "gelu".
+        mlp_width: hidden width of the MLP; None means 4 C for gelu and 8/3 C, rounded up to 16, for swiglu, so that
+            both have about the same parameters.
+        dropout: after the embedding and on what each block adds to the residual stream; attention has its own.
+        rotary_base: wavelength base of the rotary positions (2104.09864).
+        qk_norm: RMSNorm on queries and keys, a head at a time, before rotation (2302.05442).
+        norm_eps: of every RMSNorm (1910.07467).
+        activation_checkpointing: recompute each block in the backward rather than keep its activations.
+        compile: run each block through torch.compile.
+    """
+
+    layers: int = 4
+    width: int = 128
+    heads: int = 4
+    kv_heads: int | None = None
+    head_dim: int | None = None
+    mlp: str = "swiglu"
+    mlp_width: int | None = None
+    dropout: float = 0.0
+    rotary_base: float = 10_000.0
+    qk_norm: bool = False
+    norm_eps: float = 1e-6
+    activation_checkpointing: bool = False
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        for key in ("layers", "width", "heads", "kv_heads", "head_dim", "mlp_width"):
+            value = getattr(self, key)
+            if value is None and key in ("kv_heads", "head_dim", "mlp_width"):
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ModelConfigError(key, value, "give a whole number, 1 or more")
+        self._check_heads()
+        if self.mlp not in MLP_KINDS:
+            raise ModelConfigError("mlp", self.mlp, f"choose one of {', '.join(MLP_KINDS)}")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ModelConfigError("dropout", self.dropout, "give a number from 0 up to, not including, 1")
+        for key in ("rotary_base", "norm_eps"):
+            if not getattr(self, key) > 0:
+                raise ModelConfigError(key, getattr(self, key), "give a number above 0")
+        for key in ("qk_norm", "activation_checkpointing", "compile"):
+            if not isinstance(getattr(self, key), bool):
+                raise ModelConfigError(key, getattr(self, key), "give true or false")
+
+    def _check_heads(self) -> None:
+        if self.head_dim is None and self.width % self.heads:
+            below = self.width // self.heads * self.heads
+            widths = " or ".join(str(w) for w in (below, below + self.heads) if w)
+            raise ModelConfigError(
+                "width", self.width, f"must divide by model.heads={self.heads}: take width {widths}, or set model.head_dim"
+            )
+        if self.heads % self.key_value_heads:
+            fits = ", ".join(map(str, _divisors(self.heads)))
+            raise ModelConfigError("kv_heads", self.kv_heads, f"must divide model.heads={self.heads}: one of {fits}")
+        key = "head_dim" if self.head_dim is not None else "heads"
+        if not NARROWEST_HEAD <= self.head_width <= WIDEST_HEAD:
+            raise ModelConfigError(
+                key,
+                getattr(self, key),
+                f"heads would be {self.head_width} wide; width / heads (or model.head_dim) must be"
+                f" {NARROWEST_HEAD} to {WIDEST_HEAD}",
+            )
+        if self.head_width % 2:
+            raise ModelConfigError(
+                key, getattr(self, key), f"heads would be {self.head_width} wide; rotary positions need an even width"
+            )
+
+    @property
+    def key_value_heads(self) -> int:
+        """Hkv."""
+        return self.heads if self.kv_heads is None else self.kv_heads
+
+    @property
+    def head_width(self) -> int:
+        """D."""
+        return self.width // self.heads if self.head_dim is None else self.head_dim
+
+    @property
+    def hidden_width(self) -> int:
+        """Hidden width of the MLP."""
+        if self.mlp_width is not None:
+            return self.mlp_width
+        return 4 * self.width if self.mlp == "gelu" else -(-8 * self.width // 48) * 16

@@ -1,0 +1,150 @@
+"""Encoder and decoder: token ids in, one vector a token out.
+
+Legend: B batch, T tokens, C model width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from longspan.cost import Cost, total_cost
+from longspan.models.attention_choice import AttentionChoice, attention_of_each_layer
+from longspan.models.block import Block
+from longspan.models.rotary import RotaryPositions
+from longspan.models.settings import ModelConfigError, TransformerSettings
+
+
+class TokensError(ValueError):
+    """Token ids, lengths or segments that the model cannot take."""
+
+
+def parameter_count(module: nn.Module) -> int:
+    """Parameters of a module, shared ones once."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+class Transformer(nn.Module):
+    """What encoder and decoder share; use :class:`Encoder` or :class:`Decoder`.
+
+    Args:
+        vocab_size: number of token ids.
+        max_length: longest sequence in tokens.
+        attention: see :func:`longspan.models.attention_choice.attention_of_each_layer`.
+        attention_layers: names of attentions, cycling over the layers, where `attention` is a dict.
+        sizes: fields of :class:`longspan.models.settings.TransformerSettings`.
+
+    Raises:
+        ModelConfigError: sizes that do not fit each other.
+    """
+
+    causal: ClassVar[bool]
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        max_length: int,
+        attention: AttentionChoice,
+        attention_layers: Sequence[str] | None = None,
+        **sizes: Any,
+    ) -> None:
+        super().__init__()
+        settings = TransformerSettings(**sizes)
+        for key, value in (("vocab_size", vocab_size), ("max_length", max_length)):
+            if int(value) < 1:
+                raise ModelConfigError(key, value, "give a whole number, 1 or more")
+        self.settings = settings
+        self.vocab_size, self.max_length, self.width = int(vocab_size), int(max_length), settings.width
+        self.embedding = nn.Embedding(self.vocab_size, self.width)
+        # As narrow as GPT-2's: also the weights of tied heads, whose first guess should be near uniform.
+        nn.init.normal_(self.embedding.weight, std=0.02)
+        self.dropout = nn.Dropout(settings.dropout)
+        self.rotary = RotaryPositions(settings.head_width, settings.rotary_base)
+        makers = attention_of_each_layer(attention, settings.layers, attention_layers)
+        self.blocks = nn.ModuleList(
+            Block(
+                settings,
+                maker(
+                    heads=settings.heads,
+                    kv_heads=settings.key_value_heads,
+                    head_dim=settings.head_width,
+                    causal=self.causal,
+                    layer=layer,
+                    max_length=self.max_length,
+                ),
+            )
+            for layer, maker in enumerate(makers)
+        )
+        self.norm = nn.RMSNorm(self.width, eps=settings.norm_eps)
+        if settings.compile:
+            # In place, a block at a time: names of weights stay as they are, and equal blocks compile alike.
+            for block in self.blocks:
+                block.compile()
+
+    def forward(self, tokens: Tensor, *, lengths: Tensor | None = None, segments: Tensor | None = None) -> Tensor:
+        """Hidden states [B, T, C] of tokens [B, T]; what stands at or past `lengths` [B] is padding and means nothing.
+
+        `segments` [B, T] keeps packed documents apart.
+
+        Raises:
+            TokensError: wrong shapes or dtypes, a sequence longer than `max_length`, ids outside the vocabulary (on
+                a CPU; a GPU stops with a device assertion).
+        """
+        self._check(tokens, lengths, segments)
+        cos, sin = self.rotary(tokens.shape[1], tokens.device)  # (T, D/2)
+        x = self.dropout(self.embedding(tokens))  # (B, T, C)
+        recompute = self.settings.activation_checkpointing and self.training and torch.is_grad_enabled()
+        for block in self.blocks:
+            if recompute:
+                x = checkpoint(block, x, cos, sin, lengths, segments, use_reentrant=False)
+            else:
+                x = block(x, cos, sin, lengths, segments)
+        return self.norm(x)  # (B, T, C)
+
+    def _check(self, tokens: Tensor, lengths: Tensor | None, segments: Tensor | None) -> None:
+        if tokens.dim() != 2 or tokens.dtype not in (torch.int64, torch.int32) or not tokens.shape[1]:
+            raise TokensError(f"tokens must be integers [B, T], T at least 1; got {tokens.dtype} {list(tokens.shape)}")
+        if tokens.shape[1] > self.max_length:
+            raise TokensError(
+                f"tokens are {tokens.shape[1]} long, but the model was built for max_length={self.max_length}; "
+                "cut them, or build it for longer"
+            )
+        if lengths is not None and lengths.shape != tokens.shape[:1]:
+            raise TokensError(f"lengths must be [B] = [{tokens.shape[0]}]; got {list(lengths.shape)}")
+        if segments is not None and segments.shape != tokens.shape:
+            raise TokensError(f"segments must be [B, T] = {list(tokens.shape)}; got {list(segments.shape)}")
+        if tokens.device.type == "cpu" and tokens.numel() and not torch.compiler.is_compiling():
+            low, high = (int(bound) for bound in tokens.aminmax())
+            if low < 0 or high >= self.vocab_size:
+                raise TokensError(f"token id {low if low < 0 else high} is outside vocab_size={self.vocab_size}")
+
+    def cost(self, length: int) -> Cost:
+        """Cost of one sequence of `length` tokens, forward: all blocks, no head."""
+        return dataclasses.replace(total_cost(list(self.blocks), length), parameters=parameter_count(self))
+
+    def attention_modules(self) -> list[nn.Module]:
+        """The attention module of each layer, first to last."""
+        return [block.mixer.attention for block in self.blocks]
+
+
+class Encoder(Transformer):
+    """Every token may see both ways, as far as its attention lets it."""
+
+    causal = False
+
+
+class Decoder(Transformer):
+    """No token sees a later one."""
+
+    causal = True
+
+
+def transformer(*, causal: bool, **settings: Any) -> Transformer:
+    """A :class:`Decoder` where `causal`, else an :class:`Encoder`, of the same settings."""
+    return Decoder(**settings) if causal else Encoder(**settings)
