@@ -1,0 +1,164 @@
+"""Token orders cut into tiles: the natural order, the residue classes of a stride, and listed positions.
+
+Legend: a tile is `block` consecutive places of an order; a place holds an original position or PAD.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+PAD = -(1 << 40)  # no token; negative positions are real where Tq > Tk
+FAR = 1 << 38  # beyond any distance between positions
+
+
+@dataclass
+class Tiles:
+    """An order cut into tiles.
+
+    Attributes:
+        positions: [count, block] int64, original position of each place, PAD for none; ascending bases within a group.
+        block: places a tile.
+        natural: whether place p holds position `start + p`, so that kernels need no index.
+        start: the first position of tile 0 in the natural order (a multiple of `block`, so that tiles of queries and
+            keys line up with a pattern's blocks whatever Tk - Tq is).
+        group: [count] int64; only tiles of equal group can hold live pairs (the residue class), all 0 where not used.
+    """
+
+    positions: Tensor
+    block: int
+    natural: bool
+    start: int = 0
+    group: Tensor | None = None
+    base: Tensor = field(init=False)
+    span: int = field(init=False)
+    shape_id: Tensor = field(init=False)
+
+    def __post_init__(self):
+        valid = self.positions != PAD
+        self.base = torch.where(valid, self.positions, FAR).amin(1)
+        last = self.positions.amax(1)
+        self.span = int((last - self.base).clamp(min=0).max()) if len(self.base) else 0
+        relative = torch.where(valid, self.positions - self.base[:, None], -1)
+        self.shape_id = torch.unique(hash_rows(relative), return_inverse=True)[1]
+
+    @property
+    def count(self) -> int:
+        return self.positions.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        return self.positions.device
+
+    def tile_of(self, position: Tensor) -> Tensor:
+        """The tile of a position, in the natural order."""
+        return (position - self.start) // self.block
+
+    def index(self, origin: int) -> Tensor | None:
+        """[count * block] int32 rows (position - origin) by place, -1 for none; None in the natural order."""
+        if self.natural:
+            return None
+        flat = self.positions.flatten()
+        return torch.where(flat == PAD, -1, flat - origin).int()
+
+
+def natural_tiles(first: int, stop: int, block: int, device: torch.device) -> Tiles:
+    """Positions [first, stop) in their own order; tiles start at multiples of `block`."""
+    start = first // block * block
+    count = -(-(stop - start) // block)
+    positions = start + torch.arange(count * block, device=device)
+    positions = torch.where((positions < first) | (positions >= stop), PAD, positions)
+    return Tiles(positions.view(count, block), block, True, start)
+
+
+def residue_tiles(first: int, stop: int, stride: int, block: int, length: int, device: torch.device) -> Tiles:
+    """Positions [first, stop) class by class of `stride`; classes of at most block / 2 tokens share a tile.
+
+    `length` is the longer class length of queries and keys: both sides must share tiles in the same way.
+    """
+    anchor = first // stride * stride
+    if length * 2 > block:
+        own = -(-(stop - anchor) // stride)  # tokens a class
+        steps = -(-own // block)
+        place = torch.arange(steps * block, device=device).view(1, steps, block)
+        residue = torch.arange(stride, device=device).view(stride, 1, 1)
+        positions = (anchor + residue + stride * place).view(stride * steps, block)
+        group = torch.arange(stride, device=device).repeat_interleave(steps)
+    else:
+        packed = block // length
+        count = -(-stride // packed)
+        m = torch.arange(block, device=device)
+        residue = torch.arange(count, device=device)[:, None] * packed + m // length
+        positions = anchor + residue + stride * (m % length)
+        positions = torch.where((m < packed * length) & (residue < stride), positions, PAD)
+        group = torch.arange(count, device=device)
+    positions = torch.where((positions < first) | (positions >= stop), PAD, positions)
+    return Tiles(positions, block, False, group=group)
+
+
+def listed_tiles(positions: Tensor, block: int) -> Tiles:
+    """Chosen positions [n] int64, ascending, gathered into a short dense order."""
+    count = max(1, -(-len(positions) // block))
+    padded = torch.full((count * block,), PAD, dtype=torch.int64, device=positions.device)
+    padded[: len(positions)] = positions
+    return Tiles(padded.view(count, block), block, False)
+
+
+def band_pairs(q: Tiles, k: Tiles, lo: int | None, hi: int | None) -> tuple[Tensor, Tensor]:
+    """(rows, columns) of the tiles of equal group that may hold lo <= i - j <= hi."""
+    first, stop = band_ranges(q, k, lo, hi)
+    counts = (stop - first).clamp(min=0)
+    rows = torch.repeat_interleave(torch.arange(q.count, device=q.device), counts)
+    begins = torch.cumsum(counts, 0) - counts
+    columns = torch.arange(len(rows), device=q.device) - begins[rows] + first[rows]
+    return rows, columns
+
+
+def band_ranges(q: Tiles, k: Tiles, lo: int | None, hi: int | None) -> tuple[Tensor, Tensor]:
+    """For each query tile the half-open range of key tiles that may hold lo <= i - j <= hi."""
+    low = q.base - hi - k.span if hi is not None else torch.full_like(q.base, -FAR)
+    high = q.base + q.span - lo if lo is not None else torch.full_like(q.base, FAR)
+    order, q_group = k.base, torch.zeros_like(q.base)
+    if q.group is not None and k.group is not None:
+        order, q_group = k.base + k.group * (4 * FAR), q.group * (4 * FAR)
+    first = torch.searchsorted(order, q_group + low.clamp(-FAR, FAR))
+    stop = torch.searchsorted(order, q_group + high.clamp(-FAR, FAR), right=True)
+    return first, stop
+
+
+def pairs_in_band(q: Tiles, k: Tiles, rows: Tensor, columns: Tensor, lo: int | None, hi: int | None):
+    """The pairs among (rows, columns) that may hold lo <= i - j <= hi."""
+    distance = q.base[rows] - k.base[columns]
+    keep = torch.ones_like(distance, dtype=torch.bool)
+    if lo is not None:
+        keep &= distance + q.span >= lo
+    if hi is not None:
+        keep &= distance - k.span <= hi
+    if q.group is not None and k.group is not None:
+        keep &= q.group[rows] == k.group[columns]
+    return rows[keep], columns[keep]
+
+
+def all_pairs(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row with each column."""
+    return rows.repeat_interleave(len(columns)), columns.repeat(len(rows))
+
+
+def unique_pairs(rows: Tensor, columns: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Each (row, column) once, ascending."""
+    flat = torch.unique(rows * width + columns)
+    return flat // width, flat % width
+
+
+def hash_rows(table: Tensor) -> Tensor:
+    """[n, m] int64 -> [n] int64: equal rows hash alike; unequal ones collide with a chance of about 2**-63."""
+    state = torch.zeros(table.shape[0], dtype=torch.int64, device=table.device)
+    # Weights from a fixed linear congruential sequence: the same on every machine.
+    weights, seed = [], 0x9E3779B97F4A7C15
+    for _ in range(table.shape[1]):
+        seed = (seed * 6364136223846793005 + 1442695040888963407) & 0xFFFFFFFFFFFFFFFF
+        weights.append(((seed ^ (seed >> 29)) | 1) - (1 << 63))
+    weight = torch.tensor(weights, dtype=torch.int64, device=table.device) | 1
+    return state + (table * weight).sum(1)

@@ -1,0 +1,238 @@
+"""From a rule to a layout: which parts of a pattern are cheap in which token order.
+
+A rule is brought to a union of intersections of atoms. Each intersection (term) may be visited
+- in natural order, or
+- class by class of a stride, where it demands (i - j) % stride == 0, or
+- over its keys gathered into a short list, where it demands j to be in a set, or
+- over its queries gathered, where it demands i to be in a set.
+A term leaves the natural order only where that visits clearly fewer pairs. Terms of one order form one component; each
+component masks out, by original positions, what earlier components hold, so that their log-sum-exps merge exactly.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from .grid import Tiles, band_ranges, listed_tiles, natural_tiles, residue_tiles
+from .layout import Compiler, Layout
+from .rules import And, BlockBand, Congruent, Everything, Keys, KeysPeriodic, Not, Or, Queries, Rule, _BlockRule
+
+MOST_TERMS = 24
+PAYS = 0.75  # an order other than the natural one must visit at most this share of its pairs
+LATER = {"residue": 0, "keys": 1, "natural": 2, "queries": 3}  # the order in which components run
+
+HeadRules = Sequence[tuple[tuple[int, ...], Rule]]
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Tile sizes a backend wants.
+
+    Attributes:
+        block_q, block_k: the tile in natural order and over gathered keys.
+        sizes: square tile sides to choose from for residue classes, whose length decides.
+        overhead: pairs a tile costs beyond its own area, in favour of fewer, larger tiles.
+        one_pass: keep everything in natural order (a per-block bias needs every block once).
+    """
+
+    block_q: int = 64
+    block_k: int = 64
+    sizes: tuple[int, ...] = (16, 32, 64, 128)
+    overhead: int = 1024
+    one_pass: bool = False
+
+
+@dataclass(frozen=True)
+class Order:
+    """A token order: kind, its stride or the atom whose positions are gathered."""
+
+    kind: str
+    stride: int = 0
+    size: int = 0
+    positions: tuple[tuple[int, int], ...] | tuple[int, int] = ()
+
+    @property
+    def name(self) -> str:
+        return f"residue {self.stride}" if self.kind == "residue" else self.kind
+
+
+class Planner:
+    """Builds the tiles of each order once, for one call of `compile_layout`."""
+
+    def __init__(self, q_len: int, k_len: int, tiling: Tiling, device: torch.device):
+        self.q_len, self.k_len, self.tiling, self.device = q_len, k_len, tiling, device
+        self.first = k_len - q_len
+        self._sides: dict[tuple, tuple[Tiles, Tiles]] = {}
+
+    def sides(self, order: Order) -> tuple[Tiles, Tiles]:
+        key = (order.kind, order.stride, order.size, order.positions)
+        if key not in self._sides:
+            self._sides[key] = self._build(order)
+        return self._sides[key]
+
+    def _build(self, order: Order) -> tuple[Tiles, Tiles]:
+        t, device = self.tiling, self.device
+        if order.kind == "residue":
+            length = self.class_length(order.stride)
+            return (
+                residue_tiles(self.first, self.k_len, order.stride, order.size, length, device),
+                residue_tiles(0, self.k_len, order.stride, order.size, length, device),
+            )
+        q = natural_tiles(self.first, self.k_len, t.block_q, device)
+        k = natural_tiles(0, self.k_len, t.block_k, device)
+        if order.kind == "keys":
+            k = listed_tiles(self.gathered(order, 0), t.block_k)
+        elif order.kind == "queries":
+            q = listed_tiles(self.gathered(order, self.first), t.block_q)
+        return q, k
+
+    def gathered(self, order: Order, lowest: int) -> torch.Tensor:
+        if order.stride:
+            return KeysPeriodic(order.stride, order.size).positions(lowest, self.k_len, self.device)
+        return Keys(order.positions).set.positions(lowest, self.k_len, self.device)
+
+    def class_length(self, stride: int) -> int:
+        start = self.first // stride * stride
+        return max(-(-(self.k_len - start) // stride), -(-self.k_len // stride))
+
+    def class_tile(self, stride: int) -> int:
+        """The tile side that computes a stride's classes with the least work."""
+        length = self.class_length(stride)
+
+        def work(size: int) -> float:
+            tiles = -(-length // size)
+            if length * 2 <= size:
+                return (size * size + self.tiling.overhead) / (size // length)
+            return tiles * tiles * (size * size + self.tiling.overhead)
+
+        return min(self.tiling.sizes, key=work)
+
+    def visited(self, term: Rule, order: Order, head: int) -> int:
+        """Pairs that visiting a term in an order would compute, for one head."""
+        q, k = self.sides(order)
+        parts = term.parts if isinstance(term, And) else (term,)
+        if any(isinstance(p, (Keys, Queries, _BlockRule)) for p in parts):
+            tiles = len(term.tiles(head, q, k, None, None)[0])
+        else:
+            first, stop = band_ranges(q, k, *term.band())
+            tiles = int((stop - first).clamp(min=0).sum())
+        return tiles * (q.block * k.block)
+
+    def choose(self, term: Rule, head: int) -> Order:
+        """The cheapest order of one term."""
+        natural = Order("natural")
+        if self.tiling.one_pass:
+            return natural
+        parts = term.parts if isinstance(term, And) else (term,)
+        options = []
+        for part in parts:
+            if isinstance(part, Congruent) and 1 < part.stride < self.k_len:
+                options.append(Order("residue", part.stride, self.class_tile(part.stride)))
+            elif isinstance(part, KeysPeriodic) and part.last < part.stride:
+                options.append(Order("keys", part.stride, part.last))
+            elif isinstance(part, (Keys, Queries)) and part.set.ranges:
+                kind = "keys" if isinstance(part, Keys) else "queries"
+                options.append(Order(kind, positions=part.set.ranges))
+        if not options:
+            return natural
+        best = min(options, key=lambda order: self.visited(term, order, head))
+        pays = self.visited(term, best, head) <= PAYS * self.visited(term, natural, head)
+        return best if pays else natural
+
+
+def terms_of(rule: Rule) -> list[Rule]:
+    """A rule as a union of intersections of atoms; a single term where that would be too many."""
+    if isinstance(rule, Or):
+        return [term for part in rule.parts for term in terms_of(part)]
+    if isinstance(rule, And):
+        spread = [terms_of(part) for part in rule.parts]
+        count = 1
+        for options in spread:
+            count *= len(options)
+        if count > MOST_TERMS:
+            return [rule]
+        return [And(*chosen) if len(chosen) > 1 else chosen[0] for chosen in itertools.product(*spread)]
+    return [rule]
+
+
+def compile_layout(
+    groups: HeadRules, q_len: int, k_len: int, heads: int, tiling: Tiling | None = None,
+    device: torch.device | str = "cpu",
+) -> Layout:  # fmt: skip
+    """Compiles head rules (groups of heads that share a rule) into a layout on `device`."""
+    device = torch.device(device)
+    planner = Planner(q_len, k_len, tiling or Tiling(), device)
+    # order -> [(heads, rule)], an order being shared by the groups that use it.
+    plan: dict[Order, list[tuple[tuple[int, ...], Rule]]] = {}
+    for members, rule in groups:
+        by_order: dict[Order, list[Rule]] = {}
+        for term in simplified(terms_of(rule)):
+            by_order.setdefault(planner.choose(term, members[0]), []).append(term)
+        taken: list[Rule] = []
+        for order in sorted(by_order, key=lambda o: (LATER[o.kind], -o.stride)):
+            own = by_order[order]
+            part = own[0] if len(own) == 1 else Or(*own)
+            if taken:
+                part = And(part, *(Not(earlier) for earlier in taken))
+            taken.append(part if not taken else (own[0] if len(own) == 1 else Or(*own)))
+            plan.setdefault(order, []).append((members, part))
+    components, live, visited = [], 0, 0
+    written: set[int] = set()
+    covered: set[int] = set()
+    for order in sorted(plan, key=lambda o: (LATER[o.kind], -o.stride)):
+        q, k = planner.sides(order)
+        covers = order.kind != "queries"
+        compiler = Compiler(q, k)
+        head_group: dict[int, int] = {}
+        for members, rule in plan[order]:
+            head_group |= compiler.add(rule, members)
+        component, pairs, tiles = compiler.finish(heads, head_group, planner.first, order.name, covers, set(written))
+        for head in head_group:
+            if head not in written and covers:
+                covered.add(head)
+        written |= set(head_group)
+        components.append(component)
+        live += pairs
+        visited += tiles
+    everywhere = covered == set(range(heads))
+    if not everywhere:
+        # The output starts as (0, -inf) and every component merges into it.
+        for component in components:
+            component.merge.fill_(1)
+    return Layout(q_len, k_len, heads, components, live, visited, everywhere)
+
+
+def simplified(terms: list[Rule]) -> list[Rule]:
+    """Drops `Everything` from intersections; a bare `Everything` term swallows the rest."""
+    if any(isinstance(term, Everything) for term in terms):
+        return [Everything()]
+    out = []
+    for term in terms:
+        if isinstance(term, And):
+            parts = [part for part in term.parts if not isinstance(part, Everything)]
+            term = And(*parts) if len(parts) > 1 else parts[0]
+        out.append(term)
+    return out
+
+
+def granularity(rule: Rule, pick: Callable[[set[int]], int]) -> int:
+    """`pick` of the block sizes that a rule speaks of."""
+    sizes: set[int] = set()
+
+    def walk(part: Rule) -> None:
+        if isinstance(part, (And, Or)):
+            for inner in part.parts:
+                walk(inner)
+        elif isinstance(part, Not):
+            walk(part.part)
+        elif isinstance(part, BlockBand):
+            sizes.add(part.size)
+        elif isinstance(part, _BlockRule):
+            sizes.add(part.block_size)
+
+    walk(rule)
+    return pick(sizes)
