@@ -15,7 +15,6 @@ from omegaconf import DictConfig, OmegaConf
 from longspan.training.errors import ConfigError, is_explained
 from longspan.training.interrupts import SaveOnInterrupt
 from longspan.training.random_state import RandomState
-from longspan.training.resume import ResumeInEpoch
 from longspan.training.stored_config import StoreConfig
 
 
@@ -50,7 +49,6 @@ def always(config: dict[str, Any]) -> list[pl.Callback]:
     return [
         StoreConfig(config),
         RandomState(),
-        ResumeInEpoch(),
         SaveOnInterrupt(Path(config["output_dir"]) / "checkpoints"),
     ]
 

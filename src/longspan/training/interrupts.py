@@ -9,15 +9,16 @@ from types import FrameType
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 
 class SaveOnInterrupt(pl.Callback):
-    """Stops a fit between two batches on the first Ctrl-C, at once on the second, and saves `interrupted.ckpt`.
+    """Ends a fit after the batch in hand on the first Ctrl-C, at once on the second; the first saves `interrupted.ckpt`.
 
-    Between batches the weights, the optimizer and the place in the data agree, so that `ckpt_path=` goes on exactly.
-    SIGTERM is Lightning's: it too ends between batches, and is saved here. A run that fails for another reason saves
-    nothing: its last good checkpoint stands.
+    After a batch the weights, the optimizer and the place in the data agree, so that `ckpt_path=` goes on exactly;
+    inside one they do not, and nothing is saved. SIGTERM is Lightning's: it too ends after a batch, and is saved here.
+    A run that fails for another reason saves nothing: its last good checkpoint stands.
 
     Args:
         dirpath: folder of the checkpoint.
@@ -26,6 +27,7 @@ class SaveOnInterrupt(pl.Callback):
     def __init__(self, dirpath: str | Path) -> None:
         self.path = Path(dirpath) / "interrupted.ckpt"
         self._asked = False
+        self._between_batches = False
         self._previous: Any = None
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -39,18 +41,25 @@ class SaveOnInterrupt(pl.Callback):
         rank_zero_info("Stopping after this batch (Ctrl-C again: at once) ...")
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        self._between_batches = False
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._between_batches = True
         if self._asked:
             raise KeyboardInterrupt
 
     def on_validation_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        if self._asked:
+        # averaged weights stand in for the trained ones until validation ends: a checkpoint would mix them up
+        if self._asked and not any(isinstance(other, WeightAveraging) for other in trainer.callbacks):  # type: ignore[attr-defined]
             raise KeyboardInterrupt
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self._restore()
-        if isinstance(exception, KeyboardInterrupt | SystemExit) and trainer.training and trainer.global_step > 0:
+        if isinstance(exception, KeyboardInterrupt | SystemExit) and self._between_batches:
             trainer.save_checkpoint(self.path)
             rank_zero_info(f"Saved {self.path}; go on with ckpt_path={self.path}")
 

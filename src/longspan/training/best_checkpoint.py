@@ -1,0 +1,30 @@
+"""Keeps the checkpoint that is best by the task's own metric, whatever the task."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Lightning's ModelCheckpoint that, without a `monitor`, takes ``val/<task.primary_metric>`` and its direction.
+
+    Args:
+        monitor: a logged name; None asks the task. With a name, `mode` counts as usual.
+        settings: those of ``lightning.pytorch.callbacks.ModelCheckpoint``.
+    """
+
+    def __init__(self, monitor: str | None = None, **settings: Any) -> None:
+        super().__init__(monitor=monitor, **settings)
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        # before Lightning restores a checkpoint: the name of this callback's state there holds the metric's name
+        metric = getattr(pl_module, "primary_metric", None)
+        if self.monitor is None and metric is not None:
+            self.monitor = f"val/{metric}"
+            self.mode = "max" if pl_module.metrics_info[metric] else "min"  # type: ignore[index, operator]
+            self.kth_value = torch.tensor(float("-inf") if self.mode == "max" else float("inf"))
+        super().setup(trainer, pl_module, stage)

@@ -1,0 +1,84 @@
+"""One run from its plain config to its record: build, fit, test the best checkpoint, print the table."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.loggers import WandbLogger
+from omegaconf import OmegaConf
+
+from longspan.models import warm_start
+from longspan.records import RecordWriter
+from longspan.training.assemble import assemble
+from longspan.training.build import always, build_named, build_trainer
+from longspan.training.checks import check_machine, check_targets
+from longspan.training.seeding import seed_run
+from longspan.training.stored_config import load_checkpoint
+from longspan.training.summary import print_summary
+
+log = logging.getLogger(__name__)
+
+
+def run(config: dict[str, Any]) -> float | None:
+    """Trains and tests; leaves checkpoints, logs and `record.json` under `config["output_dir"]`, however it ends.
+
+    Args:
+        config: the composed config as plain containers (see `plain_config`).
+
+    Returns:
+        The primary metric at the end, which is what a sweep optimises; None where there is none.
+    """
+    output_dir = Path(config["output_dir"])
+    output_dir.mkdir(parents=True, exist_ok=True)
+    record = RecordWriter(
+        output_dir / "record.json",
+        config=config,
+        variant=config["attention_name"],
+        name=config["name"],
+        group=config.get("group"),
+    )
+    with record:
+        conf = OmegaConf.create(config)
+        check_machine(conf)
+        check_targets(conf)
+        if config["ckpt_path"]:
+            load_checkpoint(config["ckpt_path"], key="ckpt_path")
+        seed_run(config["seed"])
+        datamodule, task = assemble(config)
+        if config["init_from"]:
+            log.info("init_from=%s\n%s", config["init_from"], warm_start(task, config["init_from"]))
+        trainer = build_trainer(
+            config, [*always(config), *build_named(config, "callbacks"), record], build_named(config, "logger")
+        )
+        try:
+            trainer.fit(task, datamodule, ckpt_path=config["ckpt_path"])
+            if config["test"]:
+                trainer.test(task, datamodule, ckpt_path=best_checkpoint(trainer), verbose=False)
+        finally:
+            _finish_wandb(trainer)
+    if trainer.is_global_zero and record.record is not None:
+        print_summary(record.record)
+    return _primary(task, record)
+
+
+def best_checkpoint(trainer: pl.Trainer) -> str | None:
+    """The checkpoint with the best validation figure, or None (the weights as they are) where none was saved."""
+    path = getattr(trainer.checkpoint_callback, "best_model_path", "")
+    return path if path and Path(path).is_file() else None
+
+
+def _finish_wandb(trainer: pl.Trainer) -> None:
+    """Closes the W&B run, so that the next job of a sweep starts its own."""
+    if any(isinstance(logger, WandbLogger) for logger in trainer.loggers):
+        import wandb
+
+        if wandb.run is not None:
+            wandb.finish()
+
+
+def _primary(task: pl.LightningModule, record: RecordWriter) -> float | None:
+    metric = record.accuracy.get(str(getattr(task, "primary_metric", "")))
+    return None if metric is None or metric.value is None else float(metric.value)

@@ -1,0 +1,97 @@
+"""A wrong word on the command line costs a second and names the right one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from longspan.training.command_line import check_command_line, choices_of, composed, groups, jobs
+from longspan.training.errors import ConfigError
+
+CONF = Path(__file__).parents[1] / "conf"
+VARIANTS = {
+    "full", "local", "dilated", "strided", "fixed", "global", "random", "longformer", "bigbird", "block_table", "per_head",
+}  # fmt: skip
+
+
+def message(*overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        composed(CONF, overrides)
+    return str(caught.value)
+
+
+def test_an_unknown_variant_names_the_variants_and_the_nearest():
+    text = message("attention=bigbrid")
+    assert "attention=bigbird?" in text.splitlines()[0]
+    assert set(text.splitlines()[1].split(": ")[1].split(", ")) >= VARIANTS
+
+
+def test_an_unknown_key_names_the_keys_of_its_node():
+    text = message("trainer.max_step=3")
+    assert "trainer.max_step is not a config key. Did you mean trainer.max_steps?" in text
+    assert "accumulate_grad_batches" in text
+
+
+def test_an_unknown_group_names_the_groups():
+    text = message("attentoin=bigbird")
+    assert "Did you mean attention?" in text
+    assert all(group in text for group in ("attention", "data", "model", "task", "trainer"))
+
+
+def test_a_key_at_the_wrong_place_is_found():
+    assert "Did you mean trainer.max_steps?" in message("model.max_steps=3")
+
+
+@pytest.mark.parametrize("override", ["trainer.max_steps", "trainer.max_steps=[1", "~trainer.no_such", "attention=full,local"])
+def test_other_slips_are_short(override):
+    text = message(override)
+    assert 0 < len(text.splitlines()) <= 6 and "Traceback" not in text
+
+
+def test_exit_code_and_no_traceback(capsys):
+    with pytest.raises(SystemExit) as caught:
+        check_command_line(CONF, ["attention=bigbrid"])
+    assert caught.value.code == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("ConfigError: attention=bigbrid") and "Traceback" not in printed
+
+
+def test_a_sweep_is_checked_to_its_last_job(capsys):
+    with pytest.raises(SystemExit):
+        check_command_line(CONF, ["-m", "attention=full,local,bigbrid"])
+    assert "bigbrid" in capsys.readouterr().err
+
+
+def test_a_sweep_expands_to_its_jobs():
+    assert list(jobs(["attention=full,local", "seed=1,2"], multirun=True)) == [
+        ["attention=full", "seed=1"],
+        ["attention=full", "seed=2"],
+        ["attention=local", "seed=1"],
+        ["attention=local", "seed=2"],
+    ]
+    assert list(jobs(["seed=range(1,3)", "optimizer.lr=interval(0,1)"], multirun=True)) == [["seed=1"], ["seed=2"]]
+
+
+@pytest.mark.parametrize("devices", ["2", "[0,1]", "-1", "auto"])
+def test_a_sweep_over_several_devices_in_one_process_is_refused(devices, capsys):
+    with pytest.raises(SystemExit) as caught:
+        check_command_line(CONF, ["-m", "attention=full,local", f"trainer.devices={devices}"])
+    assert caught.value.code == 2
+    assert "scripts/sweep.py" in capsys.readouterr().err
+
+
+def test_the_variants_are_there():
+    assert set(choices_of(CONF, "attention")) >= VARIANTS
+
+
+@pytest.mark.parametrize("group", groups(CONF))
+def test_every_choice_composes(group):
+    for choice in choices_of(CONF, group):
+        composed(CONF, [f"{group}={choice}"])
+
+
+@pytest.mark.parametrize("file", sorted(CONF.rglob("*.yaml")), ids=lambda file: str(file.relative_to(CONF)))
+def test_every_file_says_what_it_is_and_how_to_use_it(file):
+    head = [line for line in file.read_text().splitlines()[:4] if line.startswith("#")]
+    assert head and any("python " in line for line in head), f"{file}: the first lines name the command that uses it"

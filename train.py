@@ -1,0 +1,33 @@
+"""Trains one model on one task with the attention you name, and says what it is worth and what it cost.
+
+    python train.py attention=bigbird
+    python train.py --help
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from longspan.training.command_line import check_command_line
+from longspan.training.errors import readable_errors
+
+CONF = Path(__file__).parent / "conf"
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+def main(config: DictConfig) -> float | None:
+    """One run; returns the figure that a sweep optimises."""
+    # only now: torch and Lightning take seconds to load, a slip on the command line should not
+    from longspan.training.plain import plain_config
+    from longspan.training.run import run
+
+    with readable_errors():
+        return run(plain_config(config))
+
+
+if __name__ == "__main__":
+    check_command_line(CONF)
+    main()
