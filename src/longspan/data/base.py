@@ -1,0 +1,173 @@
+"""What all data modules share: sizes, loaders, limits, and the attributes that models and tasks read.
+
+Legend: B sequences a device, T = `max_length`, W windows.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+import lightning.pytorch as pl
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from longspan.data import settings
+from longspan.data.batches import Collate
+from longspan.data.errors import DataConfigError
+from longspan.data.loader import EvaluationSampler, ResumableLoader, TrainSampler, rank_and_world
+from longspan.data.splits import SPLITS
+from longspan.data.vocabulary import vocabulary as vocabulary_named
+
+
+class SequenceDataModule(pl.LightningDataModule):
+    """Base of the data modules. Subclasses read data in `_load` and `_load_predict`.
+
+    `batch_size` sequences a device a step; `max_length` tokens a sequence; `limits` the number of windows of each
+    split that are used at most (evenly spaced ones, the same in every run).
+    """
+
+    tasks: ClassVar[tuple[str, ...]] = ()
+    # whether batches carry lengths always, or only where a row is short
+    lengths: ClassVar[str] = "always"
+
+    def __init__(
+        self,
+        *,
+        vocabulary: str,
+        batch_size: int,
+        max_length: int,
+        seed: int,
+        num_workers: int,
+        drop_last: bool,
+        max_train_windows: int | None,
+        max_validation_windows: int | None,
+        max_test_windows: int | None,
+        pad_to_multiple: int | None = None,
+    ):
+        super().__init__()
+        self.vocabulary = vocabulary_named(vocabulary)
+        self.batch_size = settings.whole("batch_size", batch_size, 1)
+        self.max_length = settings.whole("max_length", max_length, 2)
+        self.seed = settings.whole("seed", seed, 0)
+        self.num_workers = settings.whole("num_workers", num_workers, 0)
+        if not isinstance(drop_last, bool):
+            raise DataConfigError("drop_last", drop_last, "give true or false")
+        self.drop_last = drop_last
+        self.limits = {
+            "train": settings.whole_or_none("max_train_windows", max_train_windows, 1),
+            "validation": settings.whole_or_none("max_validation_windows", max_validation_windows, 1),
+            "test": settings.whole_or_none("max_test_windows", max_test_windows, 1),
+        }
+        self.pad_to_multiple = settings.whole_or_none("pad_to_multiple", pad_to_multiple, 1)
+        self.num_classes: int | None = None
+        self.class_names: list[str] | None = None
+        self.multi_label = False
+        self._sets: dict[str, Dataset] = {}
+        self._predict_set: Dataset | None = None
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids, specials included."""
+        return self.vocabulary.size
+
+    @property
+    def task(self) -> str:
+        """The task that this data is for first of all; `tasks` are all that it can serve."""
+        return self.tasks[0]
+
+    @abstractmethod
+    def _load(self) -> dict[str, Dataset]:
+        """The data set of each of `SPLITS`."""
+
+    @abstractmethod
+    def _load_predict(self) -> Dataset:
+        """The user's files, every window, no labels needed."""
+
+    @abstractmethod
+    def baselines(self, split: str = "test") -> dict[str, float]:
+        """What a model that learned nothing scores on a split, by metric name."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Plain values for the run record: where the data is from, sizes, splits."""
+
+    def setup(self, stage: str | None = None) -> None:
+        """Reads the data, once, whatever the stage; "predict" reads only the files of `data.path`.
+
+        Raises:
+            DataFileError: a file is malformed.
+            DataConfigError: a setting does not fit the data.
+        """
+        if stage == "predict":
+            if self._predict_set is None:
+                self._predict_set = self._load_predict()
+        elif not self._sets:
+            sets = self._load()
+            for name in SPLITS:
+                if not len(sets[name]):  # type: ignore[arg-type]
+                    raise DataConfigError(
+                        f"{name}_fraction" if name != "train" else "path",
+                        getattr(self, f"{name}_fraction", None),
+                        f"leaves the {name} split empty; give more data or other shares",
+                    )
+            self._sets = sets
+
+    def split(self, name: str) -> Dataset:
+        """The data set of a split, after `setup`.
+
+        Raises:
+            ValueError: no such split.
+        """
+        if name not in SPLITS:
+            raise ValueError(f"split={name!r}: take one of {', '.join(SPLITS)}")
+        self.setup()
+        return self._sets[name]
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Batches of the training split in an order of (seed, epoch); resumable inside an epoch."""
+        rank, world = rank_and_world()
+        data = self.split("train")
+        return ResumableLoader(
+            data,
+            sampler=TrainSampler(data, self.seed, rank, world),
+            drop_last=self.drop_last and len(data) >= self.batch_size * world,  # type: ignore[arg-type]
+            **self._options(),
+        )
+
+    def val_dataloader(self) -> DataLoader:
+        """Batches of the validation split, in order."""
+        return self._evaluation("validation")
+
+    def test_dataloader(self) -> DataLoader:
+        """Batches of the test split, in order."""
+        return self._evaluation("test")
+
+    def predict_dataloader(self) -> DataLoader:
+        """Batches over the files of `data.path`, in order, with "ids" and "starts" and no labels."""
+        self.setup("predict")
+        assert self._predict_set is not None
+        return DataLoader(self._predict_set, shuffle=False, **self._options(names=True))
+
+    def _evaluation(self, name: str) -> DataLoader:
+        rank, world = rank_and_world()
+        data = self.split(name)
+        return DataLoader(data, sampler=EvaluationSampler(data, rank, world), **self._options())
+
+    def _options(self, names: bool = False) -> dict[str, Any]:
+        collate = Collate(
+            self.max_length,
+            self.vocabulary.pad_id,
+            lengths="always" if names else self.lengths,
+            multiple=self.pad_to_multiple,
+            names=names,
+        )
+        return {
+            "batch_size": self.batch_size,
+            "collate_fn": collate,
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+            # a generator of its own: the loader else draws from torch's global one, and so moves dropout's numbers
+            "generator": torch.Generator().manual_seed(self.seed),
+        }

@@ -1,0 +1,54 @@
+"""Batches: stacking items of unequal length into padded tensors.
+
+Legend: B batch, T padded length, K classes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+# the label that losses and metrics leave out
+IGNORED = -100
+
+
+class Collate:
+    """Stacks items into {"tokens": [B, T] int64, "lengths": [B] int64, ...}.
+
+    T is `max_length`, so that one pattern layout serves all batches, or with `multiple` the longest item's length
+    rounded up to it. Per-token labels are padded with -100. `lengths` "always", or "if_short": only in a batch where
+    some item is shorter than T, since attention without lengths is cheaper. `names` adds "ids" and "starts".
+    """
+
+    def __init__(self, max_length: int, pad_id: int, *, lengths: str, multiple: int | None = None, names: bool = False):
+        self.max_length, self.pad_id, self.lengths, self.multiple, self.names = (
+            max_length,
+            pad_id,
+            lengths,
+            multiple,
+            names,
+        )
+
+    def __call__(self, items: list[dict]) -> dict:
+        sizes = np.array([len(item["tokens"]) for item in items], dtype=np.int64)
+        width = self.max_length
+        if self.multiple is not None:
+            width = min(width, -(-int(sizes.max()) // self.multiple) * self.multiple)
+        batch: dict = {"tokens": self._stack([item["tokens"] for item in items], width, self.pad_id)}
+        if self.lengths == "always" or (sizes < width).any():
+            batch["lengths"] = torch.from_numpy(sizes)
+        if "labels" in items[0]:
+            batch["labels"] = self._stack([item["labels"] for item in items], width, IGNORED)
+        if "target" in items[0]:
+            batch["labels"] = torch.from_numpy(np.stack([item["target"] for item in items]))  # [B] or [B, K]
+        if self.names:
+            batch["ids"] = [item["id"] for item in items]
+            batch["starts"] = torch.tensor([item["start"] for item in items], dtype=torch.int64)
+        return batch
+
+    @staticmethod
+    def _stack(rows: list[np.ndarray], width: int, fill: int) -> torch.Tensor:
+        out = np.full((len(rows), width), fill, dtype=np.int64)
+        for place, row in zip(out, rows, strict=True):
+            place[: len(row)] = row
+        return torch.from_numpy(out)  # [B, T]

@@ -1,0 +1,105 @@
+"""Which files a `data.path` means, what format each is in, and opening them whether or not they are compressed."""
+
+from __future__ import annotations
+
+import glob
+import gzip
+import lzma
+import zlib
+from pathlib import Path
+
+from longspan.data.errors import DataConfigError, DataFileError
+
+SUFFIXES: dict[str, tuple[str, ...]] = {
+    "text": (".txt", ".text", ".md"),
+    "jsonl": (".jsonl", ".ndjson"),
+    "csv": (".csv",),
+    "tsv": (".tsv",),
+    "parquet": (".parquet",),
+    "fasta": (".fa", ".fasta", ".fna", ".fas"),
+    "bed": (".bed",),
+}
+# "lines" has no suffix of its own: a text file in which every line is a document
+FORMATS = ("text", "lines", "jsonl", "csv", "tsv", "parquet", "fasta")
+COMPRESSION = (".xz", ".gz")
+
+
+def format_of(path: str | Path) -> str | None:
+    """The format a file's suffix tells (`genome.fa.gz` -> "fasta"), or None where it tells none."""
+    suffixes = [suffix.lower() for suffix in Path(path).suffixes]
+    if suffixes and suffixes[-1] in COMPRESSION:
+        suffixes.pop()
+    last = suffixes[-1] if suffixes else ""
+    return next((name for name, known in SUFFIXES.items() if last in known), None)
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """A file's content, decompressed by its suffix (.xz, .gz).
+
+    Raises:
+        DataFileError: the file cannot be opened, is empty, or its compression is damaged.
+    """
+    path = Path(path)
+    try:
+        raw = path.read_bytes()
+        if path.suffix.lower() == ".xz":
+            raw = lzma.decompress(raw)
+        elif path.suffix.lower() == ".gz":
+            raw = gzip.decompress(raw)
+    except (lzma.LZMAError, gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise DataFileError(path, None, f"not a whole {path.suffix} file ({error})") from error
+    except OSError as error:
+        raise DataFileError(path, None, f"cannot be read ({error.strerror or error})") from error
+    if not raw:
+        raise DataFileError(path, None, "the file is empty")
+    return raw
+
+
+def read_utf8(path: str | Path) -> str:
+    """A file's content as text, a leading byte order mark dropped.
+
+    Raises:
+        DataFileError: as `read_bytes`, and for bytes that are not UTF-8, with their line.
+    """
+    raw = read_bytes(path)
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise DataFileError(path, line, f"byte 0x{raw[error.start]:02x} is not UTF-8; convert the file") from error
+
+
+def list_files(key: str, path: str | Path, format: str | None = None) -> list[tuple[Path, str]]:
+    """The files that `data.<key>` names, a file, a folder (searched to its depths) or a glob, sorted, with formats.
+
+    `format` overrides what the suffixes say. Hidden files and folders are not data.
+
+    Raises:
+        DataConfigError: nothing is there, or a file's format is unknown.
+    """
+    if format is not None and format not in FORMATS:
+        raise DataConfigError("format", format, f"unknown format; take one of {', '.join(FORMATS)}, or null")
+    text, root = str(path), Path(path).expanduser()
+    if root.is_dir():
+        inside = (p for p in root.rglob("*") if p.is_file())
+        found = sorted(p for p in inside if not any(s.startswith(".") for s in p.relative_to(root).parts))
+    elif root.is_file():
+        found = [root]
+    elif any(sign in text for sign in "*?["):
+        found = sorted(p for p in map(Path, glob.glob(str(root), recursive=True)) if p.is_file())
+    else:
+        raise DataConfigError(key, text, f"no such file or folder (looked in {Path.cwd()}); check the spelling")
+    if not found:
+        raise DataConfigError(key, text, "no file is there; name a file, a folder with files or a glob that matches")
+    named = []
+    for file in found:
+        kind = format or format_of(file)
+        if kind is None or (kind == "bed" and format is None):
+            raise DataConfigError(
+                key,
+                text,
+                f"cannot tell the format of {file}; set data.format to one of {', '.join(FORMATS)}, "
+                "or name only the files that are data by a glob",
+            )
+        named.append((file, kind))
+    return named

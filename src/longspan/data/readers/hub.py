@@ -1,0 +1,60 @@
+"""Data sets of the Hugging Face Hub, by name; where the Hub cannot be reached, from the local cache or not at all."""
+
+from __future__ import annotations
+
+import os
+import socket
+from urllib.parse import urlsplit
+
+from longspan.data.errors import DataConfigError
+from longspan.data.readers.rows import Row
+
+# long enough for a far mirror, short enough that a wrong name costs a second and not the library's minutes of retries
+CONNECT_SECONDS = 3.0
+
+
+def hub_reachable() -> bool:
+    """Whether a connection to the Hub (or to the proxy on the way) opens; False too under HF_HUB_OFFLINE."""
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
+        return False
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    proxies = (os.environ.get(key) for key in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"))
+    target = urlsplit(next((proxy for proxy in proxies if proxy), endpoint))
+    if not target.hostname:
+        return False
+    try:
+        port = target.port or (443 if target.scheme == "https" else 80)
+        with socket.create_connection((target.hostname, port), timeout=CONNECT_SECONDS):
+            return True
+    except (OSError, ValueError):
+        return False
+
+
+def read_hub(name: str, subset: str | None, split: str) -> list[Row]:
+    """The rows of one split of `datasets.load_dataset(name, subset)`; `line` is the row's number, from 1.
+
+    Raises:
+        DataConfigError: the Hub cannot be reached and the cache has no copy, or there is no such data set or split.
+    """
+    import datasets
+
+    reachable = hub_reachable()
+    before = datasets.config.HF_HUB_OFFLINE
+    try:
+        if not reachable:
+            datasets.config.HF_HUB_OFFLINE = True
+        options = datasets.DownloadConfig(max_retries=1, local_files_only=not reachable)
+        data = datasets.load_dataset(name, subset, split=split, download_config=options)
+    except Exception as error:  # the library raises many kinds; each means that the rows are not to be had
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        if reachable:
+            fix = f"the Hub gave no split {split!r} ({said[0]}); check the name, data.subset and data.train_split"
+        else:
+            fix = (
+                "the Hugging Face Hub cannot be reached, and the local cache has no copy "
+                f"({said[0]}); download it where there is a network, or set data.path to a file of your own"
+            )
+        raise DataConfigError("name", name, fix) from error
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before
+    return [Row(f"{name} ({split})", number, dict(values)) for number, values in enumerate(data, start=1)]

@@ -1,0 +1,46 @@
+"""Checks on constructor arguments: each raises `DataConfigError`, naming `data.<key>`, the value and the fix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Integral, Real
+
+from longspan.data.errors import DataConfigError
+
+
+def whole(key: str, value: object, minimum: int) -> int:
+    """A whole number of at least `minimum`."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < minimum:
+        raise DataConfigError(key, value, f"give a whole number, {minimum} or more")
+    return int(value)
+
+
+def whole_or_none(key: str, value: object, minimum: int) -> int | None:
+    """A whole number of at least `minimum`, or None."""
+    return None if value is None else whole(key, value, minimum)
+
+
+def share(key: str, value: object) -> float:
+    """A part of the data, above 0 and at most a half."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value <= 0.5:
+        raise DataConfigError(key, value, "give a share of the data above 0 and at most 0.5")
+    return float(value)
+
+
+def choice(key: str, value: object, options: Sequence[str]) -> str:
+    """One of `options`."""
+    if not isinstance(value, str) or value not in options:
+        raise DataConfigError(key, value, f"take one of {', '.join(options)}")
+    return value
+
+
+def text(key: str, value: object) -> str:
+    """A text that is not empty."""
+    if not isinstance(value, str) or not value:
+        raise DataConfigError(key, value, "give a name")
+    return value
+
+
+def text_or_none(key: str, value: object) -> str | None:
+    """A text that is not empty, or None."""
+    return None if value is None else text(key, value)

@@ -1,0 +1,125 @@
+"""Documents from wherever they come: files of any format, the Hub, the bundled data. One shape for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from longspan.data.errors import DataConfigError, DataFileError
+from longspan.data.files import list_files
+from longspan.data.readers import Row, read_csv, read_fasta, read_jsonl, read_lines, read_parquet, read_text
+from longspan.data.vocabulary import INVALID, Vocabulary
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """`tokens` [length], ids without specials; `row` the table's columns, where it came from and for labels."""
+
+    name: str
+    tokens: np.ndarray
+    row: Row
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Where in a table the text and the name of a document are; `name` None numbers the rows."""
+
+    text: str = "text"
+    name: str | None = None
+
+
+def read_documents(
+    key: str, path: str | Path, vocabulary: Vocabulary, columns: Columns, format: str | None = None
+) -> list[Document]:
+    """The documents of all files that `data.<key>` names (see `list_files`).
+
+    A text file is one document, as is a FASTA record and a row of JSONL, CSV, TSV and Parquet.
+
+    Raises:
+        DataConfigError: nothing is there, its format is unknown, or FASTA meets a vocabulary other than nucleotides.
+        DataFileError: a file is malformed, or holds a character outside the vocabulary.
+    """
+    files = list_files(key, path, format)
+    documents: list[Document] = []
+    for file, kind in files:
+        documents.extend(_read_file(file, kind, vocabulary, columns, many=len(files) > 1))
+    return documents
+
+
+def read_rows(file: Path, kind: str) -> list[Row]:
+    """The rows of a table in a file of format `kind`.
+
+    Raises:
+        DataFileError: the file is malformed, or is no table.
+    """
+    if kind == "jsonl":
+        return read_jsonl(file)
+    if kind in ("csv", "tsv"):
+        return read_csv(file, "," if kind == "csv" else "\t")
+    if kind == "parquet":
+        return read_parquet(file)
+    raise DataFileError(file, None, f"a file of format {kind} has no columns; take CSV, TSV, JSONL or Parquet")
+
+
+def rows_to_documents(
+    rows: Iterable[Row], vocabulary: Vocabulary, columns: Columns, prefix: str = ""
+) -> list[Document]:
+    """A document for each row of a table.
+
+    Raises:
+        DataFileError: a row has no text in the column, or a character outside the vocabulary.
+    """
+    documents = []
+    for number, row in enumerate(rows):
+        name = number if columns.name is None else row.get(columns.name, "id_column")
+        data = row.text(columns.text).encode("utf-8")
+        documents.append(Document(f"{prefix}{name}", _encode(data, vocabulary, row.path, row.line), row))
+    return documents
+
+
+def _read_file(file: Path, kind: str, vocabulary: Vocabulary, columns: Columns, many: bool) -> list[Document]:
+    prefix = f"{file.name}:" if many else ""
+    if kind == "fasta":
+        if vocabulary.name != "nucleotides":
+            fix = f"{file} is FASTA; set data.vocabulary=nucleotides, or data.format=text to model it as plain bytes"
+            raise DataConfigError("vocabulary", vocabulary.name, fix)
+        return [
+            Document(f"{prefix}{r.name}", r.tokens, Row(r.path, r.line, {"id": r.name, "description": r.description}))
+            for r in read_fasta(file)
+        ]
+    if kind == "text":
+        tokens = _encode(read_text(file), vocabulary, file, None)
+        return [Document(file.name, tokens, Row(str(file), 1, {}))]
+    if kind == "lines":
+        return [
+            Document(f"{prefix}{row.line}", _encode(row.values["text"], vocabulary, row.path, row.line), row)
+            for row in read_lines(file)
+        ]
+    return rows_to_documents(read_rows(file, kind), vocabulary, columns, prefix)
+
+
+def _encode(data: bytes, vocabulary: Vocabulary, path: str | Path, line: int | None) -> np.ndarray:
+    ids = vocabulary.encode_array(data)
+    wrong = np.flatnonzero(ids == INVALID)
+    if wrong.size:
+        at = int(wrong[0])
+        if line is None:
+            line = data.count(b"\n", 0, at) + 1
+        what = f"{chr(data[at])!r} (character {at + 1} of the text) is not in the {vocabulary.name} vocabulary"
+        raise DataFileError(path, line, what)
+    return ids.astype(vocabulary.dtype)
+
+
+def only(value: Any, options: dict[str, Any]) -> Any:
+    """Looks a bundled data set's name up.
+
+    Raises:
+        DataConfigError: there is none of that name.
+    """
+    if value not in options:
+        raise DataConfigError("bundled", value, f"take one of {', '.join(options)}, or set data.path")
+    return options[value]

@@ -1,0 +1,78 @@
+"""Splits that do not leak: by position, by whole documents, and by groups with classes spread evenly.
+
+Everything is a function of its arguments: the same seed gives the same split in every run and on every rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from longspan.data.corpus import Region
+
+SPLITS = ("train", "validation", "test")
+
+
+def by_position(sizes: Sequence[int], validation: float, test: float) -> dict[str, list[Region]]:
+    """Contiguous parts of all documents laid end to end: training first, then validation, then test.
+
+    `sizes` tokens of each document; shares between 0 and 1, 0 leaving that part empty.
+    """
+    edges = np.concatenate([[0], np.cumsum(np.asarray(sizes, dtype=np.int64))])
+    total = int(edges[-1])
+    cuts = [0, round(total * (1 - validation - test)), round(total * (1 - test)), total]
+    parts: dict[str, list[Region]] = {}
+    for name, low, high in zip(SPLITS, cuts, cuts[1:], strict=False):
+        parts[name] = [
+            (document, max(low, int(begin)) - int(begin), min(high, int(end)) - int(begin))
+            for document, (begin, end) in enumerate(zip(edges, edges[1:], strict=False))
+            if max(low, int(begin)) < min(high, int(end))
+        ]
+    return parts
+
+
+def by_groups(
+    groups: Sequence[str | bytes | int],
+    weights: np.ndarray,
+    *,
+    validation: float,
+    test: float,
+    seed: int,
+) -> dict[str, np.ndarray]:
+    """Indices of each split, sorted; items of one group are never parted.
+
+    `weights` [items, K], what to spread evenly: one column of sizes, or one of 0/1 for each class. Groups are placed
+    one by one, those with the rarest class first, into the split that lacks most of it (iterative stratification,
+    Sechidis et al. 2011, over groups).
+    """
+    names, member = np.unique(np.asarray(groups, dtype=object), return_inverse=True)
+    totals = np.zeros((len(names), weights.shape[1]))
+    np.add.at(totals, member, weights)
+    members = np.bincount(member, minlength=len(names)).astype(float)
+    rng = np.random.default_rng([seed, 0x5EED])
+    shares = {"train": 1 - validation - test, "validation": validation, "test": test}
+    wanted = [name for name in SPLITS if shares[name] > 0]
+    goal = np.array([shares[name] for name in wanted])
+    lacks = goal[:, None] * totals.sum(axis=0)  # [splits, K]
+    lacks_items = goal * members.sum()
+    placed = np.full(len(names), -1)
+    holders = (totals > 0).sum(axis=0)
+    columns = [column for column in np.argsort(holders, kind="stable") if holders[column] > 0]
+    shuffled = rng.permutation(len(names))
+    for column in [*columns, None]:
+        waiting = [g for g in shuffled if placed[g] < 0 and (column is None or totals[g, column] > 0)]
+        if column is not None:
+            waiting.sort(key=lambda g, c=column: -totals[g, c])  # large groups first: small ones even things out
+        for group in waiting:
+            need = lacks_items if column is None else lacks[:, column]
+            # relative need, or the large training split would take every early group
+            best = max(range(len(wanted)), key=lambda s: (need[s] / goal[s], lacks_items[s] / goal[s]))
+            placed[group] = best
+            lacks[best] -= totals[group]
+            lacks_items[best] -= members[group]
+    chosen = placed[member]
+    return {
+        name: np.flatnonzero(chosen == wanted.index(name)) if name in wanted else np.zeros(0, dtype=np.int64)
+        for name in SPLITS
+    }
