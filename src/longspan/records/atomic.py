@@ -33,7 +33,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """The rename itself reaches the disk with the folder; some file systems cannot be asked, and then it is no error."""
+    """The rename reaches the disk with the folder; some file systems cannot be asked, and then it is no error."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

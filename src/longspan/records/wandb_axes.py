@@ -6,6 +6,7 @@ Offline is the default: nothing is contacted, and ``wandb sync DIR`` uploads the
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -55,12 +56,10 @@ def wandb_logger(save_dir: str | Path, *, mode: str = "offline", id: str | None 
 
 def _kept_id(folder: Path) -> str:
     """The id of an earlier run in this folder, else a new one, written down by rank zero."""
-    import wandb
-
     kept = folder / "wandb_run_id"
     if kept.is_file() and (known := kept.read_text(encoding="utf-8").strip()):
         return known
-    new: str = wandb.util.generate_id()
+    new = secrets.token_hex(4)
     if rank_zero_only.rank == 0:
         write_text(kept, new + "\n")
     return new

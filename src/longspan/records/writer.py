@@ -11,9 +11,10 @@ How ``train.py`` uses it, as the outermost context, so that a run that never rea
     print_summary(record.record)
 
 It never swallows an exception. W&B runs among the trainer's loggers get their axes at the start and are finished on
-the way out, with the record's figures as their summary; train.py need not do either. What it takes from the objects it meets, all optional: the task's
-``metrics_info`` {metric: higher is better}, the data module's ``baselines()`` and ``describe()``, and from any other
-callback ``costs()`` {name: (value, unit)}.
+the way out, with the record's figures as their summary; train.py need not do either.
+
+What it takes from the objects it meets, all optional: the task's ``metrics_info`` {metric: higher is better}, the data
+module's ``baselines()`` and ``describe()``, and from any other callback ``costs()`` {name: (value, unit)}.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -62,7 +63,8 @@ class RecordWriter(Callback):
         config: the resolved configuration as plain containers.
         command: what was typed; by default taken from ``sys.argv``.
         seed: by default the config's ``seed``.
-        variant, name, group: see :class:`longspan.records.Record`.
+        variant, name, group: see :class:`longspan.records.Record`; by default the config's ``attention_name``, ``name``
+            and none.
     """
 
     def __init__(
@@ -87,9 +89,9 @@ class RecordWriter(Callback):
             "commit_dirty": dirty,
             "versions": versions(),
             "hardware": {},
-            "started": datetime.now(timezone.utc),
-            "variant": variant,
-            "name": name,
+            "started": datetime.now(UTC),
+            "variant": variant if variant is not None else config.get("attention_name"),
+            "name": name if name is not None else config.get("name"),
             "group": group,
         }
         self.curves = Curves()
@@ -104,13 +106,14 @@ class RecordWriter(Callback):
         self._earlier_seconds = 0.0
         self._training = False
         self._signalled = False
+        self._raised: BaseException | None = None
         self._previous_handler: Any = None
 
     # -- the context ---------------------------------------------------------------------------------------------
 
     def __enter__(self) -> RecordWriter:
         self._begun = time.monotonic()
-        self._fields["started"] = datetime.now(timezone.utc)
+        self._fields["started"] = datetime.now(UTC)
         self._fields["hardware"] = hardware()
         self._keep_complete_record()
         if threading.current_thread() is threading.main_thread():
@@ -124,6 +127,8 @@ class RecordWriter(Callback):
         if self._previous_handler is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._previous_handler)
             self._previous_handler = None
+        if isinstance(error, SystemExit) and self._raised is not None:
+            error = self._raised  # Lightning turns a KeyboardInterrupt into an exit with code 1
         status = status_of(error)
         if error is not None:
             self.extra["traceback"] = full_traceback(error)
@@ -195,6 +200,7 @@ class RecordWriter(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._training = False
+        self._raised = exception
         self._collect(trainer)
         self.extra["traceback"] = full_traceback(exception)
         self._write(status_of(exception), describe(exception))

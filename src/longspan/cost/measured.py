@@ -1,0 +1,286 @@
+"""What training costs, measured while it runs, beside what the model states about itself.
+
+Two kinds of figures, which are not to be mixed up. *Counted*: live and visited pairs, density, FLOPs and parameters
+come from ``cost(length)``, exactly, whatever the machine. *Measured*: time a step, tokens a second, peak memory and
+energy are this machine's. Activation checkpointing computes the forward pass twice; the counted FLOPs leave that out,
+as is usual for model FLOPs.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import deque
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from longspan.cost.energy import EnergyMeter
+from longspan.cost.memory import peak_memory, reset_peak
+from longspan.cost.peaks import number_format, peak_flops
+from longspan.cost.types import Cost
+
+Figure = int | float | None
+
+# enough for a median that stands still, few enough to forget a slow start
+REMEMBERED_STEPS = 10_000
+
+
+class MeasuredCost(Callback):
+    """Measures training steps and logs ``cost/*`` together with ``accuracy/*`` at every validation.
+
+    A step is an optimizer step: the batches accumulated for it, from the moment a batch is there to the moment the
+    device has done it. Waiting for data is a figure of its own (`data_time`); validation, checkpoints and the first
+    `warmup_steps` after each start are in none. The figures, with None where there is nothing to say:
+
+        live_pairs, visited_pairs     pairs of one sequence, forward, all heads and layers
+        density                       live pairs over those of full two-way attention
+        attention_flops_live, attention_flops   of one sequence, forward, on live and on visited pairs
+        flops_per_step                forward and backward, of all sequences of a step on all devices
+        total_flops, total_flops_live of the training so far, also that before a resume
+        parameters
+        step_time, data_time          medians, ms
+        tokens_per_second             median, all devices, padding not counted
+        peak_memory                   the unit says of what
+        energy                        J of the GPUs while they trained
+        mfu                           of live FLOPs, on GPUs whose peak is known
+
+    Args:
+        warmup_steps: optimizer steps left out of the medians at the start and after a resume.
+        every_n_steps: measure only each n-th step; each measured step waits for the device twice.
+        energy: read NVML's counter where there is one.
+    """
+
+    def __init__(self, warmup_steps: int = 5, every_n_steps: int = 1, energy: bool = True) -> None:
+        for name, value, least in (("warmup_steps", warmup_steps, 0), ("every_n_steps", every_n_steps, 1)):
+            if value < least:
+                raise ValueError(f"{name} must be {least} or more, got {value}")
+        self.warmup_steps = warmup_steps
+        self.every_n_steps = every_n_steps
+        self.energy = energy
+        self._meter = EnergyMeter()
+        self._step_seconds: deque[float] = deque(maxlen=REMEMBERED_STEPS)
+        self._data_seconds: deque[float] = deque(maxlen=REMEMBERED_STEPS)
+        self._speeds: deque[float] = deque(maxlen=REMEMBERED_STEPS)
+        self._counted: dict[int, Cost] = {}
+        self._length = 0
+        self._world = 1
+        self._device: Any = None
+        self._stepped = 0  # optimizer steps since this start
+        self._last_global_step = 0
+        self._begin_step()
+        self._batch_begun: float | None = None
+        self._batch_ended: float | None = None
+        self._spent = {"sequences": 0, "tokens": 0, "total_flops": 0, "total_flops_live": 0}
+        self._flops_of_last_step = (0, 0)
+        self._earlier_joules: float | None = None
+        self._memory: tuple[float | None, str] = (None, "")
+        self._joules: float | None = None
+        self._peak: float | None = None
+        self._shape: tuple[int, int] | None = None
+
+    # -- hooks ---------------------------------------------------------------------------------------------------
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._device = trainer.strategy.root_device
+        self._world = max(1, trainer.world_size)
+        self._stepped = 0
+        self._begin_step()
+        if self.energy and self._device.type == "cuda":
+            self._meter = EnergyMeter(self._device)
+        if self._device.type == "cuda":
+            fmt = number_format(trainer.precision or "", torch.get_float32_matmul_precision())
+            self._peak = peak_flops(torch.cuda.get_device_name(self._device), fmt)
+        self._shape = _heads_and_layers(pl_module)
+        reset_peak(self._device)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._last_global_step = trainer.global_step  # not 0 after a resume
+        self._meter.start()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if not self._measures():
+            return
+        self._synchronise()
+        self._batch_begun = time.perf_counter()
+        if self._batch_ended is not None:
+            self._step_wait += self._batch_begun - self._batch_ended
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        measured = self._batch_begun is not None
+        if self._batch_begun is not None:
+            self._synchronise()
+            self._step_time += time.perf_counter() - self._batch_begun
+            self._batch_begun = None
+        self._count(pl_module, batch)
+        if trainer.global_step != self._last_global_step:  # the optimizer has stepped
+            self._end_step(measured)
+            self._last_global_step = trainer.global_step
+        self._batch_ended = time.perf_counter() if self._measures() else None
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._batch_ended = None
+        self._meter.stop()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn != "fit":
+            return
+        if not trainer.sanity_checking:
+            self._refresh(trainer)
+            self._log(trainer, pl_module)
+        self._meter.start()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._batch_ended = None
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._meter.stop()
+        self._refresh(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        # no reduction over ranks here: the others may be gone
+        self._meter.stop()
+        if self._device is not None:
+            self._memory = peak_memory(self._device)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**self._spent, "joules": self._total_joules(self._joules)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._spent = {name: int(state_dict[name]) for name in self._spent}
+        self._earlier_joules = state_dict["joules"]
+
+    # -- figures -------------------------------------------------------------------------------------------------
+
+    def costs(self) -> dict[str, tuple[Figure, str]]:
+        """{name: (value, unit)} as of now, for a run record; what is not known is left out."""
+        counted = self._counted.get(self._length)
+        found: dict[str, tuple[Figure, str]] = {}
+        if counted is not None:
+            found["live_pairs"] = (counted.live_pairs, "pairs a sequence")
+            found["visited_pairs"] = (counted.visited_pairs, "pairs a sequence")
+            if self._shape is not None:
+                heads, layers = self._shape
+                found["density"] = (counted.density(self._length, heads=heads, layers=layers), "live / all pairs")
+            found["attention_flops_live"] = (counted.attention_flops_live, "FLOP a sequence, forward")
+            found["attention_flops"] = (counted.attention_flops, "FLOP a sequence, forward")
+            found["parameters"] = (counted.parameters, "parameters")
+            found["flops_per_step"] = (self._flops_of_last_step[0], "FLOP a step")
+            found["total_flops"] = (self._spent["total_flops"], "FLOP, training so far")
+            found["total_flops_live"] = (self._spent["total_flops_live"], "FLOP, training so far")
+        found["tokens"] = (self._spent["tokens"], "tokens, training so far")
+        if self._step_seconds:
+            seconds = statistics.median(self._step_seconds)
+            found["step_time"] = (1000 * seconds, "ms a step")
+            found["tokens_per_second"] = (statistics.median(self._speeds), "tokens/s")
+            if self._peak is not None and counted is not None:
+                found["mfu"] = (self._flops_of_last_step[1] / seconds / (self._peak * self._world), "of peak")
+        if self._data_seconds:
+            found["data_time"] = (1000 * statistics.median(self._data_seconds), "ms a step")
+        if self._memory[0] is not None:
+            found["peak_memory"] = self._memory
+        joules = self._total_joules(self._joules)
+        if joules is not None:
+            found["energy"] = (joules, "J")
+        return found
+
+    def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """One row for both, so that a logger can draw accuracy over cost."""
+        row = {f"cost/{name}": float(value) for name, (value, _) in self.costs().items() if value is not None}
+        for name in getattr(pl_module, "metrics_info", {}):
+            if f"val/{name}" in trainer.callback_metrics:
+                row[f"accuracy/{name}"] = float(trainer.callback_metrics[f"val/{name}"])
+        for logger in trainer.loggers:
+            logger.log_metrics(row, step=trainer.global_step)
+
+    def _refresh(self, trainer: Trainer) -> None:
+        """Peak memory and energy as of now: the largest peak and the sum over ranks. All ranks must come here."""
+        value, unit = peak_memory(self._device)
+        self._memory = (_reduced(trainer, value, "max"), unit)
+        self._joules = _reduced(trainer, self._meter.joules, "sum")
+
+    def _total_joules(self, joules: float | None) -> float | None:
+        if joules is None:
+            return self._earlier_joules
+        return joules + (self._earlier_joules or 0.0)
+
+    # -- steps ---------------------------------------------------------------------------------------------------
+
+    def _measures(self) -> bool:
+        """Whether the step at hand is one that counts."""
+        return self._stepped >= self.warmup_steps and (self._stepped - self.warmup_steps) % self.every_n_steps == 0
+
+    def _begin_step(self) -> None:
+        self._step_time = self._step_wait = 0.0
+        self._step_tokens = self._step_flops = self._step_flops_live = 0
+
+    def _count(self, pl_module: LightningModule, batch: Any) -> None:
+        sequences, length, tokens = _size(batch)
+        sequences, tokens = sequences * self._world, tokens * self._world
+        self._spent["sequences"] += sequences
+        self._spent["tokens"] += tokens
+        self._step_tokens += tokens
+        if length not in self._counted:
+            counted = _cost_of(pl_module, length)
+            if counted is None:
+                return
+            self._counted[length] = counted
+        self._length = max(self._length, length)
+        step = self._counted[length].training()
+        self._step_flops += sequences * step.total_flops
+        self._step_flops_live += sequences * step.total_flops_live
+
+    def _end_step(self, measured: bool) -> None:
+        self._spent["total_flops"] += self._step_flops
+        self._spent["total_flops_live"] += self._step_flops_live
+        self._flops_of_last_step = (self._step_flops, self._step_flops_live)
+        if measured and self._step_time > 0:
+            self._step_seconds.append(self._step_time)
+            self._speeds.append(self._step_tokens / self._step_time)
+            if self._step_wait > 0:
+                self._data_seconds.append(self._step_wait)
+        self._stepped += 1
+        self._begin_step()
+
+    def _synchronise(self) -> None:
+        if self._device is not None and self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+
+def _size(batch: Any) -> tuple[int, int, int]:
+    """(sequences, padded length, tokens that are no padding) of a batch."""
+    tokens = batch["tokens"] if isinstance(batch, dict) else batch[0] if isinstance(batch, (list, tuple)) else batch
+    sequences, length = int(tokens.shape[0]), int(tokens.shape[1])
+    lengths = batch.get("lengths") if isinstance(batch, dict) else None
+    return sequences, length, int(lengths.sum()) if isinstance(lengths, Tensor) else sequences * length
+
+
+def _cost_of(pl_module: LightningModule, length: int) -> Cost | None:
+    """What the task states with its head, else its model; None where neither states anything."""
+    for part in (pl_module, getattr(pl_module, "model", None)):
+        if callable(getattr(part, "cost", None)):
+            stated = part.cost(length)  # type: ignore[union-attr]
+            if isinstance(stated, Cost):
+                return stated
+    return None
+
+
+def _heads_and_layers(pl_module: LightningModule) -> tuple[int, int] | None:
+    model = getattr(pl_module, "model", None)
+    for place in (model, getattr(model, "settings", None)):
+        heads, layers = getattr(place, "heads", None), getattr(place, "layers", None)
+        if isinstance(heads, int) and isinstance(layers, int):
+            return heads, layers
+    return None
+
+
+def _reduced(trainer: Trainer, value: float | None, how: str) -> float | None:
+    if value is None or trainer.world_size < 2:
+        return value
+    # float64 has no counterpart on some devices, and MiB and joules need no more
+    tensor = torch.tensor(value, dtype=torch.float32, device=trainer.strategy.root_device)
+    return float(trainer.strategy.reduce(tensor, reduce_op=how))
