@@ -1,6 +1,8 @@
 """Data: LightningDataModules over texts, sequences with classes, and genomes with genes; readers and vocabularies."""
 
+from longspan.data.classification import SequenceClassificationDataModule
 from longspan.data.errors import DataConfigError, DataFileError, ResumeError
+from longspan.data.labelling import TokenLabellingDataModule
 from longspan.data.text import GenomeDataModule, TextDataModule
 from longspan.data.vocabulary import BYTES, NUCLEOTIDES, Vocabulary
 
@@ -11,6 +13,8 @@ __all__ = [
     "DataFileError",
     "GenomeDataModule",
     "ResumeError",
+    "SequenceClassificationDataModule",
     "TextDataModule",
+    "TokenLabellingDataModule",
     "Vocabulary",
 ]

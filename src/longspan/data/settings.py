@@ -44,3 +44,11 @@ def text(key: str, value: object) -> str:
 def text_or_none(key: str, value: object) -> str | None:
     """A text that is not empty, or None."""
     return None if value is None else text(key, value)
+
+
+def bundled(value: object, options: Sequence[str], named: bool = True) -> str:
+    """A bundled data set's name; asked for only where the user names no data. `named`: a Hub name would do too."""
+    if value is None:
+        hub = ", a Hugging Face data set by data.name" if named else ""
+        raise DataConfigError("path", None, f"name your own files{hub}, or take data.bundled={'|'.join(options)}")
+    return choice("bundled", value, options)

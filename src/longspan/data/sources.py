@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -112,14 +111,3 @@ def _encode(data: bytes, vocabulary: Vocabulary, path: str | Path, line: int | N
         what = f"{chr(data[at])!r} (character {at + 1} of the text) is not in the {vocabulary.name} vocabulary"
         raise DataFileError(path, line, what)
     return ids.astype(vocabulary.dtype)
-
-
-def only(value: Any, options: dict[str, Any]) -> Any:
-    """Looks a bundled data set's name up.
-
-    Raises:
-        DataConfigError: there is none of that name.
-    """
-    if value not in options:
-        raise DataConfigError("bundled", value, f"take one of {', '.join(options)}, or set data.path")
-    return options[value]

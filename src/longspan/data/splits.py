@@ -6,6 +6,7 @@ Everything is a function of its arguments: the same seed gives the same split in
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -26,7 +27,7 @@ def by_position(sizes: Sequence[int], validation: float, test: float) -> dict[st
     for name, low, high in zip(SPLITS, cuts, cuts[1:], strict=False):
         parts[name] = [
             (document, max(low, int(begin)) - int(begin), min(high, int(end)) - int(begin))
-            for document, (begin, end) in enumerate(zip(edges, edges[1:], strict=False))
+            for document, (begin, end) in enumerate(pairwise(edges))
             if max(low, int(begin)) < min(high, int(end))
         ]
     return parts

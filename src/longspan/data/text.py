@@ -96,7 +96,7 @@ class TextDataModule(SequenceDataModule):
         if self.path and self.name:
             raise DataConfigError("name", name, f"data.path={path!r} is set too; set one of them to null")
         if not self.path and not self.name:
-            settings.choice("bundled", bundled, ("addresses", *shipped.GENOMES))
+            settings.bundled(bundled, ("addresses", *shipped.GENOMES))
             wanted = "bytes" if bundled == "addresses" else "nucleotides"
             if vocabulary != wanted:
                 raise DataConfigError("vocabulary", vocabulary, f"the bundled {bundled} needs {wanted}")

@@ -65,7 +65,7 @@ class Vocabulary:
             ValueError: an id lies outside the vocabulary.
         """
         array = np.asarray(list(ids) if not isinstance(ids, Sequence | np.ndarray) else ids, dtype=np.int64)
-        if array.size and not (0 <= array.min() and array.max() < self.size):
+        if array.size and (array.min() < 0 or array.max() >= self.size):
             raise ValueError(f"ids: from {array.min()} to {array.max()}, outside 0..{self.size - 1} of {self.name}")
         return np.frombuffer(self.symbols, dtype=np.uint8)[array[array < len(self.symbols)]].tobytes()
 
