@@ -21,11 +21,11 @@ CONF = Path(__file__).parent / "conf"
 def main(config: DictConfig) -> float | None:
     """One run; returns the figure that a sweep optimises."""
     # only now: torch and Lightning take seconds to load, a slip on the command line should not
-    from longspan.training.plain import plain_config
+    from longspan.training.plain import run_config
     from longspan.training.run import run
 
     with readable_errors():
-        return run(plain_config(config))
+        return run(run_config(config))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""From config nodes to objects: data, model, task, callbacks, loggers, trainer."""
+"""From config nodes to objects."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,49 +10,60 @@ import lightning.pytorch as pl
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from longspan.training.errors import ConfigError, is_explained
 from longspan.training.interrupts import SaveOnInterrupt
 from longspan.training.random_state import RandomState
-from longspan.training.stored_config import StoreConfig
+from longspan.training.stored import StoreConfig
 
 
-def build(config: Mapping[str, Any] | DictConfig, key: str, **arguments: Any) -> Any:
-    """The object that the node `key` describes, its targets called with `arguments` beside their own keys.
+def build(config: Mapping[str, Any], key: str) -> Any:
+    """The object that the node `key` describes, or with `_partial_: true` what makes it.
 
     Raises:
-        ConfigError: the node has no target, or its target refused the settings.
+        ConfigError: the node has no target, or its target refused the settings. What a target explains itself
+            (an error type of this project) is raised as it is.
     """
     node = config[key]
-    if node is None or "_target_" not in node:
+    if not isinstance(node, Mapping) or "_target_" not in node:
         raise ConfigError(f"{key} has no _target_: choose one of its files, e.g. {key}=NAME")
     try:
-        return instantiate(OmegaConf.create(OmegaConf.to_container(node) if OmegaConf.is_config(node) else node), **arguments)
+        return instantiate(OmegaConf.create(dict(node)), _convert_="all")
     except InstantiationException as error:
-        cause = error.__cause__
-        if cause is not None and is_explained(cause):
-            raise cause from None
-        if isinstance(cause, (TypeError, ValueError)):
-            raise ConfigError(f"{key} ({node['_target_']}): {cause}") from cause
-        raise
+        raise _explained(key, error.__cause__ or error) from error
+
+
+def called(key: str, maker: Callable[..., Any], **arguments: Any) -> Any:
+    """Calls what `build` made of a node with `_partial_: true`.
+
+    Raises:
+        ConfigError: the settings of the node `key` and the arguments do not fit the call.
+    """
+    try:
+        return maker(**arguments)
+    except TypeError as error:
+        raise _explained(key, error) from error
+
+
+def _explained(key: str, cause: BaseException) -> BaseException:
+    if is_explained(cause) or not isinstance(cause, (TypeError, ValueError, InstantiationException)):
+        return cause
+    return ConfigError(f"{key}: {cause}")
 
 
 def build_named(config: Mapping[str, Any], key: str) -> list[Any]:
     """The objects of a node that names several, each with its own target; a null entry is switched off."""
     nodes = config.get(key) or {}
-    return [build(nodes, name) for name, node in nodes.items() if node is not None and "_target_" in node]
+    return [build(nodes, name) for name, node in nodes.items() if isinstance(node, Mapping) and "_target_" in node]
 
 
-def always(config: dict[str, Any]) -> list[pl.Callback]:
+def always(config: dict[str, Any], facts: dict[str, Any]) -> list[pl.Callback]:
     """The callbacks that every run has, whatever `callbacks` says: what resuming and evaluating rely on."""
-    return [
-        StoreConfig(config),
-        RandomState(),
-        SaveOnInterrupt(Path(config["output_dir"]) / "checkpoints"),
-    ]
+    return [StoreConfig(config, facts), RandomState(), SaveOnInterrupt(Path(config["output_dir"]) / "checkpoints")]
 
 
-def build_trainer(config: dict[str, Any], callbacks: list[pl.Callback], loggers: list[Logger]) -> pl.Trainer:
+def build_trainer(config: Mapping[str, Any], callbacks: list[pl.Callback], loggers: list[Logger]) -> pl.Trainer:
     """Lightning's Trainer; logs to nothing where no logger is given."""
-    return build(config, "trainer", callbacks=callbacks, logger=loggers or False)
+    make = build({"trainer": {**config["trainer"], "_partial_": True}}, "trainer")
+    return called("trainer", make, callbacks=callbacks, logger=loggers or False)

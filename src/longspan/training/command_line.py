@@ -30,7 +30,7 @@ CHECKED_JOBS = 64
 def check_command_line(conf: Path, arguments: Sequence[str] | None = None) -> None:
     """Composes every job that the command line asks for; exits with code 2 and a short message where one cannot be."""
     args = get_args_parser().parse_args(list(sys.argv[1:] if arguments is None else arguments))
-    if args.help or args.hydra_help or args.version or args.info or args.shell_completion or args.experimental_rerun:
+    if args.help or args.hydra_help or args.info or args.shell_completion or args.experimental_rerun:
         return
     if args.config_path or args.config_dir:
         return  # a user's own config folder: Hydra reads it in its own way

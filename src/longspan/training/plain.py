@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from longspan.training.errors import ConfigError
+
+
+def run_config(config: DictConfig) -> dict[str, Any]:
+    """The plain config of a job that Hydra started; in a sweep, `group` is the sweep's folder where none is given."""
+    hydra = HydraConfig.get()
+    if hydra.mode == RunMode.MULTIRUN and config.get("group") is None:
+        config.group = Path(hydra.sweep.dir).as_posix()
+    return plain_config(config)
 
 
 def plain_config(config: DictConfig) -> dict[str, Any]:

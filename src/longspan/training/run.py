@@ -16,7 +16,7 @@ from longspan.training.assemble import assemble
 from longspan.training.build import always, build_named, build_trainer
 from longspan.training.checks import check_machine, check_targets
 from longspan.training.seeding import seed_run
-from longspan.training.stored_config import load_checkpoint
+from longspan.training.stored import load_checkpoint
 from longspan.training.summary import print_summary
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ def run(config: dict[str, Any]) -> float | None:
         config=config,
         variant=config["attention_name"],
         name=config["name"],
-        group=config.get("group"),
+        group=config["group"],
     )
     with record:
         conf = OmegaConf.create(config)
@@ -47,11 +47,11 @@ def run(config: dict[str, Any]) -> float | None:
         if config["ckpt_path"]:
             load_checkpoint(config["ckpt_path"], key="ckpt_path")
         seed_run(config["seed"])
-        datamodule, task = assemble(config)
+        datamodule, task, facts = assemble(config)
         if config["init_from"]:
             log.info("init_from=%s\n%s", config["init_from"], warm_start(task, config["init_from"]))
         trainer = build_trainer(
-            config, [*always(config), *build_named(config, "callbacks"), record], build_named(config, "logger")
+            config, [*always(config, facts), *build_named(config, "callbacks"), record], build_named(config, "logger")
         )
         try:
             trainer.fit(task, datamodule, ckpt_path=config["ckpt_path"])

@@ -1,4 +1,4 @@
-"""The run's config inside each of its checkpoints: a checkpoint alone is enough to rebuild the model and its data."""
+"""The run's config, and what its task was told of the data, inside each checkpoint: enough to rebuild the task alone."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ import torch
 
 from longspan.training.errors import CheckpointError
 
-KEY = "longspan_config"
+CONFIG, FACTS = "longspan_config", "longspan_facts"
 
 
 class StoreConfig(pl.Callback):
-    """Puts the plain config into every checkpoint.
+    """Puts both into every checkpoint.
 
     Args:
         config: plain containers only; anything else could not be loaded with `weights_only`.
+        facts: see `longspan.training.assemble.data_facts`; plain too.
     """
 
-    def __init__(self, config: dict[str, Any]) -> None:
-        self.config = config
+    def __init__(self, config: dict[str, Any], facts: dict[str, Any]) -> None:
+        self.config, self.facts = config, facts
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint[KEY] = self.config
+        checkpoint[CONFIG], checkpoint[FACTS] = self.config, self.facts
 
 
 def load_checkpoint(path: str | Path, *, key: str = "checkpoint") -> dict[str, Any]:
@@ -52,12 +53,12 @@ def load_checkpoint(path: str | Path, *, key: str = "checkpoint") -> dict[str, A
     return checkpoint
 
 
-def stored_config(checkpoint: dict[str, Any], path: str | Path) -> dict[str, Any]:
-    """The config that the run which wrote the checkpoint had.
+def stored(checkpoint: dict[str, Any], path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Config and facts of the run that wrote the checkpoint.
 
     Raises:
-        CheckpointError: a checkpoint without one.
+        CheckpointError: a checkpoint without them.
     """
-    if KEY not in checkpoint:
+    if CONFIG not in checkpoint or FACTS not in checkpoint:
         raise CheckpointError(f"checkpoint={path} has no config in it; give a checkpoint that train.py wrote.")
-    return checkpoint[KEY]
+    return checkpoint[CONFIG], checkpoint[FACTS]

@@ -1,0 +1,74 @@
+"""A task from its parts: the data says what must be predicted, the task whether the model is causal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from longspan.models.attention_choice import AttentionChoice
+from longspan.tasks.base import Task
+from longspan.tasks.errors import TaskConfigError
+
+
+def task_class(task: type[Task] | partial[Task]) -> type[Task]:
+    """The class behind a task or a partial of one.
+
+    Raises:
+        TaskConfigError: it is no task.
+    """
+    found = task.func if isinstance(task, partial) else task
+    if not (isinstance(found, type) and issubclass(found, Task)):
+        raise TaskConfigError("task", found, "give one of the tasks, as in task=language_modelling")
+    return found
+
+
+def data_facts(task: type[Task] | partial[Task], data: Any) -> dict[str, Any]:
+    """What the model and the task must know of a data module (after its `setup`), as plain values.
+
+    Raises:
+        TaskConfigError: the data cannot serve the task.
+    """
+    kind = task_class(task)
+    try:
+        return {
+            "vocab_size": int(data.vocab_size),
+            "max_length": int(data.max_length),
+            "task": kind.data_arguments(data),
+        }
+    except (AttributeError, TypeError) as error:
+        raise TaskConfigError("data", type(data).__name__, f"cannot serve {kind.__name__}: {error}") from error
+
+
+def build_task(
+    task: type[Task] | partial[Task],
+    *,
+    model: Callable[..., Any],
+    attention: AttentionChoice,
+    data: Any,
+    optimizer: Callable[..., Any] | None = None,
+    scheduler: Callable[..., Any] | None = None,
+) -> Task:
+    """Build the model for the data and the task around it.
+
+    Args:
+        task: a task class, or a partial of one with its settings.
+        model: a partial of :func:`longspan.models.transformer` with its sizes.
+        attention: see :func:`longspan.models.attention_choice.attention_of_each_layer`.
+        data: a data module after its ``setup``, or what :func:`data_facts` said of one. Settings already in the
+            task's partial win over what the data says.
+        optimizer, scheduler: partials; see :class:`longspan.tasks.base.Task`.
+
+    Raises:
+        TaskConfigError: the task is none, or the data cannot serve it.
+    """
+    facts = data if isinstance(data, Mapping) else data_facts(task, data)
+    backbone = model(
+        causal=task_class(task).causal,
+        vocab_size=facts["vocab_size"],
+        max_length=facts["max_length"],
+        attention=attention,
+    )
+    given = task.keywords if isinstance(task, partial) else {}
+    known = {name: value for name, value in facts["task"].items() if given.get(name) is None}
+    return task(model=backbone, optimizer=optimizer, scheduler=scheduler, **known)

@@ -1,0 +1,69 @@
+"""A checkpoint's figures on a split, the same as at the end of its run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from longspan.records import Accuracy, Record
+from longspan.tasks import data_facts
+from longspan.training.errors import CheckpointError, ConfigError
+from longspan.training.rebuild import rebuild
+
+SPLITS = {"test": "test", "val": "val", "validation": "val"}
+
+
+def evaluate(checkpoint: str, words: Sequence[str], conf: Path, *, split: str = "test", command: str = "") -> Record:
+    """Evaluates on the split of the checkpoint's data, or of the data that the overrides name.
+
+    Raises:
+        CheckpointError: the data has other labels or symbols than the checkpoint was trained on.
+    """
+    if split not in SPLITS:
+        raise ConfigError(f"split={split} must be one of test, val")
+    name = SPLITS[split]
+    started, begun = datetime.now(UTC), time.monotonic()
+    run = rebuild(checkpoint, words, conf)
+    run.datamodule.prepare_data()
+    run.datamodule.setup("test" if name == "test" else "validate")
+    _check_same_labels(run.facts, data_facts(type(run.task), run.datamodule))
+    trainer = run.trainer()
+    (trainer.test if name == "test" else trainer.validate)(run.task, run.datamodule, verbose=False)
+    baselines = run.datamodule.baselines()
+    accuracy = {
+        metric: Accuracy(
+            value=trainer.callback_metrics[f"{name}/{metric}"].item(),
+            higher_is_better=higher,
+            baseline=baselines.get(metric),
+            split=name,
+        )
+        for metric, higher in run.task.metrics_info.items()  # type: ignore[union-attr, operator]
+        if f"{name}/{metric}" in trainer.callback_metrics
+    }
+    return Record(
+        status="complete",
+        config=run.config,
+        command=command,
+        seed=run.config["seed"],
+        accuracy=accuracy,
+        started=started,
+        seconds=round(time.monotonic() - begun, 3),
+        variant=run.config["attention_name"],
+        name=run.config["name"],
+        data=run.datamodule.describe(),
+        extra={"checkpoint": str(checkpoint)},
+    )
+
+
+def _check_same_labels(trained: dict, here: dict) -> None:
+    for key in ("vocab_size", "max_length"):
+        if here[key] != trained[key]:
+            raise CheckpointError(f"the checkpoint was trained with {key} {trained[key]}, this data has {here[key]}")
+    for key in ("num_classes", "class_names", "multi_label"):
+        if here["task"].get(key) != trained["task"].get(key):
+            raise CheckpointError(
+                f"the checkpoint was trained with {key} {trained['task'].get(key)}, this data has "
+                f"{here['task'].get(key)}: give data with the same labels, or train with init_from= on the new ones"
+            )

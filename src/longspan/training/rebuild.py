@@ -1,0 +1,66 @@
+"""The task and the data of a finished run, from its checkpoint alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from omegaconf import OmegaConf
+
+from longspan.training.assemble import task_of
+from longspan.training.build import build, build_trainer
+from longspan.training.checks import check_machine, check_targets
+from longspan.training.errors import CheckpointError
+from longspan.training.overrides import overridden
+from longspan.training.seeding import seed_run
+from longspan.training.stored import load_checkpoint, stored
+
+# a device that this machine may lack is no part of what a checkpoint is
+HERE = {"accelerator": "auto", "devices": 1, "num_nodes": 1, "strategy": "auto"}
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """`facts`: what the checkpoint's task was told of the data it was trained on."""
+
+    config: dict[str, Any]
+    facts: dict[str, Any]
+    task: pl.LightningModule
+    datamodule: Any
+
+    def trainer(self, callbacks: Sequence[pl.Callback] = ()) -> pl.Trainer:
+        """A Trainer that writes nothing: no logs, no checkpoints."""
+        return build_trainer(self.config, list(callbacks), [])
+
+
+def rebuild(checkpoint: str, words: Sequence[str], conf: Path) -> Rebuilt:
+    """Builds the data module (not yet set up) and the task with the checkpoint's weights.
+
+    Args:
+        words: `key=value` overrides of the stored config.
+        conf: the folder of config groups, for overrides such as `trainer=gpu`.
+
+    Raises:
+        CheckpointError: not a checkpoint of ours, or weights that do not fit the overridden config.
+        ConfigError: a wrong override.
+    """
+    saved = load_checkpoint(checkpoint)
+    config, facts = stored(saved, checkpoint)
+    if not any(word.startswith(("trainer=", "trainer.accelerator=", "trainer.devices=")) for word in words):
+        config = {**config, "trainer": {**config["trainer"], **HERE}}
+    config = overridden(config, words, conf)
+    config["trainer"].update(fast_dev_run=False)
+    asked = OmegaConf.create(config)
+    check_machine(asked)
+    check_targets(asked)
+    seed_run(config["seed"])
+    task = task_of(config, facts)
+    task.on_load_checkpoint(saved)
+    try:
+        task.load_state_dict(saved["state_dict"])
+    except RuntimeError as error:
+        raise CheckpointError(f"checkpoint={checkpoint} does not fit the config it is used with: {error}") from error
+    return Rebuilt(config, facts, task, build(config, "data"))
