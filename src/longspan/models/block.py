@@ -5,6 +5,8 @@ Legend: B batch, T tokens, C model width, H heads, Hkv key/value heads, D head w
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,7 +28,7 @@ class MultiHeadAttention(nn.Module):
         norms = settings.qk_norm
         self.q_norm = nn.RMSNorm(self.head_dim, eps=settings.norm_eps) if norms else nn.Identity()
         self.k_norm = nn.RMSNorm(self.head_dim, eps=settings.norm_eps) if norms else nn.Identity()
-        self.attention = attention
+        self.attention: Any = attention  # a module with a `cost`
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, lengths: Tensor | None, segments: Tensor | None) -> Tensor:
         qkv = self.qkv(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, H + 2 Hkv, T, D)

@@ -6,6 +6,7 @@ Legend: B batch, T tokens, N any number of tokens, C model width, V vocabulary, 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -121,7 +122,8 @@ class HeadedModel(nn.Module):
 
     def __init__(self, backbone: Transformer, head: nn.Module) -> None:
         super().__init__()
-        self.backbone, self.head = backbone, head
+        self.backbone = backbone
+        self.head: Any = head  # a module with a `cost`
 
     @property
     def width(self) -> int:

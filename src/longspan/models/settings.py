@@ -82,7 +82,9 @@ class TransformerSettings:
             below = self.width // self.heads * self.heads
             widths = " or ".join(str(w) for w in (below, below + self.heads) if w)
             raise ModelConfigError(
-                "width", self.width, f"must divide by model.heads={self.heads}: take width {widths}, or set model.head_dim"
+                "width",
+                self.width,
+                f"must divide by model.heads={self.heads}: take width {widths}, or set model.head_dim",
             )
         if self.heads % self.key_value_heads:
             fits = ", ".join(map(str, _divisors(self.heads)))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +67,7 @@ class Transformer(nn.Module):
         self.dropout = nn.Dropout(settings.dropout)
         self.rotary = RotaryPositions(settings.head_width, settings.rotary_base)
         makers = attention_of_each_layer(attention, settings.layers, attention_layers)
-        self.blocks = nn.ModuleList(
+        blocks = [
             Block(
                 settings,
                 maker(
@@ -80,7 +80,8 @@ class Transformer(nn.Module):
                 ),
             )
             for layer, maker in enumerate(makers)
-        )
+        ]
+        self.blocks = nn.ModuleList(blocks)
         self.norm = nn.RMSNorm(self.width, eps=settings.norm_eps)
         if settings.compile:
             # In place, a block at a time: names of weights stay as they are, and equal blocks compile alike.
@@ -126,11 +127,15 @@ class Transformer(nn.Module):
 
     def cost(self, length: int) -> Cost:
         """Cost of one sequence of `length` tokens, forward: all blocks, no head."""
-        return dataclasses.replace(total_cost(list(self.blocks), length), parameters=parameter_count(self))
+        return dataclasses.replace(total_cost(self.layers(), length), parameters=parameter_count(self))
+
+    def layers(self) -> list[Block]:
+        """The blocks, first to last."""
+        return [cast(Block, block) for block in self.layers()]
 
     def attention_modules(self) -> list[nn.Module]:
         """The attention module of each layer, first to last."""
-        return [block.mixer.attention for block in self.blocks]
+        return [block.mixer.attention for block in self.layers()]
 
 
 class Encoder(Transformer):
@@ -145,6 +150,49 @@ class Decoder(Transformer):
     causal = True
 
 
-def transformer(*, causal: bool, **settings: Any) -> Transformer:
-    """A :class:`Decoder` where `causal`, else an :class:`Encoder`, of the same settings."""
-    return Decoder(**settings) if causal else Encoder(**settings)
+def transformer(
+    *,
+    causal: bool,
+    vocab_size: int,
+    max_length: int,
+    attention: AttentionChoice,
+    attention_layers: Sequence[str] | None = None,
+    layers: int = 4,
+    width: int = 128,
+    heads: int = 4,
+    kv_heads: int | None = None,
+    head_dim: int | None = None,
+    mlp: str = "swiglu",
+    mlp_width: int | None = None,
+    dropout: float = 0.0,
+    rotary_base: float = 10_000.0,
+    qk_norm: bool = False,
+    norm_eps: float = 1e-6,
+    activation_checkpointing: bool = False,
+    compile: bool = False,
+) -> Transformer:
+    """A :class:`Decoder` where `causal`, else an :class:`Encoder`; what `conf/model` calls, hence each key by name.
+
+    Raises:
+        ModelConfigError: sizes that do not fit each other.
+    """
+    kind = Decoder if causal else Encoder
+    return kind(
+        vocab_size=vocab_size,
+        max_length=max_length,
+        attention=attention,
+        attention_layers=attention_layers,
+        layers=layers,
+        width=width,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        mlp=mlp,
+        mlp_width=mlp_width,
+        dropout=dropout,
+        rotary_base=rotary_base,
+        qk_norm=qk_norm,
+        norm_eps=norm_eps,
+        activation_checkpointing=activation_checkpointing,
+        compile=compile,
+    )

@@ -83,7 +83,9 @@ def warm_start(
     own = backbone.state_dict()
     shared = [name for name in own if name in source]
     if not shared:
-        raise WarmStartError(f"no backbone weights among the checkpoint's; it has {', '.join(list(source)[:5]) or 'none'}")
+        raise WarmStartError(
+            f"no backbone weights among the checkpoint's; it has {', '.join(list(source)[:5]) or 'none'}"
+        )
     differing = [
         f"{name} is {list(source[name].shape)} in the checkpoint and {list(own[name].shape)} in the model"
         for name in shared

@@ -1,0 +1,29 @@
+"""What models are trained for."""
+
+from longspan.tasks.base import Task
+from longspan.tasks.build import build_task, data_facts, task_class
+from longspan.tasks.errors import BatchError, NonFiniteLossError, TaskConfigError
+from longspan.tasks.language_modelling import LanguageModelling
+from longspan.tasks.masked_modelling import MaskedModelling
+from longspan.tasks.optimizers import adamw, decay_groups
+from longspan.tasks.schedules import warmup_constant, warmup_cosine
+from longspan.tasks.sequence_classification import SequenceClassification
+from longspan.tasks.token_labelling import TokenLabelling
+
+__all__ = [
+    "BatchError",
+    "LanguageModelling",
+    "MaskedModelling",
+    "NonFiniteLossError",
+    "SequenceClassification",
+    "Task",
+    "TaskConfigError",
+    "TokenLabelling",
+    "adamw",
+    "build_task",
+    "data_facts",
+    "decay_groups",
+    "task_class",
+    "warmup_constant",
+    "warmup_cosine",
+]

@@ -1,0 +1,201 @@
+"""What every task shares: steps, optimizer and schedule, the watch over the loss.
+
+Legend: B batch, T tokens, C model width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+from torchmetrics import MetricCollection
+
+from longspan.cost import Cost
+from longspan.models.heads import HeadedModel
+from longspan.models.transformer import Transformer
+from longspan.models.warm_start import plain_names
+from longspan.tasks.errors import BatchError, NonFiniteLossError, TaskConfigError
+from longspan.tasks.optimizers import adamw, decay_groups
+from longspan.tasks.schedules import warmup_cosine
+
+Batch = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One batch's outcome: its mean loss, how many items the mean is over, and what its metrics are updated with."""
+
+    loss: Tensor
+    count: Tensor | int
+    updates: Mapping[str, tuple[Tensor, ...]]
+
+
+class Task(pl.LightningModule):
+    """A LightningModule over a backbone and a head.
+
+    Args:
+        model: the backbone.
+        head: turns its hidden states into predictions.
+        metrics: by group name; each group is updated with the arguments that :meth:`step` gives for it.
+        optimizer: called with parameter groups; None means :func:`longspan.tasks.optimizers.adamw` at 1e-3.
+        scheduler: called with the optimizer and ``total_steps=``; None means warm-up and cosine.
+        decay_embeddings: whether weight decay shrinks embeddings.
+        hyperparameters: plain values that checkpoints carry.
+    """
+
+    causal: ClassVar[bool] = False  # which kind of model the task wants
+    metrics_info: dict[str, bool]  # name -> whether higher is better
+    primary_metric: str
+
+    def __init__(
+        self,
+        model: Transformer,
+        head: nn.Module,
+        metrics: Mapping[str, MetricCollection],
+        *,
+        optimizer: Callable[..., Any] | None,
+        scheduler: Callable[..., Any] | None,
+        decay_embeddings: bool,
+        hyperparameters: Mapping[str, Any],
+    ) -> None:
+        super().__init__()
+        if self.causal and not model.causal:
+            raise TaskConfigError(
+                "model", type(model).__name__, f"{type(self).__name__} needs a Decoder: an Encoder sees its own targets"
+            )
+        self.model = HeadedModel(model, head)
+        self.val_metrics = _clone(metrics, "val/")
+        self.test_metrics = _clone(metrics, "test/")
+        self.optimizer_maker = optimizer or partial(adamw, lr=1e-3)
+        self.scheduler_maker = scheduler or warmup_cosine
+        self.decay_embeddings = decay_embeddings
+        self.save_hyperparameters(
+            {
+                "task": type(self).__name__,
+                "vocab_size": model.vocab_size,
+                "max_length": model.max_length,
+                **hyperparameters,
+            },
+            logger=False,
+        )
+
+    # -- what each task says --------------------------------------------------------------------------------------
+
+    @classmethod
+    @abstractmethod
+    def data_arguments(cls, data: Any) -> dict[str, Any]:
+        """Constructor arguments that follow from a data module (after its `setup`)."""
+
+    @abstractmethod
+    def step(self, batch: Batch, batch_idx: int, stage: str) -> Step:
+        """Loss of a batch and, unless `stage` is "train", what the metrics are updated with."""
+
+    # -- shared ---------------------------------------------------------------------------------------------------
+
+    def forward(self, tokens: Tensor, *, lengths: Tensor | None = None, segments: Tensor | None = None) -> Tensor:
+        """Logits of tokens [B, T]."""
+        return self.model(tokens, lengths=lengths, segments=segments)
+
+    def hidden(self, batch: Batch, tokens: Tensor | None = None) -> Tensor:
+        """Hidden states [B, T, C] of a batch, or of other tokens in the place of its own."""
+        if tokens is None:
+            tokens = self.entry(batch, "tokens")
+        return self.model.backbone(tokens, lengths=batch.get("lengths"), segments=batch.get("segments"))
+
+    def entry(self, batch: Batch, name: str) -> Tensor:
+        """A tensor of the batch.
+
+        Raises:
+            BatchError: the batch has none of that name.
+        """
+        if name not in batch:
+            raise BatchError(
+                f"{type(self).__name__} needs {name!r} in each batch; it has {', '.join(batch) or 'nothing'}"
+            )
+        return batch[name]
+
+    def cost(self, length: int) -> Cost:
+        """Cost of one sequence of `length` tokens, forward."""
+        return self.model.cost(length)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        step = self.step(batch, batch_idx, "train")
+        self._check_finite(step.loss, batch, batch_idx, "train")
+        self.log("train/loss", step.loss, prog_bar=True, batch_size=_sequences(batch))
+        return step.loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate(batch, batch_idx, "val", self.val_metrics)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate(batch, batch_idx, "test", self.test_metrics)
+
+    def _evaluate(self, batch: Batch, batch_idx: int, stage: str, metrics: nn.ModuleDict) -> None:
+        step = self.step(batch, batch_idx, stage)
+        self._check_finite(step.loss, batch, batch_idx, stage)
+        self.log(f"{stage}/loss", step.loss, on_epoch=True, sync_dist=True, batch_size=max(1, int(step.count)))
+        for group, arguments in step.updates.items():
+            collection: Any = metrics[group]
+            collection.update(*arguments)
+            self._log_metrics(collection, stage, batch)
+
+    def _log_metrics(self, metrics: Any, stage: str, batch: Batch) -> None:
+        for name, metric in metrics.items():
+            shown = stage == "val" and name == f"val/{self.primary_metric}"
+            self.log(name, metric, on_epoch=True, prog_bar=shown, batch_size=_sequences(batch))
+
+    def _check_finite(self, loss: Tensor, batch: Batch, batch_idx: int, stage: str) -> None:
+        if torch.isfinite(loss.detach()):
+            return
+        rank = self.global_rank
+        path = Path(self.trainer.default_root_dir) / (f"nan_batch.rank{rank}.pt" if rank else "nan_batch.pt")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        plain = {k: v.detach().cpu() if isinstance(v, Tensor) else v for k, v in batch.items()}
+        where = {"stage": stage, "step": self.global_step, "epoch": self.current_epoch, "batch_idx": batch_idx}
+        torch.save({**where, "loss": float(loss), "batch": plain}, path)
+        raise NonFiniteLossError(stage, float(loss), self.global_step, self.current_epoch, batch_idx, path)
+
+    def configure_optimizers(self) -> Any:
+        steps = self.trainer.estimated_stepping_batches
+        if steps == float("inf"):
+            raise TaskConfigError("trainer.max_steps", -1, "the schedule needs an end: set max_steps or max_epochs")
+        groups = decay_groups(self, decay_embeddings=self.decay_embeddings)
+        optimizer = self.optimizer_maker(groups, **self._unfused())
+        scheduler = self.scheduler_maker(optimizer, total_steps=max(1, int(steps)))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"}}
+
+    def _unfused(self) -> dict[str, Any]:
+        """Fused AdamW unscales float16 gradients inside its step, so Lightning refuses to clip them: go unfused."""
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        takes = "fused" in inspect.signature(self.optimizer_maker).parameters
+        return {"fused": False} if scaled and takes else {}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["state_dict"] = plain_names(checkpoint["state_dict"])
+
+    def generator(self, seed: int, stage: str, batch_idx: int, device: torch.device) -> torch.Generator:
+        """Random numbers that depend on the place in the run alone, so that they survive a resume.
+
+        Outside training they are the same in every epoch and on every device.
+        """
+        training = stage == "train"
+        place = (seed, stage, self.current_epoch if training else 0, batch_idx, self.global_rank)
+        number = int.from_bytes(hashlib.blake2b(repr(place).encode(), digest_size=7).digest())
+        return torch.Generator(device if training else "cpu").manual_seed(number)
+
+
+def _clone(metrics: Mapping[str, MetricCollection], prefix: str) -> nn.ModuleDict:
+    return nn.ModuleDict({group: collection.clone(prefix=prefix) for group, collection in metrics.items()})
+
+
+def _sequences(batch: Batch) -> int:
+    return len(batch["tokens"])

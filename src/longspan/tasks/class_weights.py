@@ -1,0 +1,36 @@
+"""Checks of classes and of their weights in the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from longspan.tasks.errors import TaskConfigError
+
+
+def check_classes(num_classes: int, class_names: Sequence[str] | None) -> list[str]:
+    """Names of the classes, their numbers where none are given.
+
+    Raises:
+        TaskConfigError: fewer than two classes, or another number of names than of classes.
+    """
+    if num_classes < 2:
+        raise TaskConfigError("task.num_classes", num_classes, "there must be 2 classes or more")
+    if class_names is None:
+        return [str(number) for number in range(num_classes)]
+    if len(class_names) != num_classes:
+        raise TaskConfigError("task.class_names", list(class_names), f"give {num_classes} names, one a class")
+    return [str(name) for name in class_names]
+
+
+def checked_weights(class_weights: Sequence[float] | None, num_classes: int) -> list[float] | None:
+    """The weights as plain numbers.
+
+    Raises:
+        TaskConfigError: not one a class, or one not above 0.
+    """
+    if class_weights is None:
+        return None
+    weights = [float(weight) for weight in class_weights]
+    if len(weights) != num_classes or not all(weight > 0 for weight in weights):
+        raise TaskConfigError("task.class_weights", weights, f"give {num_classes} numbers above 0, one a class")
+    return weights

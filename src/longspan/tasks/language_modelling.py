@@ -1,0 +1,108 @@
+"""Next-token prediction over bytes, nucleotides or any tokens.
+
+Legend: B batch, T tokens, C model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import MetricCollection
+
+from longspan.models import LanguageModellingHead, Transformer
+from longspan.tasks.base import Batch, Step, Task
+from longspan.tasks.losses import IGNORED, token_losses, weighted_mean
+from longspan.tasks.metrics import BitsPerToken, Perplexity
+
+
+def next_tokens(tokens: Tensor, lengths: Tensor | None = None, segments: Tensor | None = None) -> Tensor:
+    """Targets [B, T] of tokens [B, T]: each place's next token, ignored at a sequence's (or a segment's) last one."""
+    targets = torch.full_like(tokens, IGNORED, dtype=torch.int64)
+    targets[:, :-1] = tokens[:, 1:]
+    if lengths is not None:
+        places = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)  # of the targets
+        targets = targets.masked_fill(places >= lengths[:, None], IGNORED)
+    if segments is not None:
+        crossing = segments[:, 1:] != segments[:, :-1]  # (B, T - 1)
+        targets[:, :-1] = targets[:, :-1].masked_fill(crossing, IGNORED)
+    return targets
+
+
+class LanguageModelling(Task):
+    """Causal language modelling: bits a token, named after what a token is (`bits_per_byte`), and perplexity.
+
+    Args:
+        model: a decoder.
+        token_unit: what one token is: "byte", "base", "token".
+        tied: whether the head shares the embedding's weights.
+
+    Batches: ``tokens`` [B, T], optional ``lengths`` [B] and ``segments`` [B, T]. Predictions: per sequence the bits of
+    its tokens after the first, which has nothing to be predicted from.
+    """
+
+    causal = True
+
+    def __init__(
+        self,
+        model: Transformer,
+        *,
+        token_unit: str = "byte",
+        tied: bool = True,
+        optimizer: Callable[..., Any] | None = None,
+        scheduler: Callable[..., Any] | None = None,
+        decay_embeddings: bool = False,
+    ) -> None:
+        self.primary_metric = f"bits_per_{token_unit}"
+        self.metrics_info = {self.primary_metric: False, "perplexity": False}
+        losses = MetricCollection(
+            {self.primary_metric: BitsPerToken(), "perplexity": Perplexity()}, compute_groups=False
+        )
+        super().__init__(
+            model,
+            LanguageModellingHead(model, tied=tied),
+            {"losses": losses},
+            optimizer=optimizer,
+            scheduler=scheduler,
+            decay_embeddings=decay_embeddings,
+            hyperparameters={"token_unit": token_unit, "tied": tied},
+        )
+
+    @classmethod
+    def data_arguments(cls, data: Any) -> dict[str, Any]:
+        return token_unit_of(data)
+
+    def _losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Losses and targets, [B * T] both."""
+        targets = next_tokens(self.entry(batch, "tokens"), batch.get("lengths"), batch.get("segments")).flatten()
+        hidden = self.hidden(batch).flatten(0, 1)  # (B * T, C)
+        return token_losses(self.model.head, hidden, targets, classes=self.model.vocab_size), targets
+
+    def step(self, batch: Batch, batch_idx: int, stage: str) -> Step:
+        losses, targets = self._losses(batch)
+        loss, count = weighted_mean(losses, targets)
+        return Step(loss, count, {} if stage == "train" else {"losses": (losses.sum(), count)})
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """``bits`` [B] of each sequence, ``tokens`` [B] they were spent on, ``bits_per_token`` [B], and its ids."""
+        losses, targets = self._losses(batch)
+        rows = len(batch["tokens"])
+        bits = losses.view(rows, -1).sum(1) / math.log(2)  # (B,)
+        counts = (targets != IGNORED).view(rows, -1).sum(1)  # (B,)
+        scores = {"bits": bits, "tokens": counts, "bits_per_token": bits / counts.clamp(min=1)}
+        return {**identity(batch), **{name: score.cpu() for name, score in scores.items()}}
+
+
+def token_unit_of(data: Any) -> dict[str, Any]:
+    """``token_unit`` where a data module names its tokens."""
+    unit = getattr(data, "token_unit", None)
+    return {} if unit is None else {"token_unit": str(unit)}
+
+
+def identity(batch: Batch) -> dict[str, Any]:
+    """What tells predictions of a batch apart: ids of its sequences, and their starts in longer records."""
+    known = {name: batch[name] for name in ("ids", "starts", "lengths") if name in batch}
+    return {name: value.cpu() if isinstance(value, Tensor) else value for name, value in known.items()}

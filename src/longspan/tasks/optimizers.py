@@ -1,0 +1,61 @@
+"""Which parameters decay, and AdamW."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+from torch.optim import AdamW
+
+from longspan.tasks.errors import TaskConfigError
+
+
+def decay_groups(module: nn.Module, *, decay_embeddings: bool = False) -> list[dict[str, Any]]:
+    """Two parameter groups: what weight decay shrinks, and what it leaves alone.
+
+    Left alone are norms, biases and other vectors, embeddings (and heads tied to them) unless `decay_embeddings`,
+    parameters that carry a true attribute ``no_weight_decay``.
+    """
+    embeddings = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
+    decayed: list[nn.Parameter] = []
+    spared: list[nn.Parameter] = []
+    for parameter in module.parameters():
+        if not parameter.requires_grad:
+            continue
+        embedding = id(parameter) in embeddings and not decay_embeddings
+        vector = parameter.dim() < 2
+        spare = vector or embedding or getattr(parameter, "no_weight_decay", False)
+        (spared if spare else decayed).append(parameter)
+    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": spared, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def adamw(
+    parameters: Iterable[Any],
+    *,
+    lr: float,
+    betas: tuple[float, float] = (0.9, 0.95),
+    eps: float = 1e-8,
+    weight_decay: float = 0.1,
+    fused: bool | None = None,
+) -> AdamW:
+    """AdamW (1711.05101); `fused` None means fused where every parameter is on a CUDA device.
+
+    Raises:
+        TaskConfigError: a setting out of its range.
+    """
+    first, second = (float(beta) for beta in betas)
+    if not lr > 0:
+        raise TaskConfigError("optimizer.lr", lr, "give a number above 0")
+    if not (0 <= first < 1 and 0 <= second < 1):
+        raise TaskConfigError("optimizer.betas", list(betas), "give two numbers from 0 up to, not including, 1")
+    if not eps > 0:
+        raise TaskConfigError("optimizer.eps", eps, "give a number above 0")
+    if not weight_decay >= 0:
+        raise TaskConfigError("optimizer.weight_decay", weight_decay, "give 0 or more")
+    groups = list(parameters)
+    if fused is None:
+        members = [p for group in groups for p in (group["params"] if isinstance(group, dict) else [group])]
+        fused = bool(members) and all(member.is_cuda for member in members)
+    return AdamW(groups, lr=lr, betas=(first, second), eps=eps, weight_decay=weight_decay, fused=fused)

@@ -1,0 +1,116 @@
+"""One label, or several, a sequence.
+
+Legend: B batch, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics import MetricCollection
+
+from longspan.models import SequenceClassificationHead, Transformer
+from longspan.tasks.base import Batch, Step, Task
+from longspan.tasks.class_weights import check_classes, checked_weights
+from longspan.tasks.errors import BatchError
+from longspan.tasks.language_modelling import identity
+from longspan.tasks.metrics import MacroAUROC, label_metrics
+
+
+class SequenceClassification(Task):
+    """Classification of whole sequences: accuracy, macro and micro F1, macro AUROC, Matthews correlation.
+
+    Args:
+        model: an encoder (a decoder works with neither "first" pooling nor much sense).
+        num_classes: K.
+        multi_label: whether a sequence may have any number of labels; each is then a yes or no of its own, yes from a
+            probability of `threshold` on.
+        class_names: K names, which predictions carry.
+        pooling: "mean" of the real tokens, or the "first" token.
+        head_dropout: on the pooled vector.
+        class_weights: K weights of the loss: of a sequence's class, or with `multi_label` of each label's positives.
+
+    Batches: ``tokens`` [B, T], optional ``lengths`` [B], ``labels`` [B] class numbers or [B, K] of 0 and 1.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        *,
+        num_classes: int,
+        multi_label: bool = False,
+        class_names: Sequence[str] | None = None,
+        pooling: str = "mean",
+        head_dropout: float = 0.0,
+        threshold: float = 0.5,
+        class_weights: Sequence[float] | None = None,
+        optimizer: Callable[..., Any] | None = None,
+        scheduler: Callable[..., Any] | None = None,
+        decay_embeddings: bool = False,
+    ) -> None:
+        self.class_names = check_classes(num_classes, class_names)
+        self.class_weights = checked_weights(class_weights, num_classes)
+        self.num_classes, self.multi_label, self.threshold = num_classes, multi_label, threshold
+        self.primary_metric = "macro_f1" if multi_label else "accuracy"
+        labels = label_metrics(num_classes, multi_label=multi_label)
+        self.metrics_info = {str(name): True for name in [*labels, "macro_auroc"]}
+        super().__init__(
+            model,
+            SequenceClassificationHead(model, num_classes, pooling=pooling, dropout=head_dropout),
+            {"labels": labels, "scores": MetricCollection({"macro_auroc": MacroAUROC()}, compute_groups=False)},
+            optimizer=optimizer,
+            scheduler=scheduler,
+            decay_embeddings=decay_embeddings,
+            hyperparameters={
+                "num_classes": num_classes,
+                "multi_label": multi_label,
+                "class_names": self.class_names,
+                "pooling": pooling,
+            },
+        )
+
+    @classmethod
+    def data_arguments(cls, data: Any) -> dict[str, Any]:
+        return {
+            "num_classes": int(data.num_classes),
+            "multi_label": bool(getattr(data, "multi_label", False)),
+            "class_names": getattr(data, "class_names", None),
+        }
+
+    def _logits(self, batch: Batch) -> Tensor:
+        tokens = self.entry(batch, "tokens")
+        return self.model(tokens, lengths=batch.get("lengths"), segments=batch.get("segments")).float()  # (B, K)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """[B, K] of logits [B, K]."""
+        return logits.sigmoid() if self.multi_label else logits.softmax(dim=-1)
+
+    def decide(self, probabilities: Tensor) -> Tensor:
+        """Labels of probabilities [B, K]: class numbers [B], or [B, K] of 0 and 1."""
+        return (probabilities >= self.threshold).long() if self.multi_label else probabilities.argmax(dim=-1)
+
+    def step(self, batch: Batch, batch_idx: int, stage: str) -> Step:
+        labels = self.entry(batch, "labels")
+        wanted = (len(batch["tokens"]), self.num_classes) if self.multi_label else (len(batch["tokens"]),)
+        if labels.shape != wanted:
+            raise BatchError(f"labels must be {list(wanted)}; got {list(labels.shape)}")
+        logits = self._logits(batch)
+        weights = None if self.class_weights is None else logits.new_tensor(self.class_weights)
+        if self.multi_label:
+            loss = F.binary_cross_entropy_with_logits(logits, labels.float(), pos_weight=weights)
+        else:
+            loss = F.cross_entropy(logits, labels.long(), weights)
+        if stage == "train":
+            return Step(loss, len(labels), {})
+        probabilities, labels = self.probabilities(logits), labels.long()
+        return Step(
+            loss, len(labels), {"labels": (self.decide(probabilities), labels), "scores": (probabilities, labels)}
+        )
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """``probabilities`` [B, K], ``labels`` ([B], or [B, K] of 0 and 1), and the sequences' ids."""
+        probabilities = self.probabilities(self._logits(batch))
+        return {**identity(batch), "probabilities": probabilities.cpu(), "labels": self.decide(probabilities).cpu()}

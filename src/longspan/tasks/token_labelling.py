@@ -1,0 +1,95 @@
+"""One label a token, as genes along a genome.
+
+Legend: B batch, T tokens, N tokens of a batch, C model width, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from longspan.models import TokenLabellingHead, Transformer
+from longspan.tasks.base import Batch, Step, Task
+from longspan.tasks.class_weights import check_classes, checked_weights
+from longspan.tasks.errors import BatchError
+from longspan.tasks.language_modelling import identity
+from longspan.tasks.losses import IGNORED, token_losses, token_predictions, weighted_mean
+from longspan.tasks.metrics import label_metrics
+
+
+class TokenLabelling(Task):
+    """Labels of single tokens: accuracy, macro and micro F1, Matthews correlation, over all tokens with a label.
+
+    Args:
+        model: an encoder.
+        num_classes: K.
+        class_names: K names, which predictions carry.
+        head_dropout: before the last layer.
+        class_weights: K weights of the loss.
+
+    Batches: ``tokens`` [B, T], optional ``lengths`` [B], ``labels`` [B, T] class numbers, -100 where there is none.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        *,
+        num_classes: int,
+        class_names: Sequence[str] | None = None,
+        head_dropout: float = 0.0,
+        class_weights: Sequence[float] | None = None,
+        optimizer: Callable[..., Any] | None = None,
+        scheduler: Callable[..., Any] | None = None,
+        decay_embeddings: bool = False,
+    ) -> None:
+        self.class_names = check_classes(num_classes, class_names)
+        self.class_weights = checked_weights(class_weights, num_classes)
+        self.num_classes = num_classes
+        self.primary_metric = "macro_f1"
+        labels = label_metrics(num_classes, multi_label=False)
+        self.metrics_info = {str(name): True for name in labels}
+        super().__init__(
+            model,
+            TokenLabellingHead(model, num_classes, dropout=head_dropout),
+            {"labels": labels},
+            optimizer=optimizer,
+            scheduler=scheduler,
+            decay_embeddings=decay_embeddings,
+            hyperparameters={"num_classes": num_classes, "class_names": self.class_names},
+        )
+
+    @classmethod
+    def data_arguments(cls, data: Any) -> dict[str, Any]:
+        return {"num_classes": int(data.num_classes), "class_names": getattr(data, "class_names", None)}
+
+    def targets(self, batch: Batch) -> Tensor:
+        """Labels [B, T], ignored also where the sequence has ended."""
+        labels = self.entry(batch, "labels").long()
+        if labels.shape != batch["tokens"].shape:
+            raise BatchError(f"labels must be [B, T] = {list(batch['tokens'].shape)}; got {list(labels.shape)}")
+        if (lengths := batch.get("lengths")) is not None:
+            beyond = torch.arange(labels.shape[1], device=labels.device) >= lengths[:, None]  # (B, T)
+            labels = labels.masked_fill(beyond, IGNORED)
+        return labels
+
+    def step(self, batch: Batch, batch_idx: int, stage: str) -> Step:
+        hidden = self.hidden(batch).flatten(0, 1)  # (N, C)
+        targets = self.targets(batch).flatten()  # (N,)
+        weights = None if self.class_weights is None else torch.tensor(self.class_weights, device=hidden.device)
+        losses = token_losses(self.model.head, hidden, targets, classes=self.num_classes, class_weights=weights)
+        loss, count = weighted_mean(losses, targets, weights)
+        if stage == "train":
+            return Step(loss, count, {})
+        labelled = targets != IGNORED
+        predicted, _ = token_predictions(self.model.head, hidden[labelled], classes=self.num_classes)
+        return Step(loss, count, {"labels": (predicted, targets[labelled])})
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """``labels`` [B, T], their ``probabilities`` [B, T], and the sequences' ids, starts and lengths."""
+        hidden = self.hidden(batch)  # (B, T, C)
+        labels, sure = token_predictions(self.model.head, hidden.flatten(0, 1), classes=self.num_classes)
+        shape = hidden.shape[:2]
+        return {**identity(batch), "labels": labels.view(shape).cpu(), "probabilities": sure.view(shape).cpu()}
