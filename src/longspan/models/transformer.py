@@ -131,7 +131,7 @@ class Transformer(nn.Module):
 
     def layers(self) -> list[Block]:
         """The blocks, first to last."""
-        return [cast(Block, block) for block in self.layers()]
+        return [cast(Block, block) for block in self.blocks]
 
     def attention_modules(self) -> list[nn.Module]:
         """The attention module of each layer, first to last."""

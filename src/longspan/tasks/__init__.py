@@ -22,6 +22,7 @@ __all__ = [
     "adamw",
     "build_task",
     "data_facts",
+    "data_facts",
     "decay_groups",
     "task_class",
     "warmup_constant",

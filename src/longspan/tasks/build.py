@@ -40,6 +40,28 @@ def data_facts(task: type[Task] | partial[Task], data: Any) -> dict[str, Any]:
         raise TaskConfigError("data", type(data).__name__, f"cannot serve {kind.__name__}: {error}") from error
 
 
+def data_facts(task: type[Task] | partial[Task], data: Any) -> dict[str, Any]:
+    """What a task is told of the data, as plain values: enough to build it again without the data.
+
+    Args:
+        data: a data module after its ``setup``: ``vocab_size``, ``max_length`` and what the task's
+            ``data_arguments`` asks for.
+
+    Raises:
+        TaskConfigError: the task is none, or the data cannot serve it.
+    """
+    kind = task_class(task)
+    try:
+        return {
+            "vocab_size": int(data.vocab_size),
+            "max_length": int(data.max_length),
+            **kind.data_arguments(data),
+        }
+    except (AttributeError, TypeError) as error:
+        served = ", ".join(getattr(data, "tasks", ())) or "other tasks"
+        raise TaskConfigError("task", kind.__name__, f"this data ({type(data).__name__}) is for {served}") from error
+
+
 def build_task(
     task: type[Task] | partial[Task],
     *,
@@ -56,19 +78,21 @@ def build_task(
         model: a partial of :func:`longspan.models.transformer` with its sizes.
         attention: see :func:`longspan.models.attention_choice.attention_of_each_layer`.
         data: a data module after its ``setup``, or what :func:`data_facts` said of one. Settings already in the
-            task's partial win over what the data says.
+            task's partial win over it.
         optimizer, scheduler: partials; see :class:`longspan.tasks.base.Task`.
 
     Raises:
         TaskConfigError: the task is none, or the data cannot serve it.
+        ModelConfigError: sizes that do not fit each other.
     """
-    facts = data if isinstance(data, Mapping) else data_facts(task, data)
+    kind = task_class(task)
+    facts = dict(data) if isinstance(data, Mapping) else data_facts(task, data)
     backbone = model(
-        causal=task_class(task).causal,
-        vocab_size=facts["vocab_size"],
-        max_length=facts["max_length"],
+        causal=kind.causal,
+        vocab_size=facts.pop("vocab_size"),
+        max_length=facts.pop("max_length"),
         attention=attention,
     )
     given = task.keywords if isinstance(task, partial) else {}
-    known = {name: value for name, value in facts["task"].items() if given.get(name) is None}
-    return task(model=backbone, optimizer=optimizer, scheduler=scheduler, **known)
+    arguments = {name: value for name, value in facts.items() if given.get(name) is None}
+    return task(model=backbone, optimizer=optimizer, scheduler=scheduler, **arguments)

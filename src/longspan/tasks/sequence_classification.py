@@ -14,7 +14,7 @@ from torchmetrics import MetricCollection
 
 from longspan.models import SequenceClassificationHead, Transformer
 from longspan.tasks.base import Batch, Step, Task
-from longspan.tasks.class_weights import check_classes, checked_weights
+from longspan.tasks.classes import check_classes, checked_weights, names_of
 from longspan.tasks.errors import BatchError
 from longspan.tasks.language_modelling import identity
 from longspan.tasks.metrics import MacroAUROC, label_metrics
@@ -77,7 +77,7 @@ class SequenceClassification(Task):
         return {
             "num_classes": int(data.num_classes),
             "multi_label": bool(getattr(data, "multi_label", False)),
-            "class_names": getattr(data, "class_names", None),
+            "class_names": names_of(data),
         }
 
     def _logits(self, batch: Batch) -> Tensor:

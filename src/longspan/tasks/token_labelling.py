@@ -13,7 +13,7 @@ from torch import Tensor
 
 from longspan.models import TokenLabellingHead, Transformer
 from longspan.tasks.base import Batch, Step, Task
-from longspan.tasks.class_weights import check_classes, checked_weights
+from longspan.tasks.classes import check_classes, checked_weights, names_of
 from longspan.tasks.errors import BatchError
 from longspan.tasks.language_modelling import identity
 from longspan.tasks.losses import IGNORED, token_losses, token_predictions, weighted_mean
@@ -63,7 +63,7 @@ class TokenLabelling(Task):
 
     @classmethod
     def data_arguments(cls, data: Any) -> dict[str, Any]:
-        return {"num_classes": int(data.num_classes), "class_names": getattr(data, "class_names", None)}
+        return {"num_classes": int(data.num_classes), "class_names": names_of(data)}
 
     def targets(self, batch: Batch) -> Tensor:
         """Labels [B, T], ignored also where the sequence has ended."""

@@ -1,8 +1,9 @@
-"""Checks of classes and of their weights in the loss."""
+"""Checks of classes, their names and their weights in the loss."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from longspan.tasks.errors import TaskConfigError
 
@@ -20,6 +21,12 @@ def check_classes(num_classes: int, class_names: Sequence[str] | None) -> list[s
     if len(class_names) != num_classes:
         raise TaskConfigError("task.class_names", list(class_names), f"give {num_classes} names, one a class")
     return [str(name) for name in class_names]
+
+
+def names_of(data: Any) -> list[str] | None:
+    """Class names of a data module as plain text, None where it has none."""
+    names = getattr(data, "class_names", None)
+    return None if names is None else [str(name) for name in names]
 
 
 def checked_weights(class_weights: Sequence[float] | None, num_classes: int) -> list[float] | None:
