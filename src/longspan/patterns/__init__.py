@@ -1,0 +1,34 @@
+"""Which keys each query may attend to: patterns as values, one file a family."""
+
+from longspan.patterns.base import Pattern
+from longspan.patterns.bigbird import BigBird
+from longspan.patterns.block_table import BlockTable
+from longspan.patterns.compose import Intersection, Union
+from longspan.patterns.errors import PatternError
+from longspan.patterns.fixed import Fixed
+from longspan.patterns.full import Full
+from longspan.patterns.global_tokens import Global
+from longspan.patterns.local import Local
+from longspan.patterns.longformer import Longformer
+from longspan.patterns.per_head import PerHead
+from longspan.patterns.predicate import Predicate
+from longspan.patterns.random_blocks import Random
+from longspan.patterns.strided import Strided
+
+__all__ = [
+    "BigBird",
+    "BlockTable",
+    "Fixed",
+    "Full",
+    "Global",
+    "Intersection",
+    "Local",
+    "Longformer",
+    "Pattern",
+    "PatternError",
+    "PerHead",
+    "Predicate",
+    "Random",
+    "Strided",
+    "Union",
+]

@@ -1,0 +1,73 @@
+"""Patterns made of patterns: `p | q` and `p & q`, head by head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from longspan_kernels.block_sparse.rules import And, Or, Rule
+
+from longspan.patterns.base import Pattern
+from longspan.patterns.errors import PatternError
+from longspan.patterns.predicate import Predicate
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Composition(Pattern):
+    """Two or more patterns combined; nested ones of one kind are joined, repeated ones kept once."""
+
+    parts: tuple[Pattern, ...]
+
+    def validate(self) -> None:
+        owner = type(self).__name__
+        flat: dict[Pattern, None] = {}
+        for part in self.parts:
+            if not isinstance(part, Pattern):
+                raise PatternError(owner, "parts", f"holds {part!r}; give patterns")
+            flat |= dict.fromkeys(part.parts if isinstance(part, type(self)) else (part,))
+        if not flat:
+            raise PatternError(owner, "parts", "is empty; give at least one pattern")
+        counts = {part.head_count for part in flat} - {None}
+        if len(counts) > 1:
+            raise PatternError(owner, "parts", f"are made for {sorted(counts)} heads; they must be made for equally many")  # type: ignore[type-var]
+        self.normalise(parts=tuple(flat))
+
+    def settings(self) -> list[tuple[str, str]]:
+        return [(str(n), part.key) for n, part in enumerate(self.parts)]
+
+    def at_head(self, head: int, heads: int) -> Pattern:
+        parts = tuple(part.at_head(head, heads) for part in self.parts)
+        return self if parts == self.parts else type(self)(parts)
+
+    @property
+    def head_count(self) -> int | None:
+        return next((part.head_count for part in self.parts if part.head_count is not None), None)
+
+    @property
+    def home(self) -> torch.device:
+        return next((part.home for part in self.parts if part.home.type != "cpu"), torch.device("cpu"))
+
+    def count(self, length: int, heads: tuple[int, ...], causal: bool) -> int:
+        if len(self.parts) == 1:
+            return self.parts[0].count(length, heads, causal)
+        return super().count(length, heads, causal)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Union(Composition):
+    """`p | q`: a pair is live where any part keeps it."""
+
+    def rule(self, q_len: int, k_len: int, heads: tuple[int, ...], causal: bool, device: torch.device) -> Rule:
+        return Or(*(part.rule(q_len, k_len, heads, causal, device) for part in self.parts))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Intersection(Composition):
+    """`p & q`: a pair is live where every part keeps it."""
+
+    def rule(self, q_len: int, k_len: int, heads: tuple[int, ...], causal: bool, device: torch.device) -> Rule:
+        known = [p.rule(q_len, k_len, heads, causal, device) for p in self.parts if not isinstance(p, Predicate)]
+        lo, hi = And(*known).band() if known else (None, None)
+        reach = k_len if lo is None or hi is None else max(0, hi - lo + 1)
+        asked = [p.rule_within(q_len, k_len, heads, causal, reach) for p in self.parts if isinstance(p, Predicate)]
+        return And(*known, *asked)

@@ -1,0 +1,73 @@
+"""Random blocks that depend on (seed, head, row) alone: no generator, no state, the same on every device and rank.
+
+Legend: H heads, R rows (query blocks), n draws a row.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+MASK = 0xFFFFFFFF
+GOLDEN = 0x9E3779B9
+Number = TypeVar("Number", int, Tensor)
+
+
+def mix(x: Number) -> Number:
+    """A bijection of 32-bit values with good avalanche; its multipliers keep int64 products from overflowing."""
+    x = x & MASK
+    x = x ^ (x >> 16)
+    x = (x * 0x21F0AAAD) & MASK
+    x = x ^ (x >> 15)
+    x = (x * 0x735A2D97) & MASK
+    return x ^ (x >> 15)
+
+
+def fold(state, x):
+    """The next 32-bit state after taking in `x`, ints or int64 tensors that broadcast."""
+    return mix(state ^ mix(x + GOLDEN))
+
+
+def distinct_draws(seed: int, heads: Tensor, rows: Tensor, available: Tensor, draws: int) -> Tensor:
+    """Draws without repetition, uniform over all subsets (Floyd's algorithm).
+
+    Args:
+        seed: any int; its low 64 bits count.
+        heads: [H] int64 head numbers.
+        rows: [R] int64 row numbers.
+        available: [R] int64, how many things a row chooses from.
+        draws: how many it takes.
+
+    Returns:
+        [H, R, n] int64 in [0, available), n = min(draws, the largest `available`); a row with at most `draws` to choose
+        from lists all of them in order, then -1.
+    """
+    most = int(available.max()) if len(available) else 0
+    columns = min(draws, most)
+    out = torch.full((len(heads), len(rows), columns), -1, dtype=torch.int64, device=rows.device)
+    state = fold(fold(fold(0, seed & MASK), seed >> 32), heads[:, None])
+    state = fold(state, rows[None, :])  # (H, R)
+    scarce = available <= draws
+    for n in range(columns):
+        top = available - draws + n
+        pick = (fold(state, n) * (top + 1).clamp(min=1)) >> 32
+        repeated = (out[:, :, :n] == pick[:, :, None]).any(2)
+        pick = torch.where(repeated, top, pick)
+        out[:, :, n] = torch.where(scarce, torch.where(available > n, n, -1), pick)
+    return out
+
+
+def per_head_lists(heads: tuple[int, ...], drawn: Tensor) -> Tensor:
+    """[len(heads), R, n] lists of some heads -> lists indexed by head number, -1 for the heads not asked for."""
+    if heads == tuple(range(len(heads))):
+        return drawn
+    out = torch.full((max(heads) + 1, *drawn.shape[1:]), -1, dtype=torch.int64, device=drawn.device)
+    out[list(heads)] = drawn
+    return out
+
+
+def block_rows(q_len: int, k_len: int, block_size: int, device: torch.device) -> Tensor:
+    """[R] int64: the blocks that queries lie in, in key coordinates (negative where there are more queries than keys)."""
+    return torch.arange((k_len - q_len) // block_size, -(-k_len // block_size), device=device)
