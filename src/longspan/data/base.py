@@ -128,12 +128,17 @@ class SequenceDataModule(pl.LightningDataModule):
         """Batches of the training split in an order of (seed, epoch); resumable inside an epoch."""
         rank, world = rank_and_world()
         data = self.split("train")
-        return ResumableLoader(
+        loader = ResumableLoader(
             data,
             sampler=TrainSampler(data, self.seed, rank, world),
             drop_last=self.drop_last and len(data) >= self.batch_size * world,  # type: ignore[arg-type]
             **self._options(),
         )
+        if self.trainer is not None:
+            trainer = self.trainer
+            loader.epoch = trainer.current_epoch  # not 0 where the trainer reloads its loaders
+            loader.batches_an_epoch = lambda: trainer.num_training_batches
+        return loader
 
     def val_dataloader(self) -> DataLoader:
         """Batches of the validation split, in order."""

@@ -6,7 +6,7 @@ loader without one starts the epoch anew, and the resumed run sees other batches
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,9 @@ class TrainSampler(DistributedSampler):
     def __init__(self, dataset: Dataset, seed: int, rank: int = 0, world: int = 1):
         super().__init__(dataset, num_replicas=world, rank=rank, shuffle=True, seed=seed, drop_last=False)
         self.start = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Nothing: the loader counts the epochs itself, and says why."""
 
     def order(self) -> np.ndarray:
         """All ranks' indices of the present epoch, [indices rounded up to the ranks]."""
@@ -65,16 +68,20 @@ class EvaluationSampler(DistributedSampler):
 class ResumableLoader(DataLoader):
     """A DataLoader over a `TrainSampler` with `state_dict` and `load_state_dict`.
 
-    The state counts the samples handed out in this epoch on all ranks together, so it is the same on every rank and
-    does not depend on workers having fetched ahead.
+    Iterating goes on where the last iteration, or the loaded state, left off, and past an epoch's end with the next
+    epoch. The epoch is counted here and not taken from Lightning, which counts one more after a run that `max_steps`
+    stopped in the middle of an epoch, and then goes on with the rest of it. The state counts the samples handed out
+    on all ranks together, so it is the same on every rank and does not depend on workers having fetched ahead.
+
+    `batches_an_epoch`: asked for how many batches the trainer takes of each pass (`limit_train_batches`).
     """
 
-    _pending: dict[str, int] | None = None
-    _epoch = 0
+    epoch = 0
+    batches_an_epoch: Callable[[], float] | None = None
     _samples = 0
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        # a generator: Lightning makes the iterator before it tells the sampler the epoch, and workers fetch at once
+        # a generator: Lightning makes iterators that it drops unused, which are no epochs, and workers fetch at once
         return self._batches()
 
     def _batches(self) -> Iterator[Any]:
@@ -82,29 +89,24 @@ class ResumableLoader(DataLoader):
         if not isinstance(sampler, TrainSampler):  # Lightning's overfit_batches puts in a sequential one
             yield from super().__iter__()
             return
-        pending, self._pending = self._pending, None
-        self._epoch, self._samples = sampler.epoch, 0
-        if pending is not None and pending["epoch"] == sampler.epoch:
-            self._samples = pending["samples"]
-        if self._samples >= sampler.total_size:
-            return
+        if self._is_over():
+            self.epoch, self._samples = self.epoch + 1, 0
+        sampler.epoch = self.epoch
         sampler.start = self._samples // sampler.num_replicas
-        step = (self.batch_size or 1) * sampler.num_replicas
         try:
             for batch in super().__iter__():
-                self._samples = min(self._samples + step, sampler.total_size)
+                self._samples += self._step
                 yield batch
         finally:
             sampler.start = 0
 
     def state_dict(self) -> dict[str, int]:
-        """Where in which epoch the loader is, and what identifies its order."""
-        if self._pending is not None:
-            return dict(self._pending)
-        return {"epoch": self._epoch, "samples": self._samples} | self._identity()
+        """The place to go on from, and what identifies the order."""
+        over = self._is_over()
+        return {"epoch": self.epoch + over, "samples": 0 if over else self._samples} | self._identity()
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Goes on from `state` at the next iteration, if that is of the state's epoch.
+        """Goes on from `state` at the next iteration.
 
         Raises:
             ResumeError: the state is of other data or of another seed.
@@ -116,9 +118,17 @@ class ResumableLoader(DataLoader):
                     f"resume: the checkpoint's run had {what} {state.get(name)}, this one has {here}; resume with the "
                     "same data.* settings, or start a new run from the checkpoint's weights"
                 )
-        self._pending = dict(state)
-        if isinstance(self.sampler, TrainSampler):
-            self.sampler.set_epoch(state["epoch"])
+        self.epoch, self._samples = state["epoch"], state["samples"]
+
+    @property
+    def _step(self) -> int:
+        """Samples a step, on all ranks together."""
+        return (self.batch_size or 1) * int(getattr(self.sampler, "num_replicas", 1))
+
+    def _is_over(self) -> bool:
+        """Whether the present pass has given all that the trainer takes of it."""
+        limit = len(self) if self.batches_an_epoch is None else min(len(self), self.batches_an_epoch())
+        return self._samples > 0 and self._samples >= limit * self._step
 
     def _identity(self) -> dict[str, int]:
         return {"windows": len(self.dataset), "seed": int(getattr(self.sampler, "seed", 0))}  # type: ignore[arg-type]
