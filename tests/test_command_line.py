@@ -11,7 +11,8 @@ from longspan.training.errors import ConfigError
 
 CONF = Path(__file__).parents[1] / "conf"
 VARIANTS = {
-    "full", "local", "dilated", "strided", "fixed", "global", "random", "longformer", "bigbird", "block_table", "per_head",
+    "full", "local", "dilated", "strided", "fixed", "global", "random", "longformer", "bigbird", "block_table",
+    "per_head",
 }  # fmt: skip
 
 
@@ -43,7 +44,9 @@ def test_a_key_at_the_wrong_place_is_found():
     assert "Did you mean trainer.max_steps?" in message("model.max_steps=3")
 
 
-@pytest.mark.parametrize("override", ["trainer.max_steps", "trainer.max_steps=[1", "~trainer.no_such", "attention=full,local"])
+@pytest.mark.parametrize(
+    "override", ["trainer.max_steps", "trainer.max_steps=[1", "~trainer.no_such", "attention=full,local"]
+)
 def test_other_slips_are_short(override):
     text = message(override)
     assert 0 < len(text.splitlines()) <= 6 and "Traceback" not in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 from pathlib import Path
@@ -10,11 +11,12 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import WeightAveraging
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+log = logging.getLogger(__name__)
 
 
 class SaveOnInterrupt(pl.Callback):
-    """Ends a fit after the batch in hand on the first Ctrl-C, at once on the second; the first saves `interrupted.ckpt`.
+    """Ends a fit after the batch in hand on the first Ctrl-C, and saves `interrupted.ckpt`; at once on the second.
 
     After a batch the weights, the optimizer and the place in the data agree, so that `ckpt_path=` goes on exactly;
     inside one they do not, and nothing is saved. SIGTERM is Lightning's: it too ends after a batch, and is saved here.
@@ -38,9 +40,11 @@ class SaveOnInterrupt(pl.Callback):
         if self._asked:
             raise KeyboardInterrupt
         self._asked = True
-        rank_zero_info("Stopping after this batch (Ctrl-C again: at once) ...")
+        log.warning("Stopping after this batch (Ctrl-C again: at once) ...")
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         self._between_batches = False
 
     def on_train_batch_end(
@@ -61,7 +65,7 @@ class SaveOnInterrupt(pl.Callback):
         self._restore()
         if isinstance(exception, KeyboardInterrupt | SystemExit) and self._between_batches:
             trainer.save_checkpoint(self.path)
-            rank_zero_info(f"Saved {self.path}; go on with ckpt_path={self.path}")
+            log.warning(f"Saved {self.path}; go on with ckpt_path={self.path}")
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._restore()

@@ -11,7 +11,7 @@ import torch
 
 
 class RandomState(pl.Callback):
-    """Saves the generators of Python, NumPy and torch (and this rank's GPU), restores them at the first resumed step."""
+    """Saves the generators of Python, NumPy and torch (and this rank's GPU), restored at the first resumed step."""
 
     def __init__(self) -> None:
         self._loaded: dict[str, Any] | None = None
@@ -21,7 +21,13 @@ class RandomState(pl.Callback):
         name, keys, position, has_gauss, cached = np.random.get_state()  # type: ignore[misc]
         state: dict[str, Any] = {
             "python": [version, list(words), gauss],
-            "numpy": [str(name), torch.from_numpy(np.array(keys, dtype=np.int64)), int(position), int(has_gauss), float(cached)],
+            "numpy": [
+                str(name),
+                torch.from_numpy(np.array(keys, dtype=np.int64)),
+                int(position),
+                int(has_gauss),
+                float(cached),
+            ],
             "torch": torch.get_rng_state(),
         }
         if torch.cuda.is_available():
@@ -31,7 +37,9 @@ class RandomState(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._loaded = state_dict
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         if self._loaded is None:
             return
         state, self._loaded = self._loaded, None

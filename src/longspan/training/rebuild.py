@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from longspan.training.assemble import task_of
 from longspan.training.build import build, build_trainer
 from longspan.training.checks import check_machine, check_targets
+from longspan.training.console import quiet_libraries
 from longspan.training.errors import CheckpointError
 from longspan.training.overrides import overridden
 from longspan.training.seeding import seed_run
@@ -53,9 +54,12 @@ def rebuild(checkpoint: str, words: Sequence[str], conf: Path) -> Rebuilt:
         config = {**config, "trainer": {**config["trainer"], **HERE}}
     config = overridden(config, words, conf)
     config["trainer"].update(fast_dev_run=False)
+    if "class_names" in config["data"] and config["data"]["class_names"] is None:
+        config["data"]["class_names"] = facts["task"].get("class_names")
     asked = OmegaConf.create(config)
     check_machine(asked)
     check_targets(asked)
+    quiet_libraries()
     seed_run(config["seed"])
     task = task_of(config, facts)
     task.on_load_checkpoint(saved)

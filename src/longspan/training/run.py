@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.loggers import WandbLogger
 from omegaconf import OmegaConf
 
 from longspan.models import warm_start
@@ -15,6 +14,7 @@ from longspan.records import RecordWriter
 from longspan.training.assemble import assemble
 from longspan.training.build import always, build_named, build_trainer
 from longspan.training.checks import check_machine, check_targets
+from longspan.training.console import quiet_libraries
 from longspan.training.seeding import seed_run
 from longspan.training.stored import load_checkpoint
 from longspan.training.summary import print_summary
@@ -46,6 +46,7 @@ def run(config: dict[str, Any]) -> float | None:
         check_targets(conf)
         if config["ckpt_path"]:
             load_checkpoint(config["ckpt_path"], key="ckpt_path")
+        quiet_libraries()
         seed_run(config["seed"])
         datamodule, task, facts = assemble(config)
         if config["init_from"]:
@@ -53,12 +54,9 @@ def run(config: dict[str, Any]) -> float | None:
         trainer = build_trainer(
             config, [*always(config, facts), *build_named(config, "callbacks"), record], build_named(config, "logger")
         )
-        try:
-            trainer.fit(task, datamodule, ckpt_path=config["ckpt_path"])
-            if config["test"]:
-                trainer.test(task, datamodule, ckpt_path=best_checkpoint(trainer), verbose=False)
-        finally:
-            _finish_wandb(trainer)
+        trainer.fit(task, datamodule, ckpt_path=config["ckpt_path"])
+        if config["test"]:
+            trainer.test(task, datamodule, ckpt_path=best_checkpoint(trainer), verbose=False)
     if trainer.is_global_zero and record.record is not None:
         print_summary(record.record)
     return _primary(task, record)
@@ -68,15 +66,6 @@ def best_checkpoint(trainer: pl.Trainer) -> str | None:
     """The checkpoint with the best validation figure, or None (the weights as they are) where none was saved."""
     path = getattr(trainer.checkpoint_callback, "best_model_path", "")
     return path if path and Path(path).is_file() else None
-
-
-def _finish_wandb(trainer: pl.Trainer) -> None:
-    """Closes the W&B run, so that the next job of a sweep starts its own."""
-    if any(isinstance(logger, WandbLogger) for logger in trainer.loggers):
-        import wandb
-
-        if wandb.run is not None:
-            wandb.finish()
 
 
 def _primary(task: pl.LightningModule, record: RecordWriter) -> float | None:

@@ -1,4 +1,4 @@
-"""The run's config, and what its task was told of the data, inside each checkpoint: enough to rebuild the task alone."""
+"""The run's config, and what its task was told of the data, in each checkpoint: enough to rebuild the task."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ class StoreConfig(pl.Callback):
     def __init__(self, config: dict[str, Any], facts: dict[str, Any]) -> None:
         self.config, self.facts = config, facts
 
-    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         checkpoint[CONFIG], checkpoint[FACTS] = self.config, self.facts
 
 

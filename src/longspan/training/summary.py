@@ -45,7 +45,11 @@ def accuracy_table(record: Record) -> Table:
     for name, metric in record.accuracy.items():
         direction = "" if metric.higher_is_better else " (lower is better)"
         table.add_row(
-            name + direction, metric.split, _number(metric.value), _number(metric.baseline), verdicts[metric.beats_baseline]
+            name + direction,
+            metric.split,
+            _number(metric.value),
+            _number(metric.baseline),
+            verdicts[metric.beats_baseline],
         )
     return table
 

@@ -1,0 +1,195 @@
+"""Writes predictions as they come: a row a sequence, or a row a run of equal labels along a record."""
+
+from __future__ import annotations
+
+import csv
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+from torch import Tensor
+
+from longspan.tasks import SequenceClassification, TokenLabelling
+from longspan.training.errors import ConfigError
+
+Row = dict[str, Any]
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".bed")
+
+
+class PredictionFile:
+    """A CSV, TSV, JSONL or BED file, by its suffix; complete, or not there under its name.
+
+    BED (0-based, half open) has the records' runs of labels: name, 1000 times the mean probability, and the strand
+    where a label ends in + or -. Runs of the first label, "nothing here", are left out of it.
+
+    Raises:
+        ConfigError: another suffix, or BED for predictions that are not per base.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if self.path.suffix not in SUFFIXES:
+            raise ConfigError(f"output={path} must end in one of {', '.join(SUFFIXES)}")
+        self._partial = self.path.with_name(self.path.name + ".partial")
+        self._file: TextIO | None = None
+        self._table: Any = None
+        self.rows = 0
+
+    def __enter__(self) -> PredictionFile:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self._partial.open("w", encoding="utf-8", newline="")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._file is not None
+        self._file.close()
+        if error is None:
+            self._partial.replace(self.path)
+        else:
+            self._partial.unlink(missing_ok=True)
+
+    def write(self, row: Row) -> None:
+        assert self._file is not None
+        if self.path.suffix == ".bed":
+            line = _bed(row)
+            if line is None:
+                return
+            self._file.write(line + "\n")
+        elif self.path.suffix == ".jsonl":
+            self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        else:
+            if self._table is None:
+                dialect = "excel-tab" if self.path.suffix == ".tsv" else "excel"
+                self._table = csv.DictWriter(self._file, list(row), dialect=dialect, lineterminator="\n")
+                self._table.writeheader()
+            self._table.writerow({name: _cell(value) for name, value in row.items()})
+        self.rows += 1
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, list):
+        return "|".join(str(part) for part in value)
+    return f"{value:.6g}" if isinstance(value, float) else value
+
+
+def _bed(row: Row) -> str | None:
+    if "start" not in row:
+        raise ConfigError("output=*.bed is for labels along a sequence; give a .csv or .jsonl for these predictions")
+    if row["class"] == 0:
+        return None
+    strand = row["label"][-1] if row["label"].endswith(("+", "-")) else "."
+    score = round(1000 * row["probability"])
+    return "\t".join(map(str, (row["id"], row["start"], row["end"], row["label"].replace("\t", " "), score, strand)))
+
+
+class Rows(ABC):
+    """Rows for people out of a task's predictions, fed batch by batch in the order of the data."""
+
+    @abstractmethod
+    def add(self, batch: Mapping[str, Any]) -> Iterator[Row]:
+        """The rows that this batch completes."""
+
+    def end(self) -> Iterator[Row]:
+        """The row that was still open."""
+        return iter(())
+
+
+def rows_for(task: Any) -> Rows:
+    """How the predictions of a task are written."""
+    if isinstance(task, TokenLabelling):
+        return LabelRuns(task.class_names)
+    if isinstance(task, SequenceClassification):
+        return SequenceLabels(task.class_names)
+    return Scores()
+
+
+class Scores(Rows):
+    """One row a record: the bits that its tokens cost, over all its windows."""
+
+    def __init__(self) -> None:
+        self.open: Row | None = None
+
+    def add(self, batch: Mapping[str, Any]) -> Iterator[Row]:
+        for index, name in enumerate(batch["ids"]):
+            bits, tokens = float(batch["bits"][index]), int(batch["tokens"][index])
+            if self.open is not None and self.open["id"] == name and int(batch["starts"][index]) > 0:
+                self.open["tokens"] += tokens
+                self.open["bits"] += bits
+            else:
+                yield from self.end()
+                self.open = {"id": name, "tokens": tokens, "bits": bits}
+
+    def end(self) -> Iterator[Row]:
+        if self.open is not None:
+            yield {**self.open, "bits_per_token": self.open["bits"] / max(1, self.open["tokens"])}
+
+
+class SequenceLabels(Rows):
+    """One row a sequence: its label or labels, and the probability of every class."""
+
+    def __init__(self, class_names: Sequence[str] | None) -> None:
+        self.class_names = class_names
+
+    def add(self, batch: Mapping[str, Any]) -> Iterator[Row]:
+        probabilities: Tensor = batch["probabilities"]  # (B, K)
+        names = list(self.class_names or map(str, range(probabilities.shape[1])))
+        for index, name in enumerate(batch["ids"]):
+            chosen = batch["labels"][index]
+            if chosen.dim() == 0:
+                label: Any = names[int(chosen)]
+            else:
+                label = [one for one, yes in zip(names, chosen, strict=True) if yes]
+            spread = {f"p({one})": float(p) for one, p in zip(names, probabilities[index], strict=True)}
+            yield {"id": name, "label": label, **spread}
+
+
+@dataclass
+class _Run:
+    id: str
+    start: int
+    end: int
+    label: int
+    total: float
+
+
+class LabelRuns(Rows):
+    """One row a run of equal labels: 0-based, half open, joined over the windows of a record."""
+
+    def __init__(self, class_names: Sequence[str] | None) -> None:
+        self.class_names = class_names
+        self.open: _Run | None = None
+
+    def add(self, batch: Mapping[str, Any]) -> Iterator[Row]:
+        for index, name in enumerate(batch["ids"]):
+            length, start = int(batch["lengths"][index]), int(batch["starts"][index])
+            labels = batch["labels"][index, :length]
+            sure = batch["probabilities"][index, :length].double()
+            values, counts = labels.unique_consecutive(return_counts=True)
+            begin = 0
+            for label, count in zip(values.tolist(), counts.tolist(), strict=True):
+                total = float(sure[begin : begin + count].sum())
+                run = self.open
+                if run is not None and (run.id, run.end, run.label) == (name, start + begin, label):
+                    run.end, run.total = run.end + count, run.total + total
+                else:
+                    yield from self.end()
+                    self.open = _Run(name, start + begin, start + begin + count, label, total)
+                begin += count
+
+    def end(self) -> Iterator[Row]:
+        run = self.open
+        if run is not None:
+            yield {
+                "id": run.id,
+                "start": run.start,
+                "end": run.end,
+                "class": run.label,
+                "label": self.class_names[run.label] if self.class_names else str(run.label),
+                "probability": run.total / (run.end - run.start),
+            }
