@@ -24,23 +24,6 @@ def task_class(task: type[Task] | partial[Task]) -> type[Task]:
 
 
 def data_facts(task: type[Task] | partial[Task], data: Any) -> dict[str, Any]:
-    """What the model and the task must know of a data module (after its `setup`), as plain values.
-
-    Raises:
-        TaskConfigError: the data cannot serve the task.
-    """
-    kind = task_class(task)
-    try:
-        return {
-            "vocab_size": int(data.vocab_size),
-            "max_length": int(data.max_length),
-            "task": kind.data_arguments(data),
-        }
-    except (AttributeError, TypeError) as error:
-        raise TaskConfigError("data", type(data).__name__, f"cannot serve {kind.__name__}: {error}") from error
-
-
-def data_facts(task: type[Task] | partial[Task], data: Any) -> dict[str, Any]:
     """What a task is told of the data, as plain values: enough to build it again without the data.
 
     Args:

@@ -6,9 +6,10 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, cast
 
 from longspan.records import Accuracy, Record
-from longspan.tasks import data_facts
+from longspan.tasks import Task, data_facts
 from longspan.training.errors import CheckpointError, ConfigError
 from longspan.training.rebuild import rebuild
 
@@ -28,7 +29,7 @@ def evaluate(checkpoint: str, words: Sequence[str], conf: Path, *, split: str = 
     run = rebuild(checkpoint, words, conf)
     run.datamodule.prepare_data()
     run.datamodule.setup("test" if name == "test" else "validate")
-    _check_same_labels(run.facts, data_facts(type(run.task), run.datamodule))
+    _check_same_labels(run.facts, data_facts(cast(type[Task], type(run.task)), run.datamodule))
     trainer = run.trainer()
     (trainer.test if name == "test" else trainer.validate)(run.task, run.datamodule, verbose=False)
     baselines = run.datamodule.baselines()
@@ -57,13 +58,10 @@ def evaluate(checkpoint: str, words: Sequence[str], conf: Path, *, split: str = 
     )
 
 
-def _check_same_labels(trained: dict, here: dict) -> None:
-    for key in ("vocab_size", "max_length"):
-        if here[key] != trained[key]:
-            raise CheckpointError(f"the checkpoint was trained with {key} {trained[key]}, this data has {here[key]}")
-    for key in ("num_classes", "class_names", "multi_label"):
-        if here["task"].get(key) != trained["task"].get(key):
+def _check_same_labels(trained: dict[str, Any], here: dict[str, Any]) -> None:
+    for key in sorted({*trained, *here}):
+        if trained.get(key) != here.get(key):
             raise CheckpointError(
-                f"the checkpoint was trained with {key} {trained['task'].get(key)}, this data has "
-                f"{here['task'].get(key)}: give data with the same labels, or train with init_from= on the new ones"
+                f"the checkpoint was trained with {key} {trained.get(key)}, this data has {here.get(key)}: give data "
+                "that agrees, or train on this data with init_from="
             )

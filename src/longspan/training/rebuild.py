@@ -55,7 +55,7 @@ def rebuild(checkpoint: str, words: Sequence[str], conf: Path) -> Rebuilt:
     config = overridden(config, words, conf)
     config["trainer"].update(fast_dev_run=False)
     if "class_names" in config["data"] and config["data"]["class_names"] is None:
-        config["data"]["class_names"] = facts["task"].get("class_names")
+        config["data"]["class_names"] = facts.get("class_names")
     asked = OmegaConf.create(config)
     check_machine(asked)
     check_targets(asked)
