@@ -6,6 +6,7 @@ Legend: B sequences a device, T = `max_length`, W windows.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import lightning.pytorch as pl
@@ -63,7 +64,7 @@ class SequenceDataModule(pl.LightningDataModule):
         self.num_classes: int | None = None
         self.class_names: list[str] | None = None
         self.multi_label = False
-        self._sets: dict[str, Dataset] = {}
+        self._sets: Mapping[str, Dataset] = {}
         self._predict_set: Dataset | None = None
 
     @property
@@ -77,7 +78,7 @@ class SequenceDataModule(pl.LightningDataModule):
         return self.tasks[0]
 
     @abstractmethod
-    def _load(self) -> dict[str, Dataset]:
+    def _load(self) -> Mapping[str, Dataset]:
         """The data set of each of `SPLITS`."""
 
     @abstractmethod

@@ -10,6 +10,8 @@ import torch
 
 # the label that losses and metrics leave out
 IGNORED = -100
+# the segment of padding, which no token is in
+NO_SEGMENT = -1
 
 
 class Collate:
@@ -17,7 +19,8 @@ class Collate:
 
     T is `max_length`, so that one pattern layout serves all batches, or with `multiple` the longest item's length
     rounded up to it. Per-token labels are padded with -100. `lengths` "always", or "if_short": only in a batch where
-    some item is shorter than T, since attention without lengths is cheaper. `names` adds "ids" and "starts".
+    some item is shorter than T, since attention without lengths is cheaper. "segments" [B, T] int64 (padded with -1)
+    come where an item holds several documents. `names` adds "ids" and "starts".
     """
 
     def __init__(self, max_length: int, pad_id: int, *, lengths: str, multiple: int | None = None, names: bool = False):
@@ -37,6 +40,8 @@ class Collate:
         batch: dict = {"tokens": self._stack([item["tokens"] for item in items], width, self.pad_id)}
         if self.lengths == "always" or (sizes < width).any():
             batch["lengths"] = torch.from_numpy(sizes)
+        if any(item["segments"][-1] > 0 for item in items if "segments" in item):
+            batch["segments"] = self._stack([item["segments"] for item in items], width, NO_SEGMENT)
         if "labels" in items[0]:
             batch["labels"] = self._stack([item["labels"] for item in items], width, IGNORED)
         if "target" in items[0]:

@@ -298,7 +298,7 @@ class SequenceClassificationDataModule(SequenceDataModule):
         examples = []
         for document in documents:
             if self.group_column is None:
-                group: str | bytes = hashlib.sha256(document.tokens).digest()
+                group: str | bytes = hashlib.sha256(document.tokens.tobytes()).digest()
             else:
                 group = str(document.row.get(self.group_column, "group_column"))
             examples.append(Example(document, self.rule.read(document.row), group))

@@ -5,6 +5,7 @@ Legend: N tokens in all, D documents, W windows, T window length (`max_length`).
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -95,7 +96,59 @@ class WindowDataset(Dataset):
             item["labels"] = self.corpus.labels[begin : begin + length]
         return item
 
+    def keep(self, limit: int | None) -> WindowDataset:
+        """At most `limit` items of this data set, evenly spaced over all of them; the same ones in every run."""
+        return self if limit is None else WindowDataset(self.corpus, spread(self.windows, limit))
+
     @property
     def token_count(self) -> int:
         """Tokens in all windows together."""
         return int(self.windows[:, 2].sum())
+
+
+def pack_windows(lengths: np.ndarray, max_length: int) -> list[list[int]]:
+    """Places short windows together in rows of `max_length` tokens: the windows of each row, by their index.
+
+    Longest first, each into the fullest row that has room (best fit). Rows are in the order of their first windows.
+    """
+    rows: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # (tokens left, row), sorted
+    for index in np.argsort(-lengths, kind="stable").tolist():
+        length = int(lengths[index])
+        at = bisect_left(room, (length, -1))
+        if at < len(room):
+            left, row = room.pop(at)
+            rows[row].append(index)
+        else:
+            left, row = max_length, len(rows)
+            rows.append([index])
+        if left - length > 1:  # no document has fewer than two tokens
+            insort(room, (left - length, row))
+    return sorted((sorted(row) for row in rows), key=lambda row: row[0])
+
+
+class PackedDataset(WindowDataset):
+    """Rows of several short windows. Item: that of `WindowDataset`, with "segments" [length], 0 for the row's first."""
+
+    def __init__(self, corpus: Corpus, windows: np.ndarray, rows: list[list[int]]):
+        super().__init__(corpus, windows)
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict:
+        parts = [super(PackedDataset, self).__getitem__(window) for window in self.rows[index]]
+        sizes = [len(part["tokens"]) for part in parts]
+        item = {"tokens": np.concatenate([part["tokens"] for part in parts]), "id": parts[0]["id"], "start": 0}
+        return item | {"segments": np.repeat(np.arange(len(parts)), sizes)}
+
+    def keep(self, limit: int | None) -> WindowDataset:
+        if limit is None or len(self.rows) <= limit:
+            return self
+        chosen = spread(np.arange(len(self.rows)), limit)
+        kept = [self.rows[row] for row in chosen]
+        order: np.ndarray = np.concatenate(kept)
+        ends = np.cumsum([len(row) for row in kept])
+        rows = [list(range(end - len(row), end)) for row, end in zip(kept, ends.tolist(), strict=True)]
+        return PackedDataset(self.corpus, self.windows[order], rows)

@@ -15,7 +15,7 @@ from longspan.data import bundled as shipped
 from longspan.data import settings
 from longspan.data.base import SequenceDataModule
 from longspan.data.baselines import class_baselines
-from longspan.data.corpus import Corpus, Region, WindowDataset, cut_windows, spread
+from longspan.data.corpus import Corpus, Region, WindowDataset, cut_windows
 from longspan.data.errors import DataConfigError, DataFileError
 from longspan.data.files import list_files
 from longspan.data.genes import CLASS_NAMES, OVERLAPS, label_bases
@@ -147,7 +147,7 @@ class TokenLabellingDataModule(SequenceDataModule):
 
     def _windows(self, split: str, corpus: Corpus, regions: list[Region]) -> WindowDataset:
         stride = self.train_stride if split == "train" else self.max_length
-        return WindowDataset(corpus, spread(cut_windows(regions, self.max_length, stride), self.limits.get(split)))
+        return WindowDataset(corpus, cut_windows(regions, self.max_length, stride)).keep(self.limits.get(split))
 
     def _counts(self, split: str) -> np.ndarray:
         """Bases of each class in a split's windows, [3]."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Integral, Real
+from numbers import Integral
 
 from longspan.data.errors import DataConfigError
 
@@ -22,7 +22,7 @@ def whole_or_none(key: str, value: object, minimum: int) -> int | None:
 
 def share(key: str, value: object) -> float:
     """A part of the data, above 0 and at most a half."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value <= 0.5:
+    if isinstance(value, bool) or not isinstance(value, float | int) or not 0 < value <= 0.5:
         raise DataConfigError(key, value, "give a share of the data above 0 and at most 0.5")
     return float(value)
 

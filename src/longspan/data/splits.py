@@ -68,7 +68,7 @@ def by_groups(
         for group in waiting:
             need = lacks_items if column is None else lacks[:, column]
             # relative need, or the large training split would take every early group
-            best = max(range(len(wanted)), key=lambda s: (need[s] / goal[s], lacks_items[s] / goal[s]))
+            best = int(np.lexsort((lacks_items / goal, need / goal))[-1])
             placed[group] = best
             lacks[best] -= totals[group]
             lacks_items[best] -= members[group]

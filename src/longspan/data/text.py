@@ -15,7 +15,7 @@ from longspan.data import bundled as shipped
 from longspan.data import settings
 from longspan.data.base import SequenceDataModule
 from longspan.data.baselines import language_baselines
-from longspan.data.corpus import Corpus, Region, WindowDataset, cut_windows, spread
+from longspan.data.corpus import Corpus, PackedDataset, Region, WindowDataset, cut_windows, pack_windows
 from longspan.data.errors import DataConfigError
 from longspan.data.files import FORMATS, list_files
 from longspan.data.readers import read_hub
@@ -30,7 +30,8 @@ class TextDataModule(SequenceDataModule):
     """Fixed-length windows over documents: {"tokens": [B, T], "lengths": [B] in a batch with a short window}.
 
     A document begins with a <bos> token, and windows of one document share one token, so every byte (base) of every
-    document is predicted exactly once an epoch and bits per byte count exactly the bytes.
+    document is predicted exactly once an epoch and bits per byte count exactly the bytes. With `pack`, the short
+    windows of several documents share a row, and such batches have "segments" [B, T].
 
     Where from: `path` (a file, folder or glob: text, one document a file; JSONL, CSV, TSV, Parquet, one a row;
     FASTA with vocabulary="nucleotides", one a record), or `name` (a Hugging Face data set), else what is `bundled`
@@ -73,6 +74,7 @@ class TextDataModule(SequenceDataModule):
         validation_years_ending: int = 5,
         test_years_ending: int = 0,
         train_stride: int | None = None,
+        pack: bool = False,
         max_train_windows: int | None = None,
         max_validation_windows: int | None = None,
         max_test_windows: int | None = None,
@@ -130,7 +132,9 @@ class TextDataModule(SequenceDataModule):
         self.train_stride = settings.whole_or_none("train_stride", train_stride, 1) or cover
         if self.train_stride > cover:
             raise DataConfigError("train_stride", train_stride, f"leaves out tokens; at most max_length - 1 = {cover}")
-        self.source = ""
+        if not isinstance(pack, bool):
+            raise DataConfigError("pack", pack, "give true or false")
+        self.pack = pack
         self._regions: dict[str, list[Region]] = {}
 
     def _load(self) -> dict[str, WindowDataset]:
@@ -194,7 +198,7 @@ class TextDataModule(SequenceDataModule):
             parts = by_position(sizes, shares["validation"], shares["test"])
             # a held-out part's first token needs the one before it as context, to be predicted once in its own split
             return {split: [(d, max(0, begin - 1), end) for d, begin, end in parts[split]] for split in SPLITS}
-        groups = [hashlib.sha256(document.tokens).digest() for document in documents]
+        groups = [hashlib.sha256(document.tokens.tobytes()).digest() for document in documents]
         weights = np.array(sizes, dtype=float)[:, None]
         split_documents = by_groups(
             groups, weights, validation=shares["validation"], test=shares["test"], seed=self.seed
@@ -204,7 +208,10 @@ class TextDataModule(SequenceDataModule):
     def _windows(self, split: str, corpus: Corpus, regions: list[Region]) -> WindowDataset:
         stride = self.train_stride if split == "train" else self.max_length - 1
         windows = cut_windows(regions, self.max_length, stride)
-        return WindowDataset(corpus, spread(windows, self.limits.get(split)))
+        data = WindowDataset(corpus, windows)
+        if self.pack and split != "predict":
+            data = PackedDataset(corpus, windows, pack_windows(windows[:, 2], self.max_length))
+        return data.keep(self.limits.get(split))
 
     def _whole(self, split: str, documents: list[Document]) -> WindowDataset:
         corpus = self._corpus(documents)
@@ -234,7 +241,7 @@ class TextDataModule(SequenceDataModule):
             told[split] = {
                 "documents": len(np.unique(data.windows[:, 0])),
                 "windows": len(data),
-                "symbols": data.token_count - len(data),
+                "symbols": data.token_count - len(data.windows),
             }
         return json.loads(json.dumps(told))
 
