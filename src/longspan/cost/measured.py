@@ -38,6 +38,7 @@ class MeasuredCost(Callback):
         live_pairs, visited_pairs     pairs of one sequence, forward, all heads and layers
         density                       live pairs over those of full two-way attention
         attention_flops_live, attention_flops   of one sequence, forward, on live and on visited pairs
+        attention_share               of attention in all FLOPs that run
         flops_per_step                forward and backward, of all sequences of a step on all devices
         total_flops, total_flops_live of the training so far, also that before a resume
         parameters
@@ -168,6 +169,8 @@ class MeasuredCost(Callback):
                 found["density"] = (counted.density(self._length, heads=heads, layers=layers), "live / all pairs")
             found["attention_flops_live"] = (counted.attention_flops_live, "FLOP a sequence, forward")
             found["attention_flops"] = (counted.attention_flops, "FLOP a sequence, forward")
+            if counted.total_flops:
+                found["attention_share"] = (counted.attention_flops / counted.total_flops, "of the FLOPs")
             found["parameters"] = (counted.parameters, "parameters")
             found["flops_per_step"] = (self._flops_of_last_step[0], "FLOP a step")
             found["total_flops"] = (self._spent["total_flops"], "FLOP, training so far")

@@ -32,9 +32,7 @@ def git_commit(folder: str | Path | None = None) -> tuple[str | None, bool | Non
 
 def _git(folder: str | Path, *arguments: str) -> str | None:
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        done = subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=5, check=True
-        )
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=5, check=True)
         return done.stdout.strip()
     return None
 

@@ -39,9 +39,7 @@ def plain(value: Any, where: str = "config") -> Any:
     if isinstance(value, enum.Enum):
         return plain(value.value, where)
     if isinstance(value, float):
-        return (
-            float(value) if math.isfinite(value) else ".nan" if math.isnan(value) else ".inf" if value > 0 else "-.inf"
-        )
+        return float(value) if math.isfinite(value) else ".nan" if math.isnan(value) else ".inf" if value > 0 else "-.inf"
     if isinstance(value, int):
         return int(value)
     if isinstance(value, os.PathLike):

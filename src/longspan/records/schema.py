@@ -5,6 +5,7 @@ The fields are those of the design (`status`, `config`, `command`, `seed`, `comm
 
     schema_version  1; a file without it is read as version 1
     variant         the attention variant's name, as chosen on the command line
+    primary_metric  the metric that the task is judged by, one of `accuracy`
     name            a label for people; the report derives one from the config where there is none
     group           the sweep a run belongs to
     commit_dirty    tracked files differed from the commit when the run started
@@ -95,6 +96,7 @@ class Record(_Strict):
     error: str | None = None
 
     variant: str | None = None
+    primary_metric: str | None = None
     name: str | None = None
     group: str | None = None
     commit_dirty: bool | None = None

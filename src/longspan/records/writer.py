@@ -121,9 +121,7 @@ class RecordWriter(Callback):
         self._write("interrupted", STILL_RUNNING)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._previous_handler is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._previous_handler)
             self._previous_handler = None
@@ -228,6 +226,7 @@ class RecordWriter(Callback):
                     self.cost[name] = Measure(value=value, unit=unit)
 
     def _judge(self, trainer: Trainer, pl_module: LightningModule, split: str) -> None:
+        self._fields["primary_metric"] = getattr(pl_module, "primary_metric", None)
         for name, higher_is_better in getattr(pl_module, "metrics_info", {}).items():
             value = trainer.callback_metrics.get(f"{split}/{name}")
             known = self.accuracy.get(name)

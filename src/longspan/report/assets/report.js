@@ -1,0 +1,203 @@
+// The report's two charts, their switches, and what happens under the pointer.
+
+const DATA = JSON.parse(document.getElementById("data").textContent);
+const TIP = document.getElementById("tip");
+
+function tip(event, title, lines) {
+  TIP.replaceChildren();
+  const heading = document.createElement("b");
+  heading.textContent = title;
+  TIP.appendChild(heading);
+  for (const line of lines) {
+    const row = document.createElement("div");
+    row.textContent = line;
+    TIP.appendChild(row);
+  }
+  TIP.hidden = false;
+  const width = TIP.offsetWidth, height = TIP.offsetHeight;
+  const x = Math.min(event.pageX + 14, document.documentElement.clientWidth - width - 8);
+  TIP.style.left = `${Math.max(8, x)}px`;
+  TIP.style.top = `${Math.max(8, event.pageY - height - 12)}px`;
+}
+
+function segments(parent, words, options, chosen, onChoice) {
+  if (options.length < 2) return;
+  const group = document.createElement("span");
+  group.append(`${words} `);
+  const bar = document.createElement("span");
+  bar.className = "segments";
+  options.forEach((option, index) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = option;
+    button.setAttribute("aria-pressed", String(index === chosen));
+    button.addEventListener("click", () => {
+      [...bar.children].forEach((other) => other.setAttribute("aria-pressed", String(other === button)));
+      onChoice(index);
+    });
+    bar.appendChild(button);
+  });
+  group.appendChild(bar);
+  parent.appendChild(group);
+}
+
+// Light one group up in the section's charts and table
+function highlight(section, label) {
+  for (const chart of section.querySelectorAll(".chart")) chart.classList.toggle("dimmed", label !== null);
+  for (const part of section.querySelectorAll("[data-label]")) part.classList.toggle("on", part.dataset.label === label);
+}
+
+function hover(part, section, label, title, lines) {
+  part.addEventListener("pointerenter", (event) => { highlight(section, label); tip(event, title, lines); });
+  part.addEventListener("pointermove", (event) => tip(event, title, lines));
+  part.addEventListener("pointerleave", () => { highlight(section, null); TIP.hidden = true; });
+}
+
+function paretoFront(points, higher) {
+  const sign = higher ? 1 : -1;
+  const order = points.slice().sort((a, b) => a.cost - b.cost || sign * (b.mean - a.mean));
+  let best = -Infinity, at = null;
+  return order.filter((point) => {
+    const value = sign * point.mean;
+    if (value > best || (value === best && point.cost === at)) { best = value; at = point.cost; return true; }
+    return false;
+  });
+}
+
+function drawCost(section, data, axis, metric) {
+  const box = section.querySelector('[data-chart="cost"]');
+  const points = data.groups
+    .filter((g) => g.costs[axis.name] !== null && g.metrics[metric.name] && g.metrics[metric.name].mean !== null)
+    .map((g) => ({ group: g, cost: g.costs[axis.name], ...g.metrics[metric.name] }));
+  if (!points.length) { box.textContent = "No variant has both figures."; return; }
+  const costs = points.map((p) => p.cost);
+  const values = points.flatMap((p) => [p.mean - (p.sd || 0), p.mean + (p.sd || 0)]);
+  const spread = Math.max(...values) - Math.min(...values) || Math.abs(values[0]) * 0.05;
+  const baselines = [...new Set(points.map((p) => p.baseline).filter((b) => b !== null))];
+  const baseline = baselines.length === 1 ? baselines[0] : null;
+  const near = baseline !== null && Math.min(...points.map((p) => Math.abs(p.mean - baseline))) <= 2.5 * spread;
+  const log = Math.min(...costs) > 0 && Math.max(...costs) / Math.min(...costs) >= 8;
+  const unit = axis.name === "peak_memory" ? `peak memory (${axis.unit})` : axis.words;
+  const drawn = frame(box, costs, near ? [...values, baseline] : values, {
+    xWords: log ? `${unit}, logarithmic` : unit, xRoom: 0.12,
+    yWords: `${metric.name.replaceAll("_", " ")} (${metric.higher ? "higher" : "lower"} is better)`, log,
+  });
+  const { svg, x, y, area } = drawn;
+  if (baseline !== null) {
+    if (near) node("line", { x1: area.left, x2: area.right, y1: y.to(baseline), y2: y.to(baseline), class: "trivial" }, svg);
+    const words = `trivial baseline ${short(baseline, 4)}`;
+    const place = near ? y.to(baseline) - 6 : area.bottom - 8;
+    const crowded = points.some((p) => x.to(p.cost) < area.left + 160 && Math.abs(y.to(p.mean) - place) < 24);
+    const side = crowded ? { x: area.right - 4, "text-anchor": "end" } : { x: area.left + 8 };
+    node("text", { ...side, y: place }, svg, near ? words : `${words}, outside the picture`);
+  }
+  const front = paretoFront(points, metric.higher);
+  if (front.length > 1) {
+    node("polyline", { class: "front", points: front.map((p) => `${x.to(p.cost)},${y.to(p.mean)}`).join(" ") }, svg);
+  }
+  const sizes = [], obstacles = [], parts = [];
+  for (const point of points) {
+    const { group } = point, colour = group.colour;
+    const part = node("g", { "data-label": group.label }, svg);
+    const cx = x.to(point.cost), cy = y.to(point.mean);
+    if (group.runs.length > 1) {
+      for (const run of group.runs) {
+        const a = run.metrics[metric.name], c = run.costs[axis.name];
+        if (Number.isFinite(a) && Number.isFinite(c)) {
+          node("circle", { cx: x.to(c), cy: y.to(a), r: 2.5, fill: colour, opacity: 0.4 }, part);
+        }
+      }
+    }
+    if (point.sd) {
+      const top = y.to(point.mean + point.sd), bottom = y.to(point.mean - point.sd);
+      node("path", { d: `M${cx} ${top}V${bottom}M${cx - 4} ${top}h8M${cx - 4} ${bottom}h8`, stroke: colour, "stroke-width": 1.4 }, part);
+      obstacles.push({ left: cx - 5, right: cx + 5, top, bottom });
+    }
+    const onFront = front.includes(point);
+    node("circle", { cx, cy, r: 6.5, stroke: colour, "stroke-width": 2, ...(onFront ? { fill: colour } : { class: "open" }) }, part);
+    const text = node("text", { class: "name", style: `fill:${colour}` }, part, group.label);
+    sizes.push([text.getBBox().width, 16]);
+    parts.push({ part, text, cx, cy });
+    const target = node("circle", { cx, cy, r: 14, fill: "transparent" }, part);
+    const lines = [
+      `${metric.name} ${short(point.mean, 5)}${point.sd ? ` ± ${short(point.sd, 2)}` : ""} (n = ${point.n})`,
+      `${axis.words}: ${short(point.cost)}`,
+    ];
+    if (group.differences[metric.name]) lines.push(`difference: ${group.differences[metric.name]}`);
+    if (onFront) lines.push("on the Pareto front");
+    hover(target, section, group.label, group.label, lines);
+    for (const row of section.querySelectorAll("tr[data-label]")) {
+      if (row.dataset.label === group.label) row.querySelector("span").classList.toggle("front", onFront);
+    }
+  }
+  const placed = placeLabels(parts.map((p) => [p.cx, p.cy]), sizes, area, obstacles);
+  placed.forEach((at, index) => {
+    const { part, text, cx, cy } = parts[index];
+    text.setAttribute("x", at.left);
+    text.setAttribute("y", at.bottom - 4);
+    const away = Math.hypot(Math.max(at.left - cx, 0, cx - at.right), Math.max(at.top - cy, 0, cy - at.bottom));
+    if (away > 24) {
+      const line = node("line", { x1: cx, y1: cy, x2: Math.min(Math.max(cx, at.left), at.right), y2: Math.min(Math.max(cy, at.top), at.bottom), class: "frame" });
+      part.insertBefore(line, part.firstChild);
+    }
+  });
+}
+
+function drawCurves(section, data, curve, axis) {
+  const box = section.querySelector('[data-chart="curves"]');
+  const labels = Object.keys(axis.means);
+  const all = Object.values(axis.seeds).flat(2);
+  const colours = Object.fromEntries(data.groups.map((g) => [g.label, g.colour]));
+  const widest = Math.max(...labels.map((label) => label.length));
+  const { svg, x, y, area } = frame(box, all.map((p) => p[0]), all.map((p) => p[1]), {
+    xWords: axis.words, yWords: curve.name.replaceAll("_", " "), height: 380, right: Math.min(260, 24 + 7.6 * widest), xRoom: 0.01, yRoom: 0.05,
+  });
+  const ends = labels.map((label) => axis.means[label][axis.means[label].length - 1]);
+  const heights = spreadColumn(ends.map((end) => y.to(end[1])), 17, area.top + 8, area.bottom);
+  labels.forEach((label, index) => {
+    const part = node("g", { "data-label": label }, svg);
+    const path = (line) => line.map((p) => `${x.to(p[0]).toFixed(1)},${y.to(p[1]).toFixed(1)}`).join(" ");
+    const draw = (line, extra) => node("polyline", { points: path(line), fill: "none", stroke: colours[label], ...extra }, part);
+    if (axis.seeds[label].length > 1) axis.seeds[label].forEach((line) => draw(line, { "stroke-width": 1, opacity: 0.3 }));
+    draw(axis.means[label], { "stroke-width": 2.2, "stroke-linejoin": "round" });
+    const end = ends[index];
+    node("text", { x: area.right + 10, y: heights[index] + 4, class: "name", style: `fill:${colours[label]}` }, part, label);
+    node("line", { x1: x.to(end[0]) + 2, y1: y.to(end[1]), x2: area.right + 8, y2: heights[index], stroke: colours[label], opacity: 0.5 }, part);
+    const target = draw(axis.means[label], { "stroke-width": 14, opacity: 0 });
+    target.style.pointerEvents = "stroke";
+    hover(target, section, label, label, [`at the end: ${short(end[1], 5)}`, `${axis.words}: ${short(end[0])}`]);
+  });
+}
+
+function setUp(section, data) {
+  const redraw = [];
+  if (section.querySelector('[data-chart="cost"]')) {
+    const bar = section.querySelector('[data-for="cost"]');
+    let axis = Math.max(0, data.axes.findIndex((a) => a.key === DATA.cost)), metric = 0;
+    const draw = () => drawCost(section, data, data.axes[axis], data.metrics[metric]);
+    segments(bar, "cost", data.axes.map((a) => a.words.replace(/ \(.*/, "")), axis, (i) => { axis = i; draw(); });
+    segments(bar, "accuracy", data.metrics.map((m) => m.name.replaceAll("_", " ")), 0, (i) => { metric = i; draw(); });
+    redraw.push(draw);
+  }
+  if (section.querySelector('[data-chart="curves"]') && data.curves.length) {
+    const bar = section.querySelector('[data-for="curves"]');
+    let curve = 0, axis = 0;
+    const draw = () => {
+      const chosen = data.curves[curve];
+      drawCurves(section, data, chosen, chosen.axes[Math.min(axis, chosen.axes.length - 1)]);
+    };
+    segments(bar, "over", data.curves[0].axes.map((a) => a.words), 0, (i) => { axis = i; draw(); });
+    segments(bar, "of", data.curves.map((c) => c.name.replaceAll("_", " ")), 0, (i) => { curve = i; draw(); });
+    redraw.push(draw);
+  }
+  for (const row of section.querySelectorAll("tr[data-label]")) {
+    row.addEventListener("pointerenter", () => highlight(section, row.dataset.label));
+    row.addEventListener("pointerleave", () => highlight(section, null));
+  }
+  let width = 0;
+  new ResizeObserver(() => {
+    if (section.clientWidth !== width) { width = section.clientWidth; redraw.forEach((draw) => draw()); }
+  }).observe(section);
+}
+
+for (const section of document.querySelectorAll("[data-section]")) setUp(section, DATA.sections[Number(section.dataset.section)]);

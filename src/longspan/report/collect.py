@@ -1,0 +1,76 @@
+"""Finds and reads the records of many runs; what cannot be read is kept by name, never dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from longspan.records.schema import Record, RecordError
+
+RECORD_NAME = "record.json"
+
+
+class NoRecordsError(ValueError):
+    """None of the paths given holds a record."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """One record and the file that it was read from."""
+
+    path: Path
+    record: Record
+
+
+@dataclass
+class Collection:
+    """All records under some paths, oldest first, and the files that could not be read with the reason."""
+
+    runs: list[Found] = field(default_factory=list)
+    broken: list[tuple[Path, str]] = field(default_factory=list)
+
+    @property
+    def complete(self) -> list[Found]:
+        return [run for run in self.runs if run.record.status == "complete"]
+
+    @property
+    def unfinished(self) -> list[Found]:
+        """Failed, out of memory, interrupted or still going."""
+        return [run for run in self.runs if run.record.status != "complete"]
+
+
+def collect(paths: Iterable[str | Path]) -> Collection:
+    """Read every `paths` entry: a record file, or a folder searched for ``record.json`` at any depth.
+
+    Raises:
+        NoRecordsError: a path does not exist, or no record file was found at all.
+    """
+    files: dict[Path, Path] = {}  # by resolved path, so that overlapping arguments count a run once
+    asked = [Path(path) for path in paths]
+    for path in asked:
+        if path.is_dir():
+            for file in sorted(path.rglob(RECORD_NAME)):
+                files.setdefault(file.resolve(), _shown(file))
+        elif path.exists():
+            files.setdefault(path.resolve(), _shown(path))
+        else:
+            raise NoRecordsError(f"{path} does not exist; give record files, or folders that runs wrote to")
+    if not files:
+        raise NoRecordsError(f"no {RECORD_NAME} under {', '.join(map(str, asked)) or 'nothing'}")
+    found = Collection()
+    for path in files.values():
+        try:
+            found.runs.append(Found(path, Record.load(path)))
+        except RecordError as error:
+            found.broken.append((path, str(error).removeprefix(f"{path}: ")))
+    found.runs.sort(key=lambda run: (run.record.started, str(run.path)))
+    return found
+
+
+def _shown(path: Path) -> Path:
+    """Relative to where one stands, where that is possible: a report that is passed on need not tell of its machine."""
+    try:
+        return path.resolve().relative_to(Path.cwd())
+    except ValueError:
+        return path

@@ -1,0 +1,202 @@
+"""The pictures of a section as PNG: accuracy against cost with its Pareto front, and learning curves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from longspan.report.curves import curves_of
+from longspan.report.groups import RunGroup, Section
+from longspan.report.numbers import prefixed
+from longspan.report.placement import Box, place_labels
+from longspan.report.tables import COST_AXES, front_of
+
+# distinct also without colour vision; one variant has one colour in all pictures of a report
+PALETTE = ("#3b6fb6", "#d1495b", "#2a9d8f", "#e08e1b", "#7b5ea7", "#6b7280", "#b5651d", "#c45ab3", "#6a994e", "#2b9eb3")
+MARKERS = "osD^vPX*<>"
+_INK, _SOFT, _GRID = "#22252b", "#70757f", "#e6e8ec"
+# from this ratio on, a linear axis would squeeze the cheap variants together
+LOG_RATIO = 8.0
+
+
+def colours_of(sections: list[Section]) -> dict[str, str]:
+    """{label: colour}, the reference first."""
+    labels = list(dict.fromkeys(group.label for section in sections for group in section.groups))
+    return {label: PALETTE[index % len(PALETTE)] for index, label in enumerate(labels)}
+
+
+def markers_of(sections: list[Section]) -> dict[str, str]:
+    """{label: marker}; another shape each time the colours begin anew."""
+    labels = list(dict.fromkeys(group.label for section in sections for group in section.groups))
+    return {label: MARKERS[index // len(PALETTE) % len(MARKERS)] for index, label in enumerate(labels)}
+
+
+def is_log(values: list[float]) -> bool:
+    """Whether costs span enough for a logarithmic axis."""
+    return min(values) > 0 and max(values) / min(values) >= LOG_RATIO
+
+
+def accuracy_against_cost(
+    section: Section, cost: str, path: Path, colours: dict[str, str], markers: dict[str, str] | None = None
+) -> bool:
+    """Draws the picture to `path`; False, and nothing drawn, where no group has both figures."""
+    metric, name = section.primary, COST_AXES[cost][0]
+    drawn = [group for group in section.groups if metric and _point(group, metric, name) is not None]
+    if metric is None or not drawn:
+        return False
+    figure, axes = _canvas()
+    front = [group for group in front_of(section, metric, cost) if group in drawn]
+    _draw_baseline(axes, drawn, metric)
+    points = {id(group): _point(group, metric, name) or (0.0, 0.0) for group in drawn}
+    if len(front) > 1:
+        xs, ys = zip(*(points[id(group)] for group in front), strict=True)
+        axes.plot(xs, ys, color=_SOFT, linewidth=1.4, linestyle=(0, (5, 3)), zorder=1, label="Pareto front")
+    for group in drawn:
+        _draw_group(axes, group, metric, name, colours[group.label], (markers or {}).get(group.label, "o"), group in front)
+    if is_log([x for x, _ in points.values()]):
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: prefixed(value).strip()))
+    axes.margins(x=0.12, y=0.18)
+    axes.set_xlabel(_axis_words(section, cost), color=_INK)
+    arrow = "higher is better" if section.metrics[metric] else "lower is better"
+    axes.set_ylabel(f"{metric.replace('_', ' ')}  ({arrow})", color=_INK)
+    axes.set_title(section.title, loc="left", color=_INK, fontsize=13, fontweight="bold", pad=12)
+    if len(front) > 1:
+        axes.legend(frameon=False, loc="best", fontsize=9, labelcolor=_SOFT)
+    _label(figure, axes, drawn, points, metric, colours)
+    _save(figure, path)
+    return True
+
+
+def learning_curves(section: Section, path: Path, colours: dict[str, str]) -> bool:
+    """Validation figures over steps, a thick line a group and a thin one a seed; False where records hold none."""
+    curves = curves_of(section)
+    if curves is None:
+        return False
+    figure, axes = _canvas()
+    for label, lines in curves.seeds.items():
+        for line in lines if len(lines) > 1 else []:
+            axes.plot(*zip(*line, strict=True), color=colours[label], linewidth=0.8, alpha=0.35)
+        mean = curves.means[label]
+        axes.plot(*zip(*mean, strict=True), color=colours[label], linewidth=2.0, label=label)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: prefixed(value).strip()))
+    axes.set_xlabel("optimizer steps", color=_INK)
+    axes.set_ylabel(curves.name.replace("_", " "), color=_INK)
+    axes.set_title(f"{section.title}, while training", loc="left", color=_INK, fontsize=13, fontweight="bold", pad=12)
+    axes.legend(frameon=False, fontsize=9, labelcolor=_INK)
+    _save(figure, path)
+    return True
+
+
+def _canvas() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(8, 5), dpi=160, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(_SOFT)
+    axes.tick_params(colors=_SOFT, labelsize=9)
+    axes.grid(color=_GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _point(group: RunGroup, metric: str, cost: str) -> tuple[float, float] | None:
+    x, y = group.cost(cost).mean, group.accuracy(metric).mean
+    return None if x is None or y is None else (x, y)
+
+
+def _axis_words(section: Section, cost: str) -> str:
+    name, words = COST_AXES[cost]
+    units = section.units(name)
+    if name == "peak_memory" and len(units) == 1:
+        return f"peak memory ({units[0]})"
+    return words
+
+
+def _draw_baseline(axes: Axes, groups: list[RunGroup], metric: str) -> None:
+    """The trivial predictor as a line, unless it lies so far off that it would flatten everything else."""
+    baselines = {group.baseline(metric) for group in groups} - {None}
+    values = [value for group in groups if (value := group.accuracy(metric).mean) is not None]
+    if len(baselines) != 1:
+        return
+    baseline = next(iter(baselines))
+    assert baseline is not None
+    spread = max(values) - min(values) or abs(values[0]) * 0.05
+    nearest = min(abs(value - baseline) for value in values)
+    if nearest <= 2.5 * spread:
+        axes.axhline(baseline, color=_SOFT, linewidth=1, linestyle=":", zorder=0, label="trivial baseline")
+    else:
+        axes.annotate(
+            f"trivial baseline: {baseline:.4g}, outside the picture", (0, 0), (2, 4), color=_SOFT, fontsize=8,
+            xycoords="axes fraction", textcoords="offset points", bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
+        )  # fmt: skip
+
+
+def _draw_group(axes: Axes, group: RunGroup, metric: str, cost: str, colour: str, marker: str, on_front: bool) -> None:
+    for run in group.runs:
+        accuracy, figure = run.record.accuracy.get(metric), run.record.cost.get(cost)
+        if accuracy and figure and accuracy.value is not None and figure.value is not None and len(group.runs) > 1:
+            axes.plot(figure.value, accuracy.value, ".", color=colour, alpha=0.35, markersize=6, zorder=2)
+    summary = group.accuracy(metric)
+    x = group.cost(cost).mean
+    axes.errorbar(
+        [x or 0.0], [summary.mean or 0.0], yerr=summary.sd, fmt=marker, color=colour, markersize=9, capsize=3, elinewidth=1.2,
+        markerfacecolor=colour if on_front else "white", markeredgecolor=colour, markeredgewidth=1.8, zorder=3,
+    )  # fmt: skip
+
+
+def _label(
+    figure: Figure,
+    axes: Axes,
+    groups: list[RunGroup],
+    points: dict[int, tuple[float, float]],
+    metric: str,
+    colours: dict[str, str],
+) -> None:
+    figure.canvas.draw()  # the layout, and with it the pixels, is settled only now
+    to_pixels = axes.transData.transform
+    centres = [tuple(to_pixels(points[id(group)])) for group in groups]
+    texts = [
+        axes.annotate(group.label, (0, 0), xycoords="figure pixels", color=colours[group.label], fontsize=10, fontweight="bold")
+        for group in groups
+    ]
+    extents = [text.get_window_extent() for text in texts]
+    edge = axes.get_window_extent()
+    bars = []
+    for group, (x, y) in zip(groups, centres, strict=True):
+        sd = group.accuracy(metric).sd
+        if sd:
+            mean = points[id(group)][1]
+            low, high = (float(to_pixels((points[id(group)][0], mean + sign * sd))[1]) for sign in (-1, 1))
+            bars.append(Box(x - 5, low, x + 5, high))
+    boxes = place_labels(
+        [(float(x), float(y)) for x, y in centres],
+        [(extent.width, extent.height) for extent in extents],
+        Box(edge.x0, edge.y0, edge.x1, edge.y1),
+        gap=18,
+        obstacles=bars,
+    )
+    for text, extent, box, (x, y) in zip(texts, extents, boxes, centres, strict=True):
+        text.set_position((box.left, box.low + (extent.height - (extent.y1 - extent.y0)) / 2))
+        text.xy = (box.left, box.low - extent.y0)
+        distance = max(
+            abs((box.left + box.right) / 2 - x) - extent.width / 2, abs((box.low + box.high) / 2 - y) - extent.height / 2
+        )
+        if distance > 40:
+            axes.annotate(
+                "", (x, y), ((box.left + box.right) / 2, (box.low + box.high) / 2), xycoords="figure pixels",
+                textcoords="figure pixels", arrowprops={"arrowstyle": "-", "color": _GRID, "shrinkA": 8, "shrinkB": 8}, zorder=0,
+            )  # fmt: skip
+
+
+def _save(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Software": None})  # the same records give the same bytes

@@ -1,0 +1,230 @@
+"""Which runs belong together: one section a task and data set, one group a setting, its seeds inside.
+
+Two runs are of one group where their configs are equal but for the seed and for where things are written. A group is
+called by its attention variant, and by the settings in which it differs from other groups of that variant.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from longspan.records.schema import Record
+from longspan.report.collect import Collection, Found
+from longspan.report.statistics import Difference, Summary, paired_difference, summarise
+
+# settings that decide where things go or how they are shown, not what is trained
+_IGNORED_ROOTS = {
+    "seed", "name", "group", "output_dir", "logger", "callbacks", "hydra", "ckpt_path", "task_name", "attention_name",
+    "experiment", "sweep", "test",
+}  # fmt: skip
+_IGNORED_KEYS = {
+    "trainer.default_root_dir", "trainer.enable_progress_bar", "trainer.enable_model_summary",
+    "trainer.log_every_n_steps", "trainer.profiler", "data.num_workers", "data.pin_memory", "data.seed",
+}  # fmt: skip
+
+
+def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"data.batch_size": 8, ...}; lists stay whole."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict) and value:
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def settings_of(record: Record) -> dict[str, Any]:
+    """The flat settings that make a run what it is."""
+    flat = flatten(record.config)
+    return {
+        key: value
+        for key, value in flat.items()
+        if key.split(".")[0] not in _IGNORED_ROOTS and key not in _IGNORED_KEYS and not key.endswith("output_dir")
+    }
+
+
+@dataclass
+class RunGroup:
+    """Complete runs of one setting, at most one a seed."""
+
+    label: str
+    variant: str
+    settings: dict[str, Any]
+    runs: list[Found]
+
+    def accuracy(self, metric: str) -> Summary:
+        return summarise([run.record.accuracy[metric].value for run in self._with(metric)])
+
+    def by_seed(self, metric: str) -> dict[int, float]:
+        found = {}
+        for run in self._with(metric):
+            value = run.record.accuracy[metric].value
+            if run.record.seed is not None and value is not None:
+                found[run.record.seed] = float(value)
+        return found
+
+    def baseline(self, metric: str) -> float | None:
+        known = [run.record.accuracy[metric].baseline for run in self._with(metric)]
+        values = [value for value in known if value is not None]
+        return values[0] if values else None
+
+    def cost(self, name: str) -> Summary:
+        """Over the runs that measured it; a figure that some runs lack is not made up for them."""
+        return summarise(
+            [
+                run.record.cost[name].value
+                for run in self.runs
+                if name in run.record.cost and run.record.cost[name].value is not None
+            ]
+        )
+
+    def _with(self, metric: str) -> list[Found]:
+        return [run for run in self.runs if metric in run.record.accuracy]
+
+
+@dataclass
+class Section:
+    """Groups that may be compared: the same task on the same data."""
+
+    title: str
+    groups: list[RunGroup]
+    reference: str
+    metrics: dict[str, bool] = field(default_factory=dict)  # name -> higher is better; the primary one first
+
+    @property
+    def primary(self) -> str | None:
+        return next(iter(self.metrics), None)
+
+    def reference_of(self, group: RunGroup) -> RunGroup | None:
+        """The reference group whose settings are the group's own but for the attention, else the only one there is."""
+        candidates = [other for other in self.groups if other.variant == self.reference and other is not group]
+        if group.variant == self.reference:
+            return None
+        rest = _without_attention(group.settings)
+        same = [other for other in candidates if _without_attention(other.settings) == rest]
+        if same:
+            return same[0]
+        return candidates[0] if len(candidates) == 1 else None
+
+    def difference(self, group: RunGroup, metric: str) -> Difference | None:
+        reference = self.reference_of(group)
+        # a seed that came out as NaN must not be dropped from the comparison in silence
+        if reference is None or group.accuracy(metric).mean is None or reference.accuracy(metric).mean is None:
+            return None
+        return paired_difference(group.by_seed(metric), reference.by_seed(metric))
+
+    def units(self, cost: str) -> list[str]:
+        """The units in which its runs state a cost; more than one means figures that cannot be compared."""
+        return sorted({run.record.cost[cost].unit for group in self.groups for run in group.runs if cost in run.record.cost})
+
+    @property
+    def costs(self) -> set[str]:
+        return {name for group in self.groups for run in group.runs for name in run.record.cost}
+
+
+def sections(collection: Collection, reference: str = "full") -> tuple[list[Section], list[Found]]:
+    """Sections in the order of their first run, and the complete runs left out because a later one repeats them."""
+    by_section: dict[str, list[Found]] = defaultdict(list)
+    for run in collection.complete:
+        by_section[_section_key(run.record)].append(run)
+    found: list[Section] = []
+    repeats: list[Found] = []
+    for runs in by_section.values():
+        kept, left_out = _latest_of_each(runs)
+        repeats += left_out
+        groups = _labelled(kept)
+        groups.sort(key=lambda group: (group.variant != reference, group.label))
+        found.append(Section(_title(runs[0].record), groups, reference, _metrics(kept)))
+    return found, repeats
+
+
+def _section_key(record: Record) -> str:
+    config = record.config
+    data, task = config.get("data"), config.get("task")
+    parts = [
+        {key: data.get(key) for key in ("_target_", "path", "name", "dataset")} if isinstance(data, dict) else data,
+        task.get("_target_") if isinstance(task, dict) else task,
+    ]
+    return json.dumps(parts, sort_keys=True)
+
+
+def _title(record: Record) -> str:
+    config = record.config
+    task, data = config.get("task"), config.get("data")
+    data_name = config.get("task_name") or _tail(data)
+    return ": ".join(part for part in (_words(_tail(task)), _words(data_name)) if part) or "Runs"
+
+
+def _tail(node: Any) -> str:
+    target = node.get("_target_") if isinstance(node, dict) else node
+    return str(target or "").rsplit(".", 1)[-1]
+
+
+def _words(name: str) -> str:
+    """``MaskedModelling`` and ``masked_modelling`` as "masked modelling"."""
+    spaced = "".join(f" {c.lower()}" if c.isupper() and i and not name[i - 1].isupper() else c for i, c in enumerate(name))
+    return spaced.replace("_", " ").strip()
+
+
+def _latest_of_each(runs: Iterable[Found]) -> tuple[list[Found], list[Found]]:
+    """At most one run of each setting and seed, the one started last; and the rest."""
+    latest: dict[str, Found] = {}
+    repeats: list[Found] = []
+    for run in runs:  # oldest first
+        # runs without a seed are never repeats of each other
+        seed = run.record.seed if run.record.seed is not None else f"none {run.path}"
+        key = json.dumps([run.record.variant_name, settings_of(run.record), seed], sort_keys=True)
+        if key in latest:
+            repeats.append(latest[key])
+        latest[key] = run
+    return list(latest.values()), repeats
+
+
+def _labelled(runs: list[Found]) -> list[RunGroup]:
+    grouped: dict[str, RunGroup] = {}
+    for run in runs:
+        settings = settings_of(run.record)
+        variant = run.record.variant_name
+        key = json.dumps([variant, settings], sort_keys=True)
+        grouped.setdefault(key, RunGroup(variant, variant, settings, [])).runs.append(run)
+    by_variant: dict[str, list[RunGroup]] = defaultdict(list)
+    for group in grouped.values():
+        by_variant[group.variant].append(group)
+    for alike in by_variant.values():
+        if len(alike) > 1:
+            keys = sorted({key for group in alike for key in group.settings})
+            telling = [key for key in keys if len({json.dumps(group.settings.get(key)) for group in alike}) > 1]
+            for group in alike:
+                marks = [f"{_short(key, telling)}={_value(group.settings.get(key))}" for key in telling]
+                group.label = f"{group.variant} ({', '.join(marks)})"
+    for group in grouped.values():
+        group.runs.sort(key=lambda run: (run.record.seed is None, run.record.seed or 0))
+    return list(grouped.values())
+
+
+def _short(key: str, among: list[str]) -> str:
+    """The last part of a key, where that says which it is."""
+    tail = key.rsplit(".", 1)[-1]
+    return tail if sum(other.rsplit(".", 1)[-1] == tail for other in among) == 1 else key
+
+
+def _value(value: Any) -> str:
+    return "none" if value is None else str(value) if not isinstance(value, list) else ",".join(map(str, value))
+
+
+def _without_attention(settings: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key.split(".")[0] != "attention"}
+
+
+def _metrics(runs: list[Found]) -> dict[str, bool]:
+    found: dict[str, bool] = {}
+    primary = next((run.record.primary_metric for run in runs if run.record.primary_metric), None)
+    for run in runs:
+        for name, accuracy in run.record.accuracy.items():
+            found.setdefault(name, accuracy.higher_is_better)
+    return {name: found[name] for name in sorted(found, key=lambda name: name != primary)}

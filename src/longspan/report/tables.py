@@ -1,0 +1,188 @@
+"""The table of a section: one row a group, as Markdown, CSV and LaTeX."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from longspan.report.groups import RunGroup, Section
+from longspan.report.numbers import MISSING, plain_number, prefixed, with_spread
+from longspan.report.statistics import Difference, pareto_front
+
+# --cost NAME: the cost in a record, its heading, and the words along an axis
+COST_AXES: dict[str, tuple[str, str]] = {
+    "flops": ("total_flops", "training FLOPs"),
+    "time": ("step_time", "ms a step"),
+    "memory": ("peak_memory", "peak memory (MiB)"),
+    "energy": ("energy", "energy (J)"),
+}
+
+_COLUMNS: dict[str, tuple[str, Callable[[float | None], str]]] = {
+    "density": ("density", lambda value: plain_number(value, 3)),
+    "total_flops": ("FLOPs", lambda value: prefixed(value).strip()),
+    "step_time": ("ms/step", lambda value: plain_number(value, 3)),
+    "tokens_per_second": ("tokens/s", lambda value: prefixed(value).strip()),
+    "peak_memory": ("memory (MiB)", lambda value: MISSING if value is None else f"{value:,.0f}"),
+    "energy": ("energy (J)", lambda value: prefixed(value).strip()),
+    "mfu": ("MFU", lambda value: MISSING if value is None else f"{100 * value:.1f} %"),
+}
+
+
+@dataclass
+class Row:
+    """What a section says of one group, as numbers."""
+
+    label: str
+    variant: str
+    n: int
+    mean: float | None
+    sd: float | None
+    baseline: float | None
+    beats: bool | None
+    difference: Difference | None
+    costs: dict[str, float | None]
+    on_front: bool
+    others: dict[str, tuple[float | None, float | None]] = field(default_factory=dict)
+
+
+def rows_of(section: Section, cost: str = "flops") -> list[Row]:
+    """One row a group; `cost` is the axis of the Pareto front.
+
+    Raises:
+        KeyError: `cost` is no axis.
+    """
+    metric = section.primary
+    if metric is None:
+        return []
+    front = {id(group) for group in front_of(section, metric, cost)}
+    return [_row(section, group, metric, id(group) in front) for group in section.groups]
+
+
+def front_of(section: Section, metric: str, cost: str) -> list[RunGroup]:
+    """The groups on the Pareto front of a metric against a cost axis, by rising cost."""
+    name = COST_AXES[cost][0]
+    points = [(group.cost(name).mean, group.accuracy(metric).mean, group) for group in section.groups]
+    known = [(x, y, group) for x, y, group in points if x is not None and y is not None]
+    return [known[i][2] for i in pareto_front([(x, y) for x, y, _ in known], section.metrics[metric])]
+
+
+def _row(section: Section, group: RunGroup, metric: str, on_front: bool) -> Row:
+    accuracy, baseline = group.accuracy(metric), group.baseline(metric)
+    beats = None
+    if accuracy.mean is not None and baseline is not None:
+        beats = accuracy.mean > baseline if section.metrics[metric] else accuracy.mean < baseline
+    return Row(
+        label=group.label,
+        variant=group.variant,
+        n=accuracy.n,
+        mean=accuracy.mean,
+        sd=accuracy.sd,
+        baseline=baseline,
+        beats=beats,
+        difference=section.difference(group, metric),
+        costs={name: group.cost(name).mean for name in _COLUMNS if name in section.costs},
+        on_front=on_front,
+        others={
+            name: (summary.mean, summary.sd)
+            for name in section.metrics
+            if name != metric and (summary := group.accuracy(name)).n
+        },
+    )
+
+
+def headings(section: Section) -> list[str]:
+    arrow = "↑" if section.metrics.get(section.primary or "", True) else "↓"
+    others = [f"{name} {'↑' if higher else '↓'}" for name, higher in section.metrics.items() if name != section.primary]
+    first = ["variant", "n", f"{section.primary} {arrow}", "trivial", f"difference from {section.reference}"]
+    return first + others + [_COLUMNS[name][0] for name in _COLUMNS if name in section.costs]
+
+
+def cells(section: Section, row: Row) -> list[str]:
+    """The row as text, in the order of :func:`headings`."""
+    found = [row.label, str(row.n), with_spread(row.mean, row.sd), plain_number(row.baseline), _difference(section, row)]
+    found += [with_spread(*row.others.get(name, (None, None))) for name in section.metrics if name != section.primary]
+    return found + [_COLUMNS[name][1](row.costs[name]) for name in row.costs]
+
+
+def _difference(section: Section, row: Row) -> str:
+    if row.variant == section.reference:
+        return "reference"
+    if row.difference is None:
+        return MISSING
+    return difference_text(row.difference)
+
+
+def difference_text(difference: Difference) -> str:
+    """``-0.012 [-0.020, -0.004]``; without an interval where one pair is all there is."""
+    if difference.low is None or difference.high is None:
+        return f"{_signed(difference.mean)} (1 pair)"
+    return f"{_signed(difference.mean)} [{_signed(difference.low)}, {_signed(difference.high)}]"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.4f}" if abs(value) < 10 else f"{value:+.4g}"
+
+
+def markdown(section: Section, rows: list[Row]) -> str:
+    """A GitHub table; rows of the Pareto front are bold."""
+    names = headings(section)
+    lines = ["| " + " | ".join(names) + " |", "|" + "|".join([" :-- "] + [" --: "] * (len(names) - 1)) + "|"]
+    for row in rows:
+        texts = [text.replace("|", "\\|") for text in cells(section, row)]
+        if row.on_front:
+            texts[0] = f"**{texts[0]}**"
+        lines.append("| " + " | ".join(texts) + " |")
+    return "\n".join(lines)
+
+
+CSV_COLUMNS = [
+    "section", "variant", "label", "n", "metric", "higher_is_better", "mean", "sd", "baseline", "beats_baseline",
+    "pairs", "difference", "difference_low", "difference_high", "on_front",
+]  # fmt: skip
+
+
+def csv_text(tables: list[tuple[Section, list[Row]]]) -> str:
+    """All sections as one table of full-precision numbers; what is unknown is empty."""
+    costs = [name for name in _COLUMNS if any(name in section.costs for section, _ in tables)]
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS + costs)
+    for section, rows in tables:
+        for row in rows:
+            d = row.difference
+            writer.writerow(
+                [section.title, row.variant, row.label, row.n, section.primary, section.metrics[section.primary or ""]]
+                + [row.mean, row.sd, row.baseline, row.beats]
+                + ([d.pairs, d.mean, d.low, d.high] if d else [None] * 4)
+                + [row.on_front]
+                + [row.costs.get(name) for name in costs]
+            )
+    return buffer.getvalue()
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}", "_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "↑": r"$\uparrow$", "↓": r"$\downarrow$",
+    "–": "--",
+}  # fmt: skip
+
+
+def latex(section: Section, rows: list[Row]) -> str:
+    """A booktabs table; rows of the Pareto front are bold."""
+    names = headings(section)
+    lines = [r"\begin{table}", r"\centering", rf"\caption{{{_escaped(section.title)}}}"]
+    lines += [rf"\begin{{tabular}}{{l{'r' * (len(names) - 1)}}}", r"\toprule"]
+    lines += [" & ".join(map(_escaped, names)) + r" \\", r"\midrule"]
+    for row in rows:
+        texts = [_escaped(text) for text in cells(section, row)]
+        if row.on_front:
+            texts[0] = rf"\textbf{{{texts[0]}}}"
+        lines.append(" & ".join(texts) + r" \\")
+    lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
+    return "\n".join(lines) + "\n"
+
+
+def _escaped(text: str) -> str:
+    return "".join(_LATEX.get(character, character) for character in text)

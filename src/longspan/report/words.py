@@ -1,0 +1,119 @@
+"""What a report says in sentences: the finding of a section, how far its figures may be compared, how to repeat it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from longspan.report.collect import Collection, Found
+from longspan.report.groups import Section
+from longspan.report.numbers import duration, plain_number, prefixed
+from longspan.report.tables import COST_AXES, Row
+
+
+def finding(section: Section, rows: Sequence[Row], cost: str) -> str:
+    """One or two sentences: the best group, and the cheapest that is not clearly worse than the reference."""
+    metric = section.primary
+    known = [row for row in rows if row.mean is not None]
+    if metric is None or not known:
+        return "No complete run states an accuracy."
+    higher = section.metrics[metric]
+    best = (max if higher else min)(known, key=lambda row: row.mean or 0.0)
+    name, words = COST_AXES[cost]
+    said = f"Best {metric.replace('_', ' ')}: {best.label}, {plain_number(best.mean)}"
+    if best.costs.get(name) is not None:
+        said += f" at {prefixed(best.costs[name]).strip()} {words}"
+    said += "."
+    reference = next((row for row in known if row.variant == section.reference), None)
+    said += _cheapest_as_good(known, reference, name, words, higher)
+    losers = [row.label for row in known if row.beats is False]
+    if losers:
+        said += f" Not better than the trivial baseline: {', '.join(losers)}."
+    return said
+
+
+def _cheapest_as_good(known: list[Row], reference: Row | None, name: str, words: str, higher: bool) -> str:
+    if reference is None or not reference.costs.get(name):
+        return ""
+    as_good = []
+    for row in known:
+        difference, price = row.difference, row.costs.get(name)
+        if row is reference or difference is None or price is None or difference.low is None or difference.high is None:
+            continue
+        clearly_worse = difference.high < 0 if higher else difference.low > 0
+        if not clearly_worse:
+            as_good.append((price, row))
+    if not as_good:
+        return ""
+    price, row = min(as_good, key=lambda entry: entry[0])
+    share = price / (reference.costs[name] or price)
+    return (
+        f" {row.label[:1].upper() + row.label[1:]} takes {100 * share:.0f} % of {reference.label}'s {words}, and is not clearly worse "
+        f"(95 % interval of the difference over {row.difference.pairs if row.difference else 0} seeds)."
+    )
+
+
+def notes(section: Section) -> list[str]:
+    """What a reader must know before comparing the section's figures."""
+    found: list[str] = []
+    seeds = {group.label: len(group.runs) for group in section.groups}
+    if seeds and min(seeds.values()) < 2:
+        found.append("One seed for some variants: no standard deviation and no interval there; differences may be chance.")
+    elif len(set(seeds.values())) > 1:
+        found.append("Variants have different numbers of seeds; differences use the seeds that both have.")
+    hardware = Counter(hardware_of(run) for group in section.groups for run in group.runs)
+    if len(hardware) > 1:
+        found.append(
+            "Runs were made on different hardware, so time, memory and energy are not comparable: "
+            + "; ".join(f"{name} ({count} runs)" for name, count in hardware.items())
+        )
+    for name in ("peak_memory",):
+        if len(units := section.units(name)) > 1:
+            found.append(f"{name.replace('_', ' ')} is stated in different units: {', '.join(units)}.")
+    splits = sorted({run.record.accuracy[m].split for g in section.groups for run in g.runs for m in run.record.accuracy})
+    if len(splits) > 1:
+        found.append(f"Accuracies are of different splits: {', '.join(splits)}.")
+    elif splits == ["val"]:
+        found.append("Accuracies are of the validation split: no run was tested.")
+    return found
+
+
+def hardware_of(run: Found) -> str:
+    hardware = run.record.hardware
+    gpus = hardware.get("gpus") or []
+    if gpus and str(run.record.config.get("trainer", {}).get("accelerator", "")) != "cpu":
+        counted = Counter(gpus)
+        return " + ".join(f"{count} × {name}" if count > 1 else str(name) for name, count in counted.items())
+    return f"{hardware.get('cpu', 'unknown CPU')}, {hardware.get('cores', '?')} cores"
+
+
+def overview(collection: Collection, found: Sequence[Section]) -> str:
+    """Counts, in one line."""
+    parts = [_count(len(collection.runs) + len(collection.broken), "record")]
+    parts.append(f"{len(collection.complete)} complete")
+    statuses = Counter(run.record.status.replace("_", " ") for run in collection.unfinished)
+    parts += [f"{count} {status}" for status, count in statuses.items()]
+    if collection.broken:
+        parts.append(f"{len(collection.broken)} unreadable")
+    parts.append(_count(len({group.label for section in found for group in section.groups}), "variant"))
+    parts.append(f"{duration(sum(run.record.seconds for run in collection.runs))} of compute")
+    return " · ".join(parts)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def environments(runs: Sequence[Found]) -> list[tuple[str, dict[str, Any]]]:
+    """Distinct (words, details) of what runs ran on: commit, versions, hardware; most runs first."""
+    counted: Counter[str] = Counter()
+    details: dict[str, dict[str, Any]] = {}
+    for run in runs:
+        record = run.record
+        commit = (record.commit or "no commit") + (", with changes" if record.commit_dirty else "")
+        versions = {name: value for name, value in record.versions.items() if value}
+        key = f"{commit} | {hardware_of(run)} | {versions}"
+        counted[key] += 1
+        details[key] = {"commit": commit, "hardware": hardware_of(run), "versions": versions}
+    return [(f"{count} run{'s' if count > 1 else ''}", details[key]) for key, count in counted.most_common()]
