@@ -6,7 +6,6 @@ backend and recomputation.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 MASK = 0xFFFFFFFF

@@ -60,6 +60,8 @@ class Component:
         rows: key blocks of each query block. columns: query blocks of each key block.
         positional: every visited pair must also have key position <= query position (layouts made at run time, whose
             entries are all called full).
+        dynamic: made at run time on the device: nothing of it may be read back to the host, and an entry called full may
+            hold places without a token.
         masks: [M, block_q, block_k] bool; the first `bands` of them equal lo <= m - n <= hi for the place offsets m, n in
             the tile, with (lo, hi) in `band` [M, 2] int32.
     """
@@ -83,6 +85,7 @@ class Component:
     order: str
     batch_groups: int = 0
     positional: bool = False
+    dynamic: bool = False
     _packed: Tensor | None = field(default=None, repr=False)
     cache: dict = field(default_factory=dict, repr=False)  # what a backend derives once (work lists)
 
@@ -274,7 +277,6 @@ def find_bands(masks: Tensor) -> tuple[int, Tensor, Tensor]:
 
 def make_lists(entries: Entries, groups: int, rows: int, columns: int, bands: int) -> Lists:
     """Sorts tiles into compressed rows."""
-    device = entries.row.device
     rank = torch.where(entries.kind < 0, 0, torch.where(entries.kind < bands, 1, 2))
     line = entries.group * rows + entries.row
     order = torch.argsort((line * 3 + rank) * columns + entries.column)

@@ -12,14 +12,15 @@ component masks out, by original positions, what earlier components hold, so tha
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
+from .block_rules import BlockBand, BlockRule
 from .grid import Tiles, band_ranges, listed_tiles, natural_tiles, residue_tiles
 from .layout import Compiler, Layout
-from .rules import And, BlockBand, Congruent, Everything, Keys, KeysPeriodic, Not, Or, Queries, Rule, _BlockRule
+from .rules import And, Congruent, Everything, Keys, KeysPeriodic, Not, Or, Queries, Rule
 
 MOST_TERMS = 24
 PAYS = 0.75  # an order other than the natural one must visit at most this share of its pairs
@@ -115,7 +116,7 @@ class Planner:
         """Pairs that visiting a term in an order would compute, for one head."""
         q, k = self.sides(order)
         parts = term.parts if isinstance(term, And) else (term,)
-        if any(isinstance(p, (Keys, Queries, _BlockRule)) for p in parts):
+        if any(isinstance(p, (Keys, Queries, BlockRule)) for p in parts):
             tiles = len(term.tiles(head, q, k, None, None)[0])
         else:
             first, stop = band_ranges(q, k, *term.band())
@@ -219,20 +220,13 @@ def simplified(terms: list[Rule]) -> list[Rule]:
     return out
 
 
-def granularity(rule: Rule, pick: Callable[[set[int]], int]) -> int:
-    """`pick` of the block sizes that a rule speaks of."""
-    sizes: set[int] = set()
-
-    def walk(part: Rule) -> None:
-        if isinstance(part, (And, Or)):
-            for inner in part.parts:
-                walk(inner)
-        elif isinstance(part, Not):
-            walk(part.part)
-        elif isinstance(part, BlockBand):
-            sizes.add(part.size)
-        elif isinstance(part, _BlockRule):
-            sizes.add(part.block_size)
-
-    walk(rule)
-    return pick(sizes)
+def granularity(rule: Rule) -> int | None:
+    """The smallest block that a rule speaks of, None where it speaks of none."""
+    if isinstance(rule, (And, Or)):
+        sizes = [size for part in rule.parts if (size := granularity(part)) is not None]
+        return min(sizes) if sizes else None
+    if isinstance(rule, Not):
+        return granularity(rule.part)
+    if isinstance(rule, BlockBand):
+        return rule.size
+    return rule.block_size if isinstance(rule, BlockRule) else None

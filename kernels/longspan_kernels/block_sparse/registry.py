@@ -1,7 +1,7 @@
 """Patterns by their serialised key, so that an op can take a string and find the pattern behind it.
 
-Kernels know nothing of a pattern but this protocol. Entries stay for the life of the process: a compiled graph or a saved
-tensor's backward may ask for a key long after the user's own reference is gone.
+Kernels know nothing of a pattern but this protocol. Entries stay for the life of the process: a compiled graph or a
+backward pass may ask for a key long after the user's own reference is gone.
 """
 
 from __future__ import annotations

@@ -21,7 +21,6 @@ from torch import Tensor
 from .grid import Tiles, all_pairs, band_pairs, pairs_in_band, unique_pairs
 
 Pairs = tuple[Tensor, Tensor]
-MAX_SIGNATURE_BLOCKS = 256
 INSIDE, OUTSIDE = -(1 << 41), -(1 << 42)  # below any position
 
 
@@ -108,43 +107,7 @@ class Congruent(Rule):
         return [(i0 - j0) % self.stride]
 
 
-class BlockBand(Rule):
-    """lo <= i // size - j // size <= hi: whole blocks beside the diagonal; (0, 0) is the query's own block."""
-
-    def __init__(self, size: int, lo: int | None = 0, hi: int | None = 0):
-        self.size, self.lo, self.hi = size, lo, hi
-
-    def live(self, h, i, j):
-        distance = i // self.size - j // self.size
-        out = torch.ones_like(distance, dtype=torch.bool)
-        if self.lo is not None:
-            out &= distance >= self.lo
-        if self.hi is not None:
-            out &= distance <= self.hi
-        return out
-
-    def signature(self, h, i0, j0, q, k):
-        d = i0 // self.size - j0 // self.size
-        reach_q, reach_k = q.span // self.size + 1, k.span // self.size + 1
-        columns = [i0 % self.size, j0 % self.size]
-        if self.lo is not None:
-            columns.append(d.clamp(self.lo - reach_q - 1, self.lo + reach_k))
-        if self.hi is not None:
-            columns.append(d.clamp(self.hi - reach_q, self.hi + reach_k + 1))
-        return columns
-
-    def band(self):
-        # Block distance b puts i - j in [b * size - (size - 1), b * size + size - 1].
-        return (
-            None if self.lo is None else self.lo * self.size - (self.size - 1),
-            None if self.hi is None else self.hi * self.size + self.size - 1,
-        )
-
-    def tiles(self, h, q, k, lo, hi):
-        return band_pairs(q, k, *tighten((lo, hi), self.band()))
-
-
-class _PositionSet:
+class PositionSet:
     """Half-open position ranges, sorted and disjoint, kept as tensors for look-ups on any device."""
 
     def __init__(self, ranges: Sequence[tuple[int, int]]):
@@ -195,7 +158,7 @@ class Keys(Rule):
     """j lies in one of the half-open `ranges`."""
 
     def __init__(self, ranges: Sequence[tuple[int, int]]):
-        self.set = _PositionSet(ranges)
+        self.set = PositionSet(ranges)
 
     def live(self, h, i, j):
         return self.set.contains(j).expand(torch.broadcast_shapes(i.shape, j.shape))
@@ -212,7 +175,7 @@ class Queries(Rule):
     """i lies in one of the half-open `ranges`."""
 
     def __init__(self, ranges: Sequence[tuple[int, int]]):
-        self.set = _PositionSet(ranges)
+        self.set = PositionSet(ranges)
 
     def live(self, h, i, j):
         return self.set.contains(i).expand(torch.broadcast_shapes(i.shape, j.shape))
@@ -240,92 +203,6 @@ class KeysPeriodic(Rule):
     def positions(self, lo: int, hi: int, device: torch.device) -> Tensor:
         j = torch.arange(lo, hi, device=device)
         return j[j % self.stride >= self.stride - self.last]
-
-
-class _BlockRule(Rule):
-    """Whole blocks of `block_size`, given by membership of (query block, key block)."""
-
-    block_size: int
-
-    def contains(self, h: Tensor | int, qb: Tensor, kb: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def live(self, h, i, j):
-        return self.contains(h, i // self.block_size, j // self.block_size)
-
-    def signature(self, h, i0, j0, q, k):
-        b = self.block_size
-        # How many blocks a tile can reach into, given how its first position sits in a block.
-        reach_q = int(((i0 % b + q.span) // b).max()) + 1 if i0.numel() else 1
-        reach_k = int(((j0 % b + k.span) // b).max()) + 1 if j0.numel() else 1
-        if reach_q * reach_k > MAX_SIGNATURE_BLOCKS:
-            return None
-        columns = [i0 % b, j0 % b]
-        qb, kb = i0 // b, j0 // b
-        word, used = torch.zeros_like(i0), 0
-        for a in range(reach_q):
-            for c in range(reach_k):
-                word |= self.contains(h, qb + a, kb + c).long() << used
-                used += 1
-                if used == 62:
-                    columns.append(word)
-                    word, used = torch.zeros_like(i0), 0
-        return [*columns, word]
-
-    def block_pairs(self, h: int, device: torch.device) -> Pairs:
-        """All (query block, key block) of one head."""
-        raise NotImplementedError
-
-    def tiles(self, h, q, k, lo, hi):
-        if not (q.natural and k.natural):
-            return band_pairs(q, k, lo, hi)
-        qb, kb = self.block_pairs(h, q.device)
-        rows, columns = spread(qb * self.block_size, kb * self.block_size, self.block_size, q, k)
-        return pairs_in_band(q, k, *unique_pairs(rows, columns, k.count), lo, hi)
-
-
-class BlockLists(_BlockRule):
-    """Key blocks listed for each head and query block: `lists` [H or 1, rows, R] int64, -1 for none; row 0 of the list is
-    query block `first_row`."""
-
-    def __init__(self, block_size: int, lists: Tensor, first_row: int = 0):
-        self.block_size, self.lists, self.first_row = block_size, lists, first_row
-        self.per_head = lists.shape[0] > 1
-
-    def contains(self, h, qb, kb):
-        lists = self.lists.to(qb.device)
-        row = qb - self.first_row
-        valid = (row >= 0) & (row < lists.shape[1]) & (kb >= 0)
-        head = h if self.per_head else 0
-        row = row.clamp(0, lists.shape[1] - 1)
-        out = torch.zeros_like(valid)
-        for r in range(lists.shape[2]):
-            out = out | (lists[head, row, r] == kb)
-        return out & valid
-
-    def block_pairs(self, h, device):
-        lists = self.lists[h if self.per_head else 0].to(device)
-        rows = torch.arange(lists.shape[0], device=device)[:, None].expand_as(lists)
-        keep = lists >= 0
-        return rows[keep] + self.first_row, lists[keep]
-
-
-class BlockTableRule(_BlockRule):
-    """A bool table [H or 1, query blocks, key blocks]."""
-
-    def __init__(self, block_size: int, table: Tensor):
-        self.block_size, self.table = block_size, table
-        self.per_head = table.shape[0] > 1
-
-    def contains(self, h, qb, kb):
-        table = self.table.to(qb.device)
-        valid = (qb >= 0) & (qb < table.shape[1]) & (kb >= 0) & (kb < table.shape[2])
-        head = h if self.per_head else 0
-        return table[head, qb.clamp(0, table.shape[1] - 1), kb.clamp(0, table.shape[2] - 1)] & valid
-
-    def block_pairs(self, h, device):
-        pairs = self.table[h if self.per_head else 0].to(device).nonzero()
-        return pairs[:, 0], pairs[:, 1]
 
 
 class Arbitrary(Rule):
@@ -413,20 +290,6 @@ def tighten(a: tuple[int | None, int | None], b: tuple[int | None, int | None]) 
     lo = a[0] if b[0] is None else b[0] if a[0] is None else max(a[0], b[0])
     hi = a[1] if b[1] is None else b[1] if a[1] is None else min(a[1], b[1])
     return lo, hi
-
-
-def spread(i: Tensor, j: Tensor, size: int, q: Tiles, k: Tiles) -> Pairs:
-    """Tiles of natural orders that squares of side `size` with first positions (i, j) reach into."""
-    row0, row1 = q.tile_of(i), q.tile_of(i + size - 1)
-    column0, column1 = k.tile_of(j), k.tile_of(j + size - 1)
-    rows, columns = [], []
-    for a in range(size // q.block + 2):
-        for c in range(size // k.block + 2):
-            row, column = row0 + a, column0 + c
-            keep = (row <= row1) & (column <= column1) & (row >= 0) & (column >= 0) & (row < q.count) & (column < k.count)
-            rows.append(row[keep])
-            columns.append(column[keep])
-    return torch.cat(rows), torch.cat(columns)
 
 
 def _joined(parts, h, i0, j0, q, k) -> list[Tensor] | None:

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from longspan_kernels.block_sparse import registry
-from longspan_kernels.block_sparse.planner import compile_layout
-from longspan_kernels.block_sparse.rules import And, Band, Rule
 from torch import Tensor
 
 from longspan.patterns.errors import PatternError, whole_number
+from longspan_kernels.block_sparse import registry
+from longspan_kernels.block_sparse.planner import compile_layout
+from longspan_kernels.block_sparse.rules import And, Band, Rule
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -211,7 +211,7 @@ def causal_part(rule: Rule, causal: bool) -> Rule:
 
 
 def pairs_at_distances(length: int, step: int, most: int | None, causal: bool) -> int:
-    """Pairs of `length` tokens with i - j in {0, step, ..., most * step} (None: no end), and its mirror unless causal."""
+    """Pairs of `length` tokens with i - j in {0, step, ..., most * step} (None: no end), mirrored unless causal."""
     reach = max(0, length - 1) // step
     n = reach if most is None else min(most, reach)
     one_side = n * length - step * n * (n + 1) // 2  # the sum of length - step * m over m = 1..n

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from longspan_kernels.block_sparse.rules import BlockBand, Or, Rule
 from torch import Tensor
 
 from longspan.patterns.base import Pattern, causal_part
@@ -13,15 +12,17 @@ from longspan.patterns.draws import block_rows, distinct_draws
 from longspan.patterns.errors import PatternError, whole_number
 from longspan.patterns.global_tokens import global_rule
 from longspan.patterns.random_blocks import block_lists
+from longspan_kernels.block_sparse.block_rules import BlockBand
+from longspan_kernels.block_sparse.rules import Or, Rule
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class BigBird(Pattern):
     """BigBird's block attention (arXiv:2007.14062), each part made of whole blocks.
 
-    Both ways, half of the globals are at the start and half at the end (an odd one at the start); causal, all are at the
-    start. Randoms are distinct and lie outside the row's window and the globals; causal ones are among visible blocks and
-    do not depend on the length. Where fewer blocks remain, all of them. The last block may be ragged.
+    Both ways, half of the globals are at the start and half at the end (an odd one at the start); causal, all are at
+    the start. Randoms are distinct and lie outside the row's window and the globals; causal ones are among visible
+    blocks and do not depend on the length. Where fewer blocks remain, all of them. The last block may be ragged.
 
     Attributes:
         block_size: tokens a block.
@@ -41,7 +42,9 @@ class BigBird(Pattern):
         own = "BigBird"
         window = whole_number(own, "window_blocks", self.window_blocks, 1, "an odd number of blocks")
         if window % 2 == 0:
-            raise PatternError(own, "window_blocks", f"= {window} is even; give an odd number, {window - 1} or {window + 1}")
+            raise PatternError(
+                own, "window_blocks", f"= {window} is even; give an odd number, {window - 1} or {window + 1}"
+            )
         self.normalise(
             block_size=whole_number(own, "block_size", self.block_size, 1, "a number of tokens a block"),
             window_blocks=window,

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from longspan_kernels.block_sparse.rules import BlockTableRule, Rule
-from torch import Tensor
 
 from longspan.patterns.base import Pattern, causal_part
 from longspan.patterns.errors import PatternError, whole_number
+from longspan_kernels.block_sparse.block_rules import BlockTableRule
+from longspan_kernels.block_sparse.rules import Rule
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -33,7 +33,9 @@ class BlockTable(Pattern):
         try:
             table = torch.as_tensor(self.table).detach().cpu()
         except (TypeError, ValueError, RuntimeError) as error:
-            raise PatternError("BlockTable", "table", f"cannot be made a tensor ({error}); give equal rows of bools") from error
+            raise PatternError(
+                "BlockTable", "table", f"cannot be made a tensor ({error}); give equal rows of bools"
+            ) from error
         if table.dim() not in (2, 3) or 0 in table.shape:
             raise PatternError("BlockTable", "table", f"has shape {tuple(table.shape)}; give [nq, nk] or [H, nq, nk]")
         if table.dtype != torch.bool and not bool(((table == 0) | (table == 1)).all()):
@@ -67,8 +69,8 @@ class BlockTable(Pattern):
         needed = -(-length // self.block_size)
         if min(self.table.shape[-2:]) < needed:
             raise PatternError(
-                "BlockTable", "table", f"of shape {tuple(self.table.shape)} is too small for {length} tokens, which are "
-                f"{needed} blocks of {self.block_size}; give at least [{needed}, {needed}], or larger blocks",
+                "BlockTable", "table", f"of shape {tuple(self.table.shape)} is too small for {length} tokens, "
+                f"which are {needed} blocks of {self.block_size}; give at least [{needed}, {needed}], or larger blocks",
             )  # fmt: skip
 
     def __reduce__(self):
@@ -79,5 +81,3 @@ class BlockTable(Pattern):
 def _unpacked(bits: np.ndarray, shape: tuple[int, ...], block_size: int) -> BlockTable:
     count = int(np.prod(shape))
     return BlockTable(torch.from_numpy(np.unpackbits(bits, count=count).astype(bool).reshape(shape)), block_size)
-
-

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from longspan_kernels.block_sparse.rules import And, Or, Rule
 
 from longspan.patterns.base import Pattern
 from longspan.patterns.errors import PatternError
 from longspan.patterns.predicate import Predicate
+from longspan_kernels.block_sparse.rules import And, Or, Rule
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -29,7 +29,9 @@ class Composition(Pattern):
             raise PatternError(owner, "parts", "is empty; give at least one pattern")
         counts = {part.head_count for part in flat} - {None}
         if len(counts) > 1:
-            raise PatternError(owner, "parts", f"are made for {sorted(counts)} heads; they must be made for equally many")  # type: ignore[type-var]
+            raise PatternError(
+                owner, "parts", f"are made for {sorted(counts)} heads; they must be made for equally many"
+            )  # type: ignore[type-var]
         self.normalise(parts=tuple(flat))
 
     def settings(self) -> list[tuple[str, str]]:

@@ -69,5 +69,5 @@ def per_head_lists(heads: tuple[int, ...], drawn: Tensor) -> Tensor:
 
 
 def block_rows(q_len: int, k_len: int, block_size: int, device: torch.device) -> Tensor:
-    """[R] int64: the blocks that queries lie in, in key coordinates (negative where there are more queries than keys)."""
+    """[R] int64: the blocks that queries lie in, in key coordinates (negative where queries outnumber keys)."""
     return torch.arange((k_len - q_len) // block_size, -(-k_len // block_size), device=device)

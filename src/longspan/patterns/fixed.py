@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from longspan_kernels.block_sparse.rules import BlockBand, KeysPeriodic, Or, Rule
 
 from longspan.patterns.base import Pattern, causal_part
 from longspan.patterns.errors import PatternError, whole_number
+from longspan_kernels.block_sparse.block_rules import BlockBand
+from longspan_kernels.block_sparse.rules import KeysPeriodic, Or, Rule
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -33,3 +34,15 @@ class Fixed(Pattern):
     def rule(self, q_len: int, k_len: int, heads: tuple[int, ...], causal: bool, device: torch.device) -> Rule:
         own = causal_part(BlockBand(self.stride), causal)
         return Or(own, causal_part(KeysPeriodic(self.stride, self.summary), causal))
+
+    def count(self, length: int, heads: tuple[int, ...], causal: bool) -> int:
+        stride, summary = self.stride, self.summary
+        blocks, rest = divmod(length, stride)
+        rest_summary = max(0, rest - (stride - summary))
+        if causal:  # own block up to the query, and the summaries of earlier blocks
+            own = blocks * stride * (stride + 1) // 2 + rest * (rest + 1) // 2
+            earlier = summary * (stride * blocks * (blocks - 1) // 2 + rest * blocks)
+            return len(heads) * (own + earlier)
+        # every summary key for every query, and of the own block what is no summary
+        keys = blocks * summary + rest_summary
+        return len(heads) * (length * keys + blocks * stride * (stride - summary) + rest * (rest - rest_summary))

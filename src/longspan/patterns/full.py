@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from longspan_kernels.block_sparse.rules import Band, Everything, Rule
 
 from longspan.patterns.base import Pattern, pairs_at_distances
+from longspan_kernels.block_sparse.rules import Band, Everything, Rule
 
 
 @dataclass(frozen=True, eq=False, repr=False)

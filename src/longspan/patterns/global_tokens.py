@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from longspan_kernels.block_sparse.rules import Keys, Or, Queries, Rule
 
-from longspan.patterns.base import Pattern, causal_part
+from longspan.patterns.base import Pattern, causal_part, pairs_at_distances
 from longspan.patterns.errors import PatternError, position_ranges, position_set, whole_number
+from longspan_kernels.block_sparse.rules import Keys, Or, Queries, Rule
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -27,7 +27,9 @@ class Global(Pattern):
     def validate(self) -> None:
         if (self.first is None) == (self.positions is None):
             given = "neither is given" if self.first is None else "both are given"
-            raise PatternError("Global", "first, positions", f": {given}; give one, Global(first=4) or Global(positions=(0, 9))")
+            raise PatternError(
+                "Global", "first, positions", f": {given}; give one, Global(first=4) or Global(positions=(0, 9))"
+            )
         if self.first is not None:
             self.normalise(first=whole_number("Global", "first", self.first, 0, "a number of tokens"))
         else:
@@ -47,6 +49,11 @@ class Global(Pattern):
 
     def rule(self, q_len: int, k_len: int, heads: tuple[int, ...], causal: bool, device: torch.device) -> Rule:
         return global_rule(self.ranges, k_len, causal)
+
+    def count(self, length: int, heads: tuple[int, ...], causal: bool) -> int:
+        others = length - sum(min(stop, length) - start for start, stop in self.ranges if start < length)
+        # All pairs but those between tokens that are not global.
+        return len(heads) * (pairs_at_distances(length, 1, None, causal) - pairs_at_distances(others, 1, None, causal))
 
 
 def global_rule(ranges: list[tuple[int, int]], k_len: int, causal: bool) -> Rule:

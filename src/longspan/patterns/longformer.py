@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from longspan_kernels.block_sparse.rules import Or, Rule
 
 from longspan.patterns.base import Pattern
 from longspan.patterns.errors import position_ranges, position_set, whole_number
 from longspan.patterns.global_tokens import global_rule, ranges_text
 from longspan.patterns.local import Local
+from longspan_kernels.block_sparse.rules import Or, Rule
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from longspan_kernels.block_sparse.rules import Arbitrary, Rule
 from torch import Tensor
 
 from longspan.patterns.base import Pattern, causal_part
 from longspan.patterns.errors import PatternError
+from longspan_kernels.block_sparse.rules import Arbitrary, Rule
 
 MOST_PAIRS = 1 << 31
-"""Evaluations that a predicate may take, Tq * Tk (times heads where it may differ by head): at most some 5 GiB of masks."""
+"""Evaluations that a predicate may take, Tq * Tk times the heads it may differ by: at most some 5 GiB of masks."""
 
 _numbers: dict[Any, int] = {}
 _next_number = itertools.count()
@@ -26,9 +26,9 @@ _next_number = itertools.count()
 class Predicate(Pattern):
     """The pairs for which ``mask_mod(b, h, q_idx, kv_idx)`` is true (FlexAttention's mask_mod, with b = 0).
 
-    The function is called on int64 tensors that broadcast against each other, so it must work elementwise, as FlexAttention's
-    do. Positions are in key coordinates; with more queries than keys the first ones are negative. It is evaluated at every
-    pair, in chunks, once a length: the one pattern that takes Tq * Tk time.
+    The function is called on int64 tensors that broadcast against each other, so it must work elementwise, as
+    FlexAttention's do. Positions are in key coordinates; with more queries than keys the first ones are negative. It is
+    evaluated at every pair, in chunks, once a length: the one pattern that takes Tq * Tk time.
 
     Equal by the function's identity; the key is not stable across processes.
 
@@ -42,7 +42,9 @@ class Predicate(Pattern):
 
     def validate(self) -> None:
         if not callable(self.mask_mod):
-            raise PatternError("Predicate", "mask_mod", f"= {self.mask_mod!r} is not callable; give mask_mod(b, h, q_idx, kv_idx)")
+            raise PatternError(
+                "Predicate", "mask_mod", f"= {self.mask_mod!r} is not callable; give mask_mod(b, h, q_idx, kv_idx)"
+            )
         self.normalise(per_head=bool(self.per_head))
 
     def settings(self) -> list[tuple[str, str]]:
@@ -57,8 +59,8 @@ class Predicate(Pattern):
         copies = len(heads) if self.per_head else 1
         if q_len * min(reach, k_len) * copies > MOST_PAIRS:
             raise PatternError(
-                "Predicate", "mask_mod", f"would be evaluated at {q_len} x {min(reach, k_len)} pairs for {copies} head(s), "
-                f"more than {MOST_PAIRS}; intersect it with a window (Local(...) & Predicate(...)), use a pattern that "
+                "Predicate", "mask_mod", f"would be evaluated at {q_len} x {min(reach, k_len)} pairs for {copies} "
+                f"head(s), more than {MOST_PAIRS}; intersect it with a window (Local(...) & Predicate(...)), use a pattern that "
                 "knows its structure" + (", or per_head=False if it ignores h" if self.per_head else ""),
             )  # fmt: skip
         lowest, highest = k_len - q_len, k_len - 1

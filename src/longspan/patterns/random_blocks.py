@@ -5,16 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from longspan_kernels.block_sparse.rules import BlockLists, Rule
 
 from longspan.patterns.base import Pattern, causal_part
 from longspan.patterns.draws import block_rows, distinct_draws, per_head_lists
 from longspan.patterns.errors import whole_number
+from longspan_kernels.block_sparse.block_rules import BlockLists
+from longspan_kernels.block_sparse.rules import Rule
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Random(Pattern):
-    """Each query block sees `blocks` distinct whole key blocks, drawn for each head and row (BigBird, arXiv:2007.14062).
+    """Each query block sees `blocks` distinct whole key blocks, drawn a head and row (BigBird, arXiv:2007.14062).
 
     Causal draws are among the blocks up to the query's own, and do not depend on the length. Where fewer blocks remain,
     all of them. A draw depends on (seed, head, row) alone: it is the same on every device, rank and day.

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from longspan_kernels.block_sparse.rules import Congruent, Rule
 
 from longspan.patterns.base import Pattern, causal_part, pairs_at_distances
 from longspan.patterns.errors import whole_number
+from longspan_kernels.block_sparse.rules import Congruent, Rule
 
 
 @dataclass(frozen=True, eq=False, repr=False)

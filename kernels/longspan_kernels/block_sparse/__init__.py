@@ -1,0 +1,12 @@
+"""Block-sparse attention: patterns as rules, rules compiled to layouts, layouts attended by torch or Triton."""
+
+from .layout import Component, Layout, Lists
+from .op import BackendError, attend
+from .planner import Tiling, compile_layout
+from .reference import reference_attention
+from .resolve import clear_layouts, dense_mask, layout_for
+
+__all__ = [
+    "BackendError", "Component", "Layout", "Lists", "Tiling", "attend", "clear_layouts", "compile_layout", "dense_mask",
+    "layout_for", "reference_attention",
+]  # fmt: skip

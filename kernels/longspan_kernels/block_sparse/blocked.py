@@ -1,0 +1,267 @@
+"""Block-sparse attention in plain torch, on any device: forward and backward over visited tiles only.
+
+Rows of a layout that visit equally many tiles are batched: their key tiles are gathered side by side, and one batched matrix
+product scores them. Work is cut into pieces that stay near the cache, so memory does not grow with the visited pairs.
+
+Legend: G (batch, head) pairs of a piece, R rows, n tiles a row, bq and bk the tile sides, D head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .dropout import keep
+from .layout import Component, Layout, Lists
+
+SCORES_AT_ONCE = 1 << 20  # score elements of one piece
+TOKENS_AT_ONCE = 1 << 19  # elements of q that are put in order at once
+COLUMNS_AT_ONCE = 1 << 14  # keys of a row before it is split
+NEGATIVE = -1e30  # a dead score: finite, so that nothing becomes NaN
+
+
+@dataclass
+class Options:
+    """What a call adds to its layout; tensors as in `reference_attention`."""
+
+    scale: float
+    q_lengths: Tensor | None = None
+    k_lengths: Tensor | None = None
+    q_segments: Tensor | None = None
+    k_segments: Tensor | None = None
+    dropout_p: float = 0.0
+    seed: Tensor | None = None
+    bias: Tensor | None = None
+    bias_block: int = 0
+
+    @property
+    def per_batch(self) -> bool:
+        return self.q_lengths is not None or self.k_lengths is not None or self.q_segments is not None
+
+
+@dataclass
+class RowBatch:
+    """Rows of one group that visit equally many tiles."""
+
+    rows: Tensor | slice
+    count: int
+    index: Tensor  # [R, n] key tiles
+    kinds: Tensor | None  # [R, n] masks, -1 for full; None where all are full
+    own: bool = False  # each row visits exactly the tile of its own number, so nothing needs gathering
+
+    def row_numbers(self, device: torch.device) -> Tensor:
+        if isinstance(self.rows, slice):
+            return torch.arange(self.rows.start, self.rows.stop, device=device)
+        return self.rows
+
+
+def row_batches(lists: Lists, u: int) -> list[RowBatch]:
+    """Groups the rows of group `u` by how many tiles they visit; over-long rows are cut."""
+    count = lists.count[u]
+    out = []
+    for n in torch.unique(count).tolist():
+        if n == 0:
+            continue
+        rows = (count == n).nonzero().flatten()
+        entries = lists.start[u][rows].long()[:, None] + torch.arange(n, device=rows.device)
+        index, kinds = lists.index[entries].long(), lists.kind[entries].long()
+        consecutive = len(rows) == int(rows[-1] - rows[0]) + 1
+        chosen = slice(int(rows[0]), int(rows[-1]) + 1) if consecutive else rows
+        own = n == 1 and consecutive and bool((index[:, 0] == rows).all())
+        out.append(RowBatch(chosen, n, index, kinds if bool((kinds >= 0).any()) else None, own))
+    return out
+
+
+def split_width(block_k: int) -> int:
+    """Tiles that a row visits before it is split."""
+    return max(1, COLUMNS_AT_ONCE // block_k)
+
+
+def cut(batch: RowBatch, pairs: int, block_q: int, block_k: int) -> Iterator[RowBatch]:
+    """Pieces of a row batch whose scores fit, for `pairs` (batch, head) pairs at once."""
+    columns = split_width(block_k)
+    width = min(batch.count, columns)
+    rows = max(1, SCORES_AT_ONCE // (pairs * block_q * block_k * width))
+    total = len(batch.index)
+    for r in range(0, total, rows):
+        stop = min(total, r + rows)
+        if isinstance(batch.rows, slice):
+            chosen: Tensor | slice = slice(batch.rows.start + r, batch.rows.start + stop)
+        else:
+            chosen = batch.rows[r:stop]
+        for c in range(0, batch.count, columns):
+            index = batch.index[r:stop, c : c + columns]
+            kinds = None if batch.kinds is None else batch.kinds[r:stop, c : c + columns]
+            yield RowBatch(chosen, index.shape[1], index, kinds, batch.own)
+
+
+class Piece:
+    """Some (batch, head) pairs of one component, with their tokens in the component's order."""
+
+    def __init__(self, component: Component, layout: Layout, options: Options, u: int, batch: slice, heads: list[int]):
+        self.component, self.layout, self.options, self.u = component, layout, options, u
+        self.batch = batch
+        self.heads: slice | list[int] = heads
+        if heads == list(range(heads[0], heads[-1] + 1)):
+            self.heads = slice(heads[0], heads[-1] + 1)
+        self.head_numbers = heads
+        c = component
+        pick = lambda index: index if index is None or index.dim() == 1 else index[u]  # noqa: E731
+        self.q_index, self.k_index = pick(c.q_index), pick(c.k_index)
+
+    def side(self, queries: bool) -> tuple[Tensor | None, int, int, int]:
+        """Index, first row, tile side and tile count of the queries' or the keys' order."""
+        c = self.component
+        if queries:
+            return self.q_index, c.q_start, c.block_q, c.q_blocks
+        return self.k_index, c.k_start, c.block_k, c.k_blocks
+
+    def ordered(self, x: Tensor, queries: bool, heads: slice | list[int]) -> Tensor:
+        """x [B, H, T, D] -> [G, blocks, block, D] in the component's order, at computing precision."""
+        index, start, block, blocks = self.side(queries)
+        x = x[self.batch, heads]
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        if index is not None:
+            x = x.index_select(2, index.clamp(min=0).long())
+        elif start != 0 or blocks * block != x.shape[2]:
+            x = torch.nn.functional.pad(x, (0, 0, -start, blocks * block + start - x.shape[2]))
+        return x.reshape(-1, blocks, block, x.shape[3])
+
+    def kv_heads(self, x: Tensor, H: int) -> slice | list[int]:
+        repeat = H // x.shape[1]
+        return self.heads if repeat == 1 else [h // repeat for h in self.head_numbers]
+
+    def ordered_rows(self, x: Tensor, fill: float) -> Tensor:
+        """x [B, H, Tq] -> [G, blocks, block, 1]; places without a row hold `fill`."""
+        c = self.component
+        x = x[self.batch, self.heads]
+        if self.q_index is not None:
+            x = torch.where(self.q_index >= 0, x.index_select(2, self.q_index.clamp(min=0).long()), fill)
+        elif c.q_start != 0 or c.q_blocks * c.block_q != x.shape[2]:
+            x = torch.nn.functional.pad(x, (-c.q_start, c.q_blocks * c.block_q + c.q_start - x.shape[2]), value=fill)
+        return x.reshape(-1, c.q_blocks, c.block_q, 1)
+
+    def restored(self, x: Tensor, queries: bool, length: int) -> tuple[Tensor, Tensor | None]:
+        """[G, blocks, block, D] -> values [G, rows, D] and the token rows they belong to (None: all, in order)."""
+        index, start, _, _ = self.side(queries)
+        x = x.flatten(1, 2)
+        if index is None:
+            return x[:, -start : -start + length], None
+        places = (index >= 0).nonzero().flatten()
+        if len(places) == len(index):
+            return x, index.long()
+        return x.index_select(1, places), index[places].long()
+
+    def positions(self, queries: bool) -> Tensor:
+        """[blocks, block] token rows by place; out of range or -1 for none."""
+        index, start, block, blocks = self.side(queries)
+        if index is not None:
+            return index.long().view(blocks, block)
+        return torch.arange(blocks * block, device=self.component.group.device).view(blocks, block) + start
+
+    def mask(self, batch: RowBatch) -> Tensor | None:
+        """Live pairs of a row batch, broadcastable to [b, h, R, bq, n * bk]; None where every pair is live."""
+        c, o = self.component, self.options
+        mask = None
+        R, n = batch.index.shape
+        if batch.kinds is not None:
+            kinds = torch.where(batch.kinds < 0, len(c.masks), batch.kinds)
+            full = torch.ones_like(c.masks[:1])
+            mask = torch.cat([c.masks, full])[kinds].transpose(1, 2).reshape(1, 1, R, c.block_q, n * c.block_k)
+        if not (o.per_batch or c.positional):
+            return mask
+        row = self.positions(True)[batch.row_numbers(c.group.device)]  # (R, bq)
+        column = self.positions(False)[batch.index].flatten(1)  # (R, n * bk)
+
+        def also(extra: Tensor) -> Tensor:
+            return extra if mask is None else mask & extra
+
+        if c.positional:
+            seen = (row + self.layout.origin)[:, :, None] >= column[:, None, :]  # (R, bq, n * bk)
+            mask = also((seen & (row >= 0)[:, :, None] & (column >= 0)[:, None, :])[None, None])
+        safe_row, safe_column = row.clamp(0, self.layout.q_len - 1), column.clamp(0, self.layout.k_len - 1)
+        if o.q_lengths is not None:
+            mask = also((row < o.q_lengths[self.batch][:, None, None])[:, None, :, :, None])
+        if o.k_lengths is not None:
+            mask = also((column < o.k_lengths[self.batch][:, None, None])[:, None, :, None, :])
+        if o.q_segments is not None and o.k_segments is not None:
+            q_segment = o.q_segments[self.batch][:, safe_row][:, None, :, :, None]
+            k_segment = o.k_segments[self.batch][:, safe_column][:, None, :, None, :]
+            mask = also(q_segment == k_segment)
+        return mask
+
+    def scores(self, q: Tensor, k: Tensor, batch: RowBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """Scaled, masked scores [G, R, bq, n * bk] of ordered q and k, with the gathered tiles of both."""
+        c, o = self.component, self.options
+        G, _, bq, D = q.shape
+        R, n = batch.index.shape
+        rows = q[:, batch.rows].reshape(G * R, bq, D)
+        keys = gathered(k, batch)
+        s = torch.bmm(rows, keys.transpose(1, 2)).view(G, R, bq, n * c.block_k)
+        if o.bias is not None:
+            s.view(-1, len(self.head_numbers), R, bq, n, c.block_k).add_(self.tile_bias(batch).to(s.dtype))
+        mask = self.mask(batch)
+        if mask is not None:
+            s.view(-1, len(self.head_numbers), R, bq, n * c.block_k).masked_fill_(~mask, NEGATIVE)
+        return s, rows, keys
+
+    def bias_cells(self, batch: RowBatch) -> tuple[Tensor, Tensor]:
+        """Rows [R, 1] and columns [R, n] of the block bias that tiles belong to."""
+        c, bb = self.component, self.options.bias_block
+        first = self.layout.origin
+        row = (batch.row_numbers(c.group.device) * c.block_q + c.q_start + first) // bb - first // bb
+        return row[:, None], batch.index * c.block_k // bb
+
+    def tile_bias(self, batch: RowBatch) -> Tensor:
+        bias = self.options.bias
+        assert bias is not None
+        chosen = bias[:, *self.bias_cells(batch)]  # (H or 1, R, n)
+        chosen = chosen if bias.shape[0] == 1 else chosen[self.heads]
+        return chosen[None, :, :, None, :, None]
+
+    def kept(self, batch: RowBatch) -> Tensor:
+        """Which weights survive dropout: [G, R, bq, n * bk]."""
+        o, device = self.options, self.component.group.device
+        assert o.seed is not None
+        H = self.layout.heads
+        numbers = torch.arange(self.batch.start, self.batch.stop, device=device)[:, None] * H
+        numbers = (numbers + torch.tensor(self.head_numbers, device=device)).view(-1, 1, 1, 1)
+        row = self.positions(True)[batch.row_numbers(device)] + self.layout.origin
+        column = self.positions(False)[batch.index].flatten(1)
+        return keep(o.seed, numbers, row[None, :, :, None], column[None, :, None, :], o.dropout_p)
+
+
+def gathered(x: Tensor, batch: RowBatch) -> Tensor:
+    """The key tiles of each row side by side: x [G, blocks, bk, D] -> [G * R, n * bk, D]."""
+    G, _, block, D = x.shape
+    R, n = batch.index.shape
+    if batch.own:
+        return x[:, batch.rows].reshape(G * R, block, D)
+    return x.index_select(1, batch.index.flatten()).view(G * R, n * block, D)
+
+
+def pieces(component: Component, layout: Layout, options: Options, q: Tensor) -> Iterator[tuple[Piece, list[RowBatch]]]:
+    """The pieces of a component, each with its row batches."""
+    B, _, _, D = q.shape
+    by_group: dict[int, list[int]] = {}
+    for head, u in enumerate(component.group.tolist()):
+        if u >= 0:
+            by_group.setdefault(u, []).append(head)
+    places = max(component.q_blocks * component.block_q, component.k_blocks * component.block_k)
+    fit = max(1, TOKENS_AT_ONCE // (places * D))
+    cached = component.cache.setdefault("row_batches", {})
+    for b_group in range(B if component.batch_groups else 1):
+        for u, heads in by_group.items():
+            group = u + b_group * component.batch_groups
+            if group not in cached:
+                cached[group] = row_batches(component.rows, group)
+            step = max(1, fit // len(heads))
+            batches = [slice(b_group, b_group + 1)] if component.batch_groups else [
+                slice(b, min(B, b + step)) for b in range(0, B, step)
+            ]  # fmt: skip
+            for batch in batches:
+                for h in range(0, len(heads), max(1, fit)):
+                    yield Piece(component, layout, options, group, batch, heads[h : h + fit]), cached[group]

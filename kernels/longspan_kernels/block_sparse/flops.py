@@ -1,0 +1,44 @@
+"""FLOPs of the ops for torch.utils.flop_counter: what the kernels compute, so visited pairs, not live ones.
+
+A visited pair costs 4 * D forward (its score and its share of the output, a multiply-add each D) and 10 * D backward (score
+again, dp, dq, dk, dv).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.utils.flop_counter import register_flop_formula
+
+from .resolve import block_size_of, blocked_tiling, layout_for
+
+FORWARD, BACKWARD = 4, 10  # times D, a pair
+
+
+def visited_pairs(q_shape, k_shape, key: str, causal: bool, backend: str, bias_block: int, backward: bool) -> int:
+    """Visited pairs of one sequence, over all heads."""
+    size = block_size_of(key, q_shape[1], causal)
+    tiling = blocked_tiling(size, bias_block)
+    if backend == "triton":
+        from .tuning import tilings
+
+        tiling = tilings(q_shape[3], torch.bfloat16, (9, 0), size, bias_block)[int(backward)]
+    return layout_for(key, q_shape[2], k_shape[2], q_shape[1], causal, tiling, torch.device("cpu")).visited_pairs
+
+
+def forward_flops(q_shape, k_shape, v_shape, key, causal, scale, dropout_p, backend, *rest, out_shape=None, **kwargs) -> int:
+    pairs = visited_pairs(q_shape, k_shape, key, causal, backend, rest[-1] if rest else 0, backward=False)
+    return FORWARD * q_shape[3] * q_shape[0] * pairs
+
+
+def backward_flops(
+    dout_shape, dlse_shape, q_shape, k_shape, v_shape, o_shape, lse_shape, key, causal, scale, dropout_p, backend, *rest,
+    out_shape=None, **kwargs,
+) -> int:  # fmt: skip
+    pairs = visited_pairs(q_shape, k_shape, key, causal, backend, rest[-1] if rest else 0, backward=True)
+    return BACKWARD * q_shape[3] * q_shape[0] * pairs
+
+
+def register() -> None:
+    """Makes FlopCounterMode count the ops; called once, when they are defined."""
+    register_flop_formula(torch.ops.longspan.block_sparse_forward)(forward_flops)
+    register_flop_formula(torch.ops.longspan.block_sparse_backward)(backward_flops)

@@ -1,0 +1,194 @@
+"""Block-sparse attention as torch custom ops: choice of backend, autograd, fake tensors, autocast, FLOP formula.
+
+The ops take a pattern's key and find its layout inside, so that torch.compile sees one opaque call and never specialises on
+a length. Legend: B batch, H heads, Hkv key/value heads, T tokens (Tq, Tk), D head width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import flops
+from .blocked import Options
+from .blocked_passes import blocked_backward, blocked_forward
+from .layout import Layout
+from .planner import Tiling
+from .reference import reference_attention
+from .resolve import block_size_of, blocked_tiling, dense_mask, layout_for
+
+BACKENDS = ("auto", "triton", "blocked", "dense")
+DENSE_LIMIT = 1 << 31  # elements of [B, H, Tq, Tk] that the dense backend will hold
+
+
+class BackendError(ValueError):
+    """The backend asked for cannot serve this call; the message says why and what would."""
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, key: str, *, causal: bool = False,
+    q_lengths: Tensor | None = None, k_lengths: Tensor | None = None,
+    q_segments: Tensor | None = None, k_segments: Tensor | None = None,
+    scale: float | None = None, dropout_p: float = 0.0, block_bias: Tensor | None = None, bias_block: int = 0,
+    return_lse: bool = False, backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+    """q [B, H, Tq, D], k and v [B, Hkv, Tk, D] -> out [B, H, Tq, D], and lse [B, H, Tq] where asked for.
+
+    `key` names a registered pattern. Under autocast q, k and v are cast as matrix products are. Arguments are taken as
+    valid: `longspan.sparse_attention` checks them.
+
+    Raises:
+        BackendError: the backend cannot serve the call.
+    """
+    kind = q.device.type
+    if torch.is_autocast_enabled(kind) and q.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(kind)
+        q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+    backend = choose_backend(backend, q, k)
+    seed = torch.randint(0, 1 << 31, (1,), device=q.device) if dropout_p > 0.0 else None
+    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    if backend == "dense":
+        exact = torch.promote_types(q.dtype, torch.float32)
+        out, lse = reference_attention(
+            q.to(exact), k.to(exact), v.to(exact), dense_mask(key, q.shape[2], k.shape[2], q.shape[1], causal, q.device),
+            scale=scale, q_lengths=q_lengths, k_lengths=k_lengths, q_segments=q_segments, k_segments=k_segments,
+            dropout_p=dropout_p, seed=seed, bias=block_bias, bias_block=bias_block,
+        )  # fmt: skip
+        out = out.to(q.dtype)
+        return (out, lse) if return_lse else out
+    out, lse = torch.ops.longspan.block_sparse_forward(
+        q, k, v, key, causal, scale, float(dropout_p), backend, q_lengths, k_lengths, q_segments, k_segments, seed,
+        block_bias, bias_block,
+    )  # fmt: skip
+    return (out, lse) if return_lse else out
+
+
+def choose_backend(backend: str, q: Tensor, k: Tensor) -> str:
+    """Resolves "auto", and refuses what a backend cannot do."""
+    if backend not in BACKENDS:
+        raise BackendError(f"backend={backend!r} is unknown; choose one of {', '.join(BACKENDS)}")
+    reason = triton_refuses(q)
+    if backend == "auto":
+        return "blocked" if reason else "triton"
+    if backend == "triton" and reason:
+        raise BackendError(f'backend="triton" cannot serve this call: {reason}; use backend="blocked" (or "auto")')
+    elements = q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2]
+    if backend == "dense" and elements > DENSE_LIMIT:
+        raise BackendError(
+            f'backend="dense" would hold {elements:,} scores (limit {DENSE_LIMIT:,}); use backend="auto", which visits live '
+            "blocks only"
+        )
+    return backend
+
+
+def triton_refuses(q: Tensor) -> str | None:
+    """Why the Triton backend cannot take these tensors, or None."""
+    from .availability import triton_runs_on
+
+    if q.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"it has no {q.dtype} kernels"
+    if not 16 <= q.shape[-1] <= 256:
+        return f"its head width is 16 to 256, not {q.shape[-1]}"
+    return triton_runs_on(q.device)
+
+
+def tilings_for(backend: str, q: Tensor, key: str, causal: bool, bias_block: int) -> tuple[Tiling, Tiling]:
+    """Tile sizes of the forward and the backward pass."""
+    size = block_size_of(key, int(q.shape[1]), causal)
+    if backend == "triton":
+        from .tuning import tilings
+
+        capability = torch.cuda.get_device_capability(q.device) if q.is_cuda else (9, 0)
+        return tilings(int(q.shape[3]), q.dtype, capability, size, bias_block)
+    tiling = blocked_tiling(size, bias_block)
+    return tiling, tiling
+
+
+def layouts_for(q: Tensor, k: Tensor, key: str, causal: bool, backend: str, bias_block: int) -> tuple[Layout, Layout]:
+    """The layouts of the forward and the backward pass."""
+    H, q_len, k_len = int(q.shape[1]), int(q.shape[2]), int(k.shape[2])
+    forward, backward = tilings_for(backend, q, key, causal, bias_block)
+    first = layout_for(key, q_len, k_len, H, causal, forward, q.device)
+    return first, first if backward == forward else layout_for(key, q_len, k_len, H, causal, backward, q.device)
+
+
+@torch.library.custom_op("longspan::block_sparse_forward", mutates_args=())
+def block_sparse_forward(
+    q: Tensor, k: Tensor, v: Tensor, key: str, causal: bool, scale: float, dropout_p: float, backend: str,
+    q_lengths: Tensor | None, k_lengths: Tensor | None, q_segments: Tensor | None, k_segments: Tensor | None,
+    seed: Tensor | None, bias: Tensor | None, bias_block: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    if q.numel() == 0 or k.shape[2] == 0:
+        return torch.zeros_like(q, memory_format=torch.contiguous_format), _empty_lse(q).fill_(float("-inf"))
+    layout, _ = layouts_for(q, k, key, causal, backend, bias_block)
+    options = Options(
+        scale, q_lengths, k_lengths, q_segments, k_segments, dropout_p, seed, bias, bias_block
+    )  # fmt: skip
+    if backend == "triton":
+        from .forward import triton_forward
+
+        return triton_forward(q, k, v, layout, **vars(options))
+    return blocked_forward(q, k, v, layout, options)
+
+
+@torch.library.custom_op("longspan::block_sparse_backward", mutates_args=())
+def block_sparse_backward(
+    dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, key: str, causal: bool,
+    scale: float, dropout_p: float, backend: str, q_lengths: Tensor | None, k_lengths: Tensor | None,
+    q_segments: Tensor | None, k_segments: Tensor | None, seed: Tensor | None, bias: Tensor | None, bias_block: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    none = q.new_zeros(0)  # a custom op cannot return an optional tensor
+    if q.numel() == 0 or k.shape[2] == 0:
+        return _like(q).zero_(), _like(k).zero_(), _like(v).zero_(), none if bias is None else _like(bias).zero_()
+    _, layout = layouts_for(q, k, key, causal, backend, bias_block)
+    options = Options(
+        scale, q_lengths, k_lengths, q_segments, k_segments, dropout_p, seed, bias, bias_block
+    )  # fmt: skip
+    if backend == "triton":
+        from .backward import triton_backward
+
+        dq, dk, dv, dbias = triton_backward(dout, dlse, q, k, v, out, lse, layout, **vars(options))
+    else:
+        dq, dk, dv, dbias = blocked_backward(dout, dlse, q, k, v, out, lse, layout, options)
+    return dq, dk, dv, none if dbias is None else dbias
+
+
+def _like(x: Tensor) -> Tensor:
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+
+
+def _empty_lse(q: Tensor) -> Tensor:
+    return torch.empty(q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32), device=q.device)
+
+
+@block_sparse_forward.register_fake
+def _(q, k, v, key, causal, scale, dropout_p, backend, q_lengths, k_lengths, q_segments, k_segments, seed, bias, bias_block):
+    return _like(q), _empty_lse(q)
+
+
+@block_sparse_backward.register_fake
+def _(dout, dlse, q, k, v, out, lse, key, causal, scale, dropout_p, backend, q_lengths, k_lengths, q_segments, k_segments,
+      seed, bias, bias_block):  # fmt: skip
+    return _like(q), _like(k), _like(v), q.new_empty(0) if bias is None else _like(bias)
+
+
+def _save(ctx, inputs, output):
+    q, k, v, key, causal, scale, dropout_p, backend, *tensors, bias_block = inputs
+    ctx.save_for_backward(q, k, v, *output, *tensors)
+    ctx.call = (key, causal, scale, dropout_p, backend)
+    ctx.bias_block = bias_block
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx, dout, dlse):
+    q, k, v, out, lse, *tensors, bias = ctx.saved_tensors
+    if dout is None:
+        dout = torch.zeros_like(out)
+    dq, dk, dv, dbias = torch.ops.longspan.block_sparse_backward(
+        dout, dlse, q, k, v, out, lse, *ctx.call, *tensors, bias, ctx.bias_block
+    )
+    return dq, dk, dv, *(None,) * 10, None if bias is None else dbias, None
+
+
+block_sparse_forward.register_autograd(_backward, setup_context=_save)
+flops.register()

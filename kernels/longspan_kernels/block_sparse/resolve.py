@@ -1,0 +1,81 @@
+"""Layouts by pattern key and lengths, compiled once and kept while they are in use."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from functools import lru_cache
+from threading import Lock
+
+import torch
+from torch import Tensor
+
+from .layout import Layout
+from .planner import Tiling, compile_layout, granularity
+from .registry import lookup
+
+MOST_LAYOUTS = 256
+MOST_BYTES = 1 << 30  # of all kept layouts together
+PROBE = 1024  # a pattern's block size shows at any length
+_layouts: OrderedDict[tuple, Layout] = OrderedDict()
+_lock = Lock()
+
+
+def layout_for(
+    key: str, q_len: int, k_len: int, heads: int, causal: bool, tiling: Tiling, device: torch.device
+) -> Layout:  # fmt: skip
+    """The compiled layout of a registered pattern; the least recently used ones make room."""
+    name = (key, q_len, k_len, heads, causal, tiling, device)
+    with _lock:
+        if name in _layouts:
+            _layouts.move_to_end(name)
+            return _layouts[name]
+    # Compiling under inference mode would leave tensors that autograd refuses to save later.
+    with torch.inference_mode(False), torch.no_grad():
+        groups = lookup(key).head_rules(q_len, k_len, heads, causal, device)
+        layout = compile_layout(groups, q_len, k_len, heads, tiling, device)
+    with _lock:
+        _layouts[name] = layout
+        while len(_layouts) > MOST_LAYOUTS or (
+            len(_layouts) > 1 and sum(kept.nbytes for kept in _layouts.values()) > MOST_BYTES
+        ):
+            _layouts.popitem(last=False)
+    return layout
+
+
+def clear_layouts() -> None:
+    """Forgets every compiled layout."""
+    with _lock:
+        _layouts.clear()
+
+
+@lru_cache(maxsize=1024)
+def block_size_of(key: str, heads: int, causal: bool) -> int | None:
+    """The side of the blocks that a pattern speaks of: the smallest one, or None where it knows no blocks."""
+    groups = lookup(key).head_rules(PROBE, PROBE, heads, causal, torch.device("cpu"))
+    known = [size for _, rule in groups if (size := granularity(rule)) is not None]
+    return min(known) if known else None
+
+
+def blocked_tiling(granularity: int | None, bias_block: int = 0) -> Tiling:
+    """Tiles for the plain-torch backend: the pattern's own blocks where they are of a good size, else 64."""
+    side = 64
+    if bias_block:
+        side = next(size for size in (64, 48, 32, 24, 16, 8, 4, 2, 1) if bias_block % size == 0)
+        return Tiling(side, side, one_pass=True)
+    if granularity is not None and granularity >= 16:
+        side = next((size for size in (64, 48, 32, 24, 16) if granularity % size == 0), 64)
+    return Tiling(side, side)
+
+
+def dense_mask(key: str, q_len: int, k_len: int, heads: int, causal: bool, device: torch.device) -> Tensor:
+    """[heads, Tq, Tk] bool: the definition, written out."""
+    i = torch.arange(q_len, device=device)[:, None] + (k_len - q_len)
+    j = torch.arange(k_len, device=device)[None, :]
+    mask = torch.zeros((heads, q_len, k_len), dtype=torch.bool, device=device)
+    for members, rule in lookup(key).head_rules(q_len, k_len, heads, causal, device):
+        if not rule.per_head:
+            mask[list(members)] = rule.live(members[0], i, j)
+            continue
+        for head in members:
+            mask[head] = rule.live(head, i, j)
+    return mask
