@@ -16,6 +16,16 @@ from longspan.models.rotary import rotate
 from longspan.models.settings import TransformerSettings
 
 
+class HeadNorm(nn.RMSNorm):
+    """RMSNorm of each head [B, H, T, D], in and out of float32: the rotation that follows works in it anyway."""
+
+    def __init__(self, head_dim: int, eps: float) -> None:
+        super().__init__(head_dim, eps=eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), self.normalized_shape, self.weight.float(), self.eps)  # (B, H, T, D)
+
+
 class MultiHeadAttention(nn.Module):
     """Projections around an attention module, which gets q [B, H, T, D] and k, v [B, Hkv, T, D] with positions in."""
 
@@ -25,9 +35,8 @@ class MultiHeadAttention(nn.Module):
         self.head_dim = settings.head_width
         self.qkv = nn.Linear(settings.width, (self.heads + 2 * self.kv_heads) * self.head_dim, bias=False)
         self.out = nn.Linear(self.heads * self.head_dim, settings.width, bias=False)
-        norms = settings.qk_norm
-        self.q_norm = nn.RMSNorm(self.head_dim, eps=settings.norm_eps) if norms else nn.Identity()
-        self.k_norm = nn.RMSNorm(self.head_dim, eps=settings.norm_eps) if norms else nn.Identity()
+        self.q_norm = HeadNorm(self.head_dim, settings.norm_eps) if settings.qk_norm else nn.Identity()
+        self.k_norm = HeadNorm(self.head_dim, settings.norm_eps) if settings.qk_norm else nn.Identity()
         self.attention: Any = attention  # a module with a `cost`
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, lengths: Tensor | None, segments: Tensor | None) -> Tensor:
@@ -35,7 +44,7 @@ class MultiHeadAttention(nn.Module):
         q, k, v = qkv.split((self.heads, self.kv_heads, self.kv_heads), dim=1)  # (B, H, T, D), (B, Hkv, T, D) twice
         q = rotate(self.q_norm(q), cos, sin)
         k = rotate(self.k_norm(k), cos, sin)
-        q, k = q.to(v.dtype), k.to(v.dtype)  # under autocast a norm hands back float32
+        q, k = q.to(v.dtype), k.to(v.dtype)  # norms hand back float32
         mixed = self.attention(q, k, v, lengths=lengths, segments=segments)  # (B, H, T, D)
         return self.out(mixed.transpose(1, 2).flatten(2))  # (B, T, C)
 

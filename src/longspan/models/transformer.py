@@ -6,6 +6,7 @@ Legend: B batch, T tokens, C model width.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Sequence
 from typing import Any, ClassVar, cast
 
@@ -84,9 +85,7 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.norm = nn.RMSNorm(self.width, eps=settings.norm_eps)
         if settings.compile:
-            # In place, a block at a time: names of weights stay as they are, and equal blocks compile alike.
-            for block in self.blocks:
-                block.compile()
+            self._compile_blocks()
 
     def forward(self, tokens: Tensor, *, lengths: Tensor | None = None, segments: Tensor | None = None) -> Tensor:
         """Hidden states [B, T, C] of tokens [B, T]; what stands at or past `lengths` [B] is padding and means nothing.
@@ -107,6 +106,21 @@ class Transformer(nn.Module):
             else:
                 x = block(x, cos, sin, lengths, segments)
         return self.norm(x)  # (B, T, C)
+
+    def _compile_blocks(self) -> None:
+        """In place, so that weights keep their names; a block at a time, so that equal blocks share their code.
+
+        Blocks that differ (an attention that knows its layer) all count against one limit of recompilations, 8 by
+        default, after which torch would run the rest uncompiled.
+        """
+        limit = 8 * len(self.blocks)
+        options: dict[str, Any] = {}
+        if "recompile_limit" in inspect.signature(torch.compile).parameters:
+            options["recompile_limit"] = limit
+        else:
+            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, limit)
+        for block in self.blocks:
+            block.compile(**options)
 
     def _check(self, tokens: Tensor, lengths: Tensor | None, segments: Tensor | None) -> None:
         if tokens.dim() != 2 or tokens.dtype not in (torch.int64, torch.int32) or not tokens.shape[1]:
