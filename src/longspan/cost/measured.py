@@ -265,8 +265,9 @@ def _size(batch: Any) -> tuple[int, int, int]:
 def _cost_of(pl_module: LightningModule, length: int) -> Cost | None:
     """What the task states with its head, else its model; None where neither states anything."""
     for part in (pl_module, getattr(pl_module, "model", None)):
-        if callable(getattr(part, "cost", None)):
-            stated = part.cost(length)  # type: ignore[union-attr]
+        state = getattr(part, "cost", None)
+        if callable(state):
+            stated = state(length)
             if isinstance(stated, Cost):
                 return stated
     return None

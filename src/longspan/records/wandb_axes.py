@@ -60,8 +60,7 @@ def _kept_id(folder: Path) -> str:
     if kept.is_file() and (known := kept.read_text(encoding="utf-8").strip()):
         return known
     new = secrets.token_hex(4)
-    if rank_zero_only.rank == 0:
-        write_text(kept, new + "\n")
+    rank_zero_only(write_text)(kept, new + "\n")
     return new
 
 

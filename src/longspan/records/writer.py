@@ -41,7 +41,7 @@ from longspan.records.curves import Curves
 from longspan.records.ending import describe, full_traceback, status_of
 from longspan.records.environment import git_commit, hardware, versions
 from longspan.records.plain import plain
-from longspan.records.schema import Accuracy, Measure, Record
+from longspan.records.schema import Accuracy, Measure, Record, Status
 from longspan.records.wandb_axes import finish_wandb, setup_wandb
 
 log = logging.getLogger(__name__)
@@ -150,7 +150,7 @@ class RecordWriter(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._wandb = setup_wandb(trainer.loggers) or []  # None on other ranks
-        datamodule = getattr(trainer, "datamodule", None)
+        datamodule: Any = getattr(trainer, "datamodule", None)
         if hasattr(datamodule, "baselines"):
             self._baselines = dict(datamodule.baselines())
         if hasattr(datamodule, "describe"):
@@ -165,7 +165,8 @@ class RecordWriter(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         # reading a logged value waits for the device, so only as often as Lightning itself does
-        if trainer.global_step % max(1, trainer.log_every_n_steps) == 0:
+        every = getattr(trainer, "log_every_n_steps", 50)
+        if trainer.global_step % max(1, every) == 0:
             for name in ("train/loss", "train/loss_step"):
                 if name in trainer.callback_metrics:
                     self.curves.add("train/loss", trainer.global_step, trainer.callback_metrics[name])
@@ -233,11 +234,11 @@ class RecordWriter(Callback):
             if value is None or (split == "val" and known is not None and known.split == "test"):
                 continue
             self.accuracy[name] = Accuracy(
-                value=value, higher_is_better=higher_is_better, baseline=self._baselines.get(name), split=split
+                value=float(value), higher_is_better=higher_is_better, baseline=self._baselines.get(name), split=split
             )
 
     @rank_zero_only
-    def _write(self, status: str, error: str | None) -> None:
+    def _write(self, status: Status, error: str | None) -> None:
         self.record = Record(
             **self._fields,
             status=status,

@@ -171,7 +171,7 @@ def _label(
     extents = [text.get_window_extent() for text in texts]
     edge = axes.get_window_extent()
     bars = []
-    for group, (x, y) in zip(groups, centres, strict=True):
+    for group, (x, _) in zip(groups, centres, strict=True):
         sd = group.accuracy(metric).sd
         if sd:
             mean = points[id(group)][1]
@@ -188,12 +188,14 @@ def _label(
         text.set_position((box.left, box.low + (extent.height - (extent.y1 - extent.y0)) / 2))
         text.xy = (box.left, box.low - extent.y0)
         distance = max(
-            abs((box.left + box.right) / 2 - x) - extent.width / 2, abs((box.low + box.high) / 2 - y) - extent.height / 2
+            abs((box.left + box.right) / 2 - x) - extent.width / 2,
+            abs((box.low + box.high) / 2 - y) - extent.height / 2,
         )
         if distance > 40:
             axes.annotate(
                 "", (x, y), ((box.left + box.right) / 2, (box.low + box.high) / 2), xycoords="figure pixels",
-                textcoords="figure pixels", arrowprops={"arrowstyle": "-", "color": _GRID, "shrinkA": 8, "shrinkB": 8}, zorder=0,
+                textcoords="figure pixels", zorder=0,
+                arrowprops={"arrowstyle": "-", "color": _GRID, "shrinkA": 8, "shrinkB": 8},
             )  # fmt: skip
 
 

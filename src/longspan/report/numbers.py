@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 _PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z", "Y")
-MISSING = "–"
+MISSING = "\u2013"
 
 
 def plain_number(value: float | None, digits: int = 4) -> str:

@@ -101,7 +101,13 @@ def headings(section: Section) -> list[str]:
 
 def cells(section: Section, row: Row) -> list[str]:
     """The row as text, in the order of :func:`headings`."""
-    found = [row.label, str(row.n), with_spread(row.mean, row.sd), plain_number(row.baseline), _difference(section, row)]
+    found = [
+        row.label,
+        str(row.n),
+        with_spread(row.mean, row.sd),
+        plain_number(row.baseline),
+        _difference(section, row),
+    ]
     found += [with_spread(*row.others.get(name, (None, None))) for name in section.metrics if name != section.primary]
     return found + [_COLUMNS[name][1](row.costs[name]) for name in row.costs]
 
@@ -165,7 +171,7 @@ def csv_text(tables: list[tuple[Section, list[Row]]]) -> str:
 _LATEX = {
     "\\": r"\textbackslash{}", "_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "↑": r"$\uparrow$", "↓": r"$\downarrow$",
-    "–": "--",
+    MISSING: "--",
 }  # fmt: skip
 
 

@@ -48,9 +48,10 @@ def _cheapest_as_good(known: list[Row], reference: Row | None, name: str, words:
         return ""
     price, row = min(as_good, key=lambda entry: entry[0])
     share = price / (reference.costs[name] or price)
+    pairs = row.difference.pairs if row.difference else 0
     return (
-        f" {row.label[:1].upper() + row.label[1:]} takes {100 * share:.0f} % of {reference.label}'s {words}, and is not clearly worse "
-        f"(95 % interval of the difference over {row.difference.pairs if row.difference else 0} seeds)."
+        f" {row.label[:1].upper() + row.label[1:]} takes {100 * share:.0f} % of {reference.label}'s {words}, and is "
+        f"not clearly worse (95 % interval of the difference over {pairs} seeds)."
     )
 
 
@@ -84,7 +85,7 @@ def hardware_of(run: Found) -> str:
     gpus = hardware.get("gpus") or []
     if gpus and str(run.record.config.get("trainer", {}).get("accelerator", "")) != "cpu":
         counted = Counter(gpus)
-        return " + ".join(f"{count} × {name}" if count > 1 else str(name) for name, count in counted.items())
+        return " + ".join(f"{count} x {name}" if count > 1 else str(name) for name, count in counted.items())
     return f"{hardware.get('cpu', 'unknown CPU')}, {hardware.get('cores', '?')} cores"
 
 
