@@ -64,7 +64,8 @@ def by_groups(
     for column in [*columns, None]:
         waiting = [g for g in shuffled if placed[g] < 0 and (column is None or totals[g, column] > 0)]
         if column is not None:
-            waiting.sort(key=lambda g, c=column: -totals[g, c])  # large groups first: small ones even things out
+            # large groups first: small ones even things out
+            waiting.sort(key=totals[:, column].__getitem__, reverse=True)
         for group in waiting:
             need = lacks_items if column is None else lacks[:, column]
             # relative need, or the large training split would take every early group

@@ -1,0 +1,110 @@
+"""Splits: complete, disjoint, and no group, form, year or position in two of them."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from longspan.data import SequenceClassificationDataModule, TextDataModule, TokenLabellingDataModule
+from longspan.data.hiv1 import form_number, forms_by_number, parents
+from longspan.data.splits import SPLITS, by_groups, by_position
+
+QUICK = settings(max_examples=60, deadline=None)
+
+
+@QUICK
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=6), st.floats(0, 0.4), st.floats(0, 0.4))
+def test_positions_are_dealt_once_and_in_order(sizes, validation, test):
+    parts = by_position(sizes, validation, test)
+    seen = [(d, base) for split in SPLITS for d, begin, end in parts[split] for base in range(begin, end)]
+    assert seen == [(d, base) for d, size in enumerate(sizes) for base in range(size)]
+    total = sum(sizes)
+    assert abs(sum(end - begin for _, begin, end in parts["test"]) - test * total) <= 1
+
+
+@QUICK
+@given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 7)), min_size=1, max_size=60), st.integers(0, 5))
+def test_groups_are_never_parted(items, seed):
+    groups = [str(group) for group, _ in items]
+    weights = np.array([[label >> bit & 1 for bit in range(3)] for _, label in items], dtype=float)
+    parts = by_groups(groups, weights, validation=0.2, test=0.2, seed=seed)
+    assert sorted(np.concatenate([parts[split] for split in SPLITS]).tolist()) == list(range(len(items)))
+    where = [{groups[index] for index in parts[split]} for split in SPLITS]
+    assert not (where[0] & where[1] or where[0] & where[2] or where[1] & where[2])
+    again = by_groups(groups, weights, validation=0.2, test=0.2, seed=seed)
+    assert all((parts[split] == again[split]).all() for split in SPLITS)
+
+
+def test_classes_are_spread_evenly():
+    labels = np.repeat([0, 1, 2], [700, 250, 50])
+    parts = by_groups(list(range(1000)), np.eye(3)[labels], validation=0.1, test=0.2, seed=0)
+    for split, share in (("train", 0.7), ("validation", 0.1), ("test", 0.2)):
+        counts = np.bincount(labels[parts[split]], minlength=3)
+        assert np.abs(counts - share * np.array([700, 250, 50])).max() <= 1
+
+
+def test_equal_documents_stay_together(tmp_path):
+    for n in range(40):
+        (tmp_path / f"{n:02}.txt").write_text(f"document {n % 20} " * 5)
+    data = TextDataModule(path=str(tmp_path), max_length=16)
+    data.setup()
+    texts = [{data.split(s)[i]["id"] for i in range(len(data.split(s)))} for s in SPLITS]
+    contents = [{int(name[:2]) % 20 for name in names} for names in texts]
+    assert all(contents) and not (contents[0] & contents[1] or contents[0] & contents[2] or contents[1] & contents[2])
+    assert sum(map(len, texts)) == 40
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_no_recombinant_form_is_in_two_splits(seed):
+    data = SequenceClassificationDataModule(seed=seed)
+    data.setup()
+    forms = [{d.row.values["subtype"] for d in data.split(split).documents} for split in SPLITS]
+    assert not (forms[0] & forms[1] or forms[0] & forms[2] or forms[1] & forms[2])
+    assert sum(len(data.split(split)) for split in SPLITS) == 562 and sum(map(len, forms)) == 149
+    assert not any("cpx" in form or "_" not in form for names in forms for form in names)
+    for split in SPLITS:  # every class can be scored
+        share = np.stack([data.split(split)[i]["target"] for i in range(len(data.split(split)))]).mean(axis=0)
+        assert ((share > 0) & (share < 1)).all()
+    assert data.class_names == ["A", "A1", "A6", "B", "C", "D", "E", "F1", "G"] and data.multi_label
+
+
+def test_parents_from_names():
+    names = ["01_AE", "42_BF1", "02_AG", "63_02A6", "07_BC", "109_0107", "127_07109", "06_cpx", "32_06A6", "92_C2U", "B"]
+    forms = forms_by_number(names)
+    assert {n: parents(forms[form_number(n)], forms) for n in names if "_" in n} == {
+        "01_AE": {"A", "E"},
+        "42_BF1": {"B", "F1"},
+        "02_AG": {"A", "G"},
+        "63_02A6": {"A", "G", "A6"},
+        "07_BC": {"B", "C"},
+        "109_0107": {"A", "E", "B", "C"},
+        "127_07109": {"A", "E", "B", "C"},
+        "06_cpx": set(),
+        "32_06A6": {"A6"},
+        "92_C2U": {"C2", "U"},
+    }
+    assert form_number("B") is None
+    with pytest.raises(ValueError, match="no known form"):
+        parents("99B", forms)
+
+
+def test_addresses_are_held_out_whole_and_by_year():
+    data = TextDataModule(max_length=4096)
+    data.setup()
+    years = {s: {int(data.split(s)[i]["id"][:4]) for i in range(len(data.split(s)))} for s in SPLITS}
+    assert {year % 10 for year in years["validation"]} == {5} and {year % 10 for year in years["test"]} == {0}
+    assert {year % 10 for year in years["train"]}.isdisjoint({0, 5})
+    told = data.describe()
+    assert sum(told[s]["documents"] for s in SPLITS) == 140
+    assert sum(told[s]["symbols"] for s in SPLITS) == 7951607
+
+
+def test_held_out_regions_of_a_genome_are_contiguous_and_apart():
+    data = TokenLabellingDataModule(max_length=8192, batch_size=1)
+    data.setup()
+    spans = []
+    for split in SPLITS:
+        windows = data.split(split).windows
+        assert (windows[1:, 1] == windows[:-1, 1] + windows[:-1, 2]).all()
+        spans.append((int(windows[0, 1]), int(windows[-1, 1] + windows[-1, 2])))
+    assert spans[0][0] == 0 and spans[0][1] == spans[1][0] and spans[1][1] == spans[2][0] and spans[2][1] == 4411532
