@@ -18,9 +18,7 @@ from longspan.models import (
 
 
 def language_model(attention, **sizes):
-    backbone = Decoder(
-        vocab_size=11, max_length=32, attention=attention, **{"layers": 2, "width": 32, "heads": 2, **sizes}
-    )
+    backbone = Decoder(vocab_size=11, max_length=32, attention=attention, **{"layers": 2, "width": 32, "heads": 2, **sizes})
     return HeadedModel(backbone, LanguageModellingHead(backbone))
 
 
@@ -85,8 +83,7 @@ def test_a_deeper_model_needs_leave(sdpa):
     with pytest.raises(WarmStartError, match=r"lacks blocks\.2\."):
         warm_start(classifier(sdpa, layers=3), source)
     assert all(
-        name.startswith("blocks.2.")
-        for name in warm_start(classifier(sdpa, layers=3), source, allow_missing=True).missing
+        name.startswith("blocks.2.") for name in warm_start(classifier(sdpa, layers=3), source, allow_missing=True).missing
     )
 
 
