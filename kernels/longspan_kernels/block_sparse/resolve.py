@@ -15,7 +15,7 @@ from .registry import lookup
 
 MOST_LAYOUTS = 256
 MOST_BYTES = 1 << 30  # of all kept layouts together
-PROBE = 1024  # a pattern's block size shows at any length
+PROBE = 1  # a pattern's block size shows at any length, and a block table need not reach far
 _layouts: OrderedDict[tuple, Layout] = OrderedDict()
 _lock = Lock()
 

@@ -42,9 +42,7 @@ class BigBird(Pattern):
         own = "BigBird"
         window = whole_number(own, "window_blocks", self.window_blocks, 1, "an odd number of blocks")
         if window % 2 == 0:
-            raise PatternError(
-                own, "window_blocks", f"= {window} is even; give an odd number, {window - 1} or {window + 1}"
-            )
+            raise PatternError(own, "window_blocks", f"= {window} is even; give an odd number, {window - 1} or {window + 1}")
         self.normalise(
             block_size=whole_number(own, "block_size", self.block_size, 1, "a number of tokens a block"),
             window_blocks=window,

@@ -33,9 +33,7 @@ class BlockTable(Pattern):
         try:
             table = torch.as_tensor(self.table).detach().cpu()
         except (TypeError, ValueError, RuntimeError) as error:
-            raise PatternError(
-                "BlockTable", "table", f"cannot be made a tensor ({error}); give equal rows of bools"
-            ) from error
+            raise PatternError("BlockTable", "table", f"cannot be made a tensor ({error}); give equal rows of bools") from error
         if table.dim() not in (2, 3) or 0 in table.shape:
             raise PatternError("BlockTable", "table", f"has shape {tuple(table.shape)}; give [nq, nk] or [H, nq, nk]")
         if table.dtype != torch.bool and not bool(((table == 0) | (table == 1)).all()):

@@ -29,9 +29,7 @@ class Composition(Pattern):
             raise PatternError(owner, "parts", "is empty; give at least one pattern")
         counts = {part.head_count for part in flat} - {None}
         if len(counts) > 1:
-            raise PatternError(
-                owner, "parts", f"are made for {sorted(counts)} heads; they must be made for equally many"
-            )  # type: ignore[type-var]
+            raise PatternError(owner, "parts", f"are made for {sorted(counts)} heads; they must be made for equally many")  # type: ignore[type-var]
         self.normalise(parts=tuple(flat))
 
     def settings(self) -> list[tuple[str, str]]:

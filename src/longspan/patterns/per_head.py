@@ -28,9 +28,7 @@ class PerHead(Pattern):
             raise PatternError("PerHead", "patterns", "is empty; give one pattern a head")
         for head, pattern in enumerate(self.patterns):
             if not isinstance(pattern, Pattern):
-                raise PatternError(
-                    "PerHead", f"patterns[{head}]", f"= {pattern!r} is not a pattern; give one, such as Full()"
-                )
+                raise PatternError("PerHead", f"patterns[{head}]", f"= {pattern!r} is not a pattern; give one, such as Full()")
             if pattern.head_count not in (None, len(self.patterns)):
                 raise PatternError(
                     "PerHead", f"patterns[{head}]", f"is made for {pattern.head_count} heads, among "

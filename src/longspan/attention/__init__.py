@@ -1,0 +1,31 @@
+"""Attention variants: what `attention=NAME` chooses, all with one signature.
+
+module(q [B, H, T, D], k, v [B, Hkv, T, D], *, lengths=None, segments=None) -> [B, H, T, D]
+module.cost(length) -> Cost
+"""
+
+from longspan.attention.base import PatternAttention
+from longspan.attention.big_bird import bigbird, random
+from longspan.attention.dense import full
+from longspan.attention.errors import AttentionConfigError
+from longspan.attention.global_tokens import global_
+from longspan.attention.mixed_heads import per_head
+from longspan.attention.sparse_transformer import fixed, strided
+from longspan.attention.tables import block_table
+from longspan.attention.windows import dilated, local, longformer
+
+__all__ = [
+    "AttentionConfigError",
+    "PatternAttention",
+    "bigbird",
+    "block_table",
+    "dilated",
+    "fixed",
+    "full",
+    "global_",
+    "local",
+    "longformer",
+    "per_head",
+    "random",
+    "strided",
+]

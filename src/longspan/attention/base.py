@@ -1,0 +1,112 @@
+"""Attention by a fixed pattern: one module for every pattern-based variant.
+
+Legend: B batch, H heads, Hkv key/value heads, T tokens, D head width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from longspan.attention.errors import AttentionConfigError, as_fraction, settings_named
+from longspan.cost import Cost
+from longspan.functional import BACKENDS, sparse_attention
+from longspan.patterns import Pattern
+from longspan_kernels.block_sparse.op import tilings_for
+from longspan_kernels.block_sparse.resolve import layout_for
+
+Lengths = Tensor | tuple[Tensor, Tensor]
+
+
+class PatternAttention(nn.Module):
+    """Softmax attention over the live pairs of a pattern. It has no parameters; projections are the model's.
+
+    Args:
+        pattern: which keys each query sees.
+        heads, kv_heads, head_dim: H, Hkv (it divides H) and D (16 to 256).
+        causal: only keys at or before the query.
+        dropout: share of attention weights that fall away, in training only.
+        backend: "auto", "triton", "blocked" or "dense".
+
+    Raises:
+        AttentionConfigError: a setting that cannot work, by its config key.
+    """
+
+    def __init__(
+        self,
+        pattern: Pattern,
+        *,
+        heads: int,
+        kv_heads: int | None = None,
+        head_dim: int,
+        causal: bool,
+        dropout: float = 0.0,
+        backend: str = "auto",
+    ):
+        super().__init__()
+        if backend not in BACKENDS:
+            raise AttentionConfigError("backend", f"= {backend!r} is unknown; choose one of {', '.join(BACKENDS)}")
+        kv_heads = heads if kv_heads is None else kv_heads
+        if kv_heads < 1 or heads % kv_heads:
+            raise AttentionConfigError(
+                "", f"with {heads} heads cannot share {kv_heads} key/value heads; one must divide the other"
+            )
+        with settings_named():
+            pattern.head_groups(heads)  # a pattern made for another number of heads says so
+        self.pattern = pattern
+        self.heads, self.kv_heads, self.head_dim, self.causal = heads, kv_heads, head_dim, causal
+        self.dropout, self.backend = as_fraction("dropout", dropout), backend
+        self._costs: dict[int, Cost] = {}
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, *, lengths: Lengths | None = None, segments: Lengths | None = None):
+        """q [B, H, T, D], k and v [B, Hkv, T, D] -> [B, H, T, D].
+
+        Args:
+            lengths: [B] int, tokens of each sequence; outputs past it are 0.
+            segments: [B, T] int; tokens see their own segment alone.
+        """
+        return sparse_attention(
+            q,
+            k,
+            v,
+            self.pattern,
+            causal=self.causal,
+            lengths=lengths,
+            segments=segments,
+            dropout_p=self.dropout if self.training else 0.0,
+            backend=self.backend,
+        )
+
+    def cost(self, length: int) -> Cost:
+        """What the forward pass takes for one sequence of `length` tokens, summed over heads.
+
+        A pair takes one dot product of width D for its score and one multiply-add of width D for its value: 4 * D FLOPs.
+        Visited pairs are those of the layout that the backend uses on this machine.
+        """
+        if length not in self._costs:
+            live = self.pattern.live_pairs(length, heads=self.heads, causal=self.causal)
+            visited = self._visited_pairs(length)
+            self._costs[length] = Cost(
+                live_pairs=live,
+                visited_pairs=visited,
+                attention_flops_live=4 * self.head_dim * live,
+                attention_flops=4 * self.head_dim * visited,
+            )
+        return self._costs[length]
+
+    def _visited_pairs(self, length: int) -> int:
+        if length == 0:
+            return 0
+        if self.backend == "dense":
+            return self.heads * length * length
+        on_gpu = torch.cuda.is_available() and self.backend in ("auto", "triton")
+        device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+        q = torch.empty((1, self.heads, 1, self.head_dim), dtype=torch.bfloat16 if on_gpu else torch.float32, device=device)
+        tiling, _ = tilings_for("triton" if on_gpu else "blocked", q, self.pattern.key, self.causal, 0)
+        return layout_for(self.pattern.key, length, length, self.heads, self.causal, tiling, device).visited_pairs
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.pattern}, heads={self.heads}, kv_heads={self.kv_heads}, head_dim={self.head_dim}, "
+            f"causal={self.causal}, dropout={self.dropout}, backend={self.backend}"
+        )

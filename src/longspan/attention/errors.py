@@ -1,0 +1,45 @@
+"""What a wrong attention setting raises: the config key, its value and what would be right."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from typing import Any
+
+from longspan.patterns import PatternError
+
+
+class AttentionConfigError(ValueError):
+    """A setting of an attention variant that cannot work; the message names its config key."""
+
+    def __init__(self, key: str, problem: str):
+        super().__init__(f"attention.{key} {problem}" if key else f"attention {problem}")
+        self.key, self.problem = key, problem
+
+    def __reduce__(self):
+        return type(self), (self.key, self.problem)
+
+
+@contextmanager
+def settings_named(within: str = "") -> Iterator[None]:
+    """Turns a pattern's complaint about a setting into one about its config key, `within` being where the keys are."""
+    try:
+        yield
+    except PatternError as error:
+        raise AttentionConfigError(f"{within}{error.argument}", error.problem) from error
+
+
+def unknown_setting(name: str, known: Iterable[str], what: str, within: str = "") -> AttentionConfigError:
+    """The error for a key that `what` does not take, with the nearest right one."""
+    known = sorted(known)
+    near = get_close_matches(name, known, n=1)
+    meant = f"did you mean {near[0]}? " if near else ""
+    return AttentionConfigError(f"{within}{name}", f"is not a setting of {what}; {meant}settings: {', '.join(known)}")
+
+
+def as_fraction(key: str, value: Any) -> float:
+    """`value` as a float in [0, 1)."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value < 1.0:
+        raise AttentionConfigError(key, f"= {value!r} is not a fraction; give 0.0 up to but not including 1.0")
+    return float(value)

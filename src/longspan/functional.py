@@ -1,0 +1,176 @@
+"""`sparse_attention`: attention by a pattern, as a function.
+
+Legend: B batch, H heads, Hkv key/value heads, T tokens (Tq, Tk), D head width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from longspan.patterns import Pattern
+from longspan_kernels.block_sparse.op import BACKENDS, attend
+from longspan_kernels.block_sparse.resolve import block_size_of
+
+__all__ = ["BACKENDS", "SparseAttentionError", "sparse_attention"]
+
+WIDTHS = (16, 256)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+PerToken = Tensor | tuple[Tensor | None, Tensor | None]
+
+
+class SparseAttentionError(ValueError):
+    """An argument of `sparse_attention` that cannot work; the message names it, its value and what would be right."""
+
+
+def sparse_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pattern: Pattern,
+    *,
+    causal: bool = False,
+    lengths: PerToken | None = None,
+    segments: PerToken | None = None,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    block_bias: Tensor | None = None,
+    return_lse: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Softmax attention over the live pairs of a pattern, at the cost of the blocks that hold them.
+
+    Query row r is at position i = r + Tk - Tq. A query without a key gives output 0, lse -inf and gradients 0.
+
+    Args:
+        q: [B, H, Tq, D], any strides; D from 16 to 256.
+        k, v: [B, Hkv, Tk, D]; Hkv divides H.
+        pattern: which keys each query sees.
+        causal: only keys at or before the query; needs Tq <= Tk.
+        lengths: [B] int, or a pair (q_lengths, k_lengths): tokens from there on do not exist, and their outputs are 0.
+        segments: [B, T] int, or a pair: a query sees keys of its own segment alone.
+        scale: of the scores, 1/sqrt(D) unless given.
+        dropout_p: share of weights that fall away, from 0 up to but not including 1; the normaliser is undropped.
+        block_bias: [H or 1, query blocks, key blocks], added to the scores of each block of a pattern that is made of
+            blocks; learnable. Row 0 is the block of the first query.
+        return_lse: whether to return the natural log-sum-exp [B, H, Tq] of the scores too; it is differentiable.
+        backend: "auto", "triton" (CUDA), "blocked" (plain torch, any device) or "dense" (O(Tq * Tk) memory).
+
+    Returns:
+        [B, H, Tq, D], and lse [B, H, Tq] with `return_lse`.
+
+    Raises:
+        SparseAttentionError, PatternError: an argument that cannot work.
+        TypeError: an argument of the wrong type.
+        BackendError: a backend that cannot serve the call; the message says what would.
+    """
+    _check_tensors(q, k, v)
+    (B, H, q_len, _), k_len = q.shape, k.shape[2]
+    if not isinstance(pattern, Pattern):
+        raise TypeError(f"pattern is a {type(pattern).__name__}; give one of longspan.patterns, such as Local(256)")
+    if pattern.head_count is not None and pattern.head_count != H:
+        raise SparseAttentionError(f"pattern is made for {pattern.head_count} heads but q has {H}: {pattern}")
+    if causal and q_len > k_len:
+        raise SparseAttentionError(
+            f"causal=True with {q_len} queries and {k_len} keys: the first {q_len - k_len} queries would have no key; "
+            "give at least as many keys as queries"
+        )
+    if backend not in BACKENDS:
+        raise SparseAttentionError(f"backend={backend!r} is unknown; choose one of {', '.join(BACKENDS)}")
+    if not 0.0 <= dropout_p < 1.0:
+        raise SparseAttentionError(f"dropout_p={dropout_p} is not a share; give 0.0 up to but not including 1.0")
+    q_lengths, k_lengths = _pair("lengths", lengths, q_len, k_len, (B,), (B,))
+    q_segments, k_segments = _pair("segments", segments, q_len, k_len, (B, q_len), (B, k_len))
+    if (q_segments is None) != (k_segments is None):
+        raise SparseAttentionError("segments lacks one of its pair; give both (q_segments, k_segments)")
+    bias_block = 0 if block_bias is None else _bias_block(block_bias, pattern, H, q_len, k_len, bool(causal))
+    return attend(
+        q,
+        k,
+        v,
+        pattern.key,
+        causal=bool(causal),
+        q_lengths=_moved(q_lengths, q),
+        k_lengths=_moved(k_lengths, q),
+        q_segments=_moved(q_segments, q),
+        k_segments=_moved(k_segments, q),
+        scale=scale,
+        dropout_p=float(dropout_p),
+        block_bias=block_bias,
+        bias_block=bias_block,
+        return_lse=return_lse,
+        backend=backend,
+    )
+
+
+def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name} is a {type(x).__name__}; give a tensor [B, heads, T, D]")
+        if x.dim() != 4:
+            raise SparseAttentionError(f"{name} has shape {tuple(x.shape)}; give [B, heads, T, D]")
+        if x.dtype not in DTYPES:
+            raise SparseAttentionError(f"{name} is {x.dtype}; give float32, bfloat16, float16 or float64")
+    if k.shape != v.shape:
+        raise SparseAttentionError(f"k {tuple(k.shape)} and v {tuple(v.shape)} differ in shape; give them the same")
+    if q.shape[0] != k.shape[0]:
+        raise SparseAttentionError(f"q has a batch of {q.shape[0]} and k of {k.shape[0]}; give them the same")
+    if q.shape[3] != k.shape[3]:
+        raise SparseAttentionError(f"q has width {q.shape[3]} and k {k.shape[3]}; give them the same")
+    if not WIDTHS[0] <= q.shape[3] <= WIDTHS[1]:
+        raise SparseAttentionError(f"head width D = {q.shape[3]} is not served; give {WIDTHS[0]} to {WIDTHS[1]}")
+    if k.shape[1] < 1 or q.shape[1] % k.shape[1]:
+        raise SparseAttentionError(
+            f"q has {q.shape[1]} heads and k, v have {k.shape[1]}; the number of key/value heads must divide q's"
+        )
+    if not q.device == k.device == v.device:
+        raise SparseAttentionError(f"q is on {q.device}, k on {k.device}, v on {v.device}; move them to one device")
+    # Autocast brings them to one dtype.
+    if not q.dtype == k.dtype == v.dtype and not torch.is_autocast_enabled(q.device.type):
+        raise SparseAttentionError(f"q is {q.dtype}, k {k.dtype}, v {v.dtype}; give them one dtype")
+
+
+def _pair(
+    name: str, given: Any, q_len: int, k_len: int, q_shape: tuple[int, ...], k_shape: tuple[int, ...]
+) -> tuple[Tensor | None, Tensor | None]:
+    """The query and key side of `lengths` or `segments`."""
+    if given is None:
+        return None, None
+    if isinstance(given, Tensor):
+        if q_len != k_len:
+            raise SparseAttentionError(
+                f"{name} is one tensor, but there are {q_len} queries and {k_len} keys; give a pair (q_{name}, k_{name})"
+            )
+        given = (given, given)
+    if not isinstance(given, (tuple, list)) or len(given) != 2:
+        raise TypeError(f"{name} is {given!r}; give a tensor, or a pair of tensors (q_{name}, k_{name})")
+    for side, x, shape in zip("qk", given, (q_shape, k_shape), strict=True):
+        if x is None:
+            continue
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name}: its {side} side is {x!r}; give a tensor, or a pair of tensors (q_{name}, k_{name})")
+        if tuple(x.shape) != tuple(shape):
+            raise SparseAttentionError(f"{name}: its {side} side has shape {tuple(x.shape)}; give {tuple(shape)}")
+        if x.dtype.is_floating_point or x.dtype.is_complex or x.dtype == torch.bool:
+            raise SparseAttentionError(f"{name}: its {side} side is {x.dtype}; give whole numbers")
+    return given[0], given[1]
+
+
+def _bias_block(bias: Tensor, pattern: Pattern, heads: int, q_len: int, k_len: int, causal: bool) -> int:
+    """The block size that a bias is for, its shape checked."""
+    size = block_size_of(pattern.key, heads, causal)
+    if size is None:
+        raise SparseAttentionError(f"block_bias needs a pattern made of blocks, not {pattern}; use BigBird, BlockTable, ...")
+    key_blocks = -(-k_len // size)
+    query_blocks = key_blocks - (k_len - q_len) // size
+    if tuple(bias.shape) not in ((heads, query_blocks, key_blocks), (1, query_blocks, key_blocks)):
+        raise SparseAttentionError(
+            f"block_bias has shape {tuple(bias.shape)}; give [{heads} or 1, {query_blocks}, {key_blocks}] for blocks of {size}"
+        )
+    return size
+
+
+def _moved(x: Tensor | None, like: Tensor) -> Tensor | None:
+    return None if x is None else x.to(like.device)
