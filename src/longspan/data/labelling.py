@@ -97,9 +97,7 @@ class TokenLabellingDataModule(SequenceDataModule):
             raise DataConfigError(missing, None, "data.test_path (FASTA) and data.test_genes_path (BED) go together")
         if self.test_path is not None:
             if self.test_bundled is not None:
-                raise DataConfigError(
-                    "test_bundled", test_bundled, "data.test_path is set too; set one of them to null"
-                )
+                raise DataConfigError("test_bundled", test_bundled, "data.test_path is set too; set one of them to null")
             _check_fasta("test_path", self.test_path)
             _check_genes("test_genes_path", self.test_genes_path)
         self.validation_fraction = settings.share("validation_fraction", validation_fraction)
@@ -113,9 +111,7 @@ class TokenLabellingDataModule(SequenceDataModule):
         own_test = self.test_path is None and self.test_bundled is None
         if self.path is not None:
             if self.genes_path is None:
-                raise DataConfigError(
-                    "genes_path", None, "training on your own FASTA needs its genes; name a BED6 file"
-                )
+                raise DataConfigError("genes_path", None, "training on your own FASTA needs its genes; name a BED6 file")
             records, genes = _read_fasta("path", self.path), _read_genes(self.genes_path)
         else:
             records, genes = _read_bundled(str(self.bundled))
@@ -193,9 +189,7 @@ def _read_bundled(name: str) -> tuple[list[FastaRecord], list[Interval]]:
 def _check_fasta(key: str, path: str) -> None:
     for file, kind in list_files(key, path, None):
         if kind != "fasta":
-            raise DataConfigError(
-                key, path, f"{file} is of format {kind}; labelling of bases needs FASTA (.fa, .fasta)"
-            )
+            raise DataConfigError(key, path, f"{file} is of format {kind}; labelling of bases needs FASTA (.fa, .fasta)")
 
 
 def _check_genes(key: str, path: str | None) -> None:

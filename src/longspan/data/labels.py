@@ -44,9 +44,7 @@ class LabelRule:
         if isinstance(value, str | int):
             return str(value).strip()
         kind = type(value).__name__
-        raise DataFileError(
-            row.path, row.line, f"column {self.column!r} holds a {kind}; labels are names or whole numbers"
-        )
+        raise DataFileError(row.path, row.line, f"column {self.column!r} holds a {kind}; labels are names or whole numbers")
 
 
 def sort_classes(names: Iterable[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,9 +44,12 @@ def read_documents(
         DataFileError: a file is malformed, or holds a character outside the vocabulary.
     """
     files = list_files(key, path, format)
+    root = Path(os.path.commonpath([file.parent for file, _ in files]))
     documents: list[Document] = []
     for file, kind in files:
-        documents.extend(_read_file(file, kind, vocabulary, columns, many=len(files) > 1))
+        label = file.relative_to(root).as_posix()  # unique, where the same name is in two folders
+        prefix = f"{label}:" if len(files) > 1 else ""
+        documents.extend(_read_file(file, kind, vocabulary, columns, label, prefix))
     return documents
 
 
@@ -64,9 +68,7 @@ def read_rows(file: Path, kind: str) -> list[Row]:
     raise DataFileError(file, None, f"a file of format {kind} has no columns; take CSV, TSV, JSONL or Parquet")
 
 
-def rows_to_documents(
-    rows: Iterable[Row], vocabulary: Vocabulary, columns: Columns, prefix: str = ""
-) -> list[Document]:
+def rows_to_documents(rows: Iterable[Row], vocabulary: Vocabulary, columns: Columns, prefix: str = "") -> list[Document]:
     """A document for each row of a table.
 
     Raises:
@@ -80,8 +82,7 @@ def rows_to_documents(
     return documents
 
 
-def _read_file(file: Path, kind: str, vocabulary: Vocabulary, columns: Columns, many: bool) -> list[Document]:
-    prefix = f"{file.name}:" if many else ""
+def _read_file(file: Path, kind: str, vocabulary: Vocabulary, columns: Columns, label: str, prefix: str) -> list[Document]:
     if kind == "fasta":
         if vocabulary.name != "nucleotides":
             fix = f"{file} is FASTA; set data.vocabulary=nucleotides, or data.format=text to model it as plain bytes"
@@ -92,7 +93,7 @@ def _read_file(file: Path, kind: str, vocabulary: Vocabulary, columns: Columns, 
         ]
     if kind == "text":
         tokens = _encode(read_text(file), vocabulary, file, None)
-        return [Document(file.name, tokens, Row(str(file), 1, {}))]
+        return [Document(label, tokens, Row(str(file), 1, {}))]
     if kind == "lines":
         return [
             Document(f"{prefix}{row.line}", _encode(row.values["text"], vocabulary, row.path, row.line), row)

@@ -75,6 +75,5 @@ def by_groups(
             lacks_items[best] -= members[group]
     chosen = placed[member]
     return {
-        name: np.flatnonzero(chosen == wanted.index(name)) if name in wanted else np.zeros(0, dtype=np.int64)
-        for name in SPLITS
+        name: np.flatnonzero(chosen == wanted.index(name)) if name in wanted else np.zeros(0, dtype=np.int64) for name in SPLITS
     }

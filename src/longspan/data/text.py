@@ -125,9 +125,7 @@ class TextDataModule(SequenceDataModule):
             "test": settings.whole("test_years_ending", test_years_ending, 0),
         }
         if len({digit % 10 for digit in self.year_digits.values()}) < 2 or max(self.year_digits.values()) > 9:
-            raise DataConfigError(
-                "test_years_ending", test_years_ending, "give a digit other than validation's, 0 to 9"
-            )
+            raise DataConfigError("test_years_ending", test_years_ending, "give a digit other than validation's, 0 to 9")
         cover = self.max_length - 1
         self.train_stride = settings.whole_or_none("train_stride", train_stride, 1) or cover
         if self.train_stride > cover:
@@ -200,9 +198,7 @@ class TextDataModule(SequenceDataModule):
             return {split: [(d, max(0, begin - 1), end) for d, begin, end in parts[split]] for split in SPLITS}
         groups = [hashlib.sha256(document.tokens.tobytes()).digest() for document in documents]
         weights = np.array(sizes, dtype=float)[:, None]
-        split_documents = by_groups(
-            groups, weights, validation=shares["validation"], test=shares["test"], seed=self.seed
-        )
+        split_documents = by_groups(groups, weights, validation=shares["validation"], test=shares["test"], seed=self.seed)
         return {split: [(int(d), 0, sizes[d]) for d in split_documents[split]] for split in SPLITS}
 
     def _windows(self, split: str, corpus: Corpus, regions: list[Region]) -> WindowDataset:

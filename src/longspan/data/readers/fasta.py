@@ -36,47 +36,54 @@ def read_fasta(path: str | Path) -> list[FastaRecord]:
         DataFileError: with the line: a character that is no base, bases before the first header, a header with no
             name or a name seen before, a record without bases.
     """
-    lines = read_bytes(path).split(b"\n")
-    headers = [index for index, line in enumerate(lines) if line.startswith(b">")]
-    for index, line in enumerate(lines[: headers[0] if headers else len(lines)]):
+    raw = read_bytes(path)
+    first = 0 if raw.startswith(b">") else raw.find(b"\n>") + 1
+    if first == 0 and not raw.startswith(b">"):
+        first = len(raw)
+    for number, line in enumerate(raw[:first].split(b"\n"), start=1):
         if line.strip():
-            raise DataFileError(path, index + 1, "bases before the first header; a FASTA file begins with '>name'")
-    if not headers:
+            raise DataFileError(path, number, "bases before the first header; a FASTA file begins with '>name'")
+    if first == len(raw):
         raise DataFileError(path, None, "holds no record; a FASTA file begins with '>name'")
     records: list[FastaRecord] = []
     seen: dict[str, int] = {}
-    for index, end in zip(headers, [*headers[1:], len(lines)], strict=True):
-        name, description = _header(path, index, lines[index])
+    begin, line_number = first, raw.count(b"\n", 0, first) + 1
+    while begin < len(raw):
+        end = raw.find(b"\n>", begin) + 1 or len(raw)
+        header, _, body = raw[begin:end].partition(b"\n")
+        name, description = _header(path, line_number, header)
         if name in seen:
-            raise DataFileError(path, index + 1, f"record {name!r} is named on line {seen[name]} already")
-        seen[name] = index + 1
-        tokens = _bases(path, index, lines[index + 1 : end])
+            raise DataFileError(path, line_number, f"record {name!r} is named on line {seen[name]} already")
+        seen[name] = line_number
+        tokens = _bases(path, line_number + 1, body)
         if not tokens.size:
-            raise DataFileError(path, index + 1, f"record {name!r} has no bases")
-        records.append(FastaRecord(name, description, tokens, str(path), index + 1))
+            raise DataFileError(path, line_number, f"record {name!r} has no bases")
+        records.append(FastaRecord(name, description, tokens, str(path), line_number))
+        begin, line_number = end, line_number + raw.count(b"\n", begin, end)
     return records
 
 
-def _header(path: str | Path, index: int, line: bytes) -> tuple[str, str]:
+def _header(path: str | Path, number: int, line: bytes) -> tuple[str, str]:
     try:
         words = line[1:].decode("utf-8").strip().split(maxsplit=1)
     except UnicodeDecodeError as error:
-        raise DataFileError(path, index + 1, "the header is not UTF-8") from error
+        raise DataFileError(path, number, "the header is not UTF-8") from error
     if not words or line[1:2].isspace():
-        raise DataFileError(path, index + 1, "a header needs a name right after '>'")
+        raise DataFileError(path, number, "a header needs a name right after '>'")
     return words[0], words[1] if len(words) > 1 else ""
 
 
-def _bases(path: str | Path, index: int, lines: list[bytes]) -> np.ndarray:
-    ids = NUCLEOTIDES.encode_array(b"".join(lines))
+def _bases(path: str | Path, number: int, body: bytes) -> np.ndarray:
+    """Ids of a record's lines, the first of which is line `number` of the file."""
+    ids = NUCLEOTIDES.encode_array(body.translate(None, b"\r\n"))
     if (ids == INVALID).any():
         # the rare road, taken for blanks at line ends and for errors, and the only one that looks at single lines
-        stripped = [line.strip(b" \t\r") for line in lines]
-        for offset, line in enumerate(stripped, start=2):
+        stripped = [line.strip(b" \t\r") for line in body.split(b"\n")]
+        for at, line in enumerate(stripped, start=number):
             wrong = np.flatnonzero(NUCLEOTIDES.encode_array(line) == INVALID)
             if wrong.size:
                 sign = chr(line[wrong[0]])
                 message = f"{sign!r} at position {wrong[0] + 1} of the line is no base; bases are ACGTU and IUPAC codes"
-                raise DataFileError(path, index + offset, message)
+                raise DataFileError(path, at, message)
         ids = NUCLEOTIDES.encode_array(b"".join(stripped))
     return ids.astype(np.uint8)
