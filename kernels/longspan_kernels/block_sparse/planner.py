@@ -209,14 +209,12 @@ def compile_layout(
 
 def simplified(terms: list[Rule]) -> list[Rule]:
     """Drops `Everything` from intersections; a bare `Everything` term swallows the rest."""
-    if any(isinstance(term, Everything) for term in terms):
-        return [Everything()]
-    out = []
+    out: list[Rule] = []
     for term in terms:
-        if isinstance(term, And):
-            parts = [part for part in term.parts if not isinstance(part, Everything)]
-            term = And(*parts) if len(parts) > 1 else parts[0]
-        out.append(term)
+        parts = [p for p in (term.parts if isinstance(term, And) else (term,)) if not isinstance(p, Everything)]
+        if not parts:
+            return [Everything()]
+        out.append(And(*parts) if len(parts) > 1 else parts[0])
     return out
 
 
