@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+CONF = Path(__file__).parents[1] / "conf"
+
 
 def pytest_configure(config: pytest.Config) -> None:
-    # two processes with two threads each on two cores only get in each other's way
-    if os.environ.get("PYTEST_XDIST_WORKER"):
-        import torch
+    import torch
 
-        torch.set_num_threads(1)
+    # the tensors here are small, and two processes with two threads each only get in each other's way
+    torch.set_num_threads(1)
     os.environ.setdefault("WANDB_MODE", "offline")
     os.environ.setdefault("WANDB_SILENT", "true")
     os.environ.setdefault("MPLBACKEND", "Agg")
@@ -57,3 +61,18 @@ def sdpa():
             return Cost(pairs, pairs, 4 * self.head_dim * pairs, 4 * self.head_dim * pairs)
 
     return DenseAttention
+
+
+@pytest.fixture
+def train() -> Callable[..., dict[str, Any]]:
+    """`train(output_dir, *overrides)`: what train.py does, in this process; returns the config."""
+
+    def run_here(output_dir: Path, *overrides: str) -> dict[str, Any]:
+        from longspan.training.in_process import config_for
+        from longspan.training.run import run
+
+        config = config_for(overrides, output_dir, CONF)
+        run(config)
+        return config
+
+    return run_here

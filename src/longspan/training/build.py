@@ -9,6 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import Logger
 from omegaconf import OmegaConf
 
@@ -56,6 +57,12 @@ def build_named(config: Mapping[str, Any], key: str) -> list[Any]:
     """The objects of a node that names several, each with its own target; a null entry is switched off."""
     nodes = config.get(key) or {}
     return [build(nodes, name) for name, node in nodes.items() if isinstance(node, Mapping) and "_target_" in node]
+
+
+def build_callbacks(config: Mapping[str, Any], loggers: list[Logger]) -> list[pl.Callback]:
+    """What `callbacks` names; the learning rate is watched only where there is a logger to tell."""
+    built = build_named(config, "callbacks")
+    return [callback for callback in built if loggers or not isinstance(callback, LearningRateMonitor)]
 
 
 def always(config: dict[str, Any], facts: dict[str, Any]) -> list[pl.Callback]:

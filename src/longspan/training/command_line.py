@@ -102,8 +102,8 @@ def _unknown_key(error: ConfigCompositionException, conf: Path) -> str:
     if not node:
         keys = sorted({*keys, *groups(conf)} - {"hydra"})
     suggestion = nearest(key, keys)
-    if suggestion is None and isinstance(parent, DictConfig):
-        suggestion = _same_key_elsewhere(key, parent)
+    if isinstance(parent, DictConfig) and (elsewhere := _same_key_elsewhere(key, parent)):
+        suggestion = elsewhere
     elif suggestion is not None and node:
         suggestion = f"{node}.{suggestion}"
     where = f"keys of {node}" if node else "keys and groups"

@@ -11,16 +11,17 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 log = logging.getLogger(__name__)
 
 
 class SaveOnInterrupt(pl.Callback):
-    """Ends a fit after the batch in hand on the first Ctrl-C, and saves `interrupted.ckpt`; at once on the second.
+    """Takes the first Ctrl-C of a fit as a SIGTERM, and saves `interrupted.ckpt` when one has ended it.
 
-    After a batch the weights, the optimizer and the place in the data agree, so that `ckpt_path=` goes on exactly;
-    inside one they do not, and nothing is saved. SIGTERM is Lightning's: it too ends after a batch, and is saved here.
-    A run that fails for another reason saves nothing: its last good checkpoint stands.
+    Lightning ends a fit on SIGTERM after a batch, where the weights, the optimizer and the place in the data agree, so
+    that `ckpt_path=` goes on exactly. The second Ctrl-C ends it at once, inside a batch, and nothing is saved then;
+    nor by a run that fails: its last good checkpoint stands.
 
     Args:
         dirpath: folder of the checkpoint.
@@ -28,44 +29,32 @@ class SaveOnInterrupt(pl.Callback):
 
     def __init__(self, dirpath: str | Path) -> None:
         self.path = Path(dirpath) / "interrupted.ckpt"
-        self._asked = False
-        self._between_batches = False
         self._previous: Any = None
+        self._asked = False
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGINT, self._on_signal)
+            self._asked = False
+            self._previous = signal.signal(signal.SIGINT, self._on_ctrl_c)
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+    def _on_ctrl_c(self, number: int, frame: FrameType | None) -> None:
         if self._asked:
             raise KeyboardInterrupt
         self._asked = True
         log.warning("Stopping after this batch (Ctrl-C again: at once) ...")
-
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        self._between_batches = False
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        self._between_batches = True
-        if self._asked:
-            raise KeyboardInterrupt
-
-    def on_validation_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        # averaged weights stand in for the trained ones until validation ends: a checkpoint would mix them up
-        if self._asked and not any(isinstance(other, WeightAveraging) for other in trainer.callbacks):  # type: ignore[attr-defined]
-            raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGTERM)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self._restore()
-        if isinstance(exception, KeyboardInterrupt | SystemExit) and self._between_batches:
-            trainer.save_checkpoint(self.path)
-            log.warning(f"Saved {self.path}; go on with ckpt_path={self.path}")
+        if not isinstance(exception, SIGTERMException):
+            return
+        if trainer.validating:
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                # the averaged weights stand in for the trained ones until validation ends
+                if isinstance(callback, WeightAveraging):
+                    callback.on_validation_epoch_end(trainer, pl_module)
+        trainer.save_checkpoint(self.path)
+        log.warning("Saved %s; go on with ckpt_path=%s", self.path, self.path)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._restore()

@@ -42,10 +42,11 @@ def predict(checkpoint: str, words: Sequence[str], conf: Path, output: str) -> i
     Raises:
         ConfigError: no `data.path`, or an output of an unknown kind.
     """
+    file = PredictionFile(output)
     run = rebuild(checkpoint, words, conf)
     if not run.config["data"].get("path"):
         raise ConfigError("data.path=... must be given: the files to predict on")
-    with PredictionFile(output) as file:
+    with file:
         trainer = run.trainer([WritePredictions(file, rows_for(run.task))])
         run.datamodule.setup("predict")
         trainer.predict(run.task, dataloaders=run.datamodule.predict_dataloader(), return_predictions=False)

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from longspan.models import warm_start
 from longspan.records import RecordWriter
 from longspan.training.assemble import assemble
-from longspan.training.build import always, build_named, build_trainer
+from longspan.training.build import always, build_callbacks, build_named, build_trainer
 from longspan.training.checks import check_machine, check_targets
 from longspan.training.console import quiet_libraries
 from longspan.training.seeding import seed_run
@@ -51,9 +51,9 @@ def run(config: dict[str, Any]) -> float | None:
         datamodule, task, facts = assemble(config)
         if config["init_from"]:
             log.info("init_from=%s\n%s", config["init_from"], warm_start(task, config["init_from"]))
-        trainer = build_trainer(
-            config, [*always(config, facts), *build_named(config, "callbacks"), record], build_named(config, "logger")
-        )
+        loggers = build_named(config, "logger")
+        callbacks = [*always(config, facts), *build_callbacks(config, loggers), record]
+        trainer = build_trainer(config, callbacks, loggers)
         trainer.fit(task, datamodule, ckpt_path=config["ckpt_path"])
         if config["test"]:
             trainer.test(task, datamodule, ckpt_path=best_checkpoint(trainer), verbose=False)

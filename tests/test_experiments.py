@@ -1,0 +1,45 @@
+"""Every experiment takes a step in training, validation and test, and leaves a record."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from longspan.records import Record
+from longspan.training.command_line import choices_of
+
+CONF = Path(__file__).parents[1] / "conf"
+# small enough for two CPU cores; the kinds of data, task and model stay those of the experiment
+SMALL = [
+    "model.layers=1",
+    "model.width=32",
+    "model.heads=2",
+    "data.max_length=256",
+    "data.batch_size=2",
+    "data.max_train_windows=8",
+    "data.max_validation_windows=4",
+    "data.max_test_windows=4",
+    "trainer.fast_dev_run=true",
+    "logger=none",
+]
+
+
+@pytest.mark.parametrize("experiment", choices_of(CONF, "experiment"))
+def test_every_experiment_runs(experiment, tmp_path, train):
+    train(tmp_path, f"experiment={experiment}", *SMALL)
+    record = Record.load(tmp_path)
+    assert record.status == "complete"
+    assert record.accuracy and all(metric.value is not None for metric in record.accuracy.values())
+    assert any(metric.baseline is not None for metric in record.accuracy.values())
+    assert record.cost["live_pairs"].value
+
+
+@pytest.mark.parametrize("experiment", ["demo", "hiv1_subtypes"], ids=["causal", "both-ways"])
+@pytest.mark.parametrize("attention", choices_of(CONF, "attention"))
+def test_every_variant_trains(attention, experiment, tmp_path, train):
+    train(tmp_path, f"attention={attention}", f"experiment={experiment}", *SMALL, "model.heads=4")
+    record = Record.load(tmp_path)
+    assert record.status == "complete" and record.variant == attention
+    assert 0 < record.cost["density"].value <= 1
+    assert record.cost["live_pairs"].value <= record.cost["visited_pairs"].value
