@@ -13,6 +13,10 @@ from collections.abc import Mapping
 from typing import Any
 
 
+class NotPlainError(ValueError):
+    """Something in a config or a description that JSON cannot state."""
+
+
 def figure(value: Any) -> Any:
     """A measured number: int or float, scalar tensors and arrays unwrapped, None where it is not finite.
 
@@ -32,7 +36,7 @@ def plain(value: Any, where: str = "config") -> Any:
     """`value` as dicts with string keys, lists, strings, finite numbers, booleans and None.
 
     Raises:
-        TypeError: something in it is none of these; the message says where.
+        NotPlainError: something in it is none of these; the message says where.
     """
     if value is None or isinstance(value, (str, bool)):
         return str(value) if isinstance(value, enum.Enum) else value
@@ -52,7 +56,7 @@ def plain(value: Any, where: str = "config") -> Any:
         return sorted(plain(item, where) for item in value)
     if hasattr(value, "item"):
         return plain(value.item(), where)
-    raise TypeError(
+    raise NotPlainError(
         f"{where} holds a {type(value).__name__}, which JSON cannot state; "
         "give plain numbers, strings, lists and dicts (OmegaConf.to_container(cfg, resolve=True))"
     )
