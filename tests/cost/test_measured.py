@@ -153,7 +153,7 @@ def test_energy_adds_up_spans_of_the_counter():
         def __init__(self):
             self.readings = iter([1000, 4000, 10_000, 10_500])
 
-        def nvmlDeviceGetTotalEnergyConsumption(self, handle):  # noqa: N802  NVML's name
+        def nvmlDeviceGetTotalEnergyConsumption(self, handle):
             return next(self.readings)
 
     meter = EnergyMeter()

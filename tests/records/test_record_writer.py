@@ -182,7 +182,7 @@ def test_a_complete_record_is_kept_when_its_folder_is_used_again(tmp_path):
 
 
 def test_a_resumed_run_continues_curves_time_and_flops(tmp_path):
-    keep = ModelCheckpoint(dirpath=tmp_path, filename="{step}", every_n_train_steps=10, save_top_k=-1)
+    keep = ModelCheckpoint(dirpath=tmp_path, filename="{step}", monitor="val/loss", save_top_k=-1)
     whole = run(tmp_path / "whole", enable_checkpointing=True, callbacks=[keep], test=False).record
     saved = torch.load(tmp_path / "step=10.ckpt", weights_only=True)  # plain containers alone
     assert any("curves" in state for state in saved["callbacks"].values())
