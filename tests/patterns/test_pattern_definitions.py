@@ -101,9 +101,7 @@ def test_longformer(shape, window, positions):
 
     check(Longformer(window, positions), *shape, keeps)
     both = Local(window) | Global(positions=positions)
-    assert both.mask(shape[0], shape[1], causal=shape[2]).equal(
-        Longformer(window, positions).mask(*shape[:2], causal=shape[2])
-    )
+    assert both.mask(shape[0], shape[1], causal=shape[2]).equal(Longformer(window, positions).mask(*shape[:2], causal=shape[2]))
 
 
 @EXAMPLES
@@ -165,9 +163,7 @@ def bigbird_parts(size, window, globals_, k_len, causal):
 
 
 @EXAMPLES
-@given(
-    lengths(60), st.integers(1, 7), st.sampled_from([1, 3, 5]), st.integers(0, 4), st.integers(0, 4), st.integers(0, 3)
-)
+@given(lengths(60), st.integers(1, 7), st.sampled_from([1, 3, 5]), st.integers(0, 4), st.integers(0, 4), st.integers(0, 3))
 def test_bigbird(shape, size, window, randoms, globals_, seed):
     q_len, k_len, causal = shape
     mask = BigBird(size, window, randoms, globals_, seed).mask(q_len, k_len, heads=2, causal=causal)
@@ -194,9 +190,7 @@ FAMILIES = st.one_of(
     st.builds(Global, first=st.integers(0, 20)),
     st.builds(Global, positions=st.sets(st.integers(0, 300), max_size=8)),
     st.builds(Random, st.integers(1, 5), st.integers(3, 70), st.integers(0, 3)),
-    st.builds(
-        BigBird, st.integers(3, 70), st.sampled_from([1, 3]), st.integers(0, 3), st.integers(0, 3), st.integers(0, 3)
-    ),
+    st.builds(BigBird, st.integers(3, 70), st.sampled_from([1, 3]), st.integers(0, 3), st.integers(0, 3), st.integers(0, 3)),
     st.builds(Longformer, st.integers(1, 30), st.sets(st.integers(0, 300), max_size=8)),
     st.builds(lambda seed, size: table_of(seed, size), st.integers(0, 9), st.integers(5, 40)),
     st.builds(lambda n: Predicate(residue_predicate(n)), st.integers(1, 9)),

@@ -16,7 +16,8 @@ from .rules import Rule
 class LowersToRules(Protocol):
     """What a kernel asks of a pattern."""
 
-    key: str
+    @property
+    def key(self) -> str: ...
 
     def head_rules(
         self, q_len: int, k_len: int, heads: int, causal: bool, device: torch.device | str = "cpu"

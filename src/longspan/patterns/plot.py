@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from torch import Tensor
 
 from longspan_kernels.block_sparse.grid import hash_rows, natural_tiles
@@ -67,7 +68,7 @@ def draw(pattern: Pattern, length: int, heads: int, causal: bool, width: float) 
     figure = Figure(figsize=(columns * width + 0.9, rows * (width + 0.35) + 0.6), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     shades = SHADES.with_extremes(bad=FUTURE)
-    image = None
+    image: AxesImage | None = None
     for place, ax in enumerate(axes.flat):
         if place >= len(panels):
             ax.set_visible(False)
@@ -87,7 +88,7 @@ def draw(pattern: Pattern, length: int, heads: int, causal: bool, width: float) 
             ax.set_ylabel("query position", fontsize=8)
         if place + columns >= len(panels):
             ax.set_xlabel("key position", fontsize=8)
-    if cell > 1:
+    if cell > 1 and image is not None:
         bar = figure.colorbar(image, ax=axes, shrink=0.6, pad=0.015, aspect=30)
         bar.set_label(f"live share of a cell of {cell} x {cell} tokens", fontsize=8)
         bar.ax.tick_params(labelsize=7)

@@ -60,8 +60,8 @@ class Predicate(Pattern):
         if q_len * min(reach, k_len) * copies > MOST_PAIRS:
             raise PatternError(
                 "Predicate", "mask_mod", f"would be evaluated at {q_len} x {min(reach, k_len)} pairs "
-                f"for {copies} head(s), more than {MOST_PAIRS}; intersect it with a window (Local(...) & Predicate(...)), use a pattern that "
-                "knows its structure" + (", or per_head=False if it ignores h" if self.per_head else ""),
+                f"for {copies} head(s), more than {MOST_PAIRS}; intersect it with a window, Local(...) & Predicate(...), "
+                "use a pattern that knows its structure" + (", or per_head=False if it ignores h" if self.per_head else ""),
             )  # fmt: skip
         lowest, highest = k_len - q_len, k_len - 1
 
