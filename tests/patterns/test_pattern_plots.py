@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from longspan.patterns import BigBird, Full, Local, PerHead, Predicate, Strided
+from longspan.patterns import BigBird, Full, Global, Local, PerHead, Predicate, Strided
 from longspan.patterns.plot import cell_shares, panel_density
 
 torch.set_num_threads(1)
@@ -51,8 +51,19 @@ def test_many_heads_are_cut_and_said(tmp_path):
 def test_long_sequences_are_drawn_in_cells():
     figure = (Local(128) | Strided(128)).plot(65536)
     (ax,) = shown(figure)
-    assert ax.images[0].get_array().shape == (512, 512)
+    assert ax.images[0].get_array().shape == (256, 256)
     assert ax.get_xlim() == (0, 65536)
+
+
+def test_a_single_global_row_is_drawn():
+    """Cells must not outnumber pixels, or drawing drops thin lines."""
+    figure = Global(positions=(333,)).plot(1000)
+    figure.set_dpi(80)
+    figure.draw_without_rendering()
+    (ax,) = shown(figure)
+    pixels = ax.get_window_extent().width
+    assert ax.images[0].get_array().shape[0] <= pixels
+    assert (ax.images[0].get_array() > 0).sum() == 250 + 250 - 1
 
 
 def test_nothing_to_draw_is_an_error():

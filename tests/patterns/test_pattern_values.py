@@ -14,6 +14,7 @@ from longspan.patterns import (
     Fixed,
     Full,
     Global,
+    Intersection,
     Local,
     Longformer,
     Pattern,
@@ -22,6 +23,7 @@ from longspan.patterns import (
     Predicate,
     Random,
     Strided,
+    Union,
 )
 from longspan_kernels.block_sparse.registry import UnknownPatternError, lookup, register
 
@@ -97,6 +99,8 @@ def test_composition_joins_and_drops_repeats():
     assert (a & b) & c == a & (b & c)
     assert (a | b | a).key == (a | b).key
     assert a | b != a & b
+    assert a | a == a == a & a
+    assert Union((a,)) == Union((a, a)) != Intersection((a,)) != a
     for wrong in (3, None, "full"):
         with pytest.raises(TypeError):
             a | wrong

@@ -39,10 +39,7 @@ class Pattern:
 
     def __post_init__(self) -> None:
         self.validate()
-        own = type(self)
-        family = own.__qualname__ if own.__module__.startswith("longspan.") else f"{own.__module__}.{own.__qualname__}"
-        settings = ", ".join(f"{name}={text}" for name, text in self.settings())
-        object.__setattr__(self, "key", f"{family}({settings})")
+        object.__setattr__(self, "key", self.serialised())
         # Here and not at first use: a compiled graph must see no side effect.
         registry.register(self.key, self)
 
@@ -63,6 +60,12 @@ class Pattern:
     def settings(self) -> list[tuple[str, str]]:
         """Names and texts that tell this pattern from every other of its family."""
         return [(f.name, repr(getattr(self, f.name))) for f in dataclasses.fields(self) if f.init]
+
+    def serialised(self) -> str:
+        """The text that becomes `key`."""
+        own = type(self)
+        family = own.__qualname__ if own.__module__.startswith("longspan.") else f"{own.__module__}.{own.__qualname__}"
+        return f"{family}({', '.join(f'{name}={text}' for name, text in self.settings())})"
 
     def at_head(self, head: int, heads: int) -> Pattern:
         """The pattern of one head among `heads`, free of per-head choices."""
@@ -178,12 +181,12 @@ class Pattern:
     def __or__(self, other: Pattern) -> Pattern:
         from longspan.patterns.compose import Union
 
-        return Union((self, other)) if isinstance(other, Pattern) else NotImplemented
+        return Union.of(self, other) if isinstance(other, Pattern) else NotImplemented
 
     def __and__(self, other: Pattern) -> Pattern:
         from longspan.patterns.compose import Intersection
 
-        return Intersection((self, other)) if isinstance(other, Pattern) else NotImplemented
+        return Intersection.of(self, other) if isinstance(other, Pattern) else NotImplemented
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and self.key == other.key  # type: ignore[attr-defined]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -17,6 +18,13 @@ class Composition(Pattern):
     """Two or more patterns combined; nested ones of one kind are joined, repeated ones kept once."""
 
     parts: tuple[Pattern, ...]
+    sign: ClassVar[str]
+
+    @classmethod
+    def of(cls, *parts: Pattern) -> Pattern:
+        """The parts combined; a single distinct one stays itself."""
+        combined = cls(parts)
+        return combined if len(combined.parts) > 1 else combined.parts[0]
 
     def validate(self) -> None:
         owner = type(self).__name__
@@ -32,12 +40,14 @@ class Composition(Pattern):
             raise PatternError(owner, "parts", f"are made for {sorted(counts)} heads; they must be made for equally many")  # type: ignore[type-var]
         self.normalise(parts=tuple(flat))
 
-    def settings(self) -> list[tuple[str, str]]:
-        return [(str(n), part.key) for n, part in enumerate(self.parts)]
+    def serialised(self) -> str:
+        if len(self.parts) == 1:
+            return f"{type(self).__name__}({self.parts[0].key})"
+        return f"({self.sign.join(part.key for part in self.parts)})"
 
     def at_head(self, head: int, heads: int) -> Pattern:
         parts = tuple(part.at_head(head, heads) for part in self.parts)
-        return self if parts == self.parts else type(self)(parts)
+        return self if parts == self.parts else self.of(*parts)
 
     @property
     def head_count(self) -> int | None:
@@ -47,15 +57,12 @@ class Composition(Pattern):
     def home(self) -> torch.device:
         return next((part.home for part in self.parts if part.home.type != "cpu"), torch.device("cpu"))
 
-    def count(self, length: int, heads: tuple[int, ...], causal: bool) -> int:
-        if len(self.parts) == 1:
-            return self.parts[0].count(length, heads, causal)
-        return super().count(length, heads, causal)
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Union(Composition):
     """`p | q`: a pair is live where any part keeps it."""
+
+    sign = " | "
 
     def rule(self, q_len: int, k_len: int, heads: tuple[int, ...], causal: bool, device: torch.device) -> Rule:
         return Or(*(part.rule(q_len, k_len, heads, causal, device) for part in self.parts))
@@ -64,6 +71,8 @@ class Union(Composition):
 @dataclass(frozen=True, eq=False, repr=False)
 class Intersection(Composition):
     """`p & q`: a pair is live where every part keeps it."""
+
+    sign = " & "
 
     def rule(self, q_len: int, k_len: int, heads: tuple[int, ...], causal: bool, device: torch.device) -> Rule:
         known = [p.rule(q_len, k_len, heads, causal, device) for p in self.parts if not isinstance(p, Predicate)]

@@ -18,10 +18,11 @@ from longspan_kernels.block_sparse.rules import Rule
 if TYPE_CHECKING:
     from longspan.patterns.base import Pattern
 
-MOST_CELLS = 512  # a side
+MOST_CELLS = 256  # a side: fewer than a panel has pixels, so that drawing drops none
 MOST_PANELS = 16
 PANELS_A_ROW = 4
-SHADES = LinearSegmentedColormap.from_list("live", ["#f4f6f8", "#9ecae1", "#3182bd", "#08306b"])
+SHADES = LinearSegmentedColormap.from_list("live", ["#bdd7ec", "#5aa2cf", "#2171b5", "#08306b"])
+DEAD = "#f6f7f9"  # a step away from the faintest shade, so that one live pair shows
 FUTURE = "#d9dadc"  # what causal attention rules out
 
 
@@ -67,7 +68,7 @@ def draw(pattern: Pattern, length: int, heads: int, causal: bool, width: float) 
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(columns * width + 0.9, rows * (width + 0.35) + 0.6), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
-    shades = SHADES.with_extremes(bad=FUTURE)
+    shades = SHADES.with_extremes(bad=FUTURE, under=DEAD)
     image: AxesImage | None = None
     for place, ax in enumerate(axes.flat):
         if place >= len(panels):
@@ -77,7 +78,7 @@ def draw(pattern: Pattern, length: int, heads: int, causal: bool, width: float) 
         if causal:
             shares = shares.masked_fill(torch.ones_like(shares, dtype=torch.bool).triu(1), float("nan"))
         # Thin patterns leave few live pairs in a cell: the root keeps them visible.
-        norm = PowerNorm(0.5 if cell > 1 else 1.0, 0.0, 1.0)
+        norm = PowerNorm(0.5 if cell > 1 else 1.0, 1e-9, 1.0)
         extent = (0, shares.shape[1] * cell, shares.shape[0] * cell, 0)
         image = ax.imshow(shares.numpy(), cmap=shades, norm=norm, extent=extent, interpolation="nearest")
         ax.set_xlim(0, length)
