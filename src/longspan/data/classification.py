@@ -75,7 +75,7 @@ class SequenceClassificationDataModule(SequenceDataModule):
         DataConfigError: an argument cannot be used; the message names `data.<key>`, the value and the fix.
     """
 
-    tasks: ClassVar[tuple[str, ...]] = ("sequence_classification", "masked_modelling", "language_modelling")
+    tasks: ClassVar[tuple[str, ...]] = ("sequence_classification",)
 
     def __init__(
         self,

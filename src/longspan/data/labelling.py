@@ -41,7 +41,7 @@ class TokenLabellingDataModule(SequenceDataModule):
         DataConfigError: an argument cannot be used; the message names `data.<key>`, the value and the fix.
     """
 
-    tasks: ClassVar[tuple[str, ...]] = ("token_labelling", "masked_modelling", "language_modelling")
+    tasks: ClassVar[tuple[str, ...]] = ("token_labelling",)
 
     def __init__(
         self,

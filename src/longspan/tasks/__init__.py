@@ -22,7 +22,6 @@ __all__ = [
     "adamw",
     "build_task",
     "data_facts",
-    "data_facts",
     "decay_groups",
     "task_class",
     "warmup_constant",

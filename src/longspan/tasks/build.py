@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -34,6 +35,11 @@ def data_facts(task: type[Task] | partial[Task], data: Any) -> dict[str, Any]:
         TaskConfigError: the task is none, or the data cannot serve it.
     """
     kind = task_class(task)
+    served = getattr(data, "tasks", None)
+    # longspan.tasks.TokenLabelling -> token_labelling, as data modules and the command line name tasks
+    name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind.__name__).lower()
+    if served and kind.__module__.startswith("longspan.") and name not in served:
+        raise TaskConfigError("task", name, f"this data ({type(data).__name__}) is for {', '.join(served)}")
     try:
         return {
             "vocab_size": int(data.vocab_size),
@@ -41,8 +47,8 @@ def data_facts(task: type[Task] | partial[Task], data: Any) -> dict[str, Any]:
             **kind.data_arguments(data),
         }
     except (AttributeError, TypeError) as error:
-        served = ", ".join(getattr(data, "tasks", ())) or "other tasks"
-        raise TaskConfigError("task", kind.__name__, f"this data ({type(data).__name__}) is for {served}") from error
+        others = ", ".join(served or ()) or "other tasks"
+        raise TaskConfigError("task", kind.__name__, f"this data ({type(data).__name__}) is for {others}") from error
 
 
 def build_task(
