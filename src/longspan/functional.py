@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from longspan.patterns import Pattern
+from longspan_kernels.block_sparse.device_layout import DeviceLayout
+from longspan_kernels.block_sparse.device_op import attend_by
 from longspan_kernels.block_sparse.op import BACKENDS, attend
 from longspan_kernels.block_sparse.resolve import block_size_of
 
@@ -29,7 +31,7 @@ def sparse_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    pattern: Pattern,
+    pattern: Pattern | DeviceLayout,
     *,
     causal: bool = False,
     lengths: PerToken | None = None,
@@ -47,7 +49,8 @@ def sparse_attention(
     Args:
         q: [B, H, Tq, D], any strides; D from 16 to 256.
         k, v: [B, Hkv, Tk, D]; Hkv divides H.
-        pattern: which keys each query sees.
+        pattern: which keys each query sees; or a `longspan_kernels.block_sparse.DeviceLayout`, blocks chosen at run time,
+            which brings its own `causal`.
         causal: only keys at or before the query; needs Tq <= Tk.
         lengths: [B] int, or a pair (q_lengths, k_lengths): tokens from there on do not exist, and their outputs are 0.
         segments: [B, T] int, or a pair: a query sees keys of its own segment alone.
@@ -68,8 +71,15 @@ def sparse_attention(
     """
     _check_tensors(q, k, v)
     (B, H, q_len, _), k_len = q.shape, k.shape[2]
+    if isinstance(pattern, DeviceLayout):
+        return _by_device_layout(
+            q, k, v, pattern, causal=causal, lengths=lengths, segments=segments, scale=scale, dropout_p=dropout_p,
+            block_bias=block_bias, return_lse=return_lse, backend=backend,
+        )  # fmt: skip
     if not isinstance(pattern, Pattern):
-        raise TypeError(f"pattern is a {type(pattern).__name__}; give one of longspan.patterns, such as Local(256)")
+        raise TypeError(
+            f"pattern is a {type(pattern).__name__}; give one of longspan.patterns, such as Local(256), or a DeviceLayout"
+        )
     if pattern.head_count is not None and pattern.head_count != H:
         raise SparseAttentionError(f"pattern is made for {pattern.head_count} heads but q has {H}: {pattern}")
     if causal and q_len > k_len:
@@ -103,6 +113,30 @@ def sparse_attention(
         return_lse=return_lse,
         backend=backend,
     )
+
+
+def _by_device_layout(
+    q: Tensor, k: Tensor, v: Tensor, layout: DeviceLayout, *, causal: bool, lengths: PerToken | None, segments: PerToken | None,
+    scale: float | None, dropout_p: float, block_bias: Tensor | None, return_lse: bool, backend: str,
+) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+    """The same promises, by blocks that were chosen at run time."""
+    B, q_len, k_len = q.shape[0], q.shape[2], k.shape[2]
+    if (q_len, k_len) != (layout.q_len, layout.k_len):
+        raise SparseAttentionError(f"the layout is for {layout.q_len} queries and {layout.k_len} keys, not {q_len} and {k_len}")
+    if layout.index.shape[0] not in (1, B) or layout.index.shape[1] not in (1, q.shape[1]):
+        raise SparseAttentionError(f"the layout's index {tuple(layout.index.shape)} does not fit q {tuple(q.shape)}")
+    if causal and not layout.causal:
+        raise SparseAttentionError("causal=True with a layout that is not; make it with DeviceLayout(..., causal=True)")
+    if block_bias is not None:
+        raise SparseAttentionError("block_bias needs a pattern made of blocks, not a layout made at run time")
+    if not 0.0 <= dropout_p < 1.0:
+        raise SparseAttentionError(f"dropout_p={dropout_p} is not a share; give 0.0 up to but not including 1.0")
+    q_lengths, k_lengths = _pair("lengths", lengths, q_len, k_len, (B,), (B,))
+    q_segments, k_segments = _pair("segments", segments, q_len, k_len, (B, q_len), (B, k_len))
+    return attend_by(
+        q, k, v, layout, q_lengths=_moved(q_lengths, q), k_lengths=_moved(k_lengths, q), q_segments=_moved(q_segments, q),
+        k_segments=_moved(k_segments, q), scale=scale, dropout_p=float(dropout_p), return_lse=return_lse, backend=backend,
+    )  # fmt: skip
 
 
 def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:

@@ -71,3 +71,20 @@ def test_half_precision_computes_in_float32(call):
         assert out.dtype == dtype and lse.dtype == torch.float32
         torch.testing.assert_close(lse.double(), exact_lse, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(out.double(), exact, atol=2e-2, rtol=2e-2)
+
+
+def test_what_lies_beyond_a_length_is_never_read():
+    from longspan.patterns import Local
+    from longspan_kernels.block_sparse import attend
+
+    q, k, v = (torch.randn(2, 2, 70, 16, dtype=torch.float64) for _ in range(3))
+    lengths = torch.tensor([70, 20])
+    results = []
+    for poison in (0.0, float("nan")):
+        for x in (q, k, v):
+            x[1, :, 20:] = poison
+        leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+        out = attend(*leaves, Local(9).key, q_lengths=lengths, k_lengths=lengths)
+        results.append((out, *torch.autograd.grad(out.square().sum(), leaves)))
+    for clean, poisoned in zip(*results, strict=True):
+        assert torch.equal(clean, poisoned)

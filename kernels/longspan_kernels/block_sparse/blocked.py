@@ -124,6 +124,11 @@ class Piece:
         index, start, block, blocks = self.side(queries)
         x = x[self.batch, heads]
         x = x.to(torch.promote_types(x.dtype, torch.float32))
+        lengths = self.options.q_lengths if queries else self.options.k_lengths
+        if lengths is not None:
+            # What lies beyond a length may be anything, NaN included, and 0 * NaN is NaN.
+            beyond = torch.arange(x.shape[2], device=x.device) >= lengths[self.batch][:, None]
+            x = x.masked_fill(beyond[:, None, :, None], 0.0)
         if index is not None:
             x = x.index_select(2, index.clamp(min=0).long())
         elif start != 0 or blocks * block != x.shape[2]:
@@ -171,7 +176,7 @@ class Piece:
             kinds = torch.where(batch.kinds < 0, len(c.masks), batch.kinds)
             full = torch.ones_like(c.masks[:1])
             mask = torch.cat([c.masks, full])[kinds].transpose(1, 2).reshape(1, 1, R, c.block_q, n * c.block_k)
-        if not (o.per_batch or c.positional):
+        if not (o.per_batch or c.dynamic):
             return mask
         row = self.positions(True)[batch.row_numbers(c.group.device)]  # (R, bq)
         column = self.positions(False)[batch.index].flatten(1)  # (R, n * bk)
@@ -179,9 +184,12 @@ class Piece:
         def also(extra: Tensor) -> Tensor:
             return extra if mask is None else mask & extra
 
+        if c.dynamic:  # entries are called full whatever their tokens
+            row_exists = (row >= 0) & (row < self.layout.q_len)
+            column_exists = (column >= 0) & (column < self.layout.k_len)
+            mask = also((row_exists[:, :, None] & column_exists[:, None, :])[None, None])
         if c.positional:
-            seen = (row + self.layout.origin)[:, :, None] >= column[:, None, :]  # (R, bq, n * bk)
-            mask = also((seen & (row >= 0)[:, :, None] & (column >= 0)[:, None, :])[None, None])
+            mask = also(((row + self.layout.origin)[:, :, None] >= column[:, None, :])[None, None])
         safe_row, safe_column = row.clamp(0, self.layout.q_len - 1), column.clamp(0, self.layout.k_len - 1)
         if o.q_lengths is not None:
             mask = also((row < o.q_lengths[self.batch][:, None, None])[:, None, :, :, None])

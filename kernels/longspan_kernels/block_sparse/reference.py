@@ -28,10 +28,13 @@ def reference_attention(
     i = torch.arange(Tq, device=q.device) + (Tk - Tq)
     j = torch.arange(Tk, device=q.device)
     live = mask.to(q.device)[None]  # (1, H, Tq, Tk)
+    # What lies beyond a length does not exist: it may be NaN, and 0 * NaN is NaN.
     if q_lengths is not None:
-        live = live & (torch.arange(Tq, device=q.device) < q_lengths[:, None])[:, None, :, None]
+        exists = (torch.arange(Tq, device=q.device) < q_lengths[:, None])[:, None, :, None]
+        live, q = live & exists, q.masked_fill(~exists, 0.0)
     if k_lengths is not None:
-        live = live & (j < k_lengths[:, None])[:, None, None, :]
+        exists = (j < k_lengths[:, None])[:, None, :, None]
+        live, k, v = live & exists.transpose(2, 3), k.masked_fill(~exists, 0.0), v.masked_fill(~exists, 0.0)
     if q_segments is not None and k_segments is not None:
         live = live & (q_segments[:, None, :, None] == k_segments[:, None, None, :])
     scores = q @ k.transpose(-1, -2) * (D**-0.5 if scale is None else scale)  # (B, H, Tq, Tk)

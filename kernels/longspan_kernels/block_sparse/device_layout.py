@@ -1,0 +1,119 @@
+"""Layouts made at run time: which key blocks each query block visits, chosen on the device, for each batch element and head.
+
+Nothing here waits for the device: sizes are bounds, counts stay in tensors. Legend: B batch, H heads, n_q and n_k blocks of
+queries and keys, U = (B or 1) * (H or 1) lists.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .layout import Component, Layout, Lists
+
+
+class DeviceLayoutError(ValueError):
+    """A device layout whose parts do not fit together; the message names the part, its shape and the fix."""
+
+
+@dataclass(frozen=True)
+class DeviceLayout:
+    """Key blocks for each query block, as tensors on the device of q.
+
+    Attributes:
+        index: [B or 1, H or 1, n_q, most] int: key blocks a query block visits, each at most once; what lies beyond
+            `count` is ignored.
+        count: [B or 1, H or 1, n_q] int: how many of them count.
+        block_q, block_k: tokens a block; powers of two from 16 for Triton.
+        q_len, k_len: Tq and Tk.
+        causal: whether pairs also need key position <= query position.
+        q_order, k_order: [B or 1, H or 1, places] int: the token row at each place of an order of one's own (-1 for none),
+            cut into blocks; None for the natural order. A token row stands at one place at most.
+    """
+
+    index: Tensor
+    count: Tensor
+    block_q: int
+    block_k: int
+    q_len: int
+    k_len: int
+    causal: bool = False
+    q_order: Tensor | None = None
+    k_order: Tensor | None = None
+
+    def __post_init__(self):
+        if self.index.dim() != 4:
+            raise DeviceLayoutError(f"index has shape {tuple(self.index.shape)}; give [B or 1, H or 1, query blocks, most]")
+        if tuple(self.count.shape) != tuple(self.index.shape[:3]):
+            raise DeviceLayoutError(f"count has shape {tuple(self.count.shape)}; give {tuple(self.index.shape[:3])}, as index")
+        for name, order, block, length in (
+            ("q_order", self.q_order, self.block_q, self.q_len),
+            ("k_order", self.k_order, self.block_k, self.k_len),
+        ):
+            if order is not None and (order.dim() != 3 or order.shape[2] % block or order.shape[:2] != self.index.shape[:2]):
+                raise DeviceLayoutError(
+                    f"{name} has shape {tuple(order.shape)}; give {tuple(self.index.shape[:2])} and a multiple of {block} places"
+                )
+            places = length if order is None else order.shape[2]
+            if name == "q_order" and self.index.shape[2] != -(-places // block):
+                raise DeviceLayoutError(
+                    f"index lists {self.index.shape[2]} query blocks; {places} places make {-(-places // block)}"
+                )
+
+    @property
+    def key_blocks(self) -> int:
+        places = self.k_len if self.k_order is None else self.k_order.shape[2]
+        return -(-places // self.block_k)
+
+    def layout(self, heads: int, columns: bool) -> Layout:
+        """What the backends take; the transposed lists only where `columns` asks for them (the backward pass does)."""
+        B, H, rows, most = self.index.shape
+        if H not in (1, heads):
+            raise DeviceLayoutError(f"index is made for {H} heads; q has {heads}")
+        U, device = B * H, self.index.device
+        count = self.count.reshape(U, rows).int()
+        start = (torch.arange(U * rows, device=device, dtype=torch.int32) * most).view(U, rows)
+        empty = torch.zeros((0, self.block_q, self.block_k), dtype=torch.bool, device=device)
+        own = Lists(
+            start=start, count=count, full=count, band=torch.zeros_like(count), index=self.index.reshape(-1).int(),
+            kind=torch.full((1,), -1, dtype=torch.int16, device=device).expand(U * rows * most), contiguous=False, longest=most,
+        )  # fmt: skip
+        head = (
+            torch.arange(heads, device=device, dtype=torch.int32)
+            if H > 1
+            else torch.zeros(heads, dtype=torch.int32, device=device)
+        )
+        component = Component(
+            block_q=self.block_q, block_k=self.block_k, group=head, merge=torch.zeros(heads, dtype=torch.int32, device=device),
+            q_index=_flat(self.q_order), k_index=_flat(self.k_order), q_start=0, k_start=0, covers=self.q_order is None,
+            q_blocks=rows, k_blocks=self.key_blocks, rows=own, columns=self._columns(U, rows, most) if columns else own,
+            masks=empty, band=torch.zeros((0, 2), dtype=torch.int32, device=device), bands=0, order="device",
+            batch_groups=H if B > 1 else 0, positional=self.causal, dynamic=True,
+        )  # fmt: skip
+        if self.q_order is not None:
+            component.merge.fill_(1)  # rows that no place holds keep output 0
+        visited = U * rows * most * self.block_q * self.block_k * (heads if H == 1 else 1)
+        return Layout(self.q_len, self.k_len, heads, [component], 0, visited, covered=self.q_order is None)
+
+    def _columns(self, U: int, rows: int, most: int) -> Lists:
+        """Query blocks of each key block, in ascending order, by one stable sort."""
+        n, device = self.key_blocks, self.index.device
+        place = torch.arange(most, device=device)
+        valid = place < self.count.reshape(U, rows, 1)
+        list_of = torch.arange(U, device=device)[:, None, None]
+        line = torch.where(valid, list_of * n + self.index.reshape(U, rows, most).long(), U * n).flatten()
+        row = torch.arange(rows, device=device)[None, :, None].expand(U, rows, most).flatten()
+        order = torch.argsort(line, stable=True)
+        totals = torch.zeros(U * n + 1, dtype=torch.int64, device=device).scatter_add_(0, line, torch.ones_like(line))[: U * n]
+        start = torch.cumsum(totals, 0) - totals
+        count = totals.int().view(U, n)
+        return Lists(
+            start=start.int().view(U, n), count=count, full=count, band=torch.zeros_like(count), index=row[order].int(),
+            kind=torch.full((1,), -1, dtype=torch.int16, device=device).expand(len(order)), contiguous=False, longest=rows,
+        )  # fmt: skip
+
+
+def _flat(order: Tensor | None) -> Tensor | None:
+    return None if order is None else order.reshape(-1, order.shape[2]).int().contiguous()

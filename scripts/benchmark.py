@@ -1,0 +1,96 @@
+"""Longspan's attention timed beside its peers, in one run.
+
+python scripts/benchmark.py --suite cpu -o benchmarks/cpu.json
+python scripts/benchmark.py --suite gpu -o benchmarks/h100.json
+python scripts/benchmark.py --pattern "Local(256) | Strided(128)" --lengths 4096 16384 --heads 8 --head-dim 64 --peer sdpa
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import torch
+
+from longspan.benchmark.cases import Case, CaseError, parse_pattern
+from longspan.benchmark.compare import compare
+from longspan.benchmark.peers import PeerUnavailable, find
+from longspan.benchmark.results import result, save, show
+from longspan.benchmark.suites import SUITES, Plan, suite
+from longspan.patterns import PatternError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--suite", choices=list(SUITES), help="a published comparison, instead of --pattern")
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="TEXT", help="cases of the suite whose name holds one of these"
+    )
+    parser.add_argument(
+        "--pattern", action="append", default=[], metavar="EXPR", help="a pattern, such as 'BigBird(64, 3, 3, 2)'"
+    )
+    parser.add_argument("--lengths", type=int, nargs="+", default=[8192], metavar="T")
+    parser.add_argument("--heads", type=int, default=8)
+    parser.add_argument("--head-dim", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--causal", action="store_true")
+    parser.add_argument("--dtype", choices=list(DTYPES), help="default: bfloat16 on CUDA, float32 on a CPU")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--peer", action="append", default=[], metavar="NAME", help="sdpa, flex, sdpa-cudnn, ... or package.module:function"
+    )
+    parser.add_argument("--seconds", type=float, default=1.0, help="time to spend on each side of a case (default: 1)")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's own)")
+    parser.add_argument("-o", "--output", metavar="FILE", help="JSON with hardware, versions, command and every figure")
+    return parser.parse_args()
+
+
+def plans(args: argparse.Namespace) -> list[Plan]:
+    if args.suite:
+        chosen = suite(args.suite)
+        chosen = [p for p in chosen if not args.only or any(text in p.case.name for text in args.only)]
+        return [Plan(p.case, (*p.sides, *args.peer)) for p in chosen]
+    if not args.pattern:
+        raise CaseError("nothing to time; give --suite or --pattern")
+    dtype = DTYPES[args.dtype or ("bfloat16" if args.device.startswith("cuda") else "float32")]
+    return [
+        Plan(
+            Case(text, parse_pattern(text), args.causal, length, args.heads, args.head_dim, args.batch, dtype),
+            ("longspan", *(args.peer or ["sdpa"])),
+        )
+        for text in args.pattern
+        for length in args.lengths
+    ]
+
+
+def main() -> int:
+    args = arguments()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    rows: list[dict] = []
+    try:
+        chosen = plans(args)
+        for name in args.peer:
+            find(name)
+        for number, plan in enumerate(chosen, 1):
+            print(
+                f"[{number}/{len(chosen)}] {plan.case.name}, T={plan.case.length:,}: {', '.join(plan.sides)}",
+                file=sys.stderr,
+                flush=True,
+            )
+            rows.append(compare(plan.case, plan.sides, args.device, args.seconds))
+            if args.output:  # after each case, so that an interrupt loses nothing
+                save(args.output, result(" ".join(["python", *sys.argv]), args.device, rows, threads=torch.get_num_threads()))
+    except (CaseError, PeerUnavailable, PatternError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the cases before are kept", file=sys.stderr)
+    show(rows)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""What is timed: named patterns, and patterns written as on paper (`Local(256) | Strided(128)`)."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from longspan import patterns
+from longspan.patterns import BigBird, BlockTable, Fixed, Full, Local, Longformer, Pattern, PerHead, Strided
+
+FAMILIES = ("Full", "Local", "Strided", "Fixed", "Global", "Random", "BlockTable", "BigBird", "Longformer", "PerHead")
+
+
+class CaseError(ValueError):
+    """A case that cannot be timed; the message names it and what would be right."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One pattern at one size; H heads of width D over T tokens."""
+
+    name: str
+    pattern: Pattern
+    causal: bool
+    length: int
+    heads: int
+    head_dim: int
+    batch: int = 1
+    dtype: torch.dtype = torch.bfloat16
+
+    def inputs(self, device: str, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """q, k, v [B, H, T, D] with gradients."""
+        generator = torch.Generator(device).manual_seed(seed)
+        shape = (self.batch, self.heads, self.length, self.head_dim)
+        made = [torch.randn(shape, generator=generator, device=device).to(self.dtype) for _ in range(3)]
+        q, k, v = (x.requires_grad_() for x in made)
+        return q, k, v
+
+
+def random_table(length: int, density: float, block_size: int = 128) -> BlockTable:
+    """An unstructured block table with at least one block a row."""
+    blocks = -(-length // block_size)
+    generator = torch.Generator().manual_seed(0)
+    table = torch.rand(blocks, blocks, generator=generator) < density
+    table[torch.arange(blocks), torch.randint(blocks, (blocks,), generator=generator)] = True
+    return BlockTable(table, block_size)
+
+
+def per_head_quarters(heads: int) -> PerHead:
+    """A quarter of the heads each local, strided, BigBird and full."""
+    quarter = max(1, heads // 4)
+    parts: list[Pattern] = [Local(512), Strided(128), BigBird(128, 3, 3, 2), Full()]
+    return PerHead([parts[min(3, h // quarter)] for h in range(heads)])
+
+
+def named(name: str, length: int, heads: int) -> tuple[Pattern, bool]:
+    """A pattern of the published comparison, and whether it is causal."""
+    known: dict[str, tuple[Any, bool]] = {
+        "full": (lambda: Full(), False),
+        "causal": (lambda: Full(), True),
+        "local 512 causal": (lambda: Local(512), True),
+        "local 256 a side": (lambda: Local(512), False),
+        "bigbird 128": (lambda: BigBird(128, 3, 3, 2), False),
+        "bigbird 64": (lambda: BigBird(64, 3, 3, 2), False),
+        "longformer": (lambda: Longformer(512, tuple(range(64))), False),
+        "fixed causal": (lambda: Fixed(128, 32), True),
+        "local or strided causal": (lambda: Local(128) | Strided(128), True),
+        "per head": (lambda: per_head_quarters(heads), False),
+        "table 0.05": (lambda: random_table(length, 0.05), False),
+    }
+    if name not in known:
+        raise CaseError(
+            f"case {name!r} is unknown; choose one of {', '.join(known)}, or write a pattern: Local(256) | Strided(128)"
+        )
+    make, causal = known[name]
+    return make(), causal
+
+
+def parse_pattern(text: str) -> Pattern:
+    """`Local(256) | Strided(128)` -> Pattern: families, literals, `|`, `&` and lists, nothing else is evaluated."""
+    try:
+        return _value(ast.parse(text, mode="eval").body, text)
+    except SyntaxError as error:
+        raise CaseError(
+            f"pattern {text!r} is not written right: {error.msg}; write for example Local(256) | Strided(128)"
+        ) from None
+
+
+def _value(node: ast.expr, text: str) -> Any:
+    if isinstance(node, ast.BinOp) and isinstance(node.op, (ast.BitOr, ast.BitAnd)):
+        left, right = _value(node.left, text), _value(node.right, text)
+        return left | right if isinstance(node.op, ast.BitOr) else left & right
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        if node.func.id not in FAMILIES:
+            raise CaseError(f"pattern {text!r}: {node.func.id} is no pattern; choose from {', '.join(FAMILIES)}")
+        arguments = [_value(a, text) for a in node.args]
+        return getattr(patterns, node.func.id)(*arguments, **{str(k.arg): _value(k.value, text) for k in node.keywords})
+    if isinstance(node, (ast.List, ast.Tuple)):
+        return [_value(item, text) for item in node.elts]
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        raise CaseError(f"pattern {text!r}: {ast.unparse(node)} is no literal; give numbers and patterns") from None

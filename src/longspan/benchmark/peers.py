@@ -1,0 +1,96 @@
+"""The other sides of a comparison: FlexAttention, torch's SDPA by backend, Longspan's own backends, and a user's function.
+
+A peer is a function `(case, q, k, v) -> callable returning the output`, or it raises PeerUnavailable with the reason.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from longspan.benchmark.cases import Case
+from longspan.benchmark.mask_mods import mask_mod_of
+from longspan.functional import sparse_attention
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+Peer = Callable[[Case, str], Attend]
+
+
+class PeerUnavailable(RuntimeError):
+    """The peer cannot run this case here; the message says why."""
+
+
+def longspan(case: Case, device: str, backend: str = "auto") -> Attend:
+    return lambda q, k, v: sparse_attention(q, k, v, case.pattern, causal=case.causal, backend=backend)  # type: ignore[return-value]
+
+
+def sdpa(case: Case, device: str, backend: str | None = None) -> Attend:
+    """Dense attention over everything (or everything before): what a user has who does nothing."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    if backend is None:
+        return lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=case.causal)
+    chosen = {
+        "cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION,
+        "efficient": SDPBackend.EFFICIENT_ATTENTION, "math": SDPBackend.MATH,
+    }[backend]  # fmt: skip
+    if backend == "cudnn" and not device.startswith("cuda"):
+        raise PeerUnavailable("cuDNN needs a CUDA device")
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        with sdpa_kernel(chosen):
+            return F.scaled_dot_product_attention(q, k, v, is_causal=case.causal)
+
+    return attend
+
+
+def flex(case: Case, device: str) -> Attend:
+    """FlexAttention compiled, its block mask made outside the timing."""
+    if not device.startswith("cuda"):
+        raise PeerUnavailable("FlexAttention does not train on CPUs")
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    if case.pattern.key.startswith("Full") and not case.causal:
+        block_mask = None
+    else:
+        mod, per_head = mask_mod_of(case, device)
+        compiled_mask = torch.compile(create_block_mask)
+        block_mask = compiled_mask(mod, None, case.heads if per_head else None, case.length, case.length, device=device)
+    compiled = torch.compile(flex_attention, dynamic=False)
+    return lambda q, k, v: compiled(q, k, v, block_mask=block_mask)
+
+
+def from_path(path: str) -> Peer:
+    """A user's peer, `package.module:function`; it gets (case, device) and returns the callable to time."""
+    module, _, name = path.partition(":")
+    if not name:
+        raise PeerUnavailable(f"--peer {path}: write package.module:function")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise PeerUnavailable(f"--peer {path}: {error}") from None
+
+
+PEERS: dict[str, Peer] = {
+    "longspan": longspan,
+    "longspan-blocked": lambda case, device: longspan(case, device, "blocked"),
+    "longspan-triton": lambda case, device: longspan(case, device, "triton"),
+    "longspan-dense": lambda case, device: longspan(case, device, "dense"),
+    "sdpa": sdpa,
+    "sdpa-cudnn": lambda case, device: sdpa(case, device, "cudnn"),
+    "sdpa-flash": lambda case, device: sdpa(case, device, "flash"),
+    "sdpa-efficient": lambda case, device: sdpa(case, device, "efficient"),
+    "flex": flex,
+}
+
+
+def find(name: str) -> Peer:
+    if name in PEERS:
+        return PEERS[name]
+    if ":" in name:
+        return from_path(name)
+    raise PeerUnavailable(f"--peer {name} is unknown; choose from {', '.join(PEERS)}, or package.module:function")

@@ -1,0 +1,103 @@
+"""Times and memory that can be compared: warm-up left out, medians, both sides interleaved, devices synchronised."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+Work = Callable[[], object]
+FLUSH_BYTES = 256 << 20  # more than any L2
+
+
+@dataclass
+class Measured:
+    """Median seconds of one thing, its spread, and the peak memory it added."""
+
+    seconds: float
+    low: float
+    high: float
+    samples: int
+    peak_bytes: int | None = None
+
+    def plain(self) -> dict[str, float | int | None]:
+        return {
+            "ms": self.seconds * 1e3,
+            "ms_low": self.low * 1e3,
+            "ms_high": self.high * 1e3,
+            "samples": self.samples,
+            "peak_mib": None if self.peak_bytes is None else self.peak_bytes / (1 << 20),
+        }
+
+
+def time_interleaved(
+    works: dict[str, Work], device: str, seconds: float = 1.0, most: int = 50, warm_up: int = 2
+) -> dict[str, Measured]:
+    """Times several works in turn, so that a drift of the machine falls on all of them alike."""
+    flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=device) if device.startswith("cuda") else None
+    samples: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(warm_up):
+        for work in works.values():
+            work()
+    _synchronise(device)
+    began = time.perf_counter()
+    while True:
+        for name, work in works.items():
+            samples[name].append(_once(work, device, flush))
+        rounds = len(next(iter(samples.values())))
+        if rounds >= most or (rounds >= 3 and time.perf_counter() - began > seconds * len(works)):
+            break
+    out = {}
+    for name, values in samples.items():
+        ordered = sorted(values)
+        cut = len(ordered) // 5
+        out[name] = Measured(statistics.median(ordered), ordered[cut], ordered[-1 - cut], len(ordered))
+    return out
+
+
+def _once(work: Work, device: str, flush: torch.Tensor | None) -> float:
+    if flush is None:
+        began = time.perf_counter()
+        work()
+        return time.perf_counter() - began
+    flush.zero_()
+    start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    work()
+    stop.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(stop) / 1e3
+
+
+def _synchronise(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def peak_memory(work: Work, device: str) -> int:
+    """Bytes allocated at the highest point of `work`, above what was held before it."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        work()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    # On a CPU torch's profiler reports each allocation and release in order.
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        work()
+    held = peak = 0
+    for event in sorted(_memory_events(profile), key=lambda e: e[0]):
+        held += event[1]
+        peak = max(peak, held)
+    return peak
+
+
+def _memory_events(profile: torch.profiler.profile) -> list[tuple[int, int]]:
+    results = profile.profiler.kineto_results if profile.profiler is not None else None
+    if results is None:
+        return []
+    return [(e.start_ns(), e.nbytes()) for e in results.events() if e.name() == "[memory]"]
