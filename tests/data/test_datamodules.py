@@ -56,6 +56,9 @@ def test_baselines_of_the_addresses():
     known = data.baselines("validation")
     assert known["bits_per_byte"] == pytest.approx(4.31, abs=0.05)
     assert known["bits_per_byte_bigram"] == pytest.approx(3.36, abs=0.05)
+    assert known == data.baselines("val") != data.baselines()
+    with pytest.raises(ValueError, match="split='all': take one of train, validation, test"):
+        data.baselines("all")
     assert known["perplexity"] == pytest.approx(2 ** known["bits_per_byte"])
 
 

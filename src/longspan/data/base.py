@@ -115,11 +115,12 @@ class SequenceDataModule(pl.LightningDataModule):
             self._sets = sets
 
     def split(self, name: str) -> Dataset:
-        """The data set of a split, after `setup`.
+        """The data set of a split ("val" is short for "validation"), read if it is not yet.
 
         Raises:
             ValueError: no such split.
         """
+        name = "validation" if name == "val" else name
         if name not in SPLITS:
             raise ValueError(f"split={name!r}: take one of {', '.join(SPLITS)}")
         self.setup()

@@ -317,8 +317,10 @@ class SequenceClassificationDataModule(SequenceDataModule):
 
     def baselines(self, split: str = "test") -> dict[str, float]:
         """Scores of constant answers on a split: see `class_baselines` and `label_baselines`."""
-        self.split(split)
-        learned, data = self._targets["train"], self._targets[split]
+        examples = self.split(split)
+        assert isinstance(examples, ExampleDataset)
+        learned, data = self._targets["train"], examples.targets
+        assert data is not None
         if self.multi_label:
             return label_baselines(learned, data)
         size = self.num_classes or 0

@@ -14,12 +14,14 @@ It never swallows an exception. W&B runs among the trainer's loggers get their a
 the way out, with the record's figures as their summary; train.py need not do either.
 
 What it takes from the objects it meets, all optional: the task's ``metrics_info`` {metric: higher is better}, the data
-module's ``baselines()`` and ``describe()``, and from any other callback ``costs()`` {name: (value, unit)}.
+module's ``baselines()`` (of a split, where it takes one) and ``describe()``, and from any other callback ``costs()``
+{name: (value, unit)}.
 """
 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import os
 import shlex
@@ -100,7 +102,7 @@ class RecordWriter(Callback):
         self.extra: dict[str, Any] = {}
         self.record: Record | None = None
         self._wandb: list[WandbLogger] = []
-        self._baselines: dict[str, float] = {}
+        self._baselines: dict[str, dict[str, float]] = {}
         self._data: dict[str, Any] = {}
         self._begun = time.monotonic()
         self._earlier_seconds = 0.0
@@ -152,7 +154,11 @@ class RecordWriter(Callback):
         self._wandb = setup_wandb(trainer.loggers) or []  # None on other ranks
         datamodule: Any = getattr(trainer, "datamodule", None)
         if hasattr(datamodule, "baselines"):
-            self._baselines = dict(datamodule.baselines())
+            of_split = "split" in inspect.signature(datamodule.baselines).parameters
+            self._baselines = {
+                split: dict(datamodule.baselines(split) if of_split else datamodule.baselines())
+                for split in ("val", "test")
+            }
         if hasattr(datamodule, "describe"):
             self._data = plain(datamodule.describe(), "the data module's describe()")
         if stage == "fit":  # a new training: figures of an earlier test no longer hold
@@ -234,7 +240,10 @@ class RecordWriter(Callback):
             if value is None or (split == "val" and known is not None and known.split == "test"):
                 continue
             self.accuracy[name] = Accuracy(
-                value=float(value), higher_is_better=higher_is_better, baseline=self._baselines.get(name), split=split
+                value=float(value),
+                higher_is_better=higher_is_better,
+                baseline=self._baselines.get(split, {}).get(name),
+                split=split,
             )
 
     @rank_zero_only

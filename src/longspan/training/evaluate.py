@@ -32,7 +32,7 @@ def evaluate(checkpoint: str, words: Sequence[str], conf: Path, *, split: str = 
     _check_same_labels(run.facts, data_facts(cast(type[Task], type(run.task)), run.datamodule))
     trainer = run.trainer()
     (trainer.test if name == "test" else trainer.validate)(run.task, run.datamodule, verbose=False)
-    baselines = run.datamodule.baselines()
+    baselines = run.datamodule.baselines(name)
     accuracy = {
         metric: Accuracy(
             value=trainer.callback_metrics[f"{name}/{metric}"].item(),
