@@ -1,7 +1,7 @@
 """Trains one model on one task with the attention you name, and says what it is worth and what it cost.
 
-    python train.py attention=bigbird
-    python train.py --help
+python train.py attention=bigbird
+python train.py --help
 """
 
 from __future__ import annotations

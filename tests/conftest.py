@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from interpreted import import_interpreted
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -20,6 +21,7 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("WANDB_MODE", "offline")
     os.environ.setdefault("WANDB_SILENT", "true")
     os.environ.setdefault("MPLBACKEND", "Agg")
+    import_interpreted()
 
 
 @pytest.fixture(autouse=True)

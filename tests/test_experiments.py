@@ -38,7 +38,7 @@ def test_every_experiment_runs(experiment, tmp_path, train):
 @pytest.mark.parametrize("experiment", ["demo", "hiv1_subtypes"], ids=["causal", "both-ways"])
 @pytest.mark.parametrize("attention", choices_of(CONF, "attention"))
 def test_every_variant_trains(attention, experiment, tmp_path, train):
-    train(tmp_path, f"attention={attention}", f"experiment={experiment}", *SMALL, "model.heads=4")
+    train(tmp_path, f"attention={attention}", f"experiment={experiment}", *SMALL, "model.width=64", "model.heads=4")
     record = Record.load(tmp_path)
     assert record.status == "complete" and record.variant == attention
     assert 0 < record.cost["density"].value <= 1
