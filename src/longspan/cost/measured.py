@@ -275,7 +275,8 @@ def _cost_of(pl_module: LightningModule, length: int) -> Cost | None:
 
 def _heads_and_layers(pl_module: LightningModule) -> tuple[int, int] | None:
     model = getattr(pl_module, "model", None)
-    for place in (model, getattr(model, "settings", None)):
+    backbone = getattr(model, "backbone", model)  # a model may be a backbone with a head
+    for place in (backbone, getattr(backbone, "settings", None)):
         heads, layers = getattr(place, "heads", None), getattr(place, "layers", None)
         if isinstance(heads, int) and isinstance(layers, int):
             return heads, layers

@@ -44,7 +44,7 @@ def wandb_logger(save_dir: str | Path, *, mode: str = "offline", id: str | None 
     folder = Path(save_dir)
     # wandb falls back to the system's temporary folder where this one does not exist
     folder.mkdir(parents=True, exist_ok=True)
-    return WandbLogger(
+    logger = WandbLogger(
         save_dir=folder,
         id=id or _kept_id(folder),
         mode=mode,
@@ -52,6 +52,9 @@ def wandb_logger(save_dir: str | Path, *, mode: str = "offline", id: str | None 
         settings=wandb.Settings(silent=mode != "online", console="off" if mode != "online" else "auto"),
         **settings,
     )
+    # Lightning always hands it on, and newer releases of wandb warn of it in every run
+    logger._wandb_init.pop("anonymous", None)
+    return logger
 
 
 def _kept_id(folder: Path) -> str:

@@ -156,8 +156,7 @@ class RecordWriter(Callback):
         if hasattr(datamodule, "baselines"):
             of_split = "split" in inspect.signature(datamodule.baselines).parameters
             self._baselines = {
-                split: dict(datamodule.baselines(split) if of_split else datamodule.baselines())
-                for split in ("val", "test")
+                split: dict(datamodule.baselines(split) if of_split else datamodule.baselines()) for split in ("val", "test")
             }
         if hasattr(datamodule, "describe"):
             self._data = plain(datamodule.describe(), "the data module's describe()")

@@ -74,4 +74,5 @@ def measure(value: float | None, unit: str) -> str:
     if unit == "J":
         return f"{prefixed(value)}J" if value >= 1000 else f"{value:.3g} J"
     text = prefixed(value)
-    return text + unit if text[-1:].isalpha() else f"{text} {unit}"
+    # a symbol takes a prefix, a word does not: 8 PFLOP, but 8 k tokens/s
+    return text + unit if unit.startswith("FLOP") and text[-1:].isalpha() else f"{text.strip()} {unit}"

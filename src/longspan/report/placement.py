@@ -28,7 +28,11 @@ class Box(NamedTuple):
 
 # directions to try, the most readable first, and how far out
 _DIRECTIONS = [(1, 0.6), (1, -0.6), (-1, 0.6), (-1, -0.6), (0, 1), (0, -1), (1, 0), (-1, 0)]
-_DISTANCES = (1.0, 2.2, 3.6, 5.2)
+_DISTANCES = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 10.0, 12.0)
+# each round moves a label to where it suits all the others as they then lie
+_ROUNDS = 3
+# of an area covered, against the distance of a label
+_WEIGHT = 20
 
 
 def place_labels(
@@ -38,7 +42,7 @@ def place_labels(
     gap: float = 8.0,
     obstacles: Sequence[Box] = (),
 ) -> list[Box]:
-    """One box a label, greedily: nearest first, in the direction that covers least.
+    """One box a label, as near as can be, in the direction that covers least.
 
     Args:
         points: (x, y) of each point, in the units of `sizes` (pixels).
@@ -51,11 +55,12 @@ def place_labels(
     placed: dict[int, Box] = {}
     # crowded points first: the others have room to spare
     crowding = [sum(math.hypot(x - u, y - v) < 80 for u, v in points) for x, y in points]
-    for index in sorted(range(len(points)), key=lambda i: -crowding[i]):
-        taken = [*marks, *placed.values(), *obstacles]
+    order = sorted(range(len(points)), key=lambda i: -crowding[i])
+    for index in order * _ROUNDS:
+        taken = [*marks, *(box for other, box in placed.items() if other != index), *obstacles]
         placed[index] = min(
-            (candidate for candidate in _candidates(points[index], sizes[index], gap)),
-            key=lambda entry: entry[1] + sum(entry[0].overlap(box) for box in taken) + 3 * entry[0].outside(frame),
+            _candidates(points[index], sizes[index], gap),
+            key=lambda entry: entry[1] + _WEIGHT * (sum(map(entry[0].overlap, taken)) + entry[0].outside(frame)),
         )[0]
     return [placed[index] for index in range(len(points))]
 

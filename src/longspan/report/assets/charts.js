@@ -75,7 +75,7 @@ function boxAt(x, y, width, height) {
   return { left: x - width / 2, right: x + width / 2, top: y - height / 2, bottom: y + height / 2, x, y };
 }
 
-// One box a label: nearest first, in the direction that covers least. The same rule as in placement.py.
+// One box a label, as near as can be, in the direction that covers least. The same rule as in placement.py.
 function placeLabels(points, sizes, frame, obstacles) {
   const directions = [[1, -0.6], [1, 0.6], [-1, -0.6], [-1, 0.6], [0, -1], [0, 1], [1, 0], [-1, 0]];
   const gap = 12;
@@ -83,15 +83,16 @@ function placeLabels(points, sizes, frame, obstacles) {
   const crowding = points.map(([x, y]) => points.filter(([u, v]) => Math.hypot(x - u, y - v) < 60).length);
   const placed = new Array(points.length);
   const order = points.map((_, i) => i).sort((a, b) => crowding[b] - crowding[a]);
-  for (const index of order) {
+  for (const index of [...order, ...order, ...order]) {
     const [x, y] = points[index], [width, height] = sizes[index];
-    const taken = [...marks, ...placed.filter(Boolean), ...obstacles];
+    const taken = [...marks, ...placed.filter((box, other) => box && other !== index), ...obstacles];
     let best = null;
-    for (const far of [1, 2.2, 3.6, 5.2]) {
+    for (const far of [1, 2, 3, 4, 5, 6, 7, 8, 10, 12]) {
       directions.forEach(([dx, dy], rank) => {
         const box = boxAt(x + dx * (gap * far + width / 2), y + dy * (gap * far + height / 2), width, height);
         const outside = width * height - overlap(box, frame);
-        const price = 6 * (far - 1) + 0.5 * rank + 3 * outside + taken.reduce((sum, other) => sum + overlap(box, other), 0);
+        const covered = taken.reduce((sum, other) => sum + overlap(box, other), 0);
+        const price = 6 * (far - 1) + 0.5 * rank + 20 * (outside + covered);
         if (best === null || price < best.price) best = { box, price };
       });
     }

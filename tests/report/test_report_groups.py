@@ -1,0 +1,116 @@
+"""Which runs are compared with which."""
+
+import pytest
+from left_records import leave
+
+from longspan.report.collect import NoRecordsError, collect
+from longspan.report.groups import sections
+from longspan.report.tables import csv_text, rows_of
+
+
+def only_section(folder, **settings):
+    found, repeats = sections(collect([folder]), **settings)
+    assert len(found) == 1
+    return found[0], repeats
+
+
+def test_seeds_of_one_setting_are_a_group(tmp_path):
+    for seed in range(3):
+        leave(tmp_path, f"a{seed}", "full", seed, 0.5 + seed / 10)
+        leave(tmp_path, f"b{seed}", "local", seed, 0.6 + seed / 10)
+    section, repeats = only_section(tmp_path)
+    assert [(group.label, len(group.runs)) for group in section.groups] == [("full", 3), ("local", 3)]
+    assert not repeats
+    row = rows_of(section)[1]
+    assert row.mean == pytest.approx(0.7)
+    assert row.difference.mean == pytest.approx(0.1)
+    assert row.difference.pairs == 3
+
+
+def test_settings_that_differ_are_named_and_compared_with_their_like(tmp_path):
+    for rate in (0.1, 0.2):
+        leave(tmp_path, f"full{rate}", "full", 0, 0.5 + rate, optimizer__lr=rate)
+        leave(tmp_path, f"local{rate}", "local", 0, 0.5, optimizer__lr=rate, attention__window=64)
+    section, _ = only_section(tmp_path)
+    labels = [group.label for group in section.groups]
+    assert labels == ["full (lr=0.1)", "full (lr=0.2)", "local (lr=0.1)", "local (lr=0.2)"]
+    differences = {row.label: row.difference for row in rows_of(section)}
+    assert differences["local (lr=0.1)"].mean == pytest.approx(-0.1)
+    assert differences["local (lr=0.2)"].mean == pytest.approx(-0.2)
+    assert differences["full (lr=0.1)"] is None
+
+
+def test_other_data_is_another_section(tmp_path):
+    leave(tmp_path, "a", data="addresses")
+    leave(tmp_path, "b", data="hiv1")
+    found, _ = sections(collect([tmp_path]))
+    assert [section.title for section in found] == ["Sequence classification: addresses", "Sequence classification: hiv1"]
+
+
+def test_a_run_done_again_counts_once_the_latest(tmp_path):
+    old = leave(tmp_path, "old", value=0.1)
+    leave(tmp_path, "new", value=0.9)
+    section, repeats = only_section(tmp_path)
+    assert section.groups[0].accuracy("accuracy").mean == 0.9
+    assert [run.path.resolve() for run in repeats] == [old.resolve()]
+
+
+def test_overlapping_arguments_count_a_run_once(tmp_path):
+    path = leave(tmp_path, "a")
+    found = collect([tmp_path, path, path.parent, tmp_path / "a" / ".." / "a"])
+    assert len(found.runs) == 1
+
+
+def test_runs_that_failed_are_kept_apart_and_broken_files_named(tmp_path):
+    leave(tmp_path, "good")
+    leave(tmp_path, "oom", seed=1, status="out_of_memory")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "record.json").write_text("{")
+    found = collect([tmp_path])
+    assert len(found.complete) == 1
+    assert [run.record.status for run in found.unfinished] == ["out_of_memory"]
+    [(path, reason)] = found.broken
+    assert path.parent.name == "broken"
+    assert "not JSON" in reason
+    section, _ = sections(found)[0][0], None
+    assert section.groups[0].accuracy("accuracy").n == 1, "a run that ran out of memory is in no mean"
+
+
+def test_a_seed_that_came_out_as_nan_spoils_the_mean_rather_than_vanish(tmp_path):
+    for seed, value in enumerate([0.5, float("nan")]):
+        leave(tmp_path, f"f{seed}", "full", seed, 0.5)
+        leave(tmp_path, f"l{seed}", "local", seed, value)
+    section, _ = only_section(tmp_path)
+    row = rows_of(section)[1]
+    assert row.mean is None
+    assert row.difference is None
+
+
+def test_the_reference_may_be_another(tmp_path):
+    leave(tmp_path, "a", "local", value=0.5)
+    leave(tmp_path, "b", "bigbird", value=0.75)
+    section, _ = only_section(tmp_path, reference="local")
+    assert [group.label for group in section.groups] == ["local", "bigbird"]
+    assert rows_of(section)[1].difference.mean == pytest.approx(0.25)
+
+
+def test_nothing_found_says_where(tmp_path):
+    with pytest.raises(NoRecordsError, match=str(tmp_path)):
+        collect([tmp_path])
+    with pytest.raises(NoRecordsError, match="does not exist"):
+        collect([tmp_path / "none"])
+
+
+def test_the_csv_holds_full_numbers(tmp_path):
+    import csv
+    import io
+
+    leave(tmp_path, "a", "full", 0, 1 / 3, cost=10**19)
+    leave(tmp_path, "b", "local", 0, 0.5, cost=7)
+    section, _ = only_section(tmp_path)
+    rows = list(csv.DictReader(io.StringIO(csv_text([(section, rows_of(section))]))))
+    assert [row["variant"] for row in rows] == ["full", "local"]
+    assert float(rows[0]["mean"]) == 1 / 3
+    assert float(rows[1]["difference"]) == pytest.approx(0.5 - 1 / 3)
+    assert float(rows[0]["total_flops"]) == 1e19
+    assert [row["on_front"] for row in rows] == ["False", "True"]

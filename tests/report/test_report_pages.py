@@ -1,0 +1,212 @@
+"""The report as files: complete, self-contained, honest about what failed."""
+
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from left_records import leave
+from rich.console import Console
+
+from longspan.records import Accuracy, Measure, Record
+from longspan.report.build import CostAxisError, write_report
+from longspan.report.summary import print_summary
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "report.py"
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Three variants, three seeds, with curves; one run out of memory, one interrupted, one record cut short."""
+    folder = tmp_path / "runs"
+    for seed in range(3):
+        for variant, value, cost in [("full", 0.80, 9e15), ("local", 0.70, 2e15), ("bigbird", 0.81, 3e15)]:
+            path = leave(folder, f"{variant}{seed}", variant, seed, value + seed / 100, cost=int(cost))
+            record = Record.load(path)
+            record.curves = {"val/accuracy": [(step, value * step / 10) for step in range(1, 11)]}
+            record.cost["step_time"] = Measure(value=100.0 + seed, unit="ms a step")
+            record.save(path)
+    leave(folder, "oom", "full", 7, status="out_of_memory")
+    leave(folder, "stopped", "<b>&nasty", 8, status="interrupted")
+    (folder / "cut").mkdir()
+    (folder / "cut" / "record.json").write_text('{"status": "compl')
+    return folder
+
+
+class Loads(HTMLParser):
+    """Everything that a page would have the browser fetch."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+        self.tags = []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        for name, value in attributes:
+            if name in ("src", "href", "srcset", "data", "poster", "action") and value:
+                self.found.append(value)
+
+
+def test_all_files_are_there(runs, tmp_path):
+    page = write_report([runs], tmp_path / "out")
+    assert page.name == "report.html"
+    names = {path.name for path in page.parent.iterdir()}
+    assert names == {"report.html", "report.md", "table.csv", "table.tex", "accuracy-cost.png", "learning-curves.png"}
+    assert all((page.parent / name).read_bytes().startswith(PNG) for name in names if name.endswith(".png"))
+
+
+def test_the_page_loads_nothing(runs, tmp_path):
+    text = write_report([runs], tmp_path / "out").read_text()
+    parser = Loads()
+    parser.feed(text)
+    assert parser.found, "the pictures"
+    assert all(value.startswith("data:image/png;base64,") for value in parser.found)
+    assert "link" not in parser.tags and "iframe" not in parser.tags
+    assert not re.search(r"https?:|//[a-z]+\.[a-z]|@import|url\(", re.sub(r"base64,[\w+/=]+", "", text))
+    assert "default-src 'none'" in text
+
+
+def test_the_page_s_data_are_the_records(runs, tmp_path):
+    text = write_report([runs], tmp_path / "out").read_text()
+    data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.S)[1])
+    [section] = data["sections"]
+    assert [group["label"] for group in section["groups"]] == ["full", "bigbird", "local"]
+    bigbird = section["groups"][1]
+    assert bigbird["metrics"]["accuracy"]["mean"] == pytest.approx(0.82)
+    assert bigbird["metrics"]["accuracy"]["n"] == 3
+    assert bigbird["costs"]["total_flops"] == 3e15
+    assert [axis["key"] for axis in section["axes"]] == ["flops", "time"], "no axis that no run measured"
+    assert section["curves"][0]["axes"][0]["means"]["local"][-1] == pytest.approx([10, 0.7])
+
+
+def test_what_failed_is_said_and_escaped(runs, tmp_path):
+    page = write_report([runs], tmp_path / "out")
+    text, words = page.read_text(), page.with_suffix(".md").read_text()
+    for shown in (text, words):
+        assert "out of memory" in shown
+        assert "interrupted" in shown
+        assert "cut/record.json" in shown and "not JSON" in shown
+    assert "<b>&nasty" not in text and "&lt;b&gt;&amp;nasty" in text
+    assert "11 complete" not in words and "9 complete" in words
+
+
+def test_commands_and_environment_are_there(runs, tmp_path):
+    words = write_report([runs], tmp_path / "out").with_suffix(".md").read_text()
+    assert "python train.py attention=bigbird seed=2" in words
+    assert "no commit" in words
+
+
+def test_the_markdown_table(runs, tmp_path):
+    words = write_report([runs], tmp_path / "out").with_suffix(".md").read_text()
+    rows = {
+        line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]]
+        for line in words.partition("## Runs that did not finish")[0].splitlines()
+        if line.startswith("|")
+    }
+    assert rows["full"][:4] == ["3", "0.810 ± 0.010", "0.4000", "reference"]
+    assert rows["**bigbird**"][3] == "+0.0100 [+0.0100, +0.0100]", "bold: on the front; the seed drops out of the pairs"
+    assert "![accuracy against training FLOPs](accuracy-cost.png)" in words
+    assert "Bigbird takes 33 % of full's training FLOPs" in words
+
+
+def test_the_front_follows_the_cost_axis(runs, tmp_path):
+    words = write_report([runs], tmp_path / "out", cost="time").with_suffix(".md").read_text()
+    assert "**local**" not in words, "all take the same time, so only the best is on the front"
+    assert "**bigbird**" in words
+
+
+def test_an_unknown_cost_lists_the_known(runs, tmp_path):
+    with pytest.raises(CostAxisError, match=r"'money'.*flops, time, memory, energy"):
+        write_report([runs], tmp_path / "out", cost="money")
+
+
+def test_the_same_records_give_the_same_bytes(runs, tmp_path):
+    first = write_report([runs], tmp_path / "a").parent
+    second = write_report([runs], tmp_path / "b").parent
+    for path in first.iterdir():
+        assert path.read_bytes() == (second / path.name).read_bytes(), path.name
+
+
+def test_a_report_that_is_stopped_leaves_the_one_before(runs, tmp_path, monkeypatch):
+    from longspan.report import figures
+
+    page = write_report([runs], tmp_path / "out")
+    before = {path.name: path.read_bytes() for path in page.parent.iterdir()}
+
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(figures, "learning_curves", stop)
+    with pytest.raises(KeyboardInterrupt):
+        write_report([runs], tmp_path / "out")
+    assert {path.name: path.read_bytes() for path in page.parent.iterdir()} == before
+
+
+def test_only_failures_still_make_a_report(tmp_path):
+    leave(tmp_path / "runs", "oom", status="out_of_memory")
+    page = write_report([tmp_path / "runs"], tmp_path / "out")
+    assert "out of memory" in page.read_text()
+
+
+def test_the_script_says_where_it_wrote_and_what_is_wrong(runs, tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), str(runs), "-o", str(tmp_path / "out"), "--cost", "time"],
+        capture_output=True, text=True, check=False, timeout=120, env=_environment(),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert str(tmp_path / "out" / "report.html") in done.stdout
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), str(tmp_path / "nowhere"), "-o", str(tmp_path / "out")],
+        capture_output=True, text=True, check=False, timeout=120, env=_environment(),
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "nowhere does not exist" in done.stderr
+
+
+def test_making_a_report_needs_no_torch():
+    code = "import sys, longspan.report, longspan.report.build; print(sorted({'torch', 'lightning'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=_environment())
+    assert done.stdout.strip() == "[]"
+
+
+def _environment():
+    import os
+
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+
+
+def test_the_closing_table_fits_80_columns(tmp_path):
+    record = Record.load(leave(tmp_path, "a", "bigbird", value=0.8, cost=int(8e15)))
+    record.accuracy["macro_f1"] = Accuracy(value=0.3, higher_is_better=True, baseline=0.5, split="test")
+    record.accuracy["bits_per_byte"] = Accuracy(value=2.5, higher_is_better=False, baseline=4.34, split="val")
+    for name, value, unit in [
+        ("density", 0.21, "live / all pairs"), ("live_pairs", 8171520, "pairs a sequence"), ("visited_pairs", 8945664, "pairs"),
+        ("parameters", 4813056, "parameters"), ("attention_share", 0.188, "of the FLOPs"), ("step_time", 412.5, "ms a step"),
+        ("tokens_per_second", 19_853.0, "tokens/s"), ("peak_memory", 2236.57, "MiB resident in the process"),
+        ("data_time", 1.0, "ms a step"), ("energy", 123456.0, "J"),
+    ]:  # fmt: skip
+        record.cost[name] = Measure(value=value, unit=unit)
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    print_summary(record, console)
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text, "nothing is cut off"
+    for words in (
+        "0.8000",
+        "0.4000",
+        "yes",
+        "no",
+        "4.340",
+        "density",
+        "412 ms",
+        "2,237 MiB",
+        "8 PFLOP",
+        "19.9 k tokens/s",
+        "complete in",
+    ):
+        assert words in text, words
