@@ -1,0 +1,168 @@
+"""What a call of the Triton kernels is handed, brought to the form they take.
+
+Legend: B batch, H heads, Hkv key/value heads, T tokens, D head width, BD the power of two at or above D.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .layout import Component, Layout
+
+LOG2E = math.log2(math.e)
+FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+
+
+class UnsupportedCall(ValueError):
+    """The Triton backend cannot serve this call; `blocked` or `dense` can."""
+
+
+def rows_of_unit_stride(x: Tensor) -> Tensor:
+    """x itself where its last dimension is contiguous, else a copy."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def output_like(q: Tensor) -> Tensor:
+    """An empty tensor for the output (or a gradient) of q; contiguous, as the op promises torch.compile."""
+    return torch.empty(q.shape, dtype=q.dtype, device=q.device)
+
+
+def alignment(head_dim: int, *tensors: Tensor) -> int:
+    """Elements that every row of the tensors starts at a multiple of. It depends on the length only for odd layouts."""
+    align = min(16, head_dim & -head_dim)
+    for x in tensors:
+        if any(stride % align for stride, size in zip(x.stride()[:3], x.shape[:3], strict=True) if size > 1):
+            return 1
+    return align
+
+
+@dataclass
+class Call:
+    """One call's tensors and numbers.
+
+    Attributes:
+        negate: the scale was negative, and q was negated in its place.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    layout: Layout
+    scale: float
+    q_lengths: Tensor | None
+    k_lengths: Tensor | None
+    q_segments: Tensor | None
+    k_segments: Tensor | None
+    dropout_p: float
+    seed: Tensor | None
+    bias: Tensor | None
+    bias_block: int
+    negate: bool = False
+
+    def __post_init__(self):
+        q, k, v = self.q, self.k, self.v
+        if q.dtype not in FLOATS or k.dtype != q.dtype or v.dtype != q.dtype:
+            raise UnsupportedCall(
+                f"q, k and v are {q.dtype}, {k.dtype}, {v.dtype}; the triton backend takes one of float16, bfloat16 and "
+                "float32 for all three (float64 runs on backend='blocked' or 'dense')"
+            )
+        if not 1 <= q.shape[3] <= 256:
+            raise UnsupportedCall(f"head width {q.shape[3]}; the triton backend takes up to 256")
+        self.q, self.k, self.v = rows_of_unit_stride(q), rows_of_unit_stride(k), rows_of_unit_stride(v)
+        if self.scale < 0:
+            # The running maximum is taken before scaling, which wants a positive scale.
+            self.q, self.scale, self.negate = -self.q, -self.scale, True
+        for name in ("q_lengths", "k_lengths", "q_segments", "k_segments", "bias"):
+            x = getattr(self, name)
+            if x is not None:
+                setattr(self, name, x.contiguous())
+        if (self.q_segments is None) != (self.k_segments is None):
+            raise UnsupportedCall("segments of queries and of keys come together")
+        if self.bias is not None:
+            for component in self.layout.components:
+                natural = component.q_index is None and component.k_index is None
+                if not natural or self.bias_block % component.block_q or self.bias_block % component.block_k:
+                    raise UnsupportedCall(
+                        f"a bias with blocks of {self.bias_block} wants a layout in natural order whose tiles divide them, "
+                        f"not order {component.order!r} with tiles {component.block_q} x {component.block_k}"
+                    )
+        if not self.dropout_p:
+            self.seed = None
+        elif self.seed is None:
+            raise UnsupportedCall("dropout needs a seed tensor")
+
+    @property
+    def share(self) -> int:
+        return self.q.shape[1] // self.k.shape[1]
+
+    def numbers(self, component: Component) -> dict:
+        """Arguments that the kernels over rows and over columns share."""
+        B, _, Tq, D = self.q.shape
+        Tk = self.k.shape[2]
+        (q_b, q_h, q_t, _), (k_b, k_h, k_t, _), (v_b, v_h, v_t, _) = self.q.stride(), self.k.stride(), self.v.stride()
+        origin = Tk - Tq
+        bias, block = self.bias, self.bias_block if self.bias is not None else 1
+        has_bits = component.masks is not None and component.masks.shape[0] > component.bands
+        # Places are in key coordinates: the bias row of a tile counts from that of the first query.
+        first = component.q_start + origin - origin // block * block
+        return {
+            "q_b": q_b, "q_h": q_h, "q_t": q_t, "k_b": k_b, "k_h": k_h, "k_t": k_t, "v_b": v_b, "v_h": v_h, "v_t": v_t,
+            "q_len": Tq, "k_len": Tk, "q_start": component.q_start, "k_start": component.k_start, "batch": B,
+            "q_index_stride": index_stride(component.q_index), "k_index_stride": index_stride(component.k_index),
+            "batch_groups": component.batch_groups, "threshold": int(self.dropout_p * (1 << 24)),
+            "bias_h": 0 if bias is None or bias.shape[0] == 1 else bias.stride(0),
+            "bias_row": 0 if bias is None else bias.stride(1), "bias_first": first,
+            "scale2": self.scale * LOG2E, "inverse_keep": 1.0 / (1.0 - self.dropout_p),
+            "D": D, "BD": width_of(D), "BM": component.block_q, "BN": component.block_k,
+            "WORDS": -(-component.block_k // 32), "SHARE": self.share,
+            "CHECKED": component.dynamic or self.q_lengths is not None or self.k_lengths is not None,
+            "POSITIONAL": component.positional, "HAS_BANDS": component.bands > 0, "HAS_BITS": has_bits,
+            "BIAS_BLOCK": self.bias_block if bias is not None else max(component.block_q, component.block_k),
+            "EXACT": self.q.dtype == torch.float32,
+        }  # fmt: skip
+
+    def pattern(self, component: Component) -> tuple:
+        """(BANDS, MASKS, Q_INDEX, K_INDEX, GROUP) of a component."""
+        has_bits = component.masks is not None and component.masks.shape[0] > component.bands
+        return (
+            component.band, component.packed_masks() if has_bits else None, component.q_index, component.k_index,
+            component.group,
+        )  # fmt: skip
+
+    def limits(self) -> tuple:
+        """(Q_LENGTHS, K_LENGTHS, Q_SEGMENTS, K_SEGMENTS, SEED, BIAS)."""
+        return self.q_lengths, self.k_lengths, self.q_segments, self.k_segments, self.seed, self.bias
+
+
+def index_stride(index: Tensor | None) -> int:
+    return index.stride(0) if index is not None and index.dim() == 2 else 0
+
+
+def width_of(head_dim: int) -> int:
+    """The power of two that a head width is padded to."""
+    return max(16, 1 << (head_dim - 1).bit_length())
+
+
+_stages: dict[tuple, int] = {}  # (kernel, tile, ...) -> the pipeline depth that fits
+
+
+def launch(kernel, programs: int, arguments: tuple, numbers: dict, warps: int, stages: int) -> None:
+    """Runs a kernel; where its pipeline does not fit in shared memory, with a shallower one, remembered."""
+    if programs == 0:
+        return
+    key = (kernel.__name__, arguments[0].dtype, stages, *(numbers.get(n) for n in ("BM", "BN", "BD", "HAS_BITS", "MERGE")))
+    depth = _stages.get(key, stages)
+    while True:
+        try:
+            kernel[(programs,)](*arguments, **numbers, num_warps=warps, num_stages=depth)
+        except Exception as error:
+            if type(error).__name__ != "OutOfResources" or depth == 1:
+                raise
+            depth -= 1
+            _stages[key] = depth
+        else:
+            return

@@ -1,0 +1,240 @@
+"""Triton kernels of the forward pass. Triton is imported here: import this file lazily.
+
+One program attends from the queries of one row of a component to the key tiles its list names: full tiles, band tiles and
+bit-masked tiles in loops of their own, so that only partial tiles pay for a mask. A row that is too long for one program is
+cut into pieces, whose results a second kernel merges. Scores are in base 2: exp2(s * scale * log2(e) - m).
+
+Legend: BM x BN the tile, BD the head width D rounded up to a power of two.
+"""
+
+# ruff: noqa: SIM102, SIM108 (branches on compile-time constants stay statements)
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .tile_math import (
+    BAND,
+    BITS,
+    FULL,
+    LN2,
+    LOG2E,
+    VARYING,
+    dropout_keeps,
+    dropout_rows,
+    line_bounds,
+    load_tile,
+    pattern_keeps,
+    tokens_of,
+    work_item,
+)
+
+
+@triton.jit
+def attend(
+    acc, total, peak, q, i, rows, segments, K, V, K_INDEX, K_SEGMENTS, INDEX, KIND, BANDS, MASKS, BIAS,
+    u, start, first, stop, k_stride, v_stride, index_stride, k_start, k_stop, scale2, threshold, bias_at, bias_ratio,
+    MODE: tl.constexpr, CONTIGUOUS: tl.constexpr, CHECKED: tl.constexpr, POSITIONAL: tl.constexpr,
+    DROPOUT: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    WORDS: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    """Adds the entries [first, stop) of a row to its running (acc, total, peak)."""
+    offs_m = tl.arange(0, BM)
+    offs_n = tl.arange(0, BN)
+    offs_d = tl.arange(0, BD)
+    RUN: tl.constexpr = CONTIGUOUS and MODE == FULL
+    LOOK: tl.constexpr = CHECKED or MODE != FULL
+    begin = 0
+    if RUN:
+        begin = tl.load(INDEX + start, mask=stop > first, other=0)
+    for e in tl.range(first, stop):
+        if RUN:
+            block = begin + e
+        else:
+            block = tl.load(INDEX + start + e)
+        place = block * BN
+        token = tokens_of(K_INDEX, u, index_stride, place + offs_n, k_start)
+        k_ok = (token >= 0) & (token < k_stop)
+        k = load_tile(K, token, place + k_start, k_ok, k_stride, offs_d, D, BD, LOOK, K_INDEX is not None)  # (BN, BD)
+        s = tl.dot(q, tl.trans(k), input_precision="ieee" if EXACT else "tf32")  # (BM, BN)
+        if BIAS is not None:
+            s = s * scale2 + tl.load(BIAS + bias_at + block // bias_ratio) * LOG2E
+        keeps = None
+        if MODE != FULL:
+            keeps = pattern_keeps(KIND, BANDS, MASKS, start + e, offs_m[:, None], offs_n[None, :], BM, WORDS, MODE)
+            s = tl.where(keeps, s, float("-inf"))
+        if CHECKED:
+            s = tl.where(k_ok[None, :], s, float("-inf"))
+        if POSITIONAL:
+            s = tl.where(i[:, None] >= token[None, :], s, float("-inf"))
+        if K_SEGMENTS is not None:
+            same = tl.load(K_SEGMENTS + token, mask=k_ok, other=0)
+            s = tl.where(segments[:, None] == same[None, :], s, float("-inf"))
+        if BIAS is not None:
+            new = tl.maximum(peak, tl.max(s, 1))
+            base = tl.where(new == float("-inf"), 0.0, new)
+            p = tl.exp2(s - base[:, None])
+        else:
+            new = tl.maximum(peak, tl.max(s, 1) * scale2)
+            base = tl.where(new == float("-inf"), 0.0, new)
+            p = tl.exp2(s * scale2 - base[:, None])
+        shrink = tl.exp2(peak - base)
+        total = total * shrink + tl.sum(p, 1)
+        acc = acc * shrink[:, None]
+        if DROPOUT:
+            p = tl.where(dropout_keeps(rows[:, None], token[None, :], threshold), p, 0.0)
+        v = load_tile(V, token, place + k_start, k_ok, v_stride, offs_d, D, BD, LOOK, K_INDEX is not None)  # (BN, BD)
+        acc = tl.dot(p.to(v.dtype), v, acc, input_precision="ieee" if EXACT else "tf32")
+        peak = new
+    return acc, total, peak
+
+
+@triton.jit
+def store_rows(OUT, LSE, out, lse2, token, ok, out_stride, merge, D: tl.constexpr, BD: tl.constexpr, MERGE: tl.constexpr):
+    """Writes rows, or merges them into what earlier components wrote. `lse2` is in base 2."""
+    offs_d = tl.arange(0, BD)
+    at = OUT + token.to(tl.int64)[:, None] * out_stride + offs_d[None, :]
+    keep = ok[:, None] & (offs_d < D)[None, :]
+    if MERGE:
+        if merge != 0:
+            old = tl.load(LSE + token, mask=ok, other=float("-inf")) * LOG2E
+            peak = tl.maximum(old, lse2)
+            base = tl.where(peak == float("-inf"), 0.0, peak)
+            theirs = tl.exp2(old - base)
+            ours = tl.exp2(lse2 - base)
+            both = theirs + ours
+            share = 1.0 / tl.where(both == 0.0, 1.0, both)
+            before = tl.load(at, mask=keep, other=0.0).to(tl.float32)
+            out = out * (ours * share)[:, None] + before * (theirs * share)[:, None]
+            lse2 = tl.where(peak == float("-inf"), peak, base + tl.log2(tl.where(both == 0.0, 1.0, both)))
+    tl.store(at, out.to(OUT.dtype.element_ty), mask=keep)
+    tl.store(LSE + token, lse2 * LN2, mask=ok)
+
+
+@triton.jit(do_not_specialize=VARYING)
+def forward_rows(
+    Q, K, V, OUT, LSE, LINES, INDEX, KIND, BANDS, MASKS, Q_INDEX, K_INDEX, GROUP, MERGES, ITEMS, PART, PART_LSE,
+    Q_LENGTHS, K_LENGTHS, Q_SEGMENTS, K_SEGMENTS, SEED, BIAS,
+    q_b: tl.int64, q_h: tl.int64, q_t: tl.int64, k_b: tl.int64, k_h: tl.int64, k_t: tl.int64, v_b: tl.int64, v_h:
+    tl.int64, v_t: tl.int64,
+    o_b: tl.int64, o_h: tl.int64, o_t: tl.int64, q_index_stride: tl.int64, k_index_stride: tl.int64, bias_h: tl.int64,
+    bias_row: tl.int64,
+    q_len: tl.int32, k_len: tl.int32, q_start: tl.int32, k_start: tl.int32, lines: tl.int32, batch: tl.int32, owners:
+    tl.int32,
+    batch_groups: tl.int32, threshold: tl.int32, bias_first: tl.int32, scale2, inverse_keep,
+    D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, WORDS: tl.constexpr, SHARE: tl.constexpr,
+    CONTIGUOUS: tl.constexpr, CHECKED: tl.constexpr, POSITIONAL: tl.constexpr, HAS_BANDS: tl.constexpr, HAS_BITS: tl.constexpr,
+    DROPOUT: tl.constexpr, MERGE: tl.constexpr, BIAS_BLOCK: tl.constexpr, ALIGN: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    b, h, line, first, stop, slot = work_item(ITEMS, owners, lines, batch)
+    group = tl.load(GROUP + h)
+    u = tl.maximum(group, 0) + b * batch_groups
+    start, full, band, count = line_bounds(LINES, u, lines, line)
+    stop = tl.where(group < 0, 0, tl.minimum(stop, count))
+    offs_m = tl.arange(0, BM)
+    offs_d = tl.arange(0, BD)
+    b64, h64 = b.to(tl.int64), h.to(tl.int64)
+    kv64 = h64 // SHARE
+    Q += tl.multiple_of(b64 * q_b + h64 * q_h, ALIGN)
+    K += tl.multiple_of(b64 * k_b + kv64 * k_h, ALIGN)
+    V += tl.multiple_of(b64 * v_b + kv64 * v_h, ALIGN)
+    q_stop = q_len
+    k_stop = k_len
+    if Q_LENGTHS is not None:
+        q_stop = tl.minimum(q_stop, tl.load(Q_LENGTHS + b))
+    if K_LENGTHS is not None:
+        k_stop = tl.minimum(k_stop, tl.load(K_LENGTHS + b))
+    if K_SEGMENTS is not None:
+        K_SEGMENTS += b64 * k_len
+    row = tokens_of(Q_INDEX, u, q_index_stride, line * BM + offs_m, q_start)
+    row_ok = (row >= 0) & (row < q_stop)
+    q = load_tile(Q, row, line * BM + q_start, row_ok, q_t, offs_d, D, BD, True, Q_INDEX is not None)  # (BM, BD)
+    i = row + (k_len - q_len)
+    rows = None
+    if DROPOUT:
+        rows = dropout_rows(SEED, b * owners + h, i)
+    segments = None
+    if Q_SEGMENTS is not None:
+        segments = tl.load(Q_SEGMENTS + b64 * q_len + row, mask=row_ok, other=0)
+    bias_at = tl.zeros([], tl.int64)
+    if BIAS is not None:
+        # Tiles lie inside bias blocks, so the first place of this one stands for all.
+        bias_at = h64 * bias_h + (line * BM + bias_first) // BIAS_BLOCK * bias_row
+    acc = tl.zeros([BM, BD], tl.float32)
+    total = tl.zeros([BM], tl.float32)
+    peak = tl.full([BM], float("-inf"), tl.float32)
+    acc, total, peak = attend(
+        acc, total, peak, q, i, rows, segments, K, V, K_INDEX, K_SEGMENTS, INDEX, KIND, BANDS, MASKS, BIAS,
+        u, start, first, tl.minimum(stop, full), k_t, v_t, k_index_stride, k_start, k_stop, scale2, threshold,
+        bias_at, BIAS_BLOCK // BN, FULL, CONTIGUOUS, CHECKED, POSITIONAL, DROPOUT, D, BD, BM, BN, WORDS, EXACT,
+    )  # fmt: skip
+    if HAS_BANDS:
+        acc, total, peak = attend(
+            acc, total, peak, q, i, rows, segments, K, V, K_INDEX, K_SEGMENTS, INDEX, KIND, BANDS, MASKS, BIAS,
+            u, start, tl.maximum(first, full), tl.minimum(stop, band), k_t, v_t, k_index_stride, k_start, k_stop, scale2,
+            threshold, bias_at, BIAS_BLOCK // BN, BAND, CONTIGUOUS, CHECKED, POSITIONAL, DROPOUT, D, BD, BM, BN, WORDS,
+            EXACT,
+        )  # fmt: skip
+    if HAS_BITS:
+        acc, total, peak = attend(
+            acc, total, peak, q, i, rows, segments, K, V, K_INDEX, K_SEGMENTS, INDEX, KIND, BANDS, MASKS, BIAS,
+            u, start, tl.maximum(first, band), stop, k_t, v_t, k_index_stride, k_start, k_stop, scale2, threshold,
+            bias_at, BIAS_BLOCK // BN, BITS, CONTIGUOUS, CHECKED, POSITIONAL, DROPOUT, D, BD, BM, BN, WORDS, EXACT,
+        )  # fmt: skip
+    # A row without keys, and one past the length, whose scores were computed from zeros.
+    alive = row_ok & (total > 0.0)
+    total = tl.where(alive, total, 1.0)
+    lse2 = tl.where(alive, peak + tl.log2(total), float("-inf"))
+    out = tl.where(alive[:, None], acc * (inverse_keep / total)[:, None], 0.0)
+    limit = tl.where(group < 0, 0, q_len)
+    if PART is not None:
+        if slot >= 0:
+            at = slot.to(tl.int64) * BM + offs_m
+            tl.store(PART + at[:, None] * BD + offs_d[None, :], out)
+            tl.store(PART_LSE + at, lse2)
+        limit = tl.where(slot < 0, limit, 0)
+    merge = tl.load(MERGES + h) if MERGE else 0
+    store_rows(OUT + b64 * o_b + h64 * o_h, LSE + (b64 * owners + h64) * q_len, out, lse2, row,
+               (row >= 0) & (row < limit), o_t, merge, D, BD, MERGE)  # fmt: skip
+
+
+@triton.jit(do_not_specialize=VARYING)
+def merge_pieces(
+    OUT, LSE, PART, PART_LSE, SPLITS, GROUP, MERGES, Q_INDEX,
+    o_b: tl.int64, o_h: tl.int64, o_t: tl.int64, q_index_stride: tl.int64,
+    q_len: tl.int32, q_start: tl.int32, batch: tl.int32, owners: tl.int32, batch_groups: tl.int32,
+    D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, MERGE: tl.constexpr,
+):  # fmt: skip
+    """Merges the pieces of one split row, in their order."""
+    pid = tl.program_id(0)
+    b = pid % batch
+    at = SPLITS + (pid // batch).to(tl.int64) * 4
+    h = tl.load(at)
+    line = tl.load(at + 1)
+    slot = tl.load(at + 2)
+    pieces = tl.load(at + 3)
+    offs_m = tl.arange(0, BM)
+    offs_d = tl.arange(0, BD)
+    acc = tl.zeros([BM, BD], tl.float32)
+    total = tl.zeros([BM], tl.float32)
+    peak = tl.full([BM], float("-inf"), tl.float32)
+    for piece in tl.range(0, pieces):
+        place = ((slot + piece) * batch + b).to(tl.int64) * BM + offs_m
+        lse2 = tl.load(PART_LSE + place)
+        out = tl.load(PART + place[:, None] * BD + offs_d[None, :])
+        new = tl.maximum(peak, lse2)
+        base = tl.where(new == float("-inf"), 0.0, new)
+        shrink = tl.exp2(peak - base)
+        weight = tl.exp2(lse2 - base)
+        acc = acc * shrink[:, None] + out * weight[:, None]
+        total = total * shrink + weight
+        peak = new
+    alive = total > 0.0
+    total = tl.where(alive, total, 1.0)
+    lse2 = tl.where(alive, peak + tl.log2(total), float("-inf"))
+    u = tl.load(GROUP + h) + b * batch_groups
+    row = tokens_of(Q_INDEX, u, q_index_stride, line * BM + offs_m, q_start)
+    merge = tl.load(MERGES + h) if MERGE else 0
+    b64, h64 = b.to(tl.int64), h.to(tl.int64)
+    store_rows(OUT + b64 * o_b + h64 * o_h, LSE + (b64 * owners + h64) * q_len, acc / total[:, None], lse2, row,
+               (row >= 0) & (row < q_len), o_t, merge, D, BD, MERGE)  # fmt: skip

@@ -1,0 +1,105 @@
+"""Which program serves which line: long lines cut into pieces, heaviest pieces first.
+
+A launch waits for its longest program. Where all lines of a component are about equally long, one program serves each line
+in order. Otherwise the work is listed once, on the layout's device, and kept with the component.
+
+Legend: a line is a row (its owner a head) or a column (its owner a key head); an entry is one tile to visit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .layout import Component, Lists
+
+SHORTEST_PIECE = 8  # entries; less is not worth a partial result
+EVEN = 1.5  # longest line over the mean, up to which the order does not matter
+PROGRAMS_PER_PROCESSOR = 2
+
+
+@dataclass
+class Work:
+    """The programs of one launch.
+
+    Attributes:
+        programs: how many there are for one batch element.
+        items: [programs, 5] int32 (owner, line, first entry, end entry, slot or -1), or None for one program a line.
+        splits: [n, 4] int32 (owner, line, first slot, pieces) of the lines that were cut, or None.
+        slots: partial results for one batch element.
+    """
+
+    programs: int
+    items: Tensor | None = None
+    splits: Tensor | None = None
+    slots: int = 0
+
+
+def packed_lines(component: Component, name: str) -> Tensor:
+    """[U, lines, 4] int32: start, full, band, count of each line, side by side so that one place in memory has them all."""
+    if name not in component.cache:
+        lists: Lists = getattr(component, name)
+        component.cache[name] = torch.stack([lists.start, lists.full, lists.band, lists.count], -1).contiguous()
+    return component.cache[name]
+
+
+def processors(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).multi_processor_count
+    return 2
+
+
+def work_of(component: Component, name: str, share: int, batch: int, everything: bool) -> Work:
+    """The programs for `rows` or `columns` of a component.
+
+    Args:
+        share: heads an owner: 1 for rows, H // Hkv for columns.
+        everything: lines without entries need a program too (they write zeros).
+    """
+    lists: Lists = getattr(component, name)
+    owners, lines = len(component.group) // share, lists.start.shape[1]
+    if component.dynamic:
+        return Work(owners * lines)
+    # The share of one processor decides how long a piece may be; rounded, so that batch sizes share schedules.
+    key = ("work", name, share, (batch - 1).bit_length(), everything)
+    if key not in component.cache:
+        component.cache[key] = _schedule(lists, name, component.group.view(owners, share), 1 << key[3], everything)
+    return component.cache[key]
+
+
+def _schedule(lists: Lists, name: str, groups: Tensor, batch: int, everything: bool) -> Work:
+    owners, lines = len(groups), lists.start.shape[1]
+    served = groups >= 0
+    counts = lists.count[groups.clamp(min=0).long()] * served[:, :, None]  # (owners, share, lines)
+    weight = counts.sum(1).flatten()  # (owners * lines)
+    total, longest = int(weight.sum()), int(weight.max())
+    fair = batch * total / (PROGRAMS_PER_PROCESSOR * processors(weight.device))
+    # A piece of half a fair share, started first, cannot keep the launch waiting.
+    piece = max(SHORTEST_PIECE, 1 << max(0, int(fair / 2)).bit_length() >> 1)
+    busy = int((weight > 0).sum())
+    if longest <= piece and longest * max(busy, 1) <= EVEN * total and (everything or 2 * busy >= owners * lines):
+        return Work(owners * lines)
+    pieces = (weight + piece - 1) // piece
+    if everything:
+        # Rows of a head that this component does not serve are another's; the columns of a first component are its own.
+        wanted = served.any(1) | (name == "columns")
+        pieces = torch.maximum(pieces, wanted[:, None].expand(owners, lines).flatten().to(pieces.dtype))
+    line_at = torch.arange(owners * lines, device=weight.device)
+    first_item = torch.cumsum(pieces, 0) - pieces
+    of = torch.repeat_interleave(line_at, pieces)
+    part = torch.arange(len(of), device=weight.device) - first_item[of]
+    begin = part * weight[of] // pieces[of].clamp(min=1)
+    end = (part + 1) * weight[of] // pieces[of].clamp(min=1)
+    cut = pieces > 1
+    cut_pieces = torch.where(cut, pieces, 0)
+    first_slot = torch.cumsum(cut_pieces, 0) - cut_pieces
+    slot = torch.where(cut[of], first_slot[of] + part, -1)
+    # Heaviest first, in coarse steps: within one the order stays that of memory.
+    level = (2 * torch.log2((end - begin).clamp(min=1).double())).round().long()
+    order = torch.argsort(-level, stable=True)
+    items = torch.stack([of // lines, of % lines, begin, end, slot], 1)[order].int().contiguous()
+    chosen = cut.nonzero().flatten()
+    splits = torch.stack([chosen // lines, chosen % lines, first_slot[chosen], pieces[chosen]], 1).int().contiguous()
+    return Work(len(items), items, splits if len(splits) else None, int(cut_pieces.sum()))

@@ -1,0 +1,79 @@
+"""Tile sizes, warps and pipeline depths, by head width, dtype, compute capability and what a pattern visits.
+
+Nothing is searched at run time. A tile fits its operands in the shared memory of the capability; the pipeline is as deep as
+what is left allows.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .arguments import width_of
+from .layout import Component
+from .planner import Tiling
+
+# KiB of shared memory a program may use, by compute capability; others by the nearest below.
+SHARED = {(7, 5): 64, (8, 0): 163, (8, 6): 99, (8, 7): 163, (8, 9): 99, (9, 0): 227, (10, 0): 227, (12, 0): 99}
+SMALLEST = 16
+
+
+class TilingError(ValueError):
+    """No tile divides the blocks that a call speaks of."""
+
+
+def shared_memory(capability: tuple[int, int]) -> int:
+    """Bytes of shared memory one program may use."""
+    known = [c for c in sorted(SHARED) if c <= tuple(capability)]
+    return SHARED[known[-1] if known else (7, 5)] * 1024
+
+
+def fitting(block: int, of: int | None) -> int:
+    """The largest power of two up to `block` that divides `of` (block itself where nothing is asked)."""
+    if not of:
+        return block
+    return max(SMALLEST, min(block, of & -of))
+
+
+def tilings(
+    head_dim: int, dtype: torch.dtype, device_capability: tuple[int, int] = (9, 0), granularity: int | None = None,
+    bias_block: int = 0, row_keys: float | None = None,
+) -> tuple[Tiling, Tiling]:  # fmt: skip
+    """Tiles for the forward and the backward pass.
+
+    Args:
+        granularity: the block size that a pattern speaks of, if any; tiles divide it where they can.
+        bias_block: side of the blocks of a bias; tiles must divide it.
+        row_keys: live keys of a mean query, where known.
+
+    Raises:
+        TilingError: a bias block that no tile divides.
+    """
+    if bias_block and bias_block % SMALLEST:
+        raise TilingError(f"bias blocks of {bias_block}: they must be a multiple of {SMALLEST} for the triton backend")
+    budget = shared_memory(device_capability)
+    forward = _side(head_dim, dtype, budget, granularity, bias_block, 2)
+    backward = _side(head_dim, dtype, budget, granularity, bias_block, 4)
+    return forward, backward
+
+
+def _side(head_dim: int, dtype: torch.dtype, budget: int, granularity: int | None, bias_block: int, operands: int) -> Tiling:
+    row_bytes = width_of(head_dim) * dtype.itemsize
+    block = 64 if dtype.itemsize == 2 else 32
+    # Two rounds of the operands that stream in, beside those that stay.
+    while block > SMALLEST and (2 + 2 * operands) * block * row_bytes > budget:
+        block //= 2
+    largest = block * 2 if dtype.itemsize == 2 and head_dim <= 128 else block
+    block = fitting(fitting(block, granularity), bias_block or None)
+    sizes = tuple(size for size in (16, 32, 64, 128) if size <= largest)
+    return Tiling(block, block, sizes=sizes, one_pass=bias_block > 0)
+
+
+def launch_of(kernel: str, q: Tensor, component: Component) -> tuple[int, int]:
+    """(warps, pipeline stages) for a kernel over a component's tiles."""
+    area = component.block_q * component.block_k
+    wide = q.shape[3] > 128 or q.dtype == torch.float32
+    warps = 4 if area <= 64 * 64 else 8
+    if wide and area >= 64 * 64:
+        warps = 8
+    return warps, 2 if wide else 3
