@@ -1,0 +1,51 @@
+"""Reads data exactly as a run would, and says what is in it: a look before hours of training, and no training.
+
+python scripts/prepare_data.py data=addresses
+python scripts/prepare_data.py data=text data.path=FOLDER
+python scripts/prepare_data.py data=labelling data.path=G.fa data.genes_path=G.bed output=data.json
+
+A malformed file is named with its line and the reason, a setting that cannot work with its key and the fix.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from longspan.training.errors import readable_errors
+from longspan.training.overrides import split_words
+
+CONF = Path(__file__).parents[1] / "conf"
+KEYS = {"output": "a JSON file for what is said"}
+
+
+def main(arguments: list[str]) -> None:
+    """Prints sizes, splits and classes of the data, the trivial baselines of its splits, and one batch's shapes."""
+    with readable_errors():
+        own, words = split_words(arguments, KEYS)
+        from longspan.training.build import build
+        from longspan.training.command_line import composed
+
+        module = build(composed(CONF, words), "data")
+        module.setup("fit")
+        said: dict[str, Any] = {
+            "data": module.describe(),
+            "baselines": {split: module.baselines(split) for split in ("validation", "test")},
+            "batch": {name: list(value.shape) for name, value in next(iter(module.train_dataloader())).items()},
+            "batches an epoch": len(module.train_dataloader()),
+            "tasks": list(module.tasks),
+        }
+        text = json.dumps(said, indent=2, ensure_ascii=False)
+        print(text)
+        if "output" in own:
+            Path(own["output"]).write_text(text + "\n", encoding="utf-8")
+            print(f"Written: {own['output']}")
+
+
+if __name__ == "__main__":
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(__doc__)
+    else:
+        main(sys.argv[1:])
