@@ -27,8 +27,8 @@ def main(arguments: list[str]) -> None:
         own, words = split_words(arguments, KEYS)
         if "checkpoint" not in own:
             raise ConfigError("checkpoint=... must be given: a .ckpt file in a run's checkpoints/ folder")
+        from longspan.report import print_summary
         from longspan.training.evaluate import evaluate
-        from longspan.training.summary import print_summary
 
         command = shlex.join(["python", "scripts/evaluate.py", *arguments])
         record = evaluate(own["checkpoint"], words, CONF, split=own.get("split", "test"), command=command)

@@ -33,7 +33,7 @@ def print_summary(record: Record, console: Console | None = None) -> None:
 def _accuracy_table(record: Record) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("accuracy")
-    for heading in ("this run", "trivial"):
+    for heading in ("this run", "trivial baseline"):
         table.add_column(heading, justify="right")
     table.add_column("beats it?")
     table.add_column("", style="dim")

@@ -11,13 +11,13 @@ from omegaconf import OmegaConf
 
 from longspan.models import warm_start
 from longspan.records import RecordWriter
+from longspan.report import print_summary
 from longspan.training.assemble import assemble
 from longspan.training.build import always, build_callbacks, build_named, build_trainer
 from longspan.training.checks import check_machine, check_targets
 from longspan.training.console import quiet_libraries
 from longspan.training.seeding import seed_run
 from longspan.training.stored import load_checkpoint
-from longspan.training.summary import print_summary
 
 log = logging.getLogger(__name__)
 
