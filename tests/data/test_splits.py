@@ -108,3 +108,15 @@ def test_held_out_regions_of_a_genome_are_contiguous_and_apart():
         assert (windows[1:, 1] == windows[:-1, 1] + windows[:-1, 2]).all()
         spans.append((int(windows[0, 1]), int(windows[-1, 1] + windows[-1, 2])))
     assert spans[0][0] == 0 and spans[0][1] == spans[1][0] and spans[1][1] == spans[2][0] and spans[2][1] == 4411532
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=6), st.integers(2, 9))
+def test_cuts_between_few_documents_predict_each_byte_once(tmp_path_factory, sizes, max_length):
+    path = tmp_path_factory.mktemp("few") / "x.txt"
+    path.write_text("\n".join(chr(65 + n) * (size + 5) for n, size in enumerate(sizes)))
+    data = TextDataModule(path=str(path), format="lines", max_length=max_length, validation_fraction=0.3, test_fraction=0.3)
+    data.setup()
+    told = data.describe()
+    assert sum(told[split]["symbols"] for split in SPLITS) == sum(sizes) + 5 * len(sizes)
+    assert all(data.split(split).windows[:, 2].min() >= 2 for split in SPLITS)

@@ -194,8 +194,9 @@ class TextDataModule(SequenceDataModule):
         sizes = [corpus.size(document) for document in range(len(corpus))]
         if self.split_by == "position" or (self.split_by == "auto" and len(sizes) < FEW_DOCUMENTS):
             parts = by_position(sizes, shares["validation"], shares["test"])
-            # a held-out part's first token needs the one before it as context, to be predicted once in its own split
-            return {split: [(d, max(0, begin - 1), end) for d, begin, end in parts[split]] for split in SPLITS}
+            # a held-out part's first token needs the one before it as context, to be predicted once in its own split;
+            # where a cut leaves a part only a document's <bos>, there is nothing to predict
+            return {split: [(d, max(0, begin - 1), end) for d, begin, end in parts[split] if end > 1] for split in SPLITS}
         groups = [hashlib.sha256(document.tokens.tobytes()).digest() for document in documents]
         weights = np.array(sizes, dtype=float)[:, None]
         split_documents = by_groups(groups, weights, validation=shares["validation"], test=shares["test"], seed=self.seed)
