@@ -100,4 +100,4 @@ def test_bits_of_an_untrained_model_are_near_uniform_and_add_up(make_task, make_
         step = task.step(batch, 0, "val")
     assert torch.equal(scores["tokens"], batch["lengths"] - 1)
     assert scores["bits"].sum().item() == pytest.approx(float(step.updates["losses"][0]) / math.log(2), rel=1e-5)
-    assert scores["bits_per_token"].mean().item() == pytest.approx(math.log2(12), abs=0.3)
+    assert scores["bits_per_token"].mean().item() == pytest.approx(math.log2(12), abs=1.2)
