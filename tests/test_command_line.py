@@ -44,9 +44,7 @@ def test_a_key_at_the_wrong_place_is_found():
     assert "Did you mean trainer.max_steps?" in message("model.max_steps=3")
 
 
-@pytest.mark.parametrize(
-    "override", ["trainer.max_steps", "trainer.max_steps=[1", "~trainer.no_such", "attention=full,local"]
-)
+@pytest.mark.parametrize("override", ["trainer.max_steps", "trainer.max_steps=[1", "~trainer.no_such", "attention=full,local"])
 def test_other_slips_are_short(override):
     text = message(override)
     assert 0 < len(text.splitlines()) <= 6 and "Traceback" not in text

@@ -77,9 +77,7 @@ def check_targets(config: DictConfig) -> None:
             if key not in allowed and key not in _HYDRA_KEYS:
                 suggestion = nearest(key, allowed)
                 right = did_you_mean(f"{path}.{suggestion}" if suggestion else None)
-                raise ConfigError(
-                    f"{path}.{key} is not a setting of {node['_target_']}.{right}\n  settings: {listed(allowed)}"
-                )
+                raise ConfigError(f"{path}.{key} is not a setting of {node['_target_']}.{right}\n  settings: {listed(allowed)}")
 
 
 def _targets(node: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:

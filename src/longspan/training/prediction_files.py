@@ -44,9 +44,7 @@ class PredictionFile:
         self._file = self._partial.open("w", encoding="utf-8", newline="")
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         assert self._file is not None
         self._file.close()
         if error is None:

@@ -24,9 +24,7 @@ class StoreConfig(pl.Callback):
     def __init__(self, config: dict[str, Any], facts: dict[str, Any]) -> None:
         self.config, self.facts = config, facts
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint[CONFIG], checkpoint[FACTS] = self.config, self.facts
 
 
