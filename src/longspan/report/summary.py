@@ -41,13 +41,13 @@ def _accuracy_table(record: Record) -> Table:
     names = sorted(record.accuracy, key=lambda name: name != record.primary_metric)
     for name in names:
         figure = record.accuracy[name]
-        direction = "higher" if figure.higher_is_better else "lower"
+        arrow = "↑" if figure.higher_is_better else "↓"
         table.add_row(
-            name.replace("_", " "),
+            f"{name.replace('_', ' ')} {arrow}",
             Text(plain_number(figure.value), style="bold"),
             plain_number(figure.baseline),
             _VERDICTS[figure.beats_baseline],
-            f"{figure.split}, {direction} is better",
+            f"{figure.split} split",
         )
     return table
 

@@ -12,6 +12,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 class BestCheckpoint(ModelCheckpoint):
     """Lightning's ModelCheckpoint that, without a `monitor`, takes ``val/<task.primary_metric>`` and its direction.
 
+    With ``save_last`` the last checkpoint is of every validation and of the end of training. Lightning's own is written
+    only together with one that is among the best, so that a resumed run would go back to wherever it was best.
+
     Args:
         monitor: a logged name; None asks the task. With a name, `mode` counts as usual.
         settings: those of ``lightning.pytorch.callbacks.ModelCheckpoint``.
@@ -28,3 +31,22 @@ class BestCheckpoint(ModelCheckpoint):
             self.mode = "max" if pl_module.metrics_info[metric] else "min"  # type: ignore[index, operator]
             self.kth_value = torch.tensor(float("-inf") if self.mode == "max" else float("inf"))
         super().setup(trainer, pl_module, stage)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_validation_end(trainer, pl_module)
+        if not self._should_save_on_train_epoch_end(trainer):
+            self._catch_up(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_epoch_end(trainer, pl_module)
+        if self._should_save_on_train_epoch_end(trainer):
+            self._catch_up(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_end(trainer, pl_module)
+        self._catch_up(trainer)
+
+    def _catch_up(self, trainer: pl.Trainer) -> None:
+        """Write the last checkpoint unless one of this step is there."""
+        if self.save_last and not self._should_skip_saving_checkpoint(trainer):
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))

@@ -192,7 +192,8 @@ class LiveProgress(StepProgress):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_validation_start(trainer, pl_module)
-        self._evaluation_begins("validation", self.total_val_batches_current_dataloader)
+        batches = trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
+        self._evaluation_begins("validation", batches)
 
     def on_validation_batch_end(self, *args: Any) -> None:
         self._evaluation_advances()
@@ -206,7 +207,7 @@ class LiveProgress(StepProgress):
             )
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._evaluation_begins("test", self.total_test_batches_current_dataloader)
+        self._evaluation_begins("test", trainer.num_test_batches)
 
     def on_test_batch_end(self, *args: Any) -> None:
         self._evaluation_advances()
