@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 
 from longspan.training.command_line import check_command_line
 from longspan.training.errors import readable_errors
+from longspan.training.threads import patient_threads
 
 CONF = Path(__file__).parent / "conf"
 
@@ -29,5 +30,6 @@ def main(config: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
+    patient_threads()
     check_command_line(CONF)
     main()

@@ -14,6 +14,9 @@ CONF = Path(__file__).parents[1] / "conf"
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    from longspan.training.threads import patient_threads
+
+    patient_threads()  # before torch is loaded
     import torch
 
     # the tensors here are small, and two processes with two threads each only get in each other's way
