@@ -58,7 +58,7 @@ def test_attention_cycles_over_layers(sdpa):
     assert attention_of_each_layer([local, full], 3) == [local, full, local]
     named = {"local": local, "full": full}
     assert attention_of_each_layer(named, 4, ["local", "local", "full"]) == [local, local, full, local]
-    assert attention_of_each_layer({"full": full}, 2) == [full, full]
+    assert attention_of_each_layer(named, 3) == [local, full, local]
 
 
 def test_attention_is_told_its_place(sdpa):
@@ -77,8 +77,8 @@ def test_wrong_choices_of_attention_are_named(sdpa):
     named = {"local": sdpa, "full": sdpa}
     with pytest.raises(ModelConfigError, match=r"model.attention_layers='locl': did you mean local\?"):
         attention_of_each_layer(named, 2, ["locl"])
-    with pytest.raises(ModelConfigError, match="local, full"):
-        attention_of_each_layer(named, 2)
+    with pytest.raises(TypeError, match="empty dict"):
+        attention_of_each_layer({}, 2)
     with pytest.raises(ModelConfigError, match="dict of named"):
         attention_of_each_layer(sdpa, 2, ["local"])
     with pytest.raises(ModelConfigError, match="at least one"):

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from longspan.tasks import TaskConfigError, adamw, decay_groups, warmup_constant, warmup_cosine
+from longspan.tasks import TaskConfigError, adamw, decay_groups, undecayed_names, warmup_constant, warmup_cosine
 from longspan.tasks.schedules import warmup_length
 
 
@@ -24,9 +24,20 @@ def test_norms_biases_embeddings_and_marked_parameters_do_not_decay(make_task):
     assert "model.backbone.embedding.weight" in spared  # and with it the tied head
     assert "model.backbone.blocks.0.mlp.up.weight" in spared
     assert "model.backbone.blocks.1.mlp.up.weight" in decayed
-    with_embeddings = {names[id(p)] for p in decay_groups(task, decay_embeddings=True)[0]["params"]}
+    undecayed = undecayed_names(task, decay_embeddings=True)
+    with_embeddings = {names[id(p)] for p in decay_groups(task, undecayed)[0]["params"]}
     assert with_embeddings == decayed | {"model.backbone.embedding.weight"}
     assert "weight_decay" not in decay_groups(task)[0] and decay_groups(task)[1]["weight_decay"] == 0.0
+
+
+def test_groups_survive_wrapping(make_task):
+    task = make_task("single_label")
+    undecayed = undecayed_names(task)
+    plain = [len(group["params"]) for group in decay_groups(task)]
+    task.model.backbone.blocks[0] = torch.compile(task.model.backbone.blocks[0], backend="eager")
+    for parameter in task.parameters():
+        parameter.data = parameter.data.flatten()  # as sharding leaves them
+    assert [len(group["params"]) for group in decay_groups(task, undecayed)] == plain
 
 
 def test_frozen_parameters_are_left_out():

@@ -23,12 +23,12 @@ def attention_of_each_layer(
     """One maker a layer.
 
     Args:
-        attention: one maker for all layers; or a list of them, which cycles over the layers; or a dict of named ones.
+        attention: one maker for all layers; or a list, or a dict by name, of several that cycle over the layers.
         layers: number of layers.
         attention_layers: names out of the dict, cycling: ["local", "local", "full"] makes every third layer full.
 
     Raises:
-        ModelConfigError: a name that the dict lacks, names without a dict, or a dict of several without names.
+        ModelConfigError: a name that the dict lacks, or names without a dict.
         TypeError: something among them cannot be called.
     """
     names = None if attention_layers is None else [str(name) for name in attention_layers]
@@ -49,10 +49,10 @@ def attention_of_each_layer(
 
 
 def _named(makers: dict[str, AttentionMaker], names: list[str] | None) -> list[AttentionMaker]:
+    if not makers:
+        raise TypeError("attention must be a callable, a list or a dict of them; got an empty dict")
     if names is None:
-        if len(makers) == 1:
-            return list(makers.values())
-        raise ModelConfigError("attention_layers", None, f"list, layer by layer, names out of {', '.join(makers)}")
+        return list(makers.values())
     if not names:
         raise ModelConfigError("attention_layers", names, f"list at least one of {', '.join(makers)}")
     for name in names:

@@ -5,7 +5,7 @@ from longspan.tasks.build import build_task, data_facts, task_class
 from longspan.tasks.errors import BatchError, NonFiniteLossError, TaskConfigError
 from longspan.tasks.language_modelling import LanguageModelling
 from longspan.tasks.masked_modelling import MaskedModelling
-from longspan.tasks.optimizers import adamw, decay_groups
+from longspan.tasks.optimizers import adamw, decay_groups, undecayed_names
 from longspan.tasks.schedules import warmup_constant, warmup_cosine
 from longspan.tasks.sequence_classification import SequenceClassification
 from longspan.tasks.token_labelling import TokenLabelling
@@ -24,6 +24,7 @@ __all__ = [
     "data_facts",
     "decay_groups",
     "task_class",
+    "undecayed_names",
     "warmup_constant",
     "warmup_cosine",
 ]

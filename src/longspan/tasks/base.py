@@ -24,7 +24,7 @@ from longspan.models.heads import HeadedModel
 from longspan.models.transformer import Transformer
 from longspan.models.warm_start import plain_names
 from longspan.tasks.errors import BatchError, NonFiniteLossError, TaskConfigError
-from longspan.tasks.optimizers import adamw, decay_groups
+from longspan.tasks.optimizers import adamw, decay_groups, undecayed_names
 from longspan.tasks.schedules import warmup_cosine
 
 Batch = Mapping[str, Any]
@@ -77,7 +77,7 @@ class Task(pl.LightningModule):
         self.test_metrics = _clone(metrics, "test/")
         self.optimizer_maker = optimizer or partial(adamw, lr=1e-3)
         self.scheduler_maker = scheduler or warmup_cosine
-        self.decay_embeddings = decay_embeddings
+        self._undecayed = undecayed_names(self, decay_embeddings=decay_embeddings)
         self.save_hyperparameters(
             {
                 "task": type(self).__name__,
@@ -118,9 +118,7 @@ class Task(pl.LightningModule):
             BatchError: the batch has none of that name.
         """
         if name not in batch:
-            raise BatchError(
-                f"{type(self).__name__} needs {name!r} in each batch; it has {', '.join(batch) or 'nothing'}"
-            )
+            raise BatchError(f"{type(self).__name__} needs {name!r} in each batch; it has {', '.join(batch) or 'nothing'}")
         return batch[name]
 
     def cost(self, length: int) -> Cost:
@@ -168,7 +166,7 @@ class Task(pl.LightningModule):
         steps = self.trainer.estimated_stepping_batches
         if steps == float("inf"):
             raise TaskConfigError("trainer.max_steps", -1, "the schedule needs an end: set max_steps or max_epochs")
-        groups = decay_groups(self, decay_embeddings=self.decay_embeddings)
+        groups = decay_groups(self, self._undecayed)
         optimizer = self.optimizer_maker(groups, **self._unfused())
         scheduler = self.scheduler_maker(optimizer, total_steps=max(1, int(steps)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"}}

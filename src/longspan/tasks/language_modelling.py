@@ -58,9 +58,7 @@ class LanguageModelling(Task):
     ) -> None:
         self.primary_metric = f"bits_per_{token_unit}"
         self.metrics_info = {self.primary_metric: False, "perplexity": False}
-        losses = MetricCollection(
-            {self.primary_metric: BitsPerToken(), "perplexity": Perplexity()}, compute_groups=False
-        )
+        losses = MetricCollection({self.primary_metric: BitsPerToken(), "perplexity": Perplexity()}, compute_groups=False)
         super().__init__(
             model,
             LanguageModellingHead(model, tied=tied),

@@ -52,9 +52,7 @@ def token_predictions(
     head: Callable[[Tensor], Tensor], hidden: Tensor, *, classes: int, logits_at_once: int = LOGITS_AT_ONCE
 ) -> tuple[Tensor, Tensor]:
     """Most probable class of each token, [N] int64, and its probability, [N] float32, from hidden states [N, C]."""
-    pieces = [
-        head(some).float().softmax(dim=-1).max(dim=-1) for some in hidden.split(max(1, logits_at_once // classes))
-    ]
+    pieces = [head(some).float().softmax(dim=-1).max(dim=-1) for some in hidden.split(max(1, logits_at_once // classes))]
     return torch.cat([best.indices for best in pieces]), torch.cat([best.values for best in pieces])
 
 

@@ -26,7 +26,7 @@ from longspan.tasks.metrics import BitsPerToken, Perplexity, Share
 class MaskedModelling(Task):
     """BERT's masked language modelling (1810.04805).
 
-    Bits, perplexity and `masked_accuracy` are those of the hidden tokens, which outside training are the same in each
+    Bits, perplexity and accuracy are those of the hidden tokens, which outside training are the same in each
     epoch: they depend on the seed and the batch's place.
 
     Args:
@@ -73,14 +73,12 @@ class MaskedModelling(Task):
         self.masked_share, self.replaced_by_mask = masked_share, replaced_by_mask
         self.replaced_at_random = replaced_at_random
         self.primary_metric = f"bits_per_{token_unit}"
-        self.metrics_info = {self.primary_metric: False, "perplexity": False, "masked_accuracy": True}
-        losses = MetricCollection(
-            {self.primary_metric: BitsPerToken(), "perplexity": Perplexity()}, compute_groups=False
-        )
+        self.metrics_info = {self.primary_metric: False, "perplexity": False, "accuracy": True}
+        losses = MetricCollection({self.primary_metric: BitsPerToken(), "perplexity": Perplexity()}, compute_groups=False)
         super().__init__(
             model,
             MaskedModellingHead(model, tied=tied),
-            {"losses": losses, "hits": MetricCollection({"masked_accuracy": Share()}, compute_groups=False)},
+            {"losses": losses, "hits": MetricCollection({"accuracy": Share()}, compute_groups=False)},
             optimizer=optimizer,
             scheduler=scheduler,
             decay_embeddings=decay_embeddings,

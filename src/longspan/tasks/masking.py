@@ -42,6 +42,4 @@ def mask_tokens(
     others = torch.randint(len(ordinary), tokens.shape, generator=generator, device=device).to(tokens.device)
     inputs = tokens.masked_fill(chosen & (fate < replaced_by_mask), mask_id)
     at_random = chosen & (fate >= replaced_by_mask) & (fate < replaced_by_mask + replaced_at_random)
-    return torch.where(at_random, ordinary[others].to(tokens.dtype), inputs), tokens.long().masked_fill(
-        ~chosen, IGNORED
-    )
+    return torch.where(at_random, ordinary[others].to(tokens.dtype), inputs), tokens.long().masked_fill(~chosen, IGNORED)

@@ -106,12 +106,20 @@ class MulticlassMCC(MulticlassConfusionMatrix):
 
 
 class MultilabelMCC(MultilabelConfusionMatrix):
-    """Matthews correlation of all (sequence, label) decisions together."""
+    """Mean over labels of each one's Matthews correlation; labels that all or no sequences have are left out.
+
+    Of all decisions together, as torchmetrics has it, even constant answers score far above 0 where some labels are
+    common and others rare.
+    """
 
     higher_is_better = True
 
     def compute(self) -> Tensor:
-        return matthews(super().compute().sum(0))
+        tables = super().compute()  # (K, 2, 2)
+        varied = tables[(tables.sum(dim=2) > 0).all(dim=1)]
+        if not len(varied):
+            return torch.zeros((), device=tables.device)
+        return torch.stack([matthews(table) for table in varied]).mean()
 
 
 class MacroAUROC(Metric):
@@ -152,7 +160,8 @@ def label_metrics(num_classes: int, *, multi_label: bool) -> MetricCollection:
     """Metrics of predicted labels: [N] class numbers, or with `multi_label` [N, K] of 0 and 1.
 
     Multi-label accuracy is the share of right (sequence, label) decisions, and its macro F1 counts 0 for a label that
-    is neither true nor predicted, as scikit-learn does; single-label macro F1 leaves such classes out.
+    is neither true nor predicted, as scikit-learn does; single-label macro F1 leaves such classes out. Micro F1 is
+    there for several labels only: of single ones it is the accuracy.
     """
     metrics: dict[str, Metric | MetricCollection]
     if multi_label:
@@ -166,7 +175,6 @@ def label_metrics(num_classes: int, *, multi_label: bool) -> MetricCollection:
         metrics = {
             "accuracy": MulticlassAccuracy(num_classes, average="micro", validate_args=False),
             "macro_f1": MulticlassF1Score(num_classes, average="macro", validate_args=False),
-            "micro_f1": MulticlassF1Score(num_classes, average="micro", validate_args=False),
             "mcc": MulticlassMCC(num_classes, validate_args=False),
         }
     return MetricCollection(metrics, compute_groups=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from torch import nn
@@ -11,23 +11,35 @@ from torch.optim import AdamW
 from longspan.tasks.errors import TaskConfigError
 
 
-def decay_groups(module: nn.Module, *, decay_embeddings: bool = False) -> list[dict[str, Any]]:
-    """Two parameter groups: what weight decay shrinks, and what it leaves alone.
+def undecayed_names(module: nn.Module, *, decay_embeddings: bool = False) -> frozenset[str]:
+    """Names of the parameters that weight decay leaves alone.
 
-    Left alone are norms, biases and other vectors, embeddings (and heads tied to them) unless `decay_embeddings`,
+    These are norms, biases and other vectors, embeddings (and heads tied to them) unless `decay_embeddings`, and
     parameters that carry a true attribute ``no_weight_decay``.
     """
     embeddings = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
-    decayed: list[nn.Parameter] = []
-    spared: list[nn.Parameter] = []
-    for parameter in module.parameters():
-        if not parameter.requires_grad:
-            continue
-        embedding = id(parameter) in embeddings and not decay_embeddings
-        vector = parameter.dim() < 2
-        spare = vector or embedding or getattr(parameter, "no_weight_decay", False)
-        (spared if spare else decayed).append(parameter)
-    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": spared, "weight_decay": 0.0}]
+    return frozenset(
+        name
+        for name, parameter in module.named_parameters()
+        if parameter.dim() < 2
+        or (id(parameter) in embeddings and not decay_embeddings)
+        or getattr(parameter, "no_weight_decay", False)
+    )
+
+
+def decay_groups(module: nn.Module, undecayed: Collection[str] | None = None) -> list[dict[str, Any]]:
+    """Two parameter groups of what can be trained: what weight decay shrinks, and what it leaves alone.
+
+    Args:
+        undecayed: what :func:`undecayed_names` said of the module; ask it before the module is wrapped or sharded,
+            which changes the shapes of parameters and puts prefixes before names.
+    """
+    spared = undecayed_names(module) if undecayed is None else undecayed
+    groups: list[dict[str, Any]] = [{"params": []}, {"params": [], "weight_decay": 0.0}]
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            plain = name.replace("_orig_mod.", "").replace("_fsdp_wrapped_module.", "")
+            groups[plain in spared]["params"].append(parameter)
     return [group for group in groups if group["params"]]
 
 

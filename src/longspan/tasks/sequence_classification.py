@@ -21,7 +21,8 @@ from longspan.tasks.metrics import MacroAUROC, label_metrics
 
 
 class SequenceClassification(Task):
-    """Classification of whole sequences: accuracy, macro and micro F1, macro AUROC, Matthews correlation.
+    """Classification of whole sequences: accuracy, macro F1 (and micro, of several labels), macro AUROC, Matthews
+    correlation.
 
     Args:
         model: an encoder (a decoder works with neither "first" pooling nor much sense).
@@ -106,9 +107,7 @@ class SequenceClassification(Task):
         if stage == "train":
             return Step(loss, len(labels), {})
         probabilities, labels = self.probabilities(logits), labels.long()
-        return Step(
-            loss, len(labels), {"labels": (self.decide(probabilities), labels), "scores": (probabilities, labels)}
-        )
+        return Step(loss, len(labels), {"labels": (self.decide(probabilities), labels), "scores": (probabilities, labels)})
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """``probabilities`` [B, K], ``labels`` ([B], or [B, K] of 0 and 1), and the sequences' ids."""

@@ -21,7 +21,7 @@ from longspan.tasks.metrics import label_metrics
 
 
 class TokenLabelling(Task):
-    """Labels of single tokens: accuracy, macro and micro F1, Matthews correlation, over all tokens with a label.
+    """Labels of single tokens: accuracy, macro F1, Matthews correlation, over all tokens with a label.
 
     Args:
         model: an encoder.
