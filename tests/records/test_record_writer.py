@@ -204,3 +204,31 @@ def test_other_ranks_write_nothing(tmp_path, monkeypatch):
     with RecordWriter(tmp_path / "record.json"):
         pass
     assert not list(tmp_path.iterdir())
+
+
+def test_a_job_of_a_sweep_records_its_own_command(tmp_path):
+    script = tmp_path / "job.py"
+    script.write_text(
+        textwrap.dedent(
+            """
+            import hydra
+            from longspan.records.environment import command_line
+
+            @hydra.main(version_base="1.3", config_path=None)
+            def main(config):
+                print("COMMAND", command_line())
+
+            main()
+            """
+        )
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    for arguments, expected in [
+        (["-m", "+seed=1,2"], ["python job.py +seed=1", "python job.py +seed=2"]),
+        (["+seed=1", "+name=a b"], ["python job.py +seed=1 '+name=a b'"]),
+    ]:
+        done = subprocess.run(
+            [sys.executable, "job.py", *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+        )
+        said = [line.removeprefix("COMMAND ") for line in done.stdout.splitlines() if line.startswith("COMMAND")]
+        assert said == expected

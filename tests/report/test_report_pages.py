@@ -210,3 +210,36 @@ def test_the_closing_table_fits_80_columns(tmp_path):
         "complete in",
     ):
         assert words in text, words
+
+
+def test_patterns_are_drawn_from_the_records(runs, tmp_path):
+    rows = ["f000", "8f00", "08f0", "008f"]
+    for path in (runs / "local0" / "record.json", runs / "bigbird1" / "record.json"):
+        record = Record.load(path)
+        record.extra = {"pattern": [{"layers": [0, 1], "length": 1024, "causal": True, "rows": rows}]}
+        record.save(path)
+    spoilt = Record.load(runs / "full0" / "record.json")
+    spoilt.extra = {"pattern": [{"rows": "not hexadecimal"}]}  # left out rather than fatal
+    spoilt.save(runs / "full0" / "record.json")
+    page = write_report([runs], tmp_path / "out")
+    text = page.read_text()
+    assert text.count("<figure data-label=") == 2
+    assert "1,024 tokens, causal" in text
+    assert (page.parent / "patterns.png").read_bytes().startswith(PNG)
+    assert "(patterns.png)" in page.with_suffix(".md").read_text()
+
+
+def test_a_sketch_s_png_has_a_pixel_a_cell(tmp_path):
+    import base64
+
+    from matplotlib import image
+
+    from longspan.report.patterns import Sketch, data_uri
+
+    uri = data_uri(Sketch("local", "", [[1.0, None], [0.0, 0.5]]), "#102030")
+    (tmp_path / "a.png").write_bytes(base64.b64decode(uri.partition(",")[2]))
+    pixels = image.imread(tmp_path / "a.png")
+    assert pixels.shape == (2, 2, 4)
+    assert [round(255 * value) for value in pixels[0, 0]] == [0x10, 0x20, 0x30, 255]
+    assert pixels[0, 1][3] == 0, "what a causal model never sees is clear"
+    assert pixels[1, 0].sum() > pixels[1, 1].sum() > pixels[0, 0].sum(), "the more live pairs, the darker"

@@ -50,7 +50,7 @@ def test_the_live_bar_stops_with_the_run(tmp_path):
 def test_style_follows_the_terminal_and_a_wrong_one_is_named():
     assert isinstance(progress_bar("plain"), PlainProgress)
     assert isinstance(progress_bar("rich"), LiveProgress)
-    with pytest.raises(ValueError, match="'fancy'.*auto, rich, plain"):
+    with pytest.raises(ValueError, match=r"'fancy'.*auto, rich, plain"):
         progress_bar("fancy")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from importlib import metadata
@@ -65,6 +66,19 @@ def hardware() -> dict[str, Any]:
             gpus.append(properties.name)
             sizes.append(round(properties.total_memory / 2**30, 1))
     return {**found, "gpus": gpus, "gpu_memory_gib": sizes, "gpu_count": len(gpus)}
+
+
+def command_line() -> str:
+    """A line that repeats this run: what was typed, or for a job of a sweep its own share of it."""
+    arguments = sys.argv[1:]
+    config = getattr(sys.modules.get("hydra.core.hydra_config"), "HydraConfig", None)  # only where Hydra runs at all
+    if config is not None and config.initialized() and "MULTIRUN" in str(config.get().mode):
+        arguments = list(config.get().overrides.task)
+    script = sys.argv[0] if sys.argv else ""
+    if os.path.isabs(script):
+        near = os.path.relpath(script)
+        script = os.path.basename(script) if near.startswith("..") else near
+    return shlex.join(["python", *([script] if script else []), *arguments])
 
 
 def _cpu_model() -> str:

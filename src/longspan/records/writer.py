@@ -15,7 +15,7 @@ the way out, with the record's figures as their summary; train.py need not do ei
 
 What it takes from the objects it meets, all optional: the task's ``metrics_info`` {metric: higher is better}, the data
 module's ``baselines()`` (of a split, where it takes one) and ``describe()``, and from any other callback ``costs()``
-{name: (value, unit)}.
+{name: (value, unit)} and ``record_extra()``, a plain dict for the record's `extra`.
 """
 
 from __future__ import annotations
@@ -24,9 +24,7 @@ import contextlib
 import inspect
 import logging
 import os
-import shlex
 import signal
-import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -41,7 +39,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from longspan.records.curves import Curves
 from longspan.records.ending import describe, full_traceback, status_of
-from longspan.records.environment import git_commit, hardware, versions
+from longspan.records.environment import command_line, git_commit, hardware, versions
 from longspan.records.plain import plain
 from longspan.records.schema import Accuracy, Measure, Record, Status
 from longspan.records.wandb_axes import finish_wandb, setup_wandb
@@ -63,7 +61,7 @@ class RecordWriter(Callback):
         path: the file to write, usually ``<output dir>/record.json``. A complete record already there is kept beside
             it as ``<stem>.previous.json``.
         config: the resolved configuration as plain containers.
-        command: what was typed; by default taken from ``sys.argv``.
+        command: a line that repeats the run; by default taken from Hydra's overrides or ``sys.argv``.
         seed: by default the config's ``seed``.
         variant, name, group: see :class:`longspan.records.Record`; by default the config's ``attention_name``, ``name``
             and none.
@@ -85,7 +83,7 @@ class RecordWriter(Callback):
         commit, dirty = git_commit()
         self._fields: dict[str, Any] = {
             "config": config,
-            "command": command if command is not None else _command(),
+            "command": command if command is not None else command_line(),
             "seed": seed if seed is not None else config.get("seed"),
             "commit": commit,
             "commit_dirty": dirty,
@@ -230,6 +228,8 @@ class RecordWriter(Callback):
             if callback is not self and hasattr(callback, "costs"):
                 for name, (value, unit) in callback.costs().items():
                     self.cost[name] = Measure(value=value, unit=unit)
+            if hasattr(callback, "record_extra"):
+                self.extra.update(callback.record_extra())
 
     def _judge(self, trainer: Trainer, pl_module: LightningModule, split: str) -> None:
         self._fields["primary_metric"] = getattr(pl_module, "primary_metric", None)
@@ -268,8 +268,3 @@ class RecordWriter(Callback):
         with contextlib.suppress(ValueError, OSError):
             if Record.load(self.path).status == "complete":
                 os.replace(self.path, self.path.with_name(f"{self.path.stem}.previous.json"))
-
-
-def _command() -> str:
-    """What was typed, as a line to paste; the interpreter's path is left out."""
-    return shlex.join(["python", *(sys.argv or [""])])

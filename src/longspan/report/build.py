@@ -57,6 +57,9 @@ def write_report(
             target = Path(scratch) / f"learning-curves{suffix}.png"
             if figures.learning_curves(section, target, colours):
                 drawn["curves"] = target
+            target = Path(scratch) / f"patterns{suffix}.png"
+            if figures.patterns(section, target, colours):
+                drawn["patterns"] = target
             pictures[place] = {kind: Path(shutil.move(path, folder / path.name)) for kind, path in drawn.items()}
     write_text(folder / "table.csv", tables.csv_text(filled))
     write_text(folder / "table.tex", "\n".join(tables.latex(section, rows) for section, rows in filled if rows))

@@ -7,11 +7,12 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import Formatter, LogLocator, NullFormatter
 
 from longspan.report.curves import curves_of
 from longspan.report.groups import RunGroup, Section
 from longspan.report.numbers import prefixed
+from longspan.report.patterns import shade, sketches
 from longspan.report.placement import Box, place_labels
 from longspan.report.tables import COST_AXES, front_of
 
@@ -61,7 +62,7 @@ def accuracy_against_cost(
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: prefixed(value).strip()))
+    axes.xaxis.set_major_formatter(_Prefixed())
     axes.margins(x=0.12, y=0.18)
     axes.set_xlabel(_axis_words(section, cost), color=_INK)
     arrow = "higher is better" if section.metrics[metric] else "lower is better"
@@ -85,13 +86,48 @@ def learning_curves(section: Section, path: Path, colours: dict[str, str]) -> bo
             axes.plot(*zip(*line, strict=True), color=colours[label], linewidth=0.8, alpha=0.35)
         mean = curves.means[label]
         axes.plot(*zip(*mean, strict=True), color=colours[label], linewidth=2.0, label=label)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: prefixed(value).strip()))
+    axes.xaxis.set_major_formatter(_Prefixed())
     axes.set_xlabel("optimizer steps", color=_INK)
     axes.set_ylabel(curves.name.replace("_", " "), color=_INK)
     axes.set_title(f"{section.title}, while training", loc="left", color=_INK, fontsize=13, fontweight="bold", pad=12)
     axes.legend(frameon=False, fontsize=9, labelcolor=_INK)
     _save(figure, path)
     return True
+
+
+def patterns(section: Section, path: Path, colours: dict[str, str]) -> bool:
+    """The sketch of each group's pattern, side by side; False where no record holds one."""
+    drawn = sketches(section)
+    if not drawn:
+        return False
+    columns = min(len(drawn), 4)
+    rows = -(-len(drawn) // columns)
+    figure = Figure(figsize=(2.3 * columns, 2.6 * rows + 0.2), dpi=160, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    for place, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
+        axes.set_axis_off()
+        if place < len(drawn):
+            one, colour = drawn[place], colours[drawn[place].label]
+            pixels = [[(255, 255, 255) if cell is None else shade(colour, cell) for cell in row] for row in one.cells]
+            axes.imshow(pixels, interpolation="nearest")
+            axes.set_title(f"{one.label}\n", fontsize=10, fontweight="bold", color=_INK, pad=4)
+            axes.text(0.5, 1.03, one.words, transform=axes.transAxes, ha="center", fontsize=8, color=_SOFT)
+    _save(figure, path)
+    return True
+
+
+class _Prefixed(Formatter):
+    """Ticks with prefixes, in as few digits as tell them apart."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return prefixed(x).strip()
+
+    def format_ticks(self, values: list[float]) -> list[str]:
+        for digits in range(3, 9):
+            texts = [prefixed(value, digits).strip() for value in values]
+            if len(set(texts)) == len(values):
+                break
+        return texts
 
 
 def _canvas() -> tuple[Figure, Axes]:

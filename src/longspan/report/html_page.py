@@ -14,6 +14,7 @@ from longspan.report.collect import Collection, Found
 from longspan.report.curves import Line, curves_of
 from longspan.report.groups import RunGroup, Section
 from longspan.report.numbers import duration
+from longspan.report.patterns import data_uri, sketches
 from longspan.report.tables import COST_AXES, Row
 
 # what curves can be drawn over: {curve in the record: words}; None is the optimizer step
@@ -78,10 +79,25 @@ def _section(
     notes = words.notes(section)
     if notes:
         parts.append('<ul class="notes">' + "".join(f"<li>{escape(note)}</li>" for note in notes) + "</ul>")
+    parts.append(_patterns(section, colours))
     if "curves" in pictures:
         parts.append('<h3>While training</h3><div class="toolbar" data-for="curves"></div>')
         parts.append('<div class="chart" data-chart="curves"></div>' + _picture(pictures["curves"], "learning curves"))
     return "".join(parts) + "</section>"
+
+
+def _patterns(section: Section, colours: dict[str, str]) -> str:
+    drawn = sketches(section)
+    if not drawn:
+        return ""
+    items = "".join(
+        f'<figure data-label="{escape(one.label)}"><img alt="pattern of {escape(one.label)}" '
+        f'src="{data_uri(one, colours[one.label])}"><figcaption><b>{escape(one.label)}</b> {escape(one.words)}</figcaption>'
+        "</figure>"
+        for one in drawn
+    )
+    legend = "Queries downward, keys to the right; the darker a cell, the more of its pairs are live (mean over heads)."
+    return f'<h3>Who sees whom</h3><div class="patterns">{items}</div><p class="legend">{legend}</p>'
 
 
 def _picture(path: Path, words_for_it: str) -> str:

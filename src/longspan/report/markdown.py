@@ -19,7 +19,7 @@ def page(
     cost: str,
     pictures: dict[int, dict[str, Path]],
 ) -> str:
-    """`pictures`: for each section's place, {"cost" or "curves": file beside the page}."""
+    """`pictures`: for each section's place, {"cost", "curves" or "patterns": file beside the page}."""
     lines = [f"# {title}", "", words.overview(collection, [section for section, _ in filled]), ""]
     for place, (section, rows) in enumerate(filled):
         lines += [f"## {section.title}", "", words.finding(section, rows, cost), ""]
@@ -29,6 +29,8 @@ def page(
         if rows:
             lines += [tables.markdown(section, rows), "", _legend(section, cost), ""]
         lines += [f"- {note}" for note in words.notes(section)]
+        if "patterns" in drawn:
+            lines += ["", f"![who sees whom: queries downward, keys to the right]({drawn['patterns'].name})"]
         if "curves" in drawn:
             lines += ["", f"![learning curves]({drawn['curves'].name})"]
         lines.append("")

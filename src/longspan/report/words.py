@@ -11,6 +11,9 @@ from longspan.report.groups import Section
 from longspan.report.numbers import duration, plain_number, prefixed
 from longspan.report.tables import COST_AXES, Row
 
+# a saving smaller than this is not worth a sentence
+_CHEAPER = 0.95
+
 
 def finding(section: Section, rows: Sequence[Row], cost: str) -> str:
     """One or two sentences: the best group, and the cheapest that is not clearly worse than the reference."""
@@ -48,6 +51,8 @@ def _cheapest_as_good(known: list[Row], reference: Row | None, name: str, words:
         return ""
     price, row = min(as_good, key=lambda entry: entry[0])
     share = price / (reference.costs[name] or price)
+    if share > _CHEAPER:
+        return ""
     pairs = row.difference.pairs if row.difference else 0
     return (
         f" {row.label[:1].upper() + row.label[1:]} takes {100 * share:.0f} % of {reference.label}'s {words}, and is "

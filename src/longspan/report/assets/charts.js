@@ -25,6 +25,15 @@ function short(value, digits = 3) {
   return `${scaled} ${PREFIXES[power]}`;
 }
 
+// Labels of ticks: as few digits as tell them apart
+function tickLabels(ticks) {
+  for (let digits = 3; digits < 9; digits += 1) {
+    const labels = ticks.map((tick) => short(tick, digits));
+    if (new Set(labels).size === ticks.length) return labels;
+  }
+  return ticks.map((tick) => short(tick, 9));
+}
+
 function linearTicks(low, high, count) {
   const rough = (high - low) / count || 1;
   const base = 10 ** Math.floor(Math.log10(rough));
@@ -124,18 +133,19 @@ function frame(box, xs, ys, { xWords, yWords, log = false, right = 24, height = 
   const svg = node("svg", { viewBox: `0 0 ${width} ${height}`, height, role: "img" }, box);
   const x = scale(xs, area.left, area.right, { log, room: xRoom });
   const y = scale(ys, area.bottom, area.top, { room: yRoom });
-  for (const tick of y.ticks) {
+  const yLabels = tickLabels(y.ticks), xLabels = tickLabels(x.ticks);
+  y.ticks.forEach((tick, index) => {
     node("line", { x1: area.left, x2: area.right, y1: y.to(tick), y2: y.to(tick), class: "grid" }, svg);
-    node("text", { x: area.left - 8, y: y.to(tick) + 4, "text-anchor": "end" }, svg, short(tick, 4));
-  }
+    node("text", { x: area.left - 8, y: y.to(tick) + 4, "text-anchor": "end" }, svg, yLabels[index]);
+  });
   let last = -Infinity;
-  for (const tick of x.ticks) {
+  x.ticks.forEach((tick, index) => {
     const at = x.to(tick);
     node("line", { x1: at, x2: at, y1: area.top, y2: area.bottom, class: "grid" }, svg);
-    if (at - last < 46) continue;
-    node("text", { x: at, y: area.bottom + 18, "text-anchor": "middle" }, svg, short(tick));
+    if (at - last < 46) return;
+    node("text", { x: at, y: area.bottom + 18, "text-anchor": "middle" }, svg, xLabels[index]);
     last = at;
-  }
+  });
   node("line", { x1: area.left, x2: area.right, y1: area.bottom, y2: area.bottom, class: "frame" }, svg);
   const middle = (area.left + area.right) / 2;
   node("text", { x: middle, y: height - 8, "text-anchor": "middle", class: "axis" }, svg, xWords);

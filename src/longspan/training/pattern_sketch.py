@@ -1,0 +1,69 @@
+"""Leaves a small picture of the attention pattern in the run's record, for reports to draw."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+
+SHADES = "0123456789abcdef"
+# beyond it, a cell holds so many pairs that counting them would be felt at the start of a run
+LONGEST = 65_536
+
+
+class PatternSketch(pl.Callback):
+    """``extra.pattern`` of the record: a list of {layers, length, causal, rows} for each distinct pattern of the model.
+
+    `rows` are strings with a character a cell: the share of live pairs, mean over heads, as a hexadecimal digit of its
+    square root (thin patterns stay visible), 0 for none at all. Attention without a pattern leaves nothing.
+
+    Args:
+        cells: cells a side at most.
+        patterns: distinct patterns kept at most, from the first layer on.
+    """
+
+    def __init__(self, cells: int = 64, patterns: int = 4) -> None:
+        self.cells = cells
+        self.patterns = patterns
+        self._sketches: list[dict[str, Any]] = []
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage != "fit" or not trainer.is_global_zero:
+            return
+        model = getattr(pl_module, "model", None)
+        backbone: Any = getattr(model, "backbone", model)
+        if not hasattr(backbone, "attention_modules"):
+            return
+        layers: dict[Any, list[int]] = {}
+        for layer, attention in enumerate(backbone.attention_modules()):
+            pattern = getattr(attention, "pattern", None)
+            if pattern is not None:
+                layers.setdefault((pattern, attention.heads, attention.causal), []).append(layer)
+        self._sketches = [
+            {"layers": where, "length": backbone.max_length, "causal": causal, "rows": rows}
+            for (pattern, heads, causal), where in list(layers.items())[: self.patterns]
+            if (rows := sketch(pattern, backbone.max_length, heads, causal, self.cells))
+        ]
+
+    def record_extra(self) -> dict[str, Any]:
+        """What the run's record takes over."""
+        return {"pattern": self._sketches} if self._sketches else {}
+
+
+def sketch(pattern: Any, length: int, heads: int, causal: bool, cells: int = 64) -> list[str]:
+    """Rows of shades, queries downward and keys to the right; empty where the sequence is too long to count quickly."""
+    from longspan.patterns.plot import cell_shares
+
+    if not 1 <= length <= LONGEST:
+        return []
+    cell = 1
+    while cell * cells < length:
+        cell *= 2
+    total: Any = 0
+    for members, rule in pattern.head_rules(length, length, heads, causal, pattern.home):
+        if rule.per_head:
+            total = total + sum(cell_shares(rule, head, length, cell, pattern.home) for head in members)
+        else:
+            total = total + len(members) * cell_shares(rule, members[0], length, cell, pattern.home)
+    levels = (total / heads).clamp(0, 1).sqrt().mul(len(SHADES) - 1).ceil().int().tolist()
+    return ["".join(SHADES[level] for level in row) for row in levels]
