@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .layout import Component, Layout
+from .layout import Component, Layout, Lists
 
 LOG2E = math.log2(math.e)
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
@@ -106,12 +106,14 @@ class Call:
         (q_b, q_h, q_t, _), (k_b, k_h, k_t, _), (v_b, v_h, v_t, _) = self.q.stride(), self.k.stride(), self.v.stride()
         origin = Tk - Tq
         bias, block = self.bias, self.bias_block if self.bias is not None else 1
-        has_bits = component.masks is not None and component.masks.shape[0] > component.bands
+        steps = stepped(component)
+        step, q_per, q_first, k_per, k_first = steps or (1, 1, component.q_start, 1, component.k_start)
         # Places are in key coordinates: the bias row of a tile counts from that of the first query.
         first = component.q_start + origin - origin // block * block
         return {
             "q_b": q_b, "q_h": q_h, "q_t": q_t, "k_b": k_b, "k_h": k_h, "k_t": k_t, "v_b": v_b, "v_h": v_h, "v_t": v_t,
-            "q_len": Tq, "k_len": Tk, "q_start": component.q_start, "k_start": component.k_start, "batch": B,
+            "q_len": Tq, "k_len": Tk, "q_start": q_first, "k_start": k_first, "batch": B,
+            "step": step, "q_per": q_per, "k_per": k_per, "STEPPED": steps is not None,
             "q_index_stride": index_stride(component.q_index), "k_index_stride": index_stride(component.k_index),
             "batch_groups": component.batch_groups, "threshold": int(self.dropout_p * (1 << 24)),
             "bias_h": 0 if bias is None or bias.shape[0] == 1 else bias.stride(0),
@@ -120,22 +122,79 @@ class Call:
             "D": D, "BD": width_of(D), "BM": component.block_q, "BN": component.block_k,
             "WORDS": -(-component.block_k // 32), "SHARE": self.share,
             "CHECKED": component.dynamic or self.q_lengths is not None or self.k_lengths is not None,
-            "POSITIONAL": component.positional, "HAS_BANDS": component.bands > 0, "HAS_BITS": has_bits,
+            "POSITIONAL": component.positional, "HAS_BANDS": component.bands > 0, "HAS_BITS": has_bits(component),
             "BIAS_BLOCK": self.bias_block if bias is not None else max(component.block_q, component.block_k),
             "EXACT": self.q.dtype == torch.float32,
         }  # fmt: skip
 
-    def pattern(self, component: Component) -> tuple:
-        """(BANDS, MASKS, Q_INDEX, K_INDEX, GROUP) of a component."""
-        has_bits = component.masks is not None and component.masks.shape[0] > component.bands
+    def pattern(self, component: Component, name: str) -> tuple:
+        """(LINES, INDEX, DETAIL, MASKS, Q_INDEX, K_INDEX, GROUP) of a component's rows or columns."""
         return (
-            component.band, component.packed_masks() if has_bits else None, component.q_index, component.k_index,
+            packed_lines(component, name), getattr(component, name).index, entry_details(component, name),
+            component.packed_masks() if has_bits(component) else None, component.q_index, component.k_index,
             component.group,
         )  # fmt: skip
 
     def limits(self) -> tuple:
         """(Q_LENGTHS, K_LENGTHS, Q_SEGMENTS, K_SEGMENTS, SEED, BIAS)."""
         return self.q_lengths, self.k_lengths, self.q_segments, self.k_segments, self.seed, self.bias
+
+
+def has_bits(component: Component) -> bool:
+    """Whether some masks are no bands."""
+    return component.masks is not None and component.masks.shape[0] > component.bands
+
+
+def packed_lines(component: Component, name: str) -> Tensor:
+    """[U, lines, 4] int32: start, full, band, count of each line, side by side so that one place in memory has them all."""
+    key = ("lines", name)
+    if key not in component.cache:
+        lists: Lists = getattr(component, name)
+        component.cache[key] = torch.stack([lists.start, lists.full, lists.band, lists.count], -1).contiguous()
+    return component.cache[key]
+
+
+def entry_details(component: Component, name: str) -> Tensor | None:
+    """[entries] int32: the bounds of a band as lo << 16 | hi, else the number of the mask; None where all are full."""
+    if component.dynamic or len(component.masks) == 0:
+        return None
+    key = ("details", name)
+    if key not in component.cache:
+        lo, hi = component.band.int().unbind(1)
+        number = torch.arange(len(lo), dtype=torch.int32, device=lo.device)
+        detail = torch.where(number < component.bands, (lo << 16) | (hi & 0xFFFF), number)
+        component.cache[key] = detail[getattr(component, name).kind.clamp(min=0).long()]
+    return component.cache[key]
+
+
+def stepped(component: Component) -> tuple[int, int, int, int, int] | None:
+    """(stride, tiles a class and first row of the queries, the same of the keys) where the tiles of a component run through
+    residue classes in equal steps, so that tokens can be computed instead of looked up."""
+    if component.dynamic or not component.order.startswith("residue"):
+        return None
+    if "stepped" not in component.cache:
+        step = int(component.order.split()[1])
+        sides = [
+            _stepped_side(index, step, tiles, block)
+            for index, tiles, block in (
+                (component.q_index, component.q_blocks, component.block_q),
+                (component.k_index, component.k_blocks, component.block_k),
+            )
+        ]
+        component.cache["stepped"] = None if None in sides else (step, *sides[0], *sides[1])
+    return component.cache["stepped"]
+
+
+def _stepped_side(index: Tensor | None, step: int, tiles: int, block: int) -> tuple[int, int] | None:
+    if index is None or tiles % step:
+        return None
+    place = index.view(step, tiles // step * block).long()
+    rows = torch.arange(step, device=index.device)[:, None] + step * torch.arange(place.shape[1], device=index.device)
+    # Any token tells the first row; a place without one must compute to a row that does not exist.
+    shift = torch.where(place >= 0, place - rows, -(1 << 40)).max()
+    rows = rows + shift
+    exists = (rows >= 0) & (rows <= place.max())
+    return (tiles // step, int(shift)) if bool((torch.where(exists, rows, -1) == place).all()) else None
 
 
 def index_stride(index: Tensor | None) -> int:

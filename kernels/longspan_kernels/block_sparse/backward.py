@@ -14,7 +14,7 @@ from torch import Tensor
 from .arguments import Call, alignment, launch, output_like, rows_of_unit_stride, width_of
 from .backward_kernels import add_pieces, backward_columns, backward_rows, prepare_rows
 from .layout import Component, Layout
-from .schedule import packed_lines, work_of
+from .schedule import work_of
 from .tuning import launch_of
 
 PREPARED_AT_ONCE = 64  # rows a program
@@ -84,12 +84,11 @@ def _queries(
     (do_b, do_h, do_t, _), (dq_b, dq_h, dq_t, _) = dout.stride(), dq.stride()
     BM, BD = numbers["BM"], numbers["BD"]
     part = torch.empty((work.slots * B, BM, BD), dtype=torch.float32, device=q.device) if work.slots else None
-    bands, masks, q_index, k_index, group = call.pattern(component)
     warps, stages = launch_of("backward_rows", q, component)
     launch(
         backward_rows, work.programs * B,
-        (q, call.k, call.v, dout, lse2, delta, dq, packed_lines(component, "rows"), lists.index, lists.kind, bands, masks,
-         q_index, k_index, group, component.merge, work.items, part, *call.limits(), None if sums is None else sums.tiles),
+        (q, call.k, call.v, dout, lse2, delta, dq, *call.pattern(component, "rows"), component.merge, work.items, part,
+         *call.limits(), None if sums is None else sums.tiles),
         numbers | {
             "do_b": do_b, "do_h": do_h, "do_t": do_t, "dq_b": dq_b, "dq_h": dq_h, "dq_t": dq_t,
             "sums_h": 0 if sums is None else sums.tiles.stride(1), "sums_row": 0 if sums is None else sums.tiles.stride(2),
@@ -101,7 +100,7 @@ def _queries(
     )  # fmt: skip
     if work.splits is not None:
         launch(
-            add_pieces, len(work.splits) * B, (dq, part, work.splits, group, component.merge, q_index),
+            add_pieces, len(work.splits) * B, (dq, part, work.splits, component.group, component.merge, component.q_index),
             {
                 "x_b": dq_b, "x_h": dq_h, "x_t": dq_t, "index_stride": numbers["q_index_stride"], "x_len": Tq,
                 "x_start": component.q_start, "batch": B, "batch_groups": component.batch_groups,
@@ -128,12 +127,11 @@ def _keys(
     if work.slots:
         part_k = torch.empty((work.slots * B, BN, BD), dtype=torch.float32, device=q.device)
         part_v = torch.empty_like(part_k)
-    bands, masks, q_index, k_index, group = call.pattern(component)
     warps, stages = launch_of("backward_columns", q, component)
     launch(
         backward_columns, work.programs * B,
-        (q, k, call.v, dout, lse2, delta, dk, dv, packed_lines(component, "columns"), lists.index, lists.kind, bands, masks,
-         q_index, k_index, group, work.items, part_k, part_v, *call.limits()),
+        (q, k, call.v, dout, lse2, delta, dk, dv, *call.pattern(component, "columns"), work.items, part_k, part_v,
+         *call.limits()),
         numbers | {
             "do_b": do_b, "do_h": do_h, "do_t": do_t, "dk_b": dk_b, "dk_h": dk_h, "dk_t": dk_t,
             "dv_b": dv_b, "dv_h": dv_h, "dv_t": dv_t, "lines": lists.start.shape[1], "owners": Hkv, "scale": call.scale,
@@ -146,7 +144,7 @@ def _keys(
     for gradient, part in ((dk, part_k), (dv, part_v)):
         x_b, x_h, x_t, _ = gradient.stride()
         launch(
-            add_pieces, len(work.splits) * B, (gradient, part, work.splits, group, None, k_index),
+            add_pieces, len(work.splits) * B, (gradient, part, work.splits, component.group, None, component.k_index),
             {
                 "x_b": x_b, "x_h": x_h, "x_t": x_t, "index_stride": numbers["k_index_stride"], "x_len": Tk,
                 "x_start": component.k_start, "batch": B, "batch_groups": component.batch_groups,

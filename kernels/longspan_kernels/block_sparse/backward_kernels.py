@@ -8,15 +8,13 @@ dv over columns; every sum has one order, so two runs give the same bits.
 Legend: BM x BN the tile of queries x keys, BD the head width D rounded up to a power of two, SHARE query heads a key head.
 """
 
-# ruff: noqa: SIM102, SIM108 (branches on compile-time constants stay statements)
+# ruff: noqa: SIM102 (branches on compile-time constants stay statements)
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
 from .tile_math import (
-    BAND,
-    BITS,
     FULL,
     LOG2E,
     VARYING,
@@ -61,9 +59,11 @@ def prepare_rows(
 
 @triton.jit
 def query_gradient(
-    acc, q, dout, lse2, delta, i, rows, segments, K, V, K_INDEX, K_SEGMENTS, INDEX, KIND, BANDS, MASKS, BIAS, SUMS,
-    u, start, first, stop, k_stride, v_stride, index_stride, k_start, k_stop, scale2, inverse_keep, threshold,
+    acc, q, dout, lse2, delta, i, rows, segments, K, V, K_INDEX, K_SEGMENTS, INDEX, DETAIL, MASKS, BIAS, SUMS,
+    u, start, first, stop, k_stride, v_stride, index_stride, k_start, k_stop, step, k_per, scale2, inverse_keep,
+    threshold,
     MODE: tl.constexpr, CONTIGUOUS: tl.constexpr, CHECKED: tl.constexpr, POSITIONAL: tl.constexpr,
+    STEPPED: tl.constexpr,
     DROPOUT: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     WORDS: tl.constexpr, BIAS_BLOCK: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
@@ -74,25 +74,27 @@ def query_gradient(
     RUN: tl.constexpr = CONTIGUOUS and MODE == FULL
     LOOK: tl.constexpr = CHECKED or MODE != FULL
     PRECISION: tl.constexpr = "ieee" if EXACT else "tf32"
-    begin = 0
-    if RUN:
-        begin = tl.load(INDEX + start, mask=stop > first, other=0)
+    upcoming = tl.load(INDEX + start + (0 if RUN else first), mask=stop > first, other=0)
     for e in tl.range(first, stop):
         if RUN:
-            block = begin + e
+            block = upcoming + e
         else:
-            block = tl.load(INDEX + start + e)
-        place = block * BN
-        token = tokens_of(K_INDEX, u, index_stride, place + offs_n, k_start)
+            # Read one entry ahead: the loads of keys wait for this number.
+            block = upcoming
+            upcoming = tl.load(INDEX + start + e + 1, mask=e + 1 < stop, other=0)
+        detail = 0
+        if MODE != FULL:
+            detail = tl.load(DETAIL + start + e)
+        base, token = tokens_of(K_INDEX, u, index_stride, block, k_start, step, k_per, BN, STEPPED)
         k_ok = (token >= 0) & (token < k_stop)
-        k = load_tile(K, token, place + k_start, k_ok, k_stride, offs_d, D, BD, LOOK, K_INDEX is not None)
-        v = load_tile(V, token, place + k_start, k_ok, v_stride, offs_d, D, BD, LOOK, K_INDEX is not None)
+        k = load_tile(K, token, base, k_ok, k_stride, step, offs_d, D, BD, BN, LOOK, K_INDEX is not None, STEPPED)
+        v = load_tile(V, token, base, k_ok, v_stride, step, offs_d, D, BD, BN, LOOK, K_INDEX is not None, STEPPED)
         s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2  # (BM, BN)
         if BIAS is not None:
-            s += tl.load(BIAS + place // BIAS_BLOCK) * LOG2E
+            s += tl.load(BIAS + (block * BN) // BIAS_BLOCK) * LOG2E
         p = tl.exp2(s - lse2[:, None])
         if MODE != FULL:
-            keeps = pattern_keeps(KIND, BANDS, MASKS, start + e, offs_m[:, None], offs_n[None, :], BM, WORDS, MODE)
+            keeps = pattern_keeps(detail, MASKS, offs_m[:, None], offs_n[None, :], BM, WORDS, MODE)
             p = tl.where(keeps, p, 0.0)
         if CHECKED:
             p = tl.where(k_ok[None, :], p, 0.0)
@@ -113,7 +115,7 @@ def query_gradient(
 
 @triton.jit(do_not_specialize=VARYING)
 def backward_rows(
-    Q, K, V, DOUT, LSE2, DELTA, DQ, LINES, INDEX, KIND, BANDS, MASKS, Q_INDEX, K_INDEX, GROUP, MERGES, ITEMS, PART,
+    Q, K, V, DOUT, LSE2, DELTA, DQ, LINES, INDEX, DETAIL, MASKS, Q_INDEX, K_INDEX, GROUP, MERGES, ITEMS, PART,
     Q_LENGTHS, K_LENGTHS, Q_SEGMENTS, K_SEGMENTS, SEED, BIAS, SUMS,
     q_b: tl.int64, q_h: tl.int64, q_t: tl.int64, k_b: tl.int64, k_h: tl.int64, k_t: tl.int64, v_b: tl.int64, v_h:
     tl.int64, v_t: tl.int64,
@@ -122,10 +124,12 @@ def backward_rows(
     k_index_stride: tl.int64, bias_h: tl.int64, bias_row: tl.int64, sums_h: tl.int64, sums_row: tl.int64,
     q_len: tl.int32, k_len: tl.int32, q_start: tl.int32, k_start: tl.int32, lines: tl.int32, batch: tl.int32, owners:
     tl.int32,
-    batch_groups: tl.int32, threshold: tl.int32, bias_first: tl.int32, sums_first: tl.int32, scale, scale2,
+    batch_groups: tl.int32, threshold: tl.int32, bias_first: tl.int32, sums_first: tl.int32, step: tl.int32,
+    q_per: tl.int32, k_per: tl.int32, scale, scale2,
     inverse_keep,
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, WORDS: tl.constexpr, SHARE: tl.constexpr,
-    CONTIGUOUS: tl.constexpr, CHECKED: tl.constexpr, POSITIONAL: tl.constexpr, HAS_BANDS: tl.constexpr, HAS_BITS: tl.constexpr,
+    CONTIGUOUS: tl.constexpr, CHECKED: tl.constexpr, POSITIONAL: tl.constexpr, STEPPED: tl.constexpr,
+    HAS_BANDS: tl.constexpr, HAS_BITS: tl.constexpr,
     DROPOUT: tl.constexpr, MERGE: tl.constexpr, BIAS_BLOCK: tl.constexpr, ALIGN: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     b, h, line, first, stop, slot = work_item(ITEMS, owners, lines, batch)
@@ -149,10 +153,10 @@ def backward_rows(
         k_stop = tl.minimum(k_stop, tl.load(K_LENGTHS + b))
     if K_SEGMENTS is not None:
         K_SEGMENTS += b64 * k_len
-    row = tokens_of(Q_INDEX, u, q_index_stride, line * BM + offs_m, q_start)
+    base, row = tokens_of(Q_INDEX, u, q_index_stride, line, q_start, step, q_per, BM, STEPPED)
     row_ok = (row >= 0) & (row < q_stop)
-    q = load_tile(Q, row, line * BM + q_start, row_ok, q_t, offs_d, D, BD, True, Q_INDEX is not None)
-    dout = load_tile(DOUT, row, line * BM + q_start, row_ok, do_t, offs_d, D, BD, True, Q_INDEX is not None)
+    q = load_tile(Q, row, base, row_ok, q_t, step, offs_d, D, BD, BM, True, Q_INDEX is not None, STEPPED)
+    dout = load_tile(DOUT, row, base, row_ok, do_t, step, offs_d, D, BD, BM, True, Q_INDEX is not None, STEPPED)
     at = (b64 * owners + h64) * q_len + row
     lse2 = tl.load(LSE2 + at, mask=row_ok, other=float("inf"))
     delta = tl.load(DELTA + at, mask=row_ok, other=0.0)
@@ -168,25 +172,19 @@ def backward_rows(
     if SUMS is not None:
         SUMS += (b64 * owners + h64) * sums_h + (line + sums_first) * sums_row
     acc = tl.zeros([BM, BD], tl.float32)
-    acc = query_gradient(
-        acc, q, dout, lse2, delta, i, rows, segments, K, V, K_INDEX, K_SEGMENTS, INDEX, KIND, BANDS, MASKS, BIAS, SUMS,
-        u, start, first, tl.minimum(stop, full), k_t, v_t, k_index_stride, k_start, k_stop, scale2, inverse_keep,
-        threshold, FULL, CONTIGUOUS, CHECKED, POSITIONAL, DROPOUT, D, BD, BM, BN, WORDS, BIAS_BLOCK, EXACT,
-    )  # fmt: skip
-    if HAS_BANDS:
-        acc = query_gradient(
-            acc, q, dout, lse2, delta, i, rows, segments, K, V, K_INDEX, K_SEGMENTS, INDEX, KIND, BANDS, MASKS, BIAS, SUMS,
-            u, start, tl.maximum(first, full), tl.minimum(stop, band), k_t, v_t, k_index_stride, k_start, k_stop, scale2,
-            inverse_keep, threshold, BAND, CONTIGUOUS, CHECKED, POSITIONAL, DROPOUT, D, BD, BM, BN, WORDS, BIAS_BLOCK,
-            EXACT,
-        )  # fmt: skip
-    if HAS_BITS:
-        acc = query_gradient(
-            acc, q, dout, lse2, delta, i, rows, segments, K, V, K_INDEX, K_SEGMENTS, INDEX, KIND, BANDS, MASKS, BIAS,
-            SUMS, u, start, tl.maximum(first, band), stop, k_t, v_t, k_index_stride, k_start, k_stop, scale2,
-            inverse_keep, threshold, BITS, CONTIGUOUS, CHECKED, POSITIONAL, DROPOUT, D, BD, BM, BN, WORDS, BIAS_BLOCK,
-            EXACT,
-        )  # fmt: skip
+    for mode in tl.static_range(3):
+        if mode == 0 or (mode == 1 and HAS_BANDS) or (mode == 2 and HAS_BITS):
+            lowest = 0 if mode == 0 else full if mode == 1 else band
+            highest = full if mode == 0 else band if mode == 1 else count
+            acc = query_gradient(
+                acc, q, dout, lse2, delta, i, rows, segments, K, V, K_INDEX, K_SEGMENTS, INDEX, DETAIL, MASKS, BIAS,
+                SUMS,
+                u, start, tl.maximum(first, lowest), tl.minimum(stop, highest), k_t, v_t, k_index_stride, k_start,
+                k_stop,
+                step, k_per, scale2, inverse_keep, threshold, mode, CONTIGUOUS, CHECKED, POSITIONAL, STEPPED, DROPOUT,
+                D,
+                BD, BM, BN, WORDS, BIAS_BLOCK, EXACT,
+            )  # fmt: skip
     acc *= scale
     limit = tl.where(group < 0, 0, q_len)
     if PART is not None:
@@ -211,11 +209,13 @@ def add_rows(X, value, token, ok, stride, merge, D: tl.constexpr, BD: tl.constex
 
 @triton.jit
 def key_gradients(
-    dk, dv, k, v, token, k_ok, segments, Q, DOUT, LSE2, DELTA, Q_INDEX, Q_SEGMENTS, SEED, INDEX, KIND, BANDS, MASKS,
+    dk, dv, k, v, token, k_ok, segments, Q, DOUT, LSE2, DELTA, Q_INDEX, Q_SEGMENTS, SEED, INDEX, DETAIL, MASKS,
     BIAS,
-    u, batch_head, start, first, stop, q_stride, do_stride, index_stride, q_start, q_stop, origin, scale2, inverse_keep,
+    u, batch_head, start, first, stop, q_stride, do_stride, index_stride, q_start, q_stop, step, q_per, origin, scale2,
+    inverse_keep,
     threshold, bias_row, bias_first,
     MODE: tl.constexpr, CONTIGUOUS: tl.constexpr, CHECKED: tl.constexpr, POSITIONAL: tl.constexpr,
+    STEPPED: tl.constexpr,
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     WORDS: tl.constexpr, BIAS_BLOCK: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
@@ -226,19 +226,20 @@ def key_gradients(
     RUN: tl.constexpr = CONTIGUOUS and MODE == FULL
     LOOK: tl.constexpr = CHECKED or MODE != FULL
     PRECISION: tl.constexpr = "ieee" if EXACT else "tf32"
-    begin = 0
-    if RUN:
-        begin = tl.load(INDEX + start, mask=stop > first, other=0)
+    upcoming = tl.load(INDEX + start + (0 if RUN else first), mask=stop > first, other=0)
     for e in tl.range(first, stop):
         if RUN:
-            block = begin + e
+            block = upcoming + e
         else:
-            block = tl.load(INDEX + start + e)
-        place = block * BM
-        row = tokens_of(Q_INDEX, u, index_stride, place + offs_m, q_start)
+            block = upcoming
+            upcoming = tl.load(INDEX + start + e + 1, mask=e + 1 < stop, other=0)
+        detail = 0
+        if MODE != FULL:
+            detail = tl.load(DETAIL + start + e)
+        base, row = tokens_of(Q_INDEX, u, index_stride, block, q_start, step, q_per, BM, STEPPED)
         row_ok = (row >= 0) & (row < q_stop)
-        q = load_tile(Q, row, place + q_start, row_ok, q_stride, offs_d, D, BD, LOOK, Q_INDEX is not None)
-        dout = load_tile(DOUT, row, place + q_start, row_ok, do_stride, offs_d, D, BD, LOOK, Q_INDEX is not None)
+        q = load_tile(Q, row, base, row_ok, q_stride, step, offs_d, D, BD, BM, LOOK, Q_INDEX is not None, STEPPED)
+        dout = load_tile(DOUT, row, base, row_ok, do_stride, step, offs_d, D, BD, BM, LOOK, Q_INDEX is not None, STEPPED)
         if LOOK:
             lse2 = tl.load(LSE2 + row, mask=row_ok, other=float("inf"))
             delta = tl.load(DELTA + row, mask=row_ok, other=0.0)
@@ -247,10 +248,10 @@ def key_gradients(
             delta = tl.load(DELTA + row)
         s = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale2  # (BN, BM)
         if BIAS is not None:
-            s += tl.load(BIAS + (place + bias_first) // BIAS_BLOCK * bias_row) * LOG2E
+            s += tl.load(BIAS + (block * BM + bias_first) // BIAS_BLOCK * bias_row) * LOG2E
         p = tl.exp2(s - lse2[None, :])
         if MODE != FULL:
-            keeps = pattern_keeps(KIND, BANDS, MASKS, start + e, offs_m[None, :], offs_n[:, None], BM, WORDS, MODE)
+            keeps = pattern_keeps(detail, MASKS, offs_m[None, :], offs_n[:, None], BM, WORDS, MODE)
             p = tl.where(keeps, p, 0.0)
         if POSITIONAL:
             p = tl.where(row[None, :] + origin >= token[:, None], p, 0.0)
@@ -272,7 +273,7 @@ def key_gradients(
 
 @triton.jit(do_not_specialize=VARYING)
 def backward_columns(
-    Q, K, V, DOUT, LSE2, DELTA, DK, DV, LINES, INDEX, KIND, BANDS, MASKS, Q_INDEX, K_INDEX, GROUP, ITEMS, PART_K,
+    Q, K, V, DOUT, LSE2, DELTA, DK, DV, LINES, INDEX, DETAIL, MASKS, Q_INDEX, K_INDEX, GROUP, ITEMS, PART_K,
     PART_V,
     Q_LENGTHS, K_LENGTHS, Q_SEGMENTS, K_SEGMENTS, SEED, BIAS,
     q_b: tl.int64, q_h: tl.int64, q_t: tl.int64, k_b: tl.int64, k_h: tl.int64, k_t: tl.int64, v_b: tl.int64, v_h:
@@ -282,9 +283,11 @@ def backward_columns(
     q_index_stride: tl.int64, k_index_stride: tl.int64, bias_h: tl.int64, bias_row: tl.int64,
     q_len: tl.int32, k_len: tl.int32, q_start: tl.int32, k_start: tl.int32, lines: tl.int32, batch: tl.int32, owners:
     tl.int32,
-    batch_groups: tl.int32, threshold: tl.int32, bias_first: tl.int32, scale, scale2, inverse_keep,
+    batch_groups: tl.int32, threshold: tl.int32, bias_first: tl.int32, step: tl.int32, q_per: tl.int32,
+    k_per: tl.int32, scale, scale2, inverse_keep,
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, WORDS: tl.constexpr, SHARE: tl.constexpr,
-    CONTIGUOUS: tl.constexpr, CHECKED: tl.constexpr, POSITIONAL: tl.constexpr, HAS_BANDS: tl.constexpr, HAS_BITS: tl.constexpr,
+    CONTIGUOUS: tl.constexpr, CHECKED: tl.constexpr, POSITIONAL: tl.constexpr, STEPPED: tl.constexpr,
+    HAS_BANDS: tl.constexpr, HAS_BITS: tl.constexpr,
     MERGE: tl.constexpr, BIAS_BLOCK: tl.constexpr, ALIGN: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     b, owner, line, item_first, item_stop, slot = work_item(ITEMS, owners, lines, batch)
@@ -299,12 +302,12 @@ def backward_columns(
         k_stop = tl.minimum(k_stop, tl.load(K_LENGTHS + b))
     # Where orders differ by head each key head has one query head, so the first stands for all.
     u = tl.maximum(tl.load(GROUP + owner * SHARE), 0) + b * batch_groups
-    token = tokens_of(K_INDEX, u, k_index_stride, line * BN + offs_n, k_start)
+    base, token = tokens_of(K_INDEX, u, k_index_stride, line, k_start, step, k_per, BN, STEPPED)
     k_ok = (token >= 0) & (token < k_stop)
     K += tl.multiple_of(b64 * k_b + kv64 * k_h, ALIGN)
     V += tl.multiple_of(b64 * v_b + kv64 * v_h, ALIGN)
-    k = load_tile(K, token, line * BN + k_start, k_ok, k_t, offs_d, D, BD, True, K_INDEX is not None)
-    v = load_tile(V, token, line * BN + k_start, k_ok, v_t, offs_d, D, BD, True, K_INDEX is not None)
+    k = load_tile(K, token, base, k_ok, k_t, step, offs_d, D, BD, BN, True, K_INDEX is not None, STEPPED)
+    v = load_tile(V, token, base, k_ok, v_t, step, offs_d, D, BD, BN, True, K_INDEX is not None, STEPPED)
     segments = None
     if K_SEGMENTS is not None:
         segments = tl.load(K_SEGMENTS + b64 * k_len + token, mask=k_ok, other=0)
@@ -331,27 +334,18 @@ def backward_columns(
         BIAS_OF = BIAS
         if BIAS is not None:
             BIAS_OF = BIAS + h64 * bias_h + (line * BN) // BIAS_BLOCK
-        dk, dv = key_gradients(
-            dk, dv, k, v, token, k_ok, segments, Q_OF, DOUT_OF, LSE2_OF, DELTA_OF, Q_INDEX, Q_SEGMENTS, SEED, INDEX,
-            KIND, BANDS, MASKS, BIAS_OF, u, batch_head, start, first, tl.minimum(stop, full), q_t, do_t, q_index_stride,
-            q_start, q_stop, k_len - q_len, scale2, inverse_keep, threshold, bias_row, bias_first,
-            FULL, CONTIGUOUS, CHECKED, POSITIONAL, D, BD, BM, BN, WORDS, BIAS_BLOCK, EXACT,
-        )  # fmt: skip
-        if HAS_BANDS:
-            dk, dv = key_gradients(
-                dk, dv, k, v, token, k_ok, segments, Q_OF, DOUT_OF, LSE2_OF, DELTA_OF, Q_INDEX, Q_SEGMENTS, SEED, INDEX,
-                KIND, BANDS, MASKS, BIAS_OF, u, batch_head, start, tl.maximum(first, full), tl.minimum(stop, band), q_t,
-                do_t,
-                q_index_stride, q_start, q_stop, k_len - q_len, scale2, inverse_keep, threshold, bias_row, bias_first,
-                BAND, CONTIGUOUS, CHECKED, POSITIONAL, D, BD, BM, BN, WORDS, BIAS_BLOCK, EXACT,
-            )  # fmt: skip
-        if HAS_BITS:
-            dk, dv = key_gradients(
-                dk, dv, k, v, token, k_ok, segments, Q_OF, DOUT_OF, LSE2_OF, DELTA_OF, Q_INDEX, Q_SEGMENTS, SEED, INDEX,
-                KIND, BANDS, MASKS, BIAS_OF, u, batch_head, start, tl.maximum(first, band), stop, q_t, do_t,
-                q_index_stride, q_start, q_stop, k_len - q_len, scale2, inverse_keep, threshold, bias_row, bias_first,
-                BITS, CONTIGUOUS, CHECKED, POSITIONAL, D, BD, BM, BN, WORDS, BIAS_BLOCK, EXACT,
-            )  # fmt: skip
+        for mode in tl.static_range(3):
+            if mode == 0 or (mode == 1 and HAS_BANDS) or (mode == 2 and HAS_BITS):
+                lowest = 0 if mode == 0 else full if mode == 1 else band
+                highest = full if mode == 0 else band if mode == 1 else count
+                dk, dv = key_gradients(
+                    dk, dv, k, v, token, k_ok, segments, Q_OF, DOUT_OF, LSE2_OF, DELTA_OF, Q_INDEX, Q_SEGMENTS, SEED,
+                    INDEX, DETAIL, MASKS, BIAS_OF, u, batch_head, start, tl.maximum(first, lowest),
+                    tl.minimum(stop, highest), q_t, do_t, q_index_stride, q_start, q_stop, step, q_per, k_len - q_len,
+                    scale2, inverse_keep, threshold, bias_row, bias_first, mode, CONTIGUOUS, CHECKED, POSITIONAL,
+                    STEPPED,
+                    D, BD, BM, BN, WORDS, BIAS_BLOCK, EXACT,
+                )  # fmt: skip
     # Keys past the length were computed from zeros; their rows mix with no others.
     dk = tl.where(k_ok[:, None], dk * scale, 0.0)
     dv = tl.where(k_ok[:, None], dv, 0.0)
@@ -388,7 +382,7 @@ def add_pieces(
         place = ((slot + piece) * batch + b).to(tl.int64) * BX + offs_x
         acc += tl.load(PART + place[:, None] * BD + offs_d[None, :])
     u = tl.maximum(tl.load(GROUP + owner * SHARE), 0) + b * batch_groups
-    token = tokens_of(X_INDEX, u, index_stride, line * BX + offs_x, x_start)
+    _, token = tokens_of(X_INDEX, u, index_stride, line, x_start, 1, 1, BX, False)
     merge = 1
     if MERGES is not None:
         merge = tl.load(MERGES + owner)

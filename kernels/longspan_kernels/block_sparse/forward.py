@@ -11,7 +11,7 @@ from torch import Tensor
 from .arguments import Call, alignment, launch, output_like
 from .forward_kernels import forward_rows, merge_pieces
 from .layout import Component, Layout
-from .schedule import packed_lines, work_of
+from .schedule import work_of
 from .tuning import launch_of
 
 
@@ -59,12 +59,11 @@ def _component(call: Call, component: Component, out: Tensor, lse: Tensor, mergi
     if work.slots:
         part = torch.empty((work.slots * B, BM, BD), dtype=torch.float32, device=q.device)
         part_lse = torch.empty((work.slots * B, BM), dtype=torch.float32, device=q.device)
-    bands, masks, q_index, k_index, group = call.pattern(component)
     warps, stages = launch_of("forward", q, component)
     launch(
         forward_rows, work.programs * B,
-        (q, call.k, call.v, out, lse, packed_lines(component, "rows"), lists.index, lists.kind, bands, masks, q_index,
-         k_index, group, component.merge, work.items, part, part_lse, *call.limits()),
+        (q, call.k, call.v, out, lse, *call.pattern(component, "rows"), component.merge, work.items, part, part_lse,
+         *call.limits()),
         numbers | {
             "o_b": o_b, "o_h": o_h, "o_t": o_t, "lines": lists.start.shape[1], "owners": H,
             "CONTIGUOUS": lists.contiguous, "DROPOUT": call.seed is not None, "MERGE": merging,
@@ -75,7 +74,7 @@ def _component(call: Call, component: Component, out: Tensor, lse: Tensor, mergi
     if work.splits is not None:
         launch(
             merge_pieces, len(work.splits) * B,
-            (out, lse, part, part_lse, work.splits, group, component.merge, q_index),
+            (out, lse, part, part_lse, work.splits, component.group, component.merge, component.q_index),
             {
                 "o_b": o_b, "o_h": o_h, "o_t": o_t, "q_index_stride": numbers["q_index_stride"], "q_len": Tq,
                 "q_start": component.q_start, "batch": B, "owners": H, "batch_groups": component.batch_groups,

@@ -7,15 +7,13 @@ cut into pieces, whose results a second kernel merges. Scores are in base 2: exp
 Legend: BM x BN the tile, BD the head width D rounded up to a power of two.
 """
 
-# ruff: noqa: SIM102, SIM108 (branches on compile-time constants stay statements)
+# ruff: noqa: SIM102 (branches on compile-time constants stay statements)
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
 from .tile_math import (
-    BAND,
-    BITS,
     FULL,
     LN2,
     LOG2E,
@@ -32,11 +30,11 @@ from .tile_math import (
 
 @triton.jit
 def attend(
-    acc, total, peak, q, i, rows, segments, K, V, K_INDEX, K_SEGMENTS, INDEX, KIND, BANDS, MASKS, BIAS,
-    u, start, first, stop, k_stride, v_stride, index_stride, k_start, k_stop, scale2, threshold, bias_at, bias_ratio,
+    acc, total, peak, q, i, rows, segments, K, V, K_INDEX, K_SEGMENTS, INDEX, DETAIL, MASKS, BIAS,
+    u, start, first, stop, k_stride, v_stride, index_stride, k_start, k_stop, step, k_per, scale2, threshold, bias_at,
     MODE: tl.constexpr, CONTIGUOUS: tl.constexpr, CHECKED: tl.constexpr, POSITIONAL: tl.constexpr,
-    DROPOUT: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    WORDS: tl.constexpr, EXACT: tl.constexpr,
+    STEPPED: tl.constexpr, DROPOUT: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    WORDS: tl.constexpr, BIAS_BLOCK: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """Adds the entries [first, stop) of a row to its running (acc, total, peak)."""
     offs_m = tl.arange(0, BM)
@@ -44,24 +42,26 @@ def attend(
     offs_d = tl.arange(0, BD)
     RUN: tl.constexpr = CONTIGUOUS and MODE == FULL
     LOOK: tl.constexpr = CHECKED or MODE != FULL
-    begin = 0
-    if RUN:
-        begin = tl.load(INDEX + start, mask=stop > first, other=0)
+    upcoming = tl.load(INDEX + start + (0 if RUN else first), mask=stop > first, other=0)
     for e in tl.range(first, stop):
         if RUN:
-            block = begin + e
+            block = upcoming + e
         else:
-            block = tl.load(INDEX + start + e)
-        place = block * BN
-        token = tokens_of(K_INDEX, u, index_stride, place + offs_n, k_start)
+            # Read one entry ahead: the loads of keys wait for this number.
+            block = upcoming
+            upcoming = tl.load(INDEX + start + e + 1, mask=e + 1 < stop, other=0)
+        detail = 0
+        if MODE != FULL:
+            detail = tl.load(DETAIL + start + e)
+        base, token = tokens_of(K_INDEX, u, index_stride, block, k_start, step, k_per, BN, STEPPED)
         k_ok = (token >= 0) & (token < k_stop)
-        k = load_tile(K, token, place + k_start, k_ok, k_stride, offs_d, D, BD, LOOK, K_INDEX is not None)  # (BN, BD)
+        k = load_tile(K, token, base, k_ok, k_stride, step, offs_d, D, BD, BN, LOOK, K_INDEX is not None, STEPPED)  # (BN, BD)
         s = tl.dot(q, tl.trans(k), input_precision="ieee" if EXACT else "tf32")  # (BM, BN)
         if BIAS is not None:
-            s = s * scale2 + tl.load(BIAS + bias_at + block // bias_ratio) * LOG2E
+            s = s * scale2 + tl.load(BIAS + bias_at + (block * BN) // BIAS_BLOCK) * LOG2E
         keeps = None
         if MODE != FULL:
-            keeps = pattern_keeps(KIND, BANDS, MASKS, start + e, offs_m[:, None], offs_n[None, :], BM, WORDS, MODE)
+            keeps = pattern_keeps(detail, MASKS, offs_m[:, None], offs_n[None, :], BM, WORDS, MODE)
             s = tl.where(keeps, s, float("-inf"))
         if CHECKED:
             s = tl.where(k_ok[None, :], s, float("-inf"))
@@ -72,18 +72,18 @@ def attend(
             s = tl.where(segments[:, None] == same[None, :], s, float("-inf"))
         if BIAS is not None:
             new = tl.maximum(peak, tl.max(s, 1))
-            base = tl.where(new == float("-inf"), 0.0, new)
-            p = tl.exp2(s - base[:, None])
+            origin = tl.where(new == float("-inf"), 0.0, new)
+            p = tl.exp2(s - origin[:, None])
         else:
             new = tl.maximum(peak, tl.max(s, 1) * scale2)
-            base = tl.where(new == float("-inf"), 0.0, new)
-            p = tl.exp2(s * scale2 - base[:, None])
-        shrink = tl.exp2(peak - base)
+            origin = tl.where(new == float("-inf"), 0.0, new)
+            p = tl.exp2(s * scale2 - origin[:, None])
+        shrink = tl.exp2(peak - origin)
         total = total * shrink + tl.sum(p, 1)
         acc = acc * shrink[:, None]
         if DROPOUT:
             p = tl.where(dropout_keeps(rows[:, None], token[None, :], threshold), p, 0.0)
-        v = load_tile(V, token, place + k_start, k_ok, v_stride, offs_d, D, BD, LOOK, K_INDEX is not None)  # (BN, BD)
+        v = load_tile(V, token, base, k_ok, v_stride, step, offs_d, D, BD, BN, LOOK, K_INDEX is not None, STEPPED)  # (BN, BD)
         acc = tl.dot(p.to(v.dtype), v, acc, input_precision="ieee" if EXACT else "tf32")
         peak = new
     return acc, total, peak
@@ -113,7 +113,7 @@ def store_rows(OUT, LSE, out, lse2, token, ok, out_stride, merge, D: tl.constexp
 
 @triton.jit(do_not_specialize=VARYING)
 def forward_rows(
-    Q, K, V, OUT, LSE, LINES, INDEX, KIND, BANDS, MASKS, Q_INDEX, K_INDEX, GROUP, MERGES, ITEMS, PART, PART_LSE,
+    Q, K, V, OUT, LSE, LINES, INDEX, DETAIL, MASKS, Q_INDEX, K_INDEX, GROUP, MERGES, ITEMS, PART, PART_LSE,
     Q_LENGTHS, K_LENGTHS, Q_SEGMENTS, K_SEGMENTS, SEED, BIAS,
     q_b: tl.int64, q_h: tl.int64, q_t: tl.int64, k_b: tl.int64, k_h: tl.int64, k_t: tl.int64, v_b: tl.int64, v_h:
     tl.int64, v_t: tl.int64,
@@ -121,9 +121,11 @@ def forward_rows(
     bias_row: tl.int64,
     q_len: tl.int32, k_len: tl.int32, q_start: tl.int32, k_start: tl.int32, lines: tl.int32, batch: tl.int32, owners:
     tl.int32,
-    batch_groups: tl.int32, threshold: tl.int32, bias_first: tl.int32, scale2, inverse_keep,
+    batch_groups: tl.int32, threshold: tl.int32, bias_first: tl.int32, step: tl.int32, q_per: tl.int32,
+    k_per: tl.int32, scale2, inverse_keep,
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, WORDS: tl.constexpr, SHARE: tl.constexpr,
-    CONTIGUOUS: tl.constexpr, CHECKED: tl.constexpr, POSITIONAL: tl.constexpr, HAS_BANDS: tl.constexpr, HAS_BITS: tl.constexpr,
+    CONTIGUOUS: tl.constexpr, CHECKED: tl.constexpr, POSITIONAL: tl.constexpr, STEPPED: tl.constexpr,
+    HAS_BANDS: tl.constexpr, HAS_BITS: tl.constexpr,
     DROPOUT: tl.constexpr, MERGE: tl.constexpr, BIAS_BLOCK: tl.constexpr, ALIGN: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     b, h, line, first, stop, slot = work_item(ITEMS, owners, lines, batch)
@@ -146,9 +148,9 @@ def forward_rows(
         k_stop = tl.minimum(k_stop, tl.load(K_LENGTHS + b))
     if K_SEGMENTS is not None:
         K_SEGMENTS += b64 * k_len
-    row = tokens_of(Q_INDEX, u, q_index_stride, line * BM + offs_m, q_start)
+    base, row = tokens_of(Q_INDEX, u, q_index_stride, line, q_start, step, q_per, BM, STEPPED)
     row_ok = (row >= 0) & (row < q_stop)
-    q = load_tile(Q, row, line * BM + q_start, row_ok, q_t, offs_d, D, BD, True, Q_INDEX is not None)  # (BM, BD)
+    q = load_tile(Q, row, base, row_ok, q_t, step, offs_d, D, BD, BM, True, Q_INDEX is not None, STEPPED)  # (BM, BD)
     i = row + (k_len - q_len)
     rows = None
     if DROPOUT:
@@ -163,24 +165,17 @@ def forward_rows(
     acc = tl.zeros([BM, BD], tl.float32)
     total = tl.zeros([BM], tl.float32)
     peak = tl.full([BM], float("-inf"), tl.float32)
-    acc, total, peak = attend(
-        acc, total, peak, q, i, rows, segments, K, V, K_INDEX, K_SEGMENTS, INDEX, KIND, BANDS, MASKS, BIAS,
-        u, start, first, tl.minimum(stop, full), k_t, v_t, k_index_stride, k_start, k_stop, scale2, threshold,
-        bias_at, BIAS_BLOCK // BN, FULL, CONTIGUOUS, CHECKED, POSITIONAL, DROPOUT, D, BD, BM, BN, WORDS, EXACT,
-    )  # fmt: skip
-    if HAS_BANDS:
-        acc, total, peak = attend(
-            acc, total, peak, q, i, rows, segments, K, V, K_INDEX, K_SEGMENTS, INDEX, KIND, BANDS, MASKS, BIAS,
-            u, start, tl.maximum(first, full), tl.minimum(stop, band), k_t, v_t, k_index_stride, k_start, k_stop, scale2,
-            threshold, bias_at, BIAS_BLOCK // BN, BAND, CONTIGUOUS, CHECKED, POSITIONAL, DROPOUT, D, BD, BM, BN, WORDS,
-            EXACT,
-        )  # fmt: skip
-    if HAS_BITS:
-        acc, total, peak = attend(
-            acc, total, peak, q, i, rows, segments, K, V, K_INDEX, K_SEGMENTS, INDEX, KIND, BANDS, MASKS, BIAS,
-            u, start, tl.maximum(first, band), stop, k_t, v_t, k_index_stride, k_start, k_stop, scale2, threshold,
-            bias_at, BIAS_BLOCK // BN, BITS, CONTIGUOUS, CHECKED, POSITIONAL, DROPOUT, D, BD, BM, BN, WORDS, EXACT,
-        )  # fmt: skip
+    for mode in tl.static_range(3):
+        if mode == 0 or (mode == 1 and HAS_BANDS) or (mode == 2 and HAS_BITS):
+            lowest = 0 if mode == 0 else full if mode == 1 else band
+            highest = full if mode == 0 else band if mode == 1 else count
+            acc, total, peak = attend(
+                acc, total, peak, q, i, rows, segments, K, V, K_INDEX, K_SEGMENTS, INDEX, DETAIL, MASKS, BIAS,
+                u, start, tl.maximum(first, lowest), tl.minimum(stop, highest), k_t, v_t, k_index_stride, k_start,
+                k_stop,
+                step, k_per, scale2, threshold, bias_at, mode, CONTIGUOUS, CHECKED, POSITIONAL, STEPPED, DROPOUT, D, BD,
+                BM, BN, WORDS, BIAS_BLOCK, EXACT,
+            )  # fmt: skip
     # A row without keys, and one past the length, whose scores were computed from zeros.
     alive = row_ok & (total > 0.0)
     total = tl.where(alive, total, 1.0)
@@ -233,7 +228,7 @@ def merge_pieces(
     total = tl.where(alive, total, 1.0)
     lse2 = tl.where(alive, peak + tl.log2(total), float("-inf"))
     u = tl.load(GROUP + h) + b * batch_groups
-    row = tokens_of(Q_INDEX, u, q_index_stride, line * BM + offs_m, q_start)
+    base, row = tokens_of(Q_INDEX, u, q_index_stride, line, q_start, 1, 1, BM, False)
     merge = tl.load(MERGES + h) if MERGE else 0
     b64, h64 = b.to(tl.int64), h.to(tl.int64)
     store_rows(OUT + b64 * o_b + h64 * o_h, LSE + (b64 * owners + h64) * q_len, acc / total[:, None], lse2, row,

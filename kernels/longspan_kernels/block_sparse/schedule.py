@@ -37,14 +37,6 @@ class Work:
     slots: int = 0
 
 
-def packed_lines(component: Component, name: str) -> Tensor:
-    """[U, lines, 4] int32: start, full, band, count of each line, side by side so that one place in memory has them all."""
-    if name not in component.cache:
-        lists: Lists = getattr(component, name)
-        component.cache[name] = torch.stack([lists.start, lists.full, lists.band, lists.count], -1).contiguous()
-    return component.cache[name]
-
-
 def processors(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).multi_processor_count

@@ -17,45 +17,11 @@ LN2 = tl.constexpr(0.6931471805599453)
 EVERY_ENTRY = tl.constexpr(1 << 30)
 # Arguments that follow the lengths: a kernel compiled for one value serves all.
 VARYING = [
-    "q_len",
-    "k_len",
-    "q_start",
-    "k_start",
-    "lines",
-    "batch",
-    "owners",
-    "batch_groups",
-    "threshold",
-    "bias_first",
-    "bias_h",
-    "bias_row",
-    "q_index_stride",
-    "k_index_stride",
-    "sums_h",
-    "sums_row",
-    "sums_first",
-    "q_b",
-    "q_h",
-    "k_b",
-    "k_h",
-    "v_b",
-    "v_h",
-    "o_b",
-    "o_h",
-    "do_b",
-    "do_h",
-    "dq_b",
-    "dq_h",
-    "dk_b",
-    "dk_h",
-    "dv_b",
-    "dv_h",
-    "x_b",
-    "x_h",
-    "x_len",
-    "x_start",
-    "index_stride",
-]
+    "q_len", "k_len", "q_start", "k_start", "lines", "batch", "owners", "batch_groups", "threshold", "bias_first",
+    "bias_h", "bias_row", "q_index_stride", "k_index_stride", "step", "q_per", "k_per", "sums_h", "sums_row",
+    "sums_first", "q_b", "q_h", "k_b", "k_h", "v_b", "v_h", "o_b", "o_h", "do_b", "do_h", "dq_b", "dq_h", "dk_b",
+    "dk_h", "dv_b", "dv_h", "x_b", "x_h", "x_len", "x_start", "index_stride",
+]  # fmt: skip
 
 
 @triton.jit
@@ -97,27 +63,38 @@ def line_bounds(LINES, u, lines, line):
 
 
 @triton.jit
-def tokens_of(INDEX, u, index_stride, place, origin):
-    """The token rows at some places of an order; -1 or out of range for none."""
-    if INDEX is None:
-        token = place + origin
+def tokens_of(INDEX, u, index_stride, tile, origin, step, per, B: tl.constexpr, STEPPED: tl.constexpr):
+    """(first token row, all token rows) of a tile; a row below 0 or past the end is no token.
+
+    Natural order: consecutive. STEPPED: `per` tiles a residue class of `step`. Else as the index says (no first row then).
+    """
+    offs = tl.arange(0, B)
+    if STEPPED:
+        base = origin + tile // per + (tile % per) * (B * step)
+        token = base + offs * step
+    elif INDEX is None:
+        base = tile * B + origin
+        token = base + offs
     else:
-        token = tl.load(INDEX + u.to(tl.int64) * index_stride + place)
-    return token
+        base = 0
+        token = tl.load(INDEX + u.to(tl.int64) * index_stride + tile * B + offs)
+    return base, token
 
 
 @triton.jit
-def load_tile(X, token, base, ok, stride, offs_d, D: tl.constexpr, BD: tl.constexpr, CHECK: tl.constexpr, GATHER: tl.constexpr):
-    """Rows `token` of X [T, D] as [tile, BD]; 0 where not ok (only looked at under CHECK) and past D.
-
-    Without GATHER the tokens are consecutive from `base`.
-    """
-    if GATHER:
+def load_tile(
+    X, token, base, ok, stride, step, offs_d, D: tl.constexpr, BD: tl.constexpr, B: tl.constexpr, CHECK: tl.constexpr,
+    INDEXED: tl.constexpr, STEPPED: tl.constexpr,
+):  # fmt: skip
+    """Rows `token` of X [T, D] as [B, BD]; 0 where not ok (only looked at under CHECK) and past D."""
+    offs = tl.arange(0, B)
+    if STEPPED:
+        at = X + base.to(tl.int64) * stride + (offs.to(tl.int64)[:, None] * (stride * step) + offs_d[None, :])
+    elif INDEXED:
         at = X + token.to(tl.int64)[:, None] * stride + offs_d[None, :]
     else:
         # One 64-bit product a tile; what remains inside it fits 32 bits.
-        inside = tl.arange(0, token.shape[0])[:, None] * stride.to(tl.int32) + offs_d[None, :]
-        at = X + base.to(tl.int64) * stride + inside
+        at = X + base.to(tl.int64) * stride + (offs[:, None] * stride.to(tl.int32) + offs_d[None, :])
     if CHECK:
         if D == BD:
             tile = tl.load(at, mask=ok[:, None], other=0.0)
@@ -132,14 +109,16 @@ def load_tile(X, token, base, ok, stride, offs_d, D: tl.constexpr, BD: tl.conste
 
 
 @triton.jit
-def pattern_keeps(KIND, BANDS, MASKS, entry, offs_m, offs_n, BM: tl.constexpr, WORDS: tl.constexpr, MODE: tl.constexpr):
-    """The mask of an entry over offsets that broadcast against each other ([BM, 1] and [1, BN], or transposed)."""
-    kind = tl.load(KIND + entry).to(tl.int64)
+def pattern_keeps(detail, MASKS, offs_m, offs_n, BM: tl.constexpr, WORDS: tl.constexpr, MODE: tl.constexpr):
+    """The mask of an entry over offsets that broadcast against each other ([BM, 1] and [1, BN], or transposed).
+
+    `detail` holds the two bounds of a band in its halves, or the number of a stored mask.
+    """
     if MODE == BAND:
         distance = offs_m - offs_n
-        keeps = (distance >= tl.load(BANDS + 2 * kind)) & (distance <= tl.load(BANDS + 2 * kind + 1))
+        keeps = (distance >= (detail >> 16)) & (distance <= ((detail << 16) >> 16))
     else:
-        word = tl.load(MASKS + kind * (BM * WORDS) + (offs_m * WORDS + offs_n // 32))
+        word = tl.load(MASKS + detail.to(tl.int64) * (BM * WORDS) + (offs_m * WORDS + offs_n // 32))
         keeps = ((word >> (offs_n % 32)) & 1) != 0
     return keeps
 
