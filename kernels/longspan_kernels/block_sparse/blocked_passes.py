@@ -40,7 +40,7 @@ def _forward_piece(piece: Piece, batches, q: Tensor, k: Tensor, v: Tensor) -> tu
         split = whole.count > split_width(c.block_k)
         for batch in cut(whole, G, c.block_q, c.block_k):
             s, _, _ = piece.scores(qo, ko, batch)
-            R, n = batch.index.shape
+            R, _n = batch.index.shape
             top = s.amax(-1, keepdim=True)
             p = s.sub_(top).exp_()
             total = p.sum(-1, keepdim=True)
@@ -143,7 +143,7 @@ def _backward_piece(piece: Piece, batches, dout, q, k, v, lse, delta, dbias) -> 
     vo = piece.ordered(v, False, piece.kv_heads(v, q.shape[1]))
     do = piece.ordered(dout, True, piece.heads)
     lo, de = piece.ordered_rows(lse, DEAD_ROW), piece.ordered_rows(delta, 0.0)
-    G, blocks, bq, D = qo.shape
+    G, _blocks, bq, D = qo.shape
     dq, dk, dv = torch.zeros_like(qo), torch.zeros_like(ko), torch.zeros_like(vo)
     for whole in batches:
         split = whole.count > split_width(c.block_k)

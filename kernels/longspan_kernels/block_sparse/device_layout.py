@@ -54,7 +54,7 @@ class DeviceLayout:
         ):
             if order is not None and (order.dim() != 3 or order.shape[2] % block or order.shape[:2] != self.index.shape[:2]):
                 raise DeviceLayoutError(
-                    f"{name} has shape {tuple(order.shape)}; give {tuple(self.index.shape[:2])} and a multiple of {block} places"
+                    f"{name} has shape {tuple(order.shape)}; give {tuple(self.index.shape[:2])}, a multiple of {block} places"
                 )
             places = length if order is None else order.shape[2]
             if name == "q_order" and self.index.shape[2] != -(-places // block):
