@@ -18,6 +18,7 @@ from longspan.data.batches import Collate
 from longspan.data.errors import DataConfigError
 from longspan.data.loader import EvaluationSampler, ResumableLoader, TrainSampler, rank_and_world
 from longspan.data.splits import SPLITS
+from longspan.data.vocabulary import Vocabulary
 from longspan.data.vocabulary import vocabulary as vocabulary_named
 
 
@@ -35,7 +36,7 @@ class SequenceDataModule(pl.LightningDataModule):
     def __init__(
         self,
         *,
-        vocabulary: str,
+        vocabulary: str | Vocabulary,
         batch_size: int,
         max_length: int,
         seed: int,
@@ -47,7 +48,7 @@ class SequenceDataModule(pl.LightningDataModule):
         pad_to_multiple: int | None = None,
     ):
         super().__init__()
-        self.vocabulary = vocabulary_named(vocabulary)
+        self.vocabulary = vocabulary_named(vocabulary) if isinstance(vocabulary, str) else vocabulary
         self.batch_size = settings.whole("batch_size", batch_size, 1)
         self.max_length = settings.whole("max_length", max_length, 2)
         self.seed = settings.whole("seed", seed, 0)
@@ -132,7 +133,7 @@ class SequenceDataModule(pl.LightningDataModule):
         data = self.split("train")
         loader = ResumableLoader(
             data,
-            sampler=TrainSampler(data, self.seed, rank, world),
+            sampler=self._train_sampler(data, rank, world),
             drop_last=self.drop_last and len(data) >= self.batch_size * world,  # type: ignore[arg-type]
             **self._options(),
         )
@@ -155,6 +156,9 @@ class SequenceDataModule(pl.LightningDataModule):
         self.setup("predict")
         assert self._predict_set is not None
         return DataLoader(self._predict_set, shuffle=False, **self._options(names=True))
+
+    def _train_sampler(self, data: Dataset, rank: int, world: int) -> TrainSampler:
+        return TrainSampler(data, self.seed, rank, world)
 
     def _evaluation(self, name: str) -> DataLoader:
         rank, world = rank_and_world()

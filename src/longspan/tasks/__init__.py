@@ -6,6 +6,7 @@ from longspan.tasks.errors import BatchError, NonFiniteLossError, TaskConfigErro
 from longspan.tasks.language_modelling import LanguageModelling
 from longspan.tasks.masked_modelling import MaskedModelling
 from longspan.tasks.optimizers import adamw, decay_groups, undecayed_names
+from longspan.tasks.recall import Recall
 from longspan.tasks.schedules import warmup_constant, warmup_cosine
 from longspan.tasks.sequence_classification import SequenceClassification
 from longspan.tasks.token_labelling import TokenLabelling
@@ -15,6 +16,7 @@ __all__ = [
     "LanguageModelling",
     "MaskedModelling",
     "NonFiniteLossError",
+    "Recall",
     "SequenceClassification",
     "Task",
     "TaskConfigError",

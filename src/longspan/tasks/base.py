@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -52,7 +52,7 @@ class Task(pl.LightningModule):
         hyperparameters: plain values that checkpoints carry.
     """
 
-    causal: ClassVar[bool] = False  # which kind of model the task wants
+    causal: bool = False  # which kind of model the task wants
     metrics_info: dict[str, bool]  # name -> whether higher is better
     primary_metric: str
 

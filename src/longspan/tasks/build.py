@@ -76,12 +76,12 @@ def build_task(
     """
     kind = task_class(task)
     facts = dict(data) if isinstance(data, Mapping) else data_facts(task, data)
+    given = task.keywords if isinstance(task, partial) else {}
     backbone = model(
-        causal=kind.causal,
+        causal=bool(given.get("causal", kind.causal)),
         vocab_size=facts.pop("vocab_size"),
         max_length=facts.pop("max_length"),
         attention=attention,
     )
-    given = task.keywords if isinstance(task, partial) else {}
     arguments = {name: value for name, value in facts.items() if given.get(name) is None}
     return task(model=backbone, optimizer=optimizer, scheduler=scheduler, **arguments)

@@ -1,0 +1,97 @@
+"""Multi-query associative recall: pairs of a key and a value first, then keys whose values are asked for.
+
+Legend: B sequences, P pairs, Q questions.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+
+from longspan.data import settings
+from longspan.data.errors import DataConfigError
+from longspan.data.synthetic.draws import Draws
+from longspan.data.synthetic.examples import Examples
+from longspan.data.synthetic.module import SyntheticDataModule
+from longspan.data.synthetic.questions import SPREADS, QuestionRegion, tokens_or_share
+from longspan.data.synthetic.symbols import SymbolVocabulary
+
+
+class AssociativeRecallDataModule(SyntheticDataModule):
+    """k3 v1 k0 v7 ... f f k0 f f k3 f: at each later key the value that stood behind it (Zoology, 2312.04927).
+
+    `pairs` distinct keys with values drawn independently stand at the start; the fillers after them hold `questions`
+    (null: one a pair) at random places, at least `distance` positions from the answer and at most `max_distance`
+    (null: as far as the sequence goes). `spread` of the places: "uniform", or "log", as many in each doubling of the
+    gap (Zoology's power law). `keys`, `values`, `fillers`: how many symbols there are of each kind.
+
+    Raises:
+        DataConfigError: an argument cannot be used; the message names `data.<key>`, the value and the fix.
+    """
+
+    diagnostic: ClassVar[str] = "multi-query associative recall"
+    paper: ClassVar[str] = "2312.04927"
+
+    def __init__(
+        self,
+        *,
+        pairs: int = 16,
+        questions: int | None = None,
+        distance: int | float = 1,
+        max_distance: int | float | None = None,
+        spread: str = "uniform",
+        keys: int = 64,
+        values: int = 64,
+        fillers: int = 1,
+        batch_size: int = 32,
+        max_length: int = 256,
+        seed: int = 0,
+        epoch_windows: int = 16384,
+        max_train_windows: int | None = None,
+        max_validation_windows: int = 256,
+        max_test_windows: int = 512,
+        num_workers: int = 0,
+    ):
+        self.pairs = settings.whole("pairs", pairs, 1)
+        if settings.whole("keys", keys, 1) < self.pairs:
+            raise DataConfigError("keys", keys, f"the keys of a sequence differ: give at least data.pairs={pairs}")
+        kinds = {"k": keys, "v": settings.whole("values", values, 2), "f": settings.whole("fillers", fillers, 1)}
+        super().__init__(
+            SymbolVocabulary("associative recall", kinds),
+            "v",
+            batch_size=batch_size,
+            max_length=max_length,
+            seed=seed,
+            epoch_windows=epoch_windows,
+            max_train_windows=max_train_windows,
+            max_validation_windows=max_validation_windows,
+            max_test_windows=max_test_windows,
+            num_workers=num_workers,
+        )
+        self.region = QuestionRegion.fitted(
+            context=2 * self.pairs,
+            first_answer=1,
+            count=settings.whole_or_none("questions", questions, 1) or self.pairs,
+            distance=tokens_or_share("distance", distance, self.max_length),
+            max_distance=None if max_distance is None else tokens_or_share("max_distance", max_distance, self.max_length),
+            max_length=self.max_length,
+            spread=settings.choice("spread", spread, SPREADS),
+        )
+
+    def make(self, draws: Draws) -> Examples:
+        keys = self.symbols.first["k"] + draws.distinct(self.symbols.kinds["k"], self.pairs)  # [B, P]
+        values = self.symbols.first["v"] + draws.below(self.symbols.kinds["v"], self.pairs)  # [B, P]
+        examples = Examples.of(self.fillers(draws))
+        examples.tokens[:, 0 : 2 * self.pairs : 2] = keys
+        examples.tokens[:, 1 : 2 * self.pairs : 2] = values
+        self.region.ask(draws, examples, keys, values, 1 + 2 * np.arange(self.pairs))
+        return examples
+
+    @property
+    def guess(self) -> float:
+        return 1 / self.pairs + (1 - 1 / self.pairs) / self.answers  # the right one, or another of the same value
+
+    @property
+    def told(self) -> dict[str, Any]:
+        return {"pairs": self.pairs, **self.region.told}

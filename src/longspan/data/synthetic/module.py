@@ -1,0 +1,131 @@
+"""What the diagnostics share: endless training data, fixed held-out sets, chance, and what they say of themselves.
+
+Legend: B sequences a device, T = `max_length`.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from longspan.data import settings
+from longspan.data.base import SequenceDataModule
+from longspan.data.baselines import class_baselines
+from longspan.data.errors import DataConfigError
+from longspan.data.loader import TrainSampler
+from longspan.data.splits import SPLITS
+from longspan.data.synthetic.draws import Draws
+from longspan.data.synthetic.examples import Examples, StreamSampler, SyntheticDataset, stack
+from longspan.data.synthetic.symbols import SymbolVocabulary
+from longspan.data.vocabulary import SPECIALS
+
+# the held-out sets are the same whatever `seed` is, so that runs of several seeds are compared on the same questions
+HELD_OUT_SEED = 0
+
+
+class SyntheticDataModule(SequenceDataModule):
+    """{"tokens", "labels", "distances"}, [B, T] int64 each: sequences with questions, made as they are needed.
+
+    A label is the token that answers the question at its position, -100 where nothing is asked; no answer stands at or
+    after its question, so that a decoder and an encoder have the same task. A distance is how many positions before
+    its question the answer stands.
+
+    Training never sees a sequence twice: each is a function of (seed, its number), and the numbers go on from epoch
+    to epoch, `epoch_windows` in each, also after a resume. With `max_train_windows` there are only so many sequences,
+    over and over. The held-out sets have streams of random bits of their own.
+    """
+
+    tasks: ClassVar[tuple[str, ...]] = ("recall", "token_labelling")
+    diagnostic: ClassVar[str]
+    paper: ClassVar[str]
+
+    def __init__(
+        self,
+        symbols: SymbolVocabulary,
+        answers: str,
+        *,
+        batch_size: int,
+        max_length: int,
+        seed: int,
+        epoch_windows: int,
+        max_train_windows: int | None,
+        max_validation_windows: int,
+        max_test_windows: int,
+        num_workers: int,
+    ):
+        super().__init__(
+            vocabulary=symbols,
+            batch_size=batch_size,
+            max_length=max_length,
+            seed=seed,
+            num_workers=num_workers,
+            drop_last=False,
+            max_train_windows=max_train_windows,
+            max_validation_windows=settings.whole("max_validation_windows", max_validation_windows, 1),
+            max_test_windows=settings.whole("max_test_windows", max_test_windows, 1),
+        )
+        self.symbols = symbols
+        self.answers = symbols.kinds[answers]
+        self.epoch_windows = settings.whole("epoch_windows", epoch_windows, 1)
+        self.num_classes = symbols.size
+        self.class_names = [*symbols.names, *SPECIALS]
+
+    @abstractmethod
+    def make(self, draws: Draws) -> Examples:
+        """The sequences that the draws belong to, and their questions."""
+
+    @property
+    @abstractmethod
+    def told(self) -> dict[str, Any]:
+        """Settings that make the diagnostic what it is, for the run record."""
+
+    @property
+    @abstractmethod
+    def guess(self) -> float:
+        """Accuracy of answering with a symbol that stands at one of the sequence's answers, whichever."""
+
+    def _load(self) -> dict[str, SyntheticDataset]:
+        sizes = {**self.limits, "train": self.limits["train"] or self.epoch_windows}
+        return {
+            split: SyntheticDataset(
+                self.make, seed=self.seed if split == "train" else HELD_OUT_SEED, split=split, size=int(sizes[split] or 0)
+            )
+            for split in SPLITS
+        }
+
+    def _load_predict(self) -> Dataset:
+        raise DataConfigError("_target_", type(self).__name__, "its sequences are made, not read: there is nothing to predict")
+
+    def _train_sampler(self, data: Dataset, rank: int, world: int) -> TrainSampler:
+        kind = StreamSampler if self.limits["train"] is None else TrainSampler
+        return kind(data, self.seed, rank, world)
+
+    def _options(self, names: bool = False) -> dict[str, Any]:
+        return {**super()._options(), "collate_fn": stack}
+
+    def fillers(self, draws: Draws) -> np.ndarray:
+        """Sequences [B, T] of fillers alone, of the kind "f"."""
+        return self.symbols.first["f"] + draws.below(self.symbols.kinds["f"], self.max_length)
+
+    def baselines(self, split: str = "test") -> dict[str, float]:
+        """Scores of always giving the same answer; "accuracy_guess": of giving one of those that the sequence holds."""
+        self.split(split)  # an unknown split is refused, as by other data
+        evenly = np.ones(self.answers)
+        return {**class_baselines(evenly, evenly), "accuracy_guess": self.guess}
+
+    def describe(self) -> dict[str, Any]:
+        """The diagnostic, its settings, and the size of each split."""
+        finite = self.limits["train"]
+        return {
+            "source": f"made: {self.diagnostic}",
+            "paper": self.paper,
+            "max_length": self.max_length,
+            "symbols": dict(self.symbols.kinds),
+            **self.told,
+            "train": {"windows": finite if finite is not None else "endless, each seen once", "seed": self.seed},
+            "validation": {"windows": self.limits["validation"], "seed": HELD_OUT_SEED},
+            "test": {"windows": self.limits["test"], "seed": HELD_OUT_SEED},
+        }
