@@ -2,18 +2,21 @@
 
 python scripts/benchmark.py --suite cpu -o benchmarks/cpu.json
 python scripts/benchmark.py --suite gpu -o benchmarks/h100.json
+python scripts/benchmark.py --suite end-to-end -o benchmarks/end_to_end.json
 python scripts/benchmark.py --pattern "Local(256) | Strided(128)" --lengths 4096 16384 --heads 8 --head-dim 64 --peer sdpa
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 
 import torch
 
 from longspan.benchmark.cases import Case, CaseError, parse_pattern
 from longspan.benchmark.compare import compare
+from longspan.benchmark.end_to_end import Size, compare_steps
 from longspan.benchmark.peers import PeerUnavailable, find
 from longspan.benchmark.results import result, save, show
 from longspan.benchmark.suites import SUITES, Plan, suite
@@ -24,7 +27,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--suite", choices=list(SUITES), help="a published comparison, instead of --pattern")
+    parser.add_argument("--suite", choices=[*SUITES, "end-to-end"], help="a published comparison, instead of --pattern")
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="TEXT", help="cases of the suite whose name holds one of these"
     )
@@ -42,6 +45,7 @@ def arguments() -> argparse.Namespace:
         "--peer", action="append", default=[], metavar="NAME", help="sdpa, flex, sdpa-cudnn, ... or package.module:function"
     )
     parser.add_argument("--seconds", type=float, default=1.0, help="time to spend on each side of a case (default: 1)")
+    parser.add_argument("--compile", action="store_true", help="end-to-end: Longspan's blocks under torch.compile")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's own)")
     parser.add_argument("-o", "--output", metavar="FILE", help="JSON with hardware, versions, command and every figure")
     return parser.parse_args()
@@ -65,10 +69,22 @@ def plans(args: argparse.Namespace) -> list[Plan]:
     ]
 
 
+def end_to_end(args: argparse.Namespace) -> int:
+    """The training step of base size beside transformers' BigBird."""
+    size = Size(batch=args.batch if args.batch > 1 else 4, length=args.lengths[0] if args.lengths != [8192] else 4096)
+    row = compare_steps(size, args.device, args.seconds, args.compile)
+    if args.output:
+        save(args.output, result(" ".join(["python", *sys.argv]), args.device, [row]))
+    print(json.dumps(row, indent=1))
+    return 0
+
+
 def main() -> int:
     args = arguments()
     if args.threads:
         torch.set_num_threads(args.threads)
+    if args.suite == "end-to-end":
+        return end_to_end(args)
     rows: list[dict] = []
     try:
         chosen = plans(args)

@@ -33,26 +33,23 @@ def save(path: str | Path, content: dict[str, Any]) -> None:
 
 
 def show(rows: list[dict[str, Any]], console: Console | None = None) -> None:
-    table = Table(title="forward and forward + backward, medians", title_justify="left")
-    for heading, justify in (
-        ("case", "left"), ("T", "right"), ("side", "left"), ("fwd ms", "right"), ("fwd+bwd ms", "right"),
-        ("TFLOP/s", "right"), ("peak MiB", "right"), ("speedup", "right"),
-    ):  # fmt: skip
-        table.add_column(heading, justify=justify, no_wrap=heading != "case")  # type: ignore[arg-type]
+    """One line a side: medians, the rate over live pairs, peak memory, and how many times Longspan's time it takes."""
+    table = Table(title="forward and forward + backward, medians", title_justify="left", pad_edge=False)
+    table.add_column("case, T, side", overflow="fold", ratio=1)
+    for heading in ("fwd ms", "fwd+bwd", "TFLOP/s", "peak MiB", "vs ours"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
-        first = True
+        table.add_row(f"[bold]{row['case']}[/bold], T={row['shape']['T']:,}")
         for name, side in row["sides"].items():
-            head = (row["case"], f"{row['shape']['T']:,}") if first else ("", "")
-            first = False
             if "unavailable" in side:
-                table.add_row(*head, name, side["unavailable"][:40])
+                table.add_row(f"  {name}: {side['unavailable'][:60]}")
                 continue
             ratio = row.get("speedup", {}).get(name)
             differs = not row["agreement"].get(name, {"agrees": True})["agrees"]
             table.add_row(
-                *head, name, f"{side['forward']['ms']:.3f}", f"{side['both']['ms']:.3f}", f"{side['live_tflops_both']:.2f}",
-                f"{side['peak_mib']:,.0f}" if "peak_mib" in side else "",
-                (f"{ratio['both']:.2f}x" if ratio else "") + (" DIFFERS" if differs else ""),
+                f"  {name}" + (" [red]DIFFERS[/red]" if differs else ""), f"{side['forward']['ms']:.3f}", f"{side['both']['ms']:.3f}",
+                f"{side['live_tflops_both']:.3g}", f"{side['peak_mib']:,.0f}" if "peak_mib" in side else "",
+                f"{ratio['both']:.2f}x" if ratio else "",
             )  # fmt: skip
         table.add_section()
     (console or Console()).print(table)
