@@ -66,6 +66,19 @@ def signal_at(monkeypatch):
     return add
 
 
+def test_testing_the_best_checkpoint_does_not_turn_the_record_back(tmp_path, train):
+    """Validation gets worse after the second step, so the best checkpoint is an early one."""
+    harmful = ["optimizer.lr=5", "scheduler=warmup_constant", "scheduler.warmup_steps=0", "trainer.max_steps=6"]
+    train(tmp_path / "tested", *LM, *harmful)
+    train(tmp_path / "untested", *LM, *harmful, "test=false")
+    assert "step6" not in best(tmp_path / "tested").name
+    tested, untested = (Record.load(tmp_path / name) for name in ("tested", "untested"))
+    assert [step for step, _ in tested.curves["val/bits_per_byte"]] == [2, 4, 6]
+    assert tested.curves["train/loss"] == untested.curves["train/loss"]
+    for name in ("tokens", "total_flops"):
+        assert tested.cost[name] == untested.cost[name]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
 @pytest.mark.parametrize("stop", [3, 8], ids=["first-epoch", "second-epoch"])
 def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(tmp_path, train, signal_at, number, stop, monkeypatch):

@@ -81,8 +81,12 @@ class MeasuredCost(Callback):
         self._joules: float | None = None
         self._peak: float | None = None
         self._shape: tuple[int, int] | None = None
+        self._fitting = True
 
     # -- hooks ---------------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._fitting = stage == "fit"
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._device = trainer.strategy.root_device
@@ -152,6 +156,8 @@ class MeasuredCost(Callback):
         return {**self._spent, "joules": self._total_joules(self._joules)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if not self._fitting:
+            return  # the best checkpoint is loaded to be tested: what was spent after it was spent all the same
         self._spent = {name: int(state_dict[name]) for name in self._spent}
         self._earlier_joules = state_dict["joules"]
 

@@ -105,6 +105,7 @@ class RecordWriter(Callback):
         self._begun = time.monotonic()
         self._earlier_seconds = 0.0
         self._training = False
+        self._fitting = True
         self._signalled = False
         self._raised: BaseException | None = None
         self._previous_handler: Any = None
@@ -149,6 +150,7 @@ class RecordWriter(Callback):
     # -- the callback --------------------------------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._fitting = stage == "fit"
         self._wandb = setup_wandb(trainer.loggers) or []  # None on other ranks
         datamodule: Any = getattr(trainer, "datamodule", None)
         if hasattr(datamodule, "baselines"):
@@ -213,6 +215,8 @@ class RecordWriter(Callback):
         return {"curves": curves, "seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if not self._fitting:
+            return  # the best checkpoint is loaded to be tested: what was recorded after it stands
         self.curves.load(state_dict["curves"])
         self._earlier_seconds = float(state_dict["seconds"])
 
