@@ -11,7 +11,7 @@ from torch import Tensor
 from .blocked import Options
 from .blocked_passes import blocked_backward, blocked_forward
 from .device_layout import DeviceLayout
-from .op import BackendError, _empty_lse, _like, choose_backend
+from .op import BackendError, _empty_lse, _like, choose_backend, exact_products
 
 
 def attend_by(
@@ -57,7 +57,8 @@ def device_layout_forward(
         from .forward import triton_forward
 
         return triton_forward(q, k, v, layout, **vars(options))
-    return blocked_forward(q, k, v, layout, options)
+    with exact_products(q):
+        return blocked_forward(q, k, v, layout, options)
 
 
 @torch.library.custom_op("longspan::device_layout_backward", mutates_args=())
@@ -73,7 +74,8 @@ def device_layout_backward(
         from .backward import triton_backward
 
         return triton_backward(dout, dlse, q, k, v, out, lse, layout, **vars(options))[:3]
-    return blocked_backward(dout, dlse, q, k, v, out, lse, layout, options)[:3]
+    with exact_products(q):
+        return blocked_backward(dout, dlse, q, k, v, out, lse, layout, options)[:3]
 
 
 @device_layout_forward.register_fake

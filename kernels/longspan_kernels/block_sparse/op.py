@@ -49,11 +49,13 @@ def attend(
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     if backend == "dense":
         exact = torch.promote_types(q.dtype, torch.float32)
-        out, lse = reference_attention(
-            q.to(exact), k.to(exact), v.to(exact), dense_mask(key, q.shape[2], k.shape[2], q.shape[1], causal, q.device),
-            scale=scale, q_lengths=q_lengths, k_lengths=k_lengths, q_segments=q_segments, k_segments=k_segments,
-            dropout_p=dropout_p, seed=seed, bias=block_bias, bias_block=bias_block,
-        )  # fmt: skip
+        mask = dense_mask(key, q.shape[2], k.shape[2], q.shape[1], causal, q.device)
+        with exact_products(q):
+            out, lse = reference_attention(
+                q.to(exact), k.to(exact), v.to(exact), mask, scale=scale, q_lengths=q_lengths, k_lengths=k_lengths,
+                q_segments=q_segments, k_segments=k_segments, dropout_p=dropout_p, seed=seed, bias=block_bias,
+                bias_block=bias_block,
+            )  # fmt: skip
         out = out.to(q.dtype)
         return (out, lse) if return_lse else out
     out, lse = torch.ops.longspan.block_sparse_forward(
@@ -128,7 +130,8 @@ def block_sparse_forward(
         from .forward import triton_forward
 
         return triton_forward(q, k, v, layout, **vars(options))
-    return blocked_forward(q, k, v, layout, options)
+    with exact_products(q):
+        return blocked_forward(q, k, v, layout, options)
 
 
 @torch.library.custom_op("longspan::block_sparse_backward", mutates_args=())
@@ -149,8 +152,14 @@ def block_sparse_backward(
 
         dq, dk, dv, dbias = triton_backward(dout, dlse, q, k, v, out, lse, layout, **vars(options))
     else:
-        dq, dk, dv, dbias = blocked_backward(dout, dlse, q, k, v, out, lse, layout, options)
+        with exact_products(q):
+            dq, dk, dv, dbias = blocked_backward(dout, dlse, q, k, v, out, lse, layout, options)
     return dq, dk, dv, none if dbias is None else dbias
+
+
+def exact_products(q: Tensor) -> torch.autocast:
+    """Keeps autocast out of the plain-torch backend: it has chosen its precision, products in float32 among them."""
+    return torch.autocast(q.device.type, enabled=False)
 
 
 def _like(x: Tensor) -> Tensor:

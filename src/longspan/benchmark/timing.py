@@ -39,6 +39,8 @@ def time_interleaved(
     """Times several works in turn, so that a drift of the machine falls on all of them alike."""
     flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=device) if device.startswith("cuda") else None
     samples: dict[str, list[float]] = {name: [] for name in works}
+    if not works:
+        return {}
     for _ in range(warm_up):
         for work in works.values():
             work()
