@@ -99,6 +99,20 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(tmp_path, train, signal_
         assert Record.load(tmp_path / "whole").accuracy[name] == Record.load(tmp_path / "second").accuracy[name]
 
 
+def test_a_resumed_run_remembers_a_better_checkpoint(tmp_path, train, signal_at, monkeypatch):
+    harmful = ["optimizer.lr=5", "scheduler=warmup_constant", "scheduler.warmup_steps=0", "trainer.max_steps=6"]
+    train(tmp_path / "whole", *LM, *harmful)
+    with monkeypatch.context():
+        signal_at(4, signal.SIGTERM)
+        with pytest.raises(SystemExit):
+            train(tmp_path / "first", *LM, *harmful)
+    monkeypatch.undo()
+    checkpoint = tmp_path / "first" / "checkpoints" / "interrupted.ckpt"
+    train(tmp_path / "second", *LM, *harmful, f"ckpt_path={checkpoint}")
+    assert best(tmp_path / "first").name == best(tmp_path / "whole").name
+    assert Record.load(tmp_path / "second").accuracy == Record.load(tmp_path / "whole").accuracy
+
+
 @pytest.fixture(scope="module")
 def language_run(tmp_path_factory) -> Path:
     from longspan.training.in_process import config_for

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -50,3 +51,9 @@ class BestCheckpoint(ModelCheckpoint):
         """Write the last checkpoint unless one of this step is there."""
         if self.save_last and not self._should_skip_saving_checkpoint(trainer):
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # a resumed run writes to a folder of its own, for which Lightning would forget how good the best one was
+        if Path(state_dict.get("best_model_path") or "").is_file():
+            state_dict = {**state_dict, "dirpath": self.dirpath}
+        super().load_state_dict(state_dict)
