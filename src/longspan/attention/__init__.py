@@ -9,6 +9,7 @@ from longspan.attention.big_bird import bigbird, random
 from longspan.attention.dense import full
 from longspan.attention.errors import AttentionConfigError
 from longspan.attention.global_tokens import global_
+from longspan.attention.learned import LearnedAttention, learned
 from longspan.attention.mixed_heads import per_head
 from longspan.attention.sparse_transformer import fixed, strided
 from longspan.attention.tables import block_table
@@ -16,6 +17,7 @@ from longspan.attention.windows import dilated, local, longformer
 
 __all__ = [
     "AttentionConfigError",
+    "LearnedAttention",
     "PatternAttention",
     "bigbird",
     "block_table",
@@ -23,6 +25,7 @@ __all__ = [
     "fixed",
     "full",
     "global_",
+    "learned",
     "local",
     "longformer",
     "per_head",

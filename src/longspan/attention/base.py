@@ -95,18 +95,31 @@ class PatternAttention(nn.Module):
         return self._costs[length]
 
     def _visited_pairs(self, length: int) -> int:
-        if length == 0:
-            return 0
-        if self.backend == "dense":
-            return self.heads * length * length
-        on_gpu = torch.cuda.is_available() and self.backend in ("auto", "triton")
-        device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
-        q = torch.empty((1, self.heads, 1, self.head_dim), dtype=torch.bfloat16 if on_gpu else torch.float32, device=device)
-        tiling, _ = tilings_for("triton" if on_gpu else "blocked", q, self.pattern.key, self.causal, 0)
-        return layout_for(self.pattern.key, length, length, self.heads, self.causal, tiling, device).visited_pairs
+        return visited_pairs(self.pattern, length, self.heads, self.head_dim, self.causal, self.backend)
+
+    def repattern(self, pattern: Pattern) -> None:
+        """Goes on with another pattern."""
+        pattern.head_groups(self.heads)
+        self.pattern = pattern
+        self._costs.clear()
 
     def extra_repr(self) -> str:
         return (
             f"{self.pattern}, heads={self.heads}, kv_heads={self.kv_heads}, head_dim={self.head_dim}, "
             f"causal={self.causal}, dropout={self.dropout}, backend={self.backend}"
         )
+
+
+def visited_pairs(
+    pattern: Pattern, length: int, heads: int, head_dim: int, causal: bool, backend: str, bias_block: int = 0
+) -> int:
+    """Pairs whose scores a backend computes on this machine, summed over heads; `bias_block` as the call's block bias has."""
+    if length == 0:
+        return 0
+    if backend == "dense":
+        return heads * length * length
+    on_gpu = torch.cuda.is_available() and backend in ("auto", "triton")
+    device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+    q = torch.empty((1, heads, 1, head_dim), dtype=torch.bfloat16 if on_gpu else torch.float32, device=device)
+    tiling, _ = tilings_for("triton" if on_gpu else "blocked", q, pattern.key, causal, bias_block)
+    return layout_for(pattern.key, length, length, heads, causal, tiling, device).visited_pairs

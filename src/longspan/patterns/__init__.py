@@ -14,6 +14,7 @@ from longspan.patterns.per_head import PerHead
 from longspan.patterns.predicate import Predicate
 from longspan.patterns.random_blocks import Random
 from longspan.patterns.strided import Strided
+from longspan.patterns.without import Without
 
 __all__ = [
     "BigBird",
@@ -31,4 +32,5 @@ __all__ = [
     "Random",
     "Strided",
     "Union",
+    "Without",
 ]

@@ -1,0 +1,286 @@
+"""Attention over connections that each head learns.
+
+Legend: B batch, H heads, Hkv key/value heads, T tokens, D head width, G gates a head.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from longspan.attention.base import Lengths, PatternAttention, visited_pairs
+from longspan.attention.errors import AttentionConfigError
+from longspan.attention.learned import hard_concrete as gate
+from longspan.attention.learned.budget import Schedule, chosen_gates
+from longspan.attention.learned.candidates import Candidates
+from longspan.attention.learned.patterns import OpenBlocks, open_blocks, open_residues, plain_pattern
+from longspan.attention.merging import merged
+from longspan.cost import Cost
+from longspan.functional import sparse_attention
+from longspan.patterns import Full, Pattern
+
+STEP, MULTIPLIER, EXCESS, TARGET, HARD = range(5)  # places in the state that checkpoints keep beside gates
+DAMPING = 10.0  # answers the excess itself, beside its sum over time, so that the density settles
+
+
+class LearnedAttention(nn.Module):
+    """Every pair of positions has one gate in each head; training closes most of them (arXiv:1712.01312).
+
+    A gate's log is added to the scores of its pairs, one number a block, inside the sparse kernel. Blocks of closed gates
+    are not visited, so that a step costs less as gates close. Whoever trains calls `begin_step` before each step and adds
+    `auxiliary_loss` to the loss; without `begin_step` gates are used as they are, without noise. `harden` turns them into
+    a plain pattern.
+
+    Args:
+        candidates: what the gates stand for.
+        density: live pairs over T * T at the longest length, which the hardened pattern does not exceed.
+        schedule: when the target falls, and when gates harden.
+        heads, kv_heads, head_dim, dropout, backend: as in `PatternAttention`.
+        update_every: steps between looks at which gates are open; each new set of open blocks compiles a layout.
+        closed_below: a gate less likely to be open than this counts as closed in training.
+        gate_learning_rate: of the gates, in place of the optimizer's; schedules scale it alike.
+        multiplier_rate: how fast the Lagrange multiplier follows a density that is off its target: what a whole run
+            spent at an excess of 1 would add to it.
+        seed, layer: of the noise, which is the same on every rank and after a resume.
+
+    Raises:
+        AttentionConfigError: a setting that cannot work, by its config key.
+    """
+
+    cost_changes = True  # cost(length) is of the gates that are open now
+
+    def __init__(
+        self,
+        candidates: Candidates,
+        *,
+        density: float,
+        schedule: Schedule,
+        heads: int,
+        head_dim: int,
+        kv_heads: int | None = None,
+        dropout: float = 0.0,
+        backend: str = "auto",
+        update_every: int = 20,
+        closed_below: float = 0.1,
+        gate_learning_rate: float = 0.05,
+        multiplier_rate: float = 300.0,
+        seed: int = 0,
+        layer: int = 0,
+    ) -> None:
+        super().__init__()
+        self.candidates, self.schedule, self.density_wanted = candidates, schedule, float(density)
+        self.heads, self.head_dim, self.causal = heads, head_dim, candidates.causal
+        self.backend, self.update_every, self.closed_below = backend, update_every, closed_below
+        self.multiplier_rate, self.seed, self.layer = multiplier_rate, seed, layer
+        shape = (heads, candidates.gates)
+        self.log_alpha = nn.Parameter(torch.full(shape, gate.START))
+        self.log_alpha.no_weight_decay = True  # type: ignore[attr-defined]
+        self.log_alpha.learning_rate = float(gate_learning_rate)  # type: ignore[attr-defined]
+        self.register_buffer("open", torch.ones(shape, dtype=torch.bool))
+        pairs = candidates.pairs(candidates.length)
+        self.register_buffer("share", (pairs / (heads * pairs.sum())).float(), persistent=False)
+        self.pairs, self.total = pairs, int(pairs.sum()) * heads
+        self.budget = self.density_wanted * candidates.length**2 * heads
+        if self.budget < int(pairs[pairs > 0].min()):
+            raise AttentionConfigError(
+                "density", f"= {density} keeps {int(self.budget)} pairs in {heads} heads of {candidates.length} tokens, fewer "
+                f"than any gate holds; give more, or a smaller attention.block_size than {candidates.block_size}",
+            )  # fmt: skip
+        # Also checks heads, dropout and backend.
+        self.plain = PatternAttention(
+            Full(), heads=heads, kv_heads=kv_heads, head_dim=head_dim, causal=candidates.causal, dropout=dropout, backend=backend
+        )
+        self.kv_heads, self.dropout = self.plain.kv_heads, self.plain.dropout
+        self._state = [0.0] * 5
+        self._excess: Tensor | None = None  # on the device, until someone asks
+        self._noise: Tensor | None = None
+        self._due = False
+        self._known: dict[str, tuple[Any, list[Pattern | None]]] = {}
+        self._costs: dict[int, Cost] = {}
+
+    # -- training -------------------------------------------------------------------------------------------------
+
+    def begin_step(self, step: int, total: int) -> None:
+        """Before each training step (repeated calls of one step change nothing): noise, target and multiplier.
+
+        Args:
+            step: optimizer steps done.
+            total: optimizer steps of the whole run.
+        """
+        known = self._noise is not None and step == self._state[STEP]
+        if self.hardened or known:
+            return
+        self._read_excess()
+        progress = step / max(1, total)
+        noisy = progress >= self.schedule.open_until
+        self._state[MULTIPLIER] += self.multiplier_rate / max(1, total) * self._state[EXCESS]
+        self._state[STEP], self._state[EXCESS] = float(step), 0.0
+        self._state[TARGET] = self.schedule.target(progress, min(1.0, self.budget / self.total))
+        self._due = step % self.update_every == 0
+        place = hashlib.blake2b(repr((self.seed, self.layer, step)).encode(), digest_size=7).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(place))
+        # On the CPU, so that every device draws the same; 0.5 is no noise at all.
+        noise = torch.rand(self.log_alpha.shape, generator=generator).clamp(1e-6, 1 - 1e-6)
+        self._noise = noise.to(self.log_alpha.device) if noisy else torch.empty(0)
+
+    def auxiliary_loss(self) -> Tensor:
+        """What holds the density: (multiplier + damping * excess) * expected share of open pairs; 0 once hardened."""
+        unused = 0.0 * self.log_alpha.sum()  # distributed training wants a gradient for every parameter
+        if self.hardened or self._noise is None or not len(self._noise):
+            return unused
+        excess = self.expected_share() - self._state[TARGET]
+        self._excess = excess.detach()
+        return (self._state[MULTIPLIER] + 0.5 * DAMPING * excess) * excess
+
+    def expected_share(self) -> Tensor:
+        """Expected pairs of open gates over all pairs; differentiable."""
+        return (gate.chance_open(self.log_alpha.float()) * self.share).sum()
+
+    @property
+    def hardened(self) -> bool:
+        """Whether the gates have become a plain pattern."""
+        return self._state[HARD] > 0
+
+    @property
+    def harden_at(self) -> float:
+        """The share of the run after which to harden."""
+        return self.schedule.harden_at
+
+    @torch.no_grad()
+    def harden(self) -> Pattern:
+        """Keeps the best gates that the density allows, for good, as a plain pattern; `log_alpha` counts no more."""
+        if not self.hardened:
+            # A gate never looked at for long has no score worth trusting: only what is visited may stay.
+            alive = gate.chance_open(self.log_alpha.float()) >= self.closed_below
+            self.open.copy_(chosen_gates(self.log_alpha.float().cpu(), self.pairs, self.budget, alive.cpu()))
+            self._state[HARD] = 1.0
+            self._restore()
+        return self.plain.pattern
+
+    def density(self) -> float:
+        """Live pairs of the gates that are open now over T * T, at the longest length, mean over heads."""
+        return float((self.open.cpu() * self.pairs).sum()) / (self.heads * self.candidates.length**2)
+
+    def _read_excess(self) -> None:
+        if self._excess is not None:
+            self._state[EXCESS], self._excess = float(self._excess), None
+
+    def get_extra_state(self) -> Tensor:
+        """Step, multiplier and whether gates are hardened: no buffer, since those follow the weights' precision."""
+        self._read_excess()
+        return torch.tensor(self._state, dtype=torch.float64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Called after weights and buffers are loaded."""
+        self._state = state.tolist()
+        self._restore()
+
+    def _restore(self) -> None:
+        """Brings what is derived from the state and the open gates up to date with them."""
+        self._known.clear()
+        self._costs.clear()
+        self._noise = self._excess = None
+        self.plain.repattern(plain_pattern(self.candidates, self.open.cpu()) if self.hardened else Full())
+
+    # -- attention ------------------------------------------------------------------------------------------------
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, *, lengths: Lengths | None = None, segments: Lengths | None = None):
+        """q [B, H, T, D], k and v [B, Hkv, T, D] -> [B, H, T, D]; see `PatternAttention`."""
+        if self.hardened:
+            return self.plain(q, k, v, lengths=lengths, segments=segments)
+        return self._gated(q, k, v, lengths, segments)
+
+    @torch.compiler.disable
+    def _gated(self, q: Tensor, k: Tensor, v: Tensor, lengths: Lengths | None, segments: Lengths | None) -> Tensor:
+        c = self.candidates
+        bias = self.log_gates().to(torch.promote_types(q.dtype, torch.float32))  # (H, G)
+        blocks, *residues = self._patterns()
+        length = k.shape[2]
+        first = (length - q.shape[2]) // c.block_size  # the block of the first query
+        given: dict[str, Any] = {
+            "causal": self.causal, "lengths": lengths, "segments": segments, "backend": self.backend,
+            "dropout_p": self.dropout if self.training else 0.0, "return_lse": True,
+        }  # fmt: skip
+        of_blocks = bias[:, c.block_gates(length, q.device)[first:]]  # (H, query blocks, key blocks)
+        parts = [sparse_attention(q, k, v, blocks, block_bias=of_blocks, **given)]
+        for n, pattern in enumerate(residues):
+            if pattern is not None:
+                # One number for all its pairs: it moves their log-sum-exp, and nothing else.
+                out, lse = sparse_attention(q, k, v, pattern, **given)
+                parts.append((out, lse + bias[:, c.residue_gate(n), None]))
+        return merged(parts, least=gate.SHUT / 2)
+
+    def log_gates(self) -> Tensor:
+        """[H, G]: 0 for an open gate, `SHUT` for one that is 0 at this step."""
+        log_alpha = self.log_alpha.float() if self.log_alpha.dtype.itemsize < 4 else self.log_alpha
+        noise = self._noise if self.training else None
+        if noise is None or not len(noise):
+            return gate.log_gate(gate.settled(log_alpha))
+        return gate.log_gate(gate.sampled(log_alpha, noise.to(log_alpha)))
+
+    @torch.no_grad()
+    def _patterns(self) -> list[Pattern | None]:
+        """What is visited now: the pattern of block gates, then one a stride.
+
+        A plain pattern rather than a `DeviceLayout`: that takes no bias, and would compare nothing between steps, while
+        the open gates change every few steps at most and their compiled layout serves all steps between.
+        """
+        # In training a set of open gates stays for `update_every` steps; in evaluation it follows the weights.
+        if self.training:
+            if self._due and self._noise is not None and len(self._noise):
+                self.open.copy_(gate.chance_open(self.log_alpha.float()) >= self.closed_below)
+                self._known.pop("training", None)
+                self._costs.clear()
+            self._due = False
+            return self._remembered("training", None, lambda: self.open)
+        version = (self.log_alpha._version, self.log_alpha.data_ptr())
+        return self._remembered("evaluation", version, lambda: gate.settled(self.log_alpha.float()) > gate.LEAST)
+
+    def _remembered(self, name: str, version: Any, open_now: Any) -> list[Pattern | None]:
+        known = self._known.get(name)
+        if known is None or known[0] != version:
+            chosen = open_now().cpu()
+            strides = range(len(self.candidates.strides))
+            patterns = [open_blocks(self.candidates, chosen), *(open_residues(self.candidates, n, chosen) for n in strides)]
+            known = self._known[name] = (version, patterns)
+        return known[1]
+
+    # -- what it is -----------------------------------------------------------------------------------------------
+
+    @property
+    def pattern(self) -> Pattern:
+        """The pairs of the gates that are open now, as a plain pattern."""
+        return self.plain.pattern if self.hardened else plain_pattern(self.candidates, self.open.cpu())
+
+    def cost(self, length: int) -> Cost:
+        """As in `PatternAttention`, for the gates that are open now."""
+        if self.hardened:
+            return self.plain.cost(length)
+        if length not in self._costs:
+            live = int((self.open.cpu() * self.candidates.pairs(length)).sum())
+            visited = sum(
+                visited_pairs(
+                    pattern, length, self.heads, self.head_dim, self.causal, self.backend,
+                    self.candidates.block_size if isinstance(pattern, OpenBlocks) else 0,
+                )
+                for pattern in self._remembered("training", None, lambda: self.open)
+                if pattern is not None
+            )  # fmt: skip
+            per_pair = 4 * self.head_dim
+            self._costs[length] = Cost(live, visited, per_pair * live, per_pair * visited)
+        return self._costs[length]
+
+    def gate_table(self) -> list[dict[str, Any]]:
+        """Per head its open gates by name, for people and records."""
+        names = self.candidates.names
+        return [
+            {"head": head, "open": [name for name, bit in zip(names, bits, strict=True) if bit]}
+            for head, bits in enumerate(self.open.cpu().tolist())
+        ]
+
+    def extra_repr(self) -> str:
+        state = "hardened" if self.hardened else "gated"
+        return f"{len(self.candidates.names)} gates a head, {state}, density={self.density_wanted}, {self.candidates}"
