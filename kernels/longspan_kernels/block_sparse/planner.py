@@ -54,7 +54,7 @@ class Order:
     kind: str
     stride: int = 0
     size: int = 0
-    positions: tuple[tuple[int, int], ...] | tuple[int, int] = ()
+    positions: tuple[tuple[int, int], ...] = ()
 
     @property
     def name(self) -> str:

@@ -220,7 +220,7 @@ class Arbitrary(Rule):
 
 class And(Rule):
     def __init__(self, *parts: Rule):
-        self.parts = tuple(p for part in parts for p in (part.parts if isinstance(part, And) else (part,)))
+        self.parts: tuple[Rule, ...] = tuple(p for part in parts for p in (part.parts if isinstance(part, And) else (part,)))
         self.per_head = any(p.per_head for p in self.parts)
 
     def live(self, h, i, j):
@@ -248,7 +248,7 @@ class And(Rule):
 
 class Or(Rule):
     def __init__(self, *parts: Rule):
-        self.parts = tuple(p for part in parts for p in (part.parts if isinstance(part, Or) else (part,)))
+        self.parts: tuple[Rule, ...] = tuple(p for part in parts for p in (part.parts if isinstance(part, Or) else (part,)))
         self.per_head = any(p.per_head for p in self.parts)
 
     def live(self, h, i, j):

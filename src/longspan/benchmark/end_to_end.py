@@ -64,7 +64,8 @@ def transformers_step(size: Size, device: str) -> tuple[Step, torch.nn.Module]:
         block_size=size.block_size, num_random_blocks=size.random_blocks, use_cache=False,
         hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
-    model = BigBirdForMaskedLM(config).to(device).train()
+    model: torch.nn.Module = BigBirdForMaskedLM(config)
+    model = model.to(device).train()
     tokens = torch.randint(5, size.vocab_size, (size.batch, size.length), device=device)
     labels = torch.where(torch.rand(tokens.shape, device=device) < size.masked_share, tokens, -100)
     return _step(model, lambda: model(input_ids=tokens, labels=labels).loss, device), model

@@ -102,4 +102,5 @@ def _memory_events(profile: torch.profiler.profile) -> list[tuple[int, int]]:
     results = profile.profiler.kineto_results if profile.profiler is not None else None
     if results is None:
         return []
-    return [(e.start_ns(), e.nbytes()) for e in results.events() if e.name() == "[memory]"]
+    events: list = results.events()
+    return [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
