@@ -11,6 +11,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import OmegaConf
 
 from longspan.training.errors import ConfigError, is_explained
@@ -44,6 +45,8 @@ def called(key: str, maker: Callable[..., Any], **arguments: Any) -> Any:
     try:
         return maker(**arguments)
     except TypeError as error:
+        if "argument" not in str(error):
+            raise  # no setting too many or too few, but a fault inside
         raise _explained(key, error) from error
 
 
@@ -71,6 +74,13 @@ def always(config: dict[str, Any], facts: dict[str, Any]) -> list[pl.Callback]:
 
 
 def build_trainer(config: Mapping[str, Any], callbacks: list[pl.Callback], loggers: list[Logger]) -> pl.Trainer:
-    """Lightning's Trainer; logs to nothing where no logger is given."""
+    """Lightning's Trainer; logs to nothing where no logger is given.
+
+    Raises:
+        ConfigError: what Lightning refuses.
+    """
     make = build({"trainer": {**config["trainer"], "_partial_": True}}, "trainer")
-    return called("trainer", make, callbacks=callbacks, logger=loggers or False)
+    try:
+        return make(callbacks=callbacks, logger=loggers or False)
+    except (TypeError, ValueError, MisconfigurationException) as error:
+        raise ConfigError(f"trainer: {error}") from error
