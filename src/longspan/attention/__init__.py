@@ -11,6 +11,7 @@ from longspan.attention.errors import AttentionConfigError
 from longspan.attention.global_tokens import global_
 from longspan.attention.learned import LearnedAttention, learned
 from longspan.attention.mixed_heads import per_head
+from longspan.attention.moba import MixtureOfBlocks, moba
 from longspan.attention.sparse_transformer import fixed, strided
 from longspan.attention.tables import block_table
 from longspan.attention.windows import dilated, local, longformer
@@ -18,6 +19,7 @@ from longspan.attention.windows import dilated, local, longformer
 __all__ = [
     "AttentionConfigError",
     "LearnedAttention",
+    "MixtureOfBlocks",
     "PatternAttention",
     "bigbird",
     "block_table",
@@ -28,6 +30,7 @@ __all__ = [
     "learned",
     "local",
     "longformer",
+    "moba",
     "per_head",
     "random",
     "strided",

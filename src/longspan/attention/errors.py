@@ -43,3 +43,19 @@ def as_fraction(key: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value < 1.0:
         raise AttentionConfigError(key, f"= {value!r} is not a fraction; give 0.0 up to but not including 1.0")
     return float(value)
+
+
+def as_whole(key: str, value: Any, least: int, meaning: str) -> int:
+    """`value` as a whole number, `least` or more."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise AttentionConfigError(key, f"= {value!r}; give {meaning}, {least} or more")
+    return value
+
+
+def as_block_size(value: Any, key: str = "block_size") -> int:
+    """`value` as the size of a block of tokens that every backend has tiles for."""
+    as_whole(key, value, 16, "a number of tokens")
+    if value % 16:
+        below = value // 16 * 16
+        raise AttentionConfigError(key, f"= {value} is no multiple of 16, the smallest tile; give {below} or {below + 16}")
+    return value

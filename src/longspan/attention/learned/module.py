@@ -23,7 +23,9 @@ from longspan.functional import sparse_attention
 from longspan.patterns import Full, Pattern
 
 STEP, MULTIPLIER, EXCESS, TARGET, HARD = range(5)  # places in the state that checkpoints keep beside gates
-DAMPING = 10.0  # answers the excess itself, beside its sum over time, so that the density settles
+DAMPING = 30.0  # answers the excess itself, beside its sum over time, so that the density settles
+CERTAIN = 0.05  # a gate less likely to be open than this is not kept, though there be room
+LEAST_PRESSURE = 0.01  # closes gates that do nothing for the loss, also where the density is already low enough
 
 
 class LearnedAttention(nn.Module):
@@ -40,7 +42,8 @@ class LearnedAttention(nn.Module):
         schedule: when the target falls, and when gates harden.
         heads, kv_heads, head_dim, dropout, backend: as in `PatternAttention`.
         update_every: steps between looks at which gates are open; each new set of open blocks compiles a layout.
-        closed_below: a gate less likely to be open than this counts as closed in training.
+        closed_below: a gate less likely to be open than this is closed in training, as far as the density is above its
+            target. Evaluation closes below 0.31. Nothing but its expected L0 norm moves it then, so that it stays closed.
         gate_learning_rate: of the gates, in place of the optimizer's; schedules scale it alike.
         multiplier_rate: how fast the Lagrange multiplier follows a density that is off its target: what a whole run
             spent at an excess of 1 would add to it.
@@ -64,9 +67,9 @@ class LearnedAttention(nn.Module):
         dropout: float = 0.0,
         backend: str = "auto",
         update_every: int = 20,
-        closed_below: float = 0.1,
+        closed_below: float = 0.3,
         gate_learning_rate: float = 0.05,
-        multiplier_rate: float = 300.0,
+        multiplier_rate: float = 30.0,
         seed: int = 0,
         layer: int = 0,
     ) -> None:
@@ -91,7 +94,13 @@ class LearnedAttention(nn.Module):
             )  # fmt: skip
         # Also checks heads, dropout and backend.
         self.plain = PatternAttention(
-            Full(), heads=heads, kv_heads=kv_heads, head_dim=head_dim, causal=candidates.causal, dropout=dropout, backend=backend
+            Full(),
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            causal=candidates.causal,
+            dropout=dropout,
+            backend=backend,
         )
         self.kv_heads, self.dropout = self.plain.kv_heads, self.plain.dropout
         self._state = [0.0] * 5
@@ -116,7 +125,8 @@ class LearnedAttention(nn.Module):
         self._read_excess()
         progress = step / max(1, total)
         noisy = progress >= self.schedule.open_until
-        self._state[MULTIPLIER] += self.multiplier_rate / max(1, total) * self._state[EXCESS]
+        # Not below 0: a low density is no fault, and would be mended by opening gates that nothing asked for.
+        self._state[MULTIPLIER] = max(0.0, self._state[MULTIPLIER] + self.multiplier_rate / max(1, total) * self._state[EXCESS])
         self._state[STEP], self._state[EXCESS] = float(step), 0.0
         self._state[TARGET] = self.schedule.target(progress, min(1.0, self.budget / self.total))
         self._due = step % self.update_every == 0
@@ -127,17 +137,22 @@ class LearnedAttention(nn.Module):
         self._noise = noise.to(self.log_alpha.device) if noisy else torch.empty(0)
 
     def auxiliary_loss(self) -> Tensor:
-        """What holds the density: (multiplier + damping * excess) * expected share of open pairs; 0 once hardened."""
+        """What holds the density: (multiplier + damping * excess) * expected share of pairs; 0 once hardened.
+
+        The factor is a number, as the multiplier of an augmented Lagrangian is; its gradient is the share's alone.
+        """
         unused = 0.0 * self.log_alpha.sum()  # distributed training wants a gradient for every parameter
         if self.hardened or self._noise is None or not len(self._noise):
             return unused
-        excess = self.expected_share() - self._state[TARGET]
-        self._excess = excess.detach()
-        return (self._state[MULTIPLIER] + 0.5 * DAMPING * excess) * excess
+        chance = gate.chance_open(self.log_alpha.float()) * self.share
+        self._excess = (chance.detach() * self.open).sum() - self._state[TARGET]
+        return (self._state[MULTIPLIER] + DAMPING * self._excess).clamp(min=LEAST_PRESSURE) * chance.sum()
 
-    def expected_share(self) -> Tensor:
-        """Expected pairs of open gates over all pairs; differentiable."""
-        return (gate.chance_open(self.log_alpha.float()) * self.share).sum()
+    @torch.no_grad()
+    def expected_density(self) -> float:
+        """Expected pairs of gates with noise over T * T, at the longest length, mean over heads."""
+        share = (gate.chance_open(self.log_alpha.float()) * self.share * self.open).sum()
+        return float(share) * self.total / (self.heads * self.candidates.length**2)
 
     @property
     def hardened(self) -> bool:
@@ -151,14 +166,17 @@ class LearnedAttention(nn.Module):
 
     @torch.no_grad()
     def harden(self) -> Pattern:
-        """Keeps the best gates that the density allows, for good, as a plain pattern; `log_alpha` counts no more."""
+        """Keeps the gates most likely to be open, as far as the density allows, as a plain pattern from now on."""
         if not self.hardened:
-            # A gate never looked at for long has no score worth trusting: only what is visited may stay.
-            alive = gate.chance_open(self.log_alpha.float()) >= self.closed_below
-            self.open.copy_(chosen_gates(self.log_alpha.float().cpu(), self.pairs, self.budget, alive.cpu()))
+            self.open.copy_(self._best(self.budget))
             self._state[HARD] = 1.0
             self._restore()
         return self.plain.pattern
+
+    def _best(self, budget: float) -> Tensor:
+        """[H, G] bool: the gates most likely to be open whose pairs stay within the budget, less what is certainly closed."""
+        chance = gate.chance_open(self.log_alpha.float()).cpu()
+        return chosen_gates(chance, self.pairs, budget, chance >= CERTAIN).to(self.open.device)
 
     def density(self) -> float:
         """Live pairs of the gates that are open now over T * T, at the longest length, mean over heads."""
@@ -231,7 +249,8 @@ class LearnedAttention(nn.Module):
         # In training a set of open gates stays for `update_every` steps; in evaluation it follows the weights.
         if self.training:
             if self._due and self._noise is not None and len(self._noise):
-                self.open.copy_(gate.chance_open(self.log_alpha.float()) >= self.closed_below)
+                likely = gate.chance_open(self.log_alpha.float()) >= self.closed_below
+                self.open.copy_(likely | self._best(self._state[TARGET] * self.total))
                 self._known.pop("training", None)
                 self._costs.clear()
             self._due = False
