@@ -1,0 +1,157 @@
+"""What variants that choose pairs by content share: checked settings, checked calls, a map of what was attended to.
+
+Legend: B batch, H heads, Hkv key/value heads, T tokens, D head width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from longspan.attention.errors import AttentionConfigError, as_fraction
+from longspan.cost import Cost
+from longspan.functional import BACKENDS, sparse_attention
+from longspan.patterns import Pattern
+from longspan_kernels.block_sparse.device_layout import DeviceLayout
+
+MOST_MAPPED = 4096  # tokens; a map holds T * T weights a head
+
+
+class AttentionCallError(ValueError):
+    """Tensors or lengths that an attention variant cannot take; the message names them and what would be right."""
+
+
+class ContentAttention(nn.Module):
+    """Base of the variants whose pairs depend on what the tokens hold; there is no fixed pattern.
+
+    A subclass has `attend(q, k, v, lengths, segments)` and `cost(length)`.
+
+    Args:
+        heads, kv_heads, head_dim: H, Hkv (it divides H) and D (16 to 256).
+        causal: only keys at or before the query.
+        dropout: share of attention weights that fall away, in training only.
+        backend: "auto", "triton" or "blocked".
+
+    Raises:
+        AttentionConfigError: a setting that cannot work, by its config key.
+    """
+
+    pattern = None
+    takes_segments = True
+
+    def __init__(self, *, heads: int, kv_heads: int | None, head_dim: int, causal: bool, dropout: float, backend: str) -> None:
+        super().__init__()
+        if backend not in BACKENDS:
+            raise AttentionConfigError("backend", f"= {backend!r} is unknown; choose one of {', '.join(BACKENDS)}")
+        if backend == "dense":
+            raise AttentionConfigError(
+                "backend", "= 'dense' knows no pairs that are chosen at run time; give auto, triton or blocked"
+            )
+        kv_heads = heads if kv_heads is None else kv_heads
+        if kv_heads < 1 or heads % kv_heads:
+            raise AttentionConfigError(
+                "", f"with {heads} heads cannot share {kv_heads} key/value heads; one must divide the other"
+            )
+        self.heads, self.kv_heads, self.head_dim, self.causal = heads, kv_heads, head_dim, causal
+        self.dropout, self.backend = as_fraction("dropout", dropout), backend
+
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, *, lengths: Tensor | None = None, segments: Tensor | None = None
+    ) -> Tensor:
+        """q [B, H, T, D], k and v [B, Hkv, T, D] -> [B, H, T, D].
+
+        Args:
+            lengths: [B] int, tokens of each sequence; outputs past it are 0.
+            segments: [B, T] int, tokens see their own segment alone; not every variant takes them.
+
+        Raises:
+            AttentionCallError: tensors that do not fit this module, or segments that it does not take.
+        """
+        self._check(q, v, lengths, segments)
+        q, k, v = cast_as_products(q, k, v)
+        lengths = None if lengths is None else lengths.to(q.device)
+        segments = None if segments is None else segments.to(q.device)
+        return self.attend(q, k, v, lengths, segments)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, segments: Tensor | None) -> Tensor:
+        raise NotImplementedError
+
+    def cost(self, length: int) -> Cost:
+        raise NotImplementedError
+
+    @property
+    def dropped(self) -> float:
+        """Share of weights that fall away now."""
+        return self.dropout if self.training else 0.0
+
+    @torch.no_grad()
+    def attended(self, q: Tensor, k: Tensor, *, lengths: Tensor | None = None, segments: Tensor | None = None) -> Tensor:
+        """Weights [B, H, T, T] that this attention gives each key, for short sequences; as in evaluation.
+
+        The output is linear in the values, so values that are unit vectors read the weights off, D keys at a time.
+
+        Raises:
+            AttentionCallError: more tokens than a map is made for.
+        """
+        B, _, T, D = q.shape
+        if T > MOST_MAPPED:
+            raise AttentionCallError(f"a map of {T:,} tokens holds {T * T:,} weights a head; give up to {MOST_MAPPED:,}")
+        before = self.training
+        self.eval()
+        try:
+            columns = []
+            for first in range(0, T, D):
+                unit = torch.eye(T, device=q.device, dtype=q.dtype)[:, first : first + D]  # (T, up to D)
+                unit = nn.functional.pad(unit, (0, D - unit.shape[1])).expand(B, self.kv_heads, T, D)
+                columns.append(self(q, k, unit, lengths=lengths, segments=segments))
+        finally:
+            self.train(before)
+        return torch.cat(columns, -1)[..., :T]
+
+    def _check(self, q: Tensor, v: Tensor, lengths: Tensor | None, segments: Tensor | None) -> None:
+        _, H, T, D = q.shape
+        name = type(self).__name__
+        if (H, v.shape[1], D) != (self.heads, self.kv_heads, self.head_dim):
+            raise AttentionCallError(
+                f"q {tuple(q.shape)} and v {tuple(v.shape)} do not fit {name}; "
+                f"give [B, {self.heads}, T, {self.head_dim}] and [B, {self.kv_heads}, T, {self.head_dim}]"
+            )
+        if v.shape[2] != T:
+            raise AttentionCallError(f"{T} queries and {v.shape[2]} keys: {name} is self-attention; give as many of both")
+        if isinstance(lengths, tuple):
+            raise AttentionCallError(f"lengths is a pair: {name} is self-attention; give one tensor [B]")
+        if segments is not None and not self.takes_segments:
+            raise AttentionCallError(
+                f"segments: {name} chooses what to see over the whole sequence, packed documents included; give each "
+                "document a sequence of its own"
+            )
+
+    def extra_repr(self) -> str:
+        return (
+            f"heads={self.heads}, kv_heads={self.kv_heads}, head_dim={self.head_dim}, causal={self.causal}, "
+            f"dropout={self.dropout}, backend={self.backend}"
+        )
+
+
+def with_lse(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern | DeviceLayout, **call: Any) -> tuple[Tensor, Tensor]:
+    """`sparse_attention`, with the log-sum-exp: a part of the pairs, to be merged with others."""
+    out, lse = sparse_attention(q, k, v, pattern, return_lse=True, **call)
+    return out, lse
+
+
+def cast_as_products(*tensors: Tensor) -> list[Tensor]:
+    """Under autocast, the tensors in the dtype of matrix products, as the attention ops take them."""
+    kind = tensors[0].device.type
+    if torch.is_autocast_enabled(kind) and tensors[0].dtype != torch.float64:
+        return [x.to(torch.get_autocast_dtype(kind)) for x in tensors]
+    return list(tensors)
+
+
+def without_padding(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """x [B, H, T, D] with zeros where no token is: what lies there may be anything, NaN included."""
+    if lengths is None:
+        return x
+    beyond = torch.arange(x.shape[2], device=x.device) >= lengths[:, None]  # (B, T)
+    return x.masked_fill(beyond[:, None, :, None], 0.0)

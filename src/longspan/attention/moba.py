@@ -1,0 +1,111 @@
+"""`attention=moba`: each query token picks key blocks by their mean key.
+
+Legend: B batch, H heads, Hkv key/value heads, T tokens, D head width, nb blocks, bs tokens a block.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from longspan.attention.base import visited_pairs
+from longspan.attention.content import ContentAttention, with_lse, without_padding
+from longspan.attention.errors import AttentionConfigError, as_block_size, as_whole
+from longspan.attention.merging import merged
+from longspan.attention.picked_blocks import SCORES_AT_ONCE, attend_to_picks, best_blocks, tile_sides
+from longspan.cost import Cost
+from longspan.patterns import BigBird
+
+
+class MixtureOfBlocks(ContentAttention):
+    """Mixture of block attention (arXiv:2502.13189): the query's own block, and those whose mean key it likes best.
+
+    A query's score of a block is its dot with the block's mean key; the choice gets no gradient. Causal, as in the paper,
+    a query picks among blocks before its own, and in its own block sees what is not after it. Both ways, it picks among all
+    others. Each query head picks for itself.
+
+    Args:
+        block_size: tokens a block, a multiple of 16.
+        top_k: blocks a query sees, its own always among them.
+        max_length: the longest sequence, where it is known.
+        heads, kv_heads, head_dim, causal, dropout, backend: see `ContentAttention`.
+    """
+
+    takes_segments = False
+
+    def __init__(
+        self, *, block_size: int = 64, top_k: int = 4, dropout: float = 0.0, backend: str = "auto", heads: int,
+        head_dim: int, causal: bool, kv_heads: int | None = None, layer: int = 0, max_length: int | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(heads=heads, kv_heads=kv_heads, head_dim=head_dim, causal=causal, dropout=dropout, backend=backend)
+        self.block_size = as_block_size(block_size)
+        self.top_k = as_whole("top_k", top_k, 1, "blocks a query sees, its own among them")
+        if max_length is not None and top_k > -(-max_length // block_size):
+            raise AttentionConfigError(
+                "top_k", f"= {top_k} is more than the {-(-max_length // block_size)} blocks of {block_size} in {max_length} "
+                f"tokens; give 1 to {-(-max_length // block_size)}, or a smaller attention.block_size",
+            )  # fmt: skip
+        self.own_block = BigBird(block_size, window_blocks=1, random_blocks=0, global_blocks=0)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, segments: Tensor | None) -> Tensor:
+        own = with_lse(
+            q, k, v, self.own_block, causal=self.causal, lengths=lengths, dropout_p=self.dropped, backend=self.backend
+        )
+        picks = self.picks(q, k, lengths)
+        if picks.shape[-1] == 0:
+            return own[0]
+        # Causal picks are whole blocks before an existing query: they need no lengths.
+        parts = attend_to_picks(
+            q, k, v, picks, self.block_size, k_lengths=None if self.causal else lengths, dropout_p=self.dropped,
+            backend=self.backend,
+        )  # fmt: skip
+        return merged([own, *parts])
+
+    @torch.no_grad()
+    def picks(self, q: Tensor, k: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """[B, H, T, up to top_k - 1] blocks that each query picks beside its own, -1 for none."""
+        (B, H, T, D), Hkv, size = q.shape, k.shape[1], self.block_size
+        blocks = -(-T // size)
+        n = min(self.top_k, blocks) - 1
+        exact = torch.promote_types(q.dtype, torch.float32)
+        keys = F.pad(without_padding(k, lengths).to(exact), (0, 0, 0, blocks * size - T))
+        number = torch.arange(blocks, device=q.device)
+        tokens = torch.full((B, 1), T, device=q.device) if lengths is None else lengths[:, None]
+        filled = (tokens - number * size).clamp(0, size)  # (B or 1, nb) tokens of each block
+        means = keys.view(B, Hkv, blocks, size, D).sum(3) / filled.clamp(min=1)[:, None, :, None]
+        means = means.repeat_interleave(H // Hkv, 1).transpose(2, 3)  # (B, H, D, nb)
+        out = []
+        step = max(1, SCORES_AT_ONCE // (B * H * blocks))
+        for first in range(0, T, step):
+            rows = torch.arange(first, min(T, first + step), device=q.device)
+            own = rows[:, None] // size
+            near = number < own if self.causal else number != own  # (rows, nb)
+            allowed = near & (filled > 0)[:, None] & (rows < tokens)[:, :, None]  # (B, rows, nb)
+            out.append(best_blocks(q[:, :, first : first + step].to(exact) @ means, allowed[:, None], n))
+        return torch.cat(out, 2)
+
+    def cost(self, length: int) -> Cost:
+        """Live pairs are exact where causal: how many blocks a query picks does not depend on what it holds. Both ways, a
+        pick of the last block counts as a whole one though it may be cut short.
+
+        Visited pairs are at most these: of each pick, a key block pads its queries by less than a tile. `other_flops` is the
+        choice, a dot product for each query and block that it may pick.
+        """
+        size, D = self.block_size, self.head_dim
+        blocks = -(-length // size)
+        live = candidates = 0
+        for block in range(blocks):
+            tokens = min(size, length - block * size)
+            others = block if self.causal else blocks - 1
+            picked = min(self.top_k - 1, others) * size
+            live += tokens * picked + tokens * (tokens + 1) // 2 if self.causal else tokens * min(length, tokens + picked)
+            candidates += tokens * others
+        tile_q, _ = tile_sides(torch.empty((1, self.heads, 1, D), dtype=torch.bfloat16), size)
+        visited = visited_pairs(self.own_block, length, self.heads, D, self.causal, self.backend)
+        visited += self.heads * max(0, min(self.top_k, blocks) - 1) * (length + blocks * (tile_q - 1)) * size
+        live *= self.heads
+        return Cost(live, visited, 4 * D * live, 4 * D * visited, other_flops=2 * D * self.heads * candidates)
+
+
+moba = MixtureOfBlocks
