@@ -6,6 +6,7 @@ python train.py --help
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import hydra
@@ -13,6 +14,7 @@ from omegaconf import DictConfig
 
 from longspan.training.command_line import check_command_line
 from longspan.training.errors import readable_errors
+from longspan.training.launched import launcher_overrides
 from longspan.training.threads import patient_threads
 
 CONF = Path(__file__).parent / "conf"
@@ -31,5 +33,7 @@ def main(config: DictConfig) -> float | None:
 
 if __name__ == "__main__":
     patient_threads()
+    with readable_errors():
+        sys.argv += launcher_overrides(sys.argv[1:])
     check_command_line(CONF)
     main()

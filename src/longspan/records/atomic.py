@@ -29,10 +29,10 @@ def write_text(path: str | Path, text: str) -> None:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """The rename reaches the disk with the folder; some file systems cannot be asked, and then it is no error."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)

@@ -11,12 +11,17 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import OmegaConf
 
+from longspan.training.checkpoint_files import WholeCheckpoints
+from longspan.training.device_change import KeepStepSize
 from longspan.training.errors import ConfigError, is_explained
 from longspan.training.interrupts import SaveOnInterrupt
+from longspan.training.launched import on_slurm
 from longspan.training.random_state import RandomState
+from longspan.training.step_size import StepSize
 from longspan.training.stored import StoreConfig
 
 
@@ -68,9 +73,14 @@ def build_callbacks(config: Mapping[str, Any], loggers: list[Logger]) -> list[pl
     return [callback for callback in built if loggers or not isinstance(callback, LearningRateMonitor)]
 
 
-def always(config: dict[str, Any], facts: dict[str, Any]) -> list[pl.Callback]:
+def always(config: dict[str, Any], facts: dict[str, Any], size: StepSize) -> list[pl.Callback]:
     """The callbacks that every run has, whatever `callbacks` says: what resuming and evaluating rely on."""
-    return [StoreConfig(config, facts), RandomState(), SaveOnInterrupt(Path(config["output_dir"]) / "checkpoints")]
+    return [
+        StoreConfig(config, facts),
+        RandomState(),
+        KeepStepSize(size),
+        SaveOnInterrupt(Path(config["output_dir"]) / "checkpoints"),
+    ]
 
 
 def build_trainer(config: Mapping[str, Any], callbacks: list[pl.Callback], loggers: list[Logger]) -> pl.Trainer:
@@ -80,7 +90,10 @@ def build_trainer(config: Mapping[str, Any], callbacks: list[pl.Callback], logge
         ConfigError: what Lightning refuses.
     """
     make = build({"trainer": {**config["trainer"], "_partial_": True}}, "trainer")
+    plugins: list[Any] = [WholeCheckpoints()]
+    if on_slurm():
+        plugins.append(SLURMEnvironment(auto_requeue=False))  # SaveOnInterrupt does it, and from the last checkpoint
     try:
-        return make(callbacks=callbacks, logger=loggers or False)
+        return make(callbacks=callbacks, logger=loggers or False, plugins=plugins)
     except (TypeError, ValueError, MisconfigurationException) as error:
         raise ConfigError(f"trainer: {error}") from error

@@ -16,6 +16,10 @@ class CheckpointError(ValueError):
     """A checkpoint that is missing, not one of ours, or does not fit what it is asked for."""
 
 
+class CheckpointWriteError(OSError):
+    """A checkpoint that the disk would not take; the message names the one that stands."""
+
+
 def is_explained(error: BaseException) -> bool:
     """Whether the error is of a type this project defines: its message then says all that the user needs."""
     return type(error).__module__.split(".")[0] in ("longspan", "longspan_kernels")

@@ -16,8 +16,10 @@ from longspan.training.assemble import assemble
 from longspan.training.build import always, build_callbacks, build_named, build_trainer
 from longspan.training.checks import check_machine, check_targets
 from longspan.training.console import quiet_libraries
+from longspan.training.launched import check_world
+from longspan.training.resume import resume_from
 from longspan.training.seeding import seed_run
-from longspan.training.stored import load_checkpoint
+from longspan.training.step_size import devices_here, sized, step_size
 
 log = logging.getLogger(__name__)
 
@@ -44,19 +46,21 @@ def run(config: dict[str, Any]) -> float | None:
         conf = OmegaConf.create(config)
         check_machine(conf)
         check_targets(conf)
-        if config["ckpt_path"]:
-            load_checkpoint(config["ckpt_path"], key="ckpt_path")
+        check_world(devices_here(config["trainer"]), config["trainer"]["num_nodes"])
+        size = step_size(config)
+        here = sized(config, size)
+        resume = resume_from(config)
         quiet_libraries()
         seed_run(config["seed"])
-        datamodule, task, facts = assemble(config)
+        datamodule, task, facts = assemble(here)
         if config["init_from"]:
             log.info("init_from=%s\n%s", config["init_from"], warm_start(task, config["init_from"]))
-        loggers = build_named(config, "logger")
-        callbacks = [*always(config, facts), *build_callbacks(config, loggers), record]
-        trainer = build_trainer(config, callbacks, loggers)
-        trainer.fit(task, datamodule, ckpt_path=config["ckpt_path"])
+        loggers = build_named(here, "logger")
+        callbacks = [*always(config, facts, size), *build_callbacks(here, loggers), record]
+        trainer = build_trainer(here, callbacks, loggers)
+        trainer.fit(task, datamodule, ckpt_path=resume, weights_only=True)
         if config["test"]:
-            trainer.test(task, datamodule, ckpt_path=best_checkpoint(trainer), verbose=False)
+            trainer.test(task, datamodule, ckpt_path=best_checkpoint(trainer), weights_only=True, verbose=False)
     if trainer.is_global_zero and record.record is not None:
         print_summary(record.record)
     return _primary(task, record)

@@ -8,6 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
+from longspan.training.checkpoint_files import damage
 from longspan.training.errors import CheckpointError
 
 CONFIG, FACTS = "longspan_config", "longspan_facts"
@@ -44,6 +45,8 @@ def load_checkpoint(path: str | Path, *, key: str = "checkpoint") -> dict[str, A
         raise CheckpointError(f"{key}={path} is a folder{hint}. Give the .ckpt file.")
     if not file.is_file():
         raise CheckpointError(f"{key}={path} does not exist. Checkpoints are in a run's folder, under checkpoints/.")
+    if (wrong := damage(file)) is not None:
+        raise CheckpointError(f"{key}={path} is damaged or no checkpoint ({wrong}). Give another of its folder.")
     try:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:

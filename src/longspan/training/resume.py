@@ -1,0 +1,87 @@
+"""Where a run goes on from: the checkpoint asked for, or the newest of its folder that can be read."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from longspan.training.checkpoint_files import damage
+from longspan.training.errors import CheckpointError
+from longspan.training.same_run import differences
+from longspan.training.stored import CONFIG, load_checkpoint
+
+log = logging.getLogger(__name__)
+
+AUTO = "auto"
+
+
+def resume_from(config: Mapping[str, Any]) -> str | None:
+    """The checkpoint that `config["ckpt_path"]` means; None for a new run.
+
+    ``auto`` is the newest of the run's own folder, or none where there is none yet. A damaged one is named in a warning
+    and the newest other one of its folder is taken.
+
+    Raises:
+        CheckpointError: a path that does not exist or is none of ours; checkpoints are there, and all are damaged; or
+            ``auto`` found those of a run with other settings.
+    """
+    asked = config["ckpt_path"]
+    if not asked:
+        return None
+    if str(asked) == AUTO:
+        candidates = by_age(Path(config["output_dir"]) / "checkpoints")
+        if not candidates:
+            return None
+    else:
+        first = Path(asked)
+        if not first.is_file() or damage(first) is None:
+            load_checkpoint(first, key="ckpt_path")
+            return str(first)
+        candidates = [first, *(path for path in by_age(first.parent) if path != first)]
+    for path in candidates:
+        wrong = damage(path)
+        if wrong is None:
+            checkpoint = load_checkpoint(path, key="ckpt_path")
+            if str(asked) == AUTO:
+                _check_same_run(checkpoint.get(CONFIG, {}), config, path)
+            log.warning("ckpt_path=%s: going on from %s, step %s", asked, path, checkpoint.get("global_step"))
+            return str(path)
+        log.warning("%s is damaged (%s); taking the one before it", path, wrong)
+    raise CheckpointError(
+        f"ckpt_path={asked}: every checkpoint in {candidates[0].parent} is damaged: "
+        f"{', '.join(path.name for path in candidates)}. Start anew with ckpt_path=null."
+    )
+
+
+def _check_same_run(stored: Mapping[str, Any], config: Mapping[str, Any], path: Path) -> None:
+    changed = differences(stored, config)
+    if changed:
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        raise CheckpointError(
+            f"ckpt_path=auto: {path} is of a run with other settings ({'; '.join(changed[:3])}{more}). Give this run a "
+            f"folder of its own with hydra.run.dir=, or go on from that one with ckpt_path={path}"
+        )
+
+
+def by_age(folder: Path) -> list[Path]:
+    """The checkpoints of a folder, the one with most steps first; of equal ones the last written; unreadable ones where
+    their time of writing puts them."""
+    files = sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    steps = {path: _step(path) for path in files}
+    known = [path for path in files if steps[path] is not None]
+    ordered = sorted(known, key=lambda path: steps[path] or 0, reverse=True)  # stable: equal steps stay by time
+    for place, path in enumerate(files):
+        if steps[path] is None:
+            ordered.insert(place, path)
+    return ordered
+
+
+def _step(path: Path) -> int | None:
+    try:
+        return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+    except Exception:
+        return None

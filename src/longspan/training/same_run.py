@@ -1,0 +1,58 @@
+"""Whether two configs describe the same run, wherever it writes and however often it was taken up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+# what a run may change between its start and its end
+MOVABLE = {"output_dir", "ckpt_path", "group", "name"}
+# where and on how much it runs, not what is trained
+MACHINE = {"accelerator", "devices", "num_nodes", "strategy", "enable_progress_bar", "default_root_dir", "plugins"}
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any], *, machine: bool = False) -> list[str]:
+    """What differs, as ``optimizer.lr: 0.1 -> 0.2``; paths inside the runs' own folders count as equal.
+
+    Args:
+        one, other: plain configs, as records and checkpoints keep them.
+        machine: whether the number and kind of devices count too.
+    """
+    return [
+        f"{key}: {_said(before)} -> {_said(after)}"
+        for key, before, after in _walk(_relative(one), _relative(other), "")
+        if not _ignored(key, machine)
+    ]
+
+
+def _ignored(key: str, machine: bool) -> bool:
+    head, _, rest = key.partition(".")
+    return head in MOVABLE or head == "logger" or (not machine and head == "trainer" and rest.split(".")[0] in MACHINE)
+
+
+def _relative(config: Mapping[str, Any]) -> Any:
+    folder = str(config.get("output_dir") or "")
+
+    def at(node: Any) -> Any:
+        if isinstance(node, Mapping):
+            return {str(key): at(value) for key, value in node.items()}
+        if isinstance(node, (list, tuple)):
+            return [at(value) for value in node]
+        return node.replace(folder, ".", 1) if folder and isinstance(node, str) and node.startswith(folder) else node
+
+    return at(config)
+
+
+_NOTHING = object()
+
+
+def _walk(one: Any, other: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(one, dict) and isinstance(other, dict):
+        for key in sorted({*one, *other}):
+            yield from _walk(one.get(key, _NOTHING), other.get(key, _NOTHING), f"{path}.{key}" if path else key)
+    elif one != other:
+        yield path, one, other
+
+
+def _said(value: Any) -> str:
+    return "(not there)" if value is _NOTHING else repr(value)

@@ -1,0 +1,112 @@
+"""The same step on any number of devices: tokens a step, shared out.
+
+Three sizes, by name: *sequences a device* (`data.batch_size`, at most so many at once), *sequences a step* (over all
+devices and accumulated batches) and *tokens a step* (`tokens_per_step`: sequences a step times `data.max_length`).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from longspan.training.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class StepSize:
+    """What one optimizer step is made of."""
+
+    devices: int
+    sequences_per_device: int
+    accumulated_batches: int
+    max_length: int
+
+    @property
+    def sequences_per_batch(self) -> int:
+        """On all devices together, before accumulation."""
+        return self.devices * self.sequences_per_device
+
+    @property
+    def sequences_per_step(self) -> int:
+        return self.sequences_per_batch * self.accumulated_batches
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Padding counted."""
+        return self.sequences_per_step * self.max_length
+
+    def as_dict(self) -> dict[str, int]:
+        """Plain, for the run record."""
+        return {
+            **asdict(self),
+            "sequences_per_step": self.sequences_per_step,
+            "tokens_per_step": self.tokens_per_step,
+        }
+
+
+def step_size(config: Mapping[str, Any]) -> StepSize:
+    """The step of a config: as it says, or with `tokens_per_step` what comes to as many tokens on the devices at hand.
+
+    Then `data.batch_size` is the most sequences a device takes at once, and batches are accumulated where that is less
+    than its share.
+
+    Raises:
+        ConfigError: `tokens_per_step` is not whole sequences for every device.
+    """
+    devices = device_count(config["trainer"])
+    at_once, length = int(config["data"]["batch_size"]), int(config["data"]["max_length"])
+    accumulated = int(config["trainer"].get("accumulate_grad_batches") or 1)
+    tokens = config.get("tokens_per_step")
+    if tokens is None:
+        return StepSize(devices, at_once, accumulated, length)
+    unit = devices * length
+    if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < unit or tokens % unit:
+        below = max(unit, int(tokens) // unit * unit) if isinstance(tokens, (int, float)) else unit
+        raise ConfigError(
+            f"tokens_per_step={tokens} is not a whole number of sequences of data.max_length={length} tokens for each of "
+            f"{devices} device(s): give a multiple of {unit}, such as {below} or {below + unit}"
+        )
+    if accumulated != 1:
+        raise ConfigError(
+            f"trainer.accumulate_grad_batches={accumulated} with tokens_per_step={tokens}: accumulation follows from "
+            "tokens_per_step; leave it 1, or set tokens_per_step=null"
+        )
+    share = tokens // unit
+    accumulated = next(count for count in range(1, share + 1) if share % count == 0 and share // count <= at_once)
+    return StepSize(devices, share // accumulated, accumulated, length)
+
+
+def sized(config: Mapping[str, Any], size: StepSize) -> dict[str, Any]:
+    """The config with the step's sizes in it. Intervals that Lightning counts in batches still are so many steps."""
+    if config.get("tokens_per_step") is None:
+        return dict(config)
+    config = copy.deepcopy(dict(config))
+    config["data"]["batch_size"] = size.sequences_per_device
+    trainer = config["trainer"]
+    trainer["accumulate_grad_batches"] = size.accumulated_batches
+    for key in ("val_check_interval", "limit_train_batches"):
+        if isinstance(trainer.get(key), int) and not isinstance(trainer[key], bool):
+            trainer[key] *= size.accumulated_batches
+    return config
+
+
+def device_count(trainer: Mapping[str, Any]) -> int:
+    """Devices of all hosts together that `trainer.devices` and `trainer.num_nodes` mean on this machine."""
+    return devices_here(trainer) * int(trainer.get("num_nodes") or 1)
+
+
+def devices_here(trainer: Mapping[str, Any]) -> int:
+    """Devices of this host that `trainer.devices` means."""
+    devices = trainer.get("devices", 1)
+    if isinstance(devices, (list, tuple)):
+        return max(1, len(devices))
+    if isinstance(devices, str) and "," in devices:
+        return max(1, len([part for part in devices.split(",") if part.strip()]))
+    if devices in ("auto", -1, "-1", None):
+        import torch
+
+        on_gpu = str(trainer.get("accelerator", "auto")) in ("gpu", "cuda", "auto")
+        return max(1, torch.cuda.device_count()) if on_gpu else 1
+    return max(1, int(devices))
