@@ -67,6 +67,7 @@ class MeasuredCost(Callback):
         self._speeds: deque[float] = deque(maxlen=REMEMBERED_STEPS)
         self._counted: dict[int, Cost] = {}
         self._length = 0
+        self._changing = False
         self._world = 1
         self._device: Any = None
         self._stepped = 0  # optimizer steps since this start
@@ -99,6 +100,8 @@ class MeasuredCost(Callback):
             fmt = number_format(trainer.precision or "", torch.get_float32_matmul_precision())
             self._peak = peak_flops(torch.cuda.get_device_name(self._device), fmt)
         self._shape = _heads_and_layers(pl_module)
+        # attention that learns its pattern costs less as it goes on
+        self._changing = any(getattr(module, "cost_changes", False) for module in pl_module.modules())
         reset_peak(self._device)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -233,7 +236,7 @@ class MeasuredCost(Callback):
         self._spent["sequences"] += sequences
         self._spent["tokens"] += tokens
         self._step_tokens += tokens
-        if length not in self._counted:
+        if self._changing or length not in self._counted:
             counted = _cost_of(pl_module, length)
             if counted is None:
                 return

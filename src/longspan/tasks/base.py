@@ -25,7 +25,9 @@ from longspan.models.transformer import Transformer
 from longspan.models.warm_start import plain_names
 from longspan.tasks.errors import BatchError, NonFiniteLossError, TaskConfigError
 from longspan.tasks.optimizers import adamw, decay_groups, undecayed_names
+from longspan.tasks.pattern_learning import PatternLearning, pattern_learners
 from longspan.tasks.schedules import warmup_cosine
+from longspan.tasks.step_mean import StepMean
 
 Batch = Mapping[str, Any]
 
@@ -77,6 +79,8 @@ class Task(pl.LightningModule):
         self.test_metrics = _clone(metrics, "test/")
         self.optimizer_maker = optimizer or partial(adamw, lr=1e-3)
         self.scheduler_maker = scheduler or warmup_cosine
+        self._pattern_learning: PatternLearning | None = None
+        self._step_mean = StepMean()
         self._undecayed = undecayed_names(self, decay_embeddings=decay_embeddings)
         self.save_hyperparameters(
             {
@@ -129,7 +133,23 @@ class Task(pl.LightningModule):
         step = self.step(batch, batch_idx, "train")
         self._check_finite(step.loss, batch, batch_idx, "train")
         self.log("train/loss", step.loss, prog_bar=True, batch_size=_sequences(batch))
-        return step.loss
+        return step.loss + self._auxiliary_loss(batch)
+
+    def _auxiliary_loss(self, batch: Batch) -> Tensor | float:
+        """The sum of what modules with an ``auxiliary_loss()`` ask for beside the task's own loss."""
+        parts = [module.auxiliary_loss() for module in self.model.modules() if hasattr(module, "auxiliary_loss")]
+        if not parts:
+            return 0.0
+        total = torch.stack(parts).sum()
+        self.log("train/auxiliary_loss", total, batch_size=_sequences(batch))
+        return total
+
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """Where attention learns its pattern, what drives it; the same for each use of a trainer."""
+        if self._pattern_learning is None and pattern_learners(self.model):
+            self._pattern_learning = PatternLearning()
+        known = self._pattern_learning is None or self._pattern_learning in self.trainer.callbacks  # type: ignore[attr-defined]
+        return [] if known else [self._pattern_learning]  # type: ignore[list-item]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate(batch, batch_idx, "val", self.val_metrics)

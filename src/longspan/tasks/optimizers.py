@@ -28,7 +28,8 @@ def undecayed_names(module: nn.Module, *, decay_embeddings: bool = False) -> fro
 
 
 def decay_groups(module: nn.Module, undecayed: Collection[str] | None = None) -> list[dict[str, Any]]:
-    """Two parameter groups of what can be trained: what weight decay shrinks, and what it leaves alone.
+    """Parameter groups of what can be trained: what weight decay shrinks, what it leaves alone, and one more for each
+    rate of parameters that carry a ``learning_rate`` of their own, which do not decay.
 
     Args:
         undecayed: what :func:`undecayed_names` said of the module; ask it before the module is wrapped or sharded,
@@ -36,11 +37,15 @@ def decay_groups(module: nn.Module, undecayed: Collection[str] | None = None) ->
     """
     spared = undecayed_names(module) if undecayed is None else undecayed
     groups: list[dict[str, Any]] = [{"params": []}, {"params": [], "weight_decay": 0.0}]
+    own_rates: dict[float, dict[str, Any]] = {}
     for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
+        rate = getattr(parameter, "learning_rate", None)
+        if parameter.requires_grad and rate is not None:
+            own_rates.setdefault(rate, {"params": [], "weight_decay": 0.0, "lr": rate})["params"].append(parameter)
+        elif parameter.requires_grad:
             plain = name.replace("_orig_mod.", "").replace("_fsdp_wrapped_module.", "")
             groups[plain in spared]["params"].append(parameter)
-    return [group for group in groups if group["params"]]
+    return [group for group in [*groups, *own_rates.values()] if group["params"]]
 
 
 def adamw(

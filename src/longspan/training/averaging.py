@@ -18,11 +18,12 @@ class AveragedWeights(EMAWeightAveraging):
     the last checkpoint of a training is written.
 
     Args:
-        settings: those of ``lightning.pytorch.callbacks.EMAWeightAveraging``: decay, update_every_n_steps, ...
+        settings: those of ``lightning.pytorch.callbacks.EMAWeightAveraging``: decay, update_every_n_steps, ... Buffers
+            are taken as they are unless told otherwise: they hold counts and choices, of which there is no average.
     """
 
     def __init__(self, decay: float = 0.999, **settings: Any) -> None:
-        super().__init__(decay=decay, **settings)
+        super().__init__(decay=decay, **{"use_buffers": False, **settings})
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn == TrainerFn.FITTING:

@@ -22,7 +22,7 @@ from longspan.cost import Cost
 from longspan.functional import sparse_attention
 from longspan.patterns import Full, Pattern
 
-STEP, MULTIPLIER, EXCESS, TARGET, HARD = range(5)  # places in the state that checkpoints keep beside gates
+STEP, MULTIPLIER, EXCESS, TARGET, HARD = range(5)  # places in the buffer `state`
 DAMPING = 30.0  # answers the excess itself, beside its sum over time, so that the density settles
 CERTAIN = 0.05  # a gate less likely to be open than this is not kept, though there be room
 LEAST_PRESSURE = 0.01  # closes gates that do nothing for the loss, also where the density is already low enough
@@ -83,6 +83,8 @@ class LearnedAttention(nn.Module):
         self.log_alpha.no_weight_decay = True  # type: ignore[attr-defined]
         self.log_alpha.learning_rate = float(gate_learning_rate)  # type: ignore[attr-defined]
         self.register_buffer("open", torch.ones(shape, dtype=torch.bool))
+        # The bits of float64 numbers, so that no choice of precision for the weights rounds a step number.
+        self.register_buffer("state", torch.zeros(5, dtype=torch.float64).view(torch.int64))
         pairs = candidates.pairs(candidates.length)
         self.register_buffer("share", (pairs / (heads * pairs.sum())).float(), persistent=False)
         self.pairs, self.total = pairs, int(pairs.sum()) * heads
@@ -103,8 +105,7 @@ class LearnedAttention(nn.Module):
             backend=backend,
         )
         self.kv_heads, self.dropout = self.plain.kv_heads, self.plain.dropout
-        self._state = [0.0] * 5
-        self._excess: Tensor | None = None  # on the device, until someone asks
+        self._state = [0.0] * 5  # of `state`, where reading it costs nothing; the excess is in the buffer alone
         self._noise: Tensor | None = None
         self._due = False
         self._known: dict[str, tuple[Any, list[Pattern | None]]] = {}
@@ -122,12 +123,11 @@ class LearnedAttention(nn.Module):
         known = self._noise is not None and step == self._state[STEP]
         if self.hardened or known:
             return
-        self._read_excess()
         progress = step / max(1, total)
         noisy = progress >= self.schedule.open_until
         # Not below 0: a low density is no fault, and would be mended by opening gates that nothing asked for.
-        self._state[MULTIPLIER] = max(0.0, self._state[MULTIPLIER] + self.multiplier_rate / max(1, total) * self._state[EXCESS])
-        self._state[STEP], self._state[EXCESS] = float(step), 0.0
+        self._state[MULTIPLIER] = max(0.0, self._state[MULTIPLIER] + self.multiplier_rate / max(1, total) * self._stored()[EXCESS])
+        self._state[STEP] = float(step)
         self._state[TARGET] = self.schedule.target(progress, min(1.0, self.budget / self.total))
         self._due = step % self.update_every == 0
         place = hashlib.blake2b(repr((self.seed, self.layer, step)).encode(), digest_size=7).digest()
@@ -135,6 +135,7 @@ class LearnedAttention(nn.Module):
         # On the CPU, so that every device draws the same; 0.5 is no noise at all.
         noise = torch.rand(self.log_alpha.shape, generator=generator).clamp(1e-6, 1 - 1e-6)
         self._noise = noise.to(self.log_alpha.device) if noisy else torch.empty(0)
+        self._store()
 
     def auxiliary_loss(self) -> Tensor:
         """What holds the density: (multiplier + damping * excess) * expected share of pairs; 0 once hardened.
@@ -145,8 +146,10 @@ class LearnedAttention(nn.Module):
         if self.hardened or self._noise is None or not len(self._noise):
             return unused
         chance = gate.chance_open(self.log_alpha.float()) * self.share
-        self._excess = (chance.detach() * self.open).sum() - self._state[TARGET]
-        return (self._state[MULTIPLIER] + DAMPING * self._excess).clamp(min=LEAST_PRESSURE) * chance.sum()
+        with torch.no_grad():
+            excess = (chance * self.open).sum() - self._state[TARGET]
+            self.state[EXCESS : EXCESS + 1] = excess.double().view(1).view(torch.int64)
+        return (self._state[MULTIPLIER] + DAMPING * excess).clamp(min=LEAST_PRESSURE) * chance.sum()
 
     @torch.no_grad()
     def expected_density(self) -> float:
@@ -170,6 +173,7 @@ class LearnedAttention(nn.Module):
         if not self.hardened:
             self.open.copy_(self._best(self.budget))
             self._state[HARD] = 1.0
+            self._store()
             self._restore()
         return self.plain.pattern
 
@@ -178,30 +182,37 @@ class LearnedAttention(nn.Module):
         chance = gate.chance_open(self.log_alpha.float()).cpu()
         return chosen_gates(chance, self.pairs, budget, chance >= CERTAIN).to(self.open.device)
 
+    @property
+    def length(self) -> int:
+        """Tokens of the longest sequence."""
+        return self.candidates.length
+
     def density(self) -> float:
         """Live pairs of the gates that are open now over T * T, at the longest length, mean over heads."""
         return float((self.open.cpu() * self.pairs).sum()) / (self.heads * self.candidates.length**2)
 
-    def _read_excess(self) -> None:
-        if self._excess is not None:
-            self._state[EXCESS], self._excess = float(self._excess), None
+    def _stored(self) -> list[float]:
+        return self.state.cpu().view(torch.float64).tolist()
 
-    def get_extra_state(self) -> Tensor:
-        """Step, multiplier and whether gates are hardened: no buffer, since those follow the weights' precision."""
-        self._read_excess()
-        return torch.tensor(self._state, dtype=torch.float64)
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """Called after weights and buffers are loaded."""
-        self._state = state.tolist()
-        self._restore()
+    def _store(self) -> None:
+        self.state.copy_(torch.tensor(self._state, dtype=torch.float64).view(torch.int64))
 
     def _restore(self) -> None:
-        """Brings what is derived from the state and the open gates up to date with them."""
+        """Brings what is derived from the buffers up to date with them."""
+        self._state = self._stored()
         self._known.clear()
         self._costs.clear()
-        self._noise = self._excess = None
+        self._noise = None
         self.plain.repattern(plain_pattern(self.candidates, self.open.cpu()) if self.hardened else Full())
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._restore()
+
+    def train(self, mode: bool = True) -> LearnedAttention:
+        """Averages of weights are swapped in and out between training and evaluation, which nothing else would show."""
+        self._known.pop("evaluation", None)
+        return super().train(mode)
 
     # -- attention ------------------------------------------------------------------------------------------------
 
