@@ -12,6 +12,7 @@ from longspan.attention.global_tokens import global_
 from longspan.attention.learned import LearnedAttention, learned
 from longspan.attention.mixed_heads import per_head
 from longspan.attention.moba import MixtureOfBlocks, moba
+from longspan.attention.nsa import NativeSparseAttention, nsa
 from longspan.attention.sparse_transformer import fixed, strided
 from longspan.attention.tables import block_table
 from longspan.attention.windows import dilated, local, longformer
@@ -20,6 +21,7 @@ __all__ = [
     "AttentionConfigError",
     "LearnedAttention",
     "MixtureOfBlocks",
+    "NativeSparseAttention",
     "PatternAttention",
     "bigbird",
     "block_table",
@@ -31,6 +33,7 @@ __all__ = [
     "local",
     "longformer",
     "moba",
+    "nsa",
     "per_head",
     "random",
     "strided",

@@ -105,10 +105,14 @@ class ContentAttention(nn.Module):
             for first in range(0, T, D):
                 unit = torch.eye(T, device=q.device, dtype=q.dtype)[:, first : first + D]  # (T, up to D)
                 unit = nn.functional.pad(unit, (0, D - unit.shape[1])).expand(B, self.kv_heads, T, D)
-                columns.append(self(q, k, unit, lengths=lengths, segments=segments))
+                columns.append(self.values_for_map(q, k, unit, lengths, segments))
         finally:
             self.train(before)
         return torch.cat(columns, -1)[..., :T]
+
+    def values_for_map(self, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, segments: Tensor | None) -> Tensor:
+        """The output as `attended` wants it, linear in the values: a variant that is not says here what stands for it."""
+        return self(q, k, v, lengths=lengths, segments=segments)
 
     def _check(self, q: Tensor, v: Tensor, lengths: Tensor | None, segments: Tensor | None) -> None:
         _, H, T, D = q.shape
