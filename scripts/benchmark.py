@@ -14,6 +14,7 @@ import sys
 
 import torch
 
+from longspan.benchmark import layouts
 from longspan.benchmark.cases import Case, CaseError, parse_pattern
 from longspan.benchmark.compare import compare
 from longspan.benchmark.end_to_end import Size, compare_steps
@@ -27,7 +28,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--suite", choices=[*SUITES, "end-to-end"], help="a published comparison, instead of --pattern")
+    parser.add_argument(
+        "--suite", choices=[*SUITES, "end-to-end", "layouts"], help="a published comparison, instead of --pattern"
+    )
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="TEXT", help="cases of the suite whose name holds one of these"
     )
@@ -73,9 +76,13 @@ def end_to_end(args: argparse.Namespace) -> int:
     """The training step of base size beside transformers' BigBird."""
     size = Size(batch=args.batch if args.batch > 1 else 4, length=args.lengths[0] if args.lengths != [8192] else 4096)
     row = compare_steps(size, args.device, args.seconds, args.compile)
+    return keep(args, [row])
+
+
+def keep(args: argparse.Namespace, found: list[dict]) -> int:
     if args.output:
-        save(args.output, result(" ".join(["python", *sys.argv]), args.device, [row]))
-    print(json.dumps(row, indent=1))
+        save(args.output, result(" ".join(["python", *sys.argv]), args.device, found))
+    print(json.dumps(found, indent=1))
     return 0
 
 
@@ -85,6 +92,8 @@ def main() -> int:
         torch.set_num_threads(args.threads)
     if args.suite == "end-to-end":
         return end_to_end(args)
+    if args.suite == "layouts":
+        return keep(args, layouts.measure(args.device))
     rows: list[dict] = []
     try:
         chosen = plans(args)
