@@ -28,6 +28,7 @@ from longspan.tasks.optimizers import adamw, decay_groups, undecayed_names
 from longspan.tasks.pattern_learning import PatternLearning, pattern_learners
 from longspan.tasks.schedules import warmup_cosine
 from longspan.tasks.step_mean import StepMean
+from longspan.tasks.step_mean import StepMean
 
 Batch = Mapping[str, Any]
 
@@ -81,6 +82,7 @@ class Task(pl.LightningModule):
         self.scheduler_maker = scheduler or warmup_cosine
         self._pattern_learning: PatternLearning | None = None
         self._step_mean = StepMean()
+        self._step_mean = StepMean()
         self._undecayed = undecayed_names(self, decay_embeddings=decay_embeddings)
         self.save_hyperparameters(
             {
@@ -132,8 +134,12 @@ class Task(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         step = self.step(batch, batch_idx, "train")
         self._check_finite(step.loss, batch, batch_idx, "train")
-        self.log("train/loss", step.loss, prog_bar=True, batch_size=_sequences(batch))
-        return step.loss + self._auxiliary_loss(batch)
+        several = self.trainer.world_size > 1
+        self.log("train/loss", step.loss, prog_bar=True, sync_dist=several, batch_size=_sequences(batch))
+        return self._step_mean.share(step.loss + self._auxiliary_loss(batch), step.count, self.trainer)
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        self._step_mean.settle(self)
 
     def _auxiliary_loss(self, batch: Batch) -> Tensor | float:
         """The sum of what modules with an ``auxiliary_loss()`` ask for beside the task's own loss."""
