@@ -5,7 +5,7 @@ Legend: B sequences, T = `max_length`, P things that can be asked for, Q questio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,6 +55,10 @@ class SyntheticDataset(Dataset):
 
     def __len__(self) -> int:
         return self.size
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        # python would else go on until an index is refused, and none is
+        return (self[index] for index in range(self.size))
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         return self.__getitems__([index])[0]

@@ -104,7 +104,8 @@ class QuestionRegion:
         weights = 1.0 / np.arange(1, 2 * self.slots, 2) if self.spread == "log" else None
         places = self.first + 2 * draws.distinct(self.slots, self.count, weights=weights)  # [B, Q]
         things = questions.shape[1]
-        asked = draws.distinct(things * -(-self.count // things), self.count) % things  # [B, Q]
+        rounds = [min(things, self.count - done) for done in range(0, self.count, things)]
+        asked = np.concatenate([draws.distinct(things, some) for some in rounds], axis=1)  # [B, Q]
         examples.ask(
             places,
             np.take_along_axis(questions, asked, axis=1),
