@@ -166,7 +166,9 @@ class Task(pl.LightningModule):
     def _evaluate(self, batch: Batch, batch_idx: int, stage: str, metrics: nn.ModuleDict) -> None:
         step = self.step(batch, batch_idx, stage)
         self._check_finite(step.loss, batch, batch_idx, stage)
-        self.log(f"{stage}/loss", step.loss, on_epoch=True, sync_dist=True, batch_size=max(1, int(step.count)))
+        # Lightning averages the weights over the ranks as whole numbers: as multiples of the ranks they stay exact
+        weight = max(1, int(step.count)) * self.trainer.world_size
+        self.log(f"{stage}/loss", step.loss, on_epoch=True, sync_dist=True, batch_size=weight)
         for group, arguments in step.updates.items():
             collection: Any = metrics[group]
             collection.update(*arguments)
