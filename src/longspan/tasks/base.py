@@ -24,7 +24,7 @@ from longspan.models.heads import HeadedModel
 from longspan.models.transformer import Transformer
 from longspan.models.warm_start import plain_names
 from longspan.tasks.errors import BatchError, NonFiniteLossError, TaskConfigError
-from longspan.tasks.optimizers import adamw, decay_groups, undecayed_names
+from longspan.tasks.optimizers import adamw, decay_groups, own_rates, undecayed_names
 from longspan.tasks.pattern_learning import PatternLearning, pattern_learners
 from longspan.tasks.schedules import warmup_cosine
 from longspan.tasks.step_mean import StepMean
@@ -194,7 +194,7 @@ class Task(pl.LightningModule):
         steps = self.trainer.estimated_stepping_batches
         if steps == float("inf"):
             raise TaskConfigError("trainer.max_steps", -1, "the schedule needs an end: set max_steps or max_epochs")
-        groups = decay_groups(self, self._undecayed)
+        groups = decay_groups(self, self._undecayed, own_rates(self, max(1, int(steps))))
         optimizer = self.optimizer_maker(groups, **self._unfused())
         scheduler = self.scheduler_maker(optimizer, total_steps=max(1, int(steps)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"}}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -27,25 +27,38 @@ def undecayed_names(module: nn.Module, *, decay_embeddings: bool = False) -> fro
     )
 
 
-def decay_groups(module: nn.Module, undecayed: Collection[str] | None = None) -> list[dict[str, Any]]:
+def own_rates(module: nn.Module, total_steps: int) -> dict[int, float]:
+    """Learning rates, by id, of parameters whose module sets them: ``learning_rates(total_steps) -> {name: rate}``."""
+    return {
+        id(getattr(part, name)): rate
+        for part in module.modules()
+        if hasattr(part, "learning_rates")
+        for name, rate in part.learning_rates(total_steps).items()  # type: ignore[operator]
+    }
+
+
+def decay_groups(
+    module: nn.Module, undecayed: Collection[str] | None = None, rates: Mapping[int, float] | None = None
+) -> list[dict[str, Any]]:
     """Parameter groups of what can be trained: what weight decay shrinks, what it leaves alone, and one more for each
-    rate of parameters that carry a ``learning_rate`` of their own, which do not decay.
+    learning rate that parameters have of their own; those do not decay.
 
     Args:
         undecayed: what :func:`undecayed_names` said of the module; ask it before the module is wrapped or sharded,
             which changes the shapes of parameters and puts prefixes before names.
+        rates: see :func:`own_rates`.
     """
     spared = undecayed_names(module) if undecayed is None else undecayed
     groups: list[dict[str, Any]] = [{"params": []}, {"params": [], "weight_decay": 0.0}]
-    own_rates: dict[float, dict[str, Any]] = {}
+    others: dict[float, dict[str, Any]] = {}
     for name, parameter in module.named_parameters():
-        rate = getattr(parameter, "learning_rate", None)
+        rate = None if rates is None else rates.get(id(parameter))
         if parameter.requires_grad and rate is not None:
-            own_rates.setdefault(rate, {"params": [], "weight_decay": 0.0, "lr": rate})["params"].append(parameter)
+            others.setdefault(rate, {"params": [], "weight_decay": 0.0, "lr": rate})["params"].append(parameter)
         elif parameter.requires_grad:
             plain = name.replace("_orig_mod.", "").replace("_fsdp_wrapped_module.", "")
             groups[plain in spared]["params"].append(parameter)
-    return [group for group in [*groups, *own_rates.values()] if group["params"]]
+    return [group for group in [*groups, *others.values()] if group["params"]]
 
 
 def adamw(

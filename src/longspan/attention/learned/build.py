@@ -24,7 +24,7 @@ def learned(
     harden_at: float = 0.75,
     update_every: int = 20,
     closed_below: float = 0.3,
-    gate_learning_rate: float = 0.05,
+    gate_learning_rate: float | None = None,
     multiplier_rate: float = 30.0,
     seed: int = 0,
     dropout: float = 0.0,
@@ -51,8 +51,9 @@ def learned(
         raise AttentionConfigError("density", f"= {density} needs a known longest sequence; give max_length")
     _number("density", density, 0.0, 1.0, "a share of the T * T pairs, above 0 and at most 1")
     _number("closed_below", closed_below, 0.0, 0.5, "a chance, above 0 and at most 0.5")
-    for key, value in (("gate_learning_rate", gate_learning_rate), ("multiplier_rate", multiplier_rate)):
-        _number(key, value, 0.0, float("inf"), "a number above 0")
+    _number("multiplier_rate", multiplier_rate, 0.0, float("inf"), "a number above 0")
+    if gate_learning_rate is not None:
+        _number("gate_learning_rate", gate_learning_rate, 0.0, float("inf"), "a number above 0, or null")
     if isinstance(update_every, bool) or not isinstance(update_every, int) or update_every < 1:
         raise AttentionConfigError("update_every", f"= {update_every!r}; give a number of steps, 1 or more")
     if isinstance(strides, (str, int)) or not isinstance(strides, Sequence):

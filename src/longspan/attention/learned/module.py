@@ -24,6 +24,9 @@ from longspan.patterns import Full, Pattern
 
 STEP, MULTIPLIER, EXCESS, TARGET, HARD = range(5)  # places in the buffer `state`
 DAMPING = 30.0  # answers the excess itself, beside its sum over time, so that the density settles
+# Adam's steps are as long as its rate, and most of them undo each other: in 300 steps of bytes, gates that could go 36
+# while the target fell ended in windows and a few far offsets, gates that could go 6 had hardly moved.
+TRAVEL, FASTEST = 36.0, 0.5
 CERTAIN = 0.05  # a gate less likely to be open than this is not kept, though there be room
 LEAST_PRESSURE = 0.01  # closes gates that do nothing for the loss, also where the density is already low enough
 
@@ -44,7 +47,8 @@ class LearnedAttention(nn.Module):
         update_every: steps between looks at which gates are open; each new set of open blocks compiles a layout.
         closed_below: a gate less likely to be open than this is closed in training, as far as the density is above its
             target. Evaluation closes below 0.31. Nothing but its expected L0 norm moves it then, so that it stays closed.
-        gate_learning_rate: of the gates, in place of the optimizer's; schedules scale it alike.
+        gate_learning_rate: of the gates, in place of the optimizer's; schedules scale it alike. None: as fast as the
+            target falls.
         multiplier_rate: how fast the Lagrange multiplier follows a density that is off its target: what a whole run
             spent at an excess of 1 would add to it.
         seed, layer: of the noise, which is the same on every rank and after a resume.
@@ -68,7 +72,7 @@ class LearnedAttention(nn.Module):
         backend: str = "auto",
         update_every: int = 20,
         closed_below: float = 0.3,
-        gate_learning_rate: float = 0.05,
+        gate_learning_rate: float | None = None,
         multiplier_rate: float = 30.0,
         seed: int = 0,
         layer: int = 0,
@@ -81,7 +85,7 @@ class LearnedAttention(nn.Module):
         shape = (heads, candidates.gates)
         self.log_alpha = nn.Parameter(torch.full(shape, gate.START))
         self.log_alpha.no_weight_decay = True  # type: ignore[attr-defined]
-        self.log_alpha.learning_rate = float(gate_learning_rate)  # type: ignore[attr-defined]
+        self.gate_learning_rate = gate_learning_rate
         self.register_buffer("open", torch.ones(shape, dtype=torch.bool))
         # The bits of float64 numbers, so that no choice of precision for the weights rounds a step number.
         self.register_buffer("state", torch.zeros(5, dtype=torch.float64).view(torch.int64))
@@ -136,6 +140,11 @@ class LearnedAttention(nn.Module):
         noise = torch.rand(self.log_alpha.shape, generator=generator).clamp(1e-6, 1 - 1e-6)
         self._noise = noise.to(self.log_alpha.device) if noisy else torch.empty(0)
         self._store()
+
+    def learning_rates(self, total_steps: int) -> dict[str, float]:
+        """Rates that differ from the optimizer's, by parameter name."""
+        falling = (self.schedule.reached_at - self.schedule.open_until) * total_steps
+        return {"log_alpha": self.gate_learning_rate or min(FASTEST, TRAVEL / max(1.0, falling))}
 
     def auxiliary_loss(self) -> Tensor:
         """What holds the density: (multiplier + damping * excess) * expected share of pairs; 0 once hardened.
