@@ -116,9 +116,32 @@ def test_compiles_whole_with_the_choice_inside():
         ({"count": torch.zeros(2, 1, 3)}, "count has shape"),
         ({"q_len": 80}, "80 places make 5"),
         ({"q_order": torch.zeros(2, 1, 60)}, "q_order has shape"),
+        ({"excluded": torch.zeros(2, 1, 60)}, "excluded has shape"),
     ],
 )
 def test_parts_that_do_not_fit_are_named(change, message):
     _, layout = example()
     with pytest.raises(DeviceLayoutError, match=message):
         DeviceLayout(**{**vars(layout), **change})
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 60), st.integers(1, 3), st.booleans(), st.booleans(), st.integers(0, 1 << 20))
+def test_excluded_pairs(length, rows, per_batch, causal, seed):
+    g = torch.Generator().manual_seed(seed)
+    blocks = -(-length // 16)
+    index = torch.arange(blocks).expand(2, 1, blocks, blocks).contiguous()
+    excluded = torch.randint(0, 9, (2 if per_batch else 1, rows, length), generator=g, dtype=torch.int32)
+    layout = DeviceLayout(index, torch.full((2, 1, blocks), blocks), 16, 16, length, length, causal, excluded=excluded)
+    q, k, v = (torch.randn(2, 1, length, 16, generator=g, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    distance = excluded[..., :, None] - excluded[..., None, :]
+    live = ~((distance >= 0) & (distance <= 1)).any(1, keepdim=True).expand(2, 1, length, length)
+    live = live & torch.ones(length, length, dtype=torch.bool).tril() if causal else live
+    parts = [reference_attention(q[b : b + 1], k[b : b + 1], v[b : b + 1], live[b]) for b in range(2)]
+    out, lse = attend_by(q, k, v, layout, return_lse=True)
+    expected = torch.cat([o for o, _ in parts])
+    torch.testing.assert_close(out, expected)
+    torch.testing.assert_close(lse, torch.cat([s for _, s in parts]))
+    weight = torch.randn(out.shape, generator=g, dtype=torch.float64)
+    for a, b in zip(_grads((out * weight).sum(), (q, k, v)), _grads((expected * weight).sum(), (q, k, v)), strict=True):
+        torch.testing.assert_close(a, b)

@@ -109,7 +109,7 @@ class Piece:
             self.heads = slice(heads[0], heads[-1] + 1)
         self.head_numbers = heads
         c = component
-        pick = lambda index: index if index is None or index.dim() == 1 else index[u]  # noqa: E731
+        pick = lambda index: index if index is None or index.dim() == 1 else index[u]
         self.q_index, self.k_index = pick(c.q_index), pick(c.k_index)
 
     def side(self, queries: bool) -> tuple[Tensor | None, int, int, int]:
@@ -199,6 +199,10 @@ class Piece:
             q_segment = o.q_segments[self.batch][:, safe_row][:, None, :, :, None]
             k_segment = o.k_segments[self.batch][:, safe_column][:, None, :, None, :]
             mask = also(q_segment == k_segment)
+        if c.excluded is not None:
+            for x in c.excluded[self.batch].unbind(1):  # (b, T)
+                distance = x[:, safe_row][:, None, :, :, None] - x[:, safe_column][:, None, :, None, :]
+                mask = also((distance < 0) | (distance > 1))
         return mask
 
     def scores(self, q: Tensor, k: Tensor, batch: RowBatch) -> tuple[Tensor, Tensor, Tensor]:

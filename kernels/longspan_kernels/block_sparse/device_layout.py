@@ -31,6 +31,9 @@ class DeviceLayout:
         causal: whether pairs also need key position <= query position.
         q_order, k_order: [B or 1, H or 1, places] int: the token row at each place of an order of one's own (-1 for none),
             cut into blocks; None for the natural order. A token row stands at one place at most.
+        excluded: [B or 1, E, T] int32: a pair (i, j) is not live where 0 <= x[i] - x[j] <= 1 for a row x of these. With the
+            numbers 2 * token no query sees itself; with the chunks of another order, pairs are left out that it holds
+            already. Tq = Tk = T.
     """
 
     index: Tensor
@@ -42,6 +45,7 @@ class DeviceLayout:
     causal: bool = False
     q_order: Tensor | None = None
     k_order: Tensor | None = None
+    excluded: Tensor | None = None
 
     def __post_init__(self):
         if self.index.dim() != 4:
@@ -61,6 +65,13 @@ class DeviceLayout:
                 raise DeviceLayoutError(
                     f"index lists {self.index.shape[2]} query blocks; {places} places make {-(-places // block)}"
                 )
+
+        x = self.excluded
+        if x is not None and (x.dim() != 3 or x.shape[2] != self.q_len or self.q_len != self.k_len or x.shape[1] < 1):
+            raise DeviceLayoutError(
+                f"excluded has shape {tuple(x.shape)}, for {self.q_len} queries and {self.k_len} keys; give "
+                f"[B or 1, 1 or more, {self.k_len}], and as many queries as keys"
+            )
 
     @property
     def key_blocks(self) -> int:
@@ -90,7 +101,7 @@ class DeviceLayout:
             q_index=_flat(self.q_order), k_index=_flat(self.k_order), q_start=0, k_start=0, covers=self.q_order is None,
             q_blocks=rows, k_blocks=self.key_blocks, rows=own, columns=self._columns(U, rows, most) if columns else own,
             masks=empty, band=torch.zeros((0, 2), dtype=torch.int32, device=device), bands=0, order="device",
-            batch_groups=H if B > 1 else 0, positional=self.causal, dynamic=True,
+            batch_groups=H if B > 1 else 0, positional=self.causal, dynamic=True, excluded=self.excluded,
         )  # fmt: skip
         if self.q_order is not None:
             component.merge.fill_(1)  # rows that no place holds keep output 0

@@ -31,17 +31,21 @@ def attend_by(
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     if backend == "dense":
         raise BackendError('backend="dense" cannot serve a DeviceLayout; use "auto" or "blocked"')
+    excluded = None if layout.excluded is None else layout.excluded.expand(q.shape[0], -1, -1)
+    if excluded is not None and backend == "triton":
+        raise BackendError('backend="triton" cannot serve a layout with excluded pairs yet; use "auto" or "blocked"')
+    backend = "blocked" if excluded is not None else backend
     out, lse = torch.ops.longspan.device_layout_forward(
         q, k, v, layout.index, layout.count, layout.q_order, layout.k_order, layout.block_q, layout.block_k, layout.causal,
         q.shape[-1] ** -0.5 if scale is None else float(scale), float(dropout_p), choose_backend(backend, q, k),
         q_lengths, k_lengths, q_segments, k_segments,
-        torch.randint(0, 1 << 31, (1,), device=q.device) if dropout_p > 0.0 else None,
+        torch.randint(0, 1 << 31, (1,), device=q.device) if dropout_p > 0.0 else None, excluded,
     )  # fmt: skip
     return (out, lse) if return_lse else out
 
 
-def _rebuilt(q, k, index, count, q_order, k_order, block_q, block_k, causal, columns):
-    made = DeviceLayout(index, count, block_q, block_k, q.shape[2], k.shape[2], causal, q_order, k_order)
+def _rebuilt(q, k, index, count, q_order, k_order, block_q, block_k, causal, excluded, columns):
+    made = DeviceLayout(index, count, block_q, block_k, q.shape[2], k.shape[2], causal, q_order, k_order, excluded)
     return made.layout(q.shape[1], columns)
 
 
@@ -50,8 +54,9 @@ def device_layout_forward(
     q: Tensor, k: Tensor, v: Tensor, index: Tensor, count: Tensor, q_order: Tensor | None, k_order: Tensor | None,
     block_q: int, block_k: int, causal: bool, scale: float, dropout_p: float, backend: str, q_lengths: Tensor | None,
     k_lengths: Tensor | None, q_segments: Tensor | None, k_segments: Tensor | None, seed: Tensor | None,
+    excluded: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    layout = _rebuilt(q, k, index, count, q_order, k_order, block_q, block_k, causal, False)
+    layout = _rebuilt(q, k, index, count, q_order, k_order, block_q, block_k, causal, excluded, False)
     options = Options(scale, q_lengths, k_lengths, q_segments, k_segments, dropout_p, seed)
     if backend == "triton":
         from .forward import triton_forward
@@ -66,9 +71,9 @@ def device_layout_backward(
     dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, index: Tensor,
     count: Tensor, q_order: Tensor | None, k_order: Tensor | None, block_q: int, block_k: int, causal: bool, scale: float,
     dropout_p: float, backend: str, q_lengths: Tensor | None, k_lengths: Tensor | None, q_segments: Tensor | None,
-    k_segments: Tensor | None, seed: Tensor | None,
+    k_segments: Tensor | None, seed: Tensor | None, excluded: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    layout = _rebuilt(q, k, index, count, q_order, k_order, block_q, block_k, causal, True)
+    layout = _rebuilt(q, k, index, count, q_order, k_order, block_q, block_k, causal, excluded, True)
     options = Options(scale, q_lengths, k_lengths, q_segments, k_segments, dropout_p, seed)
     if backend == "triton":
         from .backward import triton_backward
@@ -101,7 +106,7 @@ def _backward(ctx, dout, dlse):
         torch.zeros_like(out) if dout is None else dout, dlse, q, k, v, out, lse, index, count, q_order, k_order, *ctx.plain,
         *tensors,
     )  # fmt: skip
-    return dq, dk, dv, *(None,) * 15
+    return dq, dk, dv, *(None,) * 16
 
 
 device_layout_forward.register_autograd(_backward, setup_context=_save)

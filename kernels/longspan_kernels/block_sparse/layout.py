@@ -62,6 +62,8 @@ class Component:
             entries are all called full).
         dynamic: made at run time on the device: nothing of it may be read back to the host, and an entry called full may
             hold places without a token.
+        excluded: [B, E, T] int32, pairs (i, j) that are not live: 0 <= x[i] - x[j] <= 1 for one of the E rows x of a batch
+            element; None for none (layouts made at run time alone have them).
         masks: [M, block_q, block_k] bool; the first `bands` of them equal lo <= m - n <= hi for the place offsets m, n in
             the tile, with (lo, hi) in `band` [M, 2] int32.
     """
@@ -86,6 +88,7 @@ class Component:
     batch_groups: int = 0
     positional: bool = False
     dynamic: bool = False
+    excluded: Tensor | None = None
     _packed: Tensor | None = field(default=None, repr=False)
     cache: dict = field(default_factory=dict, repr=False)  # what a backend derives once (work lists)
 

@@ -13,12 +13,14 @@ from longspan.attention.learned import LearnedAttention, learned
 from longspan.attention.mixed_heads import per_head
 from longspan.attention.moba import MixtureOfBlocks, moba
 from longspan.attention.nsa import NativeSparseAttention, nsa
+from longspan.attention.reformer import HashedAttention, reformer
 from longspan.attention.sparse_transformer import fixed, strided
 from longspan.attention.tables import block_table
 from longspan.attention.windows import dilated, local, longformer
 
 __all__ = [
     "AttentionConfigError",
+    "HashedAttention",
     "LearnedAttention",
     "MixtureOfBlocks",
     "NativeSparseAttention",
@@ -36,5 +38,6 @@ __all__ = [
     "nsa",
     "per_head",
     "random",
+    "reformer",
     "strided",
 ]

@@ -27,23 +27,28 @@ class HeadNorm(nn.RMSNorm):
 
 
 class MultiHeadAttention(nn.Module):
-    """Projections around an attention module, which gets q [B, H, T, D] and k, v [B, Hkv, T, D] with positions in."""
+    """Projections around an attention module, which gets q [B, H, T, D] and k, v [B, Hkv, T, D] with positions in.
+
+    A module that says `shares_qk` makes its keys from the queries: none are projected, and k is q.
+    """
 
     def __init__(self, settings: TransformerSettings, attention: nn.Module) -> None:
         super().__init__()
         self.heads, self.kv_heads = settings.heads, settings.key_value_heads
         self.head_dim = settings.head_width
-        self.qkv = nn.Linear(settings.width, (self.heads + 2 * self.kv_heads) * self.head_dim, bias=False)
+        self.key_heads = 0 if getattr(attention, "shares_qk", False) else self.kv_heads
+        projected = self.heads + self.key_heads + self.kv_heads
+        self.qkv = nn.Linear(settings.width, projected * self.head_dim, bias=False)
         self.out = nn.Linear(self.heads * self.head_dim, settings.width, bias=False)
         self.q_norm = HeadNorm(self.head_dim, settings.norm_eps) if settings.qk_norm else nn.Identity()
-        self.k_norm = HeadNorm(self.head_dim, settings.norm_eps) if settings.qk_norm else nn.Identity()
+        self.k_norm = HeadNorm(self.head_dim, settings.norm_eps) if settings.qk_norm and self.key_heads else nn.Identity()
         self.attention: Any = attention  # a module with a `cost`
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, lengths: Tensor | None, segments: Tensor | None) -> Tensor:
         qkv = self.qkv(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, H + 2 Hkv, T, D)
-        q, k, v = qkv.split((self.heads, self.kv_heads, self.kv_heads), dim=1)  # (B, H, T, D), (B, Hkv, T, D) twice
+        q, k, v = qkv.split((self.heads, self.key_heads, self.kv_heads), dim=1)  # (B, H, T, D), (B, Hkv, T, D) twice
         q = rotate(self.q_norm(q), cos, sin)
-        k = rotate(self.k_norm(k), cos, sin)
+        k = rotate(self.k_norm(k), cos, sin) if self.key_heads else q
         q, k = q.to(v.dtype), k.to(v.dtype)  # norms hand back float32
         mixed = self.attention(q, k, v, lengths=lengths, segments=segments)  # (B, H, T, D)
         return self.out(mixed.transpose(1, 2).flatten(2))  # (B, T, C)

@@ -1,0 +1,114 @@
+"""Attention inside buckets of tokens, in chunks of the order that the buckets make: the token's own chunk and the one before.
+
+Chunks are cut in one of three ways:
+
+- aligned: each bucket begins a chunk. A token's chunk follows from how many tokens of its bucket come before it, so causal
+  attention sees nothing of what comes later, not even by which keys there are.
+- sorted: the sequence, sorted by bucket, is cut wherever a chunk is full, and pairs need equal buckets (arXiv:2001.04451).
+- around: the same, but pairs need no equal buckets, and the first chunk looks back to the last (transformers' Reformer).
+
+Legend: N sequences (batch, head and round of hashing in one), T tokens, D head width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from longspan.attention.picked_blocks import order_by_block
+from longspan_kernels.block_sparse.device_layout import DeviceLayout
+from longspan_kernels.block_sparse.tuning import fitting, tilings
+
+CUTS = ("aligned", "sorted", "around")
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """An order of tokens cut into chunks.
+
+    Attributes:
+        order: [N, places] int64 token at each place, -1 for none.
+        bucket: [N, T] int64 bucket of each token, -1 for tokens that stand nowhere.
+        looks_back: [N, chunks] bool, whether a chunk sees the one before.
+        size: places a chunk.
+        cut: one of CUTS.
+    """
+
+    order: Tensor
+    bucket: Tensor
+    looks_back: Tensor
+    size: int
+    cut: str
+
+    @classmethod
+    def of(cls, bucket: Tensor, buckets: int, size: int, cut: str) -> Chunks:
+        """From bucket [N, T], from 0 up to `buckets`, -1 for tokens that stand nowhere."""
+        N, T = bucket.shape
+        if cut == "aligned":
+            order, owner = (x[:, 0] for x in order_by_block(bucket[:, None], buckets, size))
+            before = torch.nn.functional.pad(owner[:, :-1], (1, 0), value=-1)
+            return cls(order, bucket, (owner == before) & (owner < buckets), size, cut)
+        nowhere = bucket < 0
+        order = torch.sort(torch.where(nowhere, buckets, bucket), dim=-1, stable=True).indices
+        order = torch.where(nowhere.gather(-1, order), -1, order)
+        order = torch.nn.functional.pad(order, (0, -T % size), value=-1)
+        chunks = order.shape[1] // size
+        number = torch.arange(chunks, device=bucket.device)
+        looks_back = number > 0 if cut == "sorted" else torch.full_like(number, chunks > 1).bool()
+        return cls(order, bucket, looks_back.expand(N, chunks), size, cut)
+
+    def numbers(self) -> Tensor:
+        """[N, T] int32, such that a token sees another where its number is that of the other or one more."""
+        N, places = self.order.shape
+        T, device = self.bucket.shape[1], self.order.device
+        chunk = (torch.arange(places, device=device) // self.size).expand(N, places)
+        at = torch.where(self.order < 0, T, self.order)
+        found = torch.zeros((N, T + 1), dtype=torch.int64, device=device).scatter(1, at, chunk)[:, :T]
+        # Chunks of different buckets are kept two apart.
+        return (found + 2 * self.bucket).int()
+
+    def layout(self, q: Tensor, causal: bool, excluded: Tensor | None) -> DeviceLayout:
+        """For q [N, 1, T, D]; `excluded` as `DeviceLayout` has it."""
+        tile = tile_side(q, self.size)
+        N, places = self.order.shape
+        share, chunks, device = self.size // tile, places // self.size, self.order.device
+        number = torch.arange(chunks, device=device)
+        both = torch.stack([number, (number - 1) % chunks], 1)  # (chunks, 2)
+        index = (both[:, :, None] * share + torch.arange(share, device=device)).flatten(1)  # (chunks, 2 share)
+        used = (self.order.view(N, chunks, self.size) >= 0).any(-1)
+        count = share * used * (1 + self.looks_back.long())  # (N, chunks)
+        index = index.repeat_interleave(share, 0).expand(N, 1, chunks * share, 2 * share).int()
+        count = count.repeat_interleave(share, 1)[:, None].int()
+        order, T = self.order[:, None].int(), q.shape[2]
+        return DeviceLayout(index, count, tile, tile, T, T, causal, order, order, excluded)
+
+
+def tile_side(q: Tensor, size: int) -> int:
+    """Places of a tile; it divides a chunk."""
+    capability = torch.cuda.get_device_capability(q.device) if q.is_cuda else (9, 0)
+    return fitting(tilings(q.shape[-1], q.dtype, capability)[1].block_q, size)
+
+
+def pairs_of_even_buckets(length: int, buckets: int, size: int, cut: str, causal: bool) -> tuple[int, int]:
+    """(live, visited) pairs of one order, where every bucket holds equally many tokens; a token sees itself.
+
+    Visited pairs are those of whole chunks.
+    """
+    if length == 0:
+        return 0, 0
+    if cut == "aligned":
+        tokens = -(-length // buckets)
+        chunks = -(-tokens // size)
+        filled = [min(size, tokens - c * size) for c in range(chunks)]
+        seen = sum(n * (n + 1) // 2 if causal else n * n for n in filled)
+        seen += sum(a * b for a, b in zip(filled[1:], filled, strict=False))
+        groups = -(-length // tokens)
+        return min(groups * seen, length * length), groups * (2 * chunks - 1) * size * size
+    chunks = -(-length // size)
+    visited = (2 * chunks - (1 if cut == "sorted" or chunks == 1 else 0)) * size * size
+    # A chunk and the one before hold 2 * size tokens, of which those of the own bucket count where pairs need it.
+    near = min(length, 2 * size if cut == "around" else min(2 * size, -(-length // buckets)))
+    live = length * near
+    return (length + live) // 2 if causal else live, visited

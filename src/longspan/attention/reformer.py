@@ -1,0 +1,141 @@
+"""`attention=reformer`: tokens attend to tokens of their hash bucket.
+
+Legend: B batch, H heads, Hkv key/value heads, T tokens, D head width, R rounds of hashing.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from longspan.attention.buckets import Chunks, pairs_of_even_buckets
+from longspan.attention.content import ContentAttention, with_lse, without_padding
+from longspan.attention.errors import AttentionConfigError, as_block_size, as_whole
+from longspan.attention.hashing import buckets_of, directions
+from longspan.attention.merging import NOTHING, merged
+from longspan.cost import Cost
+
+CHUNKS = {"aligned": "aligned", "sorted": "sorted", "transformers": "around"}
+
+
+class HashedAttention(ContentAttention):
+    """Reformer's attention (arXiv:2001.04451): locality-sensitive hashing with shared queries and keys.
+
+    In each of several rounds tokens are hashed to buckets by random rotations, sorted by bucket, and cut into chunks; a
+    token sees what its chunk and the one before hold of its bucket. Rounds merge through their log-sum-exps. A pair that
+    several rounds find counts once, as in the paper: a later round leaves out what an earlier one holds. A token does not
+    see itself unless it sees nothing else.
+
+    Keys are the queries, brought to unit length; scores are q . k without a further scale, as in the authors' code. The
+    model sees `shares_qk` and makes no projection for keys; the argument k is not looked at.
+
+    Rotations are drawn anew in each training step; in evaluation they are those of `seed` + layer.
+
+    Args:
+        chunk: tokens a chunk, a multiple of 16.
+        buckets: a power of two; None for about twice as many as there are chunks.
+        rounds: R.
+        chunks: "aligned" (each bucket begins a chunk: nothing a token sees depends on later ones), "sorted" (the paper's:
+            the sorted sequence is cut wherever a chunk is full) or "transformers" (sorted; any bucket counts, the first
+            chunk looks back to the last, and pairs count as often as rounds find them).
+        seed: of the rotations in evaluation.
+        max_length: the longest sequence, where it is known.
+        heads, kv_heads, head_dim, causal, dropout, backend: see `ContentAttention`.
+    """
+
+    shares_qk = True
+    eval_rotations: Tensor
+
+    def __init__(
+        self, *, chunk: int = 64, buckets: int | None = None, rounds: int = 4, chunks: str = "aligned", seed: int = 0,
+        dropout: float = 0.0, backend: str = "auto", heads: int, head_dim: int, causal: bool, kv_heads: int | None = None,
+        layer: int = 0, max_length: int | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(heads=heads, kv_heads=kv_heads, head_dim=head_dim, causal=causal, dropout=dropout, backend=backend)
+        self.chunk, self.rounds = as_block_size(chunk, "chunk"), as_whole("rounds", rounds, 1, "rounds of hashing")
+        if buckets is not None and (as_whole("buckets", buckets, 2, "a power of two") & (buckets - 1)):
+            near = 1 << (buckets.bit_length() - 1)
+            raise AttentionConfigError("buckets", f"= {buckets} is no power of two; give {near} or {2 * near}, or null")
+        if buckets is not None and max_length is not None and buckets > max_length:
+            raise AttentionConfigError("buckets", f"= {buckets} is more than the {max_length} tokens; give fewer, or null")
+        if chunks not in CHUNKS:
+            raise AttentionConfigError("chunks", f"= {chunks!r} is unknown; choose one of {', '.join(CHUNKS)}")
+        self.buckets, self.cut, self.once = buckets, CHUNKS[chunks], chunks != "transformers"
+        generator = torch.Generator().manual_seed(as_whole("seed", seed, 0, "a seed") + layer)
+        bits = self.buckets_at(1 << 24 if max_length is None else max_length).bit_length()
+        most = max(directions(1 << b) for b in range(1, bits))
+        self.register_buffer(
+            "eval_rotations", torch.randn(heads, head_dim, rounds, most, generator=generator), persistent=False
+        )
+
+    def buckets_at(self, length: int) -> int:
+        """Buckets for `length` tokens; as in the paper a bucket holds half a chunk where they are even."""
+        return self.buckets or max(2, 1 << (2 * -(-length // self.chunk) - 1).bit_length())
+
+    def rotations(self, count: int, like: Tensor) -> Tensor:
+        """[H, D, R, count] directions of this call."""
+        if not self.training:
+            return self.eval_rotations[..., :count].to(like.dtype)
+        return torch.randn((self.heads, self.head_dim, self.rounds, count), device=like.device, dtype=like.dtype)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, segments: Tensor | None) -> Tensor:
+        (B, H, T, D), R = q.shape, self.rounds
+        q, v = without_padding(q, lengths), without_padding(v, lengths).repeat_interleave(H // v.shape[1], 1)
+        exact = q.to(torch.promote_types(q.dtype, torch.float32))
+        k = (exact * torch.rsqrt(exact.square().sum(-1, keepdim=True) + D * 1e-6)).to(q.dtype)  # of unit length
+        with torch.no_grad():
+            chunks = self.order(q, lengths)
+            excluded = self.excluded(chunks, B * H) if self.once else 2 * torch.arange(T, device=q.device)[None, None].int()
+            same = self._segments(chunks, segments, H)
+        q_all, k_all, v_all = (x[:, :, None].expand(B, H, R, T, D).reshape(B * H * R, 1, T, D) for x in (q, k, v))
+        out, lse = with_lse(
+            q_all, k_all, v_all, chunks.layout(q_all, self.causal, excluded), segments=same, scale=1.0,
+            dropout_p=self.dropped, backend=self.backend,
+        )  # fmt: skip
+        parts = [(o, s) for o, s in zip(out.view(B, H, R, T, D).unbind(2), lse.view(B, H, R, T).unbind(2), strict=True)]
+        alone = torch.stack([s for _, s in parts]).detach().amax(0) <= NOTHING / 2
+        return without_padding(torch.where(alone[..., None], v, merged(parts)), lengths)
+
+    @torch.no_grad()
+    def order(self, q: Tensor, lengths: Tensor | None = None) -> Chunks:
+        """Chunks of the B H R sequences of all heads and rounds, for q [B, H, T, D]."""
+        B, H, T, _ = q.shape
+        count = self.buckets_at(T)
+        exact = q.detach().to(torch.promote_types(q.dtype, torch.float32))
+        bucket = buckets_of(exact, self.rotations(directions(count), exact), count)  # (B, H, R, T)
+        if lengths is not None:
+            bucket = bucket.masked_fill((torch.arange(T, device=q.device) >= lengths[:, None])[:, None, None], -1)
+        return Chunks.of(bucket.view(B * H * self.rounds, T), count, self.chunk, self.cut)
+
+    def excluded(self, chunks: Chunks, sequences: int) -> Tensor:
+        """[B H R, R, T]: what each round leaves out, the token itself first and then what earlier rounds hold."""
+        R, T = self.rounds, chunks.bucket.shape[1]
+        itself = 2 * torch.arange(T, device=chunks.order.device).int()
+        numbers = chunks.numbers().view(sequences, 1, R, T)  # one row of these for each round
+        earlier = torch.ones(R, R, dtype=torch.bool, device=itself.device).tril(-1)  # [round, other round]
+        rows = torch.where(earlier[None, :, :, None], numbers, itself)  # (B H, R, R, T)
+        return torch.cat([itself.expand(sequences, R, 1, T), rows[:, :, : R - 1]], 2).view(sequences * R, R, T)
+
+    def _segments(self, chunks: Chunks, segments: Tensor | None, heads: int) -> Tensor | None:
+        """What the tokens of a pair must share beside their chunks."""
+        own = None if segments is None else segments.repeat_interleave(heads * self.rounds, 0)
+        if self.cut != "sorted":
+            return own
+        return chunks.bucket if own is None else chunks.bucket + (chunks.bucket.amax() + 1) * own.long()
+
+    def cost(self, length: int) -> Cost:
+        """Estimates for buckets of equal size: what rounds find depends on the content.
+
+        Pairs found by several rounds count once at most, so live pairs are those of all rounds, or all pairs where that is
+        fewer. `other_flops` is the hashing, one dot product for each token, round and direction; sorting has no FLOPs.
+        """
+        H, D, R = self.heads, self.head_dim, self.rounds
+        count = self.buckets_at(length)
+        live, visited = pairs_of_even_buckets(length, count, self.chunk, self.cut, self.causal)
+        whole = length * (length + 1) // 2 if self.causal else length * length
+        live, visited = H * min(R * live, whole), H * R * visited
+        hashing = 2 * D * H * R * length * directions(count)
+        return Cost(live, visited, 4 * D * live, 4 * D * visited, hashing)
+
+
+reformer = HashedAttention
