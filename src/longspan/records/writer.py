@@ -212,13 +212,18 @@ class RecordWriter(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Plain containers only: checkpoints must load with ``weights_only``."""
         curves = {name: [list(point) for point in points] for name, points in self.curves.as_dict().items()}
-        return {"curves": curves, "seconds": self.seconds}
+        # a run that was killed between training and test has nothing left to measure when it is taken up again
+        accuracy = {name: metric.model_dump() for name, metric in self.accuracy.items()}
+        cost = {name: measure.model_dump() for name, measure in self.cost.items()}
+        return {"curves": curves, "seconds": self.seconds, "accuracy": accuracy, "cost": cost}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if not self._fitting:
             return  # the best checkpoint is loaded to be tested: what was recorded after it stands
         self.curves.load(state_dict["curves"])
         self._earlier_seconds = float(state_dict["seconds"])
+        self.accuracy = {name: Accuracy(**metric) for name, metric in state_dict.get("accuracy", {}).items()}
+        self.cost = {name: Measure(**measure) for name, measure in state_dict.get("cost", {}).items()}
 
     # -- what is written -----------------------------------------------------------------------------------------
 
