@@ -82,14 +82,14 @@ def sized(config: Mapping[str, Any], size: StepSize) -> dict[str, Any]:
     """The config with the step's sizes in it. Intervals that Lightning counts in batches still are so many steps."""
     if config.get("tokens_per_step") is None:
         return dict(config)
-    config = copy.deepcopy(dict(config))
-    config["data"]["batch_size"] = size.sequences_per_device
-    trainer = config["trainer"]
+    own = copy.deepcopy(dict(config))
+    own["data"]["batch_size"] = size.sequences_per_device
+    trainer = own["trainer"]
     trainer["accumulate_grad_batches"] = size.accumulated_batches
     for key in ("val_check_interval", "limit_train_batches"):
         if isinstance(trainer.get(key), int) and not isinstance(trainer[key], bool):
             trainer[key] *= size.accumulated_batches
-    return config
+    return own
 
 
 def device_count(trainer: Mapping[str, Any]) -> int:

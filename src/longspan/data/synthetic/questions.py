@@ -25,7 +25,7 @@ def tokens_or_share(key: str, value: object, max_length: int, minimum: int = 1) 
         DataConfigError: neither, or fewer tokens than `minimum`.
     """
     tokens = value
-    if isinstance(value, Real) and not isinstance(value, Integral) and 0 < value < 1:
+    if isinstance(value, Real) and not isinstance(value, Integral) and 0 < float(value) < 1:
         tokens = round(float(value) * max_length)
     if isinstance(tokens, bool) or not isinstance(tokens, Integral) or tokens < minimum:
         raise DataConfigError(

@@ -23,7 +23,7 @@ class SymbolVocabulary(Vocabulary):
         self.symbols, self.table = b"", np.full(256, INVALID, dtype=np.int16)
         self.pad_id, self.bos_id, self.mask_id, self.eos_id = range(len(self.names), len(self.names) + len(SPECIALS))
         self.size = len(self.names) + len(SPECIALS)
-        self.dtype = np.uint8 if self.size <= 256 else np.uint16 if self.size <= 2**16 else np.uint32
+        self.dtype: type[np.unsignedinteger] = np.uint8 if self.size <= 256 else np.uint16 if self.size <= 2**16 else np.uint32
         self._ids = {symbol: number for number, symbol in enumerate([*self.names, *SPECIALS])}
 
     def encode(self, text: str | bytes) -> list[int]:
