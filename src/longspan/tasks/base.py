@@ -16,6 +16,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
@@ -27,7 +28,6 @@ from longspan.tasks.errors import BatchError, NonFiniteLossError, TaskConfigErro
 from longspan.tasks.optimizers import adamw, decay_groups, own_rates, undecayed_names
 from longspan.tasks.pattern_learning import PatternLearning, pattern_learners
 from longspan.tasks.schedules import warmup_cosine
-from longspan.tasks.step_mean import StepMean
 from longspan.tasks.step_mean import StepMean
 
 Batch = Mapping[str, Any]
@@ -140,6 +140,9 @@ class Task(pl.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         self._step_mean.settle(self)
+        for module in self.model.modules():
+            if hasattr(module, "end_step"):
+                module.end_step()  # takes over what it gathered in the passes of this step
 
     def _auxiliary_loss(self, batch: Batch) -> Tensor | float:
         """The sum of what modules with an ``auxiliary_loss()`` ask for beside the task's own loss."""
@@ -200,10 +203,11 @@ class Task(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"}}
 
     def _unfused(self) -> dict[str, Any]:
-        """Fused AdamW unscales float16 gradients inside its step, so Lightning refuses to clip them: go unfused."""
+        """Lightning's mixed precision, bfloat16 too, refuses to clip what fused AdamW steps: go unfused there."""
+        mixed = isinstance(self.trainer.precision_plugin, MixedPrecision) and bool(self.trainer.gradient_clip_val)
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
         takes = "fused" in inspect.signature(self.optimizer_maker).parameters
-        return {"fused": False} if scaled and takes else {}
+        return {"fused": False} if (mixed or scaled) and takes else {}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["state_dict"] = plain_names(checkpoint["state_dict"])
