@@ -97,3 +97,19 @@ def test_wrong_final_fractions_are_named():
 def test_a_run_without_an_end_is_refused(make_task, make_data, make_trainer):
     with pytest.raises(TaskConfigError, match=r"trainer\.max_steps"):
         make_trainer(max_epochs=-1).fit(make_task("single_label"), make_data("single_label"))
+
+
+@pytest.mark.parametrize(
+    ("precision", "clip", "expected"), [("bf16-mixed", 1.0, False), ("bf16-mixed", None, None), ("32-true", 1.0, None)]
+)
+def test_what_lightning_would_refuse_to_clip_is_not_fused(make_task, make_data, make_trainer, precision, clip, expected):
+    asked = []
+
+    def maker(groups, fused=None):
+        asked.append(fused)
+        return torch.optim.AdamW(groups, lr=1e-3)
+
+    task = make_task("single_label")
+    task.optimizer_maker = maker
+    make_trainer(max_steps=1, precision=precision, gradient_clip_val=clip).fit(task, make_data("single_label"))
+    assert asked == [expected]
