@@ -4,12 +4,13 @@ module(q [B, H, T, D], k, v [B, Hkv, T, D], *, lengths=None, segments=None) -> [
 module.cost(length) -> Cost
 """
 
+from longspan.attention.adaptive_spans import AdaptiveSpan, adaptive_span
 from longspan.attention.base import PatternAttention
 from longspan.attention.big_bird import bigbird, random
 from longspan.attention.dense import full
 from longspan.attention.errors import AttentionConfigError
 from longspan.attention.global_tokens import global_
-from longspan.attention.learned import LearnedAttention, learned
+from longspan.attention.learned_gates import LearnedAttention, learned
 from longspan.attention.mixed_heads import per_head
 from longspan.attention.moba import MixtureOfBlocks, moba
 from longspan.attention.nsa import NativeSparseAttention, nsa
@@ -19,12 +20,14 @@ from longspan.attention.tables import block_table
 from longspan.attention.windows import dilated, local, longformer
 
 __all__ = [
+    "AdaptiveSpan",
     "AttentionConfigError",
     "HashedAttention",
     "LearnedAttention",
     "MixtureOfBlocks",
     "NativeSparseAttention",
     "PatternAttention",
+    "adaptive_span",
     "bigbird",
     "block_table",
     "dilated",

@@ -146,7 +146,8 @@ class Task(pl.LightningModule):
 
     def _auxiliary_loss(self, batch: Batch) -> Tensor | float:
         """The sum of what modules with an ``auxiliary_loss()`` ask for beside the task's own loss."""
-        parts = [module.auxiliary_loss() for module in self.model.modules() if hasattr(module, "auxiliary_loss")]
+        modules: list[Any] = [module for module in self.model.modules() if hasattr(module, "auxiliary_loss")]
+        parts = [module.auxiliary_loss() for module in modules]
         if not parts:
             return 0.0
         total = torch.stack(parts).sum()

@@ -103,7 +103,7 @@ class Recall(Task):
         return self.val_metrics if stage == "val" else self.test_metrics
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        return [DistanceRecord(self.by_distance)]
+        return [*super().configure_callbacks(), DistanceRecord(self.by_distance)]
 
 
 class DistanceRecord(pl.Callback):

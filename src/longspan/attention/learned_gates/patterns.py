@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from longspan.attention.learned.candidates import Candidates
+from longspan.attention.learned_gates.candidates import Candidates
 from longspan.patterns import BlockTable, Pattern, PerHead, Strided
 from longspan.patterns.base import causal_part
 from longspan.patterns.without import Without
@@ -58,7 +58,7 @@ def open_blocks(candidates: Candidates, open_gates: Tensor) -> OpenBlocks:
 def residue_class(candidates: Candidates, n: int) -> Pattern:
     """All pairs of the gate of strides[n]."""
     own = Strided(candidates.strides[n]) & BlockTable(candidates.far(), candidates.block_size)
-    earlier = [Strided(stride) for stride in candidates.strides[:n]]
+    earlier: list[Pattern] = [Strided(stride) for stride in candidates.strides[:n]]
     return Without(own, _union(earlier)) if earlier else own
 
 

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from longspan.attention.base import Lengths, PatternAttention, visited_pairs
 from longspan.attention.errors import AttentionConfigError
-from longspan.attention.learned import hard_concrete as gate
-from longspan.attention.learned.budget import Schedule, chosen_gates
-from longspan.attention.learned.candidates import Candidates
-from longspan.attention.learned.patterns import OpenBlocks, open_blocks, open_residues, plain_pattern
+from longspan.attention.learned_gates import hard_concrete as gate
+from longspan.attention.learned_gates.budget import Schedule, chosen_gates
+from longspan.attention.learned_gates.candidates import Candidates
+from longspan.attention.learned_gates.patterns import OpenBlocks, open_blocks, open_residues, plain_pattern
 from longspan.attention.merging import merged
 from longspan.cost import Cost
 from longspan.functional import sparse_attention
@@ -57,6 +57,9 @@ class LearnedAttention(nn.Module):
         AttentionConfigError: a setting that cannot work, by its config key.
     """
 
+    open: Tensor
+    state: Tensor
+    share: Tensor
     cost_changes = True  # cost(length) is of the gates that are open now
 
     def __init__(
@@ -130,7 +133,8 @@ class LearnedAttention(nn.Module):
         progress = step / max(1, total)
         noisy = progress >= self.schedule.open_until
         # Not below 0: a low density is no fault, and would be mended by opening gates that nothing asked for.
-        self._state[MULTIPLIER] = max(0.0, self._state[MULTIPLIER] + self.multiplier_rate / max(1, total) * self._stored()[EXCESS])
+        ascent = self.multiplier_rate / max(1, total) * self._stored()[EXCESS]
+        self._state[MULTIPLIER] = max(0.0, self._state[MULTIPLIER] + ascent)
         self._state[STEP] = float(step)
         self._state[TARGET] = self.schedule.target(progress, min(1.0, self.budget / self.total))
         self._due = step % self.update_every == 0
@@ -236,6 +240,7 @@ class LearnedAttention(nn.Module):
         c = self.candidates
         bias = self.log_gates().to(torch.promote_types(q.dtype, torch.float32))  # (H, G)
         blocks, *residues = self._patterns()
+        assert blocks is not None
         length = k.shape[2]
         first = (length - q.shape[2]) // c.block_size  # the block of the first query
         given: dict[str, Any] = {
@@ -243,7 +248,7 @@ class LearnedAttention(nn.Module):
             "dropout_p": self.dropout if self.training else 0.0, "return_lse": True,
         }  # fmt: skip
         of_blocks = bias[:, c.block_gates(length, q.device)[first:]]  # (H, query blocks, key blocks)
-        parts = [sparse_attention(q, k, v, blocks, block_bias=of_blocks, **given)]
+        parts: list[Any] = [sparse_attention(q, k, v, blocks, block_bias=of_blocks, **given)]
         for n, pattern in enumerate(residues):
             if pattern is not None:
                 # One number for all its pairs: it moves their log-sum-exp, and nothing else.
