@@ -15,6 +15,7 @@ from longspan.attention.mixed_heads import per_head
 from longspan.attention.moba import MixtureOfBlocks, moba
 from longspan.attention.nsa import NativeSparseAttention, nsa
 from longspan.attention.reformer import HashedAttention, reformer
+from longspan.attention.routing import RoutedAttention, routing
 from longspan.attention.sparse_transformer import fixed, strided
 from longspan.attention.tables import block_table
 from longspan.attention.windows import dilated, local, longformer
@@ -27,6 +28,7 @@ __all__ = [
     "MixtureOfBlocks",
     "NativeSparseAttention",
     "PatternAttention",
+    "RoutedAttention",
     "adaptive_span",
     "bigbird",
     "block_table",
@@ -42,5 +44,6 @@ __all__ = [
     "per_head",
     "random",
     "reformer",
+    "routing",
     "strided",
 ]

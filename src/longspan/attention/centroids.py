@@ -1,0 +1,76 @@
+"""Centroids of spherical k-means that follow what they see, by an exponential moving average.
+
+Legend: B batch, H heads, T tokens, D head width, C clusters.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Centroids(nn.Module):
+    """C directions a head, in buffers: checkpoints keep them, no optimizer moves them.
+
+    `gather` collects what was assigned to each centroid in a forward pass; `end_step`, once a training step, moves each
+    towards the mean of what it was assigned, over all devices. Forward passes that are repeated to recompute activations do
+    no harm: sums and counts double alike, and centroids stay put between them.
+
+    Args:
+        heads, clusters, width: H, C, D.
+        decay: weight of the old centroid; smaller at first, so that the random start is soon forgotten.
+        seed: of the random start.
+    """
+
+    means: Tensor
+    steps: Tensor
+
+    def __init__(self, heads: int, clusters: int, width: int, decay: float, seed: int) -> None:
+        super().__init__()
+        self.decay = decay
+        generator = torch.Generator().manual_seed(seed)
+        self.register_buffer("means", F.normalize(torch.randn(heads, clusters, width, generator=generator), dim=-1))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        # No buffers: between the passes of one step each device has its own.
+        self._gathered: tuple[Tensor, Tensor] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Dots [B, H, T, C] of x [B, H, T, D] with each centroid, without gradients."""
+        exact = torch.promote_types(x.dtype, torch.float32)
+        return x.detach().to(exact) @ self.means.to(exact).transpose(-1, -2)
+
+    @torch.no_grad()
+    def gather(self, x: Tensor, dots: Tensor, exists: Tensor | None) -> None:
+        """Notes which centroid each of x [B, H, T, D] is nearest to; `exists` [B, T] bool leaves out padding."""
+        H, C, D = self.means.shape
+        nearest = dots.argmax(-1)  # (B, H, T)
+        if exists is not None:
+            nearest = torch.where(exists[:, None], nearest, C)
+        flat = nearest.transpose(0, 1).flatten(1)  # (H, B T)
+        rows = x.detach().float().transpose(0, 1).flatten(1, 2)  # (H, B T, D)
+        sums = torch.zeros((H, C + 1, D), device=x.device).scatter_add_(1, flat[..., None].expand_as(rows), rows)
+        counts = torch.zeros((H, C + 1), device=x.device).scatter_add_(1, flat, torch.ones_like(flat, dtype=torch.float32))
+        found = (sums[:, :C], counts[:, :C])
+        self._gathered = found if self._gathered is None else (self._gathered[0] + found[0], self._gathered[1] + found[1])
+
+    @torch.no_grad()
+    def end_step(self) -> None:
+        """Moves the centroids by what was gathered since the last call; every device calls it at the same time."""
+        if self._gathered is None:
+            return
+        sums, counts = self._gathered
+        self._gathered = None
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(sums)
+            torch.distributed.all_reduce(counts)
+        self.steps += 1
+        decay = torch.clamp((self.steps - 1) / (self.steps + 9), max=self.decay)
+        means = F.normalize(sums, dim=-1).to(self.means.dtype)
+        moved = F.normalize(decay * self.means + (1 - decay) * means, dim=-1)
+        self.means.copy_(torch.where(counts[..., None] > 0, moved, self.means))
+
+    def extra_repr(self) -> str:
+        heads, clusters, width = self.means.shape
+        return f"heads={heads}, clusters={clusters}, width={width}, decay={self.decay}"

@@ -1,0 +1,175 @@
+"""`attention=routing`: tokens attend to tokens of their cluster.
+
+Legend: B batch, H heads, Hkv key/value heads, T tokens, D head width, C clusters, w members of a cluster.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from longspan.attention.base import visited_pairs
+from longspan.attention.buckets import Chunks, pairs_of_even_buckets
+from longspan.attention.centroids import Centroids
+from longspan.attention.content import ContentAttention, with_lse, without_padding
+from longspan.attention.errors import AttentionConfigError, as_fraction, as_whole
+from longspan.cost import Cost
+from longspan.patterns import Full
+
+MEMBERSHIPS = ("auto", "balanced", "nearest")
+
+
+class RoutedAttention(ContentAttention):
+    """Routing Transformer's attention (arXiv:2003.05997): spherical k-means over queries and keys, attention in clusters.
+
+    Queries and keys are brought to length sqrt(D) (by length alone: LayerNorm, the paper's, would take a mean away that
+    rotary positions turn). Balanced, each cluster takes the `window` tokens nearest to its centroid; a token may belong to
+    several clusters, whose outputs are averaged, or to none, with output 0. Nearest, each token belongs to the cluster
+    whose centroid is nearest, and sees chunks of `window` of them, its own and the one before.
+
+    Causal attention shares queries and keys, as in the paper. There the balanced choice lets later tokens decide which
+    earlier ones are members, so that likelihoods are not quite those of a causal model; nearest does not.
+
+    Args:
+        clusters: C; None for the root of `max_length`.
+        window: w; None for T / C.
+        membership: "balanced", "nearest", or "auto" for nearest where causal and balanced both ways.
+        decay: of the centroids; see `Centroids`.
+        seed: layer l starts its centroids by seed + l.
+        max_length: the longest sequence, where it is known.
+        heads, kv_heads, head_dim, causal, dropout, backend: see `ContentAttention`.
+    """
+
+    def __init__(
+        self, *, clusters: int | None = None, window: int | None = None, membership: str = "auto", decay: float = 0.999,
+        seed: int = 0, dropout: float = 0.0, backend: str = "auto", heads: int, head_dim: int, causal: bool,
+        kv_heads: int | None = None, layer: int = 0, max_length: int | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(heads=heads, kv_heads=kv_heads, head_dim=head_dim, causal=causal, dropout=dropout, backend=backend)
+        if clusters is None and max_length is None:
+            raise AttentionConfigError("clusters", "= null needs a known longest sequence; give a number of clusters")
+        self.clusters = (
+            max(1, math.isqrt(max_length or 1)) if clusters is None else as_whole("clusters", clusters, 1, "clusters")
+        )
+        if max_length is not None and self.clusters > max_length:
+            raise AttentionConfigError("clusters", f"= {clusters} is more than the {max_length} tokens; give fewer, or null")
+        self.window = None if window is None else as_whole("window", window, 1, "members a cluster")
+        if max_length is not None and window is not None and window > max_length:
+            raise AttentionConfigError("window", f"= {window} is more than the {max_length} tokens; give fewer, or null")
+        if membership not in MEMBERSHIPS:
+            raise AttentionConfigError("membership", f"= {membership!r} is unknown; choose one of {', '.join(MEMBERSHIPS)}")
+        self.balanced = membership == "balanced" or (membership == "auto" and not causal)
+        # Tokens in the order of their nearest cluster: one order, so queries and keys are clustered as one.
+        self.shares_qk = causal or not self.balanced
+        self.centroids = Centroids(
+            heads, self.clusters, head_dim, as_fraction("decay", decay), as_whole("seed", seed, 0, "a seed") + layer
+        )
+
+    def members(self, length: int) -> int:
+        """w at a length."""
+        return min(length, self.window or -(-length // self.clusters))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, segments: Tensor | None) -> Tensor:
+        H = q.shape[1]
+        q, v = of_one_length(without_padding(q, lengths)), without_padding(v, lengths).repeat_interleave(H // v.shape[1], 1)
+        k = q if self.shares_qk else of_one_length(without_padding(k, lengths)).repeat_interleave(H // k.shape[1], 1)
+        exists = None if lengths is None else torch.arange(q.shape[2], device=q.device) < lengths[:, None]  # (B, T)
+        dots_q = self.centroids(q)
+        dots_k = dots_q if self.shares_qk else self.centroids(k)
+        if self.training:
+            self.centroids.gather(q, dots_q, exists)
+            if not self.shares_qk:
+                self.centroids.gather(k, dots_k, exists)
+        if not self.balanced:
+            return self._among_nearest(q, k, v, dots_q, exists, segments)
+        return self._among_members(q, k, v, dots_q, dots_k, lengths, exists, segments)
+
+    def _among_nearest(
+        self, q: Tensor, k: Tensor, v: Tensor, dots: Tensor, exists: Tensor | None, segments: Tensor | None
+    ) -> Tensor:
+        B, H, T, D = q.shape
+        cluster = dots.argmax(-1)
+        if exists is not None:
+            cluster = cluster.masked_fill(~exists[:, None], -1)
+        chunks = Chunks.of(cluster.view(B * H, T), self.clusters, self._chunk(T), "aligned")
+        folded = [x.reshape(B * H, 1, T, D) for x in (q, k, v)]
+        own = None if segments is None else segments.repeat_interleave(H, 0)
+        layout = chunks.layout(folded[0], self.causal, None)
+        out, _ = with_lse(folded[0], folded[1], folded[2], layout, segments=own, dropout_p=self.dropped, backend=self.backend)
+        return out.view(B, H, T, D)
+
+    def _chunk(self, length: int) -> int:
+        """The window, rounded up to whole tiles."""
+        return -(-self.members(length) // 16) * 16
+
+    def _among_members(
+        self, q: Tensor, k: Tensor, v: Tensor, dots_q: Tensor, dots_k: Tensor, lengths: Tensor | None, exists: Tensor | None,
+        segments: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        (B, H, T, D), C, w = q.shape, self.clusters, self.members(q.shape[2])
+        of_q = nearest_members(dots_q, w, exists)  # (B, H, C, w) tokens, T for none
+        of_k = of_q if self.shares_qk else nearest_members(dots_k, w, exists)
+        folded = [taken(x, index).view(B * H * C, 1, w, D) for x, index in ((q, of_q), (k, of_k), (v, of_k))]
+        # Members stand in their order, those that do not exist last: a triangle is causal, and a length ends them.
+        filled = None if lengths is None else lengths.clamp(max=w).repeat_interleave(H * C)
+        own = None
+        if segments is not None:
+            spread = segments[:, None, :, None].expand(B, H, T, 1)
+            own = (taken(spread, of_q).view(-1, w), taken(spread, of_k).view(-1, w))
+        out, lse = with_lse(
+            folded[0], folded[1], folded[2], Full(), causal=self.causal, lengths=filled, segments=own, dropout_p=self.dropped,
+            backend=self.backend,
+        )  # fmt: skip
+        place = of_q.flatten(2)  # (B, H, C w)
+        saw = (lse > float("-inf")).view(B, H, C * w).to(out.dtype)
+        total = out.new_zeros((B, H, T + 1, D)).scatter_add(
+            2, place[..., None].expand(B, H, C * w, D), out.view(B, H, C * w, D)
+        )
+        times = out.new_zeros((B, H, T + 1)).scatter_add(2, place, saw)
+        return (total / times.clamp(min=1)[..., None])[:, :, :T]
+
+    def cost(self, length: int) -> Cost:
+        """Balanced: live pairs are those of all clusters, at most all there are. Nearest: as if clusters were of equal size.
+
+        `other_flops` is the dots with centroids; choosing, gathering and sorting have none.
+        """
+        H, D, C = self.heads, self.head_dim, self.clusters
+        if length == 0:
+            return Cost()
+        whole = length * (length + 1) // 2 if self.causal else length * length
+        if self.balanced:
+            w = self.members(length)
+            live = min(C * (w * (w + 1) // 2 if self.causal else w * w), whole)
+            visited = visited_pairs(Full(), w, C, D, self.causal, self.backend)
+        else:
+            live, visited = pairs_of_even_buckets(length, C, self._chunk(length), "aligned", self.causal)
+        live, visited = H * live, H * visited
+        routing = 2 * D * H * length * C * (1 if self.shares_qk else 2)
+        return Cost(live, visited, 4 * D * live, 4 * D * visited, routing)
+
+
+def of_one_length(x: Tensor) -> Tensor:
+    """x [..., D] of length sqrt(D)."""
+    return F.rms_norm(x, x.shape[-1:], eps=1e-6)
+
+
+def nearest_members(dots: Tensor, count: int, exists: Tensor | None) -> Tensor:
+    """dots [B, H, T, C] -> [B, H, C, count]: the tokens nearest to each centroid, in their order, T for those not there."""
+    T = dots.shape[2]
+    if exists is not None:
+        dots = dots.masked_fill(~exists[:, None, :, None], float("-inf"))
+    found = dots.transpose(2, 3).topk(count, sorted=False)
+    return torch.where(found.values > float("-inf"), found.indices, T).sort(-1).values
+
+
+def taken(x: Tensor, index: Tensor) -> Tensor:
+    """Rows of x [B, H, T, D] at index [B, H, C, w] (T for a row of its last token, unused) -> [B, H, C, w, D]."""
+    B, H, T, D = x.shape
+    rows = index.flatten(2).clamp(max=T - 1)[..., None].expand(B, H, index.shape[2] * index.shape[3], D)
+    return x.gather(2, rows).view(*index.shape, D)
+
+
+routing = RoutedAttention
