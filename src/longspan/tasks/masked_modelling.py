@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torchmetrics import MetricCollection
 
@@ -89,6 +90,8 @@ class MaskedModelling(Task):
                 "special_ids": sorted(special),
             },
         )
+        # On the device once: a large vocabulary is not sent there at every step.
+        self.register_buffer("ordinary", torch.tensor(self.ordinary_ids), persistent=False)
 
     @classmethod
     def data_arguments(cls, data: Any) -> dict[str, Any]:
@@ -104,7 +107,7 @@ class MaskedModelling(Task):
             tokens,
             generator=self.generator(self.mask_seed, stage, batch_idx, tokens.device),
             mask_id=self.mask_id,
-            ordinary_ids=self.ordinary_ids,
+            ordinary_ids=self.ordinary,
             lengths=batch.get("lengths"),
             masked_share=self.masked_share,
             replaced_by_mask=self.replaced_by_mask,

@@ -18,7 +18,7 @@ def mask_tokens(
     *,
     generator: torch.Generator,
     mask_id: int,
-    ordinary_ids: Sequence[int],
+    ordinary_ids: Sequence[int] | Tensor,
     lengths: Tensor | None = None,
     masked_share: float = 0.15,
     replaced_by_mask: float = 0.8,
@@ -30,7 +30,7 @@ def mask_tokens(
     `replaced_at_random` another ordinary token, the rest stay. Targets are ignored where nothing was chosen. A sequence
     with any ordinary token has at least one chosen. Random numbers are drawn on the generator's device.
     """
-    ordinary = torch.tensor(list(ordinary_ids), device=tokens.device)
+    ordinary = torch.as_tensor(ordinary_ids, device=tokens.device)
     eligible = torch.isin(tokens, ordinary)  # (B, T)
     if lengths is not None:
         eligible &= torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
