@@ -28,7 +28,22 @@ class PatternSketch(pl.Callback):
         self._sketches: list[dict[str, Any]] = []
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if stage != "fit" or not trainer.is_global_zero:
+        if stage == "fit":
+            self._draw(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._draw_again(trainer, pl_module)
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._draw_again(trainer, pl_module)
+
+    def _draw_again(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Attention that learns its pattern has another one by now."""
+        if any(getattr(module, "cost_changes", False) for module in pl_module.modules()):
+            self._draw(trainer, pl_module)
+
+    def _draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.is_global_zero:
             return
         model = getattr(pl_module, "model", None)
         backbone: Any = getattr(model, "backbone", model)
