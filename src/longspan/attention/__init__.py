@@ -16,6 +16,7 @@ from longspan.attention.moba import MixtureOfBlocks, moba
 from longspan.attention.nsa import NativeSparseAttention, nsa
 from longspan.attention.reformer import HashedAttention, reformer
 from longspan.attention.routing import RoutedAttention, routing
+from longspan.attention.sinkhorn import SinkhornAttention, sinkhorn
 from longspan.attention.sparse_transformer import fixed, strided
 from longspan.attention.tables import block_table
 from longspan.attention.windows import dilated, local, longformer
@@ -29,6 +30,7 @@ __all__ = [
     "NativeSparseAttention",
     "PatternAttention",
     "RoutedAttention",
+    "SinkhornAttention",
     "adaptive_span",
     "bigbird",
     "block_table",
@@ -45,5 +47,6 @@ __all__ = [
     "random",
     "reformer",
     "routing",
+    "sinkhorn",
     "strided",
 ]

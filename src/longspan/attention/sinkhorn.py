@@ -1,0 +1,145 @@
+"""`attention=sinkhorn`: each block attends to itself and to the block that it is matched with.
+
+Legend: B batch, H heads, Hkv key/value heads, T tokens, D head width, nb blocks, bs tokens a block.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from longspan.attention.base import visited_pairs
+from longspan.attention.content import ContentAttention, with_lse, without_padding
+from longspan.attention.errors import AttentionConfigError, as_block_size, as_whole
+from longspan.attention.merging import NOTHING, merged
+from longspan.cost import Cost
+from longspan.patterns import BigBird
+
+LEAST_MASS = 1e-6  # of a matched place, below which it counts as empty
+
+
+class SinkhornAttention(ContentAttention):
+    """Sparse Sinkhorn attention (arXiv:2002.11296): blocks are matched softly by a matrix that is nearly a permutation.
+
+    The score of query block a and key block b is the dot of their mean query and mean key over sqrt(D), as in the peer
+    implementation; gradients reach queries and keys through it. With Gumbel noise in training, and over a temperature, rows
+    and columns are normalised in turn until the matrix is nearly doubly stochastic. A query attends to its own block, and to
+    the mean of all blocks by its block's row, place by place.
+
+    Causal, a block is matched with earlier ones alone (the first with none). Its features are the mean of the queries up to
+    its first token, and a column is normalised over the rows so far, so that nothing depends on later tokens.
+
+    Args:
+        block_size: tokens a block, a multiple of 16.
+        iterations: normalisations of rows and columns.
+        temperature: below 1 the matrix is nearer to a permutation.
+        noise: factor of the Gumbel noise in training; 0 for none.
+        heads, kv_heads, head_dim, causal, dropout, backend: see `ContentAttention`.
+    """
+
+    takes_segments = False
+
+    def __init__(
+        self, *, block_size: int = 64, iterations: int = 7, temperature: float = 0.75, noise: float = 1.0,
+        dropout: float = 0.0, backend: str = "auto", heads: int, head_dim: int, causal: bool, kv_heads: int | None = None,
+        layer: int = 0, max_length: int | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(heads=heads, kv_heads=kv_heads, head_dim=head_dim, causal=causal, dropout=dropout, backend=backend)
+        self.block_size = as_block_size(block_size)
+        self.iterations = as_whole("iterations", iterations, 1, "normalisations of rows and columns")
+        for key, value, least in (("temperature", temperature, 1e-3), ("noise", noise, 0.0)):
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value < float("inf"):
+                raise AttentionConfigError(key, f"= {value!r}; give a number, {least} or more")
+        self.temperature, self.noise = float(temperature), float(noise)
+        self.own_block = BigBird(block_size, window_blocks=1, random_blocks=0, global_blocks=0)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, segments: Tensor | None) -> Tensor:
+        (B, H, T, _), size = q.shape, self.block_size
+        q, k, v = (without_padding(x, lengths) for x in (q, k, v))
+        call = {"dropout_p": self.dropped, "backend": self.backend}
+        own = with_lse(q, k, v, self.own_block, causal=self.causal, lengths=lengths, **call)
+        blocks = -(-T // size)
+        skipped = 1 if self.causal else 0  # the first block has none before it
+        if blocks == skipped:
+            return own[0]
+        tokens = torch.full((1,), T, device=q.device) if lengths is None else lengths
+        cut = [F.pad(x, (0, 0, 0, blocks * size - T)).unflatten(2, (blocks, size)) for x in (q, k, v)]
+        cut[1], cut[2] = (x.repeat_interleave(H // x.shape[1], 1) for x in cut[1:])
+        matching = self.matching(cut[0], cut[1], tokens)[:, :, skipped:]  # (B, H, rows, nb)
+        k_matched, v_matched = self._matched(matching, cut[1], cut[2], tokens)
+        rest = cut[0][:, :, skipped:].flatten(2, 3)  # (B, H, rows bs, D)
+        places = rest.shape[2]
+        # Where no block is whole, the places that it lacks are empty.
+        ends = ((tokens - skipped * size).clamp(min=0), torch.where(tokens < size, tokens, places))
+        out, lse = with_lse(rest, k_matched, v_matched, self.own_block, lengths=(ends[0].expand(B), ends[1].expand(B)), **call)
+        out = F.pad(out, (0, 0, skipped * size, 0))[:, :, :T]
+        lse = F.pad(lse, (skipped * size, 0), value=NOTHING)[:, :, :T]
+        return merged([own, (out, lse)])
+
+    def matching(self, q: Tensor, k: Tensor, tokens: Tensor) -> Tensor:
+        """[B, H, nb, nb], how much of each key block each query block gets; q, k [B, H, nb, bs, D], tokens [B or 1]."""
+        (_, _, blocks, size, D), exact = q.shape, torch.promote_types(q.dtype, torch.float32)
+        number = torch.arange(blocks, device=q.device)
+        filled = (tokens[:, None] - number * size).clamp(0, size)  # (B or 1, nb)
+        keys = k.to(exact).sum(3) / filled.clamp(min=1)[:, None, :, None]
+        if self.causal:
+            # The mean of all queries up to the first of each block.
+            before = q.to(exact).sum(3).cumsum(2)
+            first = F.pad(before, (0, 0, 1, -1)) + q[:, :, :, 0].to(exact)
+            queries = first / (number * size + 1)[:, None]
+            allowed = number[:, None] > number
+        else:
+            queries = q.to(exact).sum(3) / filled.clamp(min=1)[:, None, :, None]
+            allowed = torch.ones((blocks, blocks), dtype=torch.bool, device=q.device)
+        allowed = (allowed & (filled > 0)[:, :, None] & (filled > 0)[:, None, :])[:, None]
+        scores = queries @ keys.transpose(-1, -2) * D**-0.5  # (B, H, nb, nb)
+        if self.training and self.noise > 0:
+            scores = scores - self.noise * torch.empty_like(scores).exponential_().clamp(min=1e-20).log()
+        return sinkhorn_normalised(scores / self.temperature, allowed, self.iterations, self.causal)
+
+    def _matched(self, matching: Tensor, k: Tensor, v: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, H, rows bs, D], the mean of all blocks by each row, place by place over tokens that exist."""
+        (B, H, blocks, size, D), rows = k.shape, matching.shape[2]
+        exists = (torch.arange(blocks * size, device=k.device) < tokens[:, None]).view(-1, 1, blocks, size)
+        whole = matching.sum(-1, keepdim=True)
+        mass = matching @ exists.to(matching.dtype)  # (B, H, rows, bs)
+        # The last block may be cut short: what it lacks does not make keys shorter.
+        share = torch.where(mass > LEAST_MASS, whole / mass.clamp(min=LEAST_MASS), 0.0)[..., None]
+        both = torch.cat((k, v), -1).to(matching.dtype).flatten(3)  # (B, H, nb, 2 bs D)
+        mixed = (matching @ both).view(B, H, rows, size, 2 * D) * share
+        k_matched, v_matched = mixed.to(k.dtype).flatten(2, 3).split(D, -1)
+        return k_matched, v_matched
+
+    def cost(self, length: int) -> Cost:
+        """Pairs of a query and a matched place count as pairs, up to all there are.
+
+        `other_flops` is the scores of blocks and the mixing, a product of the nb * nb matrix with all keys and values, so quadratic in T / bs.
+        """
+        size, D, H = self.block_size, self.head_dim, self.heads
+        blocks = -(-length // size)
+        own = self.own_block.live_pairs(length, causal=self.causal)
+        rows = max(0, blocks - (1 if self.causal else 0))
+        queries = length - (blocks - rows) * min(size, length)
+        scored = H * (own + queries * min(size, length))
+        whole = H * (length * (length + 1) // 2 if self.causal else length * length)
+        visited = visited_pairs(self.own_block, length, H, D, self.causal, self.backend)
+        visited += visited_pairs(self.own_block, rows * size, H, D, False, self.backend)
+        mixing = H * (2 * D * blocks * blocks + 2 * rows * blocks * size * 2 * D)
+        return Cost(min(scored, whole), visited, 4 * D * scored, 4 * D * visited, mixing)
+
+
+def sinkhorn_normalised(scores: Tensor, allowed: Tensor, iterations: int, causal: bool) -> Tensor:
+    """exp of scores [B, H, n, n], rows and columns normalised in turn; 0 where not allowed [B or 1, 1, n, n].
+
+    Causal, a column is normalised over the rows up to each row.
+    """
+    scores = scores.masked_fill(~allowed, NOTHING)
+    for _ in range(iterations):
+        scores = (scores - torch.logsumexp(scores, -1, keepdim=True)).masked_fill(~allowed, NOTHING)
+        total = torch.logcumsumexp(scores, -2) if causal else torch.logsumexp(scores, -2, keepdim=True)
+        scores = (scores - total).masked_fill(~allowed, NOTHING)
+    return scores.exp()
+
+
+sinkhorn = SinkhornAttention
