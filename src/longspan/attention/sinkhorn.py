@@ -114,7 +114,8 @@ class SinkhornAttention(ContentAttention):
     def cost(self, length: int) -> Cost:
         """Pairs of a query and a matched place count as pairs, up to all there are.
 
-        `other_flops` is the scores of blocks and the mixing, a product of the nb * nb matrix with all keys and values, so quadratic in T / bs.
+        `other_flops` is the scores of blocks and the mixing, a product of the nb * nb matrix with all keys and values, so
+        quadratic in T / bs.
         """
         size, D, H = self.block_size, self.head_dim, self.heads
         blocks = -(-length // size)
