@@ -38,7 +38,7 @@ class Recall(Task):
         model: Transformer,
         *,
         causal: bool = True,
-        tied: bool = True,
+        tied: bool = False,
         optimizer: Callable[..., Any] | None = None,
         scheduler: Callable[..., Any] | None = None,
         decay_embeddings: bool = False,
