@@ -167,8 +167,9 @@ def validation_figures(trainer: pl.Trainer, pl_module: Any) -> dict[str, float]:
         for name, arguments in step.updates.items():
             metrics[name].update(*arguments)
     pl_module.train(training)
-    found = {name: float(value) for group in metrics.values() for name, value in group.compute().items()}
-    return {name.removeprefix("val/"): value for name, value in found.items()}
+    found = {name.removeprefix("val/"): value for group in metrics.values() for name, value in group.compute().items()}
+    # A task may keep more beside its metrics, such as accuracy at each distance.
+    return {name: float(found[name]) for name in pl_module.metrics_info if name in found}
 
 
 def forget_best(trainer: pl.Trainer) -> None:
