@@ -48,7 +48,14 @@ def arguments() -> argparse.Namespace:
         "--peer", action="append", default=[], metavar="NAME", help="sdpa, flex, sdpa-cudnn, ... or package.module:function"
     )
     parser.add_argument("--seconds", type=float, default=1.0, help="time to spend on each side of a case (default: 1)")
-    parser.add_argument("--compile", action="store_true", help="end-to-end: Longspan's blocks under torch.compile")
+    parser.add_argument(
+        "--compile",
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="MODE",
+        help="end-to-end: compile Longspan's blocks",
+    )
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's own)")
     parser.add_argument("-o", "--output", metavar="FILE", help="JSON with hardware, versions, command and every figure")
     return parser.parse_args()

@@ -27,7 +27,7 @@ from longspan.models import Encoder, ModelConfigError, TransformerSettings, atte
         ({"mlp_width": -1}, "model.mlp_width", "1 or more"),
         ({"dropout": 1.0}, "model.dropout", "not including, 1"),
         ({"rotary_base": 0}, "model.rotary_base", "above 0"),
-        ({"compile": "yes"}, "model.compile", "true or false"),
+        ({"compile": "yes"}, "model.compile", "true or false, or reduce-overhead"),
     ],
 )
 def test_wrong_sizes_name_key_value_and_fix(sizes, key, fix):

@@ -36,7 +36,9 @@ class Size:
     masked_share: float = 0.15
 
 
-def longspan_step(size: Size, device: str, compile: bool = False, attention: str = "bigbird") -> tuple[Step, torch.nn.Module]:
+def longspan_step(
+    size: Size, device: str, compile: bool | str = False, attention: str = "bigbird"
+) -> tuple[Step, torch.nn.Module]:
     """One optimizer step of Longspan's masked-modelling task."""
     from longspan.attention import bigbird, full
     from longspan.models import Encoder
@@ -100,7 +102,7 @@ def attention_share(step: Step, device: str) -> float | None:
     return own / total if total else None
 
 
-def compare_steps(size: Size, device: str, seconds: float = 5.0, compile: bool = False) -> dict[str, Any]:
+def compare_steps(size: Size, device: str, seconds: float = 5.0, compile: bool | str = False) -> dict[str, Any]:
     """Both sides timed in turn; tokens a second, peak memory, parameters, and the ratios."""
     works: dict[str, Step] = {}
     sides: dict[str, dict[str, Any]] = {}

@@ -23,6 +23,9 @@ def _divisors(number: int) -> list[int]:
     return [d for d in range(1, number + 1) if number % d == 0]
 
 
+REDUCE_OVERHEAD = "reduce-overhead"
+
+
 @dataclass(frozen=True)
 class TransformerSettings:
     """One transformer's sizes.
@@ -41,7 +44,8 @@ class TransformerSettings:
         qk_norm: RMSNorm on queries and keys, a head at a time, before rotation (2302.05442).
         norm_eps: of every RMSNorm (1910.07467).
         activation_checkpointing: recompute each block in the backward rather than keep its activations.
-        compile: run each block through torch.compile.
+        compile: run each block through torch.compile; "reduce-overhead" also replays it from CUDA graphs, which pays
+            where a step is short and lengths are few.
     """
 
     layers: int = 4
@@ -56,7 +60,7 @@ class TransformerSettings:
     qk_norm: bool = False
     norm_eps: float = 1e-6
     activation_checkpointing: bool = False
-    compile: bool = False
+    compile: bool | str = False
 
     def __post_init__(self) -> None:
         for key in ("layers", "width", "heads", "kv_heads", "head_dim", "mlp_width"):
@@ -73,9 +77,11 @@ class TransformerSettings:
         for key in ("rotary_base", "norm_eps"):
             if not getattr(self, key) > 0:
                 raise ModelConfigError(key, getattr(self, key), "give a number above 0")
-        for key in ("qk_norm", "activation_checkpointing", "compile"):
+        for key in ("qk_norm", "activation_checkpointing"):
             if not isinstance(getattr(self, key), bool):
                 raise ModelConfigError(key, getattr(self, key), "give true or false")
+        if not isinstance(self.compile, bool) and self.compile != REDUCE_OVERHEAD:
+            raise ModelConfigError("compile", self.compile, f"give true or false, or {REDUCE_OVERHEAD}")
 
     def _check_heads(self) -> None:
         if self.head_dim is None and self.width % self.heads:

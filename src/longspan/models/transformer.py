@@ -18,7 +18,7 @@ from longspan.cost import Cost, total_cost
 from longspan.models.attention_choice import AttentionChoice, attention_of_each_layer
 from longspan.models.block import Block
 from longspan.models.rotary import RotaryPositions
-from longspan.models.settings import ModelConfigError, TransformerSettings
+from longspan.models.settings import REDUCE_OVERHEAD, ModelConfigError, TransformerSettings
 
 
 class TokensError(ValueError):
@@ -98,6 +98,8 @@ class Transformer(nn.Module):
                 a CPU; a GPU stops with a device assertion).
         """
         self._check(tokens, lengths, segments)
+        if self.settings.compile == REDUCE_OVERHEAD and not torch.compiler.is_compiling():
+            torch.compiler.cudagraph_mark_step_begin()  # what the last step's graphs hold may be overwritten
         cos, sin = self.rotary(tokens.shape[1], tokens.device)  # (T, D/2)
         x = self.dropout(self.embedding(tokens))  # (B, T, C)
         recompute = self.settings.activation_checkpointing and self.training and torch.is_grad_enabled()
@@ -120,6 +122,8 @@ class Transformer(nn.Module):
             options["recompile_limit"] = limit
         else:
             torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, limit)
+        if self.settings.compile == REDUCE_OVERHEAD:
+            options["mode"] = REDUCE_OVERHEAD
         for block in self.blocks:
             block.compile(**options)
 
@@ -184,7 +188,7 @@ def transformer(
     qk_norm: bool = False,
     norm_eps: float = 1e-6,
     activation_checkpointing: bool = False,
-    compile: bool = False,
+    compile: bool | str = False,
 ) -> Transformer:
     """A :class:`Decoder` where `causal`, else an :class:`Encoder`; what `conf/model` calls, hence each key by name.
 

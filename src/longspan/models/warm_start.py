@@ -65,9 +65,7 @@ def read_weights(checkpoint: str | Path) -> dict[str, Tensor]:
     return plain_names(weights)
 
 
-def warm_start(
-    model: nn.Module, weights: str | Path | Mapping[str, Tensor], *, allow_missing: bool = False
-) -> WarmStart:
+def warm_start(model: nn.Module, weights: str | Path | Mapping[str, Tensor], *, allow_missing: bool = False) -> WarmStart:
     """Load the backbone's weights of a checkpoint into `model` (a task, a headed model or a backbone), in place.
 
     Heads are never loaded. Weights that belong to the attention variants may differ in either direction, so that a
@@ -83,9 +81,7 @@ def warm_start(
     own = backbone.state_dict()
     shared = [name for name in own if name in source]
     if not shared:
-        raise WarmStartError(
-            f"no backbone weights among the checkpoint's; it has {', '.join(list(source)[:5]) or 'none'}"
-        )
+        raise WarmStartError(f"no backbone weights among the checkpoint's; it has {', '.join(list(source)[:5]) or 'none'}")
     differing = [
         f"{name} is {list(source[name].shape)} in the checkpoint and {list(own[name].shape)} in the model"
         for name in shared
@@ -98,9 +94,7 @@ def warm_start(
     missing = tuple(name for name in own if name not in source)
     essential = [name for name in missing if _ATTENTION not in f".{name}"]
     if essential and not allow_missing:
-        raise WarmStartError(
-            f"the checkpoint lacks {', '.join(essential)}; take model.* as it was, or allow_missing=True"
-        )
+        raise WarmStartError(f"the checkpoint lacks {', '.join(essential)}; take model.* as it was, or allow_missing=True")
     backbone.load_state_dict({name: source[name] for name in shared}, strict=False)
     return WarmStart(tuple(shared), missing, tuple(name for name in source if name not in own))
 

@@ -142,7 +142,7 @@ class Task(pl.LightningModule):
         self._step_mean.settle(self)
         for module in self.model.modules():
             if hasattr(module, "end_step"):
-                module.end_step()  # takes over what it gathered in the passes of this step
+                module.end_step()  # type: ignore[operator]  # takes over what it gathered in the passes of this step
 
     def _auxiliary_loss(self, batch: Batch) -> Tensor | float:
         """The sum of what modules with an ``auxiliary_loss()`` ask for beside the task's own loss."""

@@ -43,6 +43,8 @@ class MaskedModelling(Task):
     its hidden tokens.
     """
 
+    ordinary: Tensor
+
     def __init__(
         self,
         model: Transformer,
