@@ -16,7 +16,9 @@ _HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
 
 
 def check_config(config: DictConfig, *, multirun: bool = False) -> None:
-    """Raises ConfigError for what needs no torch to see: a sweep in one process over several devices."""
+    """Raises ConfigError for what needs no torch to see: a sweep given to a single run, or in one process over devices."""
+    if config.get("sweep") is not None:
+        raise ConfigError("sweep=NAME is many runs, train.py does one: python scripts/sweep.py sweep=NAME")
     trainer = config.get("trainer") or {}
     devices = trainer.get("devices", 1)
     if multirun and _several(devices, trainer.get("num_nodes", 1)):

@@ -1,0 +1,151 @@
+"""What a job's folder says of it: finished, to be gone on with, or in the hands of a process that still runs.
+
+The lock is held by the run's own process and goes with it, however it ends; the driver that started it may be long gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from longspan.records import Record, RecordError
+from longspan.records.atomic import write_text
+from longspan.sweeps.plan import Job
+from longspan.training.errors import ConfigError
+from longspan.training.same_run import differences
+
+LOCK = "job.lock"
+
+
+class StillRunningError(RuntimeError):
+    """Another process works in the folder."""
+
+
+def status_of(job: Job) -> str | None:
+    """The status in the job's record; None where it has not begun, or its record cannot be read.
+
+    Raises:
+        ConfigError: the record is of a run with other settings.
+    """
+    path = job.folder / "record.json"
+    if not path.exists():
+        return None
+    try:
+        record = Record.load(path)
+    except RecordError:
+        return None
+    changed = differences(record.config, job.config) if record.config else []
+    if changed:
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        raise ConfigError(
+            f"{job.folder} holds a run with other settings ({'; '.join(changed[:3])}{more}): give this sweep another folder "
+            "with sweep.output=FOLDER, or remove that run"
+        )
+    return record.status
+
+
+def describe_job(job: Job, train: Path) -> None:
+    """Leaves `job.json`: what is run here, for people and for whoever takes it up."""
+    content = {"overrides": list(job.overrides), "command": job.command(train), "group": job.group, "config": job.config}
+    write_text(job.folder / "job.json", json.dumps(content, indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[int]:
+    """Holds the folder's lock; gives the file descriptor, which a child that inherits it holds too.
+
+    Raises:
+        StillRunningError: someone else holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise StillRunningError(f"{folder} is in use by {_read(folder)}") from None
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def note_process(handle: int, process: int) -> None:
+    """Writes down who holds the lock."""
+    text = json.dumps({"process": process, "host": socket.gethostname()}).encode()
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, text, 0)
+
+
+def begun_at(folder: Path) -> float | None:
+    """When the folder's last process began, in seconds since the epoch; looks without touching the lock."""
+    try:
+        held = (folder / LOCK).stat()
+    except OSError:
+        return None
+    return held.st_mtime if held.st_size else None
+
+
+def is_running(folder: Path) -> bool:
+    """Whether a process holds the folder's lock."""
+    if not (folder / LOCK).exists():
+        return False
+    try:
+        with locked(folder):
+            return False
+    except StillRunningError:
+        return True
+
+
+def ask_to_stop(folder: Path, number: int = signal.SIGTERM) -> bool:
+    """Signals the process that runs in the folder, if one does, to save a checkpoint and end; whether it was reached."""
+    if not is_running(folder):
+        return False
+    held = _read(folder)
+    process = held.get("process")
+    if held.get("host") != socket.gethostname() or not isinstance(process, int):
+        return False
+    with contextlib.suppress(ProcessLookupError):
+        if number == signal.SIGKILL:
+            os.killpg(process, number)
+        else:
+            os.kill(process, number)
+    return True
+
+
+def wait_until_free(folders: list[Path], patience: float, say: Callable[[str], None] = print) -> None:
+    """Asks whoever runs in these folders to stop, and waits until they have; kills what has not after `patience` seconds.
+
+    Raises:
+        StillRunningError: a process of another host, which cannot be asked.
+    """
+    busy = [folder for folder in folders if is_running(folder)]
+    if not busy:
+        return
+    say(f"{len(busy)} run(s) of an earlier start still go on: asking them to save and stop, to take them up again")
+    for folder in busy:
+        if not ask_to_stop(folder) and is_running(folder):
+            raise StillRunningError(f"{folder} is in use by {_read(folder)}, which cannot be stopped from here: end it first")
+    end = time.monotonic() + patience
+    while busy and time.monotonic() < end:
+        time.sleep(0.1)
+        busy = [folder for folder in busy if is_running(folder)]
+    for folder in busy:
+        say(f"{folder} did not stop within {patience:.0f} s: killed")
+        ask_to_stop(folder, signal.SIGKILL)
+    while any(is_running(folder) for folder in busy):
+        time.sleep(0.1)
+
+
+def _read(folder: Path) -> dict[str, object]:
+    try:
+        found = json.loads((folder / LOCK).read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,104 @@
+"""The engines that share out devices: Ray and submitit where they are installed; a search by Optuna."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from longspan.sweeps import engines
+from longspan.sweeps.drive import Sweep
+from longspan.sweeps.engines import Local, Slurm, engine_for
+from longspan.sweeps.plan import grid_jobs, read_sweep
+from longspan.sweeps.process import Outcome
+from longspan.sweeps.search import SearchSweep
+from longspan.sweeps.table import LiveTable
+from longspan.training.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+CONF = ROOT / "conf"
+STAND_IN = ROOT / "tests" / "shared" / "stand_in_train.py"
+
+
+def settings_and_jobs(folder: Path, *words: str):
+    settings = read_sweep([f"sweep.output={folder}", "sweep.name=night", *words], CONF)
+    return settings, grid_jobs(settings, CONF)
+
+
+def test_an_engine_that_is_not_installed_says_how_to_install_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(engines, "find_spec", lambda name: None)
+    for engine in ("ray", "slurm"):
+        settings, jobs = settings_and_jobs(tmp_path, f"sweep.engine={engine}")
+        with pytest.raises(ConfigError, match=r"pip install 'longspan\[sweep\]'"):
+            engine_for(settings, jobs, STAND_IN, tmp_path / ".stop")
+    settings, jobs = settings_and_jobs(tmp_path, "sweep.gpus=[0,1]")
+    chosen = engine_for(settings, jobs, STAND_IN, tmp_path / ".stop")
+    assert isinstance(chosen, Local)
+    chosen.close()
+
+
+def test_ray_gives_each_run_gpus_of_its_own(tmp_path, monkeypatch):
+    pytest.importorskip("ray")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+    settings, jobs = settings_and_jobs(tmp_path, "sweep.engine=ray", "sweep.gpus=[4,5]", "seed=1,13,16")
+    assert Sweep(settings, STAND_IN).run(jobs) == {"seed1": "complete", "seed13": "failed", "seed16": "complete"}
+    places = [json.loads(line)["place"] for job in jobs for line in (job.folder / "starts").read_text().splitlines()]
+    assert len(places) == 4 and set(places) <= {"4", "5"}
+
+
+def test_submitit_runs_the_jobs_and_finds_them_again(tmp_path, monkeypatch):
+    pytest.importorskip("submitit")
+    monkeypatch.setattr(Slurm, "poll_seconds", 0.1)
+    monkeypatch.setattr(engines, "Slurm", lambda *args: Slurm(*args, cluster="local"))
+    settings, jobs = settings_and_jobs(tmp_path, "sweep.engine=slurm", "seed=1,13")
+    assert Sweep(settings, STAND_IN).run(jobs) == {"seed1": "complete", "seed13": "failed"}
+    assert all((job.folder / "slurm_job").read_text().strip() for job in jobs)
+
+
+def search(folder: Path, *words: str) -> SearchSweep:
+    words = ("sweep=learning_rate", f"sweep.output={folder}", "sweep.engine=local", "sweep.search.trials=5", *words)
+    return SearchSweep(read_sweep(words, CONF), STAND_IN, CONF)
+
+
+def test_a_search_is_gone_on_with_and_no_trial_counts_twice(tmp_path, monkeypatch, capsys):
+    optuna = pytest.importorskip("optuna")
+    first = search(tmp_path)
+    tell = first._tell
+
+    def killed_before_the_third_is_told(study, number, job):
+        if number == 2:
+            raise KeyboardInterrupt
+        tell(study, number, job)
+
+    monkeypatch.setattr(first, "_tell", killed_before_the_third_is_told)
+    with pytest.raises(KeyboardInterrupt):
+        first.run_search()
+    assert search(tmp_path).run_search() == {f"trial{number}": "complete" for number in range(5)}
+    assert search(tmp_path).run_search() == {f"trial{number}": "complete" for number in range(5)}
+    for number in range(5):
+        assert (tmp_path / f"trial{number}" / "finished").read_text() == "once\n"
+    storage = f"sqlite:///{tmp_path / 'study.sqlite'}"
+    study = optuna.load_study(study_name="learning_rate", storage=storage)
+    values = {trial.number: trial.value for trial in study.trials}
+    rates = {trial.number: trial.params["optimizer.lr"] for trial in study.trials}
+    assert len(set(rates.values())) == 5
+    # the stand-in's best validation figure, not its test figure and not its last one
+    assert values == {number: pytest.approx(abs(rate - 0.003)) for number, rate in rates.items()}
+    assert f"best: trial{study.best_trial.number}" in capsys.readouterr().out
+
+
+def test_the_table_shows_states_steps_and_figures(tmp_path):
+    from rich.console import Console
+
+    settings, jobs = settings_and_jobs(tmp_path, "sweep.engine=local", "seed=1,13", "trainer.max_steps=7")
+    Sweep(settings, STAND_IN).run(jobs)
+    table = LiveTable("night")
+    for job, status in zip(jobs, ("complete", "failed"), strict=True):
+        table.add(job, None)
+        table.ended(job, Outcome(status, 0))
+    console = Console(width=120, file=io.StringIO())
+    console.print(table.drawn())
+    shown = console.file.getvalue()
+    assert "1 complete, 1 failed" in shown and "3/7" in shown and "bits per byte 2 (test)" in shown
