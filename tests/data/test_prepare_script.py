@@ -15,7 +15,7 @@ def prepare(*words):
 
 
 def test_it_tells_sizes_and_baselines(tmp_path):
-    done = prepare("data=addresses", "data.max_length=4096", f"output={tmp_path / 'said.json'}")
+    done = prepare("data=addresses", "data.max_length=4096", "data.batch_size=8", f"output={tmp_path / 'said.json'}")
     assert done.returncode == 0, done.stderr
     said = json.loads((tmp_path / "said.json").read_text())
     assert said["data"]["train"]["documents"] == 111 and said["batch"]["tokens"] == [8, 4096]

@@ -32,6 +32,8 @@ def _interpreted(monkeypatch):
 def distance(a: torch.Tensor, b: torch.Tensor) -> float:
     """|a - b| relative to |b|, or to a small size where b all but vanishes."""
     a, b = a.detach().double(), b.detach()
+    if not b.numel():
+        return float(a.numel())
     return float((a - b).norm() / (b.norm() + 1e-3 * b.numel() ** 0.5))
 
 
