@@ -26,6 +26,8 @@ class Centroids(nn.Module):
 
     means: Tensor
     steps: Tensor
+    sums: Tensor
+    counts: Tensor
 
     def __init__(self, heads: int, clusters: int, width: int, decay: float, seed: int) -> None:
         super().__init__()
@@ -33,8 +35,9 @@ class Centroids(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         self.register_buffer("means", F.normalize(torch.randn(heads, clusters, width, generator=generator), dim=-1))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-        # No buffers: between the passes of one step each device has its own.
-        self._gathered: tuple[Tensor, Tensor] | None = None
+        # What the passes of a step have gathered, changed in place so that a replayed graph finds it.
+        self.register_buffer("sums", torch.zeros(heads, clusters, width), persistent=False)
+        self.register_buffer("counts", torch.zeros(heads, clusters), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Dots [B, H, T, C] of x [B, H, T, D] with each centroid, without gradients."""
@@ -52,16 +55,13 @@ class Centroids(nn.Module):
         rows = x.detach().float().transpose(0, 1).flatten(1, 2)  # (H, B T, D)
         sums = torch.zeros((H, C + 1, D), device=x.device).scatter_add_(1, flat[..., None].expand_as(rows), rows)
         counts = torch.zeros((H, C + 1), device=x.device).scatter_add_(1, flat, torch.ones_like(flat, dtype=torch.float32))
-        found = (sums[:, :C], counts[:, :C])
-        self._gathered = found if self._gathered is None else (self._gathered[0] + found[0], self._gathered[1] + found[1])
+        self.sums += sums[:, :C].to(self.sums.dtype)
+        self.counts += counts[:, :C].to(self.counts.dtype)
 
     @torch.no_grad()
     def end_step(self) -> None:
         """Moves the centroids by what was gathered since the last call; every device calls it at the same time."""
-        if self._gathered is None:
-            return
-        sums, counts = self._gathered
-        self._gathered = None
+        sums, counts = self.sums, self.counts
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(sums)
             torch.distributed.all_reduce(counts)
@@ -70,6 +70,8 @@ class Centroids(nn.Module):
         means = F.normalize(sums, dim=-1).to(self.means.dtype)
         moved = F.normalize(decay * self.means + (1 - decay) * means, dim=-1)
         self.means.copy_(torch.where(counts[..., None] > 0, moved, self.means))
+        sums.zero_()
+        counts.zero_()
 
     def extra_repr(self) -> str:
         heads, clusters, width = self.means.shape

@@ -6,6 +6,8 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from longspan.training.attended import Attended
+
 SHADES = "0123456789abcdef"
 # beyond it, a cell holds so many pairs that counting them would be felt at the start of a run
 LONGEST = 65_536
@@ -15,7 +17,8 @@ class PatternSketch(pl.Callback):
     """``extra.pattern`` of the record: a list of {layers, length, causal, rows} for each distinct pattern of the model.
 
     `rows` are strings with a character a cell: the share of live pairs, mean over heads, as a hexadecimal digit of its
-    square root (thin patterns stay visible), 0 for none at all. Attention without a pattern leaves nothing.
+    square root (thin patterns stay visible), 0 for none at all. Attention that chooses by content leaves what it attended to
+    at the start of a validation sequence, in the last validation of the training.
 
     Args:
         cells: cells a side at most.
@@ -26,13 +29,38 @@ class PatternSketch(pl.Callback):
         self.cells = cells
         self.patterns = patterns
         self._sketches: list[dict[str, Any]] = []
+        self._attended = Attended()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage == "fit":
             self._draw(trainer, pl_module)
 
+    def on_validation_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        compiled = getattr(getattr(_backbone(pl_module), "settings", None), "compile", False)  # a hook would compile it anew
+        if batch_idx == 0 and trainer.is_global_zero and not trainer.sanity_checking and not compiled:
+            self._attended.listen(attention_modules(pl_module)[: self.patterns])
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._attended.stop()
+
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._draw_again(trainer, pl_module)
+        if trainer.is_global_zero:
+            chosen = attention_modules(pl_module)
+            self._sketches += [
+                {"layers": [layer], "length": live.shape[0], "causal": chosen[layer].causal, "rows": shades(live, self.cells)}
+                for layer, live in self._attended.live_shares()
+            ]
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._draw_again(trainer, pl_module)
@@ -45,12 +73,9 @@ class PatternSketch(pl.Callback):
     def _draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        model = getattr(pl_module, "model", None)
-        backbone: Any = getattr(model, "backbone", model)
-        if not hasattr(backbone, "attention_modules"):
-            return
+        backbone: Any = _backbone(pl_module)
         layers: dict[Any, list[int]] = {}
-        for layer, attention in enumerate(backbone.attention_modules()):
+        for layer, attention in enumerate(attention_modules(pl_module)):
             pattern = getattr(attention, "pattern", None)
             if pattern is not None:
                 layers.setdefault((pattern, attention.heads, attention.causal), []).append(layer)
@@ -63,6 +88,29 @@ class PatternSketch(pl.Callback):
     def record_extra(self) -> dict[str, Any]:
         """What the run's record takes over."""
         return {"pattern": self._sketches} if self._sketches else {}
+
+
+def _backbone(pl_module: pl.LightningModule) -> Any:
+    model = getattr(pl_module, "model", None)
+    return getattr(model, "backbone", model)
+
+
+def attention_modules(pl_module: pl.LightningModule) -> list[Any]:
+    """The attention of each layer, none where the model does not tell."""
+    backbone = _backbone(pl_module)
+    return backbone.attention_modules() if hasattr(backbone, "attention_modules") else []
+
+
+def shades(live: Any, cells: int) -> list[str]:
+    """Rows of shades of the live shares [T, T] of pairs, mean over cells; the last ones may be smaller."""
+    from torch.nn.functional import avg_pool2d
+
+    cell = 1
+    while cell * cells < live.shape[0]:
+        cell *= 2
+    means = avg_pool2d(live[None, None].float(), cell, ceil_mode=True, count_include_pad=False)[0, 0]
+    levels = means.clamp(0, 1).sqrt().mul(len(SHADES) - 1).ceil().int().tolist()
+    return ["".join(SHADES[level] for level in row) for row in levels]
 
 
 def sketch(pattern: Any, length: int, heads: int, causal: bool, cells: int = 64) -> list[str]:
