@@ -57,7 +57,14 @@ reaches = st.one_of(st.integers(1, 60), st.floats(0.05, 0.9))
 
 
 @quick
-@given(lengths, st.integers(1, 12), st.none() | st.integers(1, 20), reaches, st.none() | reaches, st.sampled_from(["uniform", "log"]))
+@given(
+    lengths,
+    st.integers(1, 12),
+    st.none() | st.integers(1, 20),
+    reaches,
+    st.none() | reaches,
+    st.sampled_from(["uniform", "log"]),
+)
 def test_associative_recall(length, pairs, questions, distance, farthest, spread):
     module = made(
         AssociativeRecallDataModule, max_length=length, pairs=pairs, questions=questions, distance=distance,
@@ -165,7 +172,9 @@ def test_held_out_sets_are_fixed_and_no_training_sequence(kind):
 
 
 def test_streams_never_share_random_bits():
-    keys = [Draws(seed, split, [n]).uniform(8) for seed in (0, 1) for split in ("train", "validation", "test") for n in range(50)]
+    keys = [
+        Draws(seed, split, [n]).uniform(8) for seed in (0, 1) for split in ("train", "validation", "test") for n in range(50)
+    ]
     assert len(np.unique(np.concatenate(keys))) == 8 * len(keys)
 
 
