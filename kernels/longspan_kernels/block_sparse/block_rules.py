@@ -135,13 +135,16 @@ class BlockTableRule(BlockRule):
 
 def spread(i: Tensor, j: Tensor, size: int, q: Tiles, k: Tiles) -> Pairs:
     """Tiles of natural orders that squares of side `size` with first positions (i, j) reach into."""
-    row0, row1 = q.tile_of(i), q.tile_of(i + size - 1)
-    column0, column1 = k.tile_of(j), k.tile_of(j + size - 1)
-    rows, columns = [], []
-    for a in range(size // q.block + 2):
-        for c in range(size // k.block + 2):
-            row, column = row0 + a, column0 + c
-            keep = (row <= row1) & (column <= column1) & (row >= 0) & (column >= 0) & (row < q.count) & (column < k.count)
-            rows.append(row[keep])
-            columns.append(column[keep])
-    return torch.cat(rows), torch.cat(columns)
+    row0, rows = tiles_reached(i, size, q)
+    column0, columns = tiles_reached(j, size, k)
+    area = rows * columns
+    square = torch.repeat_interleave(torch.arange(len(area), device=area.device), area)
+    place = torch.arange(len(square), device=area.device) - (torch.cumsum(area, 0) - area)[square]
+    return row0[square] + place // columns[square], column0[square] + place % columns[square]
+
+
+def tiles_reached(first: Tensor, size: int, tiles: Tiles) -> tuple[Tensor, Tensor]:
+    """The first tile that `size` positions from each of `first` reach into, and how many they do."""
+    low = tiles.tile_of(first).clamp(min=0)
+    high = tiles.tile_of(first + size - 1).clamp(max=tiles.count - 1)
+    return low, (high - low + 1).clamp(min=0)
