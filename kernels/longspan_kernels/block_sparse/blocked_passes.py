@@ -41,7 +41,7 @@ def _forward_piece(piece: Piece, batches, q: Tensor, k: Tensor, v: Tensor) -> tu
         for batch in cut(whole, G, c.block_q, c.block_k):
             s, _, _ = piece.scores(qo, ko, batch)
             R, _n = batch.index.shape
-            top = s.amax(-1, keepdim=True)
+            top = s.amax(-1, keepdim=True).clamp_(min=NEGATIVE)  # finite where a bias of -inf closes all of a row
             p = s.sub_(top).exp_()
             total = p.sum(-1, keepdim=True)
             dead = top <= NEGATIVE / 2

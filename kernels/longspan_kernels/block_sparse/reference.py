@@ -42,7 +42,7 @@ def reference_attention(
         rows = i // bias_block - (Tk - Tq) // bias_block
         scores = scores + bias[:, rows][:, :, j // bias_block].to(scores.dtype)
     scores = scores.masked_fill(~live, float("-inf"))
-    dead = ~live.any(-1, keepdim=True).expand(B, H, Tq, 1)
+    dead = (scores == float("-inf")).all(-1, keepdim=True)  # no key is live, or a bias of -inf closes those that are
     lse = torch.logsumexp(scores.masked_fill(dead, 0.0), -1)
     weights = torch.exp(scores - lse[..., None]).masked_fill(dead, 0.0)
     if dropout_p > 0.0 and seed is not None:
