@@ -89,8 +89,7 @@ def sparse_attention(
         )
     if backend not in BACKENDS:
         raise SparseAttentionError(f"backend={backend!r} is unknown; choose one of {', '.join(BACKENDS)}")
-    if not 0.0 <= dropout_p < 1.0:
-        raise SparseAttentionError(f"dropout_p={dropout_p} is not a share; give 0.0 up to but not including 1.0")
+    _check_numbers(scale, dropout_p)
     q_lengths, k_lengths = _pair("lengths", lengths, q_len, k_len, (B,), (B,))
     q_segments, k_segments = _pair("segments", segments, q_len, k_len, (B, q_len), (B, k_len))
     if (q_segments is None) != (k_segments is None):
@@ -129,8 +128,7 @@ def _by_device_layout(
         raise SparseAttentionError("causal=True with a layout that is not; make it with DeviceLayout(..., causal=True)")
     if block_bias is not None:
         raise SparseAttentionError("block_bias needs a pattern made of blocks, not a layout made at run time")
-    if not 0.0 <= dropout_p < 1.0:
-        raise SparseAttentionError(f"dropout_p={dropout_p} is not a share; give 0.0 up to but not including 1.0")
+    _check_numbers(scale, dropout_p)
     q_lengths, k_lengths = _pair("lengths", lengths, q_len, k_len, (B,), (B,))
     q_segments, k_segments = _pair("segments", segments, q_len, k_len, (B, q_len), (B, k_len))
     return attend_by(
@@ -164,6 +162,18 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
     # Autocast brings them to one dtype.
     if not q.dtype == k.dtype == v.dtype and not torch.is_autocast_enabled(q.device.type):
         raise SparseAttentionError(f"q is {q.dtype}, k {k.dtype}, v {v.dtype}; give them one dtype")
+
+
+def _check_numbers(scale: Any, dropout_p: Any) -> None:
+    if isinstance(scale, Tensor):  # float() would quietly drop its gradient
+        raise TypeError("scale is a Tensor; give a number, or to learn it multiply q by it and give scale=1.0")
+    for name, value in (("scale", scale), ("dropout_p", dropout_p)):
+        if not isinstance(value, (int, float)) and (name, value) != ("scale", None):
+            raise TypeError(f"{name} is a {type(value).__name__}; give a number")
+    if scale is not None and not -float("inf") < scale < float("inf"):
+        raise SparseAttentionError(f"scale={scale} is not finite; give a number, or None for 1/sqrt(D)")
+    if not 0.0 <= dropout_p < 1.0:
+        raise SparseAttentionError(f"dropout_p={dropout_p} is not a share; give 0.0 up to but not including 1.0")
 
 
 def _pair(

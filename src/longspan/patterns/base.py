@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
@@ -41,7 +42,11 @@ class Pattern:
         self.validate()
         object.__setattr__(self, "key", self.serialised())
         # Here and not at first use: a compiled graph must see no side effect.
-        registry.register(self.key, self)
+        if torch.compiler.is_dynamo_compiling():
+            names = tuple(f.name for f in dataclasses.fields(self) if f.init)
+            _construct_while_tracing(type(self), names, tuple(_portable(getattr(self, name)) for name in names))
+        else:
+            registry.register(self.key, self)
 
     # What a family defines.
 
@@ -230,3 +235,25 @@ def _live_pairs(pattern: Pattern, length: int, heads: int, causal: bool) -> int:
 
 def _construct(family: type[Pattern], settings: dict[str, Any]) -> Pattern:
     return family(**settings)
+
+
+def _portable(value: Any) -> tuple[str, Any]:
+    """A setting as a constant: patterns by their keys."""
+    if isinstance(value, Pattern):
+        return "pattern", value.key
+    if isinstance(value, tuple) and value and isinstance(value[0], Pattern):
+        return "patterns", tuple(part.key for part in value)
+    return "plain", value
+
+
+@torch.compiler.assume_constant_result
+def _construct_while_tracing(family: type[Pattern], names: tuple[str, ...], settings: tuple[tuple[str, Any], ...]) -> None:
+    """Makes, and so registers, a pattern for good while a compiled function that makes it is traced.
+
+    The tracer holds no real object, and would bring about the side effects of a constructor only after the graph that
+    needs them.
+    """
+    read: dict[str, Callable[[Any], Any]] = {
+        "pattern": registry.lookup, "patterns": lambda keys: tuple(map(registry.lookup, keys)), "plain": lambda value: value,
+    }  # fmt: skip
+    _construct(family, {name: read[kind](value) for name, (kind, value) in zip(names, settings, strict=True)})

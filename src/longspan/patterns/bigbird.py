@@ -48,7 +48,7 @@ class BigBird(Pattern):
             window_blocks=window,
             random_blocks=whole_number(own, "random_blocks", self.random_blocks, 0, "a number of blocks"),
             global_blocks=whole_number(own, "global_blocks", self.global_blocks, 0, "a number of blocks"),
-            seed=whole_number(own, "seed", self.seed, 0, "a seed"),
+            seed=whole_number(own, "seed", self.seed, 0, "a seed", most=None),
         )
 
     def rule(self, q_len: int, k_len: int, heads: tuple[int, ...], causal: bool, device: torch.device) -> Rule:

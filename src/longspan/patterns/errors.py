@@ -23,11 +23,14 @@ class PatternError(ValueError):
         return type(self), (self.owner, self.argument, self.problem)
 
 
-def whole_number(owner: str, argument: str, value: Any, least: int, meaning: str) -> int:
-    """`value` as an int of at least `least`.
+MOST = 1 << 40  # past any position; sums and products of such numbers are cut where a rule is made
+
+
+def whole_number(owner: str, argument: str, value: Any, least: int, meaning: str, most: int | None = MOST) -> int:
+    """`value` as an int of at least `least` and at most `most`.
 
     Raises:
-        PatternError: it is no whole number (a bool is not one) or too small.
+        PatternError: it is no whole number (a bool is not one), too small or too large.
     """
     try:
         number = operator.index(value)
@@ -37,6 +40,8 @@ def whole_number(owner: str, argument: str, value: Any, least: int, meaning: str
         raise PatternError(owner, argument, f"= {value!r} is not a whole number; give {meaning}, {least} or more")
     if number < least:
         raise PatternError(owner, argument, f"= {number} is below {least}; give {meaning}, {least} or more")
+    if most is not None and number > most:
+        raise PatternError(owner, argument, f"= {number} is above {most}; give {meaning}, {least} to {most}")
     return number
 
 

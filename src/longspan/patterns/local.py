@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from longspan.patterns.base import Pattern, pairs_at_distances
-from longspan.patterns.errors import whole_number
+from longspan.patterns.errors import MOST, whole_number
 from longspan_kernels.block_sparse.rules import And, Band, Congruent, Rule
 
 
@@ -33,8 +33,8 @@ class Local(Pattern):
         )
 
     def rule(self, q_len: int, k_len: int, heads: tuple[int, ...], causal: bool, device: torch.device) -> Rule:
-        reach = (self.window // 2) * self.dilation
-        band = Band(0, self.window * self.dilation - 1) if causal else Band(-reach, reach)
+        reach = min(MOST, self.window * self.dilation - 1 if causal else (self.window // 2) * self.dilation)
+        band = Band(0 if causal else -reach, reach)
         return band if self.dilation == 1 else And(band, Congruent(self.dilation))
 
     def count(self, length: int, heads: tuple[int, ...], causal: bool) -> int:

@@ -34,7 +34,7 @@ class Random(Pattern):
         self.normalise(
             blocks=whole_number("Random", "blocks", self.blocks, 1, "a number of key blocks"),
             block_size=whole_number("Random", "block_size", self.block_size, 1, "a number of tokens a block"),
-            seed=whole_number("Random", "seed", self.seed, 0, "a seed"),
+            seed=whole_number("Random", "seed", self.seed, 0, "a seed", most=None),
         )
 
     def rule(self, q_len: int, k_len: int, heads: tuple[int, ...], causal: bool, device: torch.device) -> Rule:
