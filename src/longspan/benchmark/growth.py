@@ -1,0 +1,92 @@
+"""How the time of attention variants grows with the length, beside what they say they cost.
+
+Legend: B batch, H heads, T tokens, D head width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+import longspan.attention
+from longspan.benchmark.timing import peak_memory, time_interleaved
+
+
+class GrowthError(ValueError):
+    """A variant or setting that cannot be measured; the message says which and what would be right."""
+
+
+def parse_variant(text: str) -> tuple[str, dict[str, Any]]:
+    """`name` or `name:key=value,key=value` of a variant of `longspan.attention`.
+
+    Raises:
+        GrowthError: no such variant, or a setting that is no `key=value`.
+    """
+    name, _, rest = text.partition(":")
+    if not callable(getattr(longspan.attention, name, None)):
+        raise GrowthError(f"{name!r} is no attention; give one of longspan.attention, such as reformer or local:window=128")
+    settings: dict[str, Any] = {}
+    for part in filter(None, rest.split(",")):
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise GrowthError(f"{part!r} in {text!r} is no setting; give key=value")
+        settings[key] = _plain(value)
+    return name, settings
+
+
+def _plain(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return {"true": True, "false": False, "null": None}.get(text, text)
+
+
+def measure(
+    texts: Sequence[str], lengths: Sequence[int], *, device: str, heads: int = 4, head_dim: int = 64, causal: bool = True,
+    dtype: torch.dtype = torch.float32, seconds: float = 1.0, memory: bool = True,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """One row a variant and length: medians of a forward and a backward pass, FLOPs as the variant states them, growth.
+
+    `exponent` is log(time / time at the length before) / log(T / that length): 1 for linear cost, 2 for quadratic.
+    """
+    rows: list[dict[str, Any]] = []
+    for length in sorted(lengths):
+        works, modules = {}, {}
+        for text in texts:
+            name, settings = parse_variant(text)
+            module = getattr(longspan.attention, name)(
+                heads=heads, head_dim=head_dim, causal=causal, max_length=length, **settings
+            )
+            modules[text] = module.to(device)
+            works[text] = _step(modules[text], length, heads, head_dim, device, dtype)
+        for text, measured in time_interleaved(works, device, seconds).items():
+            cost = modules[text].cost(length)
+            before = next((row for row in reversed(rows) if row["variant"] == text), None)
+            row = {
+                "variant": text, "T": length, "heads": heads, "head_dim": head_dim, "causal": causal, "dtype": str(dtype),
+                **measured.plain(), "live_pairs": cost.live_pairs, "visited_pairs": cost.visited_pairs,
+                "forward_flops": cost.total_flops,
+            }  # fmt: skip
+            if memory:
+                row["peak_mib"] = peak_memory(works[text], device) / (1 << 20)
+            if before is not None:
+                times = math.log(length / before["T"])
+                row["exponent"] = math.log(row["ms"] / before["ms"]) / times
+                row["flops_exponent"] = math.log(row["forward_flops"] / before["forward_flops"]) / times
+            rows.append(row)
+    return rows
+
+
+def _step(module: torch.nn.Module, length: int, heads: int, head_dim: int, device: str, dtype: torch.dtype):
+    q, k, v, dout = (torch.randn(1, heads, length, head_dim, device=device, dtype=dtype) for _ in range(4))
+    leaves = [x.requires_grad_() for x in (q, k, v)]
+
+    def step() -> None:
+        torch.autograd.grad(module(*leaves), leaves, dout, allow_unused=True)
+
+    return step
