@@ -98,6 +98,11 @@ def cut(batch: RowBatch, pairs: int, block_q: int, block_k: int) -> Iterator[Row
             yield RowBatch(chosen, index.shape[1], index, kinds, batch.own)
 
 
+def _of_group(index: Tensor | None, u: int) -> Tensor | None:
+    """The order of group u, where groups have orders of their own."""
+    return index if index is None or index.dim() == 1 else index[u]
+
+
 class Piece:
     """Some (batch, head) pairs of one component, with their tokens in the component's order."""
 
@@ -108,9 +113,7 @@ class Piece:
         if heads == list(range(heads[0], heads[-1] + 1)):
             self.heads = slice(heads[0], heads[-1] + 1)
         self.head_numbers = heads
-        c = component
-        pick = lambda index: index if index is None or index.dim() == 1 else index[u]
-        self.q_index, self.k_index = pick(c.q_index), pick(c.k_index)
+        self.q_index, self.k_index = _of_group(component.q_index, u), _of_group(component.k_index, u)
 
     def side(self, queries: bool) -> tuple[Tensor | None, int, int, int]:
         """Index, first row, tile side and tile count of the queries' or the keys' order."""
