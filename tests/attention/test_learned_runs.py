@@ -138,3 +138,13 @@ def test_averaged_weights_keep_the_pattern(tmp_path, train):
     best = next((tmp_path / "checkpoints").glob("best*.ckpt"))
     assert evaluate(str(best), [], CONF).accuracy == Record.load(tmp_path).accuracy
     assert Record.load(tmp_path).cost["density"].value <= 0.2
+
+
+def test_recall_drives_the_pattern_too(tmp_path, train):
+    small = ["data.max_length=64", "data.needles=2", *(word for word in TINY if word.startswith("data.max_v"))]
+    small += ["data.batch_size=2", "data.max_test_windows=4"]
+    model = ["model.layers=1", "model.width=32", "model.heads=2", "attention.block_size=16", "logger=none"]
+    train(tmp_path, "experiment=learned_needle", *small, *model, "trainer.max_steps=4", "trainer.val_check_interval=2")
+    record = Record.load(tmp_path)
+    assert set(record.extra["learned_pattern"]["after"]) == {"accuracy"} and "accuracy_by_distance" in record.extra
+    assert record.cost["density"].value <= 0.1

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from longspan.tasks import TaskConfigError, adamw, decay_groups, undecayed_names, warmup_constant, warmup_cosine
+from longspan.tasks.optimizers import own_rates
 from longspan.tasks.schedules import warmup_length
 
 
@@ -113,3 +114,21 @@ def test_what_lightning_would_refuse_to_clip_is_not_fused(make_task, make_data, 
     task.optimizer_maker = maker
     make_trainer(max_steps=1, precision=precision, gradient_clip_val=clip).fit(task, make_data("single_label"))
     assert asked == [expected]
+
+
+def test_modules_may_set_rates_of_their_own():
+    class Gates(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gate = nn.Parameter(torch.zeros(2, 3))
+
+        def learning_rates(self, total_steps):
+            return {"gate": 10.0 / total_steps}
+
+    module = nn.Sequential(nn.Linear(2, 2), Gates())
+    groups = decay_groups(module, rates=own_rates(module, 100))
+    assert [(len(group["params"]), group.get("lr"), group.get("weight_decay")) for group in groups] == [
+        (1, None, None), (1, None, 0.0), (1, 0.1, 0.0),
+    ]  # fmt: skip
+    optimizer = adamw(groups, lr=1.0)
+    assert [group["lr"] for group in optimizer.param_groups] == [1.0, 1.0, 0.1]
