@@ -6,6 +6,7 @@ import torch
 from longspan import sparse_attention
 from longspan.functional import SparseAttentionError
 from longspan.patterns import BigBird, BlockTable, Fixed, Full, Global, Local, PatternError, PerHead, Random, Strided
+from longspan_kernels.block_sparse.device_layout import DeviceLayout, DeviceLayoutError
 
 torch.set_num_threads(1)
 
@@ -75,3 +76,27 @@ def test_numbers_past_any_sequence_are_taken_or_refused_by_name(make):
 def test_a_long_reach_is_the_whole_past():
     assert torch.equal(Local(1 << 40, 1 << 40).mask(9, causal=True), torch.eye(9, dtype=torch.bool)[None])
     assert Local(1 << 40).live_pairs(9) == 81
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"index": torch.tensor([[[[0, 3], [1, 0], [2, 0]]]])}, "index holds 3; give 0 to 2"),
+        ({"index": torch.tensor([[[[-1, 0], [1, 0], [2, 0]]]])}, "index holds -1"),
+        ({"index": torch.tensor([[[[1, 1], [1, 0], [2, 0]]]])}, "index lists a key block twice"),
+        ({"count": torch.tensor([[[3, 1, 1]]])}, "count holds 3; give 0 to 2"),
+        ({"count": torch.tensor([[[-1, 1, 1]]])}, "count holds -1"),
+        ({"k_order": torch.arange(48)[None, None]}, "k_order holds 40; give -1 to 39"),
+        ({"index": torch.zeros(1, 1, 3, 2)}, "index is torch.float32"),
+        ({"index": [[[[0, 1]] * 3]]}, "index is a list"),
+        ({"k_order": torch.zeros(1, 1, 0, dtype=torch.int64)}, "k_order has shape"),
+        ({"block_q": 0}, "block_q = 0"),
+    ],
+)
+def test_what_a_layout_made_at_run_time_cannot_mean_is_named(change, message):
+    right = {"index": torch.tensor([[[[0, 1], [1, -9], [2, 99]]]]), "count": torch.tensor([[[2, 1, 1]]])}
+    right |= {"block_q": 16, "block_k": 16, "q_len": 40, "k_len": 40}
+    q = torch.randn(1, 2, 40, 16)
+    assert sparse_attention(q, q, q, DeviceLayout(**right)).shape == q.shape
+    with pytest.raises(DeviceLayoutError, match=message):
+        sparse_attention(q, q, q, DeviceLayout(**(right | change)))

@@ -48,6 +48,14 @@ class DeviceLayout:
     excluded: Tensor | None = None
 
     def __post_init__(self):
+        parts = [("index", self.index), ("count", self.count), ("q_order", self.q_order), ("k_order", self.k_order)]
+        parts = [(name, x) for name, x in parts if x is not None or not name.endswith("order")]
+        for name, part in parts:
+            if not isinstance(part, Tensor):
+                raise DeviceLayoutError(f"{name} is a {type(part).__name__}; give a tensor of whole numbers")
+        for name in ("block_q", "block_k"):
+            if getattr(self, name) < 1:
+                raise DeviceLayoutError(f"{name} = {getattr(self, name)} leaves no token a block; give 1 or more")
         if self.index.dim() != 4:
             raise DeviceLayoutError(f"index has shape {tuple(self.index.shape)}; give [B or 1, H or 1, query blocks, most]")
         if tuple(self.count.shape) != tuple(self.index.shape[:3]):
@@ -56,7 +64,9 @@ class DeviceLayout:
             ("q_order", self.q_order, self.block_q, self.q_len),
             ("k_order", self.k_order, self.block_k, self.k_len),
         ):
-            if order is not None and (order.dim() != 3 or order.shape[2] % block or order.shape[:2] != self.index.shape[:2]):
+            if order is not None and (
+                order.dim() != 3 or order.shape[:2] != self.index.shape[:2] or order.shape[2] % block or not order.shape[2]
+            ):
                 raise DeviceLayoutError(
                     f"{name} has shape {tuple(order.shape)}; give {tuple(self.index.shape[:2])}, a multiple of {block} places"
                 )
@@ -65,6 +75,9 @@ class DeviceLayout:
                 raise DeviceLayoutError(
                     f"index lists {self.index.shape[2]} query blocks; {places} places make {-(-places // block)}"
                 )
+        for name, part in parts:
+            if part.dtype.is_floating_point or part.dtype.is_complex or part.dtype == torch.bool:
+                raise DeviceLayoutError(f"{name} is {part.dtype}; give whole numbers, such as torch.int32")
 
         x = self.excluded
         if x is not None and (x.dim() != 3 or x.shape[2] != self.q_len or self.q_len != self.k_len or x.shape[1] < 1):
@@ -77,6 +90,22 @@ class DeviceLayout:
     def key_blocks(self) -> int:
         places = self.k_len if self.k_order is None else self.k_order.shape[2]
         return -(-places // self.block_k)
+
+    def check_values(self) -> None:
+        """Raises DeviceLayoutError where a number is out of its range; it waits for the device."""
+        most = self.index.shape[3]
+        _check_range("count", self.count, 0, most, "up to the width of index")
+        counted = torch.arange(most, device=self.index.device) < self.count[..., None]
+        # What lies beyond the count becomes -1, -2, ...: distinct, and no block.
+        beyond = -1 - torch.arange(most, device=self.index.device)
+        index = torch.where(counted, self.index.long(), beyond)
+        _check_range("index", self.index[counted], 0, self.key_blocks - 1, "the key blocks")
+        ordered = index.sort(-1).values
+        if bool((ordered[..., 1:] == ordered[..., :-1]).any()):
+            raise DeviceLayoutError("index lists a key block twice for one query block; give each at most once")
+        for name, order, length in (("q_order", self.q_order, self.q_len), ("k_order", self.k_order, self.k_len)):
+            if order is not None:
+                _check_range(name, order, -1, length - 1, "token rows, -1 for none")
 
     def layout(self, heads: int, columns: bool) -> Layout:
         """What the backends take; the transposed lists only where `columns` asks for them (the backward pass does)."""
@@ -126,5 +155,11 @@ class DeviceLayout:
         )  # fmt: skip
 
 
+def _check_range(name: str, values: Tensor, low: int, high: int, meaning: str) -> None:
+    wrong = values[(values < low) | (values > high)]
+    if len(wrong):
+        raise DeviceLayoutError(f"{name} holds {int(wrong[0])}; give {low} to {high}, {meaning}")
+
+
 def _flat(order: Tensor | None) -> Tensor | None:
-    return None if order is None else order.reshape(-1, order.shape[2]).int().contiguous()
+    return None if order is None else order.flatten(0, 1).int().contiguous()

@@ -46,6 +46,8 @@ def attend_by(
 
 def _rebuilt(q, k, index, count, q_order, k_order, block_q, block_k, causal, excluded, columns):
     made = DeviceLayout(index, count, block_q, block_k, q.shape[2], k.shape[2], causal, q_order, k_order, excluded)
+    if not (columns or index.is_cuda):  # in the forward pass alone, and not where a look would wait for the device
+        made.check_values()
     return made.layout(q.shape[1], columns)
 
 
