@@ -134,13 +134,13 @@ class LearnedAttention(nn.Module):
         noisy = progress >= self.schedule.open_until
         # Not below 0: a low density is no fault, and would be mended by opening gates that nothing asked for.
         ascent = self.multiplier_rate / max(1, total) * self._stored()[EXCESS]
-        self._state[MULTIPLIER] = max(0.0, self._state[MULTIPLIER] + ascent)
+        self._state[MULTIPLIER] = max(0.0, self._state[MULTIPLIER] + ascent) if noisy else 0.0
         self._state[STEP] = float(step)
         self._state[TARGET] = self.schedule.target(progress, min(1.0, self.budget / self.total))
         self._due = step % self.update_every == 0
         place = hashlib.blake2b(repr((self.seed, self.layer, step)).encode(), digest_size=7).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(place))
-        # On the CPU, so that every device draws the same; 0.5 is no noise at all.
+        # On the CPU, so that every device draws the same.
         noise = torch.rand(self.log_alpha.shape, generator=generator).clamp(1e-6, 1 - 1e-6)
         self._noise = noise.to(self.log_alpha.device) if noisy else torch.empty(0)
         self._store()
