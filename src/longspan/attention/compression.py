@@ -41,12 +41,17 @@ class BlockCompression(nn.Module):
         if not self.learned:
             return mean
         tokens = blocks.transpose(3, 4) + self.places.to(x.dtype)  # (B, Hkv, nc, l, D)
-        return mean + self.leave(nn.functional.gelu(self.enter(tokens.flatten(3)))).to(x.dtype)
+        return mean + _linear(self.leave, nn.functional.gelu(_linear(self.enter, tokens.flatten(3))))
 
     def flops(self, length: int) -> int:
         """Matmul FLOPs of one key/value head."""
         D = self.head_dim
         return compressed_count(length, self.block, self.stride) * 2 * (self.block + 1) * D * D if self.learned else 0
+
+
+def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    """A layer whose weights may be more precise than its input."""
+    return nn.functional.linear(x, layer.weight.to(x.dtype), layer.bias.to(x.dtype))
 
 
 def overlaps(compressed: int, blocks: int, block: int, stride: int, size: int, device: torch.device) -> Tensor:

@@ -73,7 +73,9 @@ class ContentAttention(nn.Module):
         q, k, v = cast_as_products(q, k, v)
         lengths = None if lengths is None else lengths.to(q.device)
         segments = None if segments is None else segments.to(q.device)
-        return self.attend(q, k, v, lengths, segments)
+        # From here on precision is chosen by hand: autocast would choose blocks and hash in half precision.
+        with torch.autocast(q.device.type, enabled=False):
+            return self.attend(q, k, v, lengths, segments)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, segments: Tensor | None) -> Tensor:
         raise NotImplementedError

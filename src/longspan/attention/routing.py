@@ -74,15 +74,17 @@ class RoutedAttention(ContentAttention):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, segments: Tensor | None) -> Tensor:
         H = q.shape[1]
-        q, v = of_one_length(without_padding(q, lengths)), without_padding(v, lengths).repeat_interleave(H // v.shape[1], 1)
-        k = q if self.shares_qk else of_one_length(without_padding(k, lengths)).repeat_interleave(H // k.shape[1], 1)
+        v = without_padding(v, lengths).repeat_interleave(H // v.shape[1], 1)
         exists = None if lengths is None else torch.arange(q.shape[2], device=q.device) < lengths[:, None]  # (B, T)
+        q = of_one_length(without_padding(q, lengths))
+        k = q if self.shares_qk else of_one_length(without_padding(k, lengths)).repeat_interleave(H // k.shape[1], 1)
         dots_q = self.centroids(q)
         dots_k = dots_q if self.shares_qk else self.centroids(k)
         if self.training:
             self.centroids.gather(q, dots_q, exists)
             if not self.shares_qk:
                 self.centroids.gather(k, dots_k, exists)
+        q, k = q.to(v.dtype), k.to(v.dtype)
         if not self.balanced:
             return self._among_nearest(q, k, v, dots_q, exists, segments)
         return self._among_members(q, k, v, dots_q, dots_k, lengths, exists, segments)
@@ -152,8 +154,8 @@ class RoutedAttention(ContentAttention):
 
 
 def of_one_length(x: Tensor) -> Tensor:
-    """x [..., D] of length sqrt(D)."""
-    return F.rms_norm(x, x.shape[-1:], eps=1e-6)
+    """x [..., D] of length sqrt(D), in float32 at least: clusters are chosen by it."""
+    return F.rms_norm(x.to(torch.promote_types(x.dtype, torch.float32)), x.shape[-1:], eps=1e-6)
 
 
 def nearest_members(dots: Tensor, count: int, exists: Tensor | None) -> Tensor:
