@@ -76,6 +76,8 @@ class DeviceLayout:
                     f"index lists {self.index.shape[2]} query blocks; {places} places make {-(-places // block)}"
                 )
         for name, part in parts:
+            if part is None:
+                continue
             if part.dtype.is_floating_point or part.dtype.is_complex or part.dtype == torch.bool:
                 raise DeviceLayoutError(f"{name} is {part.dtype}; give whole numbers, such as torch.int32")
 
