@@ -137,7 +137,7 @@ class RecordWriter(Callback):
         self._write(status, text)
         if self.record is not None:
             finish_wandb(self._wandb, self.record)
-        if self._signalled and isinstance(error, SystemExit) and not error.code:
+        if status == "interrupted" and isinstance(error, SystemExit) and not error.code:
             # Lightning leaves with code 0 after SIGTERM, which a scheduler would take for a finished run
             raise SystemExit(128 + signal.SIGTERM) from error
 

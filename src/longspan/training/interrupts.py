@@ -42,13 +42,15 @@ class SaveOnInterrupt(pl.Callback):
         self._trainer: pl.Trainer | None = None
         self._previous: dict[int, Any] = {}
         self._asked: int | None = None
+        self._agreed = False
 
     # -- being asked ---------------------------------------------------------------------------------------------
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # not earlier: Lightning puts its own handlers in between on_fit_start and this
         if threading.current_thread() is not threading.main_thread():
             return
-        self._trainer, self._asked = trainer, None
+        self._trainer, self._asked, self._agreed = trainer, None, False
         before = getattr(trainer._signal_connector, "_original_handlers", {})
         for number in ASKING:
             now = signal.signal(number, self._on_signal)
@@ -78,7 +80,15 @@ class SaveOnInterrupt(pl.Callback):
             flag = torch.tensor(int(asked), device=trainer.strategy.root_device)
             torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
             asked = bool(flag.item())
-        if asked:
+        loop = trainer.fit_loop
+        assert loop._data_fetcher is not None
+        if asked and trainer.world_size > 1 and loop.epoch_loop._should_check_val_fx(loop._data_fetcher):
+            self._agreed = True  # ranks may have unequally many batches to validate, and would end inside at different ones
+        elif asked:
+            self._end(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._agreed:
             self._end(trainer)
 
     @staticmethod

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 
 from longspan.training.checkpoint_files import damage
 from longspan.training.errors import CheckpointError
@@ -65,6 +67,15 @@ def _check_same_run(stored: Mapping[str, Any], config: Mapping[str, Any], path: 
             f"ckpt_path=auto: {path} is of a run with other settings ({'; '.join(changed[:3])}{more}). Give this run a "
             f"folder of its own with hydra.run.dir=, or go on from that one with ckpt_path={path}"
         )
+
+
+@rank_zero_only
+def keep_logs(output_dir: str | Path) -> None:
+    """Puts the CSV of an earlier attempt aside as `metrics.1.csv`, ...: Lightning would delete it."""
+    log_file = Path(output_dir) / "csv" / "metrics.csv"
+    if log_file.is_file():
+        number = next(n for n in itertools.count(1) if not log_file.with_name(f"metrics.{n}.csv").exists())
+        log_file.rename(log_file.with_name(f"metrics.{number}.csv"))
 
 
 def by_age(folder: Path) -> list[Path]:

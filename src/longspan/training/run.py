@@ -17,7 +17,7 @@ from longspan.training.build import always, build_callbacks, build_named, build_
 from longspan.training.checks import check_machine, check_targets
 from longspan.training.console import quiet_libraries
 from longspan.training.launched import check_world
-from longspan.training.resume import resume_from
+from longspan.training.resume import keep_logs, resume_from
 from longspan.training.seeding import seed_run
 from longspan.training.step_size import devices_here, sized, step_size
 
@@ -50,6 +50,7 @@ def run(config: dict[str, Any]) -> float | None:
         size = step_size(config)
         here = sized(config, size)
         resume = resume_from(config)
+        keep_logs(output_dir)
         quiet_libraries()
         seed_run(config["seed"])
         datamodule, task, facts = assemble(here)
