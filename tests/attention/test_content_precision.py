@@ -1,4 +1,4 @@
-"""Variants that choose by content under autocast, with recomputed activations: full precision, finite gradients."""
+"""Variants that choose by content under autocast and with recomputed activations: exact choices, finite gradients."""
 
 from functools import partial
 
