@@ -7,6 +7,8 @@ from longspan import sparse_attention
 from longspan.functional import SparseAttentionError
 from longspan.patterns import BigBird, BlockTable, Fixed, Full, Global, Local, PatternError, PerHead, Random, Strided
 from longspan_kernels.block_sparse.device_layout import DeviceLayout, DeviceLayoutError
+from longspan_kernels.block_sparse.grid import LayoutSizeError
+from longspan_kernels.block_sparse.planner import compile_layout
 
 torch.set_num_threads(1)
 
@@ -100,3 +102,15 @@ def test_what_a_layout_made_at_run_time_cannot_mean_is_named(change, message):
     assert sparse_attention(q, q, q, DeviceLayout(**right)).shape == q.shape
     with pytest.raises(DeviceLayoutError, match=message):
         sparse_attention(q, q, q, DeviceLayout(**(right | change)))
+
+
+@pytest.mark.parametrize("pattern", [Full(), Fixed(128, 32), Full() | Global(first=9), BlockTable(torch.ones(1, 1), 1 << 20)])
+def test_a_layout_of_too_many_tiles_is_refused_before_it_takes_the_memory(pattern):
+    length = 1 << 20
+    with pytest.raises(LayoutSizeError, match=r"reaches into [0-9,]+ tiles .* at most 40,000,000"):
+        compile_layout(pattern.head_rules(length, length, 1, False), length, length, 1)
+
+
+def test_globals_within_a_window_list_the_window_alone():
+    length = 1 << 20  # half the keys are global: beside every query that would be 134 million tiles
+    assert (Global(first=length // 2) & Local(3)).live_pairs(length) == 3 * (length // 2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .grid import Tiles, band_pairs, pairs_in_band, unique_pairs
+from .grid import Tiles, band_pairs, check_tile_count, pairs_in_band, unique_pairs
 from .rules import Pairs, Rule, tighten
 
 MAX_SIGNATURE_BLOCKS = 256
@@ -29,7 +29,7 @@ class BlockBand(Rule):
     def signature(self, h, i0, j0, q, k):
         d = i0 // self.size - j0 // self.size
         reach_q, reach_k = q.span // self.size + 1, k.span // self.size + 1
-        columns = [i0 % self.size, j0 % self.size]
+        columns = [offset_of(i0, q.span, self.size), offset_of(j0, k.span, self.size)]
         if self.lo is not None:
             columns.append(d.clamp(self.lo - reach_q - 1, self.lo + reach_k))
         if self.hi is not None:
@@ -65,7 +65,7 @@ class BlockRule(Rule):
         reach_k = int(((j0 % b + k.span) // b).max()) + 1 if j0.numel() else 1
         if reach_q * reach_k > MAX_SIGNATURE_BLOCKS:
             return None
-        columns = [i0 % b, j0 % b]
+        columns = [offset_of(i0, q.span, b), offset_of(j0, k.span, b)]
         qb, kb = i0 // b, j0 // b
         word, used = torch.zeros_like(i0), 0
         for a in range(reach_q):
@@ -133,11 +133,18 @@ class BlockTableRule(BlockRule):
         return pairs[:, 0], pairs[:, 1]
 
 
+def offset_of(first: Tensor, span: int, size: int) -> Tensor:
+    """Where in a block a tile starts, -1 for a tile that lies within one block, where this tells nothing."""
+    offset = first % size
+    return torch.where(offset + span < size, -1, offset)
+
+
 def spread(i: Tensor, j: Tensor, size: int, q: Tiles, k: Tiles) -> Pairs:
     """Tiles of natural orders that squares of side `size` with first positions (i, j) reach into."""
     row0, rows = tiles_reached(i, size, q)
     column0, columns = tiles_reached(j, size, k)
     area = rows * columns
+    check_tile_count(int(area.sum()))
     square = torch.repeat_interleave(torch.arange(len(area), device=area.device), area)
     place = torch.arange(len(square), device=area.device) - (torch.cumsum(area, 0) - area)[square]
     return row0[square] + place // columns[square], column0[square] + place % columns[square]

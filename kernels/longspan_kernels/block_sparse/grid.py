@@ -12,6 +12,20 @@ from torch import Tensor
 
 PAD = -(1 << 40)  # no token; negative positions are real where Tq > Tk
 FAR = 1 << 38  # beyond any distance between positions
+MOST_TILES = 40_000_000  # of one component; compiling takes about 150 bytes for each
+
+
+class LayoutSizeError(ValueError):
+    """A pattern keeps so many tiles at a length that listing them would take gigabytes; the message says how many."""
+
+
+def check_tile_count(count: int) -> None:
+    """Raises LayoutSizeError before a list of `count` tiles is made, where that is too many."""
+    if count > MOST_TILES:
+        raise LayoutSizeError(
+            f"the pattern reaches into {count:,} tiles at this length, and a layout lists at most {MOST_TILES:,}; give a "
+            "shorter length, a pattern with fewer keys a query (such as Local, BigBird or a larger stride), or larger blocks"
+        )
 
 
 @dataclass
@@ -110,6 +124,7 @@ def band_pairs(q: Tiles, k: Tiles, lo: int | None, hi: int | None) -> tuple[Tens
     """(rows, columns) of the tiles of equal group that may hold lo <= i - j <= hi."""
     first, stop = band_ranges(q, k, lo, hi)
     counts = (stop - first).clamp(min=0)
+    check_tile_count(int(counts.sum()))
     rows = torch.repeat_interleave(torch.arange(q.count, device=q.device), counts)
     begins = torch.cumsum(counts, 0) - counts
     columns = torch.arange(len(rows), device=q.device) - begins[rows] + first[rows]
@@ -143,6 +158,7 @@ def pairs_in_band(q: Tiles, k: Tiles, rows: Tensor, columns: Tensor, lo: int | N
 
 def all_pairs(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
     """Each row with each column."""
+    check_tile_count(len(rows) * len(columns))
     return rows.repeat_interleave(len(columns)), columns.repeat(len(rows))
 
 

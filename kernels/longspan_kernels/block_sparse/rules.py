@@ -167,7 +167,11 @@ class Keys(Rule):
         return self.set.signature(j0, k.span)
 
     def tiles(self, h, q, k, lo, hi):
-        columns = self.set.touches(k.base, k.base + k.span).nonzero().flatten()
+        touched = self.set.touches(k.base, k.base + k.span)
+        if lo is not None and hi is not None:
+            rows, columns = band_pairs(q, k, lo, hi)
+            return rows[touched[columns]], columns[touched[columns]]
+        columns = touched.nonzero().flatten()
         return pairs_in_band(q, k, *all_pairs(torch.arange(q.count, device=q.device), columns), lo, hi)
 
 
@@ -184,7 +188,11 @@ class Queries(Rule):
         return self.set.signature(i0, q.span)
 
     def tiles(self, h, q, k, lo, hi):
-        rows = self.set.touches(q.base, q.base + q.span).nonzero().flatten()
+        touched = self.set.touches(q.base, q.base + q.span)
+        if lo is not None and hi is not None:
+            rows, columns = band_pairs(q, k, lo, hi)
+            return rows[touched[rows]], columns[touched[rows]]
+        rows = touched.nonzero().flatten()
         return pairs_in_band(q, k, *all_pairs(rows, torch.arange(k.count, device=k.device)), lo, hi)
 
 
