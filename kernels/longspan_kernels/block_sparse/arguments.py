@@ -6,7 +6,7 @@ Legend: B batch, H heads, Hkv key/value heads, T tokens, D head width, BD the po
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -46,6 +46,8 @@ class Call:
 
     Attributes:
         negate: the scale was negative, and q was negated in its place.
+        aligned: all tensors start at multiples of 16 bytes.
+        key: what launches depend on beside the layout.
     """
 
     q: Tensor
@@ -62,6 +64,8 @@ class Call:
     bias: Tensor | None
     bias_block: int
     negate: bool = False
+    aligned: bool = field(init=False)
+    key: tuple = field(init=False)
 
     def __post_init__(self):
         q, k, v = self.q, self.k, self.v
@@ -95,6 +99,14 @@ class Call:
         elif self.seed is None:
             raise UnsupportedCall("dropout needs a seed tensor")
 
+        tensors = (q, k, v, self.q_lengths, self.k_lengths, self.q_segments, self.k_segments, self.seed, self.bias)
+        self.aligned = all(x is None or x.data_ptr() % 16 == 0 for x in (self.q, self.k, self.v, *tensors[3:]))
+        self.key = (
+            self.q.shape, self.q.stride(), self.k.shape, self.k.stride(), self.v.stride(), self.scale, self.dropout_p,
+            self.bias_block, self.aligned, None if self.bias is None else (self.bias.shape, self.bias.stride()),
+            *[None if x is None else x.dtype for x in tensors],
+        )  # fmt: skip
+
     @property
     def share(self) -> int:
         return self.q.shape[1] // self.k.shape[1]
@@ -124,13 +136,16 @@ class Call:
             "CHECKED": component.dynamic or self.q_lengths is not None or self.k_lengths is not None,
             "POSITIONAL": component.positional, "HAS_BANDS": component.bands > 0, "HAS_BITS": has_bits(component),
             "BIAS_BLOCK": self.bias_block if bias is not None else max(component.block_q, component.block_k),
-            "EXACT": self.q.dtype == torch.float32,
+            "EXACT": self.q.dtype == torch.float32, "ONE_GROUP": one_group(component),
         }  # fmt: skip
 
-    def pattern(self, component: Component, name: str) -> tuple:
-        """(LINES, INDEX, DETAIL, MASKS, Q_INDEX, K_INDEX, GROUP) of a component's rows or columns."""
+    def pattern(self, component: Component, name: str, listed: bool) -> tuple:
+        """(LINES, INDEX, DETAIL, MASKS, Q_INDEX, K_INDEX, GROUP) of a component's rows or columns.
+
+        `listed` says that a list of items tells all that LINES does.
+        """
         return (
-            packed_lines(component, name), getattr(component, name).index, entry_details(component, name),
+            None if listed else packed_lines(component, name), getattr(component, name).index, entry_details(component, name),
             component.packed_masks() if has_bits(component) else None, component.q_index, component.k_index,
             component.group,
         )  # fmt: skip
@@ -145,12 +160,64 @@ def has_bits(component: Component) -> bool:
     return component.masks is not None and component.masks.shape[0] > component.bands
 
 
+def one_group(component: Component) -> bool:
+    """Whether all heads and batch elements share one set of lists."""
+    if component.rows.start.shape[0] != 1 or component.batch_groups:
+        return False
+    if component.dynamic:
+        return True
+    if "one group" not in component.cache:
+        component.cache["one group"] = bool((component.group == 0).all())
+    return component.cache["one group"]
+
+
+def streamed(tensors: tuple[Tensor, ...], component: Component, side: str, by_tma: bool, call: Call) -> tuple[tuple, bool]:
+    """Tensors [B, H, T, D] (or [B, H, T]) as the kernels read their tiles on one side ("q" or "k"), and whether that is by
+    Hopper's copy engine: then they are descriptors.
+
+    The engine fills what lies outside with zeros; it knows no lengths and no lists of tokens, and wants rows at multiples of
+    16 bytes. Residue classes are a dimension of their own, where the stride divides the length.
+    """
+    if not by_tma:
+        return tensors, False
+    width = width_of(call.q.shape[3])
+    index, rows = getattr(component, f"{side}_index"), getattr(component, f"block_{side}")
+    steps = stepped(component)
+    if call.q_lengths is not None or call.k_lengths is not None or (index is not None and not steps):
+        return tensors, False
+    length, step = tensors[0].shape[2], 1
+    if steps:
+        step, _, q_first, _, k_first = steps
+        if q_first or k_first or length % (4 * step):
+            return tensors, False
+    views, blocks = [], []
+    for x in tensors:
+        if x.dim() == 4:
+            views.append(x.unflatten(2, (length // step, step)) if steps else x)
+            blocks.append([1, 1, rows, 1, width] if steps else [1, 1, rows, width])
+        else:
+            views.append(x.unflatten(2, (length // step, step)).transpose(2, 3).contiguous() if steps else x)
+            blocks.append([1, 1, 1, rows] if steps else [1, 1, rows])
+    if any(x.data_ptr() % 16 or any(s * x.element_size() % 16 or s <= 0 for s in x.stride()[:-1]) for x in views):
+        return tensors, False
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    found = [TensorDescriptor(x, list(x.shape), list(x.stride()), b) for x, b in zip(views, blocks, strict=True)]
+    return tuple(found), True
+
+
 def packed_lines(component: Component, name: str) -> Tensor:
-    """[U, lines, 4] int32: start, full, band, count of each line, side by side so that one place in memory has them all."""
+    """[U * lines, 8] int32, what a program of a whole line reads, side by side: its first entry, the first masked one, the
+    first bit-masked one, the end, the tile of the first entry, and three places that only lists of items use."""
     key = ("lines", name)
     if key not in component.cache:
         lists: Lists = getattr(component, name)
-        component.cache[key] = torch.stack([lists.start, lists.full, lists.band, lists.count], -1).contiguous()
+        start = lists.start.flatten()
+        masked = start + lists.full.flatten()
+        bits = masked + lists.band.flatten()
+        tile = lists.index[start.clamp(max=len(lists.index) - 1).long()] if len(lists.index) else start
+        record = [start, masked, bits, start + lists.count.flatten(), tile, start, start, start]
+        component.cache[key] = torch.stack(record, -1).contiguous()
     return component.cache[key]
 
 
@@ -174,14 +241,9 @@ def stepped(component: Component) -> tuple[int, int, int, int, int] | None:
         return None
     if "stepped" not in component.cache:
         step = int(component.order.split()[1])
-        sides = [
-            _stepped_side(index, step, tiles, block)
-            for index, tiles, block in (
-                (component.q_index, component.q_blocks, component.block_q),
-                (component.k_index, component.k_blocks, component.block_k),
-            )
-        ]
-        component.cache["stepped"] = None if None in sides else (step, *sides[0], *sides[1])
+        queries = _stepped_side(component.q_index, step, component.q_blocks, component.block_q)
+        keys = _stepped_side(component.k_index, step, component.k_blocks, component.block_k)
+        component.cache["stepped"] = None if queries is None or keys is None else (step, *queries, *keys)
     return component.cache["stepped"]
 
 
@@ -204,24 +266,3 @@ def index_stride(index: Tensor | None) -> int:
 def width_of(head_dim: int) -> int:
     """The power of two that a head width is padded to."""
     return max(16, 1 << (head_dim - 1).bit_length())
-
-
-_stages: dict[tuple, int] = {}  # (kernel, tile, ...) -> the pipeline depth that fits
-
-
-def launch(kernel, programs: int, arguments: tuple, numbers: dict, warps: int, stages: int) -> None:
-    """Runs a kernel; where its pipeline does not fit in shared memory, with a shallower one, remembered."""
-    if programs == 0:
-        return
-    key = (kernel.__name__, arguments[0].dtype, stages, *(numbers.get(n) for n in ("BM", "BN", "BD", "HAS_BITS", "MERGE")))
-    depth = _stages.get(key, stages)
-    while True:
-        try:
-            kernel[(programs,)](*arguments, **numbers, num_warps=warps, num_stages=depth)
-        except Exception as error:
-            if type(error).__name__ != "OutOfResources" or depth == 1:
-                raise
-            depth -= 1
-            _stages[key] = depth
-        else:
-            return

@@ -1,20 +1,23 @@
 """The backward pass in Triton: for each component one launch over rows (dq) and one over columns (dk, dv).
 
 Every sum has one order: gradients of components add up in the order of the components, pieces of a cut line in theirs, heads
-that share a key head in theirs. Triton is imported here: import this file lazily. The kernels are in backward_kernels.py.
+that share a key head in theirs. Triton is imported here: import this file lazily.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from .arguments import Call, alignment, launch, output_like, rows_of_unit_stride, width_of
-from .backward_kernels import add_pieces, backward_columns, backward_rows, prepare_rows
+from .arguments import Call, alignment, output_like, rows_of_unit_stride, streamed, width_of
+from .backward_columns_kernel import backward_columns
+from .backward_rows_kernel import backward_rows
+from .backward_sums import add_pieces, prepare_rows
+from .launching import SMALL, Plan, without_tma
 from .layout import Component, Layout
-from .schedule import work_of
+from .schedule import Work, work_of
 from .tuning import launch_of
 
 PREPARED_AT_ONCE = 64  # rows a program
@@ -33,7 +36,9 @@ def triton_backward(
     """
     call = Call(q, k, v, layout, scale, q_lengths, k_lengths, q_segments, k_segments, dropout_p, seed, bias, bias_block)
     dout, out = rows_of_unit_stride(dout), rows_of_unit_stride(out)
-    lse2, delta = _prepare(call, dout, dlse, out, lse)
+    call.aligned = call.aligned and dout.data_ptr() % 16 == 0 and out.data_ptr() % 16 == 0
+    call.key = (*call.key, call.aligned)
+    stats = _prepare(call, dout, dlse, out, lse)
     dq = output_like(call.q)
     if not layout.covered:
         dq.zero_()
@@ -44,8 +49,8 @@ def triton_backward(
     sums = _BiasSums.empty(call) if bias is not None else None
     for number, component in enumerate(layout.components):
         merging = number > 0 or not layout.covered
-        _queries(call, component, dout, lse2, delta, dq, sums, merging)
-        _keys(call, component, dout, lse2, delta, dk, dv, adding=number > 0 or not _covers_keys(component))
+        _queries(call, component, dout, stats, dq, sums, merging)
+        _keys(call, component, dout, stats, dk, dv, adding=number > 0 or not _covers_keys(component))
     if call.negate:
         dq.neg_()
     return dq, dk, dv, None if sums is None or call.bias is None else sums.reduced(call.bias)
@@ -56,113 +61,162 @@ def _covers_keys(component: Component) -> bool:
     return component.k_index is None or component.order.startswith("residue")
 
 
-def _prepare(call: Call, dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
+def _prepare(call: Call, dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor) -> _Stats:
     B, H, Tq, D = out.shape
-    lse2, delta = torch.empty_like(lse), torch.empty_like(lse)
-    (o_b, o_h, o_t, _), (do_b, do_h, do_t, _) = out.stride(), dout.stride()
-    lines = -(-Tq // PREPARED_AT_ONCE)
-    launch(
-        prepare_rows, lines * B * H,
-        (out, dout, lse, None if dlse is None else dlse.float().contiguous(), lse2, delta),
-        {
+    # Rows at multiples of 16 bytes, as the copy engine wants them.
+    padded = -(-Tq // 4) * 4
+    memory = torch.empty((4, B, H, padded), dtype=torch.float32, device=lse.device)
+    stats = _Stats(memory[0, :, :, :Tq], memory[1, :, :, :Tq], memory[2:])
+    cache = call.layout.components[0].cache if call.layout.components else {}
+    key = ("prepare", call.key, dout.stride(), out.stride(), dlse is None)
+    plan = cache.get(key)
+    if plan is None:
+        (o_b, o_h, o_t, _), (do_b, do_h, do_t, _) = out.stride(), dout.stride()
+        lines = -(-Tq // PREPARED_AT_ONCE)
+        plan = cache[key] = Plan(prepare_rows, lines * B * H, {
             "o_b": o_b, "o_h": o_h, "o_t": o_t, "do_b": do_b, "do_h": do_h, "do_t": do_t, "q_len": Tq, "owners": H,
-            "lines": lines, "D": D, "BD": width_of(D), "BM": PREPARED_AT_ONCE,
-        },
-        4, 1,
-    )  # fmt: skip
-    return lse2, delta
+            "lines": lines, "stat_row": padded, "D": D, "BD": width_of(D), "BM": PREPARED_AT_ONCE,
+        }, SMALL, call.aligned)  # fmt: skip
+    plan(out, dout, lse, None if dlse is None else dlse.float().contiguous(), stats.lse2, stats.delta, stats.pairs)
+    return stats
+
+
+@dataclass
+class _Stats:
+    """lse in base 2 and delta of each query, [B, H, Tq], and both side by side, [B, H, Tq, 2] in memory."""
+
+    lse2: Tensor
+    delta: Tensor
+    pairs: Tensor
+
+
+@dataclass
+class _Side:
+    """What the launches over one component's rows, or columns, have in common for all calls of one kind."""
+
+    work: Work
+    pattern: tuple
+    by_tma: bool
+    stats_by_tma: bool
+    part: tuple[int, int, int] | None  # shape of the partial results
+    main: Plan
+    add: list[Plan]
 
 
 def _queries(
-    call: Call, component: Component, dout: Tensor, lse2: Tensor, delta: Tensor, dq: Tensor, sums: _BiasSums | None,
-    merging: bool,
-) -> None:  # fmt: skip
-    q, lists = call.q, component.rows
-    B, H, Tq, _ = q.shape
-    work = work_of(component, "rows", 1, B, everything=call.layout.covered and component.covers)
-    numbers = call.numbers(component)
-    (do_b, do_h, do_t, _), (dq_b, dq_h, dq_t, _) = dout.stride(), dq.stride()
-    BM, BD = numbers["BM"], numbers["BD"]
-    part = torch.empty((work.slots * B, BM, BD), dtype=torch.float32, device=q.device) if work.slots else None
-    warps, stages = launch_of("backward_rows", q, component)
-    launch(
-        backward_rows, work.programs * B,
-        (q, call.k, call.v, dout, lse2, delta, dq, *call.pattern(component, "rows"), component.merge, work.items, part,
-         *call.limits(), None if sums is None else sums.tiles),
-        numbers | {
-            "do_b": do_b, "do_h": do_h, "do_t": do_t, "dq_b": dq_b, "dq_h": dq_h, "dq_t": dq_t,
-            "sums_h": 0 if sums is None else sums.tiles.stride(1), "sums_row": 0 if sums is None else sums.tiles.stride(2),
-            "sums_first": 0 if sums is None else sums.first, "lines": lists.start.shape[1], "owners": H,
-            "scale": call.scale, "CONTIGUOUS": lists.contiguous, "DROPOUT": call.seed is not None, "MERGE": merging,
-            "ALIGN": alignment(q.shape[3], q, call.k, call.v, dout),
-        },
-        warps, stages,
-    )  # fmt: skip
-    if work.splits is not None:
-        launch(
-            add_pieces, len(work.splits) * B, (dq, part, work.splits, component.group, component.merge, component.q_index),
-            {
-                "x_b": dq_b, "x_h": dq_h, "x_t": dq_t, "index_stride": numbers["q_index_stride"], "x_len": Tq,
-                "x_start": component.q_start, "batch": B, "batch_groups": component.batch_groups,
-                "D": numbers["D"], "BD": BD, "BX": BM, "SHARE": 1, "MERGE": merging,
-            },
-            4, 1,
-        )  # fmt: skip
-
-
-def _keys(
-    call: Call, component: Component, dout: Tensor, lse2: Tensor, delta: Tensor, dk: Tensor, dv: Tensor, adding: bool
+    call: Call, component: Component, dout: Tensor, stats: _Stats, dq: Tensor, sums: _BiasSums | None, merging: bool
 ) -> None:
-    q, k, lists = call.q, call.k, component.columns
-    B, Hkv, Tk, _ = k.shape
+    key = ("rows", merging, call.key, dout.stride(), dq.dtype)
+    side = component.cache.get(key)
+    if side is None:
+        side = component.cache[key] = _plan_rows(call, component, dout, stats, dq, sums, merging)
+    part = None if side.part is None else torch.empty(side.part, dtype=torch.float32, device=dq.device)
+    keys, _ = streamed((call.k, call.v), component, "k", side.by_tma, call)
+    side.main(
+        call.q, *keys, dout, stats.lse2, stats.delta, dq, *side.pattern, component.merge, side.work.items, part,
+        *call.limits(), None if sums is None else sums.tiles,
+    )  # fmt: skip
+    for plan in side.add:
+        plan(dq, part, side.work.splits, component.group, component.merge, component.q_index)
+
+
+def _plan_rows(
+    call: Call, component: Component, dout: Tensor, stats: _Stats, dq: Tensor, sums: _BiasSums | None, merging: bool
+) -> _Side:
+    B, H, Tq, D = call.q.shape
+    work = work_of(component, "rows", 1, B, everything=call.layout.covered and component.covers)
+    choice = launch_of("backward_rows", call.q, component)
+    numbers = call.numbers(component)
+    by_tma = streamed((call.k, call.v), component, "k", choice.by_tma, call)[1]
+    choice = choice if by_tma else without_tma(choice)
+    (do_b, do_h, do_t, _), (dq_b, dq_h, dq_t, _) = dout.stride(), dq.stride()
+    lists = component.rows
+    main = Plan(backward_rows, work.programs * B, numbers | {
+        "do_b": do_b, "do_h": do_h, "do_t": do_t, "dq_b": dq_b, "dq_h": dq_h, "dq_t": dq_t,
+        "sums_h": 0 if sums is None else sums.tiles.stride(1), "sums_row": 0 if sums is None else sums.tiles.stride(2),
+        "sums_first": 0 if sums is None else sums.first, "lines": lists.start.shape[1], "owners": H,
+        "scale": float(call.scale), "stat_row": stats.lse2.stride(1), "CONTIGUOUS": lists.contiguous,
+        "DROPOUT": call.seed is not None, "MERGE": merging, "ALIGN": alignment(D, call.q, call.k, call.v, dout, dq),
+        "ONE_LOOP": choice.one_loop and len(component.masks) > 0, "BY_TMA": by_tma,
+    }, choice, call.aligned)  # fmt: skip
+    add = []
+    if work.splits is not None:
+        add.append(Plan(add_pieces, len(work.splits) * B, {
+            "x_b": dq_b, "x_h": dq_h, "x_t": dq_t, "index_stride": numbers["q_index_stride"], "x_len": Tq,
+            "x_start": component.q_start, "batch": B, "batch_groups": component.batch_groups,
+            "D": D, "BD": numbers["BD"], "BX": numbers["BM"], "SHARE": 1, "MERGE": merging,
+        }, SMALL, call.aligned))  # fmt: skip
+    part = (work.slots * B, component.block_q, numbers["BD"]) if work.slots else None
+    return _Side(work, call.pattern(component, "rows", work.items is not None), by_tma, False, part, main, add)
+
+
+def _keys(call: Call, component: Component, dout: Tensor, stats: _Stats, dk: Tensor, dv: Tensor, adding: bool) -> None:
     if component.k_index is not None and component.k_index.dim() == 2 and call.share > 1:
         # Heads that share keys may each have an order of their own: a gradient for each, added up afterwards.
-        _keys_of_each_head(call, component, dout, lse2, delta, dk, dv)
+        _keys_of_each_head(call, component, dout, stats, dk, dv)
         return
-    work = work_of(component, "columns", call.share, B, everything=not adding)
-    numbers = call.numbers(component)
-    (do_b, do_h, do_t, _), (dk_b, dk_h, dk_t, _), (dv_b, dv_h, dv_t, _) = dout.stride(), dk.stride(), dv.stride()
-    BN, BD = numbers["BN"], numbers["BD"]
+    key = ("columns", adding, call.key, dout.stride(), dk.dtype)
+    side = component.cache.get(key)
+    if side is None:
+        side = component.cache[key] = _plan_columns(call, component, dout, stats, dk, dv, adding)
     part_k = part_v = None
-    if work.slots:
-        part_k = torch.empty((work.slots * B, BN, BD), dtype=torch.float32, device=q.device)
+    if side.part is not None:
+        part_k = torch.empty(side.part, dtype=torch.float32, device=dk.device)
         part_v = torch.empty_like(part_k)
-    warps, stages = launch_of("backward_columns", q, component)
-    launch(
-        backward_columns, work.programs * B,
-        (q, k, call.v, dout, lse2, delta, dk, dv, *call.pattern(component, "columns"), work.items, part_k, part_v,
-         *call.limits()),
-        numbers | {
-            "do_b": do_b, "do_h": do_h, "do_t": do_t, "dk_b": dk_b, "dk_h": dk_h, "dk_t": dk_t,
-            "dv_b": dv_b, "dv_h": dv_h, "dv_t": dv_t, "lines": lists.start.shape[1], "owners": Hkv, "scale": call.scale,
-            "CONTIGUOUS": lists.contiguous, "MERGE": adding, "ALIGN": alignment(q.shape[3], q, k, call.v, dout),
-        },
-        warps, stages,
+    (queries, douts), _ = streamed((call.q, dout), component, "q", side.by_tma, call)
+    (logs, deltas), _ = streamed((stats.lse2, stats.delta), component, "q", side.stats_by_tma, call)
+    side.main(
+        queries, call.k, call.v, douts, logs, deltas, stats.pairs, dk, dv, *side.pattern, side.work.items, part_k, part_v,
+        *call.limits(),
     )  # fmt: skip
-    if work.splits is None:
-        return
-    for gradient, part in ((dk, part_k), (dv, part_v)):
-        x_b, x_h, x_t, _ = gradient.stride()
-        launch(
-            add_pieces, len(work.splits) * B, (gradient, part, work.splits, component.group, None, component.k_index),
-            {
-                "x_b": x_b, "x_h": x_h, "x_t": x_t, "index_stride": numbers["k_index_stride"], "x_len": Tk,
-                "x_start": component.k_start, "batch": B, "batch_groups": component.batch_groups,
-                "D": numbers["D"], "BD": BD, "BX": BN, "SHARE": call.share, "MERGE": adding,
-            },
-            4, 1,
-        )  # fmt: skip
+    for plan, gradient, part in zip(side.add, (dk, dv), (part_k, part_v), strict=False):
+        plan(gradient, part, side.work.splits, component.group, None, component.k_index)
 
 
-def _keys_of_each_head(
-    call: Call, component: Component, dout: Tensor, lse2: Tensor, delta: Tensor, dk: Tensor, dv: Tensor
-) -> None:
+def _plan_columns(call: Call, component: Component, dout: Tensor, stats: _Stats, dk: Tensor, dv: Tensor, adding: bool) -> _Side:
+    B, Hkv, Tk, D = call.k.shape
+    work = work_of(component, "columns", call.share, B, everything=not adding)
+    choice = launch_of("backward_columns", call.q, component)
+    numbers = call.numbers(component)
+    by_tma = streamed((call.q, dout), component, "q", choice.by_tma, call)[1]
+    choice = choice if by_tma else without_tma(choice)
+    stats_by_tma = streamed((stats.lse2, stats.delta), component, "q", by_tma and choice.stats_by_tma, call)[1]
+    (do_b, do_h, do_t, _), (dk_b, dk_h, dk_t, _), (dv_b, dv_h, dv_t, _) = dout.stride(), dk.stride(), dv.stride()
+    lists = component.columns
+    main = Plan(backward_columns, work.programs * B, numbers | {
+        "do_b": do_b, "do_h": do_h, "do_t": do_t, "dk_b": dk_b, "dk_h": dk_h, "dk_t": dk_t, "dv_b": dv_b, "dv_h": dv_h,
+        "dv_t": dv_t, "lines": lists.start.shape[1], "owners": Hkv, "scale": float(call.scale),
+        "stat_row": stats.lse2.stride(1), "CONTIGUOUS": lists.contiguous, "MERGE": adding,
+        "ALIGN": alignment(D, call.q, call.k, call.v, dout, dk, dv),
+        "ONE_LOOP": choice.one_loop and len(component.masks) > 0, "BY_TMA": by_tma, "STATS_BY_TMA": stats_by_tma,
+    }, choice, call.aligned)  # fmt: skip
+    add = []
+    splits = 0 if work.splits is None else len(work.splits)
+    for x_b, x_h, x_t, _ in (dk.stride(), dv.stride()) if splits else ():
+        add.append(Plan(add_pieces, splits * B, {
+            "x_b": x_b, "x_h": x_h, "x_t": x_t, "index_stride": numbers["k_index_stride"], "x_len": Tk,
+            "x_start": component.k_start, "batch": B, "batch_groups": component.batch_groups,
+            "D": D, "BD": numbers["BD"], "BX": numbers["BN"], "SHARE": call.share, "MERGE": adding,
+        }, SMALL, call.aligned))  # fmt: skip
+    part = (work.slots * B, component.block_k, numbers["BD"]) if work.slots else None
+    return _Side(
+        work,
+        call.pattern(component, "columns", work.items is not None and call.share == 1),
+        by_tma,
+        stats_by_tma,
+        part,
+        main,
+        add,
+    )
+
+
+def _keys_of_each_head(call: Call, component: Component, dout: Tensor, stats: _Stats, dk: Tensor, dv: Tensor) -> None:
     """Adds to dk and dv what the heads of each key head give, one gradient a query head."""
     (B, Hkv, Tk, D), share = call.k.shape, call.share
     k, v = call.k.repeat_interleave(share, 1), call.v.repeat_interleave(share, 1)
     own_k = torch.zeros((B, Hkv * share, Tk, D), dtype=torch.float32, device=k.device)
     own_v = torch.zeros_like(own_k)
-    _keys(replace(call, k=k, v=v), component, dout, lse2, delta, own_k, own_v, adding=True)
+    _keys(replace(call, k=k, v=v), component, dout, stats, own_k, own_v, adding=True)
     for gradient, own in ((dk, own_k), (dv, own_v)):
         gradient.add_(own.view(B, Hkv, share, Tk, D).sum(2).to(gradient.dtype))
 

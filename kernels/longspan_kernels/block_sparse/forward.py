@@ -5,13 +5,16 @@ Triton is imported here: import this file lazily. The kernels are in forward_ker
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from .arguments import Call, alignment, launch, output_like
+from .arguments import Call, alignment, output_like, streamed
 from .forward_kernels import forward_rows, merge_pieces
+from .launching import SMALL, Plan, without_tma
 from .layout import Component, Layout
-from .schedule import work_of
+from .schedule import Work, work_of
 from .tuning import launch_of
 
 
@@ -48,37 +51,53 @@ def triton_forward(
     return out, lse
 
 
+@dataclass
+class _Rows:
+    """What the launches over one component's rows have in common for all calls of one kind."""
+
+    work: Work
+    pattern: tuple
+    by_tma: bool
+    part: tuple[int, int, int] | None  # shape of the partial results
+    main: Plan
+    merge: Plan | None
+
+
 def _component(call: Call, component: Component, out: Tensor, lse: Tensor, merging: bool) -> None:
-    q, lists = call.q, component.rows
-    B, H, Tq, _ = q.shape
-    work = work_of(component, "rows", 1, B, everything=call.layout.covered and component.covers)
-    numbers = call.numbers(component)
-    o_b, o_h, o_t, _ = out.stride()
-    BM, BD = numbers["BM"], numbers["BD"]
+    key = ("forward", merging, call.key)
+    rows = component.cache.get(key)
+    if rows is None:
+        rows = component.cache[key] = _plan(call, component, out, merging)
     part = part_lse = None
-    if work.slots:
-        part = torch.empty((work.slots * B, BM, BD), dtype=torch.float32, device=q.device)
-        part_lse = torch.empty((work.slots * B, BM), dtype=torch.float32, device=q.device)
-    warps, stages = launch_of("forward", q, component)
-    launch(
-        forward_rows, work.programs * B,
-        (q, call.k, call.v, out, lse, *call.pattern(component, "rows"), component.merge, work.items, part, part_lse,
-         *call.limits()),
-        numbers | {
-            "o_b": o_b, "o_h": o_h, "o_t": o_t, "lines": lists.start.shape[1], "owners": H,
-            "CONTIGUOUS": lists.contiguous, "DROPOUT": call.seed is not None, "MERGE": merging,
-            "ALIGN": alignment(q.shape[3], q, call.k, call.v),
-        },
-        warps, stages,
-    )  # fmt: skip
+    if rows.part is not None:
+        part = torch.empty(rows.part, dtype=torch.float32, device=out.device)
+        part_lse = torch.empty(rows.part[:2], dtype=torch.float32, device=out.device)
+    keys, _ = streamed((call.k, call.v), component, "k", rows.by_tma, call)
+    rows.main(call.q, *keys, out, lse, *rows.pattern, component.merge, rows.work.items, part, part_lse, *call.limits())
+    if rows.merge is not None:
+        rows.merge(out, lse, part, part_lse, rows.work.splits, component.group, component.merge, component.q_index)
+
+
+def _plan(call: Call, component: Component, out: Tensor, merging: bool) -> _Rows:
+    B, H, Tq, D = call.q.shape
+    work = work_of(component, "rows", 1, B, everything=call.layout.covered and component.covers)
+    choice = launch_of("forward", call.q, component)
+    numbers = call.numbers(component)
+    by_tma = streamed((call.k, call.v), component, "k", choice.by_tma, call)[1]
+    choice = choice if by_tma else without_tma(choice)
+    o_b, o_h, o_t, _ = out.stride()
+    lists = component.rows
+    main = Plan(forward_rows, work.programs * B, numbers | {
+        "o_b": o_b, "o_h": o_h, "o_t": o_t, "lines": lists.start.shape[1], "owners": H, "CONTIGUOUS": lists.contiguous,
+        "DROPOUT": call.seed is not None, "MERGE": merging, "ALIGN": alignment(D, call.q, call.k, call.v, out),
+        "ONE_LOOP": choice.one_loop and len(component.masks) > 0, "BY_TMA": by_tma,
+    }, choice, call.aligned)  # fmt: skip
+    merge = None
     if work.splits is not None:
-        launch(
-            merge_pieces, len(work.splits) * B,
-            (out, lse, part, part_lse, work.splits, component.group, component.merge, component.q_index),
-            {
-                "o_b": o_b, "o_h": o_h, "o_t": o_t, "q_index_stride": numbers["q_index_stride"], "q_len": Tq,
-                "q_start": component.q_start, "batch": B, "owners": H, "batch_groups": component.batch_groups,
-                "D": numbers["D"], "BD": BD, "BM": BM, "MERGE": merging,
-            },
-            4, 1,
-        )  # fmt: skip
+        merge = Plan(merge_pieces, len(work.splits) * B, {
+            "o_b": o_b, "o_h": o_h, "o_t": o_t, "q_index_stride": numbers["q_index_stride"], "q_len": Tq,
+            "q_start": component.q_start, "batch": B, "owners": H, "batch_groups": component.batch_groups,
+            "D": D, "BD": numbers["BD"], "BM": numbers["BM"], "MERGE": merging,
+        }, SMALL, call.aligned)  # fmt: skip
+    part = (work.slots * B, component.block_q, numbers["BD"]) if work.slots else None
+    return _Rows(work, call.pattern(component, "rows", work.items is not None), by_tma, part, main, merge)

@@ -7,22 +7,25 @@ cut into pieces, whose results a second kernel merges. Scores are in base 2: exp
 Legend: BM x BN the tile, BD the head width D rounded up to a power of two.
 """
 
-# ruff: noqa: SIM102 (branches on compile-time constants stay statements)
+# ruff: noqa: SIM102, SIM109, SIM300 (compile-time branches stay statements)
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
 from .tile_math import (
+    BAND,
+    BITS,
     FULL,
     LN2,
     LOG2E,
     VARYING,
+    addresses,
+    copied_tile,
     dropout_keeps,
     dropout_rows,
-    line_bounds,
     load_tile,
-    pattern_keeps,
+    masked,
     tokens_of,
     work_item,
 )
@@ -30,11 +33,12 @@ from .tile_math import (
 
 @triton.jit
 def attend(
-    acc, total, peak, q, i, rows, segments, K, V, K_INDEX, K_SEGMENTS, INDEX, DETAIL, MASKS, BIAS,
-    u, start, first, stop, k_stride, v_stride, index_stride, k_start, k_stop, step, k_per, scale2, threshold, bias_at,
-    MODE: tl.constexpr, CONTIGUOUS: tl.constexpr, CHECKED: tl.constexpr, POSITIONAL: tl.constexpr,
-    STEPPED: tl.constexpr, DROPOUT: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    WORDS: tl.constexpr, BIAS_BLOCK: tl.constexpr, EXACT: tl.constexpr,
+    acc, total, peak, q, i, rows, segments, K, V, K_INDEX, K_SEGMENTS, INDEX, DETAIL, MASKS, BIAS, b, kv_head, u, first,
+    masked_from, bits_from, stop, first_tile, k_stride, v_stride, index_stride, k_start, k_stop, step, k_per, scale2,
+    threshold, bias_at, MODE: tl.constexpr, CONTIGUOUS: tl.constexpr, CHECKED: tl.constexpr, POSITIONAL: tl.constexpr,
+    STEPPED: tl.constexpr, BY_TMA: tl.constexpr, HAS_BANDS: tl.constexpr, HAS_BITS: tl.constexpr, DROPOUT: tl.constexpr,
+    D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, WORDS: tl.constexpr,
+    BIAS_BLOCK: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """Adds the entries [first, stop) of a row to its running (acc, total, peak)."""
     offs_m = tl.arange(0, BM)
@@ -42,27 +46,31 @@ def attend(
     offs_d = tl.arange(0, BD)
     RUN: tl.constexpr = CONTIGUOUS and MODE == FULL
     LOOK: tl.constexpr = CHECKED or MODE != FULL
-    upcoming = tl.load(INDEX + start + (0 if RUN else first), mask=stop > first, other=0)
+    upcoming = first_tile
+    if MODE == BAND or MODE == BITS:
+        upcoming = tl.load(INDEX + first, mask=stop > first, other=0)
     for e in tl.range(first, stop):
         if RUN:
-            block = upcoming + e
+            tile = upcoming + (e - first)
         else:
             # Read one entry ahead: the loads of keys wait for this number.
-            block = upcoming
-            upcoming = tl.load(INDEX + start + e + 1, mask=e + 1 < stop, other=0)
+            tile = upcoming
+            upcoming = tl.load(INDEX + e + 1, mask=e + 1 < stop, other=0)
         detail = 0
         if MODE != FULL:
-            detail = tl.load(DETAIL + start + e)
-        base, token = tokens_of(K_INDEX, u, index_stride, block, k_start, step, k_per, BN, STEPPED)
+            detail = tl.load(DETAIL + e)
+        base, token = tokens_of(K_INDEX, u, index_stride, tile, k_start, step, k_per, BN, STEPPED)
         k_ok = (token >= 0) & (token < k_stop)
-        k = load_tile(K, token, base, k_ok, k_stride, step, offs_d, D, BD, BN, LOOK, K_INDEX is not None, STEPPED)  # (BN, BD)
+        if BY_TMA:
+            k = copied_tile(K, b, kv_head, tile, base, k_per, BN, BD, STEPPED)
+        else:
+            k = load_tile(K, token, base, k_ok, k_stride, step, offs_d, D, BD, BN, LOOK, K_INDEX is not None, STEPPED)
         s = tl.dot(q, tl.trans(k), input_precision="ieee" if EXACT else "tf32")  # (BM, BN)
         if BIAS is not None:
-            s = s * scale2 + tl.load(BIAS + bias_at + (block * BN) // BIAS_BLOCK) * LOG2E
-        keeps = None
-        if MODE != FULL:
-            keeps = pattern_keeps(detail, MASKS, offs_m[:, None], offs_n[None, :], BM, WORDS, MODE)
-            s = tl.where(keeps, s, float("-inf"))
+            s = s * scale2 + tl.load(BIAS + bias_at + (tile * BN) // BIAS_BLOCK) * LOG2E
+        s = masked(s, float("-inf"), e, masked_from, bits_from, detail, MASKS, offs_m[:, None], offs_n[None, :], BM, WORDS,
+                   MODE,
+                   HAS_BANDS, HAS_BITS, False)  # fmt: skip
         if CHECKED:
             s = tl.where(k_ok[None, :], s, float("-inf"))
         if POSITIONAL:
@@ -83,63 +91,69 @@ def attend(
         acc = acc * shrink[:, None]
         if DROPOUT:
             p = tl.where(dropout_keeps(rows[:, None], token[None, :], threshold), p, 0.0)
-        v = load_tile(V, token, base, k_ok, v_stride, step, offs_d, D, BD, BN, LOOK, K_INDEX is not None, STEPPED)  # (BN, BD)
+        if BY_TMA:
+            v = copied_tile(V, b, kv_head, tile, base, k_per, BN, BD, STEPPED)
+        else:
+            v = load_tile(V, token, base, k_ok, v_stride, step, offs_d, D, BD, BN, LOOK, K_INDEX is not None, STEPPED)
         acc = tl.dot(p.to(v.dtype), v, acc, input_precision="ieee" if EXACT else "tf32")
         peak = new
     return acc, total, peak
 
 
 @triton.jit
-def store_rows(OUT, LSE, out, lse2, token, ok, out_stride, merge, D: tl.constexpr, BD: tl.constexpr, MERGE: tl.constexpr):
+def store_rows(
+    OUT, LSE, out, lse2, token, base, ok, out_stride, step, merge, D: tl.constexpr, BD: tl.constexpr, B: tl.constexpr,
+    MERGE: tl.constexpr, INDEXED: tl.constexpr, STEPPED: tl.constexpr,
+):  # fmt: skip
     """Writes rows, or merges them into what earlier components wrote. `lse2` is in base 2."""
     offs_d = tl.arange(0, BD)
-    at = OUT + token.to(tl.int64)[:, None] * out_stride + offs_d[None, :]
+    at = addresses(OUT, token, base, out_stride, step, offs_d, B, INDEXED, STEPPED)
     keep = ok[:, None] & (offs_d < D)[None, :]
     if MERGE:
         if merge != 0:
             old = tl.load(LSE + token, mask=ok, other=float("-inf")) * LOG2E
             peak = tl.maximum(old, lse2)
-            base = tl.where(peak == float("-inf"), 0.0, peak)
-            theirs = tl.exp2(old - base)
-            ours = tl.exp2(lse2 - base)
+            origin = tl.where(peak == float("-inf"), 0.0, peak)
+            theirs = tl.exp2(old - origin)
+            ours = tl.exp2(lse2 - origin)
             both = theirs + ours
             share = 1.0 / tl.where(both == 0.0, 1.0, both)
             before = tl.load(at, mask=keep, other=0.0).to(tl.float32)
             out = out * (ours * share)[:, None] + before * (theirs * share)[:, None]
-            lse2 = tl.where(peak == float("-inf"), peak, base + tl.log2(tl.where(both == 0.0, 1.0, both)))
+            lse2 = tl.where(peak == float("-inf"), peak, origin + tl.log2(tl.where(both == 0.0, 1.0, both)))
     tl.store(at, out.to(OUT.dtype.element_ty), mask=keep)
     tl.store(LSE + token, lse2 * LN2, mask=ok)
 
 
 @triton.jit(do_not_specialize=VARYING)
 def forward_rows(
-    Q, K, V, OUT, LSE, LINES, INDEX, DETAIL, MASKS, Q_INDEX, K_INDEX, GROUP, MERGES, ITEMS, PART, PART_LSE,
-    Q_LENGTHS, K_LENGTHS, Q_SEGMENTS, K_SEGMENTS, SEED, BIAS,
-    q_b: tl.int64, q_h: tl.int64, q_t: tl.int64, k_b: tl.int64, k_h: tl.int64, k_t: tl.int64, v_b: tl.int64, v_h:
-    tl.int64, v_t: tl.int64,
-    o_b: tl.int64, o_h: tl.int64, o_t: tl.int64, q_index_stride: tl.int64, k_index_stride: tl.int64, bias_h: tl.int64,
-    bias_row: tl.int64,
-    q_len: tl.int32, k_len: tl.int32, q_start: tl.int32, k_start: tl.int32, lines: tl.int32, batch: tl.int32, owners:
-    tl.int32,
-    batch_groups: tl.int32, threshold: tl.int32, bias_first: tl.int32, step: tl.int32, q_per: tl.int32,
-    k_per: tl.int32, scale2, inverse_keep,
-    D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, WORDS: tl.constexpr, SHARE: tl.constexpr,
-    CONTIGUOUS: tl.constexpr, CHECKED: tl.constexpr, POSITIONAL: tl.constexpr, STEPPED: tl.constexpr,
-    HAS_BANDS: tl.constexpr, HAS_BITS: tl.constexpr,
-    DROPOUT: tl.constexpr, MERGE: tl.constexpr, BIAS_BLOCK: tl.constexpr, ALIGN: tl.constexpr, EXACT: tl.constexpr,
+    Q, K, V, OUT, LSE, LINES, INDEX, DETAIL, MASKS, Q_INDEX, K_INDEX, GROUP, MERGES, ITEMS, PART, PART_LSE, Q_LENGTHS,
+    K_LENGTHS, Q_SEGMENTS, K_SEGMENTS, SEED, BIAS, q_b: tl.int64, q_h: tl.int64, q_t: tl.int64, k_b: tl.int64,
+    k_h: tl.int64, k_t: tl.int64, v_b: tl.int64, v_h:     tl.int64, v_t: tl.int64, o_b: tl.int64, o_h: tl.int64,
+    o_t: tl.int64, q_index_stride: tl.int64, k_index_stride: tl.int64, bias_h: tl.int64, bias_row: tl.int64,
+    q_len: tl.int32, k_len: tl.int32, q_start: tl.int32, k_start: tl.int32, lines: tl.int32, batch: tl.int32,
+    owners:     tl.int32, batch_groups: tl.int32, threshold: tl.int32, bias_first: tl.int32, step: tl.int32,
+    q_per: tl.int32, k_per: tl.int32, scale2, inverse_keep, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr,
+    BN: tl.constexpr, WORDS: tl.constexpr, SHARE: tl.constexpr, CONTIGUOUS: tl.constexpr, CHECKED: tl.constexpr,
+    POSITIONAL: tl.constexpr, STEPPED: tl.constexpr, HAS_BANDS: tl.constexpr, HAS_BITS: tl.constexpr,
+    ONE_GROUP: tl.constexpr, ONE_LOOP: tl.constexpr, BY_TMA: tl.constexpr, DROPOUT: tl.constexpr, MERGE: tl.constexpr,
+    BIAS_BLOCK: tl.constexpr, ALIGN: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    b, h, line, first, stop, slot = work_item(ITEMS, owners, lines, batch)
-    group = tl.load(GROUP + h)
-    u = tl.maximum(group, 0) + b * batch_groups
-    start, full, band, count = line_bounds(LINES, u, lines, line)
-    stop = tl.where(group < 0, 0, tl.minimum(stop, count))
+    b, h, line, slot, u, served, entries = work_item(ITEMS, LINES, GROUP, owners, lines, batch, batch_groups, ONE_GROUP)
+    first = tl.load(entries)
+    masked_from = tl.load(entries + 1)
+    bits_from = tl.load(entries + 2)
+    stop = tl.where(served, tl.load(entries + 3), first)
+    first_tile = tl.load(entries + 4)
     offs_m = tl.arange(0, BM)
     offs_d = tl.arange(0, BD)
     b64, h64 = b.to(tl.int64), h.to(tl.int64)
-    kv64 = h64 // SHARE
+    kv_head = h // SHARE
+    kv64 = kv_head.to(tl.int64)
     Q += tl.multiple_of(b64 * q_b + h64 * q_h, ALIGN)
-    K += tl.multiple_of(b64 * k_b + kv64 * k_h, ALIGN)
-    V += tl.multiple_of(b64 * v_b + kv64 * v_h, ALIGN)
+    if not BY_TMA:
+        K += tl.multiple_of(b64 * k_b + kv64 * k_h, ALIGN)
+        V += tl.multiple_of(b64 * v_b + kv64 * v_h, ALIGN)
     q_stop = q_len
     k_stop = k_len
     if Q_LENGTHS is not None:
@@ -165,23 +179,23 @@ def forward_rows(
     acc = tl.zeros([BM, BD], tl.float32)
     total = tl.zeros([BM], tl.float32)
     peak = tl.full([BM], float("-inf"), tl.float32)
-    for mode in tl.static_range(3):
-        if mode == 0 or (mode == 1 and HAS_BANDS) or (mode == 2 and HAS_BITS):
-            lowest = 0 if mode == 0 else full if mode == 1 else band
-            highest = full if mode == 0 else band if mode == 1 else count
+    for mode in tl.static_range(4):
+        if ONE_LOOP == (mode == 3) and (mode == 0 or mode == 3 or (mode == 1 and HAS_BANDS) or (mode == 2 and HAS_BITS)):
+            lowest = masked_from if mode == 1 else bits_from if mode == 2 else first
+            highest = masked_from if mode == 0 else bits_from if mode == 1 else stop
             acc, total, peak = attend(
                 acc, total, peak, q, i, rows, segments, K, V, K_INDEX, K_SEGMENTS, INDEX, DETAIL, MASKS, BIAS,
-                u, start, tl.maximum(first, lowest), tl.minimum(stop, highest), k_t, v_t, k_index_stride, k_start,
-                k_stop,
-                step, k_per, scale2, threshold, bias_at, mode, CONTIGUOUS, CHECKED, POSITIONAL, STEPPED, DROPOUT, D, BD,
-                BM, BN, WORDS, BIAS_BLOCK, EXACT,
+                b, kv_head, u, tl.maximum(first, lowest), masked_from, bits_from, tl.minimum(stop, highest), first_tile,
+                k_t, v_t, k_index_stride, k_start, k_stop, step, k_per, scale2, threshold, bias_at, mode, CONTIGUOUS,
+                CHECKED, POSITIONAL, STEPPED, BY_TMA, HAS_BANDS, HAS_BITS, DROPOUT, D, BD, BM, BN, WORDS, BIAS_BLOCK,
+                EXACT,
             )  # fmt: skip
     # A row without keys, and one past the length, whose scores were computed from zeros.
     alive = row_ok & (total > 0.0)
     total = tl.where(alive, total, 1.0)
     lse2 = tl.where(alive, peak + tl.log2(total), float("-inf"))
-    out = tl.where(alive[:, None], acc * (inverse_keep / total)[:, None], 0.0)
-    limit = tl.where(group < 0, 0, q_len)
+    out = acc * tl.where(alive, inverse_keep / total, 0.0)[:, None]
+    limit = tl.where(served, q_len, 0)
     if PART is not None:
         if slot >= 0:
             at = slot.to(tl.int64) * BM + offs_m
@@ -189,16 +203,17 @@ def forward_rows(
             tl.store(PART_LSE + at, lse2)
         limit = tl.where(slot < 0, limit, 0)
     merge = tl.load(MERGES + h) if MERGE else 0
-    store_rows(OUT + b64 * o_b + h64 * o_h, LSE + (b64 * owners + h64) * q_len, out, lse2, row,
-               (row >= 0) & (row < limit), o_t, merge, D, BD, MERGE)  # fmt: skip
+    ok = (row >= 0) & (row < limit)
+    out_at = OUT + tl.multiple_of(b64 * o_b + h64 * o_h, ALIGN)
+    store_rows(out_at, LSE + (b64 * owners + h64) * q_len, out, lse2, row, base, ok, o_t, step, merge, D, BD, BM, MERGE,
+               Q_INDEX is not None, STEPPED)  # fmt: skip
 
 
 @triton.jit(do_not_specialize=VARYING)
 def merge_pieces(
-    OUT, LSE, PART, PART_LSE, SPLITS, GROUP, MERGES, Q_INDEX,
-    o_b: tl.int64, o_h: tl.int64, o_t: tl.int64, q_index_stride: tl.int64,
-    q_len: tl.int32, q_start: tl.int32, batch: tl.int32, owners: tl.int32, batch_groups: tl.int32,
-    D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, MERGE: tl.constexpr,
+    OUT, LSE, PART, PART_LSE, SPLITS, GROUP, MERGES, Q_INDEX, o_b: tl.int64, o_h: tl.int64, o_t: tl.int64,
+    q_index_stride: tl.int64, q_len: tl.int32, q_start: tl.int32, batch: tl.int32, owners: tl.int32,
+    batch_groups: tl.int32, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, MERGE: tl.constexpr,
 ):  # fmt: skip
     """Merges the pieces of one split row, in their order."""
     pid = tl.program_id(0)
@@ -218,18 +233,19 @@ def merge_pieces(
         lse2 = tl.load(PART_LSE + place)
         out = tl.load(PART + place[:, None] * BD + offs_d[None, :])
         new = tl.maximum(peak, lse2)
-        base = tl.where(new == float("-inf"), 0.0, new)
-        shrink = tl.exp2(peak - base)
-        weight = tl.exp2(lse2 - base)
+        origin = tl.where(new == float("-inf"), 0.0, new)
+        shrink = tl.exp2(peak - origin)
+        weight = tl.exp2(lse2 - origin)
         acc = acc * shrink[:, None] + out * weight[:, None]
         total = total * shrink + weight
         peak = new
     alive = total > 0.0
     total = tl.where(alive, total, 1.0)
     lse2 = tl.where(alive, peak + tl.log2(total), float("-inf"))
-    u = tl.load(GROUP + h) + b * batch_groups
+    u = (tl.load(GROUP + h) + b * batch_groups).to(tl.int64)
     base, row = tokens_of(Q_INDEX, u, q_index_stride, line, q_start, 1, 1, BM, False)
     merge = tl.load(MERGES + h) if MERGE else 0
     b64, h64 = b.to(tl.int64), h.to(tl.int64)
-    store_rows(OUT + b64 * o_b + h64 * o_h, LSE + (b64 * owners + h64) * q_len, acc / total[:, None], lse2, row,
-               (row >= 0) & (row < q_len), o_t, merge, D, BD, MERGE)  # fmt: skip
+    ok = (row >= 0) & (row < q_len)
+    store_rows(OUT + b64 * o_b + h64 * o_h, LSE + (b64 * owners + h64) * q_len, acc / total[:, None], lse2, row, base, ok,
+               o_t, 1, merge, D, BD, BM, MERGE, Q_INDEX is not None, False)  # fmt: skip

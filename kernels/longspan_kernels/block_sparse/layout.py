@@ -26,7 +26,7 @@ class Lists:
     Attributes:
         start, count, full, band: [U, n] int32; `full` and `band` count the first two kinds of a row.
         index: [entries] int32, block number on the other side.
-        kind: [entries] int16 or int32, the mask of the entry, -1 for full.
+        kind: [entries] int8, int16 or int32, the mask of the entry, -1 for full.
         contiguous: every row's full blocks are consecutive, so index need not be read for them.
         longest: the largest count.
     """
@@ -297,11 +297,12 @@ def make_lists(entries: Entries, groups: int, rows: int, columns: int, bands: in
         follows = (line[1:] == line[:-1]) & (rank[1:] == 0) & (rank[:-1] == 0)
         contiguous = bool((~follows | (index[1:] == index[:-1] + 1)).all())
     kind = entries.kind[order]
-    few = len(kind) == 0 or int(kind.max()) < (1 << 15) - 1
+    most = int(kind.max()) if len(kind) else 0
+    narrow = torch.int8 if most < (1 << 7) - 1 else torch.int16 if most < (1 << 15) - 1 else torch.int32
     shape = (groups, rows)
     return Lists(
         start=start.int().view(shape), count=count.int().view(shape), full=full.int().view(shape),
-        band=band.int().view(shape), index=index.int(), kind=kind.to(torch.int16 if few else torch.int32),
+        band=band.int().view(shape), index=index.int(), kind=kind.to(narrow),
         contiguous=contiguous, longest=int(count.max()) if len(count) else 0,
     )  # fmt: skip
 

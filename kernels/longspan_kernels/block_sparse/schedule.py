@@ -26,7 +26,9 @@ class Work:
 
     Attributes:
         programs: how many there are for one batch element.
-        items: [programs, 5] int32 (owner, line, first entry, end entry, slot or -1), or None for one program a line.
+        items: [programs, 8] int32 (first entry, first masked, first bit-masked, end, tile of the first entry, owner, line,
+            slot or -1), or None for one program a line. Where several heads share an owner, the first entry and the end count
+            from the first entry of the first of them.
         splits: [n, 4] int32 (owner, line, first slot, pieces) of the lines that were cut, or None.
         slots: partial results for one batch element.
     """
@@ -91,7 +93,15 @@ def _schedule(lists: Lists, name: str, groups: Tensor, batch: int, everything: b
     # Heaviest first, in coarse steps: within one the order stays that of memory.
     level = (2 * torch.log2((end - begin).clamp(min=1).double())).round().long()
     order = torch.argsort(-level, stable=True)
-    items = torch.stack([of // lines, of % lines, begin, end, slot], 1)[order].int().contiguous()
+    owner, line = of // lines, of % lines
+    masked = bits = tile = torch.zeros_like(of)
+    if groups.shape[1] == 1:
+        at = (groups[:, 0].clamp(min=0).long()[owner], line)
+        start = lists.start[at].long()
+        masked, bits = start + lists.full[at], start + lists.full[at] + lists.band[at]
+        begin, end = start + begin, start + end
+        tile = lists.index[begin.clamp(max=len(lists.index) - 1)] if len(lists.index) else tile
+    items = torch.stack([begin, masked, bits, end, tile, owner, line, slot], 1)[order].int().contiguous()
     chosen = cut.nonzero().flatten()
     splits = torch.stack([chosen // lines, chosen % lines, first_slot[chosen], pieces[chosen]], 1).int().contiguous()
     return Work(len(items), items, splits if len(splits) else None, int(cut_pieces.sum()))

@@ -3,63 +3,61 @@
 Legend: BM x BN a tile of queries x keys, m and n places in it. Triton is imported here: import this file lazily.
 """
 
-# ruff: noqa: SIM108 (branches on compile-time constants stay statements)
+# ruff: noqa: SIM102, SIM108 (compile-time branches stay statements)
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-FULL = tl.constexpr(0)  # every pair of the tile is live
-BAND = tl.constexpr(1)  # live where lo <= m - n <= hi
-BITS = tl.constexpr(2)  # live where a stored bit is set
+# What a loop over entries visits: full tiles, those whose mask is a band lo <= m - n <= hi, those with stored bits, or all
+# of them, telling them apart as it goes.
+FULL = tl.constexpr(0)
+BAND = tl.constexpr(1)
+BITS = tl.constexpr(2)
+MIXED = tl.constexpr(3)
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
-EVERY_ENTRY = tl.constexpr(1 << 30)
 # Arguments that follow the lengths: a kernel compiled for one value serves all.
 VARYING = [
     "q_len", "k_len", "q_start", "k_start", "lines", "batch", "owners", "batch_groups", "threshold", "bias_first",
     "bias_h", "bias_row", "q_index_stride", "k_index_stride", "step", "q_per", "k_per", "sums_h", "sums_row",
     "sums_first", "q_b", "q_h", "k_b", "k_h", "v_b", "v_h", "o_b", "o_h", "do_b", "do_h", "dq_b", "dq_h", "dk_b",
-    "dk_h", "dv_b", "dv_h", "x_b", "x_h", "x_len", "x_start", "index_stride",
+    "dk_h", "dv_b", "dv_h", "x_b", "x_h", "x_len", "stat_row", "x_start", "index_stride",
 ]  # fmt: skip
 
 
 @triton.jit
-def work_item(ITEMS, owners, lines, batch):
-    """What this program does: (batch, owner, line, first entry, end entry, slot of its partial result or -1).
+def work_item(ITEMS, LINES, GROUP, owners, lines, batch, batch_groups, ONE_GROUP: tl.constexpr):
+    """What this program does: (b, owner, line, slot of its partial result or -1, group, served, entries).
 
-    An owner is a head (rows) or a key head (columns). Without a list of items, one program serves each line.
+    An owner is a head (rows) or a key head (columns). Without a list of items, one program serves each line. `entries` points
+    at a record of 8: first entry, first masked one, first bit-masked one, end, tile of the first entry, owner, line, slot.
     """
     pid = tl.program_id(0)
+    served = pid >= 0
     if ITEMS is None:
         line = pid % lines
         rest = pid // lines
         owner = rest % owners
         b = rest // owners
-        first = 0
-        stop = EVERY_ENTRY
         slot = -1
+        group = 0
+        if not ONE_GROUP:
+            group = tl.load(GROUP + owner)
+            served = group >= 0
+            group = tl.maximum(group, 0) + b * batch_groups
+            entries = LINES + (group.to(tl.int64) * lines + line) * 8
+        else:
+            entries = LINES + line.to(tl.int64) * 8
     else:
-        at = ITEMS + (pid // batch).to(tl.int64) * 5
+        entries = ITEMS + (pid // batch).to(tl.int64) * 8
         b = pid % batch
-        owner = tl.load(at)
-        line = tl.load(at + 1)
-        first = tl.load(at + 2)
-        stop = tl.load(at + 3)
-        slot = tl.load(at + 4)
+        owner = tl.load(entries + 5)
+        line = tl.load(entries + 6)
+        slot = tl.load(entries + 7)
         slot = tl.where(slot < 0, -1, slot * batch + b)
-    return b, owner, line, first, stop, slot
-
-
-@triton.jit
-def line_bounds(LINES, u, lines, line):
-    """(start, full, band, count) of a line: where its entries begin and how many there are, cumulative by kind."""
-    at = LINES + (u.to(tl.int64) * lines + line) * 4
-    start = tl.load(at)
-    full = tl.load(at + 1)
-    band = full + tl.load(at + 2)
-    count = tl.load(at + 3)
-    return start, full, band, count
+        group = 0
+    return b, owner, line, slot, group, served, entries
 
 
 @triton.jit
@@ -77,16 +75,15 @@ def tokens_of(INDEX, u, index_stride, tile, origin, step, per, B: tl.constexpr, 
         token = base + offs
     else:
         base = 0
-        token = tl.load(INDEX + u.to(tl.int64) * index_stride + tile * B + offs)
+        token = tl.load(INDEX + u * index_stride + tile * B + offs)
     return base, token
 
 
 @triton.jit
-def load_tile(
-    X, token, base, ok, stride, step, offs_d, D: tl.constexpr, BD: tl.constexpr, B: tl.constexpr, CHECK: tl.constexpr,
-    INDEXED: tl.constexpr, STEPPED: tl.constexpr,
+def addresses(
+    X, token, base, stride, step, offs_d, B: tl.constexpr, INDEXED: tl.constexpr, STEPPED: tl.constexpr
 ):  # fmt: skip
-    """Rows `token` of X [T, D] as [B, BD]; 0 where not ok (only looked at under CHECK) and past D."""
+    """Where rows `token` of X [T, D] lie, [B, BD]."""
     offs = tl.arange(0, B)
     if STEPPED:
         at = X + base.to(tl.int64) * stride + (offs.to(tl.int64)[:, None] * (stride * step) + offs_d[None, :])
@@ -95,6 +92,16 @@ def load_tile(
     else:
         # One 64-bit product a tile; what remains inside it fits 32 bits.
         at = X + base.to(tl.int64) * stride + (offs[:, None] * stride.to(tl.int32) + offs_d[None, :])
+    return at
+
+
+@triton.jit
+def load_tile(
+    X, token, base, ok, stride, step, offs_d, D: tl.constexpr, BD: tl.constexpr, B: tl.constexpr, CHECK: tl.constexpr,
+    INDEXED: tl.constexpr, STEPPED: tl.constexpr,
+):  # fmt: skip
+    """Rows `token` of X [T, D] as [B, BD]; 0 where not ok (only looked at under CHECK) and past D."""
+    at = addresses(X, token, base, stride, step, offs_d, B, INDEXED, STEPPED)
     if CHECK:
         if D == BD:
             tile = tl.load(at, mask=ok[:, None], other=0.0)
@@ -109,18 +116,64 @@ def load_tile(
 
 
 @triton.jit
-def pattern_keeps(detail, MASKS, offs_m, offs_n, BM: tl.constexpr, WORDS: tl.constexpr, MODE: tl.constexpr):
-    """The mask of an entry over offsets that broadcast against each other ([BM, 1] and [1, BN], or transposed).
-
-    `detail` holds the two bounds of a band in its halves, or the number of a stored mask.
-    """
-    if MODE == BAND:
-        distance = offs_m - offs_n
-        keeps = (distance >= (detail >> 16)) & (distance <= ((detail << 16) >> 16))
+def copied_tile(X, b, h, tile, base, per, B: tl.constexpr, BD: tl.constexpr, STEPPED: tl.constexpr):
+    """A tile [B, BD] by descriptor; what lies outside the tensor comes as 0."""
+    if STEPPED:
+        x = X.load([b, h, (tile % per) * B, tile // per, 0])
     else:
-        word = tl.load(MASKS + detail.to(tl.int64) * (BM * WORDS) + (offs_m * WORDS + offs_n // 32))
-        keeps = ((word >> (offs_n % 32)) & 1) != 0
-    return keeps
+        x = X.load([b, h, base, 0])
+    return x.reshape([B, BD])
+
+
+@triton.jit
+def copied_numbers(X, b, h, tile, base, per, B: tl.constexpr, STEPPED: tl.constexpr):
+    """One number a token of a tile, [B], by descriptor."""
+    if STEPPED:
+        x = X.load([b, h, tile // per, (tile % per) * B])
+    else:
+        x = X.load([b, h, base])
+    return x.reshape([B])
+
+
+@triton.jit
+def band_keeps(detail, offs_m, offs_n, TRANSPOSED: tl.constexpr):
+    """The mask of a band tile; `detail` holds its two bounds in its halves."""
+    lo = detail >> 16
+    hi = (detail << 16) >> 16
+    # One unsigned comparison a pair, against a bound for each row of the tile.
+    if TRANSPOSED:
+        above = offs_m - (offs_n + lo)
+    else:
+        above = offs_n - (offs_m - hi)
+    return above.to(tl.uint32) <= (hi - lo).to(tl.uint32)
+
+
+@triton.jit
+def bits_keep(detail, MASKS, offs_m, offs_n, BM: tl.constexpr, WORDS: tl.constexpr):
+    """The mask of a tile with stored bits; `detail` is its number."""
+    word = tl.load(MASKS + detail.to(tl.int64) * (BM * WORDS) + (offs_m * WORDS + offs_n // 32))
+    return ((word >> (offs_n % 32)) & 1) != 0
+
+
+@triton.jit
+def masked(
+    x, other, e, masked_from, bits_from, detail, MASKS, offs_m, offs_n, BM: tl.constexpr, WORDS: tl.constexpr,
+    MODE: tl.constexpr, HAS_BANDS: tl.constexpr, HAS_BITS: tl.constexpr, TRANSPOSED: tl.constexpr,
+):  # fmt: skip
+    """x where the mask of entry e keeps a pair, else `other`; offsets broadcast against each other ([BM, 1] and [1, BN], or
+    transposed)."""
+    if MODE == BAND:
+        x = tl.where(band_keeps(detail, offs_m, offs_n, TRANSPOSED), x, other)
+    elif MODE == BITS:
+        x = tl.where(bits_keep(detail, MASKS, offs_m, offs_n, BM, WORDS), x, other)
+    elif MODE == MIXED:
+        if HAS_BANDS:
+            if (e >= masked_from) & (e < bits_from):
+                x = tl.where(band_keeps(detail, offs_m, offs_n, TRANSPOSED), x, other)
+        if HAS_BITS:
+            if e >= bits_from:
+                x = tl.where(bits_keep(detail, MASKS, offs_m, offs_n, BM, WORDS), x, other)
+    return x
 
 
 @triton.jit

@@ -6,16 +6,20 @@ what is left allows.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
-from .arguments import width_of
+from .arguments import has_bits, width_of
+from .launching import Launch
 from .layout import Component
 from .planner import Tiling
 
 # KiB of shared memory a program may use, by compute capability; others by the nearest below.
 SHARED = {(7, 5): 64, (8, 0): 163, (8, 6): 99, (8, 7): 163, (8, 9): 99, (9, 0): 227, (10, 0): 227, (12, 0): 99}
 SMALLEST = 16
+SHORT_LINES = 12  # entries of a mean line up to which its start and end cost more than what lies between
 
 
 class TilingError(ValueError):
@@ -63,17 +67,33 @@ def _side(head_dim: int, dtype: torch.dtype, budget: int, granularity: int | Non
     # Two rounds of the operands that stream in, beside those that stay.
     while block > SMALLEST and (2 + 2 * operands) * block * row_bytes > budget:
         block //= 2
-    largest = block * 2 if dtype.itemsize == 2 and head_dim <= 128 else block
+    sizes = tuple(size for size in (16, 32, 64) if size <= block)
     block = fitting(fitting(block, granularity), bias_block or None)
-    sizes = tuple(size for size in (16, 32, 64, 128) if size <= largest)
     return Tiling(block, block, sizes=sizes, one_pass=bias_block > 0)
 
 
-def launch_of(kernel: str, q: Tensor, component: Component) -> tuple[int, int]:
-    """(warps, pipeline stages) for a kernel over a component's tiles."""
+@lru_cache(maxsize=16)
+def _hopper(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
+
+
+def launch_of(kernel: str, q: Tensor, component: Component) -> Launch:
+    """How to launch "forward", "backward_rows" or "backward_columns" over a component's tiles. NOTES.md has the figures."""
     area = component.block_q * component.block_k
-    wide = q.shape[3] > 128 or q.dtype == torch.float32
+    if q.dtype.itemsize > 2 or q.shape[3] > 128:
+        return Launch(8 if area >= 64 * 64 else 4, 2)
     warps = 4 if area <= 64 * 64 else 8
-    if wide and area >= 64 * 64:
-        warps = 8
-    return warps, 2 if wide else 3
+    wide = q.shape[3] > 64
+    stages = 2 if wide and kernel != "forward" else 3
+    if not _hopper(q.device) or area != 64 * 64:
+        return Launch(warps, stages)
+    if kernel == "backward_columns":
+        # Three programs a processor fit in 168 registers a thread, once the copy engine needs no addresses.
+        return Launch(warps, stages, by_tma=True, registers=None if wide else 168)
+    lists = component.rows
+    if len(lists.index) > SHORT_LINES * lists.start.numel():
+        return Launch(warps, stages, by_tma=wide and kernel == "backward_rows")
+    if has_bits(component):
+        return Launch(warps, stages, one_loop=kernel == "backward_rows", by_tma=True)
+    # Short lines: more programs at once, each with less.
+    return Launch(warps, stages if wide else 2, one_loop=True, by_tma=True, registers=None if wide else 128)

@@ -1,0 +1,212 @@
+"""Triton kernels of the backward pass: dk and dv, column by column. Triton is imported here: import this file lazily.
+
+Weights are recomputed from the merged log-sum-exp, so the components of a layout are independent, and every sum has one
+order, so that two runs give the same bits.
+
+    p = exp(s - lse)    ds = p * (dp - delta)    delta = sum(dout * out) - dlse
+
+Legend: BM x BN the tile of queries x keys, BD the head width D rounded up to a power of two, SHARE query heads a key head.
+"""
+
+# ruff: noqa: SIM108, SIM109, SIM300 (compile-time branches stay statements)
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .backward_sums import add_rows
+from .tile_math import (
+    BAND,
+    BITS,
+    FULL,
+    LOG2E,
+    VARYING,
+    copied_numbers,
+    copied_tile,
+    dropout_keeps,
+    dropout_rows,
+    load_tile,
+    masked,
+    tokens_of,
+    work_item,
+)
+
+
+@triton.jit
+def key_gradients(
+    dk, dv, k, v, token, k_ok, segments, Q, DOUT, LSE2, DELTA, PAIRS, Q_INDEX, Q_SEGMENTS, SEED, INDEX, DETAIL, MASKS, BIAS, b,
+    head, u, batch_head, first, masked_from, bits_from, stop, first_tile, q_stride, do_stride, index_stride, q_start,
+    q_len, q_stop, step, q_per, origin, scale2, inverse_keep, threshold, bias_row, bias_first, MODE: tl.constexpr,
+    CONTIGUOUS: tl.constexpr, CHECKED: tl.constexpr, POSITIONAL: tl.constexpr, STEPPED: tl.constexpr,
+    BY_TMA: tl.constexpr,
+    STATS_BY_TMA: tl.constexpr, HAS_BANDS: tl.constexpr, HAS_BITS: tl.constexpr, D: tl.constexpr, BD: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, WORDS: tl.constexpr, BIAS_BLOCK: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    """Adds what the entries [first, stop) of a column give to dk / scale and dv. Tiles are transposed: (BN, BM)."""
+    offs_m = tl.arange(0, BM)
+    offs_n = tl.arange(0, BN)
+    offs_d = tl.arange(0, BD)
+    RUN: tl.constexpr = CONTIGUOUS and MODE == FULL
+    LOOK: tl.constexpr = CHECKED or MODE != FULL
+    PRECISION: tl.constexpr = "ieee" if EXACT else "tf32"
+    upcoming = first_tile
+    if MODE == BAND or MODE == BITS:
+        upcoming = tl.load(INDEX + first, mask=stop > first, other=0)
+    for e in tl.range(first, stop):
+        if RUN:
+            tile = upcoming + (e - first)
+        else:
+            tile = upcoming
+            upcoming = tl.load(INDEX + e + 1, mask=e + 1 < stop, other=0)
+        detail = 0
+        if MODE != FULL:
+            detail = tl.load(DETAIL + e)
+        base, row = tokens_of(Q_INDEX, u, index_stride, tile, q_start, step, q_per, BM, STEPPED)
+        row_ok = (row >= 0) & (row < q_stop)
+        if BY_TMA:
+            q = copied_tile(Q, b, head, tile, base, q_per, BM, BD, STEPPED)
+            dout = copied_tile(DOUT, b, head, tile, base, q_per, BM, BD, STEPPED)
+        else:
+            q = load_tile(Q, row, base, row_ok, q_stride, step, offs_d, D, BD, BM, LOOK, Q_INDEX is not None, STEPPED)
+            dout = load_tile(DOUT, row, base, row_ok, do_stride, step, offs_d, D, BD, BM, LOOK, Q_INDEX is not None, STEPPED)
+        if STATS_BY_TMA:
+            lse2 = copied_numbers(LSE2, b, head, tile, base, q_per, BM, STEPPED)
+            delta = copied_numbers(DELTA, b, head, tile, base, q_per, BM, STEPPED)
+        else:
+            # The layout of s wants each of these in many threads. Loaded as one tensor of both they are fetched once and
+            # spread, instead of once a thread.
+            near = tl.minimum(tl.maximum(row, 0), q_len - 1)
+            lse2, delta = tl.split(tl.load(PAIRS + 2 * near[:, None] + tl.arange(0, 2)[None, :]))
+        s = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale2  # (BN, BM)
+        dp = tl.dot(v, tl.trans(dout), input_precision=PRECISION)  # (BN, BM)
+        if BIAS is not None:
+            s += tl.load(BIAS + (tile * BM + bias_first) // BIAS_BLOCK * bias_row) * LOG2E
+        p = tl.exp2(s - lse2[None, :])
+        p = masked(p, 0.0, e, masked_from, bits_from, detail, MASKS, offs_m[None, :], offs_n[:, None], BM, WORDS, MODE,
+                   HAS_BANDS, HAS_BITS, True)  # fmt: skip
+        if CHECKED:
+            p = tl.where(row_ok[None, :], p, 0.0)
+        if POSITIONAL:
+            p = tl.where(row[None, :] + origin >= token[:, None], p, 0.0)
+        if Q_SEGMENTS is not None:
+            same = tl.load(Q_SEGMENTS + row, mask=row_ok, other=0)
+            p = tl.where(segments[:, None] == same[None, :], p, 0.0)
+        dropped = p
+        if SEED is not None:
+            rows = dropout_rows(SEED, batch_head, row + origin)
+            survives = dropout_keeps(rows[None, :], token[:, None], threshold)
+            dropped = tl.where(survives, p * inverse_keep, 0.0)
+            dp = tl.where(survives, dp * inverse_keep, 0.0)
+        dv = tl.dot(dropped.to(dout.dtype), dout, dv, input_precision=PRECISION)  # (BN, BD)
+        ds = p * (dp - delta[None, :])
+        dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION)  # (BN, BD)
+    return dk, dv
+
+
+@triton.jit(do_not_specialize=VARYING)
+def backward_columns(
+    Q, K, V, DOUT, LSE2, DELTA, PAIRS, DK, DV, LINES, INDEX, DETAIL, MASKS, Q_INDEX, K_INDEX, GROUP, ITEMS, PART_K, PART_V,
+    Q_LENGTHS, K_LENGTHS, Q_SEGMENTS, K_SEGMENTS, SEED, BIAS, q_b: tl.int64, q_h: tl.int64, q_t: tl.int64,
+    k_b: tl.int64, k_h: tl.int64, k_t: tl.int64, v_b: tl.int64, v_h:     tl.int64, v_t: tl.int64, do_b: tl.int64,
+    do_h: tl.int64, do_t: tl.int64, dk_b: tl.int64, dk_h: tl.int64, dk_t: tl.int64, dv_b: tl.int64, dv_h: tl.int64,
+    dv_t: tl.int64, q_index_stride: tl.int64, k_index_stride: tl.int64, bias_h: tl.int64, bias_row: tl.int64,
+    stat_row: tl.int64,
+    q_len: tl.int32, k_len: tl.int32, q_start: tl.int32, k_start: tl.int32, lines: tl.int32, batch: tl.int32,
+    owners:     tl.int32, batch_groups: tl.int32, threshold: tl.int32, bias_first: tl.int32, step: tl.int32,
+    q_per: tl.int32, k_per: tl.int32, scale, scale2, inverse_keep, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr,
+    BN: tl.constexpr, WORDS: tl.constexpr, SHARE: tl.constexpr, CONTIGUOUS: tl.constexpr, CHECKED: tl.constexpr,
+    POSITIONAL: tl.constexpr, STEPPED: tl.constexpr, HAS_BANDS: tl.constexpr, HAS_BITS: tl.constexpr,
+    ONE_GROUP: tl.constexpr, ONE_LOOP: tl.constexpr, BY_TMA: tl.constexpr,
+    STATS_BY_TMA: tl.constexpr, MERGE: tl.constexpr,
+    BIAS_BLOCK: tl.constexpr, ALIGN: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    b, owner, line, slot, u, served, entries = work_item(ITEMS, LINES, GROUP, owners, lines, batch, batch_groups, ONE_GROUP)
+    offs_n = tl.arange(0, BN)
+    offs_d = tl.arange(0, BD)
+    b64, kv64 = b.to(tl.int64), owner.to(tl.int64)
+    q_stop = q_len
+    k_stop = k_len
+    if Q_LENGTHS is not None:
+        q_stop = tl.minimum(q_stop, tl.load(Q_LENGTHS + b))
+    if K_LENGTHS is not None:
+        k_stop = tl.minimum(k_stop, tl.load(K_LENGTHS + b))
+    base, token = tokens_of(K_INDEX, u, k_index_stride, line, k_start, step, k_per, BN, STEPPED)
+    k_ok = (token >= 0) & (token < k_stop)
+    K += tl.multiple_of(b64 * k_b + kv64 * k_h, ALIGN)
+    V += tl.multiple_of(b64 * v_b + kv64 * v_h, ALIGN)
+    k = load_tile(K, token, base, k_ok, k_t, step, offs_d, D, BD, BN, True, K_INDEX is not None, STEPPED)
+    v = load_tile(V, token, base, k_ok, v_t, step, offs_d, D, BD, BN, True, K_INDEX is not None, STEPPED)
+    segments = None
+    if K_SEGMENTS is not None:
+        segments = tl.load(K_SEGMENTS + b64 * k_len + token, mask=k_ok, other=0)
+        Q_SEGMENTS += b64 * q_len
+    dk = tl.zeros([BN, BD], tl.float32)
+    dv = tl.zeros([BN, BD], tl.float32)
+    seen = 0
+    for share in tl.range(0, SHARE):
+        h = owner * SHARE + share
+        h64 = h.to(tl.int64)
+        if SHARE > 1:
+            # An item is a range of the entries of all the heads that share this key head, one head after another.
+            # Where orders differ by head each key head has one query head: see backward.py.
+            group = tl.load(GROUP + h)
+            line_at = LINES + ((tl.maximum(group, 0) + b * batch_groups).to(tl.int64) * lines + line) * 8
+            start = tl.load(line_at)
+            count = tl.where(group < 0, 0, tl.load(line_at + 3) - start)
+            masked_from = tl.load(line_at + 1)
+            bits_from = tl.load(line_at + 2)
+            first = start
+            stop = start + count
+            if ITEMS is not None:
+                first = start + tl.maximum(tl.load(entries) - seen, 0)
+                stop = start + tl.minimum(tl.load(entries + 3) - seen, count)
+            first_tile = tl.load(INDEX + first, mask=first < stop, other=0)
+            seen += count
+        else:
+            first = tl.load(entries)
+            masked_from = tl.load(entries + 1)
+            bits_from = tl.load(entries + 2)
+            stop = tl.where(served, tl.load(entries + 3), first)
+            first_tile = tl.load(entries + 4)
+        batch_head = b * (owners * SHARE) + h
+        if BY_TMA:
+            Q_OF = Q
+            DOUT_OF = DOUT
+        else:
+            Q_OF = Q + tl.multiple_of(b64 * q_b + h64 * q_h, ALIGN)
+            DOUT_OF = DOUT + tl.multiple_of(b64 * do_b + h64 * do_h, ALIGN)
+        if STATS_BY_TMA:
+            PAIRS_OF = PAIRS
+        else:
+            PAIRS_OF = PAIRS + batch_head.to(tl.int64) * (2 * stat_row)
+        BIAS_OF = BIAS
+        if BIAS is not None:
+            BIAS_OF = BIAS + h64 * bias_h + (line * BN) // BIAS_BLOCK
+        for mode in tl.static_range(4):
+            if ONE_LOOP == (mode == 3) and (mode == 0 or mode == 3 or (mode == 1 and HAS_BANDS) or (mode == 2 and HAS_BITS)):
+                lowest = masked_from if mode == 1 else bits_from if mode == 2 else first
+                highest = masked_from if mode == 0 else bits_from if mode == 1 else stop
+                dk, dv = key_gradients(
+                    dk, dv, k, v, token, k_ok, segments, Q_OF, DOUT_OF, LSE2, DELTA, PAIRS_OF, Q_INDEX, Q_SEGMENTS, SEED,
+                    INDEX, DETAIL, MASKS, BIAS_OF, b, h, u, batch_head, tl.maximum(first, lowest), masked_from, bits_from,
+                    tl.minimum(stop, highest), first_tile, q_t, do_t, q_index_stride, q_start, q_len, q_stop, step, q_per,
+                    k_len - q_len, scale2, inverse_keep, threshold, bias_row, bias_first, mode, CONTIGUOUS, CHECKED,
+                    POSITIONAL, STEPPED, BY_TMA, STATS_BY_TMA, HAS_BANDS, HAS_BITS, D, BD, BM, BN, WORDS, BIAS_BLOCK, EXACT,
+                )  # fmt: skip
+    dk *= scale
+    if CHECKED:
+        # Keys past the length were computed from zeros; their rows mix with no others.
+        dk = tl.where(k_ok[:, None], dk, 0.0)
+        dv = tl.where(k_ok[:, None], dv, 0.0)
+    limit = k_len
+    if PART_K is not None:
+        if slot >= 0:
+            at = (slot.to(tl.int64) * BN + offs_n)[:, None] * BD + offs_d[None, :]
+            tl.store(PART_K + at, dk)
+            tl.store(PART_V + at, dv)
+        limit = tl.where(slot < 0, limit, 0)
+    written = (token >= 0) & (token < limit)
+    dk_at = DK + tl.multiple_of(b64 * dk_b + kv64 * dk_h, ALIGN)
+    dv_at = DV + tl.multiple_of(b64 * dv_b + kv64 * dv_h, ALIGN)
+    add_rows(dk_at, dk, token, base, written, dk_t, step, 1, D, BD, BN, MERGE, K_INDEX is not None, STEPPED)
+    add_rows(dv_at, dv, token, base, written, dv_t, step, 1, D, BD, BN, MERGE, K_INDEX is not None, STEPPED)

@@ -1,0 +1,172 @@
+"""Triton kernels of the backward pass: dq, row by row. Triton is imported here: import this file lazily.
+
+Weights are recomputed from the merged log-sum-exp, so the components of a layout are independent, and every sum has one
+order, so that two runs give the same bits.
+
+    p = exp(s - lse)    ds = p * (dp - delta)    delta = sum(dout * out) - dlse
+
+Legend: BM x BN the tile of queries x keys, BD the head width D rounded up to a power of two, SHARE query heads a key head.
+"""
+
+# ruff: noqa: SIM109, SIM300 (compile-time branches stay statements)
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .backward_sums import add_rows
+from .tile_math import (
+    BAND,
+    BITS,
+    FULL,
+    LOG2E,
+    VARYING,
+    copied_tile,
+    dropout_keeps,
+    dropout_rows,
+    load_tile,
+    masked,
+    tokens_of,
+    work_item,
+)
+
+
+@triton.jit
+def query_gradient(
+    acc, q, dout, lse2, delta, i, rows, segments, K, V, K_INDEX, K_SEGMENTS, INDEX, DETAIL, MASKS, BIAS, SUMS, b,
+    kv_head, u, first, masked_from, bits_from, stop, first_tile, k_stride, v_stride, index_stride, k_start, k_stop,
+    step, k_per, scale2, inverse_keep, threshold, MODE: tl.constexpr, CONTIGUOUS: tl.constexpr, CHECKED: tl.constexpr,
+    POSITIONAL: tl.constexpr, STEPPED: tl.constexpr, BY_TMA: tl.constexpr, HAS_BANDS: tl.constexpr,
+    HAS_BITS: tl.constexpr, DROPOUT: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr,
+    BN: tl.constexpr, WORDS: tl.constexpr, BIAS_BLOCK: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    """Adds what the entries [first, stop) of a row give to dq / scale."""
+    offs_m = tl.arange(0, BM)
+    offs_n = tl.arange(0, BN)
+    offs_d = tl.arange(0, BD)
+    RUN: tl.constexpr = CONTIGUOUS and MODE == FULL
+    LOOK: tl.constexpr = CHECKED or MODE != FULL
+    PRECISION: tl.constexpr = "ieee" if EXACT else "tf32"
+    upcoming = first_tile
+    if MODE == BAND or MODE == BITS:
+        upcoming = tl.load(INDEX + first, mask=stop > first, other=0)
+    for e in tl.range(first, stop):
+        if RUN:
+            tile = upcoming + (e - first)
+        else:
+            # Read one entry ahead: the loads of keys wait for this number.
+            tile = upcoming
+            upcoming = tl.load(INDEX + e + 1, mask=e + 1 < stop, other=0)
+        detail = 0
+        if MODE != FULL:
+            detail = tl.load(DETAIL + e)
+        base, token = tokens_of(K_INDEX, u, index_stride, tile, k_start, step, k_per, BN, STEPPED)
+        k_ok = (token >= 0) & (token < k_stop)
+        if BY_TMA:
+            k = copied_tile(K, b, kv_head, tile, base, k_per, BN, BD, STEPPED)
+            v = copied_tile(V, b, kv_head, tile, base, k_per, BN, BD, STEPPED)
+        else:
+            k = load_tile(K, token, base, k_ok, k_stride, step, offs_d, D, BD, BN, LOOK, K_INDEX is not None, STEPPED)
+            v = load_tile(V, token, base, k_ok, v_stride, step, offs_d, D, BD, BN, LOOK, K_INDEX is not None, STEPPED)
+        s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2  # (BM, BN)
+        dp = tl.dot(dout, tl.trans(v), input_precision=PRECISION)  # (BM, BN)
+        if BIAS is not None:
+            s += tl.load(BIAS + (tile * BN) // BIAS_BLOCK) * LOG2E
+        p = tl.exp2(s - lse2[:, None])
+        p = masked(p, 0.0, e, masked_from, bits_from, detail, MASKS, offs_m[:, None], offs_n[None, :], BM, WORDS, MODE,
+                   HAS_BANDS, HAS_BITS, False)  # fmt: skip
+        if CHECKED:
+            p = tl.where(k_ok[None, :], p, 0.0)
+        if POSITIONAL:
+            p = tl.where(i[:, None] >= token[None, :], p, 0.0)
+        if K_SEGMENTS is not None:
+            same = tl.load(K_SEGMENTS + token, mask=k_ok, other=0)
+            p = tl.where(segments[:, None] == same[None, :], p, 0.0)
+        if DROPOUT:
+            dp = tl.where(dropout_keeps(rows[:, None], token[None, :], threshold), dp * inverse_keep, 0.0)
+        ds = p * (dp - delta[:, None])
+        if SUMS is not None:
+            tl.store(SUMS + tile, tl.sum(tl.sum(ds, 1), 0))
+        acc = tl.dot(ds.to(k.dtype), k, acc, input_precision=PRECISION)  # (BM, BD)
+    return acc
+
+
+@triton.jit(do_not_specialize=VARYING)
+def backward_rows(
+    Q, K, V, DOUT, LSE2, DELTA, DQ, LINES, INDEX, DETAIL, MASKS, Q_INDEX, K_INDEX, GROUP, MERGES, ITEMS, PART,
+    Q_LENGTHS, K_LENGTHS, Q_SEGMENTS, K_SEGMENTS, SEED, BIAS, SUMS, q_b: tl.int64, q_h: tl.int64, q_t: tl.int64,
+    k_b: tl.int64, k_h: tl.int64, k_t: tl.int64, v_b: tl.int64, v_h:     tl.int64, v_t: tl.int64, do_b: tl.int64,
+    do_h: tl.int64, do_t: tl.int64, dq_b: tl.int64, dq_h: tl.int64, dq_t: tl.int64, q_index_stride:     tl.int64,
+    k_index_stride: tl.int64, bias_h: tl.int64, bias_row: tl.int64, stat_row: tl.int64, sums_h: tl.int64, sums_row: tl.int64,
+    q_len: tl.int32, k_len: tl.int32, q_start: tl.int32, k_start: tl.int32, lines: tl.int32, batch: tl.int32,
+    owners:     tl.int32, batch_groups: tl.int32, threshold: tl.int32, bias_first: tl.int32, sums_first: tl.int32,
+    step: tl.int32, q_per: tl.int32, k_per: tl.int32, scale, scale2, inverse_keep, D: tl.constexpr, BD: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, WORDS: tl.constexpr, SHARE: tl.constexpr, CONTIGUOUS: tl.constexpr,
+    CHECKED: tl.constexpr, POSITIONAL: tl.constexpr, STEPPED: tl.constexpr, HAS_BANDS: tl.constexpr,
+    HAS_BITS: tl.constexpr, ONE_GROUP: tl.constexpr, ONE_LOOP: tl.constexpr, BY_TMA: tl.constexpr,
+    DROPOUT: tl.constexpr, MERGE: tl.constexpr, BIAS_BLOCK: tl.constexpr, ALIGN: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    b, h, line, slot, u, served, entries = work_item(ITEMS, LINES, GROUP, owners, lines, batch, batch_groups, ONE_GROUP)
+    first = tl.load(entries)
+    masked_from = tl.load(entries + 1)
+    bits_from = tl.load(entries + 2)
+    stop = tl.where(served, tl.load(entries + 3), first)
+    first_tile = tl.load(entries + 4)
+    offs_m = tl.arange(0, BM)
+    offs_d = tl.arange(0, BD)
+    b64, h64 = b.to(tl.int64), h.to(tl.int64)
+    kv_head = h // SHARE
+    kv64 = kv_head.to(tl.int64)
+    Q += tl.multiple_of(b64 * q_b + h64 * q_h, ALIGN)
+    DOUT += tl.multiple_of(b64 * do_b + h64 * do_h, ALIGN)
+    if not BY_TMA:
+        K += tl.multiple_of(b64 * k_b + kv64 * k_h, ALIGN)
+        V += tl.multiple_of(b64 * v_b + kv64 * v_h, ALIGN)
+    q_stop = q_len
+    k_stop = k_len
+    if Q_LENGTHS is not None:
+        q_stop = tl.minimum(q_stop, tl.load(Q_LENGTHS + b))
+    if K_LENGTHS is not None:
+        k_stop = tl.minimum(k_stop, tl.load(K_LENGTHS + b))
+    if K_SEGMENTS is not None:
+        K_SEGMENTS += b64 * k_len
+    base, row = tokens_of(Q_INDEX, u, q_index_stride, line, q_start, step, q_per, BM, STEPPED)
+    row_ok = (row >= 0) & (row < q_stop)
+    q = load_tile(Q, row, base, row_ok, q_t, step, offs_d, D, BD, BM, True, Q_INDEX is not None, STEPPED)
+    dout = load_tile(DOUT, row, base, row_ok, do_t, step, offs_d, D, BD, BM, True, Q_INDEX is not None, STEPPED)
+    at = (b64 * owners + h64) * stat_row + row
+    lse2 = tl.load(LSE2 + at, mask=row_ok, other=float("inf"))
+    delta = tl.load(DELTA + at, mask=row_ok, other=0.0)
+    i = row + (k_len - q_len)
+    rows = None
+    if DROPOUT:
+        rows = dropout_rows(SEED, b * owners + h, i)
+    segments = None
+    if Q_SEGMENTS is not None:
+        segments = tl.load(Q_SEGMENTS + b64 * q_len + row, mask=row_ok, other=0)
+    if BIAS is not None:
+        BIAS += h64 * bias_h + (line * BM + bias_first) // BIAS_BLOCK * bias_row
+    if SUMS is not None:
+        SUMS += (b64 * owners + h64) * sums_h + (line + sums_first) * sums_row
+    acc = tl.zeros([BM, BD], tl.float32)
+    for mode in tl.static_range(4):
+        if ONE_LOOP == (mode == 3) and (mode == 0 or mode == 3 or (mode == 1 and HAS_BANDS) or (mode == 2 and HAS_BITS)):
+            lowest = masked_from if mode == 1 else bits_from if mode == 2 else first
+            highest = masked_from if mode == 0 else bits_from if mode == 1 else stop
+            acc = query_gradient(
+                acc, q, dout, lse2, delta, i, rows, segments, K, V, K_INDEX, K_SEGMENTS, INDEX, DETAIL, MASKS, BIAS, SUMS,
+                b, kv_head, u, tl.maximum(first, lowest), masked_from, bits_from, tl.minimum(stop, highest), first_tile,
+                k_t, v_t, k_index_stride, k_start, k_stop, step, k_per, scale2, inverse_keep, threshold, mode, CONTIGUOUS,
+                CHECKED, POSITIONAL, STEPPED, BY_TMA, HAS_BANDS, HAS_BITS, DROPOUT, D, BD, BM, BN, WORDS, BIAS_BLOCK,
+                EXACT,
+            )  # fmt: skip
+    acc *= scale
+    limit = tl.where(served, q_len, 0)
+    if PART is not None:
+        if slot >= 0:
+            tl.store(PART + (slot.to(tl.int64) * BM + offs_m)[:, None] * BD + offs_d[None, :], acc)
+        limit = tl.where(slot < 0, limit, 0)
+    merge = tl.load(MERGES + h) if MERGE else 0
+    ok = (row >= 0) & (row < limit)
+    dq = DQ + tl.multiple_of(b64 * dq_b + h64 * dq_h, ALIGN)
+    add_rows(dq, acc, row, base, ok, dq_t, step, merge, D, BD, BM, MERGE, Q_INDEX is not None, STEPPED)

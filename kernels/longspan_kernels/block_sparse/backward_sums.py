@@ -1,0 +1,92 @@
+"""Triton kernels of the backward pass: what comes before and after the tiles. Triton is imported here: import this file lazily.
+
+delta of each row; sums of pieces and components.
+
+Legend: BM x BN the tile of queries x keys, BD the head width D rounded up to a power of two, SHARE query heads a key head.
+"""
+
+# ruff: noqa: SIM102 (compile-time branches stay statements)
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .tile_math import LOG2E, VARYING, addresses, tokens_of
+
+
+@triton.jit(do_not_specialize=VARYING)
+def prepare_rows(
+    OUT, DOUT, LSE, DLSE, LSE2, DELTA, PAIRS, o_b: tl.int64, o_h: tl.int64, o_t: tl.int64, do_b: tl.int64, do_h: tl.int64,
+    do_t: tl.int64, q_len: tl.int32, owners: tl.int32, lines: tl.int32, stat_row: tl.int64, D: tl.constexpr, BD: tl.constexpr,
+    BM: tl.constexpr,
+):  # fmt: skip
+    """delta, and lse in base 2; +inf for a row without keys, so that all its weights come out 0."""
+    pid = tl.program_id(0)
+    line = pid % lines
+    batch_head = (pid // lines).to(tl.int64)
+    b, h = batch_head // owners, batch_head % owners
+    row = line * BM + tl.arange(0, BM)
+    offs_d = tl.arange(0, BD)
+    ok = row < q_len
+    keep = ok[:, None] & (offs_d < D)[None, :]
+    row64 = row.to(tl.int64)[:, None]
+    out = tl.load(OUT + b * o_b + h * o_h + row64 * o_t + offs_d[None, :], mask=keep, other=0.0).to(tl.float32)
+    dout = tl.load(DOUT + b * do_b + h * do_h + row64 * do_t + offs_d[None, :], mask=keep, other=0.0).to(tl.float32)
+    delta = tl.sum(out * dout, 1)
+    at = batch_head * q_len + row
+    to = batch_head * stat_row + row
+    if DLSE is not None:
+        delta -= tl.load(DLSE + at, mask=ok, other=0.0)
+    lse = tl.load(LSE + at, mask=ok, other=float("-inf"))
+    empty = lse == float("-inf")
+    delta = tl.where(empty, 0.0, delta)
+    lse2 = tl.where(empty, float("inf"), lse * LOG2E)
+    tl.store(DELTA + to, delta, mask=ok)
+    tl.store(LSE2 + to, lse2, mask=ok)
+    tl.store(PAIRS + 2 * to, lse2, mask=ok)
+    tl.store(PAIRS + 2 * to + 1, delta, mask=ok)
+
+
+@triton.jit
+def add_rows(
+    X, value, token, base, ok, stride, step, merge, D: tl.constexpr, BD: tl.constexpr, B: tl.constexpr, MERGE: tl.constexpr,
+    INDEXED: tl.constexpr, STEPPED: tl.constexpr,
+):  # fmt: skip
+    """Writes rows of a gradient, or adds them to what earlier components wrote."""
+    offs_d = tl.arange(0, BD)
+    at = addresses(X, token, base, stride, step, offs_d, B, INDEXED, STEPPED)
+    keep = ok[:, None] & (offs_d < D)[None, :]
+    if MERGE:
+        if merge != 0:
+            value += tl.load(at, mask=keep, other=0.0).to(tl.float32)
+    tl.store(at, value.to(X.dtype.element_ty), mask=keep)
+
+
+@triton.jit(do_not_specialize=VARYING)
+def add_pieces(
+    X, PART, SPLITS, GROUP, MERGES, X_INDEX, x_b: tl.int64, x_h: tl.int64, x_t: tl.int64, index_stride: tl.int64,
+    x_len: tl.int32, x_start: tl.int32, batch: tl.int32, batch_groups: tl.int32, D: tl.constexpr, BD: tl.constexpr,
+    BX: tl.constexpr, SHARE: tl.constexpr, MERGE: tl.constexpr,
+):  # fmt: skip
+    """Adds up the pieces of one split line, in their order."""
+    pid = tl.program_id(0)
+    b = pid % batch
+    at = SPLITS + (pid // batch).to(tl.int64) * 4
+    owner = tl.load(at)
+    line = tl.load(at + 1)
+    slot = tl.load(at + 2)
+    pieces = tl.load(at + 3)
+    offs_x = tl.arange(0, BX)
+    offs_d = tl.arange(0, BD)
+    acc = tl.zeros([BX, BD], tl.float32)
+    for piece in tl.range(0, pieces):
+        place = ((slot + piece) * batch + b).to(tl.int64) * BX + offs_x
+        acc += tl.load(PART + place[:, None] * BD + offs_d[None, :])
+    u = (tl.maximum(tl.load(GROUP + owner * SHARE), 0) + b * batch_groups).to(tl.int64)
+    base, token = tokens_of(X_INDEX, u, index_stride, line, x_start, 1, 1, BX, False)
+    merge = 1
+    if MERGES is not None:
+        merge = tl.load(MERGES + owner)
+    x = X + b.to(tl.int64) * x_b + owner.to(tl.int64) * x_h
+    ok = (token >= 0) & (token < x_len)
+    add_rows(x, acc, token, base, ok, x_t, 1, merge, D, BD, BX, MERGE, X_INDEX is not None, False)

@@ -1,0 +1,114 @@
+"""How kernels are launched: how they are compiled, and what of a launch is worked out once.
+
+Triton's own dispatch costs some 200 microseconds for kernels with this many arguments, more than many of these kernels run.
+It is gone through once for each set of compile-time values; then the compiled kernel is called directly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a kernel is compiled.
+
+    Attributes:
+        warps, stages: warps a program, depth of the software pipeline.
+        one_loop: one loop over full and masked tiles rather than one for each: better for short lines.
+        by_tma: tiles in natural order come through Hopper's copy engine; stats_by_tma: so do the numbers of their rows.
+        registers: most registers a thread, or None; meant for tiles that come through the copy engine.
+    """
+
+    warps: int
+    stages: int
+    one_loop: bool = False
+    by_tma: bool = False
+    stats_by_tma: bool = False
+    registers: int | None = None
+
+
+_stages: dict[tuple, int] = {}  # (kernel, tile, ...) -> the pipeline depth that fits
+_compiled: dict[tuple, Any] = {}  # (kernel, device, all that it is compiled for) -> the compiled kernel
+
+
+class Plan:
+    """A launch whose numbers are known; tensors come with each call.
+
+    Args:
+        kernel: a function under triton.jit.
+        programs: how many programs run.
+        numbers: all arguments that are no tensors, by name.
+        aligned: whether tensors start at multiples of 16 bytes, so that what is compiled for one call serves the next.
+    """
+
+    def __init__(self, kernel, programs: int, numbers: dict, choice: Launch, aligned: bool):
+        self.kernel, self.programs, self.numbers, self.choice, self.aligned = kernel, programs, numbers, choice, aligned
+        self.run: Callable | None = None
+        self.tail: list = []
+
+    def __call__(self, *tensors) -> None:
+        if self.run is not None:
+            self.run(*tensors, *self.tail)
+        elif self.programs > 0:
+            self._first(tensors)
+
+    def _first(self, tensors: tuple) -> None:
+        names = self.kernel.arg_names[len(tensors) :]
+        key = None
+        if self.aligned and hasattr(self.kernel, "params"):
+            key = self._key(tensors, names)
+        compiled = _compiled.get(key) if key is not None else None
+        self.tail = [self.numbers[name] for name in names]
+        if compiled is None:
+            compiled = self._dispatch(tensors)
+            if key is None or compiled is None:
+                return
+            _compiled[key] = compiled
+            self.run = compiled[(self.programs, 1, 1)]
+        else:
+            self.run = compiled[(self.programs, 1, 1)]
+            self.run(*tensors, *self.tail)
+
+    def _key(self, tensors: tuple, names: list[str]) -> tuple:
+        # Triton compiles anew for constants, types, absent tensors, and whether a stride divides by 16 or is 1.
+        params = {param.name: param for param in self.kernel.params}
+        compiled_for: list = []
+        for name in names:
+            value = self.numbers[name]
+            if params[name].is_constexpr:
+                compiled_for.append(value)
+            elif not params[name].do_not_specialize and isinstance(value, int):
+                compiled_for.append((value % 16 == 0, value == 1))
+        kinds = (
+            None if x is None else x.dtype if isinstance(x, torch.Tensor) else (x.base.dtype, *x.block_shape) for x in tensors
+        )
+        return (self.kernel.__name__, torch.cuda.current_device(), self.choice, *kinds, *compiled_for)
+
+    def _dispatch(self, tensors: tuple):
+        """Through Triton; where the pipeline does not fit in shared memory, with a shallower one, remembered."""
+        numbers, choice = self.numbers, self.choice
+        of = (numbers.get(n) for n in ("BM", "BN", "BD", "EXACT", "HAS_BITS", "MERGE"))
+        key = (self.kernel.__name__, choice, *of)
+        depth = _stages.get(key, choice.stages)
+        limit = {} if choice.registers is None else {"maxnreg": choice.registers}
+        while True:
+            try:
+                return self.kernel[(self.programs,)](*tensors, **numbers, num_warps=choice.warps, num_stages=depth, **limit)
+            except Exception as error:
+                if type(error).__name__ != "OutOfResources" or depth == 1:
+                    raise
+                depth -= 1
+                _stages[key] = depth
+
+
+def without_tma(choice: Launch) -> Launch:
+    """The same launch where the copy engine cannot serve: addresses take registers of their own."""
+    return replace(choice, by_tma=False, stats_by_tma=False, registers=None)
+
+
+SMALL = Launch(4, 1)  # for kernels that only pass over rows

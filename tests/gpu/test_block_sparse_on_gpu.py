@@ -1,0 +1,128 @@
+"""The Triton kernels at real sizes on a GPU: against dense float64, bit for bit twice, at new lengths without compiling."""
+
+import pytest
+import torch
+
+from longspan_kernels.block_sparse.block_rules import BlockBand, BlockLists
+from longspan_kernels.block_sparse.planner import compile_layout
+from longspan_kernels.block_sparse.reference import reference_attention
+from longspan_kernels.block_sparse.rules import And, Band, Congruent, Everything, Keys, KeysPeriodic, Or, Queries
+from longspan_kernels.block_sparse.tuning import tilings
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+HEADS = 4
+CAUSAL = Band(0, None)
+
+
+def bigbird(block):
+    g = torch.Generator().manual_seed(0)
+    return Or(
+        BlockBand(block, -1, 1), Keys([(0, block)]), Queries([(0, block)]),
+        BlockLists(block, torch.randint(0, 1024 // block, (HEADS, 1024 // block, 3), generator=g)),
+    )  # fmt: skip
+
+
+RULES = {
+    "full": Everything(),
+    "causal": CAUSAL,
+    "local": Band(0, 511),
+    "both ways": Band(-256, 256),
+    "bigbird 64": bigbird(64),
+    "bigbird 128": bigbird(128),
+    "longformer": Or(Band(-256, 256), Keys([(0, 64)]), Queries([(0, 64)])),
+    "fixed": And(Or(BlockBand(128, 0, 0), KeysPeriodic(128, 32)), CAUSAL),
+    "local or strided": Or(Band(0, 127), And(Congruent(128), CAUSAL)),
+}
+# Relative errors against float64: one rounding of the weights and of the result; float32 must not go through tf32.
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 8e-3, torch.float16: 1e-3}
+
+
+def problem(rule, length, width, dtype, key_heads=HEADS, batch=1):
+    g = torch.Generator(device="cuda").manual_seed(0)
+    q, k, v, dout = (
+        torch.randn(batch, h, length, width, device="cuda", generator=g).to(dtype) for h in (HEADS, key_heads, key_heads, HEADS)
+    )
+    capability = torch.cuda.get_device_capability()
+    layouts = [
+        compile_layout([(tuple(range(HEADS)), rule)], length, length, HEADS, t, "cuda")
+        for t in tilings(width, dtype, capability)
+    ]
+    i = torch.arange(length, device="cuda")
+    mask = torch.stack([rule.live(h, i[:, None], i[None]).expand(length, length) for h in range(HEADS)])
+    return (q, k, v, dout), layouts, mask
+
+
+def run(tensors, layouts, **options):
+    from longspan_kernels.block_sparse.backward import triton_backward
+    from longspan_kernels.block_sparse.forward import triton_forward
+
+    q, k, v, dout = tensors
+    out, lse = triton_forward(q, k, v, layouts[0], scale=0.1, **options)
+    dlse = torch.ones_like(lse)
+    return out, lse, *triton_backward(dout, dlse, q, k, v, out, lse, layouts[1], scale=0.1, **options)[:3]
+
+
+def check(tensors, layouts, mask, **options):
+    got = run(tensors, layouts, **options)
+    leaves = [x.double().requires_grad_() for x in tensors[:3]]
+    out, lse = reference_attention(*leaves, mask, scale=0.1, **options)
+    dead = lse.isinf()
+    gradients = torch.autograd.grad((out * tensors[3]).sum() + lse.masked_fill(dead, 0.0).sum(), leaves)
+    assert torch.equal(got[1].isinf(), dead)
+    for name, a, b in zip(("out", "dq", "dk", "dv"), (got[0], *got[2:]), (out, *gradients), strict=True):
+        error = float((a.double() - b).norm() / b.norm())
+        assert error < TOLERANCE[tensors[0].dtype], f"{name} is off by {error:.1e}"
+
+
+@pytest.mark.parametrize("width", [64, 128])
+@pytest.mark.parametrize("name", RULES)
+def test_patterns(name, width):
+    check(*problem(RULES[name], 1024, width, torch.bfloat16))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("width", [16, 24, 40, 80, 96, 256])
+def test_odd_widths_and_lengths(width, dtype):
+    check(*problem(RULES["local or strided"], 777, width, dtype))
+
+
+@pytest.mark.parametrize("name", ["causal", "longformer", "local or strided"])
+def test_lengths_segments_and_dropout(name):
+    tensors, layouts, mask = problem(RULES[name], 900, 64, torch.bfloat16, batch=2)
+    lengths = torch.tensor([900, 311], device="cuda", dtype=torch.int32)
+    segments = (torch.arange(900, device="cuda") // 300).expand(2, 900).contiguous()
+    check(tensors, layouts, mask, q_lengths=lengths, k_lengths=lengths, q_segments=segments, k_segments=segments,
+          dropout_p=0.2, seed=torch.tensor([7], device="cuda"))  # fmt: skip
+
+
+def test_shared_key_heads():
+    check(*problem(RULES["longformer"], 1024, 64, torch.bfloat16, key_heads=2))
+
+
+@pytest.mark.parametrize("name", ["bigbird 64", "longformer", "local or strided"])
+def test_two_runs_give_the_same_bits(name):
+    tensors, layouts, _ = problem(RULES[name], 1024, 64, torch.bfloat16)
+    for a, b in zip(run(tensors, layouts), run(tensors, layouts), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_new_length_compiles_nothing(monkeypatch):
+    run(*problem(RULES["local or strided"], 1024, 64, torch.bfloat16)[:2])
+    from triton.runtime.jit import JITFunction
+
+    monkeypatch.setattr(JITFunction, "_do_compile", lambda *args, **kwargs: pytest.fail("compiled at a new length"))
+    for length in (2048, 4096):
+        run(*problem(RULES["local or strided"], length, 64, torch.bfloat16)[:2])
+
+
+def test_offsets_past_32_bits():
+    """A sequence whose last row lies more than 2**31 elements into its tensor."""
+    rows, width = 40_000, 64
+    memory = torch.empty(rows * (1 << 16), dtype=torch.bfloat16, device="cuda")
+    x = memory.view(rows, 1 << 16)[:, :width].normal_()[None, None]  # (1, 1, T, D), 2**16 elements a row
+    layout = compile_layout([((0,), Band(0, 63))], rows, rows, 1, tilings(width, x.dtype)[0], "cuda")
+    wide = run((x, x, x, x.contiguous()), (layout, layout))
+    dense = x.contiguous()
+    for a, b in zip(wide, run((dense, dense, dense, dense), (layout, layout)), strict=True):
+        assert torch.equal(a, b)

@@ -1,0 +1,167 @@
+"""Ways to launch the Triton kernels: each gives the same results, fits what it promises, and is worked out once."""
+
+import pytest
+import torch
+
+if torch.cuda.is_available():
+    pytest.skip("a GPU is here: tests/gpu runs the compiled kernels", allow_module_level=True)
+pytest.importorskip("triton")
+
+from longspan_kernels.block_sparse import backward, forward, schedule, tuning
+from longspan_kernels.block_sparse.arguments import Call, stepped
+from longspan_kernels.block_sparse.launching import Launch, Plan
+from longspan_kernels.block_sparse.planner import Tiling, compile_layout
+from longspan_kernels.block_sparse.reference import reference_attention
+from longspan_kernels.block_sparse.rules import And, Band, Congruent, KeysPeriodic, Or
+
+CAUSAL = Band(0, None)
+RULES = {
+    "window": Band(0, 20),
+    "residues": Or(Band(0, 15), And(Congruent(8), CAUSAL)),
+    "bits": And(Or(KeysPeriodic(7, 2), Band(0, 3)), CAUSAL),
+    "full": Band(None, None),
+}
+
+
+@pytest.fixture(autouse=True)
+def _interpreted(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+
+
+def run(layout, q_len, k_len, width, key_heads=2, **options):
+    g = torch.Generator().manual_seed(0)
+    q = torch.randn(2, q_len, 2, width, generator=g).transpose(1, 2)
+    k, v = (torch.randn(2, key_heads, k_len, width, generator=g) for _ in range(2))
+    dout = torch.randn(2, 2, q_len, width, generator=g)
+    out, lse = forward.triton_forward(q, k, v, layout, scale=0.3, **options)
+    return (q, k, v, dout), (out, *backward.triton_backward(dout, None, q, k, v, out, lse, layout, scale=0.3, **options)[:3])
+
+
+@pytest.mark.parametrize("launch", [Launch(4, 2, one_loop=True), Launch(4, 2, by_tma=True), Launch(4, 2, True, True, True)],
+                         ids=["one loop", "copy engine", "both, numbers too"])  # fmt: skip
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize(("q_len", "k_len", "key_heads"), [(64, 64, 2), (45, 61, 1)])
+def test_every_launch_gives_the_same(monkeypatch, launch, name, q_len, k_len, key_heads):
+    for module in (forward, backward):
+        monkeypatch.setattr(module, "launch_of", lambda *_: launch)
+    layout = compile_layout([((0, 1), RULES[name])], q_len, k_len, 2, Tiling(16, 16, sizes=(16,), overhead=0))
+    (q, k, v, dout), got = run(layout, q_len, k_len, 16, key_heads)
+    leaves = [x.double().requires_grad_() for x in (q, k, v)]
+    i = torch.arange(q_len)[:, None] + k_len - q_len
+    mask = RULES[name].live(0, i, torch.arange(k_len)[None]).expand(2, q_len, k_len)
+    out, _ = reference_attention(*leaves, mask, scale=0.3)
+    expected = (out, *torch.autograd.grad(out, leaves, dout.double()))
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a.double(), b.detach(), atol=2e-5, rtol=2e-4)
+
+
+def test_two_runs_give_the_same_bits(monkeypatch):
+    monkeypatch.setattr(schedule, "SHORTEST_PIECE", 1)
+    layout = compile_layout([((0, 1), RULES["residues"])], 64, 64, 2, Tiling(16, 16, sizes=(16,), overhead=0))
+    for a, b in zip(run(layout, 64, 64, 16)[1], run(layout, 64, 64, 16)[1], strict=True):
+        assert torch.equal(a, b)
+
+
+def test_residue_classes_are_computed_where_their_tiles_are_regular():
+    regular = compile_layout([((0,), And(Congruent(4), CAUSAL))], 122, 122, 1, Tiling(16, 16, sizes=(16,), overhead=0))
+    component = regular.components[0]
+    step, q_per, q_first, k_per, k_first = stepped(component)
+    assert (step, q_per, q_first, k_per, k_first) == (4, 2, 0, 2, 0)
+    place = torch.arange(len(component.q_index))
+    tile = place // 16
+    rows = tile // q_per + (tile % q_per) * 16 * step + (place % 16) * step
+    assert torch.equal(torch.where(rows < 122, rows, -1).int(), component.q_index)
+    packed = compile_layout([((0,), And(Congruent(16), CAUSAL))], 122, 122, 1, Tiling(16, 16, sizes=(16,), overhead=0))
+    assert packed.components[0].order == "residue 16" and stepped(packed.components[0]) is None
+
+
+def test_schedules_cover_every_entry_once_and_start_the_heaviest(monkeypatch):
+    monkeypatch.setattr(schedule, "SHORTEST_PIECE", 3)
+    monkeypatch.setattr(schedule, "processors", lambda device: 1000)
+    layout = compile_layout([((0, 1), CAUSAL)], 300, 300, 2, Tiling(16, 16))
+    component = layout.components[0]
+    work = schedule.work_of(component, "rows", 1, 1, True)
+    begin, _, _, end, tile, owner, line, slot = work.items.unbind(1)
+    assert (end - begin).max() <= 3 and (end - begin)[0] == 3
+    assert torch.equal(component.rows.index[begin.long()], tile)
+    for head in range(2):
+        for row in range(19):
+            mine = (owner == head) & (line == row)
+            assert int((end - begin)[mine].sum()) == int(component.rows.count[0, row])
+    cut = slot[slot >= 0]
+    assert torch.equal(cut.sort().values, torch.arange(work.slots)) and int(work.splits[:, 3].sum()) == work.slots
+
+
+class _Compiled:
+    def __init__(self, log):
+        self.log = log
+
+    def __getitem__(self, grid):
+        return lambda *args: self.log.append((grid, args))
+
+
+class _Param:
+    def __init__(self, name, is_constexpr=False, do_not_specialize=False):
+        self.name, self.is_constexpr, self.do_not_specialize = name, is_constexpr, do_not_specialize
+
+
+class _Kernel:
+    """Stands for a compiled function: counts how often it is dispatched through Triton."""
+
+    params = (_Param("X"), _Param("length", do_not_specialize=True), _Param("stride"), _Param("D", is_constexpr=True))
+    arg_names = tuple(p.name for p in params)
+    __name__ = "kernel"
+
+    def __init__(self):
+        self.dispatched, self.direct = 0, []
+
+    def __getitem__(self, grid):
+        def dispatch(*args, num_warps, num_stages, **numbers):
+            self.dispatched += 1
+            return _Compiled(self.direct)
+
+        return dispatch
+
+
+def test_a_new_length_compiles_nothing(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    kernel, x = _Kernel(), torch.zeros(4)
+
+    def call(aligned=True, **numbers):
+        Plan(kernel, 7, {"stride": 64, "D": 64} | numbers, Launch(4, 2), aligned)(x)
+
+    call(length=100)
+    call(length=101)
+    assert kernel.dispatched == 1 and kernel.direct == [((7, 1, 1), (x, 101, 64, 64))]
+    for change in ({"stride": 65}, {"D": 32}, {"aligned": False}):
+        before = kernel.dispatched
+        call(length=100, **change)
+        assert kernel.dispatched == before + 1
+
+
+def test_tiles_suit_width_granularity_and_bias():
+    for width in (16, 24, 64, 80, 128, 256):
+        for dtype in (torch.bfloat16, torch.float32):
+            for capability in ((8, 0), (8, 6), (9, 0), (12, 0)):
+                for tiling in tuning.tilings(width, dtype, capability, 48, 32):
+                    assert tiling.block_q == tiling.block_k == 16 and tiling.one_pass
+                for tiling in tuning.tilings(width, dtype, capability):
+                    rows = 2 * tiling.block_q * max(16, 1 << (width - 1).bit_length()) * dtype.itemsize
+                    assert rows <= tuning.shared_memory(capability) and tiling.block_q >= 16
+    with pytest.raises(tuning.TilingError, match="multiple of 16"):
+        tuning.tilings(64, torch.bfloat16, (9, 0), None, 24)
+
+
+def test_a_call_knows_what_its_launches_depend_on():
+    layout = compile_layout([((0, 1), CAUSAL)], 32, 32, 2, Tiling(16, 16))
+    x = torch.randn(1, 2, 33, 16)
+
+    def key(q, **changes):
+        given = {"scale": 1.0, "q_lengths": None, "k_lengths": None, "q_segments": None, "k_segments": None} | changes
+        return Call(q, q, q, layout, **given, dropout_p=0.0, seed=None, bias=None, bias_block=0).key
+
+    q = x[:, :, :32]
+    assert key(q) == key(torch.randn(1, 2, 33, 16)[:, :, :32])
+    assert key(q) != key(q.contiguous()) and key(q) != key(q, scale=2.0)
+    lengths = torch.tensor([5], dtype=torch.int32)
+    assert key(q) != key(q, q_lengths=lengths, k_lengths=lengths)
