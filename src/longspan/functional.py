@@ -203,7 +203,11 @@ def _pair(
 
 
 def _bias_block(bias: Tensor, pattern: Pattern, heads: int, q_len: int, k_len: int, causal: bool) -> int:
-    """The block size that a bias is for, its shape checked."""
+    """The block size that a bias is for, its kind and shape checked."""
+    if not isinstance(bias, Tensor):
+        raise TypeError(f"block_bias is a {type(bias).__name__}; give a tensor [heads or 1, query blocks, key blocks]")
+    if not bias.dtype.is_floating_point:
+        raise SparseAttentionError(f"block_bias is {bias.dtype}; give floating-point numbers, such as torch.float32")
     size = block_size_of(pattern.key, heads, causal)
     if size is None:
         raise SparseAttentionError(f"block_bias needs a pattern made of blocks, not {pattern}; use BigBird, BlockTable, ...")

@@ -114,3 +114,13 @@ def test_a_layout_of_too_many_tiles_is_refused_before_it_takes_the_memory(patter
 def test_globals_within_a_window_list_the_window_alone():
     length = 1 << 20  # half the keys are global: beside every query that would be 134 million tiles
     assert (Global(first=length // 2) & Local(3)).live_pairs(length) == 3 * (length // 2)
+
+
+def test_a_bias_or_a_mask_that_cannot_be_is_named():
+    q = torch.randn(1, 2, 40, 16)
+    with pytest.raises(TypeError, match="block_bias is a list"):
+        sparse_attention(q, q, q, BigBird(16), block_bias=[[[0.0]]])
+    with pytest.raises(SparseAttentionError, match=r"block_bias is torch\.int64"):
+        sparse_attention(q, q, q, BigBird(16), block_bias=torch.zeros(2, 3, 3, dtype=torch.int64))
+    with pytest.raises(PatternError, match="count by live_pairs"):
+        Local(5).mask(1_000_000)

@@ -22,6 +22,7 @@ from longspan_kernels.block_sparse.rules import And, Band, Rule
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+MOST_MASK = 1 << 34  # bytes that a dense mask may take
 PAIRS_AT_ONCE = 1 << 22  # pairs whose positions are held at a time while a mask is evaluated
 
 
@@ -123,11 +124,19 @@ class Pattern:
 
         Returns:
             [heads, q_len, k_len] bool, True where a pair is live.
+
+        Raises:
+            PatternError: a mask of more than 2**34 pairs, or as `head_rules`.
         """
         owner = type(self).__name__
         q_len = whole_number(owner, "q_len", q_len, 0, "a number of queries")
         k_len = q_len if k_len is None else whole_number(owner, "k_len", k_len, 0, "a number of keys")
         heads = self.heads_or_default(heads)
+        if heads * q_len * k_len > MOST_MASK:
+            raise PatternError(
+                owner, "q_len, k_len", f"= {q_len}, {k_len} make a mask of {heads * q_len * k_len:,} pairs, more than "
+                f"{MOST_MASK:,}; mask is for short sequences: count by live_pairs, draw by plot",
+            )  # fmt: skip
         device = torch.device(device if device is not None else self.home)
         groups = self.head_rules(q_len, k_len, heads, causal, device)
         out = torch.zeros((heads, q_len, k_len), dtype=torch.bool, device=device)
