@@ -166,7 +166,7 @@ def test_a_negative_scale():
 @pytest.mark.parametrize("ordered", [False, True], ids=["natural", "ordered"])
 @pytest.mark.parametrize("per_batch", [False, True], ids=["shared", "per batch"])
 def test_layouts_made_at_run_time(ordered, per_batch):
-    """Lists by batch element and head, ragged ends, orders of a head's own, causal by position, heads that share keys."""
+    """Lists by batch element and head, ragged ends, orders of a head's own, causal by position, pairs left out, shared keys."""
     g = torch.Generator().manual_seed(1)
     B, H, T, block = 2, 4, 43, 16
     lists = (B if per_batch else 1, H)
@@ -180,7 +180,8 @@ def test_layouts_made_at_run_time(ordered, per_batch):
     n = places // block
     index = torch.stack([torch.randperm(n, generator=g) for _ in range(lists[0] * H * n)]).view(*lists, n, n)
     count = torch.randint(0, n + 1, (*lists, n), generator=g)
-    device_layout = DeviceLayout(index, count, block, block, T, T, True, order, order)
+    excluded = torch.randint(0, 12, (lists[0], 2, T), generator=g, dtype=torch.int32)
+    device_layout = DeviceLayout(index, count, block, block, T, T, True, order, order, excluded.expand(B, -1, -1))
     mask = torch.zeros(B, H, T, T, dtype=torch.bool)
     for b in range(B):
         for h in range(H):
@@ -192,6 +193,8 @@ def test_layouts_made_at_run_time(ordered, per_batch):
                     rows, keys = rows[(rows >= 0) & (rows < T)], keys[(keys >= 0) & (keys < T)]
                     mask[b, h, rows[:, None], keys[None]] = True
     mask &= torch.ones(T, T, dtype=torch.bool).tril()
+    distance = excluded[..., :, None] - excluded[..., None, :]  # (B or 1, 2, T, T)
+    mask &= ~((distance >= 0) & (distance <= 1)).any(1, keepdim=True)
     q, k, v = (torch.randn(B, h, T, 16, generator=g) for h in (H, 2, 2))
     call = Call([], q, k, v, mask, {"scale": 0.25})
     check(call, device_layout.layout(H, True), torch.float32)

@@ -135,6 +135,7 @@ class Call:
             "WORDS": -(-component.block_k // 32), "SHARE": self.share,
             "CHECKED": component.dynamic or self.q_lengths is not None or self.k_lengths is not None,
             "POSITIONAL": component.positional, "HAS_BANDS": component.bands > 0, "HAS_BITS": has_bits(component),
+            "EXCLUSIONS": 0 if component.excluded is None else component.excluded.shape[1],
             "BIAS_BLOCK": self.bias_block if bias is not None else max(component.block_q, component.block_k),
             "EXACT": self.q.dtype == torch.float32, "ONE_GROUP": one_group(component),
         }  # fmt: skip
@@ -150,9 +151,10 @@ class Call:
             component.group,
         )  # fmt: skip
 
-    def limits(self) -> tuple:
-        """(Q_LENGTHS, K_LENGTHS, Q_SEGMENTS, K_SEGMENTS, SEED, BIAS)."""
-        return self.q_lengths, self.k_lengths, self.q_segments, self.k_segments, self.seed, self.bias
+    def limits(self, component: Component) -> tuple:
+        """(Q_LENGTHS, K_LENGTHS, Q_SEGMENTS, K_SEGMENTS, SEED, EXCLUDED, BIAS)."""
+        excluded = None if component.excluded is None else component.excluded.contiguous()
+        return self.q_lengths, self.k_lengths, self.q_segments, self.k_segments, self.seed, excluded, self.bias
 
 
 def has_bits(component: Component) -> bool:

@@ -114,7 +114,7 @@ def _queries(
     keys, _ = streamed((call.k, call.v), component, "k", side.by_tma, call)
     side.main(
         call.q, *keys, dout, stats.lse2, stats.delta, dq, *side.pattern, component.merge, side.work.items, part,
-        *call.limits(), None if sums is None else sums.tiles,
+        *call.limits(component), None if sums is None else sums.tiles,
     )  # fmt: skip
     for plan in side.add:
         plan(dq, part, side.work.splits, component.group, component.merge, component.q_index)
@@ -167,7 +167,7 @@ def _keys(call: Call, component: Component, dout: Tensor, stats: _Stats, dk: Ten
     (logs, deltas), _ = streamed((stats.lse2, stats.delta), component, "q", side.stats_by_tma, call)
     side.main(
         queries, call.k, call.v, douts, logs, deltas, stats.pairs, dk, dv, *side.pattern, side.work.items, part_k, part_v,
-        *call.limits(),
+        *call.limits(component),
     )  # fmt: skip
     for plan, gradient, part in zip(side.add, (dk, dv), (part_k, part_v), strict=False):
         plan(gradient, part, side.work.splits, component.group, None, component.k_index)

@@ -25,6 +25,7 @@ from .tile_math import (
     copied_tile,
     dropout_keeps,
     dropout_rows,
+    included,
     load_tile,
     masked,
     tokens_of,
@@ -34,13 +35,13 @@ from .tile_math import (
 
 @triton.jit
 def key_gradients(
-    dk, dv, k, v, token, k_ok, segments, Q, DOUT, LSE2, DELTA, PAIRS, Q_INDEX, Q_SEGMENTS, SEED, INDEX, DETAIL, MASKS, BIAS, b,
-    head, u, batch_head, first, masked_from, bits_from, stop, first_tile, q_stride, do_stride, index_stride, q_start,
-    q_len, q_stop, step, q_per, origin, scale2, inverse_keep, threshold, bias_row, bias_first, MODE: tl.constexpr,
-    CONTIGUOUS: tl.constexpr, CHECKED: tl.constexpr, POSITIONAL: tl.constexpr, STEPPED: tl.constexpr,
-    BY_TMA: tl.constexpr,
-    STATS_BY_TMA: tl.constexpr, HAS_BANDS: tl.constexpr, HAS_BITS: tl.constexpr, D: tl.constexpr, BD: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, WORDS: tl.constexpr, BIAS_BLOCK: tl.constexpr, EXACT: tl.constexpr,
+    dk, dv, k, v, token, k_ok, segments, Q, DOUT, LSE2, DELTA, PAIRS, Q_INDEX, Q_SEGMENTS, SEED, INDEX, DETAIL, MASKS,
+    EXCLUDED, BIAS, b, head, u, batch_head, first, masked_from, bits_from, stop, first_tile, q_stride, do_stride,
+    index_stride, q_start, q_len, q_stop, step, q_per, origin, scale2, inverse_keep, threshold, bias_row, bias_first,
+    MODE: tl.constexpr, CONTIGUOUS: tl.constexpr, CHECKED: tl.constexpr, POSITIONAL: tl.constexpr,
+    STEPPED: tl.constexpr, BY_TMA: tl.constexpr, STATS_BY_TMA: tl.constexpr, HAS_BANDS: tl.constexpr,
+    HAS_BITS: tl.constexpr, EXCLUSIONS: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr,
+    BN: tl.constexpr, WORDS: tl.constexpr, BIAS_BLOCK: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """Adds what the entries [first, stop) of a column give to dk / scale and dv. Tiles are transposed: (BN, BM)."""
     offs_m = tl.arange(0, BM)
@@ -88,6 +89,8 @@ def key_gradients(
             p = tl.where(row_ok[None, :], p, 0.0)
         if POSITIONAL:
             p = tl.where(row[None, :] + origin >= token[:, None], p, 0.0)
+        if EXCLUDED is not None:
+            p = included(p, 0.0, EXCLUDED, row, token, q_len, EXCLUSIONS, True)
         if Q_SEGMENTS is not None:
             same = tl.load(Q_SEGMENTS + row, mask=row_ok, other=0)
             p = tl.where(segments[:, None] == same[None, :], p, 0.0)
@@ -105,19 +108,18 @@ def key_gradients(
 
 @triton.jit(do_not_specialize=VARYING)
 def backward_columns(
-    Q, K, V, DOUT, LSE2, DELTA, PAIRS, DK, DV, LINES, INDEX, DETAIL, MASKS, Q_INDEX, K_INDEX, GROUP, ITEMS, PART_K, PART_V,
-    Q_LENGTHS, K_LENGTHS, Q_SEGMENTS, K_SEGMENTS, SEED, BIAS, q_b: tl.int64, q_h: tl.int64, q_t: tl.int64,
-    k_b: tl.int64, k_h: tl.int64, k_t: tl.int64, v_b: tl.int64, v_h:     tl.int64, v_t: tl.int64, do_b: tl.int64,
-    do_h: tl.int64, do_t: tl.int64, dk_b: tl.int64, dk_h: tl.int64, dk_t: tl.int64, dv_b: tl.int64, dv_h: tl.int64,
-    dv_t: tl.int64, q_index_stride: tl.int64, k_index_stride: tl.int64, bias_h: tl.int64, bias_row: tl.int64,
-    stat_row: tl.int64,
-    q_len: tl.int32, k_len: tl.int32, q_start: tl.int32, k_start: tl.int32, lines: tl.int32, batch: tl.int32,
-    owners:     tl.int32, batch_groups: tl.int32, threshold: tl.int32, bias_first: tl.int32, step: tl.int32,
-    q_per: tl.int32, k_per: tl.int32, scale, scale2, inverse_keep, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr,
-    BN: tl.constexpr, WORDS: tl.constexpr, SHARE: tl.constexpr, CONTIGUOUS: tl.constexpr, CHECKED: tl.constexpr,
-    POSITIONAL: tl.constexpr, STEPPED: tl.constexpr, HAS_BANDS: tl.constexpr, HAS_BITS: tl.constexpr,
-    ONE_GROUP: tl.constexpr, ONE_LOOP: tl.constexpr, BY_TMA: tl.constexpr,
-    STATS_BY_TMA: tl.constexpr, MERGE: tl.constexpr,
+    Q, K, V, DOUT, LSE2, DELTA, PAIRS, DK, DV, LINES, INDEX, DETAIL, MASKS, Q_INDEX, K_INDEX, GROUP, ITEMS, PART_K,
+    PART_V, Q_LENGTHS, K_LENGTHS, Q_SEGMENTS, K_SEGMENTS, SEED, EXCLUDED, BIAS, q_b: tl.int64, q_h: tl.int64,
+    q_t: tl.int64, k_b: tl.int64, k_h: tl.int64, k_t: tl.int64, v_b: tl.int64, v_h:     tl.int64, v_t: tl.int64,
+    do_b: tl.int64, do_h: tl.int64, do_t: tl.int64, dk_b: tl.int64, dk_h: tl.int64, dk_t: tl.int64, dv_b: tl.int64,
+    dv_h: tl.int64, dv_t: tl.int64, q_index_stride: tl.int64, k_index_stride: tl.int64, bias_h: tl.int64,
+    bias_row: tl.int64, stat_row: tl.int64, q_len: tl.int32, k_len: tl.int32, q_start: tl.int32, k_start: tl.int32,
+    lines: tl.int32, batch: tl.int32, owners:     tl.int32, batch_groups: tl.int32, threshold: tl.int32,
+    bias_first: tl.int32, step: tl.int32, q_per: tl.int32, k_per: tl.int32, scale, scale2, inverse_keep,
+    D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, WORDS: tl.constexpr, SHARE: tl.constexpr,
+    CONTIGUOUS: tl.constexpr, CHECKED: tl.constexpr, POSITIONAL: tl.constexpr, STEPPED: tl.constexpr,
+    HAS_BANDS: tl.constexpr, HAS_BITS: tl.constexpr, EXCLUSIONS: tl.constexpr, ONE_GROUP: tl.constexpr,
+    ONE_LOOP: tl.constexpr, BY_TMA: tl.constexpr, STATS_BY_TMA: tl.constexpr, MERGE: tl.constexpr,
     BIAS_BLOCK: tl.constexpr, ALIGN: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     b, owner, line, slot, u, served, entries = work_item(ITEMS, LINES, GROUP, owners, lines, batch, batch_groups, ONE_GROUP)
@@ -128,6 +130,8 @@ def backward_columns(
     k_stop = k_len
     if Q_LENGTHS is not None:
         q_stop = tl.minimum(q_stop, tl.load(Q_LENGTHS + b))
+    if EXCLUDED is not None:
+        EXCLUDED += b64 * EXCLUSIONS * k_len
     if K_LENGTHS is not None:
         k_stop = tl.minimum(k_stop, tl.load(K_LENGTHS + b))
     base, token = tokens_of(K_INDEX, u, k_index_stride, line, k_start, step, k_per, BN, STEPPED)
@@ -146,11 +150,13 @@ def backward_columns(
     for share in tl.range(0, SHARE):
         h = owner * SHARE + share
         h64 = h.to(tl.int64)
+        u_of = u
         if SHARE > 1:
-            # An item is a range of the entries of all the heads that share this key head, one head after another.
-            # Where orders differ by head each key head has one query head: see backward.py.
+            # An item is a range of the entries of all the heads that share this key head, one head after another. Queries
+            # may have an order for each head; where keys have, each key head has one query head: see backward.py.
             group = tl.load(GROUP + h)
-            line_at = LINES + ((tl.maximum(group, 0) + b * batch_groups).to(tl.int64) * lines + line) * 8
+            u_of = tl.maximum(group, 0) + b * batch_groups
+            line_at = LINES + (u_of.to(tl.int64) * lines + line) * 8
             start = tl.load(line_at)
             count = tl.where(group < 0, 0, tl.load(line_at + 3) - start)
             masked_from = tl.load(line_at + 1)
@@ -187,11 +193,12 @@ def backward_columns(
                 lowest = masked_from if mode == 1 else bits_from if mode == 2 else first
                 highest = masked_from if mode == 0 else bits_from if mode == 1 else stop
                 dk, dv = key_gradients(
-                    dk, dv, k, v, token, k_ok, segments, Q_OF, DOUT_OF, LSE2, DELTA, PAIRS_OF, Q_INDEX, Q_SEGMENTS, SEED,
-                    INDEX, DETAIL, MASKS, BIAS_OF, b, h, u, batch_head, tl.maximum(first, lowest), masked_from, bits_from,
-                    tl.minimum(stop, highest), first_tile, q_t, do_t, q_index_stride, q_start, q_len, q_stop, step, q_per,
-                    k_len - q_len, scale2, inverse_keep, threshold, bias_row, bias_first, mode, CONTIGUOUS, CHECKED,
-                    POSITIONAL, STEPPED, BY_TMA, STATS_BY_TMA, HAS_BANDS, HAS_BITS, D, BD, BM, BN, WORDS, BIAS_BLOCK, EXACT,
+                    dk, dv, k, v, token, k_ok, segments, Q_OF, DOUT_OF, LSE2, DELTA, PAIRS_OF, Q_INDEX, Q_SEGMENTS,
+                    SEED, INDEX, DETAIL, MASKS, EXCLUDED, BIAS_OF, b, h, u_of, batch_head, tl.maximum(first, lowest),
+                    masked_from, bits_from, tl.minimum(stop, highest), first_tile, q_t, do_t, q_index_stride, q_start,
+                    q_len, q_stop, step, q_per, k_len - q_len, scale2, inverse_keep, threshold, bias_row, bias_first,
+                    mode, CONTIGUOUS, CHECKED, POSITIONAL, STEPPED, BY_TMA, STATS_BY_TMA, HAS_BANDS, HAS_BITS,
+                    EXCLUSIONS, D, BD, BM, BN, WORDS, BIAS_BLOCK, EXACT,
                 )  # fmt: skip
     dk *= scale
     if CHECKED:

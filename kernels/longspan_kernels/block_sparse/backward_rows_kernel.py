@@ -24,6 +24,7 @@ from .tile_math import (
     copied_tile,
     dropout_keeps,
     dropout_rows,
+    included,
     load_tile,
     masked,
     tokens_of,
@@ -33,12 +34,13 @@ from .tile_math import (
 
 @triton.jit
 def query_gradient(
-    acc, q, dout, lse2, delta, i, rows, segments, K, V, K_INDEX, K_SEGMENTS, INDEX, DETAIL, MASKS, BIAS, SUMS, b,
-    kv_head, u, first, masked_from, bits_from, stop, first_tile, k_stride, v_stride, index_stride, k_start, k_stop,
-    step, k_per, scale2, inverse_keep, threshold, MODE: tl.constexpr, CONTIGUOUS: tl.constexpr, CHECKED: tl.constexpr,
-    POSITIONAL: tl.constexpr, STEPPED: tl.constexpr, BY_TMA: tl.constexpr, HAS_BANDS: tl.constexpr,
-    HAS_BITS: tl.constexpr, DROPOUT: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr,
-    BN: tl.constexpr, WORDS: tl.constexpr, BIAS_BLOCK: tl.constexpr, EXACT: tl.constexpr,
+    acc, q, dout, lse2, delta, i, rows, segments, K, V, K_INDEX, K_SEGMENTS, INDEX, DETAIL, MASKS, EXCLUDED, BIAS, SUMS,
+    b, kv_head, u, first, masked_from, bits_from, stop, first_tile, k_stride, v_stride, index_stride, k_len, k_start,
+    k_stop, step, k_per, scale2, inverse_keep, threshold, MODE: tl.constexpr, CONTIGUOUS: tl.constexpr,
+    CHECKED: tl.constexpr, POSITIONAL: tl.constexpr, STEPPED: tl.constexpr, BY_TMA: tl.constexpr,
+    HAS_BANDS: tl.constexpr, HAS_BITS: tl.constexpr, EXCLUSIONS: tl.constexpr, DROPOUT: tl.constexpr, D: tl.constexpr,
+    BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, WORDS: tl.constexpr, BIAS_BLOCK: tl.constexpr,
+    EXACT: tl.constexpr,
 ):  # fmt: skip
     """Adds what the entries [first, stop) of a row give to dq / scale."""
     offs_m = tl.arange(0, BM)
@@ -79,6 +81,8 @@ def query_gradient(
             p = tl.where(k_ok[None, :], p, 0.0)
         if POSITIONAL:
             p = tl.where(i[:, None] >= token[None, :], p, 0.0)
+        if EXCLUDED is not None:
+            p = included(p, 0.0, EXCLUDED, i, token, k_len, EXCLUSIONS, False)
         if K_SEGMENTS is not None:
             same = tl.load(K_SEGMENTS + token, mask=k_ok, other=0)
             p = tl.where(segments[:, None] == same[None, :], p, 0.0)
@@ -94,17 +98,18 @@ def query_gradient(
 @triton.jit(do_not_specialize=VARYING)
 def backward_rows(
     Q, K, V, DOUT, LSE2, DELTA, DQ, LINES, INDEX, DETAIL, MASKS, Q_INDEX, K_INDEX, GROUP, MERGES, ITEMS, PART,
-    Q_LENGTHS, K_LENGTHS, Q_SEGMENTS, K_SEGMENTS, SEED, BIAS, SUMS, q_b: tl.int64, q_h: tl.int64, q_t: tl.int64,
-    k_b: tl.int64, k_h: tl.int64, k_t: tl.int64, v_b: tl.int64, v_h:     tl.int64, v_t: tl.int64, do_b: tl.int64,
-    do_h: tl.int64, do_t: tl.int64, dq_b: tl.int64, dq_h: tl.int64, dq_t: tl.int64, q_index_stride:     tl.int64,
-    k_index_stride: tl.int64, bias_h: tl.int64, bias_row: tl.int64, stat_row: tl.int64, sums_h: tl.int64, sums_row: tl.int64,
-    q_len: tl.int32, k_len: tl.int32, q_start: tl.int32, k_start: tl.int32, lines: tl.int32, batch: tl.int32,
-    owners:     tl.int32, batch_groups: tl.int32, threshold: tl.int32, bias_first: tl.int32, sums_first: tl.int32,
-    step: tl.int32, q_per: tl.int32, k_per: tl.int32, scale, scale2, inverse_keep, D: tl.constexpr, BD: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, WORDS: tl.constexpr, SHARE: tl.constexpr, CONTIGUOUS: tl.constexpr,
-    CHECKED: tl.constexpr, POSITIONAL: tl.constexpr, STEPPED: tl.constexpr, HAS_BANDS: tl.constexpr,
-    HAS_BITS: tl.constexpr, ONE_GROUP: tl.constexpr, ONE_LOOP: tl.constexpr, BY_TMA: tl.constexpr,
-    DROPOUT: tl.constexpr, MERGE: tl.constexpr, BIAS_BLOCK: tl.constexpr, ALIGN: tl.constexpr, EXACT: tl.constexpr,
+    Q_LENGTHS, K_LENGTHS, Q_SEGMENTS, K_SEGMENTS, SEED, EXCLUDED, BIAS, SUMS, q_b: tl.int64, q_h: tl.int64,
+    q_t: tl.int64, k_b: tl.int64, k_h: tl.int64, k_t: tl.int64, v_b: tl.int64, v_h:     tl.int64, v_t: tl.int64,
+    do_b: tl.int64, do_h: tl.int64, do_t: tl.int64, dq_b: tl.int64, dq_h: tl.int64, dq_t: tl.int64,
+    q_index_stride:     tl.int64, k_index_stride: tl.int64, bias_h: tl.int64, bias_row: tl.int64, stat_row: tl.int64,
+    sums_h: tl.int64, sums_row: tl.int64, q_len: tl.int32, k_len: tl.int32, q_start: tl.int32, k_start: tl.int32,
+    lines: tl.int32, batch: tl.int32, owners:     tl.int32, batch_groups: tl.int32, threshold: tl.int32,
+    bias_first: tl.int32, sums_first: tl.int32, step: tl.int32, q_per: tl.int32, k_per: tl.int32, scale, scale2,
+    inverse_keep, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, WORDS: tl.constexpr,
+    SHARE: tl.constexpr, CONTIGUOUS: tl.constexpr, CHECKED: tl.constexpr, POSITIONAL: tl.constexpr,
+    STEPPED: tl.constexpr, HAS_BANDS: tl.constexpr, HAS_BITS: tl.constexpr, EXCLUSIONS: tl.constexpr,
+    ONE_GROUP: tl.constexpr, ONE_LOOP: tl.constexpr, BY_TMA: tl.constexpr, DROPOUT: tl.constexpr, MERGE: tl.constexpr,
+    BIAS_BLOCK: tl.constexpr, ALIGN: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     b, h, line, slot, u, served, entries = work_item(ITEMS, LINES, GROUP, owners, lines, batch, batch_groups, ONE_GROUP)
     first = tl.load(entries)
@@ -126,6 +131,8 @@ def backward_rows(
     k_stop = k_len
     if Q_LENGTHS is not None:
         q_stop = tl.minimum(q_stop, tl.load(Q_LENGTHS + b))
+    if EXCLUDED is not None:
+        EXCLUDED += b64 * EXCLUSIONS * k_len
     if K_LENGTHS is not None:
         k_stop = tl.minimum(k_stop, tl.load(K_LENGTHS + b))
     if K_SEGMENTS is not None:
@@ -154,11 +161,11 @@ def backward_rows(
             lowest = masked_from if mode == 1 else bits_from if mode == 2 else first
             highest = masked_from if mode == 0 else bits_from if mode == 1 else stop
             acc = query_gradient(
-                acc, q, dout, lse2, delta, i, rows, segments, K, V, K_INDEX, K_SEGMENTS, INDEX, DETAIL, MASKS, BIAS, SUMS,
-                b, kv_head, u, tl.maximum(first, lowest), masked_from, bits_from, tl.minimum(stop, highest), first_tile,
-                k_t, v_t, k_index_stride, k_start, k_stop, step, k_per, scale2, inverse_keep, threshold, mode, CONTIGUOUS,
-                CHECKED, POSITIONAL, STEPPED, BY_TMA, HAS_BANDS, HAS_BITS, DROPOUT, D, BD, BM, BN, WORDS, BIAS_BLOCK,
-                EXACT,
+                acc, q, dout, lse2, delta, i, rows, segments, K, V, K_INDEX, K_SEGMENTS, INDEX, DETAIL, MASKS, EXCLUDED,
+                BIAS, SUMS, b, kv_head, u, tl.maximum(first, lowest), masked_from, bits_from, tl.minimum(stop, highest),
+                first_tile, k_t, v_t, k_index_stride, k_len, k_start, k_stop, step, k_per, scale2, inverse_keep,
+                threshold, mode, CONTIGUOUS, CHECKED, POSITIONAL, STEPPED, BY_TMA, HAS_BANDS, HAS_BITS, EXCLUSIONS,
+                DROPOUT, D, BD, BM, BN, WORDS, BIAS_BLOCK, EXACT,
             )  # fmt: skip
     acc *= scale
     limit = tl.where(served, q_len, 0)

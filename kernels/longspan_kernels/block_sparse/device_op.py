@@ -32,9 +32,6 @@ def attend_by(
     if backend == "dense":
         raise BackendError('backend="dense" cannot serve a DeviceLayout; use "auto" or "blocked"')
     excluded = None if layout.excluded is None else layout.excluded.expand(q.shape[0], -1, -1)
-    if excluded is not None and backend == "triton":
-        raise BackendError('backend="triton" cannot serve a layout with excluded pairs yet; use "auto" or "blocked"')
-    backend = "blocked" if excluded is not None else backend
     out, lse = torch.ops.longspan.device_layout_forward(
         q, k, v, layout.index, layout.count, layout.q_order, layout.k_order, layout.block_q, layout.block_k, layout.causal,
         q.shape[-1] ** -0.5 if scale is None else float(scale), float(dropout_p), choose_backend(backend, q, k),

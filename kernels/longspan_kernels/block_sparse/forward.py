@@ -73,7 +73,7 @@ def _component(call: Call, component: Component, out: Tensor, lse: Tensor, mergi
         part = torch.empty(rows.part, dtype=torch.float32, device=out.device)
         part_lse = torch.empty(rows.part[:2], dtype=torch.float32, device=out.device)
     keys, _ = streamed((call.k, call.v), component, "k", rows.by_tma, call)
-    rows.main(call.q, *keys, out, lse, *rows.pattern, component.merge, rows.work.items, part, part_lse, *call.limits())
+    rows.main(call.q, *keys, out, lse, *rows.pattern, component.merge, rows.work.items, part, part_lse, *call.limits(component))
     if rows.merge is not None:
         rows.merge(out, lse, part, part_lse, rows.work.splits, component.group, component.merge, component.q_index)
 

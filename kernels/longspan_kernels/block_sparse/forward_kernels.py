@@ -24,6 +24,7 @@ from .tile_math import (
     copied_tile,
     dropout_keeps,
     dropout_rows,
+    included,
     load_tile,
     masked,
     tokens_of,
@@ -33,12 +34,12 @@ from .tile_math import (
 
 @triton.jit
 def attend(
-    acc, total, peak, q, i, rows, segments, K, V, K_INDEX, K_SEGMENTS, INDEX, DETAIL, MASKS, BIAS, b, kv_head, u, first,
-    masked_from, bits_from, stop, first_tile, k_stride, v_stride, index_stride, k_start, k_stop, step, k_per, scale2,
-    threshold, bias_at, MODE: tl.constexpr, CONTIGUOUS: tl.constexpr, CHECKED: tl.constexpr, POSITIONAL: tl.constexpr,
-    STEPPED: tl.constexpr, BY_TMA: tl.constexpr, HAS_BANDS: tl.constexpr, HAS_BITS: tl.constexpr, DROPOUT: tl.constexpr,
-    D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, WORDS: tl.constexpr,
-    BIAS_BLOCK: tl.constexpr, EXACT: tl.constexpr,
+    acc, total, peak, q, i, rows, segments, K, V, K_INDEX, K_SEGMENTS, INDEX, DETAIL, MASKS, EXCLUDED, BIAS, b, kv_head,
+    u, first, masked_from, bits_from, stop, first_tile, k_stride, v_stride, index_stride, k_len, k_start, k_stop, step,
+    k_per, scale2, threshold, bias_at, MODE: tl.constexpr, CONTIGUOUS: tl.constexpr, CHECKED: tl.constexpr,
+    POSITIONAL: tl.constexpr, STEPPED: tl.constexpr, BY_TMA: tl.constexpr, HAS_BANDS: tl.constexpr,
+    HAS_BITS: tl.constexpr, EXCLUSIONS: tl.constexpr, DROPOUT: tl.constexpr, D: tl.constexpr, BD: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, WORDS: tl.constexpr, BIAS_BLOCK: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """Adds the entries [first, stop) of a row to its running (acc, total, peak)."""
     offs_m = tl.arange(0, BM)
@@ -75,6 +76,8 @@ def attend(
             s = tl.where(k_ok[None, :], s, float("-inf"))
         if POSITIONAL:
             s = tl.where(i[:, None] >= token[None, :], s, float("-inf"))
+        if EXCLUDED is not None:
+            s = included(s, float("-inf"), EXCLUDED, i, token, k_len, EXCLUSIONS, False)
         if K_SEGMENTS is not None:
             same = tl.load(K_SEGMENTS + token, mask=k_ok, other=0)
             s = tl.where(segments[:, None] == same[None, :], s, float("-inf"))
@@ -128,7 +131,7 @@ def store_rows(
 @triton.jit(do_not_specialize=VARYING)
 def forward_rows(
     Q, K, V, OUT, LSE, LINES, INDEX, DETAIL, MASKS, Q_INDEX, K_INDEX, GROUP, MERGES, ITEMS, PART, PART_LSE, Q_LENGTHS,
-    K_LENGTHS, Q_SEGMENTS, K_SEGMENTS, SEED, BIAS, q_b: tl.int64, q_h: tl.int64, q_t: tl.int64, k_b: tl.int64,
+    K_LENGTHS, Q_SEGMENTS, K_SEGMENTS, SEED, EXCLUDED, BIAS, q_b: tl.int64, q_h: tl.int64, q_t: tl.int64, k_b: tl.int64,
     k_h: tl.int64, k_t: tl.int64, v_b: tl.int64, v_h:     tl.int64, v_t: tl.int64, o_b: tl.int64, o_h: tl.int64,
     o_t: tl.int64, q_index_stride: tl.int64, k_index_stride: tl.int64, bias_h: tl.int64, bias_row: tl.int64,
     q_len: tl.int32, k_len: tl.int32, q_start: tl.int32, k_start: tl.int32, lines: tl.int32, batch: tl.int32,
@@ -136,8 +139,8 @@ def forward_rows(
     q_per: tl.int32, k_per: tl.int32, scale2, inverse_keep, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr,
     BN: tl.constexpr, WORDS: tl.constexpr, SHARE: tl.constexpr, CONTIGUOUS: tl.constexpr, CHECKED: tl.constexpr,
     POSITIONAL: tl.constexpr, STEPPED: tl.constexpr, HAS_BANDS: tl.constexpr, HAS_BITS: tl.constexpr,
-    ONE_GROUP: tl.constexpr, ONE_LOOP: tl.constexpr, BY_TMA: tl.constexpr, DROPOUT: tl.constexpr, MERGE: tl.constexpr,
-    BIAS_BLOCK: tl.constexpr, ALIGN: tl.constexpr, EXACT: tl.constexpr,
+    EXCLUSIONS: tl.constexpr, ONE_GROUP: tl.constexpr, ONE_LOOP: tl.constexpr, BY_TMA: tl.constexpr,
+    DROPOUT: tl.constexpr, MERGE: tl.constexpr, BIAS_BLOCK: tl.constexpr, ALIGN: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     b, h, line, slot, u, served, entries = work_item(ITEMS, LINES, GROUP, owners, lines, batch, batch_groups, ONE_GROUP)
     first = tl.load(entries)
@@ -158,6 +161,8 @@ def forward_rows(
     k_stop = k_len
     if Q_LENGTHS is not None:
         q_stop = tl.minimum(q_stop, tl.load(Q_LENGTHS + b))
+    if EXCLUDED is not None:
+        EXCLUDED += b64 * EXCLUSIONS * k_len
     if K_LENGTHS is not None:
         k_stop = tl.minimum(k_stop, tl.load(K_LENGTHS + b))
     if K_SEGMENTS is not None:
@@ -184,11 +189,11 @@ def forward_rows(
             lowest = masked_from if mode == 1 else bits_from if mode == 2 else first
             highest = masked_from if mode == 0 else bits_from if mode == 1 else stop
             acc, total, peak = attend(
-                acc, total, peak, q, i, rows, segments, K, V, K_INDEX, K_SEGMENTS, INDEX, DETAIL, MASKS, BIAS,
+                acc, total, peak, q, i, rows, segments, K, V, K_INDEX, K_SEGMENTS, INDEX, DETAIL, MASKS, EXCLUDED, BIAS,
                 b, kv_head, u, tl.maximum(first, lowest), masked_from, bits_from, tl.minimum(stop, highest), first_tile,
-                k_t, v_t, k_index_stride, k_start, k_stop, step, k_per, scale2, threshold, bias_at, mode, CONTIGUOUS,
-                CHECKED, POSITIONAL, STEPPED, BY_TMA, HAS_BANDS, HAS_BITS, DROPOUT, D, BD, BM, BN, WORDS, BIAS_BLOCK,
-                EXACT,
+                k_t, v_t, k_index_stride, k_len, k_start, k_stop, step, k_per, scale2, threshold, bias_at, mode,
+                CONTIGUOUS, CHECKED, POSITIONAL, STEPPED, BY_TMA, HAS_BANDS, HAS_BITS, EXCLUSIONS, DROPOUT, D, BD, BM,
+                BN, WORDS, BIAS_BLOCK, EXACT,
             )  # fmt: skip
     # A row without keys, and one past the length, whose scores were computed from zeros.
     alive = row_ok & (total > 0.0)

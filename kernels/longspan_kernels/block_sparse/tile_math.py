@@ -177,6 +177,24 @@ def masked(
 
 
 @triton.jit
+def included(
+    x, other, EXCLUDED, row, token, length, EXCLUSIONS: tl.constexpr, TRANSPOSED: tl.constexpr
+):  # fmt: skip
+    """x but for the pairs that numbers of the tokens leave out: those with 0 <= number[row] - number[token] <= 1."""
+    row = tl.minimum(tl.maximum(row, 0), length - 1)
+    token = tl.minimum(tl.maximum(token, 0), length - 1)
+    for line in tl.static_range(EXCLUSIONS):
+        ours = tl.load(EXCLUDED + line * length + row)
+        theirs = tl.load(EXCLUDED + line * length + token)
+        if TRANSPOSED:
+            distance = ours[None, :] - theirs[:, None]
+        else:
+            distance = ours[:, None] - theirs[None, :]
+        x = tl.where((distance < 0) | (distance > 1), x, other)
+    return x
+
+
+@triton.jit
 def mix(x):
     """The bijection of dropout.py on uint32."""
     x = x ^ (x >> 16)
