@@ -1,0 +1,41 @@
+"""Variants that choose by content on the Triton backend, interpreted on the CPU, against the plain-torch one."""
+
+import pytest
+import torch
+from chosen_by_content import PLACE, draw
+
+import longspan.attention as variants
+
+if torch.cuda.is_available():
+    pytest.skip("a GPU is here: tests/gpu runs the compiled kernels", allow_module_level=True)
+pytest.importorskip("triton")
+
+CASES = [
+    ("moba", {"block_size": 16, "top_k": 3}),
+    ("nsa", {"block_size": 16, "top_k": 3, "compressed_block": 8, "compressed_stride": 4, "window": 12}),
+    ("reformer", {"chunk": 16, "buckets": 4, "rounds": 2}),
+    ("reformer", {"chunk": 32, "buckets": 4, "rounds": 2, "chunks": "sorted"}),
+    ("reformer", {"chunk": 16, "buckets": 4, "rounds": 1, "chunks": "transformers"}),
+    ("routing", {"clusters": 4, "membership": "balanced"}),
+    ("routing", {"clusters": 4, "membership": "nearest"}),
+    ("sinkhorn", {"block_size": 16}),
+]
+
+
+@pytest.mark.parametrize(("name", "settings"), CASES, ids=[f"{name}-{number}" for number, (name, _) in enumerate(CASES)])
+def test_agrees_with_plain_torch(name, settings, monkeypatch):
+    # The interpreter takes a second for a handful of tiles: one direction each.
+    causal = name != "sinkhorn" and settings.get("membership") != "balanced"
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    results = []
+    for backend in ("triton", "blocked"):
+        torch.manual_seed(0)
+        module = getattr(variants, name)(
+            backend=backend, **PLACE | settings | {"heads": 2, "kv_heads": 1, "causal": causal}
+        ).eval()
+        q, k, v = (x.detach().float().requires_grad_() for x in draw(48, heads=2, kv_heads=1))
+        out = module(q, k, v, lengths=torch.tensor([48, 27]))
+        gradients = torch.autograd.grad(out.square().sum(), (q, k, v), allow_unused=True)
+        results.append([out, *(torch.zeros(1) if g is None else g for g in gradients)])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, atol=2e-5, rtol=2e-4)
