@@ -133,9 +133,9 @@ class NativeSparseAttention(ContentAttention):
 
     def _over_compressed(self, q: Tensor, keys: Tensor, values: Tensor, seen: Tensor) -> Tensor:
         dead = ~seen.any(-1, keepdim=True)
-        out = F.scaled_dot_product_attention(
-            q, keys, values, attn_mask=seen | dead, dropout_p=self.dropped, enable_gqa=q.shape[1] != keys.shape[1]
-        )
+        # Repeated, as torch's kernels for masks know no groups; compressed keys are few.
+        keys, values = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (keys, values))
+        out = F.scaled_dot_product_attention(q, keys, values, attn_mask=seen | dead, dropout_p=self.dropped)
         return out.masked_fill(dead, 0.0)
 
     @torch.no_grad()
