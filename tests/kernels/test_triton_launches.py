@@ -7,7 +7,7 @@ if torch.cuda.is_available():
     pytest.skip("a GPU is here: tests/gpu runs the compiled kernels", allow_module_level=True)
 pytest.importorskip("triton")
 
-from longspan_kernels.block_sparse import backward, forward, schedule, tuning
+from longspan_kernels.block_sparse import backward, forward, launching, schedule, tuning
 from longspan_kernels.block_sparse.arguments import Call, stepped
 from longspan_kernels.block_sparse.launching import Launch, Plan
 from longspan_kernels.block_sparse.planner import Tiling, compile_layout
@@ -124,6 +124,7 @@ class _Kernel:
 
 
 def test_a_new_length_compiles_nothing(monkeypatch):
+    monkeypatch.setattr(launching, "DIRECT", True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     kernel, x = _Kernel(), torch.zeros(4)
 

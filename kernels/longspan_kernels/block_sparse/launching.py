@@ -1,16 +1,20 @@
 """How kernels are launched: how they are compiled, and what of a launch is worked out once.
 
 Triton's own dispatch costs some 200 microseconds for kernels with this many arguments, more than many of these kernels run.
-It is gone through once for each set of compile-time values; then the compiled kernel is called directly.
+With LONGSPAN_DIRECT_LAUNCH=1 it is gone through once for each set of compile-time values, and the compiled kernel is called
+directly after that. This is off by default: it leans on how Triton 3.6 calls a compiled kernel, and has not been timed.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+
+DIRECT = os.environ.get("LONGSPAN_DIRECT_LAUNCH") == "1"
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ class Plan:
     def _first(self, tensors: tuple) -> None:
         names = self.kernel.arg_names[len(tensors) :]
         key = None
-        if self.aligned and hasattr(self.kernel, "params"):
+        if DIRECT and self.aligned and hasattr(self.kernel, "params"):
             key = self._key(tensors, names)
         compiled = _compiled.get(key) if key is not None else None
         self.tail = [self.numbers[name] for name in names]
