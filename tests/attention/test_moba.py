@@ -141,3 +141,13 @@ def test_wrong_calls_are_named():
         module(q[:, :2], k, v)
     with pytest.raises(AttentionCallError, match="32 queries and 16 keys"):
         module(q, k[:, :, :16], v[:, :, :16])
+
+
+def test_choosing_in_parts_changes_nothing(monkeypatch):
+    from longspan.attention import mixture_of_blocks
+
+    module = variants.moba(block_size=16, top_k=3, **PLACE)
+    q, k, _ = draw(90)
+    whole = module.picks(q, k)
+    monkeypatch.setattr(mixture_of_blocks, "SCORES_AT_ONCE", 500)
+    assert module.picks(q, k).sort().values.equal(whole.sort().values)

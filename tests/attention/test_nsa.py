@@ -172,3 +172,13 @@ def test_segments_are_refused():
     q, k, v = draw(32)
     with pytest.raises(AttentionCallError, match="segments"):
         made()(q, k, v, segments=torch.zeros(2, 32).long())
+
+
+def test_choosing_in_parts_changes_nothing(monkeypatch):
+    from longspan.attention import native_sparse
+
+    module = made()
+    q, k, v = draw(90)
+    whole = module(q, k, v)
+    monkeypatch.setattr(native_sparse, "SCORES_AT_ONCE", 1500)
+    torch.testing.assert_close(module(q, k, v), whole)

@@ -10,13 +10,13 @@ from longspan.attention.big_bird import bigbird, random
 from longspan.attention.dense import full
 from longspan.attention.errors import AttentionConfigError
 from longspan.attention.global_tokens import global_
+from longspan.attention.hashed_attention import HashedAttention, reformer
 from longspan.attention.learned_gates import LearnedAttention, learned
 from longspan.attention.mixed_heads import per_head
-from longspan.attention.moba import MixtureOfBlocks, moba
-from longspan.attention.nsa import NativeSparseAttention, nsa
-from longspan.attention.reformer import HashedAttention, reformer
-from longspan.attention.routing import RoutedAttention, routing
-from longspan.attention.sinkhorn import SinkhornAttention, sinkhorn
+from longspan.attention.mixture_of_blocks import MixtureOfBlocks, moba
+from longspan.attention.native_sparse import NativeSparseAttention, nsa
+from longspan.attention.routed_clusters import RoutedAttention, routing
+from longspan.attention.sinkhorn_matching import SinkhornAttention, sinkhorn
 from longspan.attention.sparse_transformer import fixed, strided
 from longspan.attention.tables import block_table
 from longspan.attention.windows import dilated, local, longformer

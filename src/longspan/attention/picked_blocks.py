@@ -16,7 +16,7 @@ from longspan.attention.content import with_lse
 from longspan_kernels.block_sparse.device_layout import DeviceLayout
 from longspan_kernels.block_sparse.tuning import fitting, tilings
 
-SCORES_AT_ONCE = 1 << 26  # query-block scores held at a time
+SCORES_AT_ONCE = 1 << 23  # query-block scores held at a time
 
 
 def tile_sides(q: Tensor, block_size: int) -> tuple[int, int]:
