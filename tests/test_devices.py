@@ -87,6 +87,18 @@ def test_two_devices_end_with_the_weights_of_one(one, two):
         torch.testing.assert_close(weights[1][name], weight, rtol=1e-3, atol=1e-4)
 
 
+def test_sharded_blocks_clipped_by_norm_give_the_loss_of_one_device(tmp_path, train):
+    """Training and validation alone: FSDP's whole checkpoints need a GPU, and are tested there."""
+    words = [*WORDS, "model.layers=2", "trainer.gradient_clip_val=0.1", "callbacks=none", "test=false"]
+    words = [word for word in words if not word.startswith("callbacks.")] + ["+trainer.enable_checkpointing=false"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "tests/shared/fsdp_on_cpu.py"]
+    sharded = run(*torchrun, "train.py", *words, "trainer=fsdp", *TWO[1:], f"hydra.run.dir={tmp_path / 'two'}")
+    train(tmp_path / "one", *words)
+    ended(sharded)
+    losses = figures(tmp_path / "two", "val/loss")
+    assert len(losses) == 2 and losses == pytest.approx(figures(tmp_path / "one", "val/loss"), rel=1e-4)
+
+
 def test_accumulated_batches_give_the_loss_of_one_batch(one, tmp_path, train):
     train(tmp_path, *WORDS, "data.batch_size=1")
     assert Record.load(tmp_path).extra["step"]["accumulated_batches"] == 4

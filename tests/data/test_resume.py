@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from longspan.data import ResumeError, TextDataModule
-from longspan.data.loader import EvaluationSampler, ResumableLoader, TrainSampler
+from longspan.data.loader import EvaluationSampler, EvenBatches, ResumableLoader, TrainSampler
 
 STEPS = 13  # of epochs of 5 batches
 
@@ -132,6 +132,19 @@ def test_ranks_share_an_epoch(world):
         orders.append(batches)
     assert orders[0] != orders[1]
     assert sorted(i for rank in range(world) for i in EvaluationSampler(data, rank, world)) == data
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 8])
+@pytest.mark.parametrize("world", [2, 3, 4])
+@pytest.mark.parametrize("size", [4, 5, 6, 7, 11, 24, 25])
+def test_ranks_evaluate_equally_many_batches_and_every_item_once(size, world, batch_size):
+    data = list(range(size))
+    shares = [list(EvenBatches(data, batch_size, rank, world)) for rank in range(world)]
+    assert sorted(item for share in shares for batch in share for item in batch) == data
+    assert (
+        len({len(share) for share in shares}) == 1 == len({len(EvenBatches(data, batch_size, r, world)) for r in range(world)})
+    )
+    assert all(1 <= len(batch) <= max(batch_size, 2) for share in shares for batch in share)
 
 
 @pytest.mark.parametrize("stop", [1, 3])

@@ -82,12 +82,15 @@ class MeasuredCost(Callback):
         self._joules: float | None = None
         self._peak: float | None = None
         self._shape: tuple[int, int] | None = None
+        self._parameters = 0
         self._fitting = True
 
     # -- hooks ---------------------------------------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._fitting = stage == "fit"
+        if self._fitting and trainer.world_size > 1:
+            self._parameters = sum(parameter.numel() for parameter in getattr(pl_module, "model", pl_module).parameters())
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._device = trainer.strategy.root_device
@@ -180,7 +183,8 @@ class MeasuredCost(Callback):
             found["attention_flops"] = (counted.attention_flops, "FLOP a sequence, forward")
             if counted.total_flops:
                 found["attention_share"] = (counted.attention_flops / counted.total_flops, "of the FLOPs")
-            found["parameters"] = (counted.parameters, "parameters")
+            # of a sharded model a rank sees its own part alone, once training has begun
+            found["parameters"] = (max(counted.parameters, self._parameters), "parameters")
             found["flops_per_step"] = (self._flops_of_last_step[0], "FLOP a step")
             found["total_flops"] = (self._spent["total_flops"], "FLOP, training so far")
             found["total_flops_live"] = (self._spent["total_flops_live"], "FLOP, training so far")

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from longspan.data import settings
 from longspan.data.batches import Collate
 from longspan.data.errors import DataConfigError
-from longspan.data.loader import EvaluationSampler, ResumableLoader, TrainSampler, rank_and_world
+from longspan.data.loader import EvaluationSampler, EvenBatches, ItemLists, ResumableLoader, TrainSampler, rank_and_world
 from longspan.data.splits import SPLITS
 from longspan.data.vocabulary import Vocabulary
 from longspan.data.vocabulary import vocabulary as vocabulary_named
@@ -163,7 +163,13 @@ class SequenceDataModule(pl.LightningDataModule):
     def _evaluation(self, name: str) -> DataLoader:
         rank, world = rank_and_world()
         data = self.split(name)
-        return DataLoader(data, sampler=EvaluationSampler(data, rank, world), **self._options())
+        if world == 1:
+            return DataLoader(data, sampler=EvaluationSampler(data, rank, world), **self._options())
+        windows = len(data)  # type: ignore[arg-type]
+        if windows < world:
+            raise DataConfigError(f"max_{name}_windows", windows, f"{world} devices need a window each; give more")
+        sampler = EvenBatches(data, self.batch_size, rank, world)
+        return DataLoader(ItemLists(data), sampler=sampler, **{**self._options(), "batch_size": None})
 
     def _options(self, names: bool = False) -> dict[str, Any]:
         collate = Collate(

@@ -50,8 +50,7 @@ class TrainSampler(DistributedSampler):
 class EvaluationSampler(DistributedSampler):
     """Every index exactly once, in order, dealt to the ranks in turn; ranks may differ by one item.
 
-    A metric over padded-out shares would count some items twice. (Lightning's DDP calls the bare module in
-    validation, so ranks need not take equally many steps.)
+    A metric over padded-out shares would count some items twice.
     """
 
     def __init__(self, dataset: Dataset, rank: int = 0, world: int = 1):
@@ -63,6 +62,38 @@ class EvaluationSampler(DistributedSampler):
 
     def __len__(self) -> int:
         return len(self.indices)
+
+
+class EvenBatches(EvaluationSampler):
+    """A rank's share of the items as batches, [indices] each, equally many on every rank though shares may differ by one.
+
+    Sharded models exchange weights in every batch, of validation too: a rank with one batch more would wait for ever.
+    Batches hold at most `batch_size` items, or one more where shares are uneven and `batch_size` is 1.
+    """
+
+    def __init__(self, dataset: Dataset, batch_size: int, rank: int, world: int):
+        super().__init__(dataset, rank, world)
+        least, most = len(dataset) // world, -(-len(dataset) // world)  # type: ignore[arg-type]
+        self.batches = max(1, min(-(-most // batch_size), least))
+
+    def __iter__(self) -> Iterator[list[int]]:  # type: ignore[override]
+        return iter([part.tolist() for part in np.array_split(np.array(self.indices), self.batches)])
+
+    def __len__(self) -> int:
+        return self.batches
+
+
+class ItemLists(Dataset):
+    """A data set asked for lists of indices, which gives lists of items."""
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, indices: list[int]) -> list[Any]:
+        return [self.dataset[index] for index in indices]
 
 
 class ResumableLoader(DataLoader):

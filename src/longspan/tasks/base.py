@@ -138,6 +138,17 @@ class Task(pl.LightningModule):
         self.log("train/loss", step.loss, prog_bar=True, sync_dist=several, batch_size=_sequences(batch))
         return self._step_mean.share(step.loss + self._auxiliary_loss(batch), step.count, self.trainer)
 
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """As Lightning's, and by norm under FSDP too: each rank has a part of each gradient, and only FSDP knows the norm."""
+        by_norm = gradient_clip_algorithm in (None, "norm")
+        clip = getattr(self.trainer.strategy.model, "clip_grad_norm_", None) if by_norm and gradient_clip_val else None
+        if clip is not None:
+            clip(gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         self._step_mean.settle(self)
         for module in self.model.modules():

@@ -1,0 +1,35 @@
+"""FSDP that shards block by block (arXiv:2304.11277)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch.strategies import FSDPStrategy
+
+from longspan.models.block import Block
+from longspan.training.errors import ConfigError
+
+KINDS = {"full": "FULL_SHARD", "gradients": "SHARD_GRAD_OP", "hybrid": "HYBRID_SHARD"}
+
+
+class ShardedBlocks(FSDPStrategy):
+    """Lightning's FSDP with each transformer block a unit: one block's weights are gathered at a time.
+
+    Named alone, ``fsdp`` makes the model one unit, whose weights are all gathered for every pass. Checkpoints are whole
+    files, so that a run goes on on any number of devices and with any strategy.
+
+    Args:
+        shard: "full" shards weights, gradients and optimizer states; "gradients" keeps the weights whole between forward
+            and backward; "hybrid" shards in each host and replicates over hosts.
+        settings: of ``lightning.pytorch.strategies.FSDPStrategy``.
+    """
+
+    def __init__(self, shard: str = "full", **settings: Any) -> None:
+        if shard not in KINDS:
+            raise ConfigError(f"trainer.strategy.shard={shard} is none of {', '.join(KINDS)}")
+        super().__init__(
+            auto_wrap_policy={Block},
+            sharding_strategy=KINDS[shard],  # type: ignore[arg-type]
+            state_dict_type="full",
+            **settings,
+        )
