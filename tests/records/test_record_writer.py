@@ -166,6 +166,8 @@ def test_a_full_disk_costs_a_warning_not_the_run(tmp_path, monkeypatch, caplog):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Record, "save", full)
+    # A run configured by Hydra in the same process switches off loggers that were there before it.
+    monkeypatch.setattr(logging.getLogger("longspan.records.writer"), "disabled", False)
     with caplog.at_level(logging.WARNING):
         writer = run(tmp_path)
     assert writer.record.status == "complete"
