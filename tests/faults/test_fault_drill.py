@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from pathlib import Path
@@ -127,7 +128,9 @@ def empty(path: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", [flip, cut, empty])
-def test_a_spoiled_checkpoint_is_named_and_the_one_before_is_taken(stopped, spoil, caplog):
+def test_a_spoiled_checkpoint_is_named_and_the_one_before_is_taken(stopped, spoil, caplog, monkeypatch):
+    # a run configured by Hydra in the same process switches off loggers that were there before it
+    monkeypatch.setattr(logging.getLogger("longspan.training.resume"), "disabled", False)
     checkpoints = stopped / "checkpoints"
     newest = by_age(checkpoints)[0]
     spoil(newest)

@@ -75,6 +75,8 @@ def command_line() -> str:
     if config is not None and config.initialized() and "MULTIRUN" in str(config.get().mode):
         arguments = list(config.get().overrides.task)
     script = sys.argv[0] if sys.argv else ""
+    if os.path.basename(script).startswith("ipykernel"):
+        return ""  # a notebook: what started it repeats nothing
     if os.path.isabs(script):
         near = os.path.relpath(script)
         script = os.path.basename(script) if near.startswith("..") else near
