@@ -81,7 +81,6 @@ def test_autocast_casts_inputs_and_nothing_inside():
     exact = attend(*(x.bfloat16().double() for x in (q, k, v)), PATTERN.key, backend="dense")
     assert out.dtype == torch.bfloat16
     # Rounded once, at the end: the products inside are float32.
-
     torch.testing.assert_close(out, exact.to(torch.bfloat16), atol=0, rtol=2**-7)
 
 

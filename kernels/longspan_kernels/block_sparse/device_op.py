@@ -11,7 +11,7 @@ from torch import Tensor
 from .blocked import Options
 from .blocked_passes import blocked_backward, blocked_forward
 from .device_layout import DeviceLayout
-from .op import BackendError, _empty_lse, _like, choose_backend, exact_products
+from .op import BackendError, _empty_lse, _like, cast_as_products, choose_backend, exact_products
 
 
 def attend_by(
@@ -25,10 +25,7 @@ def attend_by(
     Raises:
         BackendError: the backend cannot serve the call.
     """
-    kind = q.device.type
-    if torch.is_autocast_enabled(kind) and q.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(kind)
-        q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+    q, k, v = cast_as_products(q, k, v)
     if backend == "dense":
         raise BackendError('backend="dense" cannot serve a DeviceLayout; use "auto" or "blocked"')
     excluded = None if layout.excluded is None else layout.excluded.expand(q.shape[0], -1, -1)

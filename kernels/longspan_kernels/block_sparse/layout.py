@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .grid import Tiles, hash_rows
+from .grid import PAD, Tiles, hash_rows
 from .rules import Rule
 
 EVALUATED_AT_ONCE = 1 << 24  # pairs
@@ -249,8 +249,6 @@ DEAD = -2
 
 def evaluate_tiles(rule: Rule, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
     """[n] heads, [n, block_q] and [n, block_k] positions -> [n, block_q, block_k] bool; pads are dead."""
-    from .grid import PAD
-
     valid = (i != PAD)[:, :, None] & (j != PAD)[:, None, :]
     return rule.live(head[:, None, None], i[:, :, None], j[:, None, :]) & valid
 

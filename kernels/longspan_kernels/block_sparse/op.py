@@ -40,10 +40,7 @@ def attend(
     Raises:
         BackendError: the backend cannot serve the call.
     """
-    kind = q.device.type
-    if torch.is_autocast_enabled(kind) and q.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(kind)
-        q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+    q, k, v = cast_as_products(q, k, v)
     backend = choose_backend(backend, q, k)
     seed = torch.randint(0, 1 << 31, (1,), device=q.device) if dropout_p > 0.0 else None
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
@@ -155,6 +152,15 @@ def block_sparse_backward(
         with exact_products(q):
             dq, dk, dv, dbias = blocked_backward(dout, dlse, q, k, v, out, lse, layout, options)
     return dq, dk, dv, none if dbias is None else dbias
+
+
+def cast_as_products(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Under autocast, the dtype that matrix products take; float64 stays."""
+    kind = q.device.type
+    if not torch.is_autocast_enabled(kind) or q.dtype == torch.float64:
+        return q, k, v
+    dtype = torch.get_autocast_dtype(kind)
+    return q.to(dtype), k.to(dtype), v.to(dtype)
 
 
 def exact_products(q: Tensor) -> torch.autocast:

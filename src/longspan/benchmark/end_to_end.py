@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch.autograd import DeviceType
 
 from longspan.benchmark.peers import PeerUnavailable
 from longspan.benchmark.timing import peak_memory, time_interleaved
@@ -96,9 +97,11 @@ def attention_share(step: Step, device: str) -> float | None:
     ) as profile:
         step()
         torch.cuda.synchronize()
+    # Kernels stand in the table twice, by themselves and in the op that launched them: each total takes one of the two.
     events = profile.key_averages()
-    total = sum(e.self_device_time_total for e in events)
-    own = sum(e.device_time_total for e in events if e.key.startswith("longspan::block_sparse"))
+    total = sum(e.self_device_time_total for e in events if e.device_type == DeviceType.CUDA)
+    ops = [e for e in events if e.device_type == DeviceType.CPU and e.key.startswith("longspan::block_sparse")]
+    own = sum(e.self_device_time_total for e in ops)
     return own / total if total else None
 
 
@@ -122,8 +125,8 @@ def compare_steps(size: Size, device: str, seconds: float = 5.0, compile: bool |
         gc.collect()
         if device.startswith("cuda"):
             torch.cuda.empty_cache()
-        # Peak of a step over what lies there between steps, plus the side's own weights, gradients and AdamW state.
-        own = parameters * 4 * (1 + 2)
+        # Peak of a step over what lies there between steps, plus what does: weights, the last gradients, AdamW's two states.
+        own = parameters * 4 * (1 + 1 + 2)
         sides[name] = {"parameters": parameters, "peak_mib": (peak_memory(step, device) + own) / (1 << 20)}
         works[name] = step
     tokens = size.batch * size.length
