@@ -6,12 +6,15 @@ what is left allows.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from .arguments import has_bits, width_of
+from .launch_table import TABLES
 from .launching import Launch
 from .layout import Component
 from .planner import Tiling
@@ -73,27 +76,44 @@ def _side(head_dim: int, dtype: torch.dtype, budget: int, granularity: int | Non
 
 
 @lru_cache(maxsize=16)
-def _hopper(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
+def _major(device: torch.device) -> int:
+    return torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 0
+
+
+_chosen: dict[str, Launch] = {}
+
+
+@contextmanager
+def launched_as(**kernels: Launch) -> Iterator[None]:
+    """Launches the kernels named in another way than the table says: launched_as(forward=Launch(8, 3)).
+
+    Compiled layouts keep how they were launched: give them new ones, or clear the `cache` of their components.
+    """
+    _chosen.update(kernels)
+    try:
+        yield
+    finally:
+        _chosen.clear()
+
+
+def lines_of(component: Component) -> str:
+    """Whether a component's mean line is "long", or short: "bits" with masks that are no bands, "short" without."""
+    lists = component.rows
+    if len(lists.index) > SHORT_LINES * lists.start.numel():
+        return "long"
+    return "bits" if has_bits(component) else "short"
 
 
 def launch_of(kernel: str, q: Tensor, component: Component) -> Launch:
-    """How to launch "forward", "backward_rows" or "backward_columns" over a component's tiles. NOTES.md has the figures."""
+    """How to launch "forward", "backward_rows" or "backward_columns" over a component's tiles."""
+    if kernel in _chosen:
+        return _chosen[kernel]
     area = component.block_q * component.block_k
     if q.dtype.itemsize > 2 or q.shape[3] > 128:
         return Launch(8 if area >= 64 * 64 else 4, 2)
-    warps = 4 if area <= 64 * 64 else 8
-    wide = q.shape[3] > 64
-    stages = 2 if wide and kernel != "forward" else 3
-    if not _hopper(q.device) or area != 64 * 64:
-        return Launch(warps, stages)
-    if kernel == "backward_columns":
-        # Three programs a processor fit in 168 registers a thread, once the copy engine needs no addresses.
-        return Launch(warps, stages, by_tma=True, registers=None if wide else 168)
-    lists = component.rows
-    if len(lists.index) > SHORT_LINES * lists.start.numel():
-        return Launch(warps, stages, by_tma=wide and kernel == "backward_rows")
-    if has_bits(component):
-        return Launch(warps, stages, one_loop=kernel == "backward_rows", by_tma=True)
-    # Short lines: more programs at once, each with less.
-    return Launch(warps, stages if wide else 2, one_loop=True, by_tma=True, registers=None if wide else 128)
+    width = 128 if q.shape[3] > 64 else 64
+    if component.block_q == component.block_k == 64 and (table := TABLES.get(_major(q.device))):
+        found = table.get((kernel, width, lines_of(component)))
+        if found is not None:
+            return found
+    return Launch(4 if area <= 64 * 64 else 8, 2 if width == 128 and kernel != "forward" else 3)

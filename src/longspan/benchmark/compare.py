@@ -42,7 +42,7 @@ def compare(case: Case, names: Iterable[str], device: str, seconds: float = 1.0,
         works[f"{name} both"] = step
         sides[name] = {}
     row["agreement"] = agreement(outputs, case)
-    measured = time_interleaved(works, device, seconds)
+    measured = time_interleaved(works, device, seconds, queued=True)
     live = row["live_pairs"] * case.batch
     for name, side in sides.items():
         if "unavailable" in side:
