@@ -65,14 +65,15 @@ def problems(head_dims: tuple[int, ...] = (64, 128), dtype: torch.dtype = torch.
 
 def candidates(problem: Problem, hopper: bool) -> Iterator[Launch]:
     """Every launch worth a try, the plainest first."""
-    wide = problem.head_dim > 64
-    # Three and four programs of 128 threads a processor fit in these registers.
-    limits = (None,) if wide else (None, 168, 128)
-    for stages, one_loop, by_tma in product((2, 3), (False, True), (False, True) if hopper else (False,)):
-        for registers in limits if by_tma else (None,):
+    wide, long = problem.head_dim > 64, problem.lines == "long"
+    # Three programs of 128 threads a processor fit in 168 registers a thread, four in 128.
+    limit = None if wide else 168 if problem.kernel == "backward_columns" else 128
+    for stages, one_loop, by_tma in product((2, 3), (False,) if long else (False, True), (False, True) if hopper else (False,)):
+        for registers in {None: None, limit: None} if by_tma else (None,):
             yield Launch(4, stages, one_loop, by_tma, registers=registers)
-    for stages in (2, 3):
-        yield Launch(8, stages, by_tma=hopper)
+    if long:
+        for stages in (2, 3):
+            yield Launch(8, stages, by_tma=hopper)
 
 
 def tensors_of(problem: Problem, device: str) -> tuple[Tensor, ...]:
