@@ -29,11 +29,12 @@ def triton_backward(
     scale: float, q_lengths: Tensor | None = None, k_lengths: Tensor | None = None,
     q_segments: Tensor | None = None, k_segments: Tensor | None = None,
     dropout_p: float = 0.0, seed: Tensor | None = None, bias: Tensor | None = None, bias_block: int = 0,
-    sides: tuple[str, ...] = ("rows", "columns"),
+    columns: Layout | None = None, sides: tuple[str, ...] = ("rows", "columns"),
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
     """Gradients of `triton_forward`, whose arguments and results these are; dout [B, H, Tq, D], dlse [B, H, Tq] or None.
 
     Args:
+        columns: the same pattern compiled with other tiles, for the pass over columns; None for `layout` itself.
         sides: what to compute: "rows" gives dq and dbias, "columns" dk and dv; what is left out is not written.
 
     Returns:
@@ -50,16 +51,15 @@ def triton_backward(
     if not layout.covered:
         dq.zero_()
     dk, dv = output_like(call.k), output_like(call.v)
-    if not layout.components or not _covers_keys(layout.components[0]):
+    by_columns = (layout if columns is None else columns).components
+    if not by_columns or not _covers_keys(by_columns[0]):
         dk.zero_()
         dv.zero_()
     sums = _BiasSums.empty(call) if bias is not None else None
-    for number, component in enumerate(layout.components):
-        merging = number > 0 or not layout.covered
-        if "rows" in sides:
-            _queries(call, component, dout, stats, dq, sums, merging)
-        if "columns" in sides:
-            _keys(call, component, dout, stats, dk, dv, adding=number > 0 or not _covers_keys(component))
+    for number, component in enumerate(layout.components if "rows" in sides else ()):
+        _queries(call, component, dout, stats, dq, sums, merging=number > 0 or not layout.covered)
+    for number, component in enumerate(by_columns if "columns" in sides else ()):
+        _keys(call, component, dout, stats, dk, dv, adding=number > 0 or not _covers_keys(component))
     if call.negate:
         dq.neg_()
     return dq, dk, dv, None if sums is None or call.bias is None else sums.reduced(call.bias)
@@ -204,6 +204,7 @@ def _plan_columns(call: Call, component: Component, dout: Tensor, stats: _Stats,
         "stat_row": stats.lse2.stride(1), "CONTIGUOUS": lists.contiguous, "MERGE": adding,
         "ALIGN": alignment(D, call.q, call.k, call.v, dout, dk, dv),
         "ONE_LOOP": choice.one_loop and len(component.masks) > 0, "BY_TMA": by_tma, "STATS_BY_TMA": stats_by_tma,
+        "SERIAL_MASKS": choice.serial_masks,
     }, choice, call.aligned)  # fmt: skip
     add = []
     splits = 0 if work.splits is None else len(work.splits)

@@ -23,6 +23,7 @@ from .planner import Tiling
 SHARED = {(7, 5): 64, (8, 0): 163, (8, 6): 99, (8, 7): 163, (8, 9): 99, (9, 0): 227, (10, 0): 227, (12, 0): 99}
 SMALLEST = 16
 SHORT_LINES = 12  # entries of a mean line up to which its start and end cost more than what lies between
+MIDDLE_LINES = 40  # and up to which they still show
 
 
 class TilingError(ValueError):
@@ -70,7 +71,8 @@ def _side(head_dim: int, dtype: torch.dtype, budget: int, granularity: int | Non
     # Two rounds of the operands that stream in, beside those that stay.
     while block > SMALLEST and (2 + 2 * operands) * block * row_bytes > budget:
         block //= 2
-    sizes = tuple(size for size in (16, 32, 64) if size <= block)
+    # One side for residue classes of every length, so that a new length compiles nothing; short classes share a tile.
+    sizes = (block,)
     block = fitting(fitting(block, granularity), bias_block or None)
     return Tiling(block, block, sizes=sizes, one_pass=bias_block > 0)
 
@@ -78,6 +80,16 @@ def _side(head_dim: int, dtype: torch.dtype, budget: int, granularity: int | Non
 @lru_cache(maxsize=16)
 def _major(device: torch.device) -> int:
     return torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 0
+
+
+def wide_tiling(kernel: str, q: Tensor, granularity: int | None, bias_block: int) -> Tiling | None:
+    """Larger tiles for the long lines of a kernel, where the table has any that divide what a call speaks of."""
+    if q.dtype.itemsize > 2 or q.shape[3] > 128:
+        return None
+    found = TABLES.get(_major(q.device), {}).get((kernel, 128 if q.shape[3] > 64 else 64, "wide"))
+    if found is None or found.tile is None or bias_block or (granularity and granularity % max(found.tile)):
+        return None
+    return Tiling(*found.tile, sizes=(64,))
 
 
 _chosen: dict[str, Launch] = {}
@@ -97,10 +109,10 @@ def launched_as(**kernels: Launch) -> Iterator[None]:
 
 
 def lines_of(component: Component) -> str:
-    """Whether a component's mean line is "long", or short: "bits" with masks that are no bands, "short" without."""
-    lists = component.rows
-    if len(lists.index) > SHORT_LINES * lists.start.numel():
-        return "long"
+    """Whether a component's mean line is "long", "middle", or short: "bits" with masks that are no bands, "short" without."""
+    mean = len(component.rows.index) / max(1, component.rows.start.numel())
+    if mean > SHORT_LINES:
+        return "middle" if mean <= MIDDLE_LINES else "long"
     return "bits" if has_bits(component) else "short"
 
 
@@ -112,8 +124,10 @@ def launch_of(kernel: str, q: Tensor, component: Component) -> Launch:
     if q.dtype.itemsize > 2 or q.shape[3] > 128:
         return Launch(8 if area >= 64 * 64 else 4, 2)
     width = 128 if q.shape[3] > 64 else 64
-    if component.block_q == component.block_k == 64 and (table := TABLES.get(_major(q.device))):
-        found = table.get((kernel, width, lines_of(component)))
-        if found is not None:
-            return found
+    table, tile = TABLES.get(_major(q.device), {}), (component.block_q, component.block_k)
+    wide = table.get((kernel, width, "wide"))
+    if wide is not None and wide.tile == tile:
+        return wide
+    if tile == (64, 64) and (found := table.get((kernel, width, lines_of(component)))) is not None:
+        return found
     return Launch(4 if area <= 64 * 64 else 8, 2 if width == 128 and kernel != "forward" else 3)

@@ -33,6 +33,7 @@ def compile_first(plans: Sequence[Plan], device: str, jobs: int) -> None:
 def compile_side(case: Case, side: str, device: str) -> str | None:
     """Runs one side of a case once, forward and backward; returns why it could not."""
     try:
+        torch._dynamo.reset()
         q, k, v = case.inputs(device)
         attend = peers.find(side)(case, device)
         with torch.no_grad():

@@ -18,18 +18,22 @@ import torch
 from torch import Tensor
 
 from longspan.benchmark.timing import Work, time_interleaved
-from longspan.patterns import Fixed, Full, Local, Pattern
+from longspan.patterns import BigBird, Fixed, Full, Local, Pattern
+from longspan_kernels.block_sparse.launch_table import TABLES
 from longspan_kernels.block_sparse.launching import Launch
 from longspan_kernels.block_sparse.layout import Layout
-from longspan_kernels.block_sparse.planner import compile_layout
+from longspan_kernels.block_sparse.planner import Tiling, compile_layout
 from longspan_kernels.block_sparse.tuning import launched_as, lines_of, tilings
 
 KERNELS = ("forward", "backward_rows", "backward_columns")
 LINES: dict[str, tuple[Pattern, bool]] = {
     "short": (Local(512), True),
     "bits": (Fixed(512, 8), True),
+    "middle": (BigBird(128, 3, 3, 2), False),
     "long": (Full(), True),
+    "wide": (Full(), True),
 }
+WIDE_TILES = {"forward": ((128, 64), (128, 128)), "backward_rows": ((128, 64),), "backward_columns": ((64, 128),)}
 TOLERANCE = 2e-2  # of the largest number; what differs by more was compiled wrong
 
 
@@ -48,15 +52,15 @@ class Problem:
     def heads(self) -> int:
         return self.width // self.head_dim
 
-    def layouts(self, device: str) -> tuple[Layout, Layout]:
+    def layout(self, device: str, tile: tuple[int, int] | None = None, kernel: str | None = None) -> Layout:
+        """The pattern's layout in the tiles of this kernel (or of the one named), or in others."""
         pattern, causal = LINES[self.lines]
         target = torch.device(device)
         rules = pattern.head_rules(self.length, self.length, self.heads, causal, target)
         capability = torch.cuda.get_device_capability(target) if target.type == "cuda" else (9, 0)
-        forward, backward = tilings(self.head_dim, self.dtype, capability)
-        return tuple(  # type: ignore[return-value]
-            compile_layout(rules, self.length, self.length, self.heads, tiling, target) for tiling in (forward, backward)
-        )
+        own = tilings(self.head_dim, self.dtype, capability)[(kernel or self.kernel) != "forward"]
+        tiling = Tiling(*tile, sizes=own.sizes) if tile else own
+        return compile_layout(rules, self.length, self.length, self.heads, tiling, target)
 
 
 def problems(head_dims: tuple[int, ...] = (64, 128), dtype: torch.dtype = torch.bfloat16) -> list[Problem]:
@@ -65,15 +69,20 @@ def problems(head_dims: tuple[int, ...] = (64, 128), dtype: torch.dtype = torch.
 
 def candidates(problem: Problem, hopper: bool) -> Iterator[Launch]:
     """Every launch worth a try, the plainest first."""
+    columns = problem.kernel == "backward_columns"
+    if problem.lines == "wide":
+        yield TABLES[9][problem.kernel, 128 if problem.head_dim > 64 else 64, "long"] if hopper else Launch(4, 3)
+        for tile, stages, serial in product(WIDE_TILES[problem.kernel], (2, 3), (False, True) if columns else (False,)):
+            yield Launch(8, stages, by_tma=hopper, serial_masks=serial, tile=tile)
+        return
     wide, long = problem.head_dim > 64, problem.lines == "long"
     # Three programs of 128 threads a processor fit in 168 registers a thread, four in 128.
-    limit = None if wide else 168 if problem.kernel == "backward_columns" else 128
+    limit = None if wide else 168 if columns else 128
     for stages, one_loop, by_tma in product((2, 3), (False,) if long else (False, True), (False, True) if hopper else (False,)):
         for registers in {None: None, limit: None} if by_tma else (None,):
             yield Launch(4, stages, one_loop, by_tma, registers=registers)
-    if long:
-        for stages in (2, 3):
-            yield Launch(8, stages, by_tma=hopper)
+            if columns and not one_loop:
+                yield Launch(4, stages, one_loop, by_tma, registers=registers, serial_masks=True)
 
 
 def tensors_of(problem: Problem, device: str) -> tuple[Tensor, ...]:
@@ -89,15 +98,19 @@ class Runner:
         from longspan_kernels.block_sparse import backward, forward
 
         self.problem, self.forward, self.backward = problem, forward, backward
-        self.layouts = problem.layouts(device)
+        self.layouts: dict[tuple[int, int] | None, Layout] = {None: problem.layout(device)}
+        self.device = device
         self.q, self.k, self.v, self.dout = tensors_of(problem, device)
         self.scale = problem.head_dim**-0.5
-        self.out, self.lse = forward.triton_forward(self.q, self.k, self.v, self.layouts[0], scale=self.scale)
+        first = problem.layout(device, kernel="forward")
+        self.out, self.lse = forward.triton_forward(self.q, self.k, self.v, first, scale=self.scale)
 
     def work(self, launch: Launch) -> Callable[[], tuple[Tensor, ...]]:
         """A call of the kernel; it plans its launches on the first call, so plans of other candidates are dropped."""
         caches: dict[int, dict] = {}
-        layout = self.layouts[self.problem.kernel != "forward"]
+        if launch.tile not in self.layouts:
+            self.layouts[launch.tile] = self.problem.layout(self.device, launch.tile)
+        layout = self.layouts[launch.tile]
 
         def run() -> tuple[Tensor, ...]:
             for number, component in enumerate(layout.components):
@@ -147,7 +160,7 @@ def tune(device: str, jobs: int, seconds: float, chosen: list[Problem] | None = 
 
 def tune_one(problem: Problem, device: str, seconds: float, launches: list[Launch]) -> dict[str, Any]:
     runner = Runner(problem, device)
-    component = runner.layouts[problem.kernel != "forward"].components[-1]
+    component = max(runner.layouts[None].components, key=lambda c: len(c.rows.index))
     works, failed = {}, {}
     expected: tuple[Tensor, ...] | None = None
     for launch in launches:
@@ -176,11 +189,12 @@ def tune_one(problem: Problem, device: str, seconds: float, launches: list[Launc
 
 def source(launch: Launch) -> str:
     """A launch as it is written in launch_table.py."""
-    extra = [f"{name}=True" for name in ("one_loop", "by_tma", "stats_by_tma") if getattr(launch, name)]
-    extra += [f"registers={launch.registers}"] if launch.registers else []
+    extra = [f"{name}=True" for name in ("one_loop", "by_tma", "stats_by_tma", "serial_masks") if getattr(launch, name)]
+    extra += [f"{name}={getattr(launch, name)}" for name in ("registers", "tile") if getattr(launch, name)]
     return f"Launch({', '.join([str(launch.warps), str(launch.stages), *extra])})"
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows of launch_table.py."""
+    rows = [row for row in rows if row["lines"] != "wide" or "tile=" in row["best"]]  # a tile of its own did not pay
     return "\n".join(f'    ("{r["kernel"]}", {r["width"]}, "{r["lines"]}"): {r["best"]},' for r in rows)
