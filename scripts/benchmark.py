@@ -100,9 +100,11 @@ def tune(args: argparse.Namespace) -> int:
         print("error: --tune times compiled kernels; it needs a CUDA device", file=sys.stderr)
         return 2
     chosen = [p for p in tuning.problems() if not args.only or any(text in f"{p.kernel} {p.lines}" for text in args.only)]
-    rows = tuning.tune(args.device, args.jobs, args.seconds, chosen)
-    if args.output:
-        save(args.output, result(" ".join(["python", *sys.argv]), args.device, rows))
+    rows: list[dict] = []
+    for row in tuning.tune(args.device, args.jobs, args.seconds, chosen):
+        rows.append(row)
+        if args.output:  # after each, so that an interrupt loses nothing
+            save(args.output, result(" ".join(["python", *sys.argv]), args.device, rows))
     print(tuning.table(rows))
     return 0
 

@@ -48,7 +48,7 @@ def test_what_is_printed_is_the_table():
 
 def test_problems_have_the_lines_they_stand_for():
     for problem in problems():
-        layout = Problem(problem.kernel, problem.head_dim, problem.lines, length=4096, width=128).layout("cpu")
+        layout = Problem(problem.kernel, problem.head_dim, problem.lines, length=8192, width=128).layout("cpu")
         if problem.lines != "short":  # whose pattern is a smaller one here
             most = max(layout.components, key=lambda c: len(c.rows.index))
             assert lines_of(most) == {"wide": "long"}.get(problem.lines, problem.lines)

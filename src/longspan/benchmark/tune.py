@@ -141,8 +141,8 @@ def compile_candidate(problem: Problem, device: str, launch: Launch) -> None:
         print(f"{problem.kernel} D={problem.head_dim} {problem.lines} {launch}: {error}"[:200], file=sys.stderr)
 
 
-def tune(device: str, jobs: int, seconds: float, chosen: list[Problem] | None = None) -> list[dict[str, Any]]:
-    """One row a problem: every candidate with its milliseconds, and the best."""
+def tune(device: str, jobs: int, seconds: float, chosen: list[Problem] | None = None) -> Iterator[dict[str, Any]]:
+    """One row a problem, as it is found: every candidate with its milliseconds, and the best."""
     hopper = device.startswith("cuda") and torch.cuda.get_device_capability()[0] == 9
     chosen = problems() if chosen is None else chosen
     tasks = [(problem, device, launch) for problem in chosen for launch in candidates(problem, hopper)]
@@ -151,11 +151,9 @@ def tune(device: str, jobs: int, seconds: float, chosen: list[Problem] | None = 
             for number, _ in enumerate(pool.map(compile_candidate, *zip(*tasks, strict=True)), 1):
                 print(f"\rcompiled {number}/{len(tasks)}", end="", file=sys.stderr, flush=True)
         print(file=sys.stderr)
-    rows = []
     for number, problem in enumerate(chosen, 1):
         print(f"[{number}/{len(chosen)}] {problem.kernel}, D={problem.head_dim}, {problem.lines}", file=sys.stderr, flush=True)
-        rows.append(tune_one(problem, device, seconds, list(candidates(problem, hopper))))
-    return rows
+        yield tune_one(problem, device, seconds, list(candidates(problem, hopper)))
 
 
 def tune_one(problem: Problem, device: str, seconds: float, launches: list[Launch]) -> dict[str, Any]:
