@@ -37,8 +37,15 @@ def run(layout, q_len, k_len, width, key_heads=2, **options):
     return (q, k, v, dout), (out, *backward.triton_backward(dout, None, q, k, v, out, lse, layout, scale=0.3, **options)[:3])
 
 
-@pytest.mark.parametrize("launch", [Launch(4, 2, one_loop=True), Launch(4, 2, by_tma=True), Launch(4, 2, True, True, True)],
-                         ids=["one loop", "copy engine", "both, numbers too"])  # fmt: skip
+LAUNCHES = {
+    "one loop": Launch(4, 2, one_loop=True),
+    "copy engine": Launch(4, 2, by_tma=True),
+    "both": Launch(4, 2, one_loop=True, by_tma=True),
+    "serial masks": Launch(4, 2, serial_masks=True),
+}
+
+
+@pytest.mark.parametrize("launch", LAUNCHES.values(), ids=LAUNCHES)
 @pytest.mark.parametrize("name", RULES)
 @pytest.mark.parametrize(("q_len", "k_len", "key_heads"), [(64, 64, 2), (45, 61, 1)])
 def test_every_launch_gives_the_same(monkeypatch, launch, name, q_len, k_len, key_heads):
@@ -166,3 +173,30 @@ def test_a_call_knows_what_its_launches_depend_on():
     assert key(q) != key(q.contiguous()) and key(q) != key(q, scale=2.0)
     lengths = torch.tensor([5], dtype=torch.int32)
     assert key(q) != key(q, q_lengths=lengths, k_lengths=lengths)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_tiles_of_their_own_for_each_pass(monkeypatch, causal):
+    """Where the table has them, and where they visit hardly more."""
+    from longspan.patterns import Full, Local
+    from longspan_kernels.block_sparse import attend, op
+
+    wide = {"forward": (128, 64), "backward_rows": (64, 64), "backward_columns": (64, 128)}
+    table = {(kernel, 64, "wide"): Launch(8, 2, tile=tile) for kernel, tile in wide.items()}
+    monkeypatch.setattr(tuning, "_major", lambda device: 9)
+    monkeypatch.setattr(tuning, "TABLES", {9: table})
+    monkeypatch.setattr(op, "WIDE_ROW", 1)
+    monkeypatch.setattr(op, "WIDE_WASTE", 1.2)
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 2, 384, 16, generator=g).half().requires_grad_() for _ in range(3))
+    layouts = op.layouts_for(q, k, Full().key, causal, "triton", 0)
+    assert [(x.components[0].block_q, x.components[0].block_k) for x in layouts] == list(wide.values())
+    narrow = op.layouts_for(q, k, Local(16).key, causal, "triton", 0)  # which larger tiles would fill with waste
+    assert [(x.components[0].block_q, x.components[0].block_k) for x in narrow] == [(64, 64)] * 3
+    dout = torch.randn(q.shape, generator=g).half()
+    found = []
+    for backend in ("triton", "dense"):
+        out = attend(q, k, v, Full().key, causal=causal, backend=backend)
+        found.append((out, *torch.autograd.grad(out, (q, k, v), dout)))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, atol=4e-3, rtol=1e-2)

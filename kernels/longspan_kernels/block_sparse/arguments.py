@@ -174,7 +174,7 @@ def one_group(component: Component) -> bool:
 
 
 def streamed(tensors: tuple[Tensor, ...], component: Component, side: str, by_tma: bool, call: Call) -> tuple[tuple, bool]:
-    """Tensors [B, H, T, D] (or [B, H, T]) as the kernels read their tiles on one side ("q" or "k"), and whether that is by
+    """Tensors [B, H, T, D] as the kernels read their tiles on one side ("q" or "k"), and whether that is by
     Hopper's copy engine: then they are descriptors.
 
     The engine fills what lies outside with zeros; it knows no lengths and no lists of tokens, and wants rows at multiples of
@@ -190,21 +190,15 @@ def streamed(tensors: tuple[Tensor, ...], component: Component, side: str, by_tm
     length, step = tensors[0].shape[2], 1
     if steps:
         step, _, q_first, _, k_first = steps
-        if q_first or k_first or length % (4 * step):
+        if q_first or k_first or length % step:
             return tensors, False
-    views, blocks = [], []
-    for x in tensors:
-        if x.dim() == 4:
-            views.append(x.unflatten(2, (length // step, step)) if steps else x)
-            blocks.append([1, 1, rows, 1, width] if steps else [1, 1, rows, width])
-        else:
-            views.append(x.unflatten(2, (length // step, step)).transpose(2, 3).contiguous() if steps else x)
-            blocks.append([1, 1, 1, rows] if steps else [1, 1, rows])
+    views = [x.unflatten(2, (length // step, step)) if steps else x for x in tensors]
+    block = [1, 1, rows, 1, width] if steps else [1, 1, rows, width]
     if any(x.data_ptr() % 16 or any(s * x.element_size() % 16 or s <= 0 for s in x.stride()[:-1]) for x in views):
         return tensors, False
     from triton.tools.tensor_descriptor import TensorDescriptor
 
-    found = [TensorDescriptor(x, list(x.shape), list(x.stride()), b) for x, b in zip(views, blocks, strict=True)]
+    found = [TensorDescriptor(x, list(x.shape), list(x.stride()), block) for x in views]
     return tuple(found), True
 
 

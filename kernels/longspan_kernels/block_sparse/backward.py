@@ -42,27 +42,36 @@ def triton_backward(
     """
     call = Call(q, k, v, layout, scale, q_lengths, k_lengths, q_segments, k_segments, dropout_p, seed, bias, bias_block)
     dout, out = rows_of_unit_stride(dout), rows_of_unit_stride(out)
-    dlse = None if dlse is None else dlse.float().contiguous()
+    lse, dlse = lse.contiguous(), None if dlse is None else dlse.float().contiguous()
     given = [x for x in (dout, out, lse, dlse) if x is not None]
     call.aligned = call.aligned and all(x.data_ptr() % 16 == 0 for x in given)
     call.key = (*call.key, call.aligned)
-    stats = _prepare(call, dout, dlse, out, lse)
-    dq = output_like(call.q)
-    if not layout.covered:
-        dq.zero_()
-    dk, dv = output_like(call.k), output_like(call.v)
+    dq, dk, dv = output_like(call.q), output_like(call.k), output_like(call.v)
+    delta = torch.empty(lse.shape, dtype=torch.float32, device=lse.device)
+    pairs = _inside(dq, 2 * lse.numel())
+    _prepare(call, dout, dlse, out, lse, delta, pairs)
     by_columns = (layout if columns is None else columns).components
     if not by_columns or not _covers_keys(by_columns[0]):
         dk.zero_()
         dv.zero_()
+    for number, component in enumerate(by_columns if "columns" in sides else ()):
+        _keys(call, component, dout, pairs, dk, dv, adding=number > 0 or not _covers_keys(component))
+    # The pairs have served: dq may be written.
+    if not layout.covered:
+        dq.zero_()
     sums = _BiasSums.empty(call) if bias is not None else None
     for number, component in enumerate(layout.components if "rows" in sides else ()):
-        _queries(call, component, dout, stats, dq, sums, merging=number > 0 or not layout.covered)
-    for number, component in enumerate(by_columns if "columns" in sides else ()):
-        _keys(call, component, dout, stats, dk, dv, adding=number > 0 or not _covers_keys(component))
+        _queries(call, component, dout, lse, delta, dq, sums, merging=number > 0 or not layout.covered)
     if call.negate:
         dq.neg_()
     return dq, dk, dv, None if sums is None or call.bias is None else sums.reduced(call.bias)
+
+
+def _inside(x: Tensor, count: int) -> Tensor:
+    """[count] float32 in the memory of x, which is contiguous and not written yet; in memory of their own where x is small."""
+    if x.numel() * x.element_size() < 4 * count:
+        return torch.empty(count, dtype=torch.float32, device=x.device)
+    return x.view(-1).view(torch.uint8)[: 4 * count].view(torch.float32)
 
 
 def _covers_keys(component: Component) -> bool:
@@ -70,12 +79,9 @@ def _covers_keys(component: Component) -> bool:
     return component.k_index is None or component.order.startswith("residue")
 
 
-def _prepare(call: Call, dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor) -> _Stats:
+def _prepare(call: Call, dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor, delta: Tensor, pairs: Tensor) -> None:
+    """Writes delta [B, H, Tq], and in `pairs` lse in base 2 and delta of each query side by side."""
     B, H, Tq, D = out.shape
-    # Rows at multiples of 16 bytes, as the copy engine wants them.
-    padded = -(-Tq // 4) * 4
-    memory = torch.empty((4, B, H, padded), dtype=torch.float32, device=lse.device)
-    stats = _Stats(memory[0, :, :, :Tq], memory[1, :, :, :Tq], memory[2:])
     cache = call.layout.components[0].cache if call.layout.components else {}
     key = ("prepare", call.key, dout.stride(), out.stride(), dlse is None)
     plan = cache.get(key)
@@ -84,19 +90,9 @@ def _prepare(call: Call, dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Te
         lines = -(-Tq // PREPARED_AT_ONCE)
         plan = cache[key] = Plan(prepare_rows, lines * B * H, {
             "o_b": o_b, "o_h": o_h, "o_t": o_t, "do_b": do_b, "do_h": do_h, "do_t": do_t, "q_len": Tq, "owners": H,
-            "lines": lines, "stat_row": padded, "D": D, "BD": width_of(D), "BM": PREPARED_AT_ONCE,
+            "lines": lines, "D": D, "BD": width_of(D), "BM": PREPARED_AT_ONCE,
         }, SMALL, call.aligned)  # fmt: skip
-    plan(out, dout, lse, dlse, stats.lse2, stats.delta, stats.pairs)
-    return stats
-
-
-@dataclass
-class _Stats:
-    """lse in base 2 and delta of each query, [B, H, Tq], and both side by side, [B, H, Tq, 2] in memory."""
-
-    lse2: Tensor
-    delta: Tensor
-    pairs: Tensor
+    plan(out, dout, lse, dlse, delta, pairs)
 
 
 @dataclass
@@ -106,35 +102,33 @@ class _Side:
     work: Work
     pattern: tuple
     by_tma: bool
-    stats_by_tma: bool
     part: tuple[int, int, int] | None  # shape of the partial results
     main: Plan
     add: list[Plan]
 
 
 def _queries(
-    call: Call, component: Component, dout: Tensor, stats: _Stats, dq: Tensor, sums: _BiasSums | None, merging: bool
-) -> None:
+    call: Call, component: Component, dout: Tensor, lse: Tensor, delta: Tensor, dq: Tensor, sums: _BiasSums | None,
+    merging: bool,
+) -> None:  # fmt: skip
     key = ("rows", merging, call.key, dout.stride(), dq.dtype)
     side = component.cache.get(key)
     if side is None:
         side = made_outside_graphs(
-            lambda: _plan_rows(call, component, dout, stats, dq, sums, merging), dq.device, not component.dynamic
+            lambda: _plan_rows(call, component, dout, dq, sums, merging), dq.device, not component.dynamic
         )
         component.cache[key] = side
     part = None if side.part is None else torch.empty(side.part, dtype=torch.float32, device=dq.device)
     keys, _ = streamed((call.k, call.v), component, "k", side.by_tma, call)
     side.main(
-        call.q, *keys, dout, stats.lse2, stats.delta, dq, *side.pattern, component.merge, side.work.items, part,
+        call.q, *keys, dout, lse, delta, dq, *side.pattern, component.merge, side.work.items, part,
         *call.limits(component), None if sums is None else sums.tiles,
     )  # fmt: skip
     for plan in side.add:
         plan(dq, part, side.work.splits, component.group, component.merge, component.q_index)
 
 
-def _plan_rows(
-    call: Call, component: Component, dout: Tensor, stats: _Stats, dq: Tensor, sums: _BiasSums | None, merging: bool
-) -> _Side:
+def _plan_rows(call: Call, component: Component, dout: Tensor, dq: Tensor, sums: _BiasSums | None, merging: bool) -> _Side:
     B, H, Tq, D = call.q.shape
     work = work_of(component, "rows", 1, B, everything=call.layout.covered and component.covers)
     choice = launch_of("backward_rows", call.q, component)
@@ -147,7 +141,7 @@ def _plan_rows(
         "do_b": do_b, "do_h": do_h, "do_t": do_t, "dq_b": dq_b, "dq_h": dq_h, "dq_t": dq_t,
         "sums_h": 0 if sums is None else sums.tiles.stride(1), "sums_row": 0 if sums is None else sums.tiles.stride(2),
         "sums_first": 0 if sums is None else sums.first, "lines": lists.start.shape[1], "owners": H,
-        "scale": float(call.scale), "stat_row": stats.lse2.stride(1), "CONTIGUOUS": lists.contiguous,
+        "scale": float(call.scale), "CONTIGUOUS": lists.contiguous,
         "DROPOUT": call.seed is not None, "MERGE": merging, "ALIGN": alignment(D, call.q, call.k, call.v, dout, dq),
         "ONE_LOOP": choice.one_loop and len(component.masks) > 0, "BY_TMA": by_tma,
     }, choice, call.aligned)  # fmt: skip
@@ -159,19 +153,19 @@ def _plan_rows(
             "D": D, "BD": numbers["BD"], "BX": numbers["BM"], "SHARE": 1, "MERGE": merging,
         }, SMALL, call.aligned))  # fmt: skip
     part = (work.slots * B, component.block_q, numbers["BD"]) if work.slots else None
-    return _Side(work, call.pattern(component, "rows", work.items is not None), by_tma, False, part, main, add)
+    return _Side(work, call.pattern(component, "rows", work.items is not None), by_tma, part, main, add)
 
 
-def _keys(call: Call, component: Component, dout: Tensor, stats: _Stats, dk: Tensor, dv: Tensor, adding: bool) -> None:
+def _keys(call: Call, component: Component, dout: Tensor, pairs: Tensor, dk: Tensor, dv: Tensor, adding: bool) -> None:
     if component.k_index is not None and component.k_index.dim() == 2 and call.share > 1:
         # Heads that share keys may each have an order of their own: a gradient for each, added up afterwards.
-        _keys_of_each_head(call, component, dout, stats, dk, dv)
+        _keys_of_each_head(call, component, dout, pairs, dk, dv)
         return
     key = ("columns", adding, call.key, dout.stride(), dk.dtype)
     side = component.cache.get(key)
     if side is None:
         side = made_outside_graphs(
-            lambda: _plan_columns(call, component, dout, stats, dk, dv, adding), dk.device, not component.dynamic
+            lambda: _plan_columns(call, component, dout, dk, dv, adding), dk.device, not component.dynamic
         )
         component.cache[key] = side
     part_k = part_v = None
@@ -179,32 +173,29 @@ def _keys(call: Call, component: Component, dout: Tensor, stats: _Stats, dk: Ten
         part_k = torch.empty(side.part, dtype=torch.float32, device=dk.device)
         part_v = torch.empty_like(part_k)
     (queries, douts), _ = streamed((call.q, dout), component, "q", side.by_tma, call)
-    (logs, deltas), _ = streamed((stats.lse2, stats.delta), component, "q", side.stats_by_tma, call)
     side.main(
-        queries, call.k, call.v, douts, logs, deltas, stats.pairs, dk, dv, *side.pattern, side.work.items, part_k, part_v,
+        queries, call.k, call.v, douts, pairs, dk, dv, *side.pattern, side.work.items, part_k, part_v,
         *call.limits(component),
     )  # fmt: skip
     for plan, gradient, part in zip(side.add, (dk, dv), (part_k, part_v), strict=False):
         plan(gradient, part, side.work.splits, component.group, None, component.k_index)
 
 
-def _plan_columns(call: Call, component: Component, dout: Tensor, stats: _Stats, dk: Tensor, dv: Tensor, adding: bool) -> _Side:
+def _plan_columns(call: Call, component: Component, dout: Tensor, dk: Tensor, dv: Tensor, adding: bool) -> _Side:
     B, Hkv, Tk, D = call.k.shape
     work = work_of(component, "columns", call.share, B, everything=not adding)
     choice = launch_of("backward_columns", call.q, component)
     numbers = call.numbers(component)
     by_tma = streamed((call.q, dout), component, "q", choice.by_tma, call)[1]
     choice = choice if by_tma else without_tma(choice)
-    stats_by_tma = streamed((stats.lse2, stats.delta), component, "q", by_tma and choice.stats_by_tma, call)[1]
     (do_b, do_h, do_t, _), (dk_b, dk_h, dk_t, _), (dv_b, dv_h, dv_t, _) = dout.stride(), dk.stride(), dv.stride()
     lists = component.columns
     main = Plan(backward_columns, work.programs * B, numbers | {
         "do_b": do_b, "do_h": do_h, "do_t": do_t, "dk_b": dk_b, "dk_h": dk_h, "dk_t": dk_t, "dv_b": dv_b, "dv_h": dv_h,
         "dv_t": dv_t, "lines": lists.start.shape[1], "owners": Hkv, "scale": float(call.scale),
-        "stat_row": stats.lse2.stride(1), "CONTIGUOUS": lists.contiguous, "MERGE": adding,
+        "CONTIGUOUS": lists.contiguous, "MERGE": adding,
         "ALIGN": alignment(D, call.q, call.k, call.v, dout, dk, dv),
-        "ONE_LOOP": choice.one_loop and len(component.masks) > 0, "BY_TMA": by_tma, "STATS_BY_TMA": stats_by_tma,
-        "SERIAL_MASKS": choice.serial_masks,
+        "ONE_LOOP": choice.one_loop and len(component.masks) > 0, "BY_TMA": by_tma, "SERIAL_MASKS": choice.serial_masks,
     }, choice, call.aligned)  # fmt: skip
     add = []
     splits = 0 if work.splits is None else len(work.splits)
@@ -219,20 +210,19 @@ def _plan_columns(call: Call, component: Component, dout: Tensor, stats: _Stats,
         work,
         call.pattern(component, "columns", work.items is not None and call.share == 1),
         by_tma,
-        stats_by_tma,
         part,
         main,
         add,
     )
 
 
-def _keys_of_each_head(call: Call, component: Component, dout: Tensor, stats: _Stats, dk: Tensor, dv: Tensor) -> None:
+def _keys_of_each_head(call: Call, component: Component, dout: Tensor, pairs: Tensor, dk: Tensor, dv: Tensor) -> None:
     """Adds to dk and dv what the heads of each key head give, one gradient a query head."""
     (B, Hkv, Tk, D), share = call.k.shape, call.share
     k, v = call.k.repeat_interleave(share, 1), call.v.repeat_interleave(share, 1)
     own_k = torch.zeros((B, Hkv * share, Tk, D), dtype=torch.float32, device=k.device)
     own_v = torch.zeros_like(own_k)
-    _keys(replace(call, k=k, v=v), component, dout, stats, own_k, own_v, adding=True)
+    _keys(replace(call, k=k, v=v), component, dout, pairs, own_k, own_v, adding=True)
     for gradient, own in ((dk, own_k), (dv, own_v)):
         gradient.add_(own.view(B, Hkv, share, Tk, D).sum(2).to(gradient.dtype))
 

@@ -8,7 +8,7 @@ order, so that two runs give the same bits.
 Legend: BM x BN the tile of queries x keys, BD the head width D rounded up to a power of two, SHARE query heads a key head.
 """
 
-# ruff: noqa: SIM108, SIM109, SIM300 (compile-time branches stay statements)
+# ruff: noqa: SIM109, SIM300 (compile-time branches stay statements)
 from __future__ import annotations
 
 import triton
@@ -21,7 +21,6 @@ from .tile_math import (
     FULL,
     LOG2E,
     VARYING,
-    copied_numbers,
     copied_tile,
     dropout_keeps,
     dropout_rows,
@@ -35,11 +34,11 @@ from .tile_math import (
 
 @triton.jit
 def key_gradients(
-    dk, dv, k, v, token, k_ok, segments, Q, DOUT, LSE2, DELTA, PAIRS, Q_INDEX, Q_SEGMENTS, SEED, INDEX, DETAIL, MASKS,
+    dk, dv, k, v, token, k_ok, segments, Q, DOUT, PAIRS, Q_INDEX, Q_SEGMENTS, SEED, INDEX, DETAIL, MASKS,
     EXCLUDED, BIAS, b, head, u, batch_head, first, masked_from, bits_from, stop, first_tile, q_stride, do_stride,
     index_stride, q_start, q_len, q_stop, step, q_per, origin, scale2, inverse_keep, threshold, bias_row, bias_first,
     MODE: tl.constexpr, CONTIGUOUS: tl.constexpr, CHECKED: tl.constexpr, POSITIONAL: tl.constexpr,
-    STEPPED: tl.constexpr, BY_TMA: tl.constexpr, STATS_BY_TMA: tl.constexpr, HAS_BANDS: tl.constexpr,
+    STEPPED: tl.constexpr, BY_TMA: tl.constexpr, HAS_BANDS: tl.constexpr,
     HAS_BITS: tl.constexpr, EXCLUSIONS: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr,
     BN: tl.constexpr, WORDS: tl.constexpr, BIAS_BLOCK: tl.constexpr, EXACT: tl.constexpr, SERIAL_MASKS: tl.constexpr,
 ):  # fmt: skip
@@ -71,14 +70,10 @@ def key_gradients(
         else:
             q = load_tile(Q, row, base, row_ok, q_stride, step, offs_d, D, BD, BM, LOOK, Q_INDEX is not None, STEPPED)
             dout = load_tile(DOUT, row, base, row_ok, do_stride, step, offs_d, D, BD, BM, LOOK, Q_INDEX is not None, STEPPED)
-        if STATS_BY_TMA:
-            lse2 = copied_numbers(LSE2, b, head, tile, base, q_per, BM, STEPPED)
-            delta = copied_numbers(DELTA, b, head, tile, base, q_per, BM, STEPPED)
-        else:
-            # The layout of s wants each of these in many threads. Loaded as one tensor of both they are fetched once and
-            # spread, instead of once a thread.
-            near = tl.minimum(tl.maximum(row, 0), q_len - 1)
-            lse2, delta = tl.split(tl.load(PAIRS + 2 * near[:, None] + tl.arange(0, 2)[None, :]))
+        # The layout of s wants each of these in many threads. Loaded as one tensor of both they are fetched once and spread,
+        # instead of once a thread.
+        near = tl.minimum(tl.maximum(row, 0), q_len - 1)
+        lse2, delta = tl.split(tl.load(PAIRS + 2 * near[:, None] + tl.arange(0, 2)[None, :]))
         s = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale2  # (BN, BM)
         dp = tl.dot(v, tl.trans(dout), input_precision=PRECISION)  # (BN, BM)
         if BIAS is not None:
@@ -109,18 +104,18 @@ def key_gradients(
 
 @triton.jit(do_not_specialize=VARYING)
 def backward_columns(
-    Q, K, V, DOUT, LSE2, DELTA, PAIRS, DK, DV, LINES, INDEX, DETAIL, MASKS, Q_INDEX, K_INDEX, GROUP, ITEMS, PART_K,
+    Q, K, V, DOUT, PAIRS, DK, DV, LINES, INDEX, DETAIL, MASKS, Q_INDEX, K_INDEX, GROUP, ITEMS, PART_K,
     PART_V, Q_LENGTHS, K_LENGTHS, Q_SEGMENTS, K_SEGMENTS, SEED, EXCLUDED, BIAS, q_b: tl.int64, q_h: tl.int64,
     q_t: tl.int64, k_b: tl.int64, k_h: tl.int64, k_t: tl.int64, v_b: tl.int64, v_h:     tl.int64, v_t: tl.int64,
     do_b: tl.int64, do_h: tl.int64, do_t: tl.int64, dk_b: tl.int64, dk_h: tl.int64, dk_t: tl.int64, dv_b: tl.int64,
     dv_h: tl.int64, dv_t: tl.int64, q_index_stride: tl.int64, k_index_stride: tl.int64, bias_h: tl.int64,
-    bias_row: tl.int64, stat_row: tl.int64, q_len: tl.int32, k_len: tl.int32, q_start: tl.int32, k_start: tl.int32,
+    bias_row: tl.int64, q_len: tl.int32, k_len: tl.int32, q_start: tl.int32, k_start: tl.int32,
     lines: tl.int32, batch: tl.int32, owners:     tl.int32, batch_groups: tl.int32, threshold: tl.int32,
     bias_first: tl.int32, step: tl.int32, q_per: tl.int32, k_per: tl.int32, scale, scale2, inverse_keep,
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, WORDS: tl.constexpr, SHARE: tl.constexpr,
     CONTIGUOUS: tl.constexpr, CHECKED: tl.constexpr, POSITIONAL: tl.constexpr, STEPPED: tl.constexpr,
     HAS_BANDS: tl.constexpr, HAS_BITS: tl.constexpr, EXCLUSIONS: tl.constexpr, ONE_GROUP: tl.constexpr,
-    ONE_LOOP: tl.constexpr, BY_TMA: tl.constexpr, STATS_BY_TMA: tl.constexpr, MERGE: tl.constexpr,
+    ONE_LOOP: tl.constexpr, BY_TMA: tl.constexpr, MERGE: tl.constexpr,
     BIAS_BLOCK: tl.constexpr, ALIGN: tl.constexpr, EXACT: tl.constexpr, SERIAL_MASKS: tl.constexpr,
 ):  # fmt: skip
     b, owner, line, slot, u, served, entries = work_item(ITEMS, LINES, GROUP, owners, lines, batch, batch_groups, ONE_GROUP)
@@ -182,10 +177,7 @@ def backward_columns(
         else:
             Q_OF = Q + tl.multiple_of(b64 * q_b + h64 * q_h, ALIGN)
             DOUT_OF = DOUT + tl.multiple_of(b64 * do_b + h64 * do_h, ALIGN)
-        if STATS_BY_TMA:
-            PAIRS_OF = PAIRS
-        else:
-            PAIRS_OF = PAIRS + batch_head.to(tl.int64) * (2 * stat_row)
+        PAIRS_OF = PAIRS + batch_head.to(tl.int64) * (2 * q_len)
         BIAS_OF = BIAS
         if BIAS is not None:
             BIAS_OF = BIAS + h64 * bias_h + (line * BN) // BIAS_BLOCK
@@ -194,11 +186,11 @@ def backward_columns(
                 lowest = masked_from if mode == 1 else bits_from if mode == 2 else first
                 highest = masked_from if mode == 0 else bits_from if mode == 1 else stop
                 dk, dv = key_gradients(
-                    dk, dv, k, v, token, k_ok, segments, Q_OF, DOUT_OF, LSE2, DELTA, PAIRS_OF, Q_INDEX, Q_SEGMENTS,
+                    dk, dv, k, v, token, k_ok, segments, Q_OF, DOUT_OF, PAIRS_OF, Q_INDEX, Q_SEGMENTS,
                     SEED, INDEX, DETAIL, MASKS, EXCLUDED, BIAS_OF, b, h, u_of, batch_head, tl.maximum(first, lowest),
                     masked_from, bits_from, tl.minimum(stop, highest), first_tile, q_t, do_t, q_index_stride, q_start,
                     q_len, q_stop, step, q_per, k_len - q_len, scale2, inverse_keep, threshold, bias_row, bias_first,
-                    mode, CONTIGUOUS, CHECKED, POSITIONAL, STEPPED, BY_TMA, STATS_BY_TMA, HAS_BANDS, HAS_BITS,
+                    mode, CONTIGUOUS, CHECKED, POSITIONAL, STEPPED, BY_TMA, HAS_BANDS, HAS_BITS,
                     EXCLUSIONS, D, BD, BM, BN, WORDS, BIAS_BLOCK, EXACT, SERIAL_MASKS,
                 )  # fmt: skip
     dk *= scale

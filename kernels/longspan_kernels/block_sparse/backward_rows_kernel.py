@@ -97,11 +97,11 @@ def query_gradient(
 
 @triton.jit(do_not_specialize=VARYING)
 def backward_rows(
-    Q, K, V, DOUT, LSE2, DELTA, DQ, LINES, INDEX, DETAIL, MASKS, Q_INDEX, K_INDEX, GROUP, MERGES, ITEMS, PART,
+    Q, K, V, DOUT, LSE, DELTA, DQ, LINES, INDEX, DETAIL, MASKS, Q_INDEX, K_INDEX, GROUP, MERGES, ITEMS, PART,
     Q_LENGTHS, K_LENGTHS, Q_SEGMENTS, K_SEGMENTS, SEED, EXCLUDED, BIAS, SUMS, q_b: tl.int64, q_h: tl.int64,
     q_t: tl.int64, k_b: tl.int64, k_h: tl.int64, k_t: tl.int64, v_b: tl.int64, v_h:     tl.int64, v_t: tl.int64,
     do_b: tl.int64, do_h: tl.int64, do_t: tl.int64, dq_b: tl.int64, dq_h: tl.int64, dq_t: tl.int64,
-    q_index_stride:     tl.int64, k_index_stride: tl.int64, bias_h: tl.int64, bias_row: tl.int64, stat_row: tl.int64,
+    q_index_stride:     tl.int64, k_index_stride: tl.int64, bias_h: tl.int64, bias_row: tl.int64,
     sums_h: tl.int64, sums_row: tl.int64, q_len: tl.int32, k_len: tl.int32, q_start: tl.int32, k_start: tl.int32,
     lines: tl.int32, batch: tl.int32, owners:     tl.int32, batch_groups: tl.int32, threshold: tl.int32,
     bias_first: tl.int32, sums_first: tl.int32, step: tl.int32, q_per: tl.int32, k_per: tl.int32, scale, scale2,
@@ -141,8 +141,9 @@ def backward_rows(
     row_ok = (row >= 0) & (row < q_stop)
     q = load_tile(Q, row, base, row_ok, q_t, step, offs_d, D, BD, BM, True, Q_INDEX is not None, STEPPED)
     dout = load_tile(DOUT, row, base, row_ok, do_t, step, offs_d, D, BD, BM, True, Q_INDEX is not None, STEPPED)
-    at = (b64 * owners + h64) * stat_row + row
-    lse2 = tl.load(LSE2 + at, mask=row_ok, other=float("inf"))
+    at = (b64 * owners + h64) * q_len + row
+    lse = tl.load(LSE + at, mask=row_ok, other=float("-inf"))
+    lse2 = tl.where(lse == float("-inf"), float("inf"), lse * LOG2E)  # a row without keys: all its weights come out 0
     delta = tl.load(DELTA + at, mask=row_ok, other=0.0)
     i = row + (k_len - q_len)
     rows = None

@@ -16,11 +16,11 @@ from .tile_math import LOG2E, VARYING, addresses, tokens_of
 
 @triton.jit(do_not_specialize=VARYING)
 def prepare_rows(
-    OUT, DOUT, LSE, DLSE, LSE2, DELTA, PAIRS, o_b: tl.int64, o_h: tl.int64, o_t: tl.int64, do_b: tl.int64, do_h: tl.int64,
-    do_t: tl.int64, q_len: tl.int32, owners: tl.int32, lines: tl.int32, stat_row: tl.int64, D: tl.constexpr, BD: tl.constexpr,
+    OUT, DOUT, LSE, DLSE, DELTA, PAIRS, o_b: tl.int64, o_h: tl.int64, o_t: tl.int64, do_b: tl.int64, do_h: tl.int64,
+    do_t: tl.int64, q_len: tl.int32, owners: tl.int32, lines: tl.int32, D: tl.constexpr, BD: tl.constexpr,
     BM: tl.constexpr,
 ):  # fmt: skip
-    """delta, and lse in base 2; +inf for a row without keys, so that all its weights come out 0."""
+    """delta, and beside it lse in base 2; +inf for a row without keys, so that all its weights come out 0."""
     pid = tl.program_id(0)
     line = pid % lines
     batch_head = (pid // lines).to(tl.int64)
@@ -34,17 +34,15 @@ def prepare_rows(
     dout = tl.load(DOUT + b * do_b + h * do_h + row64 * do_t + offs_d[None, :], mask=keep, other=0.0).to(tl.float32)
     delta = tl.sum(out * dout, 1)
     at = batch_head * q_len + row
-    to = batch_head * stat_row + row
     if DLSE is not None:
         delta -= tl.load(DLSE + at, mask=ok, other=0.0)
     lse = tl.load(LSE + at, mask=ok, other=float("-inf"))
     empty = lse == float("-inf")
     delta = tl.where(empty, 0.0, delta)
     lse2 = tl.where(empty, float("inf"), lse * LOG2E)
-    tl.store(DELTA + to, delta, mask=ok)
-    tl.store(LSE2 + to, lse2, mask=ok)
-    tl.store(PAIRS + 2 * to, lse2, mask=ok)
-    tl.store(PAIRS + 2 * to + 1, delta, mask=ok)
+    tl.store(DELTA + at, delta, mask=ok)
+    tl.store(PAIRS + 2 * at, lse2, mask=ok)
+    tl.store(PAIRS + 2 * at + 1, delta, mask=ok)
 
 
 @triton.jit

@@ -26,7 +26,7 @@ class Launch:
     Attributes:
         warps, stages: warps a program, depth of the software pipeline.
         one_loop: one loop over full and masked tiles rather than one for each: better for short lines.
-        by_tma: tiles in natural order come through Hopper's copy engine; stats_by_tma: so do the numbers of their rows.
+        by_tma: tiles in natural order come through Hopper's copy engine.
         registers: most registers a thread, or None; meant for tiles that come through the copy engine.
         serial_masks: masked tiles come in a loop of their own without a pipeline, which leaves registers to that over full
             tiles (backward_columns alone; it needs most).
@@ -37,7 +37,6 @@ class Launch:
     stages: int
     one_loop: bool = False
     by_tma: bool = False
-    stats_by_tma: bool = False
     registers: int | None = None
     serial_masks: bool = False
     tile: tuple[int, int] | None = None
@@ -119,7 +118,7 @@ class Plan:
 
 def without_tma(choice: Launch) -> Launch:
     """The same launch where the copy engine cannot serve: addresses take registers of their own."""
-    return replace(choice, by_tma=False, stats_by_tma=False, registers=None)
+    return replace(choice, by_tma=False, registers=None)
 
 
 SMALL = Launch(4, 1)  # for kernels that only pass over rows

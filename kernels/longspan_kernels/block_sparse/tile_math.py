@@ -22,7 +22,7 @@ VARYING = [
     "q_len", "k_len", "q_start", "k_start", "lines", "batch", "owners", "batch_groups", "threshold", "bias_first",
     "bias_h", "bias_row", "q_index_stride", "k_index_stride", "step", "q_per", "k_per", "sums_h", "sums_row",
     "sums_first", "q_b", "q_h", "k_b", "k_h", "v_b", "v_h", "o_b", "o_h", "do_b", "do_h", "dq_b", "dq_h", "dk_b",
-    "dk_h", "dv_b", "dv_h", "x_b", "x_h", "x_len", "stat_row", "x_start", "index_stride",
+    "dk_h", "dv_b", "dv_h", "x_b", "x_h", "x_len", "x_start", "index_stride",
 ]  # fmt: skip
 
 
@@ -123,16 +123,6 @@ def copied_tile(X, b, h, tile, base, per, B: tl.constexpr, BD: tl.constexpr, STE
     else:
         x = X.load([b, h, base, 0])
     return x.reshape([B, BD])
-
-
-@triton.jit
-def copied_numbers(X, b, h, tile, base, per, B: tl.constexpr, STEPPED: tl.constexpr):
-    """One number a token of a tile, [B], by descriptor."""
-    if STEPPED:
-        x = X.load([b, h, tile // per, (tile % per) * B])
-    else:
-        x = X.load([b, h, base])
-    return x.reshape([B])
 
 
 @triton.jit

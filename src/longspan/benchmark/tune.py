@@ -187,7 +187,7 @@ def tune_one(problem: Problem, device: str, seconds: float, launches: list[Launc
 
 def source(launch: Launch) -> str:
     """A launch as it is written in launch_table.py."""
-    extra = [f"{name}=True" for name in ("one_loop", "by_tma", "stats_by_tma", "serial_masks") if getattr(launch, name)]
+    extra = [f"{name}=True" for name in ("one_loop", "by_tma", "serial_masks") if getattr(launch, name)]
     extra += [f"{name}={getattr(launch, name)}" for name in ("registers", "tile") if getattr(launch, name)]
     return f"Launch({', '.join([str(launch.warps), str(launch.stages), *extra])})"
 
