@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> None:
         )
         output = Path(own["output"])
         output.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(output, dpi=110)
+        figure.savefig(output, dpi=120)
         print(f"Written: {output}")
 
 
