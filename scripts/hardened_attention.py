@@ -75,7 +75,7 @@ def main() -> int:
             ours = sum(layer[kind]["ms"] for layer in layers) / len(layers)
             figures += [f"{ours:.3f}", f"{local[kind]['ms']:.3f}", f"{row[f'ratio_{kind}']:.2f}"]
         table.add_row(row["learned"], f"{row['density']:.3f}", *figures)
-    Console().print(table)
+    Console(width=max(110, Console().width)).print(table)
     return 0
 
 
