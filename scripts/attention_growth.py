@@ -1,8 +1,7 @@
 """How the time of attention variants grows with the length: forward and backward, one layer.
 
 python scripts/attention_growth.py reformer full local:window=128 --lengths 1024 2048 4096 8192
-python scripts/attention_growth.py reformer moba nsa routing sinkhorn full --lengths 4096 8192 16384 32768 65536 \
-    --device cuda --seconds 0.3 -o benchmarks/h100_attention_growth.json
+python scripts/attention_growth.py reformer moba nsa --lengths 16384 32768 65536 --device cuda -o benchmarks/growth.json
 """
 
 from __future__ import annotations
@@ -31,20 +30,16 @@ def main() -> int:
     parser.add_argument("-o", "--output", metavar="FILE", help="JSON with hardware, versions, command and every figure")
     args = parser.parse_args()
     dtype = torch.bfloat16 if args.device.startswith("cuda") else torch.float32
-    command = " ".join(["python", *sys.argv])
-
-    def keep(rows: list[dict]) -> None:  # after each length, so that an interrupt loses nothing
-        if args.output:
-            save(args.output, result(command, args.device, rows, threads=torch.get_num_threads()))
-
     try:
         rows = measure(
             args.variants, args.lengths, device=args.device, heads=args.heads, head_dim=args.head_dim,
-            causal=not args.both_ways, dtype=dtype, seconds=args.seconds, keep=keep,
+            causal=not args.both_ways, dtype=dtype, seconds=args.seconds,
         )  # fmt: skip
     except (GrowthError, AttentionConfigError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    if args.output:
+        save(args.output, result(" ".join(["python", *sys.argv]), args.device, rows, threads=torch.get_num_threads()))
     table = Table(title="forward + backward, medians", title_justify="left")
     for heading in ("variant", "T", "ms", "grows as T^", "stated FLOPs as T^", "peak MiB"):
         table.add_column(heading, justify="left" if heading == "variant" else "right")

@@ -6,7 +6,7 @@ Legend: B batch, H heads, T tokens, D head width.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -49,12 +49,10 @@ def _plain(text: str) -> Any:
 def measure(
     texts: Sequence[str], lengths: Sequence[int], *, device: str, heads: int = 4, head_dim: int = 64, causal: bool = True,
     dtype: torch.dtype = torch.float32, seconds: float = 1.0, memory: bool = True,
-    keep: Callable[[list[dict[str, Any]]], None] = lambda rows: None,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """One row a variant and length: medians of a forward and a backward pass, FLOPs as the variant states them, growth.
 
-    `exponent` is log(time / time at the length before) / log(T / that length): 1 for linear cost, 2 for quadratic. `keep`
-    gets the rows after each length.
+    `exponent` is log(time / time at the length before) / log(T / that length): 1 for linear cost, 2 for quadratic.
     """
     rows: list[dict[str, Any]] = []
     for length in sorted(lengths):
@@ -81,7 +79,6 @@ def measure(
                 row["exponent"] = math.log(row["ms"] / before["ms"]) / times
                 row["flops_exponent"] = math.log(row["forward_flops"] / before["forward_flops"]) / times
             rows.append(row)
-        keep(rows)
     return rows
 
 
