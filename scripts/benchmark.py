@@ -3,6 +3,7 @@
 python scripts/benchmark.py --suite cpu -o benchmarks/cpu.json
 python scripts/benchmark.py --suite gpu -o benchmarks/h100.json
 python scripts/benchmark.py --suite end-to-end -o benchmarks/end_to_end.json
+python scripts/benchmark.py --tune -o tuned.json        # the table of kernels/longspan_kernels/block_sparse/launch_table.py
 python scripts/benchmark.py --pattern "Local(256) | Strided(128)" --lengths 4096 16384 --heads 8 --head-dim 64 --peer sdpa
 """
 
@@ -17,6 +18,7 @@ import torch
 from longspan.benchmark import layouts
 from longspan.benchmark.cases import Case, CaseError, parse_pattern
 from longspan.benchmark.compare import compare
+from longspan.benchmark.compile_first import compile_first
 from longspan.benchmark.end_to_end import Size, compare_steps
 from longspan.benchmark.peers import PeerUnavailable, find
 from longspan.benchmark.results import result, save, show
@@ -30,6 +32,10 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--suite", choices=[*SUITES, "end-to-end", "layouts"], help="a published comparison, instead of --pattern"
+    )
+    parser.add_argument("--tune", action="store_true", help="search how kernels are best launched on this GPU")
+    parser.add_argument(
+        "--jobs", type=int, default=1, metavar="N", help="compile all that will be timed first, in N processes (default: 1)"
     )
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="TEXT", help="cases of the suite whose name holds one of these"
@@ -86,6 +92,23 @@ def end_to_end(args: argparse.Namespace) -> int:
     return keep(args, [row])
 
 
+def tune(args: argparse.Namespace) -> int:
+    """Every candidate launch of every kernel, and the table of the best."""
+    from longspan.benchmark import tune as tuning
+
+    if not args.device.startswith("cuda"):
+        print("error: --tune times compiled kernels; it needs a CUDA device", file=sys.stderr)
+        return 2
+    chosen = [p for p in tuning.problems() if not args.only or any(text in f"{p.kernel} {p.lines}" for text in args.only)]
+    rows: list[dict] = []
+    for row in tuning.tune(args.device, args.jobs, args.seconds, chosen):
+        rows.append(row)
+        if args.output:  # after each, so that an interrupt loses nothing
+            save(args.output, result(" ".join(["python", *sys.argv]), args.device, rows))
+    print(tuning.table(rows))
+    return 0
+
+
 def keep(args: argparse.Namespace, found: list[dict]) -> int:
     if args.output:
         save(args.output, result(" ".join(["python", *sys.argv]), args.device, found))
@@ -99,6 +122,8 @@ def main() -> int:
         torch.set_num_threads(args.threads)
     if args.suite == "end-to-end":
         return end_to_end(args)
+    if args.tune:
+        return tune(args)
     if args.suite == "layouts":
         return keep(args, layouts.measure(args.device))
     rows: list[dict] = []
@@ -106,6 +131,8 @@ def main() -> int:
         chosen = plans(args)
         for name in args.peer:
             find(name)
+        if args.jobs > 1:
+            compile_first(chosen, args.device, args.jobs)
         for number, plan in enumerate(chosen, 1):
             print(
                 f"[{number}/{len(chosen)}] {plan.case.name}, T={plan.case.length:,}: {', '.join(plan.sides)}",

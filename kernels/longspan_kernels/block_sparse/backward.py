@@ -17,6 +17,7 @@ from .backward_rows_kernel import backward_rows
 from .backward_sums import add_pieces, prepare_rows
 from .launching import SMALL, Plan, without_tma
 from .layout import Component, Layout
+from .outside_graphs import made_outside_graphs
 from .schedule import Work, work_of
 from .tuning import launch_of
 
@@ -28,28 +29,36 @@ def triton_backward(
     scale: float, q_lengths: Tensor | None = None, k_lengths: Tensor | None = None,
     q_segments: Tensor | None = None, k_segments: Tensor | None = None,
     dropout_p: float = 0.0, seed: Tensor | None = None, bias: Tensor | None = None, bias_block: int = 0,
+    columns: Layout | None = None, sides: tuple[str, ...] = ("rows", "columns"),
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
     """Gradients of `triton_forward`, whose arguments and results these are; dout [B, H, Tq, D], dlse [B, H, Tq] or None.
+
+    Args:
+        columns: the same pattern compiled with other tiles, for the pass over columns; None for `layout` itself.
+        sides: what to compute: "rows" gives dq and dbias, "columns" dk and dv; what is left out is not written.
 
     Returns:
         dq, dk, dv in the dtype of q, and dbias float32 in the shape of the bias (None without one). The same bits each run.
     """
     call = Call(q, k, v, layout, scale, q_lengths, k_lengths, q_segments, k_segments, dropout_p, seed, bias, bias_block)
     dout, out = rows_of_unit_stride(dout), rows_of_unit_stride(out)
-    call.aligned = call.aligned and dout.data_ptr() % 16 == 0 and out.data_ptr() % 16 == 0
+    dlse = None if dlse is None else dlse.float().contiguous()
+    given = [x for x in (dout, out, lse, dlse) if x is not None]
+    call.aligned = call.aligned and all(x.data_ptr() % 16 == 0 for x in given)
     call.key = (*call.key, call.aligned)
     stats = _prepare(call, dout, dlse, out, lse)
     dq = output_like(call.q)
     if not layout.covered:
         dq.zero_()
     dk, dv = output_like(call.k), output_like(call.v)
-    if not layout.components or not _covers_keys(layout.components[0]):
+    by_columns = (layout if columns is None else columns).components
+    if not by_columns or not _covers_keys(by_columns[0]):
         dk.zero_()
         dv.zero_()
     sums = _BiasSums.empty(call) if bias is not None else None
-    for number, component in enumerate(layout.components):
-        merging = number > 0 or not layout.covered
-        _queries(call, component, dout, stats, dq, sums, merging)
+    for number, component in enumerate(layout.components if "rows" in sides else ()):
+        _queries(call, component, dout, stats, dq, sums, merging=number > 0 or not layout.covered)
+    for number, component in enumerate(by_columns if "columns" in sides else ()):
         _keys(call, component, dout, stats, dk, dv, adding=number > 0 or not _covers_keys(component))
     if call.negate:
         dq.neg_()
@@ -77,7 +86,7 @@ def _prepare(call: Call, dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Te
             "o_b": o_b, "o_h": o_h, "o_t": o_t, "do_b": do_b, "do_h": do_h, "do_t": do_t, "q_len": Tq, "owners": H,
             "lines": lines, "stat_row": padded, "D": D, "BD": width_of(D), "BM": PREPARED_AT_ONCE,
         }, SMALL, call.aligned)  # fmt: skip
-    plan(out, dout, lse, None if dlse is None else dlse.float().contiguous(), stats.lse2, stats.delta, stats.pairs)
+    plan(out, dout, lse, dlse, stats.lse2, stats.delta, stats.pairs)
     return stats
 
 
@@ -109,7 +118,10 @@ def _queries(
     key = ("rows", merging, call.key, dout.stride(), dq.dtype)
     side = component.cache.get(key)
     if side is None:
-        side = component.cache[key] = _plan_rows(call, component, dout, stats, dq, sums, merging)
+        side = made_outside_graphs(
+            lambda: _plan_rows(call, component, dout, stats, dq, sums, merging), dq.device, not component.dynamic
+        )
+        component.cache[key] = side
     part = None if side.part is None else torch.empty(side.part, dtype=torch.float32, device=dq.device)
     keys, _ = streamed((call.k, call.v), component, "k", side.by_tma, call)
     side.main(
@@ -158,7 +170,10 @@ def _keys(call: Call, component: Component, dout: Tensor, stats: _Stats, dk: Ten
     key = ("columns", adding, call.key, dout.stride(), dk.dtype)
     side = component.cache.get(key)
     if side is None:
-        side = component.cache[key] = _plan_columns(call, component, dout, stats, dk, dv, adding)
+        side = made_outside_graphs(
+            lambda: _plan_columns(call, component, dout, stats, dk, dv, adding), dk.device, not component.dynamic
+        )
+        component.cache[key] = side
     part_k = part_v = None
     if side.part is not None:
         part_k = torch.empty(side.part, dtype=torch.float32, device=dk.device)
@@ -189,6 +204,7 @@ def _plan_columns(call: Call, component: Component, dout: Tensor, stats: _Stats,
         "stat_row": stats.lse2.stride(1), "CONTIGUOUS": lists.contiguous, "MERGE": adding,
         "ALIGN": alignment(D, call.q, call.k, call.v, dout, dk, dv),
         "ONE_LOOP": choice.one_loop and len(component.masks) > 0, "BY_TMA": by_tma, "STATS_BY_TMA": stats_by_tma,
+        "SERIAL_MASKS": choice.serial_masks,
     }, choice, call.aligned)  # fmt: skip
     add = []
     splits = 0 if work.splits is None else len(work.splits)

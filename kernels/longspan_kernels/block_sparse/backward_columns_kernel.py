@@ -41,7 +41,7 @@ def key_gradients(
     MODE: tl.constexpr, CONTIGUOUS: tl.constexpr, CHECKED: tl.constexpr, POSITIONAL: tl.constexpr,
     STEPPED: tl.constexpr, BY_TMA: tl.constexpr, STATS_BY_TMA: tl.constexpr, HAS_BANDS: tl.constexpr,
     HAS_BITS: tl.constexpr, EXCLUSIONS: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr,
-    BN: tl.constexpr, WORDS: tl.constexpr, BIAS_BLOCK: tl.constexpr, EXACT: tl.constexpr,
+    BN: tl.constexpr, WORDS: tl.constexpr, BIAS_BLOCK: tl.constexpr, EXACT: tl.constexpr, SERIAL_MASKS: tl.constexpr,
 ):  # fmt: skip
     """Adds what the entries [first, stop) of a column give to dk / scale and dv. Tiles are transposed: (BN, BM)."""
     offs_m = tl.arange(0, BM)
@@ -53,7 +53,8 @@ def key_gradients(
     upcoming = first_tile
     if MODE == BAND or MODE == BITS:
         upcoming = tl.load(INDEX + first, mask=stop > first, other=0)
-    for e in tl.range(first, stop):
+    STAGES: tl.constexpr = 1 if SERIAL_MASKS and (MODE == BAND or MODE == BITS) else None
+    for e in tl.range(first, stop, num_stages=STAGES):
         if RUN:
             tile = upcoming + (e - first)
         else:
@@ -120,7 +121,7 @@ def backward_columns(
     CONTIGUOUS: tl.constexpr, CHECKED: tl.constexpr, POSITIONAL: tl.constexpr, STEPPED: tl.constexpr,
     HAS_BANDS: tl.constexpr, HAS_BITS: tl.constexpr, EXCLUSIONS: tl.constexpr, ONE_GROUP: tl.constexpr,
     ONE_LOOP: tl.constexpr, BY_TMA: tl.constexpr, STATS_BY_TMA: tl.constexpr, MERGE: tl.constexpr,
-    BIAS_BLOCK: tl.constexpr, ALIGN: tl.constexpr, EXACT: tl.constexpr,
+    BIAS_BLOCK: tl.constexpr, ALIGN: tl.constexpr, EXACT: tl.constexpr, SERIAL_MASKS: tl.constexpr,
 ):  # fmt: skip
     b, owner, line, slot, u, served, entries = work_item(ITEMS, LINES, GROUP, owners, lines, batch, batch_groups, ONE_GROUP)
     offs_n = tl.arange(0, BN)
@@ -198,7 +199,7 @@ def backward_columns(
                     masked_from, bits_from, tl.minimum(stop, highest), first_tile, q_t, do_t, q_index_stride, q_start,
                     q_len, q_stop, step, q_per, k_len - q_len, scale2, inverse_keep, threshold, bias_row, bias_first,
                     mode, CONTIGUOUS, CHECKED, POSITIONAL, STEPPED, BY_TMA, STATS_BY_TMA, HAS_BANDS, HAS_BITS,
-                    EXCLUSIONS, D, BD, BM, BN, WORDS, BIAS_BLOCK, EXACT,
+                    EXCLUSIONS, D, BD, BM, BN, WORDS, BIAS_BLOCK, EXACT, SERIAL_MASKS,
                 )  # fmt: skip
     dk *= scale
     if CHECKED:

@@ -14,6 +14,7 @@ from .arguments import Call, alignment, output_like, streamed
 from .forward_kernels import forward_rows, merge_pieces
 from .launching import SMALL, Plan, without_tma
 from .layout import Component, Layout
+from .outside_graphs import made_outside_graphs
 from .schedule import Work, work_of
 from .tuning import launch_of
 
@@ -67,7 +68,8 @@ def _component(call: Call, component: Component, out: Tensor, lse: Tensor, mergi
     key = ("forward", merging, call.key)
     rows = component.cache.get(key)
     if rows is None:
-        rows = component.cache[key] = _plan(call, component, out, merging)
+        rows = made_outside_graphs(lambda: _plan(call, component, out, merging), out.device, not component.dynamic)
+        component.cache[key] = rows
     part = part_lse = None
     if rows.part is not None:
         part = torch.empty(rows.part, dtype=torch.float32, device=out.device)

@@ -1,8 +1,8 @@
 """How kernels are launched: how they are compiled, and what of a launch is worked out once.
 
 Triton's own dispatch costs some 200 microseconds for kernels with this many arguments, more than many of these kernels run.
-With LONGSPAN_DIRECT_LAUNCH=1 it is gone through once for each set of compile-time values, and the compiled kernel is called
-directly after that. This is off by default: it leans on how Triton 3.6 calls a compiled kernel, and has not been timed.
+So it is gone through once for each set of compile-time values, and the compiled kernel is called directly after that, as Triton
+3.6 to 3.9 do it. LONGSPAN_DIRECT_LAUNCH=0 has every launch go through Triton.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from typing import Any
 
 import torch
 
-DIRECT = os.environ.get("LONGSPAN_DIRECT_LAUNCH") == "1"
+DIRECT = os.environ.get("LONGSPAN_DIRECT_LAUNCH") != "0"
+# What a profile of a device shows of Longspan's attention.
+KERNELS = ("forward_rows", "merge_pieces", "prepare_rows", "backward_rows", "backward_columns", "add_pieces")
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,9 @@ class Launch:
         one_loop: one loop over full and masked tiles rather than one for each: better for short lines.
         by_tma: tiles in natural order come through Hopper's copy engine; stats_by_tma: so do the numbers of their rows.
         registers: most registers a thread, or None; meant for tiles that come through the copy engine.
+        serial_masks: masked tiles come in a loop of their own without a pipeline, which leaves registers to that over full
+            tiles (backward_columns alone; it needs most).
+        tile: queries x keys, where the tiles are made for this launch; None for the tiles that a layout has.
     """
 
     warps: int
@@ -34,6 +39,8 @@ class Launch:
     by_tma: bool = False
     stats_by_tma: bool = False
     registers: int | None = None
+    serial_masks: bool = False
+    tile: tuple[int, int] | None = None
 
 
 _stages: dict[tuple, int] = {}  # (kernel, tile, ...) -> the pipeline depth that fits

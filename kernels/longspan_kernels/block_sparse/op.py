@@ -18,6 +18,8 @@ from .reference import reference_attention
 from .resolve import block_size_of, blocked_tiling, dense_mask, layout_for
 
 BACKENDS = ("auto", "triton", "blocked", "dense")
+WIDE_ROW = 1024  # keys that a mean query visits, from which larger tiles may pay
+WIDE_WASTE = 1.05  # and how many more pairs they may visit
 DENSE_LIMIT = 1 << 31  # elements of [B, H, Tq, Tk] that the dense backend will hold
 
 
@@ -103,12 +105,24 @@ def tilings_for(backend: str, q: Tensor, key: str, causal: bool, bias_block: int
     return tiling, tiling
 
 
-def layouts_for(q: Tensor, k: Tensor, key: str, causal: bool, backend: str, bias_block: int) -> tuple[Layout, Layout]:
-    """The layouts of the forward and the backward pass."""
+def layouts_for(q: Tensor, k: Tensor, key: str, causal: bool, backend: str, bias_block: int) -> tuple[Layout, Layout, Layout]:
+    """The layouts of the forward pass, of the backward pass over rows (dq), and of that over columns (dk, dv)."""
     H, q_len, k_len = int(q.shape[1]), int(q.shape[2]), int(k.shape[2])
     forward, backward = tilings_for(backend, q, key, causal, bias_block)
     first = layout_for(key, q_len, k_len, H, causal, forward, q.device)
-    return first, first if backward == forward else layout_for(key, q_len, k_len, H, causal, backward, q.device)
+    second = first if backward == forward else layout_for(key, q_len, k_len, H, causal, backward, q.device)
+    layouts = [first, second, second]
+    if backend == "triton" and first.visited_pairs >= WIDE_ROW * H * q_len:
+        from .tuning import wide_tiling
+
+        size = block_size_of(key, H, causal)
+        for place, kernel in enumerate(("forward", "backward_rows", "backward_columns")):
+            tiling = wide_tiling(kernel, q, size, bias_block)
+            if tiling is not None:
+                wide = layout_for(key, q_len, k_len, H, causal, tiling, q.device)
+                if wide.visited_pairs <= WIDE_WASTE * layouts[place].visited_pairs:
+                    layouts[place] = wide
+    return layouts[0], layouts[1], layouts[2]
 
 
 @torch.library.custom_op("longspan::block_sparse_forward", mutates_args=())
@@ -119,7 +133,7 @@ def block_sparse_forward(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     if q.numel() == 0 or k.shape[2] == 0:
         return torch.zeros_like(q, memory_format=torch.contiguous_format), _empty_lse(q).fill_(float("-inf"))
-    layout, _ = layouts_for(q, k, key, causal, backend, bias_block)
+    layout, _, _ = layouts_for(q, k, key, causal, backend, bias_block)
     options = Options(
         scale, q_lengths, k_lengths, q_segments, k_segments, dropout_p, seed, bias, bias_block
     )  # fmt: skip
@@ -140,14 +154,14 @@ def block_sparse_backward(
     none = q.new_zeros(0)  # a custom op cannot return an optional tensor
     if q.numel() == 0 or k.shape[2] == 0:
         return _like(q).zero_(), _like(k).zero_(), _like(v).zero_(), none if bias is None else _like(bias).zero_()
-    _, layout = layouts_for(q, k, key, causal, backend, bias_block)
+    _, layout, columns = layouts_for(q, k, key, causal, backend, bias_block)
     options = Options(
         scale, q_lengths, k_lengths, q_segments, k_segments, dropout_p, seed, bias, bias_block
     )  # fmt: skip
     if backend == "triton":
         from .backward import triton_backward
 
-        dq, dk, dv, dbias = triton_backward(dout, dlse, q, k, v, out, lse, layout, **vars(options))
+        dq, dk, dv, dbias = triton_backward(dout, dlse, q, k, v, out, lse, layout, columns=columns, **vars(options))
     else:
         with exact_products(q):
             dq, dk, dv, dbias = blocked_backward(dout, dlse, q, k, v, out, lse, layout, options)

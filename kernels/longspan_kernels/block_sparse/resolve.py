@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .layout import Layout
+from .outside_graphs import capturing, made_outside_graphs
 from .planner import Tiling, compile_layout, granularity
 from .registry import lookup
 
@@ -17,6 +18,7 @@ MOST_LAYOUTS = 256
 MOST_BYTES = 1 << 30  # of all kept layouts together
 PROBE = 1  # a pattern's block size shows at any length, and a block table need not reach far
 _layouts: OrderedDict[tuple, Layout] = OrderedDict()
+_recorded: dict[tuple, Layout] = {}  # a recorded CUDA graph reads these whenever it is replayed: they stay
 _lock = Lock()
 
 
@@ -28,11 +30,17 @@ def layout_for(
     with _lock:
         if name in _layouts:
             _layouts.move_to_end(name)
+            if capturing(device):
+                _recorded[name] = _layouts[name]
             return _layouts[name]
-    # Compiling under inference mode would leave tensors that autograd refuses to save later.
-    with torch.inference_mode(False), torch.no_grad():
-        groups = lookup(key).head_rules(q_len, k_len, heads, causal, device)
-        layout = compile_layout(groups, q_len, k_len, heads, tiling, device)
+
+    def make() -> Layout:
+        # Compiling under inference mode would leave tensors that autograd refuses to save later.
+        with torch.inference_mode(False), torch.no_grad():
+            groups = lookup(key).head_rules(q_len, k_len, heads, causal, device)
+            return compile_layout(groups, q_len, k_len, heads, tiling, device)
+
+    layout = made_outside_graphs(make, device)
     with _lock:
         _layouts[name] = layout
         while len(_layouts) > MOST_LAYOUTS or (
@@ -43,7 +51,7 @@ def layout_for(
 
 
 def clear_layouts() -> None:
-    """Forgets every compiled layout."""
+    """Forgets every compiled layout but those that recorded CUDA graphs read."""
     with _lock:
         _layouts.clear()
 

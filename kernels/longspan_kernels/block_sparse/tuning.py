@@ -6,12 +6,15 @@ what is left allows.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from .arguments import has_bits, width_of
+from .launch_table import TABLES
 from .launching import Launch
 from .layout import Component
 from .planner import Tiling
@@ -20,6 +23,7 @@ from .planner import Tiling
 SHARED = {(7, 5): 64, (8, 0): 163, (8, 6): 99, (8, 7): 163, (8, 9): 99, (9, 0): 227, (10, 0): 227, (12, 0): 99}
 SMALLEST = 16
 SHORT_LINES = 12  # entries of a mean line up to which its start and end cost more than what lies between
+MIDDLE_LINES = 40  # and up to which they still show
 
 
 class TilingError(ValueError):
@@ -67,33 +71,63 @@ def _side(head_dim: int, dtype: torch.dtype, budget: int, granularity: int | Non
     # Two rounds of the operands that stream in, beside those that stay.
     while block > SMALLEST and (2 + 2 * operands) * block * row_bytes > budget:
         block //= 2
-    sizes = tuple(size for size in (16, 32, 64) if size <= block)
+    # One side for residue classes of every length, so that a new length compiles nothing; short classes share a tile.
+    sizes = (block,)
     block = fitting(fitting(block, granularity), bias_block or None)
     return Tiling(block, block, sizes=sizes, one_pass=bias_block > 0)
 
 
 @lru_cache(maxsize=16)
-def _hopper(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
+def _major(device: torch.device) -> int:
+    return torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 0
+
+
+def wide_tiling(kernel: str, q: Tensor, granularity: int | None, bias_block: int) -> Tiling | None:
+    """Larger tiles for the long lines of a kernel, where the table has any that divide what a call speaks of."""
+    if q.dtype.itemsize > 2 or q.shape[3] > 128:
+        return None
+    found = TABLES.get(_major(q.device), {}).get((kernel, 128 if q.shape[3] > 64 else 64, "wide"))
+    if found is None or found.tile is None or bias_block or (granularity and granularity % max(found.tile)):
+        return None
+    return Tiling(*found.tile, sizes=(64,))
+
+
+_chosen: dict[str, Launch] = {}
+
+
+@contextmanager
+def launched_as(**kernels: Launch) -> Iterator[None]:
+    """Launches the kernels named in another way than the table says: launched_as(forward=Launch(8, 3)).
+
+    Compiled layouts keep how they were launched: give them new ones, or clear the `cache` of their components.
+    """
+    _chosen.update(kernels)
+    try:
+        yield
+    finally:
+        _chosen.clear()
+
+
+def lines_of(component: Component) -> str:
+    """Whether a component's mean line is "long", "middle", or short: "bits" with masks that are no bands, "short" without."""
+    mean = len(component.rows.index) / max(1, component.rows.start.numel())
+    if mean > SHORT_LINES:
+        return "middle" if mean <= MIDDLE_LINES else "long"
+    return "bits" if has_bits(component) else "short"
 
 
 def launch_of(kernel: str, q: Tensor, component: Component) -> Launch:
-    """How to launch "forward", "backward_rows" or "backward_columns" over a component's tiles. NOTES.md has the figures."""
+    """How to launch "forward", "backward_rows" or "backward_columns" over a component's tiles."""
+    if kernel in _chosen:
+        return _chosen[kernel]
     area = component.block_q * component.block_k
     if q.dtype.itemsize > 2 or q.shape[3] > 128:
         return Launch(8 if area >= 64 * 64 else 4, 2)
-    warps = 4 if area <= 64 * 64 else 8
-    wide = q.shape[3] > 64
-    stages = 2 if wide and kernel != "forward" else 3
-    if not _hopper(q.device) or area != 64 * 64:
-        return Launch(warps, stages)
-    if kernel == "backward_columns":
-        # Three programs a processor fit in 168 registers a thread, once the copy engine needs no addresses.
-        return Launch(warps, stages, by_tma=True, registers=None if wide else 168)
-    lists = component.rows
-    if len(lists.index) > SHORT_LINES * lists.start.numel():
-        return Launch(warps, stages, by_tma=wide and kernel == "backward_rows")
-    if has_bits(component):
-        return Launch(warps, stages, one_loop=kernel == "backward_rows", by_tma=True)
-    # Short lines: more programs at once, each with less.
-    return Launch(warps, stages if wide else 2, one_loop=True, by_tma=True, registers=None if wide else 128)
+    width = 128 if q.shape[3] > 64 else 64
+    table, tile = TABLES.get(_major(q.device), {}), (component.block_q, component.block_k)
+    wide = table.get((kernel, width, "wide"))
+    if wide is not None and wide.tile == tile:
+        return wide
+    if tile == (64, 64) and (found := table.get((kernel, width, lines_of(component)))) is not None:
+        return found
+    return Launch(4 if area <= 64 * 64 else 8, 2 if width == 128 and kernel != "forward" else 3)

@@ -17,6 +17,7 @@ from torch.autograd import DeviceType
 
 from longspan.benchmark.peers import PeerUnavailable
 from longspan.benchmark.timing import peak_memory, time_interleaved
+from longspan_kernels.block_sparse.launching import KERNELS
 
 Step = Callable[[], Any]
 
@@ -97,11 +98,10 @@ def attention_share(step: Step, device: str) -> float | None:
     ) as profile:
         step()
         torch.cuda.synchronize()
-    # Kernels stand in the table twice, by themselves and in the op that launched them: each total takes one of the two.
-    events = profile.key_averages()
-    total = sum(e.self_device_time_total for e in events if e.device_type == DeviceType.CUDA)
-    ops = [e for e in events if e.device_type == DeviceType.CPU and e.key.startswith("longspan::block_sparse")]
-    own = sum(e.self_device_time_total for e in ops)
+    # By kernel: what a CUDA graph replays belongs to no op.
+    events = [e for e in profile.key_averages() if e.device_type == DeviceType.CUDA]
+    total = sum(e.self_device_time_total for e in events)
+    own = sum(e.self_device_time_total for e in events if e.key in KERNELS)
     return own / total if total else None
 
 

@@ -11,17 +11,20 @@ import torch
 
 Work = Callable[[], object]
 FLUSH_BYTES = 256 << 20  # more than any L2
+LONGEST_QUEUE = 0.02  # seconds the device is kept busy ahead of a timed launch
+CYCLES_A_SECOND = 2e9  # at or above the clock of today's GPUs
 
 
 @dataclass
 class Measured:
-    """Median seconds of one thing, its spread, and the peak memory it added."""
+    """Median seconds of one thing, its spread, the peak memory it added, and how long the host takes to launch it."""
 
     seconds: float
     low: float
     high: float
     samples: int
     peak_bytes: int | None = None
+    host_seconds: float | None = None
 
     def plain(self) -> dict[str, float | int | None]:
         return {
@@ -30,13 +33,19 @@ class Measured:
             "ms_high": self.high * 1e3,
             "samples": self.samples,
             "peak_mib": None if self.peak_bytes is None else self.peak_bytes / (1 << 20),
+            "host_ms": None if self.host_seconds is None else self.host_seconds * 1e3,
         }
 
 
 def time_interleaved(
-    works: dict[str, Work], device: str, seconds: float = 1.0, most: int = 50, warm_up: int = 2
+    works: dict[str, Work], device: str, seconds: float = 1.0, most: int = 50, warm_up: int = 2, queued: bool = False
 ) -> dict[str, Measured]:
-    """Times several works in turn, so that a drift of the machine falls on all of them alike."""
+    """Times several works in turn, so that a drift of the machine falls on all of them alike.
+
+    Args:
+        queued: on CUDA, start the clock behind other work that keeps the device busy until the host has launched this one. What
+            is timed is then the device's part, as in a model whose host runs ahead; the host's is in `host_seconds`.
+    """
     flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=device) if device.startswith("cuda") else None
     samples: dict[str, list[float]] = {name: [] for name in works}
     if not works:
@@ -45,10 +54,11 @@ def time_interleaved(
         for work in works.values():
             work()
     _synchronise(device)
+    host = {name: host_seconds(work, device) if queued and flush is not None else None for name, work in works.items()}
     began = time.perf_counter()
     while True:
         for name, work in works.items():
-            samples[name].append(_once(work, device, flush))
+            samples[name].append(_once(work, device, flush, host[name]))
         rounds = len(next(iter(samples.values())))
         if rounds >= most or (rounds >= 3 and time.perf_counter() - began > seconds * len(works)):
             break
@@ -56,16 +66,30 @@ def time_interleaved(
     for name, values in samples.items():
         ordered = sorted(values)
         cut = len(ordered) // 5
-        out[name] = Measured(statistics.median(ordered), ordered[cut], ordered[-1 - cut], len(ordered))
+        out[name] = Measured(statistics.median(ordered), ordered[cut], ordered[-1 - cut], len(ordered), host_seconds=host[name])
     return out
 
 
-def _once(work: Work, device: str, flush: torch.Tensor | None) -> float:
+def host_seconds(work: Work, device: str, repeats: int = 5) -> float:
+    """Median seconds until `work` returns, the device idle before it."""
+    taken = []
+    for _ in range(repeats):
+        _synchronise(device)
+        began = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - began)
+    _synchronise(device)
+    return statistics.median(taken)
+
+
+def _once(work: Work, device: str, flush: torch.Tensor | None, host: float | None) -> float:
     if flush is None:
         began = time.perf_counter()
         work()
         return time.perf_counter() - began
     flush.zero_()
+    if host is not None:
+        torch.cuda._sleep(int(min(1.5 * host, LONGEST_QUEUE) * CYCLES_A_SECOND))
     start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     start.record()
     work()

@@ -1,0 +1,46 @@
+"""What outlives a call is made where a CUDA graph's memory pool does not reach.
+
+While torch.compile warms up a CUDA graph, all that the running thread allocates comes from the graph's own pool, where nothing
+may stay but the graph's outputs. Layouts and work lists stay, so another thread makes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+Made = TypeVar("Made")
+_thread: ThreadPoolExecutor | None = None
+
+
+def made_outside_graphs(make: Callable[[], Made], device: torch.device, stays: bool = True) -> Made:
+    """What `make()` returns, made in ordinary memory and ready for the caller's stream.
+
+    On a CPU there are no graphs, and `make` is simply called; so it is where what it makes does not stay. It must not call
+    this function again.
+    """
+    if device.type != "cuda" or not stays:
+        return make()
+    global _thread
+    if _thread is None:
+        _thread = ThreadPoolExecutor(1, thread_name_prefix="longspan-layouts")
+    stream = torch.cuda.current_stream(device)
+
+    def work() -> Made:
+        # What exists on the caller's stream is read here, on this thread's own: each waits for the other.
+        with torch.cuda.device(device):
+            here = torch.cuda.current_stream(device)
+            here.wait_stream(stream)
+            made = make()
+            here.synchronize()
+        return made
+
+    return _thread.submit(work).result()
+
+
+def capturing(device: torch.device) -> bool:
+    """Whether a CUDA graph is being recorded, whose replays will read what this call reads."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
