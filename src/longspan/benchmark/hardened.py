@@ -138,10 +138,11 @@ def measure(
             }
         *layers, reference = modules
         for kind, work in (("forward", _forward), ("both", _both)):
-            times = time_interleaved({side: work(modules[side], inputs) for side in modules}, device, seconds)
+            works = {side: work(modules[side], inputs) for side in modules}
+            times = time_interleaved(works, device, seconds, queued=True)
             for side, one in times.items():
                 plain = one.plain()
-                row["sides"][side][kind] = {key: plain[key] for key in ("ms", "ms_low", "ms_high", "samples")}
+                row["sides"][side][kind] = {key: plain[key] for key in ("ms", "ms_low", "ms_high", "samples", "host_ms")}
             together = sum(times[side].seconds for side in layers)
             row[f"ratio_{kind}"] = together / (len(layers) * times[reference].seconds)
         rows.append(row)
