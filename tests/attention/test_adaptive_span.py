@@ -173,6 +173,10 @@ def test_the_config_holds_every_setting_at_its_default():
 WRONG = [
     ({"ramp": 0}, r"attention\.ramp = 0; give a whole number of tokens, 1 or more"),
     ({"max_span": 0}, r"attention\.max_span = 0"),
+    (
+        {"max_span": 4000},
+        r"attention\.max_span = 4000 is more than the \d+ tokens of the longest sequence; give fewer, or null",
+    ),
     ({"max_span": 64, "initial_span": 65}, r"attention\.initial_span = 65 is beyond the longest span; give 0 to 64"),
     ({"initial_span": -1}, r"attention\.initial_span = -1"),
     ({"coefficient": -0.1}, r"attention\.coefficient = -0.1; give a number, 0.0 or more"),

@@ -3,13 +3,19 @@
 import csv
 import os
 import signal
+from functools import partial
 from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
 import torch
 
+from longspan import attention
+from longspan.data import NeedleDataModule
+from longspan.models import transformer
 from longspan.records import Record
+from longspan.tasks import Recall, build_task
+from longspan.tasks.pattern_learning import pattern_learners
 from longspan.training.evaluate import evaluate
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -148,3 +154,29 @@ def test_recall_drives_the_pattern_too(tmp_path, train):
     record = Record.load(tmp_path)
     assert set(record.extra["learned_pattern"]["after"]) == {"accuracy"} and "accuracy_by_distance" in record.extra
     assert record.cost["density"].value <= 0.1
+
+
+@pytest.mark.parametrize("causal", [True, False], ids=["decoder", "encoder"])
+@pytest.mark.parametrize("strides", [[], [8]])
+def test_a_models_first_step_is_that_of_full_attention(causal, strides):
+    data = NeedleDataModule(max_length=96, needles=2, distance=48, batch_size=4)
+    learned = partial(attention.learned, block_size=16, strides=strides, stride_from=2, density=0.2)
+    steps = []
+    for chosen in (attention.full, learned):
+        torch.manual_seed(0)
+        model = partial(transformer, layers=2, width=32, heads=2)
+        task = build_task(partial(Recall, causal=causal), model=model, attention=chosen, data=data).double().train()
+        for module in pattern_learners(task):
+            module.begin_step(0, 100)
+        loss = task.step(next(iter(data.train_dataloader())), 0, "train").loss
+        steps.append((loss + sum(module.auxiliary_loss() for module in pattern_learners(task)), task))
+    (full, task), (gated, gated_task) = steps
+    assert len(pattern_learners(gated_task)) == 2 and full > 1
+    # losses are in float32
+    torch.testing.assert_close(full.double(), gated.double(), atol=0, rtol=2e-7)
+    full.backward()
+    gated.backward()
+    gradients = dict(gated_task.named_parameters())
+    for name, parameter in task.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients.pop(name).grad, atol=1e-8, rtol=1e-6)
+    assert all(name.endswith("log_alpha") for name in gradients)  # the gates are all that full attention lacks

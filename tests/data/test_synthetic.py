@@ -143,6 +143,15 @@ def test_needles_stand_anywhere_and_at_any_of_the_distances():
     assert {place for _, place, *_ in asked(examples)} >= set(range(10, 64))
 
 
+def test_needles_stand_at_each_of_the_distances_named():
+    module = NeedleDataModule(max_length=64, distances=[48, 6, 0.25], needles=2)
+    examples = drawn(module, rows=600)
+    check_answers(module, examples)
+    found, counts = np.unique(examples.distances[examples.distances > 0], return_counts=True)
+    assert list(found) == [6, 16, 48] and counts.min() > 300  # 400 expected of each
+    assert module.describe()["distances"] == [48, 6, 16] and module.describe()["max_distance"] == 48
+
+
 @pytest.mark.parametrize("kind", MODULES)
 def test_a_sequence_is_a_function_of_seed_split_and_number(kind):
     module = kind(batch_size=4)
@@ -295,6 +304,10 @@ def test_symbols():
         (NeedleDataModule, {"needles": 17}, r"data\.keys=16: .*at least data\.needles=17"),
         (NeedleDataModule, {"distance": 255}, r"data\.distance=255: .*give from 2 to 254 tokens"),
         (NeedleDataModule, {"needles": 8, "max_distance": 250}, r"data\.max_distance=250: .*give from 16 to 240"),
+        (NeedleDataModule, {"distances": []}, r"data\.distances=\[\]: give a list of distances"),
+        (NeedleDataModule, {"distances": [8, 255]}, r"data\.distances=255: .*give from 2 to 254 tokens"),
+        (NeedleDataModule, {"distances": [64, 0.25]}, r"data\.distances=\[64, 0\.25\]: give each distance once"),
+        (NeedleDataModule, {"distances": [8], "max_distance": 9}, r"data\.max_distance=9: give data\.distances or"),
         (NeedleDataModule, {"distance": 40, "max_distance": 20}, r"data\.max_distance=20: give at least data\.distance=40"),
     ],
 )

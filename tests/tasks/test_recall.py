@@ -95,15 +95,21 @@ def test_token_labelling_serves_too(make_trainer):
     assert set(task.metrics_info) <= set(data.baselines())
 
 
-def test_by_distance_counts_doublings():
+def test_by_distance_counts_halves_of_doublings():
     metric = ShareByDistance()
     metric.update(torch.tensor([True, False, True, True]), torch.tensor([1, 2, 3, 4]))
-    metric.update(torch.tensor([False, False]), torch.tensor([7, 1 << 20]))
+    metric.update(torch.tensor([False, False, True, True]), torch.tensor([5, 1 << 20, 512, 767]))
+    metric.update(torch.tensor([True, False, True, False]), torch.tensor([768, 1023, 1024, 1 << 50]))
     assert metric.rows() == [
         {"distance": 1.0, "accuracy": 1.0, "answers": 1},
-        {"distance": 2.5, "accuracy": 0.5, "answers": 2},
-        {"distance": 5.5, "accuracy": 0.5, "answers": 2},
+        {"distance": 2.0, "accuracy": 0.0, "answers": 1},
+        {"distance": 3.0, "accuracy": 1.0, "answers": 1},
+        {"distance": 4.5, "accuracy": 0.5, "answers": 2},
+        {"distance": 639.5, "accuracy": 1.0, "answers": 2},
+        {"distance": 895.5, "accuracy": 0.5, "answers": 2},
+        {"distance": 1024.0, "accuracy": 1.0, "answers": 1},
         {"distance": 2.0**20, "accuracy": 0.0, "answers": 1},
+        {"distance": 2.0**50, "accuracy": 0.0, "answers": 1},
     ]
 
 

@@ -1,6 +1,9 @@
 """What content-based attention attended to: kept in the record of a run, drawn head by head."""
 
 import io
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,8 +12,12 @@ from chosen_by_content import PLACE, draw
 import longspan.attention as variants
 from longspan.records import Record
 from longspan.training.attended import Attended, attended_figure
+from longspan.training.attention_map import attention_weights
+from longspan.training.errors import ConfigError
 from longspan.training.pattern_sketch import shades
 
+CONF = Path(__file__).parents[2] / "conf"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "attention_map.py"
 SMALL = ["model.layers=2", "model.width=32", "model.heads=2", "data.max_length=128", "data.batch_size=2", "logger=none"]
 
 
@@ -45,8 +52,38 @@ def test_shades_are_means_of_cells():
     assert shades(live, 3) == ["800", "000", "00f"]
 
 
-@pytest.mark.parametrize("heads", [1, 5])
-def test_a_figure_has_a_panel_a_head(heads):
-    figure = attended_figure(torch.rand(heads, 20, 20), "moba")
-    assert sum(axes.get_visible() for axes in figure.axes) == heads
+@pytest.mark.parametrize(("heads", "rows"), [(1, 1), (5, 1), (9, 2)])
+def test_a_figure_has_a_panel_a_head(heads, rows):
+    figure = attended_figure([("layer 0", torch.rand(heads, 20, 20)), ("layer 3", torch.rand(heads, 20, 20))], "moba")
+    panels = [axes for axes in figure.axes if axes.images]
+    assert [axes.get_title() for axes in panels] == [f"layer {layer}, head {n}" for layer in (0, 3) for n in range(heads)]
+    assert len({axes.get_subplotspec().rowspan.start for axes in panels}) == 2 * rows
     figure.savefig(io.BytesIO(), format="png")
+
+
+def test_a_checkpoint_is_drawn(tmp_path, train):
+    settings = ["attention.block_size=16", "attention.top_k=2"]
+    train(
+        tmp_path, "attention=moba", *settings, "experiment=demo", *SMALL, "trainer.max_steps=1", "data.max_validation_windows=4"
+    )
+    checkpoint = tmp_path / "checkpoints" / "last.ckpt"
+    found = attention_weights(str(checkpoint), [], CONF, tokens=100)
+    assert [layer for layer, _ in found.layers] == [0, 1] and found.causal and found.variant == "moba"
+    for _, weights in found.layers:
+        assert weights.shape == (2, 100, 100)
+        torch.testing.assert_close(weights.sum(-1), torch.ones(2, 100))
+        # two blocks of 16 at most, the own one always
+        assert all(int((row > 0).view(-1).nonzero().div(16, rounding_mode="floor").unique().numel()) <= 2 for row in weights[0])
+    words = [f"checkpoint={checkpoint}", f"output={tmp_path / 'maps' / 'moba.png'}", "tokens=64"]
+    done = subprocess.run([sys.executable, SCRIPT, *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "maps" / "moba.png").stat().st_size > 5000
+
+
+def test_what_cannot_be_drawn_is_named(tmp_path, train):
+    train(tmp_path, "attention=local", "experiment=demo", *SMALL, "trainer.max_steps=1", "data.max_validation_windows=4")
+    checkpoint = str(tmp_path / "checkpoints" / "last.ckpt")
+    with pytest.raises(ConfigError, match="attention=local chooses no keys by content"):
+        attention_weights(checkpoint, [], CONF)
+    with pytest.raises(ConfigError, match="tokens=9000 must be a number from 1 to 4096"):
+        attention_weights(checkpoint, [], CONF, tokens=9000)

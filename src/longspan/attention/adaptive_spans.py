@@ -67,6 +67,10 @@ class AdaptiveSpan(nn.Module):
         super().__init__()
         self.length = _whole("max_length", max_length, 1)
         self.max_span = self.length if max_span is None else _whole("max_span", max_span, 1)
+        if self.max_span > self.length:
+            raise AttentionConfigError(
+                "max_span", f"= {max_span} is more than the {self.length} tokens of the longest sequence; give fewer, or null"
+            )
         self.ramp, initial = _whole("ramp", ramp, 1), _whole("initial_span", initial_span, 0)
         if initial > self.max_span:
             raise AttentionConfigError("initial_span", f"= {initial} is beyond the longest span; give 0 to {self.max_span}")

@@ -83,11 +83,11 @@ class Share(Metric):
 
 
 class ShareByDistance(Metric):
-    """Share of right answers for each doubling of a distance: 1, 2 to 3, 4 to 7, ..."""
+    """Share of right answers for each half of a doubling of a distance: 1, 2, 3, 4 to 5, 6 to 7, 8 to 11, 12 to 15, ..."""
 
     full_state_update = False
     higher_is_better = True
-    doublings = 40
+    ranges = 79  # up to 2 ** 39
     right: Tensor
     answers: Tensor
     distances: Tensor
@@ -95,21 +95,22 @@ class ShareByDistance(Metric):
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
         for name in ("right", "answers", "distances"):
-            self.add_state(name, torch.zeros(self.doublings, dtype=torch.int64), dist_reduce_fx="sum")
+            self.add_state(name, torch.zeros(self.ranges, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, right: Tensor, distances: Tensor) -> None:
         """Which answers were right, bool [N], and how far each reached, int64 [N], at least 1."""
-        edges = 2 ** torch.arange(1, self.doublings, device=distances.device)
-        doubling = torch.bucketize(distances, edges, right=True)  # (N,)
+        doublings = 2 ** torch.arange(1, 1 + self.ranges // 2, device=distances.device)
+        edges = torch.cat((doublings, doublings * 3 // 2)).sort().values  # 2, 3, 4, 6, 8, 12, ...
+        place = torch.bucketize(distances, edges, right=True)  # (N,)
         for sums, terms in ((self.right, right), (self.answers, torch.ones_like(distances)), (self.distances, distances)):
-            sums.scatter_add_(0, doubling, terms.to(torch.int64))
+            sums.scatter_add_(0, place, terms.to(torch.int64))
 
     def compute(self) -> Tensor:
-        """[3, doublings]: shares, answers counted, sums of their distances; a share is 0 where nothing was counted."""
+        """[3, ranges]: shares, answers counted, sums of their distances; a share is 0 where nothing was counted."""
         return torch.stack([self.right / self.answers.clamp(min=1), self.answers, self.distances])
 
     def rows(self) -> list[dict[str, float]]:
-        """For each doubling that occurred its mean distance, the share of right answers, and how many answers."""
+        """For each range that occurred its mean distance, the share of right answers, and how many answers."""
         return [
             {"distance": round(float(total / count), 1), "accuracy": float(share), "answers": int(count)}
             for share, count, total in self.compute().double().cpu().T

@@ -139,6 +139,7 @@ class PatternLearning(pl.Callback):
             for layer, module in enumerate(self._modules):
                 figure = module.pattern.plot(module.length, heads=module.heads, causal=module.causal, width=2.5)
                 FigureCanvasAgg(figure)
+                figure.suptitle(f"layer {layer}, {module.length} tokens, density {module.density():.4f}", fontsize=10)
                 figure.savefig(folder / f"layer{layer}.png", dpi=80)
         except (OSError, ValueError) as error:  # a picture is not worth a run
             log.warning("No pictures of the patterns: %s", error)

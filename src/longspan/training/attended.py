@@ -10,12 +10,18 @@ from torch import Tensor, nn
 
 FIRST_TOKENS = 512  # of the sequence: a map takes a forward pass for each D of its keys
 LEAST = 1e-4  # a weight above it counts as attended to
+MOST_COLUMNS = 8  # of a picture
 
 
 class Attended:
-    """Keeps the queries and keys that attention modules see while it listens, those of the start of one sequence."""
+    """Keeps the queries and keys that attention modules see while it listens, those of the start of one sequence.
 
-    def __init__(self) -> None:
+    Args:
+        tokens: how many of them at most.
+    """
+
+    def __init__(self, tokens: int = FIRST_TOKENS) -> None:
+        self.tokens = tokens
         self._hooks: list[Any] = []
         self._caught: dict[int, tuple[nn.Module, Tensor, Tensor, Tensor | None]] = {}
 
@@ -35,26 +41,29 @@ class Attended:
         def hook(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
             q, k = arguments[:2]
             lengths = named.get("lengths")
-            end = min(FIRST_TOKENS, q.shape[2])
+            end = min(self.tokens, q.shape[2])
             cut = None if lengths is None else lengths[:1].clamp(max=end).detach().clone()
             self._caught[layer] = (module, q[:1, :, :end].detach().clone(), k[:1, :, :end].detach().clone(), cut)
 
         return hook
 
-    def live_shares(self) -> list[tuple[int, Tensor]]:
-        """(layer, [T, T] share of heads in which a query attended to a key), of the sequence caught last."""
+    def weights(self) -> list[tuple[int, Tensor]]:
+        """(layer, [H, T, T] weights that queries gave keys), of the sequence caught last, which is let go."""
         out = []
         for layer, (module, q, k, lengths) in sorted(self._caught.items()):
-            weights: Tensor = module.attended(q, k, lengths=lengths)  # type: ignore[operator]
             end = q.shape[2] if lengths is None else int(lengths[0])
-            out.append((layer, (weights[0, :, :end, :end] > LEAST).float().mean(0).cpu()))
+            out.append((layer, module.attended(q, k, lengths=lengths)[0, :, :end, :end].cpu()))  # type: ignore[operator]
         self._caught = {}
         return out
 
+    def live_shares(self) -> list[tuple[int, Tensor]]:
+        """(layer, [T, T] share of heads in which a query attended to a key), of the sequence caught last."""
+        return [(layer, (weights > LEAST).float().mean(0)) for layer, weights in self.weights()]
+
 
 @torch.no_grad()
-def attended_figure(weights: Tensor, title: str = "", causal: bool = True) -> Any:
-    """A picture of the weights [H, T, T] that a module's `attended` gives, a panel a head.
+def attended_figure(layers: Sequence[tuple[str, Tensor]], title: str = "", causal: bool = True) -> Any:
+    """A picture of the weights [H, T, T] of some layers, (name, weights) each: a row a layer, a panel a head.
 
     Returns:
         matplotlib.figure.Figure
@@ -62,20 +71,39 @@ def attended_figure(weights: Tensor, title: str = "", causal: bool = True) -> An
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
 
-    heads, length, _ = weights.shape
-    columns = min(heads, 4)
-    rows = -(-heads // columns)
-    figure = Figure(figsize=(3.0 * columns, 3.2 * rows + 0.4), layout="constrained")
-    for head, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
-        if head >= heads:
+    columns = min(MOST_COLUMNS, max(len(weights) for _, weights in layers))
+    heads_by_row = [
+        (name, weights, range(first, min(first + columns, len(weights))))
+        for name, weights in layers
+        for first in range(0, len(weights), columns)
+    ]
+    figure = Figure(figsize=(2.7 * columns + 0.6, 2.8 * len(heads_by_row) + 0.5), layout="constrained", facecolor="white")
+    panels = figure.subplots(len(heads_by_row), columns, squeeze=False)
+    colours, scale = _colours(), PowerNorm(0.4, 0.0, 1.0)  # a root keeps faint weights visible beside the few that hold most
+    for row, (name, weights, heads) in zip(panels, heads_by_row, strict=True):
+        for axes in row[len(heads) :]:
             axes.set_visible(False)
-            continue
-        shown = weights[head].float().cpu()
-        if causal:
-            shown = shown.masked_fill(torch.ones(length, length, dtype=torch.bool).triu(1), float("nan"))
-        # A root keeps faint weights visible beside the few that hold most.
-        axes.imshow(shown.numpy(), cmap="Blues", norm=PowerNorm(0.4, 0.0, 1.0), interpolation="nearest")
-        axes.set_title(f"head {head}", fontsize=9)
-        axes.tick_params(labelsize=7)
+        for axes, head in zip(row, heads, strict=False):
+            shown = weights[head].float().cpu()
+            if causal:
+                shown = shown.masked_fill(torch.ones_like(shown, dtype=torch.bool).triu(1), float("nan"))
+            axes.imshow(shown.numpy(), cmap=colours, norm=scale, interpolation="nearest")
+            axes.set_title(f"{name}, head {head}" if name else f"head {head}", fontsize=9)
+            axes.tick_params(labelsize=7, length=2)
+            axes.set_xlabel("key", fontsize=8)
+        row[0].set_ylabel("query", fontsize=8)
+    bar = figure.colorbar(panels[0, 0].images[0], ax=panels, shrink=0.7, pad=0.01, ticks=[0, 0.001, 0.01, 0.1, 0.5, 1])
+    bar.ax.tick_params(labelsize=7)
+    bar.set_label("attention weight", fontsize=8)
     figure.suptitle(title, fontsize=10)
     return figure
+
+
+def _colours() -> Any:
+    """White for nothing at all, so that the least weight shows; grey for what causal attention never sees."""
+    from matplotlib import colormaps
+    from matplotlib.colors import LinearSegmentedColormap
+
+    shades = [colormaps["YlGnBu"](0.15 + 0.85 * step / 64) for step in range(65)]
+    stops: list[Any] = [(0.0, "white"), *((max(0.004, step / 64), shade) for step, shade in enumerate(shades))]
+    return LinearSegmentedColormap.from_list("attended", stops, N=1024).with_extremes(bad="#e4e4e4")

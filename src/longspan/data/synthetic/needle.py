@@ -5,6 +5,7 @@ Legend: B sequences, N needles.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,9 +23,9 @@ class NeedleDataModule(SyntheticDataModule):
     """f f k1 v5 f f ... f k1 f: at the second k1 the value behind the first, `distance` positions back.
 
     The haystack are fillers, of `fillers` symbols at random. All distances of a sequence are the same: `distance`, or
-    with `max_distance` one of those between, drawn evenly (so that position alone does not find the answer). `needles`
-    of distinct keys are hidden, and each is asked for once; all stand before the first question. `keys`, `values`: how
-    many symbols there are of each kind.
+    with `max_distance` one of those between (so that position alone does not find the answer), or one of `distances`,
+    in place of both; drawn evenly. `needles` of distinct keys are hidden, and each is asked for once; all stand before
+    the first question. `keys`, `values`: how many symbols there are of each kind.
 
     Raises:
         DataConfigError: an argument cannot be used; the message names `data.<key>`, the value and the fix.
@@ -39,6 +40,7 @@ class NeedleDataModule(SyntheticDataModule):
         needles: int = 1,
         distance: int | float = 0.75,
         max_distance: int | float | None = None,
+        distances: Sequence[int | float] | None = None,
         keys: int = 16,
         values: int = 16,
         fillers: int = 16,
@@ -67,10 +69,23 @@ class NeedleDataModule(SyntheticDataModule):
             max_test_windows=max_test_windows,
             num_workers=num_workers,
         )
+        self.distances = None if distances is None else self._several(distances)
+        if self.distances is not None:
+            if max_distance is not None:
+                raise DataConfigError("max_distance", max_distance, "give data.distances or data.max_distance, not both")
+            distance, max_distance = min(self.distances), max(self.distances)
         self.distance = self._fitting("distance", distance)
         self.max_distance = self.distance if max_distance is None else self._fitting("max_distance", max_distance)
         if self.max_distance < self.distance:
             raise DataConfigError("max_distance", max_distance, f"give at least data.distance={self.distance}, or null")
+
+    def _several(self, distances: object) -> tuple[int, ...]:
+        if isinstance(distances, str) or not isinstance(distances, Sequence) or not distances:
+            raise DataConfigError("distances", distances, "give a list of distances, e.g. [64, 256], or null")
+        fitting = tuple(self._fitting("distances", distance) for distance in distances)
+        if len(set(fitting)) < len(fitting):
+            raise DataConfigError("distances", list(distances), "give each distance once: they are drawn evenly")
+        return fitting
 
     def _fitting(self, key: str, value: object) -> int:
         """That many tokens; needles and their questions must fit in, the needles all before the questions."""
@@ -90,7 +105,10 @@ class NeedleDataModule(SyntheticDataModule):
         return np.minimum(distance, self.max_length - distance) // 2
 
     def make(self, draws: Draws) -> Examples:
-        distances = self.distance + draws.below(self.max_distance - self.distance + 1, 1)  # [B, 1]
+        if self.distances is None:
+            distances = self.distance + draws.below(self.max_distance - self.distance + 1, 1)  # [B, 1]
+        else:
+            distances = np.array(self.distances)[draws.below(len(self.distances), 1)]  # [B, 1]
         room = self._room(distances)  # [B, 1]
         start = draws.below(self.max_length - distances - 2 * room + 1, 1)  # [B, 1]
         slots = draws.distinct(self.max_length // 4, self.needles, available=room)  # [B, N]
@@ -109,4 +127,5 @@ class NeedleDataModule(SyntheticDataModule):
 
     @property
     def told(self) -> dict[str, Any]:
-        return {"needles": self.needles, "distance": self.distance, "max_distance": self.max_distance}
+        told = {"needles": self.needles, "distance": self.distance, "max_distance": self.max_distance}
+        return told if self.distances is None else {**told, "distances": list(self.distances)}

@@ -1,0 +1,68 @@
+"""What a trained model's attention gives weight to on a sequence of its data.
+
+Legend: H heads, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import lightning.pytorch as pl
+from torch import Tensor
+
+from longspan.attention.content import MOST_MAPPED
+from longspan.training.attended import Attended
+from longspan.training.errors import ConfigError
+from longspan.training.pattern_sketch import attention_modules
+from longspan.training.rebuild import rebuild
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Of the first sequence of the validation data: (layer, [H, T, T]) for each layer that chooses by content."""
+
+    variant: str
+    name: str
+    causal: bool
+    layers: list[tuple[int, Tensor]]
+
+
+def attention_weights(checkpoint: str, words: Sequence[str], conf: Path, tokens: int = 256) -> Weights:
+    """Weights over the first `tokens` of a sequence, as in evaluation.
+
+    Args:
+        words: `key=value` overrides of the checkpoint's config, such as other data.
+
+    Raises:
+        ConfigError: nothing in the model chooses by content, or too many tokens for a map.
+    """
+    if not 1 <= tokens <= MOST_MAPPED:
+        raise ConfigError(f"tokens={tokens} must be a number from 1 to {MOST_MAPPED}")
+    run = rebuild(checkpoint, [*words, "trainer.limit_val_batches=1"], conf)
+    variant, modules = run.config["attention_name"], attention_modules(run.task)
+    attended = Attended(tokens)
+    run.datamodule.prepare_data()
+    run.datamodule.setup("validate")
+    run.trainer([Listening(attended, modules)]).validate(run.task, run.datamodule, verbose=False)
+    layers = attended.weights()
+    if not layers:
+        raise ConfigError(
+            f"checkpoint={checkpoint}: attention={variant} chooses no keys by content; its pattern has a picture by "
+            ".plot(length), and a learned one is in the patterns/ folder of its run"
+        )
+    return Weights(variant, run.config["name"], bool(modules[0].causal), layers)
+
+
+class Listening(pl.Callback):
+    """Listens once the model is where it runs."""
+
+    def __init__(self, attended: Attended, modules: Sequence) -> None:
+        self.attended, self.modules = attended, modules
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.attended.listen(self.modules)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.attended.stop()
