@@ -78,6 +78,12 @@ def write_report(
     return page
 
 
+def draw_scaling(benchmark: Path, target: Path) -> Path | None:
+    """The picture of a benchmark's result, time and memory against the length; None where it has no two lengths."""
+    charts = read_benchmark(benchmark).charts()
+    return target if figures.lines(charts, target, figures.line_colours(charts)) else None
+
+
 def _draw(
     section: Section, cost: str, folder: Path, suffix: str, colours: dict[str, str], markers: dict[str, str]
 ) -> dict[str, Path]:

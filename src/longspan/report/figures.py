@@ -121,14 +121,14 @@ def lines(charts: list[Chart], path: Path, colours: dict[str, str], title: str =
             axes.plot(*zip(*mean, strict=True), color=colours[label], linewidth=2.0, marker="o", markersize=4, label=words)
         if chart.log_x:
             axes.set_xscale("log", base=2)
-        if chart.x_ticks:
-            axes.set_xticks(chart.x_ticks)
-            axes.xaxis.set_minor_formatter(NullFormatter())
         if chart.log_y:
             axes.set_yscale("log")
             axes.yaxis.set_minor_formatter(NullFormatter())
         axes.xaxis.set_major_formatter(_Prefixed())
         axes.yaxis.set_major_formatter(_Prefixed())
+        if chart.x_ticks:
+            axes.set_xticks(chart.x_ticks, [f"{tick:,.0f}" for tick in chart.x_ticks])
+            axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel(chart.x, color=_INK)
         axes.set_ylabel(chart.y, color=_INK)
         axes.set_title(chart.heading, loc="left", color=_INK, fontsize=12, fontweight="bold", pad=10)

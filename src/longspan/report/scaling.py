@@ -117,7 +117,8 @@ def from_rows(rows: Sequence[dict[str, Any]], content: dict[str, Any]) -> Scalin
     lines = [line for line in lines if len(line.time) > 1]
     hardware = content.get("hardware") or {}
     where = ", ".join(hardware.get("gpus") or []) if str(content.get("device", "")).startswith("cuda") else ""
-    where = where or f"{hardware.get('cpu', 'unknown CPU')}, {content.get('threads', hardware.get('cores', '?'))} threads"
+    threads = content.get("threads", hardware.get("cores", "?"))
+    where = where or f"{hardware.get('cpu', 'unknown CPU')}, {threads} thread{'' if threads == 1 else 's'}"
     scaling = Scaling(
         "How cost grows with the length", lines, "forward + backward, ms", "peak memory, MiB", str(content.get("command", ""))
     )

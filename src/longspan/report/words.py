@@ -96,6 +96,8 @@ def hardware_of(run: Found) -> str:
 
 def overview(collection: Collection, found: Sequence[Section]) -> str:
     """Counts, in one line."""
+    if not collection.runs and not collection.broken:
+        return _count(len(collection.benchmarks), "benchmark")
     parts = [_count(len(collection.runs) + len(collection.broken), "record")]
     parts.append(f"{len(collection.complete)} complete")
     statuses = Counter(run.record.status.replace("_", " ") for run in collection.unfinished)

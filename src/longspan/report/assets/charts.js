@@ -134,7 +134,8 @@ function frame(box, xs, ys, { xWords, yWords, log = false, logY = false, xTicks 
   const x = scale(xs, area.left, area.right, { log, room: xRoom });
   if (xTicks.length) x.ticks = xTicks;
   const y = scale(ys, area.bottom, area.top, { log: logY, room: yRoom });
-  const yLabels = tickLabels(y.ticks), xLabels = tickLabels(x.ticks);
+  const yLabels = tickLabels(y.ticks);
+  const xLabels = xTicks.length ? xTicks.map((tick) => tick.toLocaleString("en")) : tickLabels(x.ticks);
   y.ticks.forEach((tick, index) => {
     node("line", { x1: area.left, x2: area.right, y1: y.to(tick), y2: y.to(tick), class: "grid" }, svg);
     node("text", { x: area.left - 8, y: y.to(tick) + 4, "text-anchor": "end" }, svg, yLabels[index]);
