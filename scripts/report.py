@@ -28,10 +28,18 @@ def main() -> int:
     parser.add_argument("--cost", default="flops", choices=list(COST_AXES), help="cost axis of the pictures (default: flops)")
     parser.add_argument("--reference", default="full", help="variant that others are compared with (default: full)")
     parser.add_argument("--title", default="Accuracy against cost", help="title of the report")
+    parser.add_argument(
+        "--wandb", metavar="PROJECT", help="log table, scatter and pictures to W&B too (WANDB_MODE=offline: kept)"
+    )
     arguments = parser.parse_args()
     try:
         page = write_report(
-            arguments.runs, arguments.output, cost=arguments.cost, reference=arguments.reference, title=arguments.title
+            arguments.runs,
+            arguments.output,
+            cost=arguments.cost,
+            reference=arguments.reference,
+            title=arguments.title,
+            wandb_project=arguments.wandb,
         )
     except (NoRecordsError, CostAxisError, BenchmarkError) as error:
         print(f"error: {error}", file=sys.stderr)

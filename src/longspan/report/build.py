@@ -16,6 +16,7 @@ from longspan.report.content import Content
 from longspan.report.groups import Section, sections
 from longspan.report.scaling import of_section, read_benchmark
 from longspan.report.tables import COST_AXES
+from longspan.report.to_wandb import log_report
 
 
 class CostAxisError(ValueError):
@@ -29,6 +30,7 @@ def write_report(
     cost: str = "flops",
     reference: str = "full",
     title: str = "Accuracy against cost",
+    wandb_project: str | None = None,
 ) -> Path:
     """Read records, write ``report.md``, ``report.html``, ``table.csv``, ``table.tex``, PNGs, and where costs are known
     at several lengths ``scaling.csv``; returns the page's path.
@@ -37,6 +39,7 @@ def write_report(
         paths: record files, folders searched for ``record.json``, and results of scripts/benchmark.py.
         cost: the axis of pictures and of the Pareto front: flops, time, memory or energy. The HTML page shows all.
         reference: the variant that others are compared with, seed by seed.
+        wandb_project: a W&B project that the table, a scatter and the pictures are logged to as well.
 
     Raises:
         CostAxisError: an unknown `cost`.
@@ -75,6 +78,8 @@ def write_report(
     write_text(folder / "report.md", markdown.page(content))
     page = folder / "report.html"
     write_text(page, html_page.page(content))
+    if wandb_project:
+        log_report(wandb_project, title, filled, folder, cost)
     return page
 
 
