@@ -28,6 +28,7 @@ def main() -> int:
     parser.add_argument("--cost", default="flops", choices=list(COST_AXES), help="cost axis of the pictures (default: flops)")
     parser.add_argument("--reference", default="full", help="variant that others are compared with (default: full)")
     parser.add_argument("--title", default="Accuracy against cost", help="title of the report")
+    parser.add_argument("--records", action="store_true", help="copy the records to DIR/records, to make the report from again")
     parser.add_argument(
         "--wandb", metavar="PROJECT", help="log table, scatter and pictures to W&B too (WANDB_MODE=offline: kept)"
     )
@@ -40,6 +41,7 @@ def main() -> int:
             reference=arguments.reference,
             title=arguments.title,
             wandb_project=arguments.wandb,
+            keep_records=arguments.records,
         )
     except (NoRecordsError, CostAxisError, BenchmarkError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -11,7 +11,7 @@ from pathlib import Path
 from longspan.records.atomic import write_text
 from longspan.report import figures, html_page, markdown, tables
 from longspan.report.charts import Chart, accuracy_charts
-from longspan.report.collect import collect
+from longspan.report.collect import collect, copied
 from longspan.report.content import Content
 from longspan.report.groups import Section, sections
 from longspan.report.scaling import of_section, read_benchmark
@@ -31,6 +31,7 @@ def write_report(
     reference: str = "full",
     title: str = "Accuracy against cost",
     wandb_project: str | None = None,
+    keep_records: bool = False,
 ) -> Path:
     """Read records, write ``report.md``, ``report.html``, ``table.csv``, ``table.tex``, PNGs, and where costs are known
     at several lengths ``scaling.csv``; returns the page's path.
@@ -39,6 +40,7 @@ def write_report(
         paths: record files, folders searched for ``record.json``, and results of scripts/benchmark.py.
         cost: the axis of pictures and of the Pareto front: flops, time, memory or energy. The HTML page shows all.
         reference: the variant that others are compared with, seed by seed.
+        keep_records: copy the records to ``records/`` beside the page, from which the report can be made again.
         wandb_project: a W&B project that the table, a scatter and the pictures are logged to as well.
 
     Raises:
@@ -48,12 +50,14 @@ def write_report(
     """
     if cost not in COST_AXES:
         raise CostAxisError(f"cost is {cost!r}; it must be one of {', '.join(COST_AXES)}")
+    folder = Path(folder)
     collection = collect(paths)
+    if keep_records:
+        collection = copied(collection, folder / "records")
     found, repeats = sections(collection, reference)
     grown = [(path, read_benchmark(path)) for path in collection.benchmarks]
     filled = [(section, tables.rows_of(section, cost)) for section in found]
     colours, markers = figures.colours_of(found), figures.markers_of(found)
-    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     pictures: dict[int, dict[str, Path]] = {}
     scaling_pictures: list[Path | None] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from longspan.records.schema import Record, RecordError
@@ -71,6 +71,21 @@ def collect(paths: Iterable[str | Path]) -> Collection:
             found.broken.append((path, str(error).removeprefix(f"{path}: ")))
     found.runs.sort(key=lambda run: (run.record.started, str(run.path)))
     return found
+
+
+def copied(collection: Collection, folder: Path) -> Collection:
+    """The same records from copies under `folder`, each in a folder called like the run's own; what cannot be read is not
+    copied, and what is there already stays."""
+    names: dict[str, int] = {}
+    runs = []
+    for run in collection.runs:
+        name = run.path.parent.name or "run"
+        names[name] = names.get(name, 0) + 1
+        target = folder / (name if names[name] == 1 else f"{name}-{names[name]}") / RECORD_NAME
+        if target.resolve() != run.path.resolve():
+            run.record.save(target)
+        runs.append(Found(_shown(target), run.record))
+    return replace(collection, runs=runs)
 
 
 def _is_benchmark(path: Path) -> bool:
