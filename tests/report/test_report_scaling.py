@@ -138,12 +138,13 @@ def test_accuracy_by_length_and_by_distance(tmp_path):
         path = leave(tmp_path / "runs", f"full{seed}", "full", seed)
         record = Record.load(path)
         rows = [{"length": x, "value": 3 / x + seed, "items": 5} for x in (1.0, 2.5, 5.5)]
+        few = {"length": 700.0, "value": 9.0, "items": 0.03}  # less than one in 500 of all
         told = {"figure": "bits_per_byte", "length": "bytes before it", "higher_is_better": False}
         wrong = {**told, "rows": [{"length": 1.0, "value": 99.0, "items": 1}]}
         record.extra = {
             "accuracy_by_length": {
                 "val": wrong,
-                "test": {**told, "rows": [{"length": 0.0, "value": 9.0, "items": 1}, *rows]},
+                "test": {**told, "rows": [{"length": 0.0, "value": 9.0, "items": 9}, *rows, few]},
             },
             "accuracy_by_distance": {"val": [{"distance": d, "accuracy": 1 / d, "answers": 3} for d in (1.0, 2.0)]},
         }
@@ -151,7 +152,9 @@ def test_accuracy_by_length_and_by_distance(tmp_path):
     [section], _ = sections(collect([tmp_path / "runs"]))
     by_length, by_distance = accuracy_charts(section)
     expected = {1.0: 3.5, 2.5: 1.7, 5.5: 3 / 5.5 + 0.5}
-    assert dict(by_length.means["full"]) == pytest.approx(expected), "test split, mean of seeds, nothing at 0"
+    assert dict(by_length.means["full"]) == pytest.approx(expected), (
+        "test split, mean of seeds, nothing at 0 or of hardly any items"
+    )
     assert by_length.y == "bits per byte  (lower is better)" and by_length.x == "bytes before it"
     assert by_distance.means["full"] == [(1.0, 1.0), (2.0, 0.5)]
     page = write_report([tmp_path / "runs"], tmp_path / "out")

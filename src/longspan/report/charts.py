@@ -9,6 +9,9 @@ from typing import Any
 from longspan.report.curves import Line
 from longspan.report.groups import RunGroup, Section
 
+# of all items: the first few tokens of each sequence are few, their figures noisy, and far off all others
+_LEAST_SHARE = 1 / 500
+
 
 @dataclass
 class Chart:
@@ -66,8 +69,9 @@ def _by_length(section: Section) -> Chart | None:
     def line(told: Any) -> Line:
         words.update(figure=str(told["figure"]), length=str(told["length"]))
         words["better"] = "higher is better" if told["higher_is_better"] else "lower is better"
-        # on a logarithmic axis nothing has no place
-        return [(float(row["length"]), float(row["value"])) for row in told["rows"] if row["length"] > 0]
+        items = sum(row["items"] for row in told["rows"])
+        kept = [row for row in told["rows"] if row["length"] > 0 and row["items"] >= _LEAST_SHARE * items]
+        return [(float(row["length"]), float(row["value"])) for row in kept]
 
     means, seeds = _lines(section, "accuracy_by_length", line)
     if not means:

@@ -97,8 +97,13 @@ def _row(section: Section, group: RunGroup, metric: str, on_front: bool) -> Row:
 
 def headings(section: Section) -> list[str]:
     arrow = "↑" if section.metrics.get(section.primary or "", True) else "↓"
-    others = [f"{name} {'↑' if higher else '↓'}" for name, higher in section.metrics.items() if name != section.primary]
-    first = ["variant", "n", f"{section.primary} {arrow}", "trivial", f"difference from {section.reference}"]
+    others = [
+        f"{name.replace('_', ' ')} {'↑' if higher else '↓'}"
+        for name, higher in section.metrics.items()
+        if name != section.primary
+    ]
+    primary = str(section.primary).replace("_", " ")
+    first = ["variant", "n", f"{primary} {arrow}", "trivial", f"difference from {section.reference}"]
     return first + others + [_COLUMNS[name][0] for name in _COLUMNS if name in section.costs]
 
 
