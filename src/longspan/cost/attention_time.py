@@ -45,11 +45,12 @@ class AttentionClock:
             ]
 
     def stop(self) -> float:
-        """Seconds so far; the device must have finished. No more marks are made."""
+        """Seconds so far, once the device has finished. No more marks are made."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        if self.device.type == "cuda":
+        if self.device.type == "cuda" and self._spans:
+            torch.cuda.synchronize(self.device)
             return sum(begun.elapsed_time(ended) for begun, ended in self._spans) / 1000
         return sum(ended - begun for begun, ended in self._spans)
 
