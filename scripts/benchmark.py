@@ -1,5 +1,6 @@
-"""Longspan's attention timed beside its peers, in one run.
+"""Longspan's attention timed: variants over lengths, and patterns beside their peers, in one run.
 
+python scripts/benchmark.py --attention full local:window=256 bigbird --lengths 2048 4096 8192 16384 -o benchmarks/scaling.json
 python scripts/benchmark.py --suite cpu -o benchmarks/cpu.json
 python scripts/benchmark.py --suite gpu -o benchmarks/h100.json
 python scripts/benchmark.py --suite end-to-end -o benchmarks/end_to_end.json
@@ -12,18 +13,23 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from pathlib import Path
 
 import torch
 
+from longspan.attention import AttentionConfigError
 from longspan.benchmark import layouts
 from longspan.benchmark.cases import Case, CaseError, parse_pattern
 from longspan.benchmark.compare import compare
 from longspan.benchmark.compile_first import compile_first
 from longspan.benchmark.end_to_end import Size, compare_steps
+from longspan.benchmark.growth import GrowthError, measure
 from longspan.benchmark.peers import PeerUnavailable, find
-from longspan.benchmark.results import result, save, show
+from longspan.benchmark.results import result, save, show, show_growth
 from longspan.benchmark.suites import SUITES, Plan, suite
 from longspan.patterns import PatternError
+from longspan.report.build import draw_scaling
+from longspan.report.scaling import from_rows
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -36,6 +42,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tune", action="store_true", help="search how kernels are best launched on this GPU")
     parser.add_argument(
         "--jobs", type=int, default=1, metavar="N", help="compile all that will be timed first, in N processes (default: 1)"
+    )
+    parser.add_argument(
+        "--attention",
+        nargs="+",
+        default=[],
+        metavar="NAME[:KEY=VALUE,...]",
+        help="attention variants, one layer each, over --lengths; with -o FILE.json the picture is FILE.png",
     )
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="TEXT", help="cases of the suite whose name holds one of these"
@@ -73,7 +86,7 @@ def plans(args: argparse.Namespace) -> list[Plan]:
         chosen = [p for p in chosen if not args.only or any(text in p.case.name for text in args.only)]
         return [Plan(p.case, (*p.sides, *args.peer)) for p in chosen]
     if not args.pattern:
-        raise CaseError("nothing to time; give --suite or --pattern")
+        raise CaseError("nothing to time; give --attention, --suite or --pattern")
     dtype = DTYPES[args.dtype or ("bfloat16" if args.device.startswith("cuda") else "float32")]
     return [
         Plan(
@@ -109,6 +122,31 @@ def tune(args: argparse.Namespace) -> int:
     return 0
 
 
+def variants(args: argparse.Namespace) -> int:
+    """How time and memory of attention variants grow with the length."""
+    dtype = DTYPES[args.dtype or ("bfloat16" if args.device.startswith("cuda") else "float32")]
+    content: dict = {}
+
+    def save_so_far(rows: list[dict]) -> None:  # after each length, so that an interrupt loses nothing
+        command = " ".join(["python", *sys.argv])
+        content.update(result(command, args.device, rows, threads=torch.get_num_threads()))
+        if args.output:
+            save(args.output, content)
+
+    try:
+        rows = measure(
+            args.attention, args.lengths, device=args.device, heads=args.heads, head_dim=args.head_dim, causal=args.causal,
+            batch=args.batch, dtype=dtype, seconds=args.seconds, each=save_so_far,
+        )  # fmt: skip
+    except (GrowthError, AttentionConfigError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    show_growth(from_rows(rows, content))
+    if args.output and (picture := draw_scaling(Path(args.output), Path(args.output).with_suffix(".png"))):
+        print(f"{args.output}\n{picture}")
+    return 0
+
+
 def keep(args: argparse.Namespace, found: list[dict]) -> int:
     if args.output:
         save(args.output, result(" ".join(["python", *sys.argv]), args.device, found))
@@ -120,6 +158,8 @@ def main() -> int:
     args = arguments()
     if args.threads:
         torch.set_num_threads(args.threads)
+    if args.attention:
+        return variants(args)
     if args.suite == "end-to-end":
         return end_to_end(args)
     if args.tune:
@@ -148,6 +188,8 @@ def main() -> int:
     except KeyboardInterrupt:
         print("interrupted; the cases before are kept", file=sys.stderr)
     show(rows)
+    if args.output and (picture := draw_scaling(Path(args.output), Path(args.output).with_suffix(".png"))):
+        print(picture)
     return 0
 
 

@@ -2,6 +2,7 @@
 
 python scripts/report.py outputs multirun -o reports/mine
 python scripts/report.py multirun/2026-01-31 -o reports/mine --cost time
+python scripts/report.py multirun/ablation benchmarks/scaling.json -o reports/mine   # and what scripts/benchmark.py measured
 """
 
 from __future__ import annotations
@@ -11,22 +12,38 @@ import sys
 
 from longspan.report.build import CostAxisError, write_report
 from longspan.report.collect import NoRecordsError
+from longspan.report.scaling import BenchmarkError
 from longspan.report.tables import COST_AXES
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", metavar="RUNS", help="record files, or folders searched for record.json")
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUNS",
+        help="record files, folders searched for record.json, and results of scripts/benchmark.py",
+    )
     parser.add_argument("-o", "--output", required=True, metavar="DIR", help="folder to write the report to")
     parser.add_argument("--cost", default="flops", choices=list(COST_AXES), help="cost axis of the pictures (default: flops)")
     parser.add_argument("--reference", default="full", help="variant that others are compared with (default: full)")
     parser.add_argument("--title", default="Accuracy against cost", help="title of the report")
+    parser.add_argument("--records", action="store_true", help="copy the records to DIR/records, to make the report from again")
+    parser.add_argument(
+        "--wandb", metavar="PROJECT", help="log table, scatter and pictures to W&B too (WANDB_MODE=offline: kept)"
+    )
     arguments = parser.parse_args()
     try:
         page = write_report(
-            arguments.runs, arguments.output, cost=arguments.cost, reference=arguments.reference, title=arguments.title
+            arguments.runs,
+            arguments.output,
+            cost=arguments.cost,
+            reference=arguments.reference,
+            title=arguments.title,
+            wandb_project=arguments.wandb,
+            keep_records=arguments.records,
         )
-    except (NoRecordsError, CostAxisError) as error:
+    except (NoRecordsError, CostAxisError, BenchmarkError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"{page}\n{page.with_suffix('.md')}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -80,6 +82,20 @@ def test_a_sweep_over_several_devices_in_one_process_is_refused(devices, capsys)
         check_command_line(CONF, ["-m", "attention=full,local", f"trainer.devices={devices}"])
     assert caught.value.code == 2
     assert "scripts/sweep.py" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words", [["hydra.mode=MULTIRUN", "trainer.devices=2"], ["--config-dir", "{own}", "-m", "seed=0,1", "trainer.num_nodes=2"]]
+)
+def test_such_a_sweep_is_refused_however_it_is_asked_for(words, tmp_path):
+    """Past the command line's check, by the job itself: nothing is trained, and no rank is started."""
+    words = [word.format(own=tmp_path) for word in words]
+    done = subprocess.run(
+        [sys.executable, CONF.parent / "train.py", *words, f"hydra.sweep.dir={tmp_path}/sweep"],
+        capture_output=True, text=True, cwd=tmp_path, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 2 and "scripts/sweep.py" in done.stderr and "Traceback" not in done.stderr
+    assert not list(tmp_path.rglob("record.json"))
 
 
 def test_the_variants_are_there():

@@ -243,3 +243,29 @@ def test_a_sketch_s_png_has_a_pixel_a_cell(tmp_path):
     assert [round(255 * value) for value in pixels[0, 0]] == [0x10, 0x20, 0x30, 255]
     assert pixels[0, 1][3] == 0, "what a causal model never sees is clear"
     assert pixels[1, 0].sum() > pixels[1, 1].sum() > pixels[0, 0].sum(), "the more live pairs, the darker"
+
+
+def test_the_table_and_the_scatter_go_to_wandb_too(runs, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    page = write_report([runs], tmp_path / "out", wandb_project="longspan")
+    tables = [json.loads(path.read_text()) for path in page.parent.rglob("media/table/**/*.table.json")]
+    assert tables
+    for table in tables:  # of the section, and of its scatter
+        rows = {row[0]: dict(zip(table["columns"], row, strict=True)) for row in table["data"]}
+        assert rows["bigbird"]["accuracy"] == pytest.approx(0.82) and rows["bigbird"]["total_flops"] == 3e15
+        assert rows["bigbird"]["difference"] == pytest.approx(0.01) and rows["full"]["difference"] is None
+    assert len(list(page.parent.rglob("media/images/**/*.png"))) == 2
+
+
+def test_a_report_can_be_made_again_from_the_records_beside_it(runs, tmp_path):
+    leave(runs / "deeper", "full0", "full", 11, 0.9)  # another run in a folder of the same name
+    first = write_report([runs], tmp_path / "out", keep_records=True)
+    kept = sorted(path.parent.name for path in (tmp_path / "out" / "records").rglob("record.json"))
+    assert len(kept) == 12 and {"full0", "full0-2", "oom"} <= set(kept), "all but the one that cannot be read"
+    page = first.read_text()
+    assert "records/oom/record.json" in page
+    again = write_report([tmp_path / "out" / "records"], tmp_path / "out", keep_records=True)
+    assert sorted(path.parent.name for path in (tmp_path / "out" / "records").rglob("record.json")) == kept
+    table = (tmp_path / "out" / "table.csv").read_text()
+    write_report([runs], tmp_path / "other")
+    assert (tmp_path / "other" / "table.csv").read_text() == table and again == first

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -42,10 +43,12 @@ def test_an_engine_that_is_not_installed_says_how_to_install_it(tmp_path, monkey
 def test_ray_gives_each_run_gpus_of_its_own(tmp_path, monkeypatch):
     pytest.importorskip("ray")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+    before = signal.getsignal(signal.SIGTERM)
     settings, jobs = settings_and_jobs(tmp_path, "sweep.engine=ray", "sweep.gpus=[4,5]", "seed=1,13,16")
     assert Sweep(settings, STAND_IN).run(jobs) == {"seed1": "complete", "seed13": "failed", "seed16": "complete"}
     places = [json.loads(line)["place"] for job in jobs for line in (job.folder / "starts").read_text().splitlines()]
     assert len(places) == 4 and set(places) <= {"4", "5"}
+    assert signal.getsignal(signal.SIGTERM) is before, "Ray's handler does not outlive the sweep"
 
 
 def test_submitit_runs_the_jobs_and_finds_them_again(tmp_path, monkeypatch):

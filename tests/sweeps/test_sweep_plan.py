@@ -132,3 +132,9 @@ def test_the_same_run_elsewhere_is_the_same_run():
     assert "seed: 0 -> 1" in differences(one.config, changed.config)
     moved = {**one.config, "trainer": {**one.config["trainer"], "devices": 4, "accelerator": "gpu"}}
     assert differences(one.config, moved) == [] and differences(one.config, moved, machine=True)
+    later = {**one.config, "model": {**one.config["model"], "new_setting": None}}
+    assert differences(one.config, later) == differences(later, one.config) == [], "new in a later version, and not used"
+    used = {**one.config, "model": {**one.config["model"], "new_setting": 7}}
+    assert differences(one.config, used) == ["model.new_setting: (not there) -> 7"]
+    watched = {**one.config, "callbacks": {**one.config["callbacks"], "cost": {"warmup_steps": 9}}}
+    assert differences(one.config, watched) == []

@@ -11,6 +11,7 @@ from longspan.attention import full, local
 from longspan.data import AssociativeRecallDataModule, NeedleDataModule
 from longspan.models import transformer
 from longspan.tasks import Recall, TaskConfigError, TokenLabelling, adamw, build_task, warmup_constant
+from longspan.tasks.breakdown import BREAKDOWN
 from longspan.tasks.metrics import ShareByDistance
 
 DISTANCE, LENGTH, VALUES = 24, 48, 8
@@ -45,7 +46,7 @@ def test_full_attention_solves_a_needle(make_trainer, causal):
     data = needle()
     task = recall(data, causal=causal)
     assert run(make_trainer, data, task, 80) > 0.95
-    (row,) = task.by_distance["test"]
+    (row,) = task.breakdowns["accuracy_by_distance"]["test"]
     assert row["distance"] == DISTANCE and row["answers"] == 32 * 6 and row["accuracy"] > 0.95
 
 
@@ -67,7 +68,7 @@ def test_the_loss_is_that_of_the_answers_alone():
     logits = task(batch["tokens"])  # (B, T, V)
     expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten())
     assert torch.allclose(step.loss, expected, atol=1e-6) and int(step.count) == 12
-    right, distances = step.updates["distances"]
+    right, distances = step.updates[BREAKDOWN]
     assert len(right) == len(distances) == 12 and (distances > 0).all()
     silent = {**batch, "labels": torch.full_like(batch["labels"], -100)}
     loss = task.step(silent, 0, "val").loss

@@ -6,7 +6,7 @@ Legend: B batch, H heads, T tokens, D head width.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -48,27 +48,42 @@ def _plain(text: str) -> Any:
 
 def measure(
     texts: Sequence[str], lengths: Sequence[int], *, device: str, heads: int = 4, head_dim: int = 64, causal: bool = True,
-    dtype: torch.dtype = torch.float32, seconds: float = 1.0, memory: bool = True,
+    batch: int = 1, dtype: torch.dtype = torch.float32, seconds: float = 1.0, memory: bool = True,
+    each: Callable[[list[dict[str, Any]]], None] | None = None,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """One row a variant and length: medians of a forward and a backward pass, FLOPs as the variant states them, growth.
 
-    `exponent` is log(time / time at the length before) / log(T / that length): 1 for linear cost, 2 for quadratic.
+    `exponent` is log(time / time at the length before) / log(T / that length): 1 for linear cost, 2 for quadratic. A
+    variant that runs out of memory at a length is left out from there on, with a row that says so.
+
+    Args:
+        each: called with all rows so far after each length.
     """
+    texts = list(texts)
     rows: list[dict[str, Any]] = []
     for length in sorted(lengths):
-        works, modules = {}, {}
-        for text in texts:
+        works: dict[str, Callable[[], Any]] = {}
+        modules: dict[str, Any] = {}
+        for text in list(texts):
             name, settings = parse_variant(text)
             module = getattr(longspan.attention, name)(
                 heads=heads, head_dim=head_dim, causal=causal, max_length=length, **settings
             )
-            modules[text] = module.to(device)
-            works[text] = _step(modules[text], length, heads, head_dim, device, dtype)
+            module = module.to(device)
+            try:
+                step = _step(module, length, heads, head_dim, batch, device, dtype)
+                step()
+            except torch.OutOfMemoryError:
+                texts.remove(text)
+                rows.append({"variant": text, "T": length, "unavailable": "out of memory"})
+                continue
+            modules[text], works[text] = module, step
         for text, measured in time_interleaved(works, device, seconds).items():
             cost = modules[text].cost(length)
-            before = next((row for row in reversed(rows) if row["variant"] == text), None)
-            row = {
-                "variant": text, "T": length, "heads": heads, "head_dim": head_dim, "causal": causal, "dtype": str(dtype),
+            before = next((row for row in reversed(rows) if row["variant"] == text and "ms" in row), None)
+            row: dict[str, Any] = {
+                "variant": text, "T": length, "batch": batch, "heads": heads, "head_dim": head_dim,
+                "causal": causal, "dtype": str(dtype),
                 **measured.plain(), "live_pairs": cost.live_pairs, "visited_pairs": cost.visited_pairs,
                 "forward_flops": cost.total_flops,
             }  # fmt: skip
@@ -79,11 +94,15 @@ def measure(
                 row["exponent"] = math.log(row["ms"] / before["ms"]) / times
                 row["flops_exponent"] = math.log(row["forward_flops"] / before["forward_flops"]) / times
             rows.append(row)
+        if each is not None:
+            each(rows)
     return rows
 
 
-def _step(module: torch.nn.Module, length: int, heads: int, head_dim: int, device: str, dtype: torch.dtype):
-    q, k, v, dout = (torch.randn(1, heads, length, head_dim, device=device, dtype=dtype) for _ in range(4))
+def _step(
+    module: torch.nn.Module, length: int, heads: int, head_dim: int, batch: int, device: str, dtype: torch.dtype
+) -> Callable[[], None]:
+    q, k, v, dout = (torch.randn(batch, heads, length, head_dim, device=device, dtype=dtype) for _ in range(4))
     leaves = [x.requires_grad_() for x in (q, k, v)]
 
     def step() -> None:

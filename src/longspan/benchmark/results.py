@@ -11,6 +11,7 @@ from rich.table import Table
 
 from longspan.records.atomic import write_text
 from longspan.records.environment import git_commit, hardware, versions
+from longspan.report.scaling import Scaling
 
 
 def result(command: str, device: str, rows: list[dict[str, Any]], **extra: Any) -> dict[str, Any]:
@@ -54,3 +55,16 @@ def show(rows: list[dict[str, Any]], console: Console | None = None) -> None:
             )  # fmt: skip
         table.add_section()
     (console or Console()).print(table)
+
+
+def show_growth(scaling: Scaling, console: Console | None = None) -> None:
+    """One line a variant: the powers of T that fit its time and memory, and what the longest sequence takes."""
+    table = Table(title="forward + backward of one layer, medians", title_justify="left")
+    for place, heading in enumerate(scaling.headings()):
+        table.add_column(heading, justify="right" if place else "left", no_wrap=place < 2)
+    for line in scaling.lines:
+        table.add_row(*scaling.cells(line))
+    console = console or Console()
+    console.print(table)
+    for note in scaling.notes:
+        console.print(note, soft_wrap=True)

@@ -17,6 +17,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from longspan.cost.attention_time import AttentionClock, marked_modules
 from longspan.cost.energy import EnergyMeter
 from longspan.cost.memory import peak_memory, reset_peak
 from longspan.cost.peaks import number_format, peak_flops
@@ -39,6 +40,7 @@ class MeasuredCost(Callback):
         density                       live pairs over those of full two-way attention
         attention_flops_live, attention_flops   of one sequence, forward, on live and on visited pairs
         attention_share               of attention in all FLOPs that run
+        attention_time, attention_time_share   of attention in a step, median of `attention_steps` steps: ms, and of its time
         flops_per_step                forward and backward, of all sequences of a step on all devices
         total_flops, total_flops_live of the training so far, also that before a resume
         parameters
@@ -52,15 +54,25 @@ class MeasuredCost(Callback):
         warmup_steps: optimizer steps left out of the medians at the start and after a resume.
         every_n_steps: measure only each n-th step; each measured step waits for the device twice.
         energy: read NVML's counter where there is one.
+        attention_steps: steps, spread over the first hundred after warm-up, in which attention is timed by itself; they are
+            left out of the other medians. 0 for none; nor where blocks are compiled.
     """
 
-    def __init__(self, warmup_steps: int = 5, every_n_steps: int = 1, energy: bool = True) -> None:
-        for name, value, least in (("warmup_steps", warmup_steps, 0), ("every_n_steps", every_n_steps, 1)):
+    def __init__(self, warmup_steps: int = 5, every_n_steps: int = 1, energy: bool = True, attention_steps: int = 5) -> None:
+        least_of = {
+            "warmup_steps": (warmup_steps, 0),
+            "every_n_steps": (every_n_steps, 1),
+            "attention_steps": (attention_steps, 0),
+        }
+        for name, (value, least) in least_of.items():
             if value < least:
                 raise ValueError(f"{name} must be {least} or more, got {value}")
         self.warmup_steps = warmup_steps
         self.every_n_steps = every_n_steps
         self.energy = energy
+        self.attention_steps = attention_steps
+        self._clock = AttentionClock(torch.device("cpu"))
+        self._attention: list[tuple[float, float]] = []  # seconds of attention and of the whole step
         self._meter = EnergyMeter()
         self._step_seconds: deque[float] = deque(maxlen=REMEMBERED_STEPS)
         self._data_seconds: deque[float] = deque(maxlen=REMEMBERED_STEPS)
@@ -105,6 +117,7 @@ class MeasuredCost(Callback):
         self._shape = _heads_and_layers(pl_module)
         # attention that learns its pattern costs less as it goes on
         self._changing = any(getattr(module, "cost_changes", False) for module in pl_module.modules())
+        self._clock = AttentionClock(self._device)
         reset_peak(self._device)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -114,6 +127,8 @@ class MeasuredCost(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if not self._measures():
             return
+        if self._times_attention() and not self._clock.running:
+            self._clock.start(marked_modules(pl_module))
         self._synchronise()
         self._batch_begun = time.perf_counter()
         if self._batch_ended is not None:
@@ -149,6 +164,7 @@ class MeasuredCost(Callback):
         self._batch_ended = None
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._clock.stop()
         self._meter.stop()
         self._refresh(trainer)
 
@@ -195,6 +211,9 @@ class MeasuredCost(Callback):
             found["tokens_per_second"] = (statistics.median(self._speeds), "tokens/s")
             if self._peak is not None and counted is not None:
                 found["mfu"] = (self._flops_of_last_step[1] / seconds / (self._peak * self._world), "of peak")
+        if self._attention:
+            found["attention_time"] = (1000 * statistics.median(part for part, _ in self._attention), "ms a step")
+            found["attention_time_share"] = (statistics.median(part / step for part, step in self._attention), "of the step")
         if self._data_seconds:
             found["data_time"] = (1000 * statistics.median(self._data_seconds), "ms a step")
         if self._memory[0] is not None:
@@ -230,6 +249,12 @@ class MeasuredCost(Callback):
         """Whether the step at hand is one that counts."""
         return self._stepped >= self.warmup_steps and (self._stepped - self.warmup_steps) % self.every_n_steps == 0
 
+    def _times_attention(self) -> bool:
+        """Whether the step at hand, which is measured, is one of those in which attention is timed."""
+        measured = (self._stepped - self.warmup_steps) // self.every_n_steps
+        apart = max(2, 100 // max(1, self.attention_steps) // self.every_n_steps)  # a short run needs its steps for the medians
+        return measured % apart == apart - 1 and measured // apart < self.attention_steps
+
     def _begin_step(self) -> None:
         self._step_time = self._step_wait = 0.0
         self._step_tokens = self._step_flops = self._step_flops_live = 0
@@ -254,7 +279,9 @@ class MeasuredCost(Callback):
         self._spent["total_flops"] += self._step_flops
         self._spent["total_flops_live"] += self._step_flops_live
         self._flops_of_last_step = (self._step_flops, self._step_flops_live)
-        if measured and self._step_time > 0:
+        if self._clock.running:
+            self._attention.append((self._clock.stop(), self._step_time))
+        elif measured and self._step_time > 0:
             self._step_seconds.append(self._step_time)
             self._speeds.append(self._step_tokens / self._step_time)
             if self._step_wait > 0:

@@ -41,6 +41,8 @@ class TransformerSettings:
             both have about the same parameters.
         dropout: after the embedding and on what each block adds to the residual stream; attention has its own.
         rotary_base: wavelength base of the rotary positions (2104.09864).
+        stem: tokens that a short convolution over the embeddings mixes, odd where a model looks both ways (see `Stem`);
+            None means none.
         qk_norm: RMSNorm on queries and keys, a head at a time, before rotation (2302.05442).
         norm_eps: of every RMSNorm (1910.07467).
         activation_checkpointing: recompute each block in the backward rather than keep its activations.
@@ -57,15 +59,16 @@ class TransformerSettings:
     mlp_width: int | None = None
     dropout: float = 0.0
     rotary_base: float = 10_000.0
+    stem: int | None = None
     qk_norm: bool = False
     norm_eps: float = 1e-6
     activation_checkpointing: bool = False
     compile: bool | str = False
 
     def __post_init__(self) -> None:
-        for key in ("layers", "width", "heads", "kv_heads", "head_dim", "mlp_width"):
+        for key in ("layers", "width", "heads", "kv_heads", "head_dim", "mlp_width", "stem"):
             value = getattr(self, key)
-            if value is None and key in ("kv_heads", "head_dim", "mlp_width"):
+            if value is None and key in ("kv_heads", "head_dim", "mlp_width", "stem"):
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ModelConfigError(key, value, "give a whole number, 1 or more")

@@ -19,6 +19,7 @@ from longspan.models.attention_choice import AttentionChoice, attention_of_each_
 from longspan.models.block import Block
 from longspan.models.rotary import RotaryPositions
 from longspan.models.settings import REDUCE_OVERHEAD, ModelConfigError, TransformerSettings
+from longspan.models.stem import Stem
 
 
 class TokensError(ValueError):
@@ -67,6 +68,9 @@ class Transformer(nn.Module):
         # addresses (tiny, 150 steps of 4096 bytes) 0.02 ended at 2.76 bits a byte and
         # 0.1 at 2.53; this is 0.09 at that width.
         nn.init.normal_(self.embedding.weight, std=self.width**-0.5)
+        if settings.stem and not self.causal and settings.stem % 2 == 0:
+            raise ModelConfigError("stem", settings.stem, "must be odd, as many tokens on each side; or null")
+        self.stem = Stem(self.width, settings.stem, self.causal) if settings.stem else None
         self.dropout = nn.Dropout(settings.dropout)
         self.rotary = RotaryPositions(settings.head_width, settings.rotary_base)
         makers = attention_of_each_layer(attention, settings.layers, attention_layers)
@@ -102,7 +106,10 @@ class Transformer(nn.Module):
         if self.settings.compile == REDUCE_OVERHEAD and not torch.compiler.is_compiling():
             torch.compiler.cudagraph_mark_step_begin()  # what the last step's graphs hold may be overwritten
         cos, sin = self.rotary(tokens.shape[1], tokens.device)  # (T, D/2)
-        x = self.dropout(self.embedding(tokens))  # (B, T, C)
+        x = self.embedding(tokens)  # (B, T, C)
+        if self.stem is not None:
+            x = self.stem(x, lengths, segments)
+        x = self.dropout(x)
         recompute = self.settings.activation_checkpointing and self.training and torch.is_grad_enabled()
         for block in self.blocks:
             if recompute:
@@ -186,6 +193,7 @@ def transformer(
     mlp_width: int | None = None,
     dropout: float = 0.0,
     rotary_base: float = 10_000.0,
+    stem: int | None = None,
     qk_norm: bool = False,
     norm_eps: float = 1e-6,
     activation_checkpointing: bool = False,
@@ -211,6 +219,7 @@ def transformer(
         mlp_width=mlp_width,
         dropout=dropout,
         rotary_base=rotary_base,
+        stem=stem,
         qk_norm=qk_norm,
         norm_eps=norm_eps,
         activation_checkpointing=activation_checkpointing,

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 from longspan.records.atomic import write_text
 from longspan.report import figures, html_page, markdown, tables
-from longspan.report.collect import collect
-from longspan.report.groups import sections
+from longspan.report.charts import Chart, accuracy_charts
+from longspan.report.collect import collect, copied
+from longspan.report.content import Content
+from longspan.report.groups import Section, sections
+from longspan.report.scaling import of_section, read_benchmark
 from longspan.report.tables import COST_AXES
+from longspan.report.to_wandb import log_report
 
 
 class CostAxisError(ValueError):
@@ -25,45 +30,90 @@ def write_report(
     cost: str = "flops",
     reference: str = "full",
     title: str = "Accuracy against cost",
+    wandb_project: str | None = None,
+    keep_records: bool = False,
 ) -> Path:
-    """Read records, write ``report.md``, ``report.html``, ``table.csv``, ``table.tex`` and PNGs; returns the page's path.
+    """Read records, write ``report.md``, ``report.html``, ``table.csv``, ``table.tex``, PNGs, and where costs are known
+    at several lengths ``scaling.csv``; returns the page's path.
 
     Args:
-        paths: record files, or folders searched for ``record.json``.
+        paths: record files, folders searched for ``record.json``, and results of scripts/benchmark.py.
         cost: the axis of pictures and of the Pareto front: flops, time, memory or energy. The HTML page shows all.
         reference: the variant that others are compared with, seed by seed.
+        keep_records: copy the records to ``records/`` beside the page, from which the report can be made again.
+        wandb_project: a W&B project that the table, a scatter and the pictures are logged to as well.
 
     Raises:
         CostAxisError: an unknown `cost`.
         NoRecordsError: no record under `paths`.
+        BenchmarkError: a benchmark's result that cannot be read.
     """
     if cost not in COST_AXES:
         raise CostAxisError(f"cost is {cost!r}; it must be one of {', '.join(COST_AXES)}")
+    folder = Path(folder)
     collection = collect(paths)
+    if keep_records:
+        collection = copied(collection, folder / "records")
     found, repeats = sections(collection, reference)
+    grown = [(path, read_benchmark(path)) for path in collection.benchmarks]
     filled = [(section, tables.rows_of(section, cost)) for section in found]
     colours, markers = figures.colours_of(found), figures.markers_of(found)
-    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     pictures: dict[int, dict[str, Path]] = {}
+    scaling_pictures: list[Path | None] = []
     # drawn aside and moved when whole: a report that is killed half-way leaves the one before it
     with tempfile.TemporaryDirectory(dir=folder, prefix=".drawing-") as scratch:
         for place, section in enumerate(found):
             suffix = "" if len(found) == 1 else f"-{place + 1}"
-            drawn: dict[str, Path] = {}
-            target = Path(scratch) / f"accuracy-cost{suffix}.png"
-            if figures.accuracy_against_cost(section, cost, target, colours, markers):
-                drawn["cost"] = target
-            target = Path(scratch) / f"learning-curves{suffix}.png"
-            if figures.learning_curves(section, target, colours):
-                drawn["curves"] = target
-            target = Path(scratch) / f"patterns{suffix}.png"
-            if figures.patterns(section, target, colours):
-                drawn["patterns"] = target
+            drawn = _draw(section, cost, Path(scratch), suffix, colours, markers)
             pictures[place] = {kind: Path(shutil.move(path, folder / path.name)) for kind, path in drawn.items()}
+        for place, (_, scaling) in enumerate(grown):
+            target = Path(scratch) / f"scaling-benchmark{'' if len(grown) == 1 else f'-{place + 1}'}.png"
+            charts = scaling.charts()
+            drawn_it = figures.lines(charts, target, figures.line_colours(charts, colours))
+            scaling_pictures.append(Path(shutil.move(target, folder / target.name)) if drawn_it else None)
+    content = Content(title, collection, filled, repeats, cost, pictures, colours, grown, scaling_pictures)
     write_text(folder / "table.csv", tables.csv_text(filled))
-    write_text(folder / "table.tex", "\n".join(tables.latex(section, rows) for section, rows in filled if rows))
-    write_text(folder / "report.md", markdown.page(title, collection, filled, repeats, cost, pictures))
+    scalings = [one for section in found if (one := of_section(section)) is not None] + [scaling for _, scaling in grown]
+    latex = [tables.latex(section, rows) for section, rows in filled if rows]
+    write_text(folder / "table.tex", "\n".join([*latex, *map(tables.scaling_latex, scalings)]))
+    if scalings:
+        write_text(folder / "scaling.csv", tables.scaling_csv(scalings))
+    write_text(folder / "report.md", markdown.page(content))
     page = folder / "report.html"
-    write_text(page, html_page.page(title, collection, filled, repeats, cost, pictures, colours))
+    write_text(page, html_page.page(content))
+    if wandb_project:
+        log_report(wandb_project, title, filled, folder, cost)
     return page
+
+
+def draw_scaling(benchmark: Path, target: Path) -> Path | None:
+    """The picture of a benchmark's result, time and memory against the length; None where it has no two lengths."""
+    charts = read_benchmark(benchmark).charts()
+    return target if figures.lines(charts, target, figures.line_colours(charts)) else None
+
+
+def _draw(
+    section: Section, cost: str, folder: Path, suffix: str, colours: dict[str, str], markers: dict[str, str]
+) -> dict[str, Path]:
+    """Every picture of a section that its records allow, by kind."""
+    drawn: dict[str, Path] = {}
+
+    def keep(kind: str, name: str, draw: Callable[[Path], bool]) -> None:
+        target = folder / f"{name}{suffix}.png"
+        if draw(target):
+            drawn[kind] = target
+
+    keep("cost", "accuracy-cost", lambda target: figures.accuracy_against_cost(section, cost, target, colours, markers))
+    keep("curves", "learning-curves", lambda target: figures.learning_curves(section, target, colours))
+    keep("patterns", "patterns", lambda target: figures.patterns(section, target, colours))
+    for chart in accuracy_charts(section):
+        keep(chart.name, chart.name, partial(_draw_lines, [chart], colours))
+    grown = of_section(section)
+    if grown is not None:
+        keep("scaling", "scaling", partial(_draw_lines, grown.charts(), figures.line_colours(grown.charts(), colours)))
+    return drawn
+
+
+def _draw_lines(charts: list[Chart], colours: dict[str, str], target: Path) -> bool:
+    return figures.lines(charts, target, colours)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from longspan.records.schema import Record, RecordError
@@ -25,10 +26,12 @@ class Found:
 
 @dataclass
 class Collection:
-    """All records under some paths, oldest first, and the files that could not be read with the reason."""
+    """All records under some paths, oldest first, the files that could not be read with the reason, and results of
+    scripts/benchmark.py."""
 
     runs: list[Found] = field(default_factory=list)
     broken: list[tuple[Path, str]] = field(default_factory=list)
+    benchmarks: list[Path] = field(default_factory=list)
 
     @property
     def complete(self) -> list[Found]:
@@ -41,24 +44,26 @@ class Collection:
 
 
 def collect(paths: Iterable[str | Path]) -> Collection:
-    """Read every `paths` entry: a record file, or a folder searched for ``record.json`` at any depth.
+    """Read every `paths` entry: a record file, a benchmark's result, or a folder searched for ``record.json`` at any depth.
 
     Raises:
-        NoRecordsError: a path does not exist, or no record file was found at all.
+        NoRecordsError: a path does not exist, or nothing was found at all.
     """
+    found = Collection()
     files: dict[Path, Path] = {}  # by resolved path, so that overlapping arguments count a run once
     asked = [Path(path) for path in paths]
     for path in asked:
         if path.is_dir():
             for file in sorted(path.rglob(RECORD_NAME)):
                 files.setdefault(file.resolve(), _shown(file))
+        elif path.exists() and _is_benchmark(path):
+            found.benchmarks.append(_shown(path))
         elif path.exists():
             files.setdefault(path.resolve(), _shown(path))
         else:
             raise NoRecordsError(f"{path} does not exist; give record files, or folders that runs wrote to")
-    if not files:
+    if not files and not found.benchmarks:
         raise NoRecordsError(f"no {RECORD_NAME} under {', '.join(map(str, asked)) or 'nothing'}")
-    found = Collection()
     for path in files.values():
         try:
             found.runs.append(Found(path, Record.load(path)))
@@ -66,6 +71,30 @@ def collect(paths: Iterable[str | Path]) -> Collection:
             found.broken.append((path, str(error).removeprefix(f"{path}: ")))
     found.runs.sort(key=lambda run: (run.record.started, str(run.path)))
     return found
+
+
+def copied(collection: Collection, folder: Path) -> Collection:
+    """The same records from copies under `folder`, each in a folder called like the run's own; what cannot be read is not
+    copied, and what is there already stays."""
+    names: dict[str, int] = {}
+    runs = []
+    for run in collection.runs:
+        name = run.path.parent.name or "run"
+        names[name] = names.get(name, 0) + 1
+        target = folder / (name if names[name] == 1 else f"{name}-{names[name]}") / RECORD_NAME
+        if target.resolve() != run.path.resolve():
+            run.record.save(target)
+        runs.append(Found(_shown(target), run.record))
+    return replace(collection, runs=runs)
+
+
+def _is_benchmark(path: Path) -> bool:
+    """Whether a file is what scripts/benchmark.py leaves, rather than a run's record."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False  # said of it where records are read
+    return isinstance(content, dict) and isinstance(content.get("rows"), list) and "status" not in content
 
 
 def _shown(path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""The pictures of a section as PNG: accuracy against cost with its Pareto front, and learning curves."""
+"""The pictures of a section as PNG: accuracy against cost with its Pareto front, learning curves, other lines, patterns."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import Formatter, LogLocator, NullFormatter
 
+from longspan.report.charts import Chart
 from longspan.report.curves import curves_of
 from longspan.report.groups import RunGroup, Section
 from longspan.report.numbers import prefixed
@@ -28,6 +29,16 @@ def colours_of(sections: list[Section]) -> dict[str, str]:
     """{label: colour}, the reference first."""
     labels = list(dict.fromkeys(group.label for section in sections for group in section.groups))
     return {label: PALETTE[index % len(PALETTE)] for index, label in enumerate(labels)}
+
+
+def line_colours(charts: list[Chart], known: dict[str, str] | None = None) -> dict[str, str]:
+    """{label: colour} of charts; labels that have one elsewhere in the report keep it."""
+    labels = list(dict.fromkeys(label for chart in charts for label in chart.means))
+    known = known or {}
+    free = [colour for colour in PALETTE if colour not in {known[label] for label in labels if label in known}] or list(PALETTE)
+    fresh = [label for label in labels if label not in known]
+    return {**{label: known[label] for label in labels if label in known},
+            **{label: free[index % len(free)] for index, label in enumerate(fresh)}}  # fmt: skip
 
 
 def markers_of(sections: list[Section]) -> dict[str, str]:
@@ -95,6 +106,39 @@ def learning_curves(section: Section, path: Path, colours: dict[str, str]) -> bo
     return True
 
 
+def lines(charts: list[Chart], path: Path, colours: dict[str, str], title: str = "") -> bool:
+    """Charts side by side, a thick line a label and a thin one a seed; False where there is none."""
+    if not charts:
+        return False
+    figure = Figure(figsize=(8 if len(charts) == 1 else 12, 5), dpi=160, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    for axes, chart in zip(figure.subplots(1, len(charts), squeeze=False).flat, charts, strict=True):
+        _style(axes)
+        for label, mean in chart.means.items():
+            for line in chart.seeds.get(label, []) if len(chart.seeds.get(label, [])) > 1 else []:
+                axes.plot(*zip(*line, strict=True), color=colours[label], linewidth=0.8, alpha=0.35)
+            words = f"{label}  {chart.notes[label]}" if label in chart.notes else label
+            axes.plot(*zip(*mean, strict=True), color=colours[label], linewidth=2.0, marker="o", markersize=4, label=words)
+        if chart.log_x:
+            axes.set_xscale("log", base=2)
+        if chart.log_y:
+            axes.set_yscale("log")
+            axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.xaxis.set_major_formatter(_Prefixed())
+        axes.yaxis.set_major_formatter(_Prefixed())
+        if chart.x_ticks:
+            axes.set_xticks(chart.x_ticks, [f"{tick:,.0f}" for tick in chart.x_ticks])
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set_xlabel(chart.x, color=_INK)
+        axes.set_ylabel(chart.y, color=_INK)
+        axes.set_title(chart.heading, loc="left", color=_INK, fontsize=12, fontweight="bold", pad=10)
+        axes.legend(frameon=False, fontsize=9, labelcolor=_INK)
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", color=_INK, fontsize=13, fontweight="bold")
+    _save(figure, path)
+    return True
+
+
 def patterns(section: Section, path: Path, colours: dict[str, str]) -> bool:
     """The sketch of each group's pattern, side by side; False where no record holds one."""
     drawn = sketches(section)
@@ -134,6 +178,11 @@ def _canvas() -> tuple[Figure, Axes]:
     figure = Figure(figsize=(8, 5), dpi=160, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
+    _style(axes)
+    return figure, axes
+
+
+def _style(axes: Axes) -> None:
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
@@ -141,7 +190,6 @@ def _canvas() -> tuple[Figure, Axes]:
     axes.tick_params(colors=_SOFT, labelsize=9)
     axes.grid(color=_GRID, linewidth=0.8)
     axes.set_axisbelow(True)
-    return figure, axes
 
 
 def _point(group: RunGroup, metric: str, cost: str) -> tuple[float, float] | None:

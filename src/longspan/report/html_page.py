@@ -10,11 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from longspan.report import tables, words
+from longspan.report.charts import Chart, accuracy_charts
 from longspan.report.collect import Collection, Found
+from longspan.report.content import Content
 from longspan.report.curves import Line, curves_of
+from longspan.report.figures import line_colours
 from longspan.report.groups import RunGroup, Section
+from longspan.report.markdown import FITTED
 from longspan.report.numbers import duration
 from longspan.report.patterns import data_uri, sketches
+from longspan.report.scaling import Scaling, of_section
 from longspan.report.tables import COST_AXES, Row
 
 # what curves can be drawn over: {curve in the record: words}; None is the optimizer step
@@ -24,30 +29,29 @@ _CURVE_AXES: dict[str | None, str] = {None: "optimizer steps", "cost/total_flops
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 
 
-def page(
-    title: str,
-    collection: Collection,
-    filled: list[tuple[Section, list[Row]]],
-    repeats: list[Found],
-    cost: str,
-    pictures: dict[int, dict[str, Path]],
-    colours: dict[str, str],
-) -> str:
-    """The whole page; `pictures` are shown only where scripts are off."""
-    body = [f"<header><h1>{escape(title)}</h1><p>{escape(words.overview(collection, [s for s, _ in filled]))}</p></header>"]
-    for place, (section, rows) in enumerate(filled):
-        body.append(_section(place, section, rows, cost, pictures.get(place, {}), colours))
-    body += [_unfinished(collection), _broken(collection), _repeats(repeats), _repeat(collection)]
-    data = {"cost": cost, "sections": [_data(section, colours) for section, _ in filled]}
-    # "</" would end the script element that holds the data
-    text = json.dumps(data, allow_nan=False).replace("</", "<\\/")
+def page(content: Content) -> str:
+    """The whole page; its pictures are shown only where scripts are off."""
+    overview = words.overview(content.collection, content.sections)
+    body = [f"<header><h1>{escape(content.title)}</h1><p>{escape(overview)}</p></header>"]
+    for place, (section, rows) in enumerate(content.filled):
+        body.append(_section(place, section, rows, content.cost, content.pictures.get(place, {}), content.colours))
+    drawn = [_data(section, content.colours) for section in content.sections]
+    for place, ((path, scaling), picture) in enumerate(
+        zip(content.benchmarks, content.benchmark_pictures, strict=True), start=len(content.filled)
+    ):
+        body.append(_benchmark(place, path, scaling, picture, content.colours))
+        drawn.append(_scaling_data(scaling, content.colours))
+    collection = content.collection
+    body += [_unfinished(collection), _broken(collection), _repeats(content.repeats), _repeat(collection)]
+    # "</" would end the script element that holds the data, "<!--" open a comment in it
+    text = json.dumps({"cost": content.cost, "sections": drawn}, allow_nan=False).replace("<", "\\u003c")
     return "\n".join(
         [
             "<!doctype html>",
             '<html lang="en"><head><meta charset="utf-8">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
-            f"<title>{escape(title)}</title>",
+            f"<title>{escape(content.title)}</title>",
             f"<style>\n{_asset('report.css')}</style></head>",
             f"<body><svg width='0' height='0' id='blank' aria-hidden='true'></svg><main>{''.join(body)}</main>",
             '<div id="tip" role="status" hidden></div>',
@@ -79,11 +83,59 @@ def _section(
     notes = words.notes(section)
     if notes:
         parts.append('<ul class="notes">' + "".join(f"<li>{escape(note)}</li>" for note in notes) + "</ul>")
+    charts = accuracy_charts(section)
+    for chart in charts:
+        parts.append(f"<h3>{escape(chart.heading)}</h3>" + _lines(chart, pictures.get(chart.name)))
+    grown = of_section(section)
+    if grown is not None:
+        parts.append(f"<h3>{escape(grown.title)}</h3>" + _growth(grown, pictures.get("scaling"), colours))
     parts.append(_patterns(section, colours))
     if "curves" in pictures:
         parts.append('<h3>While training</h3><div class="toolbar" data-for="curves"></div>')
         parts.append('<div class="chart" data-chart="curves"></div>' + _picture(pictures["curves"], "learning curves"))
     return "".join(parts) + "</section>"
+
+
+def _lines(chart: Chart, picture: Path | None) -> str:
+    return f'<div class="chart" data-lines="{escape(chart.name)}"></div>' + (
+        _picture(picture, chart.heading) if picture else ""
+    )
+
+
+def _growth(scaling: Scaling, picture: Path | None, colours: dict[str, str]) -> str:
+    if not scaling.lines:
+        return "<p>Nothing in it was measured at two lengths.</p>"
+    shades = line_colours(scaling.charts(), colours)
+    boxes = "".join(f"<div>{_lines(chart, None)}</div>" for chart in scaling.charts())
+    names = "".join(f"<th>{escape(name)}</th>" for name in scaling.headings())
+    rows = []
+    for line in scaling.lines:
+        first, *rest = scaling.cells(line)
+        swatch = f'<i style="background:{shades[line.label]}"></i>'
+        rows.append(
+            f'<tr data-label="{escape(line.label)}"><td>{swatch}<span>{escape(first)}</span></td>'
+            + "".join(f"<td>{_raised(text)}</td>" for text in rest)
+            + "</tr>"
+        )
+    return (
+        f'<div class="pair">{boxes}</div>'
+        + (_picture(picture, scaling.title) if picture else "")
+        + f'<div class="scroll"><table><thead><tr>{names}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+        + f'<p class="legend">{escape(" ".join([*scaling.notes, FITTED]))}</p>'
+    )
+
+
+def _raised(text: str) -> str:
+    """`T^1.02` with its exponent raised."""
+    base, power, exponent = escape(text).partition("^")
+    return f"{base}<sup>{exponent}</sup>" if power else base
+
+
+def _benchmark(place: int, path: Path, scaling: Scaling, picture: Path | None, colours: dict[str, str]) -> str:
+    return (
+        f'<section class="card" data-section="{place}"><h2>{escape(scaling.title)}</h2>{_growth(scaling, picture, colours)}'
+        f'<pre class="commands">{escape(scaling.command)}</pre><small>{escape(str(path))}</small></section>'
+    )
 
 
 def _patterns(section: Section, colours: dict[str, str]) -> str:
@@ -191,13 +243,26 @@ def _data(section: Section, colours: dict[str, str]) -> dict[str, Any]:
         for key, (name, label) in COST_AXES.items()
         if any(group.cost(name).mean is not None for group in section.groups)
     ]
+    charts = _charts(section)
     return {
         "title": section.title,
         "metrics": [{"name": name, "higher": higher} for name, higher in section.metrics.items()],
         "axes": axes,
         "groups": [_group_data(section, group, colours[group.label], axes) for group in section.groups],
         "curves": _curve_data(section),
+        "lines": [{**chart.plain(), "colours": line_colours(charts, colours)} for chart in charts],
     }
+
+
+def _charts(section: Section) -> list[Chart]:
+    """All charts of lines in a section, but for the learning curves."""
+    grown = of_section(section)
+    return [*accuracy_charts(section), *(grown.charts() if grown else [])]
+
+
+def _scaling_data(scaling: Scaling, colours: dict[str, str]) -> dict[str, Any]:
+    shades = line_colours(scaling.charts(), colours)
+    return {"title": scaling.title, "lines": [{**chart.plain(), "colours": shades} for chart in scaling.charts()]}
 
 
 def _group_data(section: Section, group: RunGroup, colour: str, axes: list[dict[str, str]]) -> dict[str, Any]:

@@ -2,41 +2,59 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from longspan.report import tables, words
 from longspan.report.collect import Collection, Found
+from longspan.report.content import Content
 from longspan.report.groups import Section
 from longspan.report.numbers import duration
-from longspan.report.tables import COST_AXES, Row
+from longspan.report.scaling import Scaling, of_section
+from longspan.report.tables import COST_AXES
+
+# kinds of pictures after the table, in this order, and what is said of each
+PICTURES = {
+    "accuracy-by-length": "accuracy by length",
+    "accuracy-by-distance": "accuracy by distance",
+    "scaling": "time and memory against the length",
+    "patterns": "who sees whom: queries downward, keys to the right",
+    "curves": "learning curves",
+}
+FITTED = "Exponents are fitted by least squares of logarithms over all lengths: T^1 is linear, T^2 quadratic."
 
 
-def page(
-    title: str,
-    collection: Collection,
-    filled: list[tuple[Section, list[Row]]],
-    repeats: list[Found],
-    cost: str,
-    pictures: dict[int, dict[str, Path]],
-) -> str:
-    """`pictures`: for each section's place, {"cost", "curves" or "patterns": file beside the page}."""
-    lines = [f"# {title}", "", words.overview(collection, [section for section, _ in filled]), ""]
-    for place, (section, rows) in enumerate(filled):
-        lines += [f"## {section.title}", "", words.finding(section, rows, cost), ""]
-        drawn = pictures.get(place, {})
+def page(content: Content) -> str:
+    """The whole page; its pictures are files beside it."""
+    lines = [f"# {content.title}", "", words.overview(content.collection, content.sections), ""]
+    for place, (section, rows) in enumerate(content.filled):
+        lines += [f"## {section.title}", "", words.finding(section, rows, content.cost), ""]
+        drawn = content.pictures.get(place, {})
         if "cost" in drawn:
-            lines += [f"![{section.primary} against {COST_AXES[cost][1]}]({drawn['cost'].name})", ""]
+            lines += [f"![{section.primary} against {COST_AXES[content.cost][1]}]({drawn['cost'].name})", ""]
         if rows:
-            lines += [tables.markdown(section, rows), "", _legend(section, cost), ""]
+            lines += [tables.markdown(section, rows), "", _legend(section, content.cost), ""]
         lines += [f"- {note}" for note in words.notes(section)]
-        if "patterns" in drawn:
-            lines += ["", f"![who sees whom: queries downward, keys to the right]({drawn['patterns'].name})"]
-        if "curves" in drawn:
-            lines += ["", f"![learning curves]({drawn['curves'].name})"]
+        for kind, said in PICTURES.items():
+            if kind in drawn:
+                lines += ["", f"![{said}]({drawn[kind].name})"]
+        if (grown := of_section(section)) is not None:
+            lines += ["", *_growth(grown)]
         lines.append("")
-    lines += _troubles(collection, repeats)
-    lines += _repeat(collection)
+    for (path, scaling), picture in zip(content.benchmarks, content.benchmark_pictures, strict=True):
+        lines += [f"## {scaling.title}", ""]
+        if picture is not None:
+            lines += [f"![time and memory against the length]({picture.name})", ""]
+        lines += [*_growth(scaling), "", f"`{path}`: `{scaling.command}`", ""]
+    lines += _troubles(content.collection, content.repeats)
+    lines += _repeat(content.collection)
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _growth(scaling: Scaling) -> list[str]:
+    if not scaling.lines:
+        return ["Nothing in it was measured at two lengths."]
+    names = scaling.headings()
+    lines = ["| " + " | ".join(names) + " |", "|" + "|".join([" :-- "] + [" --: "] * (len(names) - 1)) + "|"]
+    lines += ["| " + " | ".join(text.replace("|", "\\|") for text in scaling.cells(line)) + " |" for line in scaling.lines]
+    return [*lines, "", " ".join([*scaling.notes, FITTED])]
 
 
 def _legend(section: Section, cost: str) -> str:
@@ -78,6 +96,8 @@ def _cell(text: str, limit: int = 120) -> str:
 
 
 def _repeat(collection: Collection) -> list[str]:
+    if not collection.runs:
+        return []
     lines = ["## To repeat it", "", "```bash"]
     lines += list(dict.fromkeys(run.record.command for run in collection.complete if run.record.command))
     lines += ["```", ""]

@@ -41,7 +41,9 @@ def _of_group(group: RunGroup) -> Sketch | None:
                 [None if causal and key > query else int(shade, 16) / 15 for key, shade in enumerate(row)]
                 for query, row in enumerate(rows)
             ]
-            others = "" if len(held) == 1 else f", layers {', '.join(map(str, first['layers']))}"  # type: ignore[arg-type]
+            layers = first["layers"]
+            counted = f", layer{'' if len(layers) == 1 else 's'} {', '.join(map(str, layers))}"
+            others = "" if len(held) == 1 else counted  # type: ignore[arg-type]
             return Sketch(group.label, f"{first['length']:,} tokens{', causal' if causal else ''}{others}", cells)
         except (TypeError, KeyError, IndexError, ValueError):
             continue  # a record without one, or made by something else

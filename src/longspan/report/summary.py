@@ -77,7 +77,7 @@ def _cost_rows(record: Record) -> list[tuple[str, str, str]]:
     add("parameters", "parameters", prefixed(values.get("parameters")).strip())
     total = values.get("total_flops")
     add("total_flops", "training", f"{prefixed(total)}FLOP", _attention_share(record))
-    add("step_time", "time a step", _cost(record, "step_time"), "median")
+    add("step_time", "time a step", _cost(record, "step_time"), _attention_time(record))
     add("tokens_per_second", "speed", _cost(record, "tokens_per_second"))
     if "peak_memory" in values:
         unit = record.cost["peak_memory"].unit
@@ -90,6 +90,11 @@ def _cost_rows(record: Record) -> list[tuple[str, str, str]]:
 def _cost(record: Record, name: str) -> str:
     figure = record.cost.get(name)
     return measure(figure.value, figure.unit.removesuffix(" a step")) if figure else MISSING
+
+
+def _attention_time(record: Record) -> str:
+    share = record.cost.get("attention_time_share")
+    return f"median; {100 * share.value:.0f} % of it attention" if share and share.value is not None else "median"
 
 
 def _attention_share(record: Record) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from longspan.report.groups import RunGroup, Section
 from longspan.report.numbers import MISSING, plain_number, prefixed, with_spread
+from longspan.report.scaling import Scaling
 from longspan.report.statistics import Difference, pareto_front
 
 # --cost NAME: the cost in a record, its heading, and the words along an axis
@@ -23,6 +25,7 @@ _COLUMNS: dict[str, tuple[str, Callable[[float | None], str]]] = {
     "density": ("density", lambda value: plain_number(value, 3)),
     "total_flops": ("FLOPs", lambda value: prefixed(value).strip()),
     "step_time": ("ms/step", lambda value: plain_number(value, 3)),
+    "attention_time_share": ("in attention", lambda value: MISSING if value is None else f"{100 * value:.0f} %"),
     "tokens_per_second": ("tokens/s", lambda value: prefixed(value).strip()),
     "peak_memory": ("memory (MiB)", lambda value: MISSING if value is None else f"{value:,.0f}"),
     "energy": ("energy (J)", lambda value: prefixed(value).strip()),
@@ -94,8 +97,13 @@ def _row(section: Section, group: RunGroup, metric: str, on_front: bool) -> Row:
 
 def headings(section: Section) -> list[str]:
     arrow = "↑" if section.metrics.get(section.primary or "", True) else "↓"
-    others = [f"{name} {'↑' if higher else '↓'}" for name, higher in section.metrics.items() if name != section.primary]
-    first = ["variant", "n", f"{section.primary} {arrow}", "trivial", f"difference from {section.reference}"]
+    others = [
+        f"{name.replace('_', ' ')} {'↑' if higher else '↓'}"
+        for name, higher in section.metrics.items()
+        if name != section.primary
+    ]
+    primary = str(section.primary).replace("_", " ")
+    first = ["variant", "n", f"{primary} {arrow}", "trivial", f"difference from {section.reference}"]
     return first + others + [_COLUMNS[name][0] for name in _COLUMNS if name in section.costs]
 
 
@@ -177,15 +185,41 @@ _LATEX = {
 
 def latex(section: Section, rows: list[Row]) -> str:
     """A booktabs table; rows of the Pareto front are bold."""
-    names = headings(section)
-    lines = [r"\begin{table}", r"\centering", rf"\caption{{{_escaped(section.title)}}}"]
-    lines += [rf"\begin{{tabular}}{{l{'r' * (len(names) - 1)}}}", r"\toprule"]
-    lines += [" & ".join(map(_escaped, names)) + r" \\", r"\midrule"]
-    for row in rows:
-        texts = [_escaped(text) for text in cells(section, row)]
+    lines = [[_escaped(text) for text in cells(section, row)] for row in rows]
+    for row, texts in zip(rows, lines, strict=True):
         if row.on_front:
             texts[0] = rf"\textbf{{{texts[0]}}}"
-        lines.append(" & ".join(texts) + r" \\")
+    return _booktabs(section.title, headings(section), lines)
+
+
+def scaling_latex(scaling: Scaling) -> str:
+    """A booktabs table of fitted exponents."""
+    powers = [[re.sub(r"T\^(-?[\d.]+)", r"$T^{\1}$", text) for text in scaling.cells(line)] for line in scaling.lines]
+    escaped = [[text if text.startswith("$T^") else _escaped(text) for text in texts] for texts in powers]
+    return _booktabs(scaling.title, scaling.headings(), escaped)
+
+
+def scaling_csv(scalings: list[Scaling]) -> str:
+    """Every point that exponents are fitted to, with them."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["table", "variant", "T", "ms", "memory_mib", "time_exponent", "memory_exponent"])
+    for scaling in scalings:
+        for line in scaling.lines:
+            memory = dict(line.memory)
+            for length, ms in line.time:
+                writer.writerow(
+                    [scaling.title, line.label, int(length), ms, memory.get(length), line.time_exponent, line.memory_exponent]
+                )
+    return buffer.getvalue()
+
+
+def _booktabs(caption: str, names: list[str], rows: list[list[str]]) -> str:
+    """`rows` are LaTeX already, headings are not."""
+    lines = [r"\begin{table}", r"\centering", rf"\caption{{{_escaped(caption)}}}"]
+    lines += [rf"\begin{{tabular}}{{l{'r' * (len(names) - 1)}}}", r"\toprule"]
+    lines += [" & ".join(map(_escaped, names)) + r" \\", r"\midrule"]
+    lines += [" & ".join(texts) + r" \\" for texts in rows]
     lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
     return "\n".join(lines) + "\n"
 

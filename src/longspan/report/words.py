@@ -9,7 +9,7 @@ from typing import Any
 from longspan.report.collect import Collection, Found
 from longspan.report.groups import Section
 from longspan.report.numbers import duration, plain_number, prefixed
-from longspan.report.tables import COST_AXES, Row
+from longspan.report.tables import COST_AXES, Row, difference_text
 
 # a saving smaller than this is not worth a sentence
 _CHEAPER = 0.95
@@ -53,10 +53,11 @@ def _cheapest_as_good(known: list[Row], reference: Row | None, name: str, words:
     share = price / (reference.costs[name] or price)
     if share > _CHEAPER:
         return ""
-    pairs = row.difference.pairs if row.difference else 0
+    difference = row.difference
+    assert difference is not None
     return (
-        f" {row.label[:1].upper() + row.label[1:]} takes {100 * share:.0f} % of {reference.label}'s {words}, and is "
-        f"not clearly worse (95 % interval of the difference over {pairs} seeds)."
+        f" {row.label[:1].upper() + row.label[1:]} takes {100 * share:.0f} % of {reference.label}'s {words} and is not clearly "
+        f"worse: a difference of {difference_text(difference)} over {difference.pairs} seeds."
     )
 
 
@@ -96,6 +97,8 @@ def hardware_of(run: Found) -> str:
 
 def overview(collection: Collection, found: Sequence[Section]) -> str:
     """Counts, in one line."""
+    if not collection.runs and not collection.broken:
+        return _count(len(collection.benchmarks), "benchmark")
     parts = [_count(len(collection.runs) + len(collection.broken), "record")]
     parts.append(f"{len(collection.complete)} complete")
     statuses = Counter(run.record.status.replace("_", " ") for run in collection.unfinished)

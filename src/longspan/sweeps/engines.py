@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
+import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
@@ -83,13 +85,14 @@ class Ray(Engine):
 
         if gpus:
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
-        ray.init(
-            num_cpus=self.at_once,
-            num_gpus=len(gpus),
-            include_dashboard=False,
-            log_to_driver=False,
-            configure_logging=False,
-        )
+        with _own_sigterm():
+            ray.init(
+                num_cpus=self.at_once,
+                num_gpus=len(gpus),
+                include_dashboard=False,
+                log_to_driver=False,
+                configure_logging=False,
+            )
         self._ray = ray
         self._task = ray.remote(num_cpus=1, num_gpus=settings.devices_a_job if gpus else 0, max_retries=0)(_in_ray_worker)
 
@@ -99,6 +102,19 @@ class Ray(Engine):
 
     def close(self) -> None:
         self._ray.shutdown()
+
+
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Whoever handled SIGTERM before goes on doing so: Ray's handler would outlive the sweep."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _in_ray_worker(arguments: tuple[Any, ...], has_gpus: bool) -> Outcome:

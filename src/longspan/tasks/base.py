@@ -24,6 +24,7 @@ from longspan.cost import Cost
 from longspan.models.heads import HeadedModel
 from longspan.models.transformer import Transformer
 from longspan.models.warm_start import plain_names
+from longspan.tasks.breakdown import BREAKDOWN, Breakdown
 from longspan.tasks.errors import BatchError, NonFiniteLossError, TaskConfigError
 from longspan.tasks.optimizers import adamw, decay_groups, own_rates, undecayed_names
 from longspan.tasks.pattern_learning import PatternLearning, pattern_learners
@@ -82,7 +83,7 @@ class Task(pl.LightningModule):
         self.scheduler_maker = scheduler or warmup_cosine
         self._pattern_learning: PatternLearning | None = None
         self._step_mean = StepMean()
-        self._step_mean = StepMean()
+        self._breakdown = Breakdown()
         self._undecayed = undecayed_names(self, decay_embeddings=decay_embeddings)
         self.save_hyperparameters(
             {
@@ -166,11 +167,12 @@ class Task(pl.LightningModule):
         return total
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        """Where attention learns its pattern, what drives it; the same for each use of a trainer."""
+        """What tells the record of breakdowns and, where attention learns its pattern, what drives it; the same for each
+        use of a trainer."""
         if self._pattern_learning is None and pattern_learners(self.model):
             self._pattern_learning = PatternLearning()
-        known = self._pattern_learning is None or self._pattern_learning in self.trainer.callbacks  # type: ignore[attr-defined]
-        return [] if known else [self._pattern_learning]  # type: ignore[list-item]
+        wanted: list[pl.Callback] = [*([self._pattern_learning] if self._pattern_learning else []), self._breakdown]
+        return [callback for callback in wanted if callback not in self.trainer.callbacks]  # type: ignore[attr-defined]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate(batch, batch_idx, "val", self.val_metrics)
@@ -187,7 +189,23 @@ class Task(pl.LightningModule):
         for group, arguments in step.updates.items():
             collection: Any = metrics[group]
             collection.update(*arguments)
-            self._log_metrics(collection, stage, batch)
+            if group != BREAKDOWN:
+                self._log_metrics(collection, stage, batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self._keep_breakdowns("val", self.val_metrics)
+
+    def on_test_epoch_end(self) -> None:
+        self._keep_breakdowns("test", self.test_metrics)
+
+    @property
+    def breakdowns(self) -> dict[str, Any]:
+        """{"accuracy_by_length": {"test": ...}} of the last evaluation of each split, as the record has it."""
+        return self._breakdown.record_extra()
+
+    def _keep_breakdowns(self, stage: str, metrics: nn.ModuleDict) -> None:
+        if BREAKDOWN in metrics:
+            self._breakdown.keep(metrics[BREAKDOWN], stage)
 
     def _log_metrics(self, metrics: Any, stage: str, batch: Batch) -> None:
         for name, metric in metrics.items():

@@ -15,6 +15,7 @@ from torchmetrics import MetricCollection
 
 from longspan.models import LanguageModellingHead, Transformer
 from longspan.tasks.base import Batch, Step, Task
+from longspan.tasks.breakdown import BREAKDOWN, MeanByLength, places_before
 from longspan.tasks.losses import IGNORED, token_losses, weighted_mean
 from longspan.tasks.metrics import BitsPerToken, Perplexity
 
@@ -62,7 +63,12 @@ class LanguageModelling(Task):
         super().__init__(
             model,
             LanguageModellingHead(model, tied=tied),
-            {"losses": losses},
+            {
+                "losses": losses,
+                BREAKDOWN: MetricCollection(
+                    {"accuracy_by_length": MeanByLength(self.primary_metric, f"{token_unit}s before it", False)}
+                ),
+            },
             optimizer=optimizer,
             scheduler=scheduler,
             decay_embeddings=decay_embeddings,
@@ -82,7 +88,11 @@ class LanguageModelling(Task):
     def step(self, batch: Batch, batch_idx: int, stage: str) -> Step:
         losses, targets = self._losses(batch)
         loss, count = weighted_mean(losses, targets)
-        return Step(loss, count, {} if stage == "train" else {"losses": (losses.sum(), count)})
+        if stage == "train":
+            return Step(loss, count, {})
+        counts = targets != IGNORED
+        before = places_before(batch["tokens"]).flatten()[counts] + 1  # the target stands one further
+        return Step(loss, count, {"losses": (losses.sum(), count), BREAKDOWN: (losses[counts] / math.log(2), before)})
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """``bits`` [B] of each sequence, ``tokens`` [B] they were spent on, ``bits_per_token`` [B], and its ids."""

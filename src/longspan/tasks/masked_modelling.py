@@ -17,6 +17,7 @@ from torchmetrics import MetricCollection
 from longspan.cost import Cost
 from longspan.models import MaskedModellingHead, Transformer, parameter_count
 from longspan.tasks.base import Batch, Step, Task
+from longspan.tasks.breakdown import BREAKDOWN, MeanByLength, nearer_side
 from longspan.tasks.errors import TaskConfigError
 from longspan.tasks.language_modelling import identity, token_unit_of
 from longspan.tasks.losses import IGNORED, token_losses, token_predictions, weighted_mean
@@ -81,7 +82,13 @@ class MaskedModelling(Task):
         super().__init__(
             model,
             MaskedModellingHead(model, tied=tied),
-            {"losses": losses, "hits": MetricCollection({"accuracy": Share()}, compute_groups=False)},
+            {
+                "losses": losses,
+                "hits": MetricCollection({"accuracy": Share()}, compute_groups=False),
+                BREAKDOWN: MetricCollection(
+                    {"accuracy_by_length": MeanByLength(self.primary_metric, f"{token_unit}s on its shorter side", False)}
+                ),
+            },
             optimizer=optimizer,
             scheduler=scheduler,
             decay_embeddings=decay_embeddings,
@@ -123,14 +130,23 @@ class MaskedModelling(Task):
         return self.hidden(batch, inputs)[chosen], targets[chosen], chosen
 
     def step(self, batch: Batch, batch_idx: int, stage: str) -> Step:
-        hidden, targets, _ = self._hidden(batch, batch_idx, stage)
+        hidden, targets, chosen = self._hidden(batch, batch_idx, stage)
         classes = self.model.vocab_size
         losses = token_losses(self.model.head, hidden, targets, classes=classes)
         loss, count = weighted_mean(losses, targets)
         if stage == "train":
             return Step(loss, count, {})
         predicted, _ = token_predictions(self.model.head, hidden, classes=classes)
-        return Step(loss, count, {"losses": (losses.sum(), count), "hits": ((predicted == targets).sum(), count)})
+        sides = nearer_side(batch["tokens"], batch.get("lengths"))[chosen]
+        return Step(
+            loss,
+            count,
+            {
+                "losses": (losses.sum(), count),
+                "hits": ((predicted == targets).sum(), count),
+                BREAKDOWN: (losses / math.log(2), sides),
+            },
+        )
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """``bits`` [B] of each sequence's hidden ``tokens`` [B], ``bits_per_token`` [B], and the sequences' ids."""

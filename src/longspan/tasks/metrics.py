@@ -117,6 +117,10 @@ class ShareByDistance(Metric):
             if count
         ]
 
+    def told(self) -> list[dict[str, float]]:
+        """What the record takes over."""
+        return self.rows()
+
 
 def matthews(confusion: Tensor) -> Tensor:
     """Matthews correlation of a confusion matrix [K, K] of counts (rows true), as scikit-learn has it.

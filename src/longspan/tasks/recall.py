@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import lightning.pytorch as pl
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics import MetricCollection
 
 from longspan.models import LanguageModellingHead, Transformer
 from longspan.tasks.base import Batch, Step, Task
+from longspan.tasks.breakdown import BREAKDOWN
 from longspan.tasks.errors import BatchError, TaskConfigError
 from longspan.tasks.losses import IGNORED, token_losses, token_predictions, weighted_mean
 from longspan.tasks.metrics import Share, ShareByDistance
@@ -53,14 +53,13 @@ class Recall(Task):
             LanguageModellingHead(model, tied=tied),
             {
                 "answers": MetricCollection({"accuracy": Share()}),
-                "distances": MetricCollection({"accuracy_by_distance": ShareByDistance()}),
+                BREAKDOWN: MetricCollection({"accuracy_by_distance": ShareByDistance()}),
             },
             optimizer=optimizer,
             scheduler=scheduler,
             decay_embeddings=decay_embeddings,
             hyperparameters={"causal": causal, "tied": tied},
         )
-        self.by_distance: dict[str, list[dict[str, float]]] = {}
 
     @classmethod
     def data_arguments(cls, data: Any) -> dict[str, Any]:
@@ -80,37 +79,5 @@ class Recall(Task):
         right = given == answers  # (A,)
         updates: dict[str, tuple[Tensor, ...]] = {"answers": (right.sum(), count)}
         if "distances" in batch:
-            updates["distances"] = (right, batch["distances"][due])
+            updates[BREAKDOWN] = (right, batch["distances"][due])
         return Step(loss, count, updates)
-
-    def _log_metrics(self, metrics: Any, stage: str, batch: Batch) -> None:
-        if metrics is not self._metrics(stage)["distances"]:  # a figure for each distance is for the record
-            super()._log_metrics(metrics, stage, batch)
-
-    def on_validation_epoch_end(self) -> None:
-        self._keep_distances("val")
-
-    def on_test_epoch_end(self) -> None:
-        self._keep_distances("test")
-
-    def _keep_distances(self, stage: str) -> None:
-        metric: Any = self._metrics(stage)["distances"][f"{stage}/accuracy_by_distance"]  # type: ignore[index]
-        if metric.update_called:
-            self.by_distance[stage] = metric.rows()
-            metric.reset()
-
-    def _metrics(self, stage: str) -> nn.ModuleDict:
-        return self.val_metrics if stage == "val" else self.test_metrics
-
-    def configure_callbacks(self) -> list[pl.Callback]:
-        return [*super().configure_callbacks(), DistanceRecord(self.by_distance)]
-
-
-class DistanceRecord(pl.Callback):
-    """Tells the run record how accuracy depends on distance: ``extra.accuracy_by_distance``, a list for each split."""
-
-    def __init__(self, by_distance: dict[str, list[dict[str, float]]]) -> None:
-        self.by_distance = by_distance
-
-    def record_extra(self) -> dict[str, Any]:
-        return {"accuracy_by_distance": dict(self.by_distance)} if self.by_distance else {}

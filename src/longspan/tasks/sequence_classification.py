@@ -14,6 +14,7 @@ from torchmetrics import MetricCollection
 
 from longspan.models import SequenceClassificationHead, Transformer
 from longspan.tasks.base import Batch, Step, Task
+from longspan.tasks.breakdown import BREAKDOWN, MeanByLength
 from longspan.tasks.classes import check_classes, checked_weights, names_of
 from longspan.tasks.errors import BatchError
 from longspan.tasks.language_modelling import identity
@@ -61,7 +62,11 @@ class SequenceClassification(Task):
         super().__init__(
             model,
             SequenceClassificationHead(model, num_classes, pooling=pooling, dropout=head_dropout),
-            {"labels": labels, "scores": MetricCollection({"macro_auroc": MacroAUROC()}, compute_groups=False)},
+            {
+                "labels": labels,
+                "scores": MetricCollection({"macro_auroc": MacroAUROC()}, compute_groups=False),
+                BREAKDOWN: MetricCollection({"accuracy_by_length": MeanByLength("accuracy", "tokens of the sequence", True)}),
+            },
             optimizer=optimizer,
             scheduler=scheduler,
             decay_embeddings=decay_embeddings,
@@ -107,7 +112,15 @@ class SequenceClassification(Task):
         if stage == "train":
             return Step(loss, len(labels), {})
         probabilities, labels = self.probabilities(logits), labels.long()
-        return Step(loss, len(labels), {"labels": (self.decide(probabilities), labels), "scores": (probabilities, labels)})
+        decided = self.decide(probabilities)
+        right = (decided == labels).float().view(len(labels), -1).mean(1)  # of several labels, the share that is right
+        tokens = batch["tokens"]
+        lengths = batch["lengths"] if "lengths" in batch else tokens.new_full((len(tokens),), tokens.shape[1])
+        return Step(
+            loss,
+            len(labels),
+            {"labels": (decided, labels), "scores": (probabilities, labels), BREAKDOWN: (right, lengths)},
+        )
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """``probabilities`` [B, K], ``labels`` ([B], or [B, K] of 0 and 1), and the sequences' ids."""

@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torchmetrics import MetricCollection
 
 from longspan.models import TokenLabellingHead, Transformer
 from longspan.tasks.base import Batch, Step, Task
+from longspan.tasks.breakdown import BREAKDOWN, MeanByLength, nearer_side
 from longspan.tasks.classes import check_classes, checked_weights, names_of
 from longspan.tasks.errors import BatchError
 from longspan.tasks.language_modelling import identity
@@ -54,7 +56,12 @@ class TokenLabelling(Task):
         super().__init__(
             model,
             TokenLabellingHead(model, num_classes, dropout=head_dropout),
-            {"labels": labels},
+            {
+                "labels": labels,
+                BREAKDOWN: MetricCollection(
+                    {"accuracy_by_length": MeanByLength("accuracy", "tokens on its shorter side", True)}
+                ),
+            },
             optimizer=optimizer,
             scheduler=scheduler,
             decay_embeddings=decay_embeddings,
@@ -85,7 +92,9 @@ class TokenLabelling(Task):
             return Step(loss, count, {})
         labelled = targets != IGNORED
         predicted, _ = token_predictions(self.model.head, hidden[labelled], classes=self.num_classes)
-        return Step(loss, count, {"labels": (predicted, targets[labelled])})
+        sides = nearer_side(batch["tokens"], batch.get("lengths")).flatten()[labelled]
+        right = predicted == targets[labelled]
+        return Step(loss, count, {"labels": (predicted, targets[labelled]), BREAKDOWN: (right, sides)})
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """``labels`` [B, T], their ``probabilities`` [B, T], and the sequences' ids, starts and lengths."""

@@ -20,12 +20,13 @@ def check_config(config: DictConfig, *, multirun: bool = False) -> None:
     if config.get("sweep") is not None:
         raise ConfigError("sweep=NAME is many runs, train.py does one: python scripts/sweep.py sweep=NAME")
     trainer = config.get("trainer") or {}
-    devices = trainer.get("devices", 1)
-    if multirun and _several(devices, trainer.get("num_nodes", 1)):
+    devices, nodes = trainer.get("devices", 1), trainer.get("num_nodes", 1)
+    if multirun and _several(devices, nodes):
+        asked = f"trainer.devices={devices}" if _several(devices, 1) else f"trainer.num_nodes={nodes}"
         raise ConfigError(
-            f"trainer.devices={devices} with --multirun: the ranks of each job would replay the sweep and train "
-            "different settings. Use trainer.devices=1, or scripts/sweep.py, which starts each job as a process of its "
-            "own with its own devices."
+            f"{asked} with --multirun: the ranks of each job would replay the sweep and train different settings. Use "
+            f"{asked.partition('=')[0]}=1, or scripts/sweep.py, which starts each job as a process of its own with its own "
+            "devices."
         )
 
 

@@ -10,12 +10,19 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from longspan.training.checks import check_config
 from longspan.training.errors import ConfigError
 
 
 def run_config(config: DictConfig) -> dict[str, Any]:
-    """The plain config of a job that Hydra started; in a sweep, `group` is the sweep's folder where none is given."""
+    """The plain config of a job that Hydra started; in a sweep, `group` is the sweep's folder where none is given.
+
+    Raises:
+        ConfigError: a job of a sweep in one process, over several devices; the command line's check cannot see one that a
+            config folder of the user's own or `hydra.mode` asks for.
+    """
     hydra = HydraConfig.get()
+    check_config(config, multirun=hydra.mode == RunMode.MULTIRUN)
     if hydra.mode == RunMode.MULTIRUN and config.get("group") is None:
         config.group = Path(hydra.sweep.dir).as_posix()
     return plain_config(config)

@@ -9,6 +9,8 @@ from typing import Any
 MOVABLE = {"output_dir", "ckpt_path", "group", "name"}
 # where and on how much it runs, not what is trained
 MACHINE = {"accelerator", "devices", "num_nodes", "strategy", "enable_progress_bar", "default_root_dir", "plugins"}
+# callbacks that watch a run and change nothing in it
+WATCHING = {"learning_rate", "progress", "cost", "pattern"}
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any], *, machine: bool = False) -> list[str]:
@@ -27,6 +29,8 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any], *, machine: bo
 
 def _ignored(key: str, machine: bool) -> bool:
     head, _, rest = key.partition(".")
+    if head == "callbacks" and rest.split(".")[0] in WATCHING:
+        return True
     return head in MOVABLE or head == "logger" or (not machine and head == "trainer" and rest.split(".")[0] in MACHINE)
 
 
@@ -49,7 +53,9 @@ _NOTHING = object()
 def _walk(one: Any, other: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
     if isinstance(one, dict) and isinstance(other, dict):
         for key in sorted({*one, *other}):
-            yield from _walk(one.get(key, _NOTHING), other.get(key, _NOTHING), f"{path}.{key}" if path else key)
+            # a setting that a later version has, and leaves at null, changes nothing
+            if one.get(key) is not None or other.get(key) is not None:
+                yield from _walk(one.get(key, _NOTHING), other.get(key, _NOTHING), f"{path}.{key}" if path else key)
     elif one != other:
         yield path, one, other
 

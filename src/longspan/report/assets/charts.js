@@ -126,14 +126,16 @@ function spreadColumn(heights, least, top, bottom) {
 }
 
 // The frame of a chart: grid, ticks, words along both axes. Returns {svg, x, y, area}.
-function frame(box, xs, ys, { xWords, yWords, log = false, right = 24, height = 440, xRoom = 0.08, yRoom = 0.12 }) {
+function frame(box, xs, ys, { xWords, yWords, log = false, logY = false, xTicks = [], right = 24, height = 440, xRoom = 0.08, yRoom = 0.12 }) {
   box.replaceChildren();
   const width = Math.max(320, box.clientWidth);
   const area = { left: 64, right: width - right, top: 16, bottom: height - 52 };
   const svg = node("svg", { viewBox: `0 0 ${width} ${height}`, height, role: "img" }, box);
   const x = scale(xs, area.left, area.right, { log, room: xRoom });
-  const y = scale(ys, area.bottom, area.top, { room: yRoom });
-  const yLabels = tickLabels(y.ticks), xLabels = tickLabels(x.ticks);
+  if (xTicks.length) x.ticks = xTicks;
+  const y = scale(ys, area.bottom, area.top, { log: logY, room: yRoom });
+  const yLabels = tickLabels(y.ticks);
+  const xLabels = xTicks.length ? xTicks.map((tick) => tick.toLocaleString("en")) : tickLabels(x.ticks);
   y.ticks.forEach((tick, index) => {
     node("line", { x1: area.left, x2: area.right, y1: y.to(tick), y2: y.to(tick), class: "grid" }, svg);
     node("text", { x: area.left - 8, y: y.to(tick) + 4, "text-anchor": "end" }, svg, yLabels[index]);

@@ -1,4 +1,4 @@
-// The report's two charts, their switches, and what happens under the pointer.
+// The report's charts, their switches, and what happens under the pointer.
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const TIP = document.getElementById("tip");
@@ -143,29 +143,44 @@ function drawCost(section, data, axis, metric) {
   });
 }
 
-function drawCurves(section, data, curve, axis) {
-  const box = section.querySelector('[data-chart="curves"]');
-  const labels = Object.keys(axis.means);
-  const all = Object.values(axis.seeds).flat(2);
-  const colours = Object.fromEntries(data.groups.map((g) => [g.label, g.colour]));
-  const widest = Math.max(...labels.map((label) => label.length));
-  const { svg, x, y, area } = frame(box, all.map((p) => p[0]), all.map((p) => p[1]), {
-    xWords: axis.words, yWords: curve.name.replaceAll("_", " "), height: 380, right: Math.min(260, 24 + 7.6 * widest), xRoom: 0.01, yRoom: 0.05,
+// Lines of one colour a label, named at their ends. chart: {x, y, means, seeds, colours, notes, logX, logY}
+function drawLines(section, box, chart, height = 380) {
+  const labels = Object.keys(chart.means);
+  const every = [...Object.values(chart.means), ...Object.values(chart.seeds).flat()].flat();
+  const words = labels.map((label) => (chart.notes[label] ? `${label}  ${chart.notes[label]}` : label));
+  const widest = Math.max(...words.map((word) => word.length));
+  const { svg, x, y, area } = frame(box, every.map((p) => p[0]), every.map((p) => p[1]), {
+    xWords: chart.logX ? `${chart.x}, logarithmic` : chart.x, yWords: chart.logY ? `${chart.y}, logarithmic` : chart.y,
+    log: chart.logX, logY: chart.logY, xTicks: chart.xTicks, height, right: Math.min(260, 24 + 7.6 * widest), xRoom: 0.01, yRoom: 0.05,
   });
-  const ends = labels.map((label) => axis.means[label][axis.means[label].length - 1]);
+  const ends = labels.map((label) => chart.means[label][chart.means[label].length - 1]);
   const heights = spreadColumn(ends.map((end) => y.to(end[1])), 17, area.top + 8, area.bottom);
   labels.forEach((label, index) => {
     const part = node("g", { "data-label": label }, svg);
+    const colour = chart.colours[label], mean = chart.means[label], seeds = chart.seeds[label] || [];
     const path = (line) => line.map((p) => `${x.to(p[0]).toFixed(1)},${y.to(p[1]).toFixed(1)}`).join(" ");
-    const draw = (line, extra) => node("polyline", { points: path(line), fill: "none", stroke: colours[label], ...extra }, part);
-    if (axis.seeds[label].length > 1) axis.seeds[label].forEach((line) => draw(line, { "stroke-width": 1, opacity: 0.3 }));
-    draw(axis.means[label], { "stroke-width": 2.2, "stroke-linejoin": "round" });
+    const draw = (line, extra) => node("polyline", { points: path(line), fill: "none", stroke: colour, ...extra }, part);
+    if (seeds.length > 1) seeds.forEach((line) => draw(line, { "stroke-width": 1, opacity: 0.3 }));
+    draw(mean, { "stroke-width": 2.2, "stroke-linejoin": "round" });
+    if (mean.length <= 24) mean.forEach((p) => node("circle", { cx: x.to(p[0]), cy: y.to(p[1]), r: 3, fill: colour }, part));
     const end = ends[index];
-    node("text", { x: area.right + 10, y: heights[index] + 4, class: "name", style: `fill:${colours[label]}` }, part, label);
-    node("line", { x1: x.to(end[0]) + 2, y1: y.to(end[1]), x2: area.right + 8, y2: heights[index], stroke: colours[label], opacity: 0.5 }, part);
-    const target = draw(axis.means[label], { "stroke-width": 14, opacity: 0 });
+    node("text", { x: area.right + 10, y: heights[index] + 4, class: "name", style: `fill:${colour}` }, part, words[index]);
+    node("line", { x1: x.to(end[0]) + 2, y1: y.to(end[1]), x2: area.right + 8, y2: heights[index], stroke: colour, opacity: 0.5 }, part);
+    const target = draw(mean, { "stroke-width": 14, opacity: 0 });
     target.style.pointerEvents = "stroke";
-    hover(target, section, label, label, [`at the end: ${short(end[1], 5)}`, `${axis.words}: ${short(end[0])}`]);
+    hover(target, section, label, words[index], [`at the end: ${short(end[1], 5)}`, `${chart.x}: ${short(end[0])}`]);
+    if (mean.length > 24) return;
+    for (const p of mean) {
+      const point = node("circle", { cx: x.to(p[0]), cy: y.to(p[1]), r: 9, fill: "transparent" }, part);
+      hover(point, section, label, words[index], [`${chart.x}: ${short(p[0])}`, `${chart.y}: ${short(p[1], 5)}`]);
+    }
+  });
+}
+
+function drawCurves(section, data, curve, axis) {
+  const colours = Object.fromEntries(data.groups.map((g) => [g.label, g.colour]));
+  drawLines(section, section.querySelector('[data-chart="curves"]'), {
+    x: axis.words, y: curve.name.replaceAll("_", " "), means: axis.means, seeds: axis.seeds, colours, notes: {}, logX: false, logY: false,
   });
 }
 
@@ -189,6 +204,9 @@ function setUp(section, data) {
     segments(bar, "over", data.curves[0].axes.map((a) => a.words), 0, (i) => { axis = i; draw(); });
     segments(bar, "of", data.curves.map((c) => c.name.replaceAll("_", " ")), 0, (i) => { curve = i; draw(); });
     redraw.push(draw);
+  }
+  for (const chart of data.lines) {
+    redraw.push(() => drawLines(section, section.querySelector(`[data-lines="${chart.name}"]`), chart, 340));
   }
   for (const row of section.querySelectorAll("tr[data-label]")) {
     row.addEventListener("pointerenter", () => highlight(section, row.dataset.label));

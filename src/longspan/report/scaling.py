@@ -1,0 +1,191 @@
+"""How cost grows with the length: from the files that scripts/benchmark.py leaves, and from runs at several lengths."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from longspan.report.charts import Chart, group_figure
+from longspan.report.curves import Line
+from longspan.report.groups import RunGroup, Section
+from longspan.report.numbers import MISSING, plain_number
+
+# settings that follow from a length, or hold its cost equal; runs that differ in these alone are one line
+_FOLLOWS = {
+    "data.max_length", "data.batch_size", "data.train_stride", "data.max_train_windows", "data.max_validation_windows",
+    "data.max_test_windows", "tokens_per_step", "trainer.max_steps", "trainer.val_check_interval",
+}  # fmt: skip
+
+
+class BenchmarkError(ValueError):
+    """A benchmark's result that cannot be read."""
+
+
+@dataclass(frozen=True)
+class Growth:
+    """Points of one variant: time and memory at each length, and the powers of T that fit them."""
+
+    label: str
+    time: Line  # ms
+    memory: Line  # MiB
+
+    @property
+    def time_exponent(self) -> float | None:
+        return exponent(self.time)
+
+    @property
+    def memory_exponent(self) -> float | None:
+        return exponent(self.memory)
+
+
+@dataclass
+class Scaling:
+    """All variants that were measured together, and what is to be said of how."""
+
+    title: str
+    lines: list[Growth]
+    time_words: str
+    memory_words: str
+    command: str = ""
+    notes: list[str] = field(default_factory=list)
+
+    def charts(self) -> list[Chart]:
+        """Time and memory against T, on logarithmic axes: a power is a straight line, its exponent the slope."""
+        made = []
+        for name, heading, words in (("time", "Time", self.time_words), ("memory", "Memory", self.memory_words)):
+            points = {line.label: getattr(line, name) for line in self.lines if len(getattr(line, name)) > 1}
+            powers = {line.label: getattr(line, f"{name}_exponent") for line in self.lines}
+            notes = {label: f"T^{power:.2f}" for label, power in powers.items() if power is not None and label in points}
+            if points:
+                lengths = sorted({x for line in points.values() for x, _ in line})
+                chart = Chart(f"scaling-{name}", heading, "T, tokens", words, points, notes=notes, log_y=True, x_ticks=lengths)
+                made.append(chart)
+        return made
+
+    def headings(self) -> list[str]:
+        return ["variant", "lengths", "time grows as", "memory grows as", "ms at the longest", "MiB at the longest"]
+
+    def cells(self, line: Growth) -> list[str]:
+        """The line as text, in the order of `headings`."""
+        powers = [MISSING if power is None else f"T^{power:.2f}" for power in (line.time_exponent, line.memory_exponent)]
+        ends = [plain_number(points[-1][1], 3) if points else MISSING for points in (line.time, line.memory)]
+        places = [x for x, _ in line.time or line.memory]
+        return [line.label, f"{places[0]:,.0f} to {places[-1]:,.0f}", *powers, *ends]
+
+
+def exponent(line: Line) -> float | None:
+    """The power of x that fits y best, by least squares of logarithms; None for fewer than two places."""
+    points = [(math.log(x), math.log(y)) for x, y in line if x > 0 and y > 0]
+    if len({x for x, _ in points}) < 2:
+        return None
+    x_mean = math.fsum(x for x, _ in points) / len(points)
+    y_mean = math.fsum(y for _, y in points) / len(points)
+    return math.fsum((x - x_mean) * (y - y_mean) for x, y in points) / math.fsum((x - x_mean) ** 2 for x, _ in points)
+
+
+# -- from benchmarks -------------------------------------------------------------------------------------------------
+
+
+def read_benchmark(path: Path) -> Scaling:
+    """What a benchmark's file says of growth; without lines where nothing in it was measured at two lengths.
+
+    Raises:
+        BenchmarkError: it is no such file.
+    """
+    content = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return from_rows(content["rows"], content)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BenchmarkError(f"{path} is not what scripts/benchmark.py writes: {error!r}") from error
+
+
+def from_rows(rows: Sequence[dict[str, Any]], content: dict[str, Any]) -> Scaling:
+    """From a benchmark's rows; `content` tells of command and hardware."""
+    time: dict[str, dict[float, float]] = defaultdict(dict)
+    memory: dict[str, dict[float, float]] = defaultdict(dict)
+    for row in rows:
+        for label, length, ms, mib in _measured(row):
+            time[label][length] = ms
+            if mib is not None:
+                memory[label][length] = mib
+    lines = [Growth(label, sorted(time[label].items()), sorted(memory[label].items())) for label in time]
+    lines = [line for line in lines if len(line.time) > 1]
+    hardware = content.get("hardware") or {}
+    where = ", ".join(hardware.get("gpus") or []) if str(content.get("device", "")).startswith("cuda") else ""
+    threads = content.get("threads", hardware.get("cores", "?"))
+    where = where or f"{hardware.get('cpu', 'unknown CPU')}, {threads} thread{'' if threads == 1 else 's'}"
+    scaling = Scaling(
+        "How cost grows with the length", lines, "forward + backward, ms", "peak memory, MiB", str(content.get("command", ""))
+    )
+    commit = str(content.get("commit") or "no commit") + (", with changes" if content.get("dirty") else "")
+    scaling.notes = [f"One layer of attention on {where}, medians; commit {commit}.", _shape_words(rows)]
+    return scaling
+
+
+def _measured(row: dict[str, Any]) -> list[tuple[str, float, float, float | None]]:
+    """(label, T, ms, MiB) of a row: of a variant, or of each side of a comparison."""
+    if "variant" in row and "ms" in row:
+        return [(str(row["variant"]), float(row["T"]), float(row["ms"]), row.get("peak_mib"))]
+    found = []
+    for side, figures in (row.get("sides") or {}).items():
+        if "both" in figures:
+            label = str(row["case"]) if side == "longspan" else f"{row['case']}: {side}"
+            found.append((label, float(row["shape"]["T"]), float(figures["both"]["ms"]), figures.get("peak_mib")))
+    return found
+
+
+def _shape_words(rows: Sequence[dict[str, Any]]) -> str:
+    shapes = set()
+    for row in rows:
+        shape = row.get("shape") or {}
+        heads, width = row.get("heads", shape.get("H")), row.get("head_dim", shape.get("D"))
+        mask = "causal" if row.get("causal") else "both ways"
+        shapes.add(f"{heads} heads of {width}, {str(row.get('dtype', '')).removeprefix('torch.')}, {mask}".rstrip(", "))
+    return "; ".join(sorted(shapes)) + "."
+
+
+# -- from runs -------------------------------------------------------------------------------------------------------
+
+
+def of_section(section: Section) -> Scaling | None:
+    """From a section's runs, where some variant was trained at two lengths: time a sequence and peak memory."""
+    gathered: dict[str, list[RunGroup]] = defaultdict(list)
+    for group in section.groups:
+        rest = {key: value for key, value in group.settings.items() if key not in _FOLLOWS}
+        gathered[json.dumps([group.variant, rest], sort_keys=True)].append(group)
+    lines = []
+    for groups in gathered.values():
+        time: dict[float, float] = {}
+        memory: dict[float, float] = {}
+        for group in groups:
+            length, speed = group.settings.get("data.max_length"), group_figure(group, "tokens_per_second")
+            held = group_figure(group, "peak_memory")
+            if isinstance(length, int) and speed:
+                time[float(length)] = 1000 * length / speed
+            if isinstance(length, int) and held:
+                memory[float(length)] = held
+        if len(time) > 1:
+            lines.append(Growth(_line_label(groups), sorted(time.items()), sorted(memory.items())))
+    if not lines:
+        return None
+    units = section.units("peak_memory")
+    made = Scaling("Cost as sequences grow", lines, "ms a sequence, training", f"peak memory, {units[0] if units else 'MiB'}")
+    made.notes = ["Time is a sequence's share of a training step; memory is of the step as it was run."]
+    return made
+
+
+def _line_label(groups: list[RunGroup]) -> str:
+    """The variant, with what its groups' labels say beside the settings that differ along the line."""
+    first = groups[0]
+    _, _, marks = first.label.partition(" (")
+    kept = [
+        mark
+        for mark in marks.removesuffix(")").split(", ")
+        if mark and not any(key.rsplit(".", 1)[-1] == mark.partition("=")[0].rsplit(".", 1)[-1] for key in _FOLLOWS)
+    ]
+    return f"{first.variant} ({', '.join(kept)})" if kept else first.variant
