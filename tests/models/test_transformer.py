@@ -211,3 +211,24 @@ def test_residual_stream_does_not_grow_with_depth(sdpa):
 def test_wrong_tokens_are_named(tokens, arguments, message):
     with pytest.raises(TokensError, match=message):
         build(Encoder, Averaging)(tokens, **arguments)
+
+
+class Wrapper(torch.nn.Module):
+    """As FSDP wraps a block: what it lacks it asks of the block, which typing.Protocol does not see from Python 3.12 on."""
+
+    def __init__(self, block):
+        super().__init__()
+        self._wrapped = block
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("_wrapped"), name)
+
+
+def test_wrapped_blocks_state_their_cost(sdpa):
+    model = Encoder(vocab_size=11, max_length=32, attention=sdpa, layers=2, width=32, heads=2)
+    expected, attention = model.cost(32), model.attention_modules()
+    model.blocks = torch.nn.ModuleList(Wrapper(block) for block in model.blocks)
+    assert model.cost(32) == expected and model.attention_modules() == attention

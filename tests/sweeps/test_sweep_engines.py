@@ -105,3 +105,13 @@ def test_the_table_shows_states_steps_and_figures(tmp_path):
     console.print(table.drawn())
     shown = console.file.getvalue()
     assert "1 complete, 1 failed" in shown and "3/7" in shown and "bits per byte 2 (test)" in shown
+
+
+def test_a_job_sees_no_rank_of_the_driver_but_the_settings_of_its_machine():
+    from longspan.sweeps.process import environment
+
+    ranks = {"RANK": "1", "SLURM_JOB_ID": "7", "OMPI_COMM_WORLD_RANK": "1", "OMPI_MCA_orte_hnp_uri": "x", "PMIX_RANK": "1"}
+    kept = {"PATH": "/bin", "OMPI_MCA_plm_rsh_agent": "false"}
+    found = environment({**ranks, **kept}, "3")
+    assert not ranks.keys() & found.keys() and kept.items() <= found.items()
+    assert found["CUDA_VISIBLE_DEVICES"] == "3"

@@ -78,7 +78,7 @@ def measure(
                 rows.append({"variant": text, "T": length, "unavailable": "out of memory"})
                 continue
             modules[text], works[text] = module, step
-        for text, measured in time_interleaved(works, device, seconds).items():
+        for text, measured in time_interleaved(works, device, seconds, queued=True).items():
             cost = modules[text].cost(length)
             before = next((row for row in reversed(rows) if row["variant"] == text and "ms" in row), None)
             row: dict[str, Any] = {

@@ -11,7 +11,8 @@ import torch
 
 Work = Callable[[], object]
 FLUSH_BYTES = 256 << 20  # more than any L2
-LONGEST_QUEUE = 0.02  # seconds the device is kept busy ahead of a timed launch
+LONGEST_QUEUE = 0.1  # seconds the device is kept busy ahead of a timed launch, at most
+QUEUED = 3e-4  # and at least
 CYCLES_A_SECOND = 2e9  # at or above the clock of today's GPUs
 
 
@@ -89,7 +90,7 @@ def _once(work: Work, device: str, flush: torch.Tensor | None, host: float | Non
         return time.perf_counter() - began
     flush.zero_()
     if host is not None:
-        torch.cuda._sleep(int(min(1.5 * host, LONGEST_QUEUE) * CYCLES_A_SECOND))
+        torch.cuda._sleep(int(min(2.5 * host + QUEUED, LONGEST_QUEUE) * CYCLES_A_SECOND))
     start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     start.record()
     work()

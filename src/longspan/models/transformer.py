@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Sequence
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -157,8 +157,8 @@ class Transformer(nn.Module):
         return dataclasses.replace(total_cost(self.layers(), length), parameters=parameter_count(self))
 
     def layers(self) -> list[Block]:
-        """The blocks, first to last."""
-        return [cast(Block, block) for block in self.blocks]
+        """The blocks, first to last, without what a strategy wraps them in (FSDP's own class states no cost)."""
+        return [next(inner for inner in block.modules() if isinstance(inner, Block)) for block in self.blocks]
 
     def attention_modules(self) -> list[nn.Module]:
         """The attention module of each layer, first to last."""
