@@ -101,7 +101,7 @@ def learning_curves(section: Section, path: Path, colours: dict[str, str]) -> bo
     axes.set_xlabel("optimizer steps", color=_INK)
     axes.set_ylabel(curves.name.replace("_", " "), color=_INK)
     axes.set_title(f"{section.title}, while training", loc="left", color=_INK, fontsize=13, fontweight="bold", pad=12)
-    axes.legend(frameon=False, fontsize=9, labelcolor=_INK)
+    _beside(axes)
     _save(figure, path)
     return True
 
@@ -132,7 +132,7 @@ def lines(charts: list[Chart], path: Path, colours: dict[str, str], title: str =
         axes.set_xlabel(chart.x, color=_INK)
         axes.set_ylabel(chart.y, color=_INK)
         axes.set_title(chart.heading, loc="left", color=_INK, fontsize=12, fontweight="bold", pad=10)
-        axes.legend(frameon=False, fontsize=9, labelcolor=_INK)
+        _beside(axes)
     if title:
         figure.suptitle(title, x=0.01, ha="left", color=_INK, fontsize=13, fontweight="bold")
     _save(figure, path)
@@ -281,6 +281,11 @@ def _label(
                 textcoords="figure pixels", zorder=0,
                 arrowprops={"arrowstyle": "-", "color": _GRID, "shrinkA": 8, "shrinkB": 8},
             )  # fmt: skip
+
+
+def _beside(axes: Axes) -> None:
+    """The names of the lines to their right, where no line runs."""
+    axes.legend(frameon=False, fontsize=9, labelcolor=_INK, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 def _save(figure: Figure, path: Path) -> None:

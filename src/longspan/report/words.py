@@ -55,9 +55,10 @@ def _cheapest_as_good(known: list[Row], reference: Row | None, name: str, words:
         return ""
     difference = row.difference
     assert difference is not None
+    verdict = "is better" if difference.is_clear else "is not clearly worse"
     return (
-        f" {row.label[:1].upper() + row.label[1:]} takes {100 * share:.0f} % of {reference.label}'s {words} and is not clearly "
-        f"worse: a difference of {difference_text(difference)} over {difference.pairs} seeds."
+        f" {row.label[:1].upper() + row.label[1:]} takes {100 * share:.0f} % of {reference.label}'s {words} and {verdict}: "
+        f"a difference of {difference_text(difference)} over {difference.pairs} seeds."
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lightning.pytorch.strategies import FSDPStrategy
+from torch.nn import Module
 
 from longspan.models.block import Block
 from longspan.training.errors import ConfigError
@@ -33,3 +34,11 @@ class ShardedBlocks(FSDPStrategy):
             state_dict_type="full",
             **settings,
         )
+        self._sharded: Module | None = None
+
+    def _setup_model(self, model: Module) -> Module:
+        """The model sharded, once: a test after the training sets the same one up again, and Lightning would then take the
+        sharded blocks for a user's own and leave out the root, without which no whole checkpoint loads."""
+        if self._sharded is None or getattr(self._sharded, "module", None) is not model:
+            self._sharded = super()._setup_model(model)
+        return self._sharded
