@@ -43,9 +43,7 @@ def triton_backward(
     call = Call(q, k, v, layout, scale, q_lengths, k_lengths, q_segments, k_segments, dropout_p, seed, bias, bias_block)
     dout, out = rows_of_unit_stride(dout), rows_of_unit_stride(out)
     lse, dlse = lse.contiguous(), None if dlse is None else dlse.float().contiguous()
-    given = [x for x in (dout, out, lse, dlse) if x is not None]
-    call.aligned = call.aligned and all(x.data_ptr() % 16 == 0 for x in given)
-    call.key = (*call.key, call.aligned)
+    call.reads_too(dout, out, lse, dlse)
     dq, dk, dv = output_like(call.q), output_like(call.k), output_like(call.v)
     delta = torch.empty(lse.shape, dtype=torch.float32, device=lse.device)
     pairs = _inside(dq, 2 * lse.numel())
@@ -222,7 +220,9 @@ def _keys_of_each_head(call: Call, component: Component, dout: Tensor, pairs: Te
     k, v = call.k.repeat_interleave(share, 1), call.v.repeat_interleave(share, 1)
     own_k = torch.zeros((B, Hkv * share, Tk, D), dtype=torch.float32, device=k.device)
     own_v = torch.zeros_like(own_k)
-    _keys(replace(call, k=k, v=v), component, dout, pairs, own_k, own_v, adding=True)
+    repeated = replace(call, k=k, v=v)
+    repeated.reads_too(dout)
+    _keys(repeated, component, dout, pairs, own_k, own_v, adding=True)
     for gradient, own in ((dk, own_k), (dv, own_v)):
         gradient.add_(own.view(B, Hkv, share, Tk, D).sum(2).to(gradient.dtype))
 
