@@ -123,6 +123,24 @@ def test_bias_by_block(cutting):
     run()
 
 
+@pytest.mark.parametrize(("q_len", "k_len"), [(64, 64), (45, 61)])
+def test_a_bias_of_minus_infinity_closes_blocks(cutting, q_len, k_len):
+    """Some blocks of a row, every block of a row, every block of a column, a whole head; what it closes gets gradient 0."""
+    g = torch.Generator().manual_seed(0)
+    call = example(Or(CAUSAL, Band(-9, 0)), q_len, k_len, 16, heads=4, key_heads=2)
+    bias = torch.randn(4, 4, 4, generator=g)
+    bias[0, 1, 0] = bias[1, 2] = bias[2, :, 1] = bias[3] = -torch.inf
+    call.extras.update(bias=bias, bias_block=16)
+    layout = compile_layout(call.groups, q_len, k_len, 4, Tiling(16, 16, one_pass=True))
+    check(call, layout, torch.float32)
+    out, lse = triton_forward(call.q, call.k, call.v, layout, **call.extras)
+    *_, dbias = triton_backward(
+        torch.randn(out.shape, generator=g), None, call.q, call.k, call.v, out, lse, layout, **call.extras
+    )
+    assert lse[:, 3].isinf().all() and lse[:, 1].isinf().any() and not lse[:, 0].isinf().any()
+    assert not dbias[bias.isinf()].any() and dbias[0].any()
+
+
 def example(rule, q_len: int, k_len: int, width: int, heads: int = HEADS, key_heads: int = HEADS, **extras) -> Call:
     g = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, h, t, width, generator=g) for h, t in ((heads, q_len), (key_heads, k_len), (key_heads, k_len)))
