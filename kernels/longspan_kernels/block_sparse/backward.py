@@ -35,7 +35,7 @@ def triton_backward(
 
     Args:
         columns: the same pattern compiled with other tiles, for the pass over columns; None for `layout` itself.
-        sides: what to compute: "rows" gives dq and dbias, "columns" dk and dv; what is left out is not written.
+        sides: what to compute: "rows" gives dq and dbias, "columns" dk and dv; what is left out holds anything.
 
     Returns:
         dq, dk, dv in the dtype of q, and dbias float32 in the shape of the bias (None without one). The same bits each run.
