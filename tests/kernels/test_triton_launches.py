@@ -1,5 +1,7 @@
 """Ways to launch the Triton kernels: each gives the same results, fits what it promises, and is worked out once."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 
@@ -146,6 +148,25 @@ def test_a_new_length_compiles_nothing(monkeypatch):
         before = kernel.dispatched
         call(length=100, **change)
         assert kernel.dispatched == before + 1
+
+
+def test_kernels_run_where_their_tensors_lie(monkeypatch):
+    """Another device may be the current one: a model on the second of two."""
+    entered = []
+
+    @contextmanager
+    def device(one):
+        entered.append(one)
+        yield
+        entered.append(None)
+
+    class Tensor:
+        is_cuda, device = True, torch.device("cuda", 1)
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    assert launching.on_its_device(lambda x, y, z: (list(entered), y, z))(Tensor(), 1, z=2) == ([Tensor.device], 1, 2)
+    assert entered == [Tensor.device, None]
+    assert launching.on_its_device(len)(torch.zeros(3)) == 3 and len(entered) == 2
 
 
 def test_tiles_suit_width_granularity_and_bias():

@@ -15,7 +15,7 @@ from .arguments import Call, alignment, output_like, rows_of_unit_stride, stream
 from .backward_columns_kernel import backward_columns
 from .backward_rows_kernel import backward_rows
 from .backward_sums import add_pieces, prepare_rows
-from .launching import SMALL, Plan, without_tma
+from .launching import SMALL, Plan, on_its_device, without_tma
 from .layout import Component, Layout
 from .outside_graphs import made_outside_graphs
 from .schedule import Work, work_of
@@ -24,6 +24,7 @@ from .tuning import launch_of
 PREPARED_AT_ONCE = 64  # rows a program
 
 
+@on_its_device
 def triton_backward(
     dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, layout: Layout, *,
     scale: float, q_lengths: Tensor | None = None, k_lengths: Tensor | None = None,
