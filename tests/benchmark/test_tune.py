@@ -40,6 +40,16 @@ def test_a_candidate_that_computes_something_else_cannot_win(monkeypatch, kernel
     assert "differs" in row["failed"][str(wrong)]
 
 
+def test_a_problem_that_no_candidate_solves_is_told_and_ends_nothing(monkeypatch):
+    def run(self, layout):
+        raise RuntimeError("no room")
+
+    monkeypatch.setattr(Runner, "_run", run)
+    row = tune_one(small("forward"), "cpu", 0.01, [Launch(4, 2)])
+    assert row["best"] is None and "no room" in row["failed"][str(Launch(4, 2))]
+    assert table([row]) == ""
+
+
 def test_what_is_printed_is_the_table():
     rows = [{"kernel": k, "width": d, "lines": lines, "best": source(launch)} for (k, d, lines), launch in HOPPER.items()]
     assert eval("{" + table(rows) + "}", {"Launch": Launch}) == HOPPER
@@ -61,5 +71,7 @@ def test_another_launch_holds_inside_its_block_alone():
     q = torch.zeros(1, 1, 1, 16, dtype=torch.float16)
     before, other = launch_of("forward", q, component), Launch(8, 5)
     with launched_as(forward=other):
+        with launched_as(forward=before):
+            assert launch_of("forward", q, component) == before
         assert launch_of("forward", q, component) == other
     assert launch_of("forward", q, component) == before

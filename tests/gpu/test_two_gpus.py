@@ -55,3 +55,18 @@ def test_two_gpus_give_the_loss_of_one_and_runs_move(one, tmp_path, trainer):
     for moved in (fewer, more):
         accuracy = Record.load(moved).accuracy["bits_per_byte"].value
         assert accuracy == pytest.approx(single.accuracy["bits_per_byte"].value, rel=5e-3)
+
+
+def test_attention_runs_on_the_device_of_its_tensors():
+    """Whichever is the current one, and whichever a kernel was compiled for first."""
+    from longspan import sparse_attention
+    from longspan.patterns import BigBird
+
+    pattern, found = BigBird(64, 3, 1, 2), []
+    given = [torch.randn(1, 2, 512, 64, generator=torch.Generator().manual_seed(0)).bfloat16() for _ in range(3)]
+    for device in ("cuda:0", "cuda:1", "cuda:1"):
+        q, k, v = (x.to(device).requires_grad_() for x in given)
+        out = sparse_attention(q, k, v, pattern, causal=True)
+        found.append([x.cpu() for x in (out, *torch.autograd.grad(out.float().square().sum(), (q, k, v)))])
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))

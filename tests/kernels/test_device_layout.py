@@ -145,3 +145,17 @@ def test_excluded_pairs(length, rows, per_batch, causal, seed):
     weight = torch.randn(out.shape, generator=g, dtype=torch.float64)
     for a, b in zip(_grads((out * weight).sum(), (q, k, v)), _grads((expected * weight).sum(), (q, k, v)), strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize(("batch", "q_len", "k_len"), [(0, 32, 32), (1, 0, 0), (1, 0, 32), (1, 32, 0)])
+def test_no_tokens_are_no_error(batch, q_len, k_len):
+    blocks, of = -(-q_len // 16), -(-k_len // 16)
+    layout = DeviceLayout(
+        torch.arange(of).expand(1, 1, blocks, of), torch.full((1, 1, blocks), of), 16, 16, q_len, k_len
+    )  # fmt: skip
+    q = torch.randn(batch, 2, q_len, 16, requires_grad=True)
+    k, v = (torch.randn(batch, 2, k_len, 16, requires_grad=True) for _ in range(2))
+    out, lse = attend_by(q, k, v, layout, return_lse=True)
+    assert not out.any() and (lse == -torch.inf).all()
+    for gradient, x in zip(torch.autograd.grad(out.sum(), (q, k, v)), (q, k, v), strict=True):
+        assert gradient.shape == x.shape and not gradient.any()

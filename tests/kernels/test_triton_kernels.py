@@ -6,7 +6,7 @@ from drawn_rules import HEADS, Call, calls
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longspan_kernels.block_sparse import schedule
+from longspan_kernels.block_sparse import attend, schedule
 from longspan_kernels.block_sparse.device_layout import DeviceLayout
 from longspan_kernels.block_sparse.planner import Tiling, compile_layout
 from longspan_kernels.block_sparse.reference import reference_attention
@@ -121,6 +121,41 @@ def test_bias_by_block(cutting):
         check(call, layout, torch.float32)
 
     run()
+
+
+@pytest.mark.parametrize(("q_len", "k_len"), [(64, 64), (45, 61)])
+def test_a_bias_of_minus_infinity_closes_blocks(cutting, q_len, k_len):
+    """Some blocks of a row, every block of a row, every block of a column, a whole head; what it closes gets gradient 0."""
+    g = torch.Generator().manual_seed(0)
+    call = example(Or(CAUSAL, Band(-9, 0)), q_len, k_len, 16, heads=4, key_heads=2)
+    bias = torch.randn(4, 4, 4, generator=g)
+    bias[0, 1, 0] = bias[1, 2] = bias[2, :, 1] = bias[3] = -torch.inf
+    call.extras.update(bias=bias, bias_block=16)
+    layout = compile_layout(call.groups, q_len, k_len, 4, Tiling(16, 16, one_pass=True))
+    check(call, layout, torch.float32)
+    out, lse = triton_forward(call.q, call.k, call.v, layout, **call.extras)
+    *_, dbias = triton_backward(
+        torch.randn(out.shape, generator=g), None, call.q, call.k, call.v, out, lse, layout, **call.extras
+    )
+    assert lse[:, 3].isinf().all() and lse[:, 1].isinf().any() and not lse[:, 0].isinf().any()
+    assert not dbias[bias.isinf()].any() and dbias[0].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("backend", ["triton", "blocked"])
+def test_a_bias_of_any_precision_is_added_as_scores_are(dtype, backend):
+    from longspan.patterns import BigBird
+
+    g = torch.Generator().manual_seed(0)
+    q, k, v, dout = (torch.randn(1, 2, 70, 16, generator=g) for _ in range(4))
+    leaves = [q.requires_grad_(), k, v, torch.randn(2, 5, 5, generator=g).to(dtype).requires_grad_()]
+    found = []
+    for one in (backend, "dense"):
+        out = attend(*leaves[:3], BigBird(16, 3, 1, 1).key, block_bias=leaves[3], bias_block=16, backend=one)
+        found.append((out, *torch.autograd.grad(out, (leaves[0], leaves[3]), dout)))
+    assert found[0][2].dtype == dtype
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4 if a.dtype.itemsize > 2 else 1e-2)
 
 
 def example(rule, q_len: int, k_len: int, width: int, heads: int = HEADS, key_heads: int = HEADS, **extras) -> Call:

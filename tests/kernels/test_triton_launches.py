@@ -1,5 +1,7 @@
 """Ways to launch the Triton kernels: each gives the same results, fits what it promises, and is worked out once."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ pytest.importorskip("triton")
 
 from longspan_kernels.block_sparse import backward, forward, launching, schedule, tuning
 from longspan_kernels.block_sparse.arguments import Call, stepped
+from longspan_kernels.block_sparse.device_layout import DeviceLayout
 from longspan_kernels.block_sparse.launching import Launch, Plan
 from longspan_kernels.block_sparse.planner import Tiling, compile_layout
 from longspan_kernels.block_sparse.reference import reference_attention
@@ -147,6 +150,25 @@ def test_a_new_length_compiles_nothing(monkeypatch):
         assert kernel.dispatched == before + 1
 
 
+def test_kernels_run_where_their_tensors_lie(monkeypatch):
+    """Another device may be the current one: a model on the second of two."""
+    entered = []
+
+    @contextmanager
+    def device(one):
+        entered.append(one)
+        yield
+        entered.append(None)
+
+    class Tensor:
+        is_cuda, device = True, torch.device("cuda", 1)
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    assert launching.on_its_device(lambda x, y, z: (list(entered), y, z))(Tensor(), 1, z=2) == ([Tensor.device], 1, 2)
+    assert entered == [Tensor.device, None]
+    assert launching.on_its_device(len)(torch.zeros(3)) == 3 and len(entered) == 2
+
+
 def test_tiles_suit_width_granularity_and_bias():
     for width in (16, 24, 64, 80, 128, 256):
         for dtype in (torch.bfloat16, torch.float32):
@@ -173,6 +195,43 @@ def test_a_call_knows_what_its_launches_depend_on():
     assert key(q) != key(q.contiguous()) and key(q) != key(q, scale=2.0)
     lengths = torch.tensor([5], dtype=torch.int32)
     assert key(q) != key(q, q_lengths=lengths, k_lengths=lengths)
+
+
+def starting_at(place: int, *shape: int) -> torch.Tensor:
+    """A tensor that starts at an element of memory whose first is at a multiple of 16 bytes."""
+    x = torch.randn(shape)
+    return torch.empty(place + x.numel())[place:].view(shape).copy_(x)
+
+
+def test_the_copy_engine_reads_nothing_that_starts_between_its_steps(monkeypatch):
+    """Whichever tensor does, and whichever did in a call before with the same launches."""
+    torch.manual_seed(0)
+    for module in (forward, backward):
+        monkeypatch.setattr(module, "launch_of", lambda *_: Launch(4, 2, by_tma=True))
+    layout = compile_layout([((0, 1), CAUSAL)], 32, 32, 2, Tiling(16, 16))
+    mask = CAUSAL.live(0, torch.arange(32)[:, None], torch.arange(32)[None]).expand(2, 32, 32)
+    for odd in ("q", "k", "v", "dout", ""):
+        q, k, v, dout = (starting_at(int(name == odd), 1, 2, 32, 16) for name in ("q", "k", "v", "dout"))
+        out, lse = forward.triton_forward(q, k, v, layout, scale=0.3)
+        got = (out, *backward.triton_backward(dout, None, q, k, v, out, lse, layout, scale=0.3)[:3])
+        leaves = [x.double().requires_grad_() for x in (q, k, v)]
+        right, _ = reference_attention(*leaves, mask, scale=0.3)
+        for a, b in zip(got, (right, *torch.autograd.grad(right, leaves, dout.double())), strict=True):
+            torch.testing.assert_close(a.double(), b.detach(), atol=2e-5, rtol=2e-4)
+
+
+def test_launches_for_keys_of_each_head_know_how_the_gradient_starts(monkeypatch):
+    torch.manual_seed(0)
+    T, order = 32, torch.stack([torch.randperm(32), torch.randperm(32)])[None]
+    index, count = torch.arange(2).expand(1, 2, 2, 2), torch.full((1, 2, 2), 2)
+    layout = DeviceLayout(index, count, 16, 16, T, T, False, order, order).layout(2, True)
+    planned = []
+    monkeypatch.setattr(backward, "Plan", lambda kernel, *rest: planned.append((kernel, rest[-1])) or Plan(kernel, *rest))
+    q, k, dout = torch.randn(1, 2, T, 16), torch.randn(1, 1, T, 16), starting_at(1, 1, 2, T, 16)
+    out, lse = forward.triton_forward(q, k, k, layout, scale=0.3)
+    backward.triton_backward(dout, None, q, k, k, out, lse, layout, scale=0.3)
+    assert {kernel for kernel, _ in planned} >= {backward.backward_columns, backward.backward_rows}
+    assert not any(aligned for _, aligned in planned)
 
 
 @pytest.mark.parametrize("causal", [False, True])

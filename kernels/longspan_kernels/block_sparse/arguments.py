@@ -107,6 +107,11 @@ class Call:
             *[None if x is None else x.dtype for x in tensors],
         )  # fmt: skip
 
+    def reads_too(self, *tensors: Tensor | None) -> None:
+        """Counts further tensors in: launches depend on where they start as well."""
+        self.aligned = self.aligned and all(x is None or x.data_ptr() % 16 == 0 for x in tensors)
+        self.key = (*self.key, self.aligned)
+
     @property
     def share(self) -> int:
         return self.q.shape[1] // self.k.shape[1]
@@ -178,9 +183,10 @@ def streamed(tensors: tuple[Tensor, ...], component: Component, side: str, by_tm
     Hopper's copy engine: then they are descriptors.
 
     The engine fills what lies outside with zeros; it knows no lengths and no lists of tokens, and wants rows at multiples of
-    16 bytes. Residue classes are a dimension of their own, where the stride divides the length.
+    16 bytes. Residue classes are a dimension of their own, where the stride divides the length. The answer is one for all
+    calls of one key.
     """
-    if not by_tma:
+    if not by_tma or not call.aligned:
         return tensors, False
     width = width_of(call.q.shape[3])
     index, rows = getattr(component, f"{side}_index"), getattr(component, f"block_{side}")
@@ -194,7 +200,7 @@ def streamed(tensors: tuple[Tensor, ...], component: Component, side: str, by_tm
             return tensors, False
     views = [x.unflatten(2, (length // step, step)) if steps else x for x in tensors]
     block = [1, 1, rows, 1, width] if steps else [1, 1, rows, width]
-    if any(x.data_ptr() % 16 or any(s * x.element_size() % 16 or s <= 0 for s in x.stride()[:-1]) for x in views):
+    if any(s * x.element_size() % 16 or s <= 0 for x in views for s in x.stride()[:-1]):
         return tensors, False
     from triton.tools.tensor_descriptor import TensorDescriptor
 

@@ -15,7 +15,7 @@ from .arguments import Call, alignment, output_like, rows_of_unit_stride, stream
 from .backward_columns_kernel import backward_columns
 from .backward_rows_kernel import backward_rows
 from .backward_sums import add_pieces, prepare_rows
-from .launching import SMALL, Plan, without_tma
+from .launching import SMALL, Plan, on_its_device, without_tma
 from .layout import Component, Layout
 from .outside_graphs import made_outside_graphs
 from .schedule import Work, work_of
@@ -24,6 +24,7 @@ from .tuning import launch_of
 PREPARED_AT_ONCE = 64  # rows a program
 
 
+@on_its_device
 def triton_backward(
     dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, layout: Layout, *,
     scale: float, q_lengths: Tensor | None = None, k_lengths: Tensor | None = None,
@@ -35,7 +36,7 @@ def triton_backward(
 
     Args:
         columns: the same pattern compiled with other tiles, for the pass over columns; None for `layout` itself.
-        sides: what to compute: "rows" gives dq and dbias, "columns" dk and dv; what is left out is not written.
+        sides: what to compute: "rows" gives dq and dbias, "columns" dk and dv; what is left out holds anything.
 
     Returns:
         dq, dk, dv in the dtype of q, and dbias float32 in the shape of the bias (None without one). The same bits each run.
@@ -43,9 +44,7 @@ def triton_backward(
     call = Call(q, k, v, layout, scale, q_lengths, k_lengths, q_segments, k_segments, dropout_p, seed, bias, bias_block)
     dout, out = rows_of_unit_stride(dout), rows_of_unit_stride(out)
     lse, dlse = lse.contiguous(), None if dlse is None else dlse.float().contiguous()
-    given = [x for x in (dout, out, lse, dlse) if x is not None]
-    call.aligned = call.aligned and all(x.data_ptr() % 16 == 0 for x in given)
-    call.key = (*call.key, call.aligned)
+    call.reads_too(dout, out, lse, dlse)
     dq, dk, dv = output_like(call.q), output_like(call.k), output_like(call.v)
     delta = torch.empty(lse.shape, dtype=torch.float32, device=lse.device)
     pairs = _inside(dq, 2 * lse.numel())
@@ -222,7 +221,9 @@ def _keys_of_each_head(call: Call, component: Component, dout: Tensor, pairs: Te
     k, v = call.k.repeat_interleave(share, 1), call.v.repeat_interleave(share, 1)
     own_k = torch.zeros((B, Hkv * share, Tk, D), dtype=torch.float32, device=k.device)
     own_v = torch.zeros_like(own_k)
-    _keys(replace(call, k=k, v=v), component, dout, pairs, own_k, own_v, adding=True)
+    repeated = replace(call, k=k, v=v)
+    repeated.reads_too(dout)
+    _keys(repeated, component, dout, pairs, own_k, own_v, adding=True)
     for gradient, own in ((dk, own_k), (dv, own_v)):
         gradient.add_(own.view(B, Hkv, share, Tk, D).sum(2).to(gradient.dtype))
 

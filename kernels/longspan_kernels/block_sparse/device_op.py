@@ -52,6 +52,8 @@ def device_layout_forward(
     k_lengths: Tensor | None, q_segments: Tensor | None, k_segments: Tensor | None, seed: Tensor | None,
     excluded: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    if q.numel() == 0 or k.shape[2] == 0:
+        return _like(q).zero_(), _empty_lse(q).fill_(float("-inf"))
     layout = _rebuilt(q, k, index, count, q_order, k_order, block_q, block_k, causal, excluded, False)
     options = Options(scale, q_lengths, k_lengths, q_segments, k_segments, dropout_p, seed)
     if backend == "triton":
@@ -69,6 +71,8 @@ def device_layout_backward(
     dropout_p: float, backend: str, q_lengths: Tensor | None, k_lengths: Tensor | None, q_segments: Tensor | None,
     k_segments: Tensor | None, seed: Tensor | None, excluded: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    if q.numel() == 0 or k.shape[2] == 0:
+        return _like(q).zero_(), _like(k).zero_(), _like(v).zero_()
     layout = _rebuilt(q, k, index, count, q_order, k_order, block_q, block_k, causal, excluded, True)
     options = Options(scale, q_lengths, k_lengths, q_segments, k_segments, dropout_p, seed)
     if backend == "triton":

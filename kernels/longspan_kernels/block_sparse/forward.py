@@ -12,13 +12,14 @@ from torch import Tensor
 
 from .arguments import Call, alignment, output_like, streamed
 from .forward_kernels import forward_rows, merge_pieces
-from .launching import SMALL, Plan, without_tma
+from .launching import SMALL, Plan, on_its_device, without_tma
 from .layout import Component, Layout
 from .outside_graphs import made_outside_graphs
 from .schedule import Work, work_of
 from .tuning import launch_of
 
 
+@on_its_device
 def triton_forward(
     q: Tensor, k: Tensor, v: Tensor, layout: Layout, *, scale: float,
     q_lengths: Tensor | None = None, k_lengths: Tensor | None = None,

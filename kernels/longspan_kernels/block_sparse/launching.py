@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -42,6 +43,7 @@ class Launch:
     tile: tuple[int, int] | None = None
 
 
+Function = TypeVar("Function", bound=Callable)
 _stages: dict[tuple, int] = {}  # (kernel, tile, ...) -> the pipeline depth that fits
 _compiled: dict[tuple, Any] = {}  # (kernel, device, all that it is compiled for) -> the compiled kernel
 
@@ -114,6 +116,22 @@ class Plan:
                     raise
                 depth -= 1
                 _stages[key] = depth
+
+
+def on_its_device(function: Function) -> Function:
+    """Runs a function with the device of its first argument, a tensor, as the current one.
+
+    Triton launches on the current device and its stream, wherever the tensors lie.
+    """
+
+    @wraps(function)
+    def run(first, *rest, **named):
+        if not first.is_cuda:
+            return function(first, *rest, **named)
+        with torch.cuda.device(first.device):
+            return function(first, *rest, **named)
+
+    return cast(Function, run)
 
 
 def without_tma(choice: Launch) -> Launch:

@@ -46,8 +46,10 @@ def attend(
     backend = choose_backend(backend, q, k)
     seed = torch.randint(0, 1 << 31, (1,), device=q.device) if dropout_p > 0.0 else None
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    exact = torch.promote_types(q.dtype, torch.float32)
+    if block_bias is not None:
+        block_bias = block_bias.to(exact)  # as scores are; a bias of two bytes gets its gradient through this cast
     if backend == "dense":
-        exact = torch.promote_types(q.dtype, torch.float32)
         mask = dense_mask(key, q.shape[2], k.shape[2], q.shape[1], causal, q.device)
         with exact_products(q):
             out, lse = reference_attention(

@@ -8,28 +8,42 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from threading import local
 from typing import TypeVar
 
 import torch
 
 Made = TypeVar("Made")
 _thread: ThreadPoolExecutor | None = None
+_running = local()
+
+
+class CaptureError(RuntimeError):
+    """A CUDA graph is being recorded, and a call needs what can only be made outside of one."""
 
 
 def made_outside_graphs(make: Callable[[], Made], device: torch.device, stays: bool = True) -> Made:
     """What `make()` returns, made in ordinary memory and ready for the caller's stream.
 
-    On a CPU there are no graphs, and `make` is simply called; so it is where what it makes does not stay. It must not call
-    this function again.
+    On a CPU there are no graphs, and `make` is simply called; so it is where what it makes does not stay.
+
+    Raises:
+        CaptureError: a graph is being recorded; nothing can be made ready for it any more.
     """
-    if device.type != "cuda" or not stays:
+    if device.type != "cuda" or not stays or getattr(_running, "here", False):  # this thread would wait for itself
         return make()
+    if capturing(device):
+        raise CaptureError(
+            "a CUDA graph is being recorded, and this call of sparse attention was not prepared: run the same call (shapes, "
+            "strides, pattern) once before recording"
+        )
     global _thread
     if _thread is None:
         _thread = ThreadPoolExecutor(1, thread_name_prefix="longspan-layouts")
     stream = torch.cuda.current_stream(device)
 
     def work() -> Made:
+        _running.here = True
         # What exists on the caller's stream is read here, on this thread's own: each waits for the other.
         with torch.cuda.device(device):
             here = torch.cuda.current_stream(device)

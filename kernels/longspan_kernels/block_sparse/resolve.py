@@ -28,11 +28,13 @@ def layout_for(
     """The compiled layout of a registered pattern; the least recently used ones make room."""
     name = (key, q_len, k_len, heads, causal, tiling, device)
     with _lock:
-        if name in _layouts:
+        found = _layouts.get(name) or _recorded.get(name)
+        if found is not None:
+            _layouts[name] = found
             _layouts.move_to_end(name)
             if capturing(device):
-                _recorded[name] = _layouts[name]
-            return _layouts[name]
+                _recorded[name] = found
+            return found
 
     def make() -> Layout:
         # Compiling under inference mode would leave tensors that autograd refuses to save later.

@@ -45,14 +45,13 @@ def fitting(block: int, of: int | None) -> int:
 
 def tilings(
     head_dim: int, dtype: torch.dtype, device_capability: tuple[int, int] = (9, 0), granularity: int | None = None,
-    bias_block: int = 0, row_keys: float | None = None,
+    bias_block: int = 0,
 ) -> tuple[Tiling, Tiling]:  # fmt: skip
     """Tiles for the forward and the backward pass.
 
     Args:
         granularity: the block size that a pattern speaks of, if any; tiles divide it where they can.
         bias_block: side of the blocks of a bias; tiles must divide it.
-        row_keys: live keys of a mean query, where known.
 
     Raises:
         TilingError: a bias block that no tile divides.
@@ -101,11 +100,13 @@ def launched_as(**kernels: Launch) -> Iterator[None]:
 
     Compiled layouts keep how they were launched: give them new ones, or clear the `cache` of their components.
     """
+    before = dict(_chosen)
     _chosen.update(kernels)
     try:
         yield
     finally:
         _chosen.clear()
+        _chosen.update(before)
 
 
 def lines_of(component: Component) -> str:

@@ -143,7 +143,7 @@ def compile_candidate(problem: Problem, device: str, launch: Launch) -> None:
 
 def tune(device: str, jobs: int, seconds: float, chosen: list[Problem] | None = None) -> Iterator[dict[str, Any]]:
     """One row a problem, as it is found: every candidate with its milliseconds, and the best."""
-    hopper = device.startswith("cuda") and torch.cuda.get_device_capability()[0] == 9
+    hopper = device.startswith("cuda") and torch.cuda.get_device_capability(device)[0] == 9
     chosen = problems() if chosen is None else chosen
     tasks = [(problem, device, launch) for problem in chosen for launch in candidates(problem, hopper)]
     if jobs > 1:
@@ -178,10 +178,11 @@ def tune_one(problem: Problem, device: str, seconds: float, launches: list[Launc
         works[launch] = work
     named: dict[str, Work] = {str(launch): work for launch, work in works.items()}
     measured = time_interleaved(named, device, seconds / max(1, len(named)), queued=True)
-    best = min(works, key=lambda launch: measured[str(launch)].seconds)
+    best = min(works, key=lambda launch: measured[str(launch)].seconds, default=None)
     return {
         "kernel": problem.kernel, "width": problem.head_dim, "lines": problem.lines, "found_lines": lines_of(component),
-        "best": source(best), "ms": {name: m.seconds * 1e3 for name, m in measured.items()}, "failed": failed,
+        "best": None if best is None else source(best), "ms": {name: m.seconds * 1e3 for name, m in measured.items()},
+        "failed": failed,
     }  # fmt: skip
 
 
@@ -193,6 +194,6 @@ def source(launch: Launch) -> str:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The rows of launch_table.py."""
-    rows = [row for row in rows if row["lines"] != "wide" or "tile=" in row["best"]]  # a tile of its own did not pay
+    """The rows of launch_table.py, but for problems that no candidate solved and tiles of their own that did not pay."""
+    rows = [row for row in rows if row["best"] and (row["lines"] != "wide" or "tile=" in row["best"])]
     return "\n".join(f'    ("{r["kernel"]}", {r["width"]}, "{r["lines"]}"): {r["best"]},' for r in rows)

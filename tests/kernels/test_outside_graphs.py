@@ -1,0 +1,61 @@
+"""What outlives a call: made by another thread, and kept as long as a recorded CUDA graph reads it."""
+
+from contextlib import nullcontext
+from threading import current_thread
+
+import pytest
+import torch
+
+from longspan.patterns import Local
+from longspan_kernels.block_sparse import outside_graphs, resolve
+from longspan_kernels.block_sparse.outside_graphs import CaptureError, made_outside_graphs
+from longspan_kernels.block_sparse.planner import Tiling
+
+GPU = torch.device("cuda", 0)
+
+
+class _Stream:
+    def wait_stream(self, other):
+        pass
+
+    def synchronize(self):
+        pass
+
+
+@pytest.fixture
+def pretended(monkeypatch):
+    """A GPU as far as the hand-over between threads asks one."""
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: _Stream())
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(outside_graphs, "capturing", lambda device: False)
+
+
+def test_another_thread_makes_it_and_its_errors_are_the_caller_s(pretended):
+    assert made_outside_graphs(current_thread, GPU) is not current_thread()
+    assert made_outside_graphs(current_thread, torch.device("cpu")) is current_thread()
+    assert made_outside_graphs(current_thread, GPU, stays=False) is current_thread()
+    with pytest.raises(ZeroDivisionError):
+        made_outside_graphs(lambda: 1 // 0, GPU)
+
+
+def test_what_is_made_may_need_something_made_itself(pretended):
+    """A predicate of a user's that calls sparse attention, say."""
+    assert made_outside_graphs(lambda: made_outside_graphs(lambda: 7, GPU), GPU) == 7
+
+
+def test_a_call_not_prepared_says_so_while_a_graph_is_recorded(pretended, monkeypatch):
+    monkeypatch.setattr(outside_graphs, "capturing", lambda device: True)
+    with pytest.raises(CaptureError, match="once before recording"):
+        made_outside_graphs(lambda: 7, GPU)
+
+
+def test_a_recorded_layout_is_the_one_that_stays(monkeypatch):
+    """A second graph of the same call must not take the place of what the first one reads."""
+    monkeypatch.setattr(resolve, "_recorded", {})
+    monkeypatch.setattr(resolve, "capturing", lambda device: True)
+    call = (Local(8).key, 33, 33, 1, True, Tiling(16, 16), torch.device("cpu"))
+    resolve.layout_for(*call)
+    first = resolve.layout_for(*call)
+    resolve.clear_layouts()
+    assert resolve.layout_for(*call) is resolve.layout_for(*call) is first
+    assert list(resolve._recorded.values()) == [first]
