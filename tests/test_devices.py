@@ -99,6 +99,19 @@ def test_sharded_blocks_clipped_by_norm_give_the_loss_of_one_device(tmp_path, tr
     assert len(losses) == 2 and losses == pytest.approx(figures(tmp_path / "one", "val/loss"), rel=1e-4)
 
 
+def test_a_model_trained_in_shards_is_tested_with_a_whole_checkpoint(tmp_path):
+    """Loading alone, of what one process saved: the test after a sharded training sets the model up a second time."""
+    checkpoint, script = str(tmp_path / "whole.ckpt"), "tests/shared/sharded_then_tested.py"
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "tests/shared/fsdp_on_cpu.py"]
+    means = []
+    for command in ([script], [*torchrun, script]):
+        process = run(*command, checkpoint)
+        printed = process.communicate(timeout=300)[0]
+        assert process.returncode == 0, printed[-3000:]
+        means += [float(line.split()[1]) for line in printed.splitlines() if line.startswith("mean ")]
+    assert len(means) == 2 and means[1] == pytest.approx(means[0], rel=1e-5)
+
+
 def test_accumulated_batches_give_the_loss_of_one_batch(one, tmp_path, train):
     train(tmp_path, *WORDS, "data.batch_size=1")
     assert Record.load(tmp_path).extra["step"]["accumulated_batches"] == 4
