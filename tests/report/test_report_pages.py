@@ -269,3 +269,19 @@ def test_a_report_can_be_made_again_from_the_records_beside_it(runs, tmp_path):
     table = (tmp_path / "out" / "table.csv").read_text()
     write_report([runs], tmp_path / "other")
     assert (tmp_path / "other" / "table.csv").read_text() == table and again == first
+
+
+def test_copied_records_do_not_tell_where_their_run_lay(tmp_path):
+    leave(tmp_path / "mine", "full0", "full", 0, 0.9)
+    place = tmp_path / "mine" / "full0" / "record.json"
+    record = Record.load(place.parent)
+    folder = str(place.parent)
+    config = {**record.config, "output_dir": folder, "callbacks": [{"dirpath": f"{folder}/checkpoints"}], "data": "/data/x"}
+    record.model_copy(update={"config": config}).save(place)
+    write_report([tmp_path / "mine"], tmp_path / "out", keep_records=True)
+    copied = (tmp_path / "out" / "records" / "full0" / "record.json").read_text()
+    assert str(tmp_path) not in copied
+    kept = Record.load(tmp_path / "out" / "records" / "full0").config
+    assert (
+        kept["output_dir"] == "full0" and kept["callbacks"][0]["dirpath"] == "full0/checkpoints" and kept["data"] == "/data/x"
+    )

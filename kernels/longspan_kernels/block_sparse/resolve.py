@@ -43,12 +43,15 @@ def layout_for(
             return compile_layout(groups, q_len, k_len, heads, tiling, device)
 
     layout = made_outside_graphs(make, device)
+    dropped: list[Layout] = []
     with _lock:
         _layouts[name] = layout
         while len(_layouts) > MOST_LAYOUTS or (
             len(_layouts) > 1 and sum(kept.nbytes for kept in _layouts.values()) > MOST_BYTES
         ):
-            _layouts.popitem(last=False)
+            dropped.append(_layouts.popitem(last=False)[1])
+    if dropped and device.type == "cuda":
+        torch.cuda.synchronize(device)  # kernels on other streams than that which made them may still read them
     return layout
 
 

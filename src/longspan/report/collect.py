@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from longspan.records.schema import Record, RecordError
 
@@ -82,10 +83,28 @@ def copied(collection: Collection, folder: Path) -> Collection:
         name = run.path.parent.name or "run"
         names[name] = names.get(name, 0) + 1
         target = folder / (name if names[name] == 1 else f"{name}-{names[name]}") / RECORD_NAME
+        record = _passed_on(run.record)
         if target.resolve() != run.path.resolve():
-            run.record.save(target)
-        runs.append(Found(_shown(target), run.record))
+            record.save(target)
+        runs.append(Found(_shown(target), record))
     return replace(collection, runs=runs)
+
+
+def _passed_on(record: Record) -> Record:
+    """The record with paths into its own folder from that folder's name on: a copy need not tell of the run's machine."""
+    folder = record.config.get("output_dir")
+    if not isinstance(folder, str) or not Path(folder).is_absolute():
+        return record
+    above = f"{Path(folder).parent}/"
+
+    def shortened(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: shortened(inner) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [shortened(inner) for inner in value]
+        return value.removeprefix(above) if isinstance(value, str) else value
+
+    return record.model_copy(update={"config": shortened(record.config)})
 
 
 def _is_benchmark(path: Path) -> bool:
