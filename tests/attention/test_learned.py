@@ -13,6 +13,7 @@ import longspan.attention as variants
 from longspan.attention import AttentionConfigError, LearnedAttention
 from longspan.attention.learned_gates import hard_concrete
 from longspan.attention.learned_gates.budget import Schedule, chosen_gates
+from longspan.attention.learned_gates.module import MULTIPLIER
 
 CONF = Path(__file__).parents[2] / "conf" / "attention"
 PLACE = {"heads": 2, "kv_heads": 1, "head_dim": 16, "causal": True, "layer": 0, "max_length": 100}
@@ -143,16 +144,18 @@ def test_closed_blocks_are_not_visited():
     assert torch.isfinite(module(q, k, v)[:, :, 16:]).all()
 
 
-def test_the_gradient_of_a_closed_gate_is_its_expected_l0_norms():
+@pytest.mark.parametrize(("multiplier", "sign"), [(0.0, -1), (100.0, 1)], ids=["density too low", "density was too high"])
+def test_the_gradient_of_a_closed_gate_is_its_expected_l0_norms(multiplier, sign):
     module = made().double().train()
     settle(module, low=-8.0, high=-7.0)
     module.begin_step(5, 10)
+    module._state[MULTIPLIER] = multiplier
     q, k, v = tensors(100, module)
     (module(q, k, v).sum() + module.auxiliary_loss()).backward()
     chance = hard_concrete.chance_open(module.log_alpha.detach())
     slope = chance * (1 - chance) * module.share
     torch.testing.assert_close(module.log_alpha.grad / module.log_alpha.grad.sum(), slope / slope.sum(), atol=1e-7, rtol=1e-5)
-    assert (module.log_alpha.grad[:, module.pairs > 0] > 0).all()
+    assert (sign * module.log_alpha.grad[:, module.pairs > 0] > 0).all()  # against it gates open, with it they close
 
 
 def test_a_query_whose_gates_are_all_0_gets_0():

@@ -28,7 +28,6 @@ DAMPING = 30.0  # answers the excess itself, beside its sum over time, so that t
 # while the target fell ended in windows and a few far offsets, gates that could go 6 had hardly moved.
 TRAVEL, FASTEST = 36.0, 0.5
 CERTAIN = 0.05  # a gate less likely to be open than this is not kept, though there be room
-LEAST_PRESSURE = 0.01  # closes gates that do nothing for the loss, also where the density is already low enough
 
 
 class LearnedAttention(nn.Module):
@@ -132,7 +131,7 @@ class LearnedAttention(nn.Module):
             return
         progress = step / max(1, total)
         noisy = progress >= self.schedule.open_until
-        # Not below 0: a low density is no fault, and would be mended by opening gates that nothing asked for.
+        # Not below 0: where the density is low the damping alone opens gates, which does not swing as a sum over time would.
         ascent = self.multiplier_rate / max(1, total) * self._stored()[EXCESS]
         self._state[MULTIPLIER] = max(0.0, self._state[MULTIPLIER] + ascent) if noisy else 0.0
         self._state[STEP] = float(step)
@@ -151,7 +150,8 @@ class LearnedAttention(nn.Module):
         return {"log_alpha": self.gate_learning_rate or min(FASTEST, TRAVEL / max(1.0, falling))}
 
     def auxiliary_loss(self) -> Tensor:
-        """What holds the density: (multiplier + damping * excess) * expected share of pairs; 0 once hardened.
+        """What holds the density, from above and from below: (multiplier + damping * excess) * expected share of pairs; 0 once
+        hardened.
 
         The factor is a number, as the multiplier of an augmented Lagrangian is; its gradient is the share's alone.
         """
@@ -162,7 +162,7 @@ class LearnedAttention(nn.Module):
         with torch.no_grad():
             excess = (chance * self.open).sum() - self._state[TARGET]
             self.state[EXCESS : EXCESS + 1] = excess.double().view(1).view(torch.int64)
-        return (self._state[MULTIPLIER] + DAMPING * excess).clamp(min=LEAST_PRESSURE) * chance.sum()
+        return (self._state[MULTIPLIER] + DAMPING * excess) * chance.sum()
 
     @torch.no_grad()
     def expected_density(self) -> float:
