@@ -112,6 +112,19 @@ def test_a_model_trained_in_shards_is_tested_with_a_whole_checkpoint(tmp_path):
     assert len(means) == 2 and means[1] == pytest.approx(means[0], rel=1e-5)
 
 
+def test_a_run_of_one_device_goes_on_in_shards(one, tmp_path, train):
+    """With the optimizer's states, whose parameters lie in several groups. Nothing is saved: that needs a GPU."""
+    checkpoint = next(one.glob("checkpoints/*previous*"))
+    words = [word for word in WORDS if not word.startswith("callbacks.")]
+    words += ["callbacks=none", "+trainer.enable_checkpointing=false", f"ckpt_path={checkpoint}"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "tests/shared/fsdp_on_cpu.py"]
+    sharded = run(*torchrun, "train.py", *words, "trainer=fsdp", *TWO[1:], f"hydra.run.dir={tmp_path / 'two'}")
+    train(tmp_path / "one", *words)
+    ended(sharded)
+    single, double = Record.load(tmp_path / "one"), Record.load(tmp_path / "two")
+    assert double.accuracy["bits_per_byte"].value == pytest.approx(single.accuracy["bits_per_byte"].value, rel=1e-4)
+
+
 def test_accumulated_batches_give_the_loss_of_one_batch(one, tmp_path, train):
     train(tmp_path, *WORDS, "data.batch_size=1")
     assert Record.load(tmp_path).extra["step"]["accumulated_batches"] == 4

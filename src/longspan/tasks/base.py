@@ -240,7 +240,8 @@ class Task(pl.LightningModule):
         return {"fused": False} if (mixed or scaled) and takes else {}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["state_dict"] = plain_names(checkpoint["state_dict"])
+        if "state_dict" in checkpoint:  # FSDP has loaded the weights by now, and taken them out
+            checkpoint["state_dict"] = plain_names(checkpoint["state_dict"])
 
     def generator(self, seed: int, stage: str, batch_idx: int, device: torch.device) -> torch.Generator:
         """Random numbers that depend on the place in the run alone, so that they survive a resume.
