@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from omegaconf import OmegaConf
 
 from longspan.models import warm_start
@@ -64,6 +65,8 @@ def run(config: dict[str, Any]) -> float | None:
             trainer.test(task, datamodule, ckpt_path=best_checkpoint(trainer), weights_only=True, verbose=False)
     if trainer.is_global_zero and record.record is not None:
         print_summary(record.record)
+    if trainer.world_size > 1 and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()  # NCCL and gloo want their threads ended before the process is
     return _primary(task, record)
 
 
