@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from longspan import sparse_attention
+from longspan.patterns import BigBird, Fixed, Full, Local, Longformer, Strided
 from longspan_kernels.block_sparse.block_rules import BlockBand, BlockLists
 from longspan_kernels.block_sparse.planner import compile_layout
 from longspan_kernels.block_sparse.reference import reference_attention
@@ -107,13 +109,50 @@ def test_two_runs_give_the_same_bits(name):
         assert torch.equal(a, b)
 
 
-def test_a_new_length_compiles_nothing(monkeypatch):
-    run(*problem(RULES["local or strided"], 1024, 64, torch.bfloat16)[:2])
+def step(pattern, length, causal=False, heads=16, width=64):
+    """A forward and a backward pass by the public function; out, lse and the gradients."""
+    leaves = [torch.randn(1, heads, length, width, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in range(3)]
+    out, lse = sparse_attention(*leaves, pattern, causal=causal, return_lse=True, backend="triton")
+    return out, lse, *torch.autograd.grad(out, leaves, torch.ones_like(out))
+
+
+# Lengths that tiles of 64 do not divide take one kernel more where a pattern has no masks else, and where residue classes come
+# by the copy engine, which wants the stride to divide the length.
+@pytest.mark.parametrize(
+    ("pattern", "causal", "any_length"),
+    [
+        (Local(512), True, True), (Local(512), False, True), (Full(), True, True), (Longformer(512, range(64)), False, True),
+        (Fixed(128, 32), True, True), (BigBird(128, 3, 3, 2), False, False), (BigBird(64, 3, 3, 2), False, False),
+        (BigBird(64, 3, 3, 2), True, True), (Full(), False, False), (Local(128) | Strided(128), True, False),
+    ],
+    ids=lambda x: str(x)[:40],
+)  # fmt: skip
+def test_a_new_length_compiles_nothing(monkeypatch, pattern, causal, any_length):
+    step(pattern, 8192, causal)
     from triton.runtime.jit import JITFunction
 
     monkeypatch.setattr(JITFunction, "_do_compile", lambda *args, **kwargs: pytest.fail("compiled at a new length"))
-    for length in (2048, 4096):
-        run(*problem(RULES["local or strided"], length, 64, torch.bfloat16)[:2])
+    for length in (6016, 12288, 16384, *((5999, 9000) if any_length else ())):
+        step(pattern, length, causal)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "causal"),
+    [(BigBird(64, 3, 3, 2), False), (BigBird(128, 3, 3, 2), False), (Longformer(512, range(64)), False), (Full(), True),
+     (Local(128) | Strided(128), True)],
+    ids=lambda x: str(x)[:40],
+)  # fmt: skip
+def test_a_step_takes_the_memory_of_its_results_and_one_number_a_row(pattern, causal):
+    """As a dense backward pass does, which keeps delta."""
+    found = step(pattern, 16384, causal, heads=32)
+    torch.cuda.synchronize()
+    results = sum(x.numel() * x.element_size() for x in found) + found[1].numel() * 4
+    inputs = sum(x.numel() * x.element_size() for x in found[2:]) + found[0].numel() * 2  # q, k, v, and ones for dout
+    del found
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    step(pattern, 16384, causal, heads=32)
+    assert torch.cuda.max_memory_allocated() - before <= results + inputs + (1 << 20)
 
 
 def test_offsets_past_32_bits():

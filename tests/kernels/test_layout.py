@@ -56,9 +56,17 @@ def test_a_layout_visits_each_live_pair_once(rule, shape, blocks, one_pass):
 def test_band_masks_are_what_their_bounds_say(rule, shape):
     layout = compile_layout([((0, 1), rule)], *shape, HEADS, Tiling(16, 16))
     for c in layout.components:
-        distance = torch.arange(c.block_q)[:, None] - torch.arange(c.block_k)[None]
-        for mask, (lo, hi) in zip(c.masks[: c.bands], c.band[: c.bands].tolist(), strict=True):
-            assert torch.equal(mask, (distance >= lo) & (distance <= hi))
+        m, n = torch.arange(c.block_q)[:, None], torch.arange(c.block_k)[None]
+        for mask, (lo, hi, last_m, last_n) in zip(c.masks[: c.bands], c.band[: c.bands].tolist(), strict=True):
+            assert torch.equal(mask, (m - n >= lo) & (m - n <= hi) & (m <= last_m) & (n <= last_n))
+
+
+def test_a_length_that_no_tile_divides_needs_no_stored_masks():
+    """So that it is compiled and launched as others are."""
+    for rule in (Everything(), Band(0, 40), Band(-20, 20), Congruent(8)):
+        layout = compile_layout([((0, 1), rule)], 203, 203, HEADS, Tiling(16, 16, sizes=(16,)))
+        for c in layout.components:
+            assert len(c.masks) == c.bands, rule
 
 
 @settings(max_examples=40, deadline=None)

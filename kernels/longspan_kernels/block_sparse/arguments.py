@@ -224,14 +224,16 @@ def packed_lines(component: Component, name: str) -> Tensor:
 
 
 def entry_details(component: Component, name: str) -> Tensor | None:
-    """[entries] int32: the bounds of a band as lo << 16 | hi, else the number of the mask; None where all are full."""
+    """[entries] int32: the four bounds of a band, a byte each (tile_math.band_keeps), else the number of the mask; None where
+    all are full."""
     if component.dynamic or len(component.masks) == 0:
         return None
     key = ("details", name)
     if key not in component.cache:
-        lo, hi = component.band.int().unbind(1)
+        lo, hi, last_m, last_n = component.band.int().unbind(1)
         number = torch.arange(len(lo), dtype=torch.int32, device=lo.device)
-        detail = torch.where(number < component.bands, (lo << 16) | (hi & 0xFFFF), number)
+        bounds = (lo << 24) | ((hi & 0xFF) << 16) | (last_m << 8) | last_n
+        detail = torch.where(number < component.bands, bounds, number)
         component.cache[key] = detail[getattr(component, name).kind.clamp(min=0).long()]
     return component.cache[key]
 

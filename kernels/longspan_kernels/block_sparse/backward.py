@@ -6,6 +6,7 @@ that share a key head in theirs. Triton is imported here: import this file lazil
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -46,31 +47,64 @@ def triton_backward(
     lse, dlse = lse.contiguous(), None if dlse is None else dlse.float().contiguous()
     call.reads_too(dout, out, lse, dlse)
     dq, dk, dv = output_like(call.q), output_like(call.k), output_like(call.v)
-    delta = torch.empty(lse.shape, dtype=torch.float32, device=lse.device)
-    pairs = _inside(dq, 2 * lse.numel())
+    # dq is written last: until then the pass over columns finds its row numbers and partial results in dq's memory.
+    room = Room(dq)
+    pairs = room.take(2 * lse.numel())
+    delta = None if _adds_up_delta(call) else torch.empty(lse.shape, dtype=torch.float32, device=lse.device)
     _prepare(call, dout, dlse, out, lse, delta, pairs)
     by_columns = (layout if columns is None else columns).components
     if not by_columns or not _covers_keys(by_columns[0]):
         dk.zero_()
         dv.zero_()
     for number, component in enumerate(by_columns if "columns" in sides else ()):
-        _keys(call, component, dout, pairs, dk, dv, adding=number > 0 or not _covers_keys(component))
-    # The pairs have served: dq may be written.
+        _keys(call, component, dout, pairs, dk, dv, room.rest(), adding=number > 0 or not _covers_keys(component))
     if not layout.covered:
         dq.zero_()
     sums = _BiasSums.empty(call) if bias is not None else None
     for number, component in enumerate(layout.components if "rows" in sides else ()):
-        _queries(call, component, dout, lse, delta, dq, sums, merging=number > 0 or not layout.covered)
+        rows = _RowNumbers(lse, delta, out, dlse)
+        _queries(call, component, dout, rows, dq, sums, merging=number > 0 or not layout.covered)
     if call.negate:
         dq.neg_()
     return dq, dk, dv, None if sums is None or call.bias is None else sums.reduced(call.bias)
 
 
-def _inside(x: Tensor, count: int) -> Tensor:
-    """[count] float32 in the memory of x, which is contiguous and not written yet; in memory of their own where x is small."""
-    if x.numel() * x.element_size() < 4 * count:
-        return torch.empty(count, dtype=torch.float32, device=x.device)
-    return x.view(-1).view(torch.uint8)[: 4 * count].view(torch.float32)
+class Room:
+    """The memory of a contiguous tensor that is not written yet, for float32 numbers; memory of their own once it is full."""
+
+    def __init__(self, x: Tensor, used: int = 0):
+        self.x, self.used = x, used
+
+    def take(self, *shape: int) -> Tensor:
+        count = 4 * math.prod(shape)
+        stop = self.used + count
+        if stop > self.x.numel() * self.x.element_size():
+            return torch.empty(shape, dtype=torch.float32, device=self.x.device)
+        found = self.x.view(-1).view(torch.uint8)[self.used : stop].view(torch.float32).view(shape)
+        self.used = -(-stop // 256) * 256
+        return found
+
+    def rest(self) -> Room:
+        """What is not taken; what is taken from it does not count here."""
+        return Room(self.x, self.used)
+
+
+def _adds_up_delta(call: Call) -> bool:
+    """Whether the pass over rows works delta out from out and dout, instead of finding it in memory: where rows are listed,
+    whose partial results take as much."""
+    components = call.layout.components
+    if not components or any(component.dynamic for component in components):
+        return False
+    key = ("adds up delta", call.key)
+    if key not in components[0].cache:
+        components[0].cache[key] = made_outside_graphs(
+            lambda: any(_row_work(call, component).items is not None for component in components), call.q.device
+        )
+    return components[0].cache[key]
+
+
+def _row_work(call: Call, component: Component) -> Work:
+    return work_of(component, "rows", 1, call.q.shape[0], everything=call.layout.covered and component.covers)
 
 
 def _covers_keys(component: Component) -> bool:
@@ -78,11 +112,13 @@ def _covers_keys(component: Component) -> bool:
     return component.k_index is None or component.order.startswith("residue")
 
 
-def _prepare(call: Call, dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor, delta: Tensor, pairs: Tensor) -> None:
-    """Writes delta [B, H, Tq], and in `pairs` lse in base 2 and delta of each query side by side."""
+def _prepare(
+    call: Call, dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor, delta: Tensor | None, pairs: Tensor
+) -> None:  # fmt: skip
+    """Writes delta [B, H, Tq] where there is one, and in `pairs` lse in base 2 and delta of each query side by side."""
     B, H, Tq, D = out.shape
     cache = call.layout.components[0].cache if call.layout.components else {}
-    key = ("prepare", call.key, dout.stride(), out.stride(), dlse is None)
+    key = ("prepare", call.key, dout.stride(), out.stride(), dlse is None, delta is None)
     plan = cache.get(key)
     if plan is None:
         (o_b, o_h, o_t, _), (do_b, do_h, do_t, _) = out.stride(), dout.stride()
@@ -106,42 +142,63 @@ class _Side:
     add: list[Plan]
 
 
+@dataclass
+class _RowNumbers:
+    """What the pass over rows knows of each query: lse, and delta or what it is made of."""
+
+    lse: Tensor
+    delta: Tensor | None
+    out: Tensor
+    dlse: Tensor | None
+
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """(LSE, DELTA, OUT, DLSE)"""
+        return (self.lse, self.delta, None, None) if self.delta is not None else (self.lse, None, self.out, self.dlse)
+
+
 def _queries(
-    call: Call, component: Component, dout: Tensor, lse: Tensor, delta: Tensor, dq: Tensor, sums: _BiasSums | None,
-    merging: bool,
+    call: Call, component: Component, dout: Tensor, numbers: _RowNumbers, dq: Tensor, sums: _BiasSums | None, merging: bool
 ) -> None:  # fmt: skip
-    key = ("rows", merging, call.key, dout.stride(), dq.dtype)
+    out = None if numbers.delta is not None else numbers.out
+    key = ("rows", merging, call.key, dout.stride(), None if out is None else out.stride(), numbers.dlse is None, dq.dtype)
     side = component.cache.get(key)
     if side is None:
         side = made_outside_graphs(
-            lambda: _plan_rows(call, component, dout, dq, sums, merging), dq.device, not component.dynamic
+            lambda: _plan_rows(call, component, dout, out, dq, sums, merging), dq.device, not component.dynamic
         )
         component.cache[key] = side
-    part = None if side.part is None else torch.empty(side.part, dtype=torch.float32, device=dq.device)
+    # As in the forward: listed rows that are not cut take any address for pieces.
+    part = None if side.work.items is None else numbers.lse
+    if side.part is not None:
+        part = torch.empty(side.part, dtype=torch.float32, device=dq.device)
     keys, _ = streamed((call.k, call.v), component, "k", side.by_tma, call)
     side.main(
-        call.q, *keys, dout, lse, delta, dq, *side.pattern, component.merge, side.work.items, part,
+        call.q, *keys, dout, *numbers.tensors(), dq, *side.pattern, component.merge, side.work.items, part,
         *call.limits(component), None if sums is None else sums.tiles,
     )  # fmt: skip
     for plan in side.add:
         plan(dq, part, side.work.splits, component.group, component.merge, component.q_index)
 
 
-def _plan_rows(call: Call, component: Component, dout: Tensor, dq: Tensor, sums: _BiasSums | None, merging: bool) -> _Side:
+def _plan_rows(
+    call: Call, component: Component, dout: Tensor, out: Tensor | None, dq: Tensor, sums: _BiasSums | None, merging: bool
+) -> _Side:  # fmt: skip
     B, H, Tq, D = call.q.shape
-    work = work_of(component, "rows", 1, B, everything=call.layout.covered and component.covers)
+    work = _row_work(call, component)
     choice = launch_of("backward_rows", call.q, component)
     numbers = call.numbers(component)
     by_tma = streamed((call.k, call.v), component, "k", choice.by_tma, call)[1]
     choice = choice if by_tma else without_tma(choice)
     (do_b, do_h, do_t, _), (dq_b, dq_h, dq_t, _) = dout.stride(), dq.stride()
+    o_b, o_h, o_t, _ = (0, 0, 0, 0) if out is None else out.stride()
+    aligned = alignment(D, call.q, call.k, call.v, dout, dq, *(() if out is None else (out,)))
     lists = component.rows
     main = Plan(backward_rows, work.programs * B, numbers | {
-        "do_b": do_b, "do_h": do_h, "do_t": do_t, "dq_b": dq_b, "dq_h": dq_h, "dq_t": dq_t,
+        "o_b": o_b, "o_h": o_h, "o_t": o_t, "do_b": do_b, "do_h": do_h, "do_t": do_t, "dq_b": dq_b, "dq_h": dq_h, "dq_t": dq_t,
         "sums_h": 0 if sums is None else sums.tiles.stride(1), "sums_row": 0 if sums is None else sums.tiles.stride(2),
         "sums_first": 0 if sums is None else sums.first, "lines": lists.start.shape[1], "owners": H,
         "scale": float(call.scale), "CONTIGUOUS": lists.contiguous,
-        "DROPOUT": call.seed is not None, "MERGE": merging, "ALIGN": alignment(D, call.q, call.k, call.v, dout, dq),
+        "DROPOUT": call.seed is not None, "MERGE": merging, "ALIGN": aligned,
         "ONE_LOOP": choice.one_loop and len(component.masks) > 0, "BY_TMA": by_tma,
     }, choice, call.aligned)  # fmt: skip
     add = []
@@ -155,10 +212,12 @@ def _plan_rows(call: Call, component: Component, dout: Tensor, dq: Tensor, sums:
     return _Side(work, call.pattern(component, "rows", work.items is not None), by_tma, part, main, add)
 
 
-def _keys(call: Call, component: Component, dout: Tensor, pairs: Tensor, dk: Tensor, dv: Tensor, adding: bool) -> None:
+def _keys(
+    call: Call, component: Component, dout: Tensor, pairs: Tensor, dk: Tensor, dv: Tensor, room: Room, adding: bool
+) -> None:  # fmt: skip
     if component.k_index is not None and component.k_index.dim() == 2 and call.share > 1:
         # Heads that share keys may each have an order of their own: a gradient for each, added up afterwards.
-        _keys_of_each_head(call, component, dout, pairs, dk, dv)
+        _keys_of_each_head(call, component, dout, pairs, dk, dv, room)
         return
     key = ("columns", adding, call.key, dout.stride(), dk.dtype)
     side = component.cache.get(key)
@@ -167,10 +226,9 @@ def _keys(call: Call, component: Component, dout: Tensor, pairs: Tensor, dk: Ten
             lambda: _plan_columns(call, component, dout, dk, dv, adding), dk.device, not component.dynamic
         )
         component.cache[key] = side
-    part_k = part_v = None
+    part_k = part_v = None if side.work.items is None else pairs
     if side.part is not None:
-        part_k = torch.empty(side.part, dtype=torch.float32, device=dk.device)
-        part_v = torch.empty_like(part_k)
+        part_k, part_v = room.take(*side.part), room.take(*side.part)
     (queries, douts), _ = streamed((call.q, dout), component, "q", side.by_tma, call)
     side.main(
         queries, call.k, call.v, douts, pairs, dk, dv, *side.pattern, side.work.items, part_k, part_v,
@@ -215,7 +273,9 @@ def _plan_columns(call: Call, component: Component, dout: Tensor, dk: Tensor, dv
     )
 
 
-def _keys_of_each_head(call: Call, component: Component, dout: Tensor, pairs: Tensor, dk: Tensor, dv: Tensor) -> None:
+def _keys_of_each_head(
+    call: Call, component: Component, dout: Tensor, pairs: Tensor, dk: Tensor, dv: Tensor, room: Room
+) -> None:  # fmt: skip
     """Adds to dk and dv what the heads of each key head give, one gradient a query head."""
     (B, Hkv, Tk, D), share = call.k.shape, call.share
     k, v = call.k.repeat_interleave(share, 1), call.v.repeat_interleave(share, 1)
@@ -223,7 +283,7 @@ def _keys_of_each_head(call: Call, component: Component, dout: Tensor, pairs: Te
     own_v = torch.zeros_like(own_k)
     repeated = replace(call, k=k, v=v)
     repeated.reads_too(dout)
-    _keys(repeated, component, dout, pairs, own_k, own_v, adding=True)
+    _keys(repeated, component, dout, pairs, own_k, own_v, room, adding=True)
     for gradient, own in ((dk, own_k), (dv, own_v)):
         gradient.add_(own.view(B, Hkv, share, Tk, D).sum(2).to(gradient.dtype))
 

@@ -40,7 +40,8 @@ def prepare_rows(
     empty = lse == float("-inf")
     delta = tl.where(empty, 0.0, delta)
     lse2 = tl.where(empty, float("inf"), lse * LOG2E)
-    tl.store(DELTA + at, delta, mask=ok)
+    if DELTA is not None:
+        tl.store(DELTA + at, delta, mask=ok)
     tl.store(PAIRS + 2 * at, lse2, mask=ok)
     tl.store(PAIRS + 2 * at + 1, delta, mask=ok)
 

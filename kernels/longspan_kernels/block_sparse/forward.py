@@ -71,7 +71,8 @@ def _component(call: Call, component: Component, out: Tensor, lse: Tensor, mergi
     if rows is None:
         rows = made_outside_graphs(lambda: _plan(call, component, out, merging), out.device, not component.dynamic)
         component.cache[key] = rows
-    part = part_lse = None
+    # Listed rows may be cut at one length and not at another: the kernel is the same, and takes any address for no pieces.
+    part = part_lse = None if rows.work.items is None else lse
     if rows.part is not None:
         part = torch.empty(rows.part, dtype=torch.float32, device=out.device)
         part_lse = torch.empty(rows.part[:2], dtype=torch.float32, device=out.device)

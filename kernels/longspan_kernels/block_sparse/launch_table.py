@@ -2,8 +2,8 @@
 
 For numbers of two bytes and, but for "wide" launches, tiles of 64 x 64. A capability (its major number) or key that is not here
 takes the rule in tuning.py. Keys are (kernel, head width rounded up to 64 or 128, lines). Lines are "short" where a mean line
-visits few tiles, "bits" where some of their masks are no bands besides, "middle" where it visits more, else "long": see
-`lines_of`. A "wide" launch has a tile of its own, for patterns that lose little to it.
+visits few tiles, "blocks" where it does and none has a mask, "bits" where some of their masks are no bands, "middle" where it
+visits more, else "long": see `lines_of`. A "wide" launch has a tile of its own, for patterns that lose little to it.
 """
 
 from __future__ import annotations
@@ -14,26 +14,32 @@ Table = dict[tuple[str, int, str], Launch]
 
 HOPPER: Table = {
     ("forward", 64, "short"): Launch(4, 2, by_tma=True, registers=128),
+    ("forward", 64, "blocks"): Launch(4, 2, by_tma=True, registers=128),
     ("forward", 64, "bits"): Launch(4, 3, by_tma=True),
     ("forward", 64, "middle"): Launch(4, 2, by_tma=True),
     ("forward", 64, "long"): Launch(4, 3, by_tma=True),
     ("forward", 128, "short"): Launch(4, 2, by_tma=True),
+    ("forward", 128, "blocks"): Launch(4, 2, by_tma=True),
     ("forward", 128, "bits"): Launch(4, 3, by_tma=True),
     ("forward", 128, "middle"): Launch(4, 3, one_loop=True, by_tma=True),
     ("forward", 128, "long"): Launch(4, 3),
     ("backward_rows", 64, "short"): Launch(4, 2, one_loop=True, by_tma=True, registers=128),
+    ("backward_rows", 64, "blocks"): Launch(4, 2, one_loop=True, by_tma=True, registers=128),
     ("backward_rows", 64, "bits"): Launch(4, 3, one_loop=True, by_tma=True),
     ("backward_rows", 64, "middle"): Launch(4, 3, by_tma=True),
     ("backward_rows", 64, "long"): Launch(4, 3, by_tma=True, registers=128),
     ("backward_rows", 128, "short"): Launch(4, 2, by_tma=True),
+    ("backward_rows", 128, "blocks"): Launch(4, 2, by_tma=True),
     ("backward_rows", 128, "bits"): Launch(4, 2, one_loop=True, by_tma=True),
     ("backward_rows", 128, "middle"): Launch(4, 2, one_loop=True, by_tma=True),
     ("backward_rows", 128, "long"): Launch(4, 2, by_tma=True),
     ("backward_columns", 64, "short"): Launch(4, 3, by_tma=True),
+    ("backward_columns", 64, "blocks"): Launch(4, 3, by_tma=True),
     ("backward_columns", 64, "bits"): Launch(4, 3, by_tma=True, registers=168),
     ("backward_columns", 64, "middle"): Launch(4, 3, one_loop=True, by_tma=True, registers=168),
     ("backward_columns", 64, "long"): Launch(4, 3, by_tma=True),
     ("backward_columns", 128, "short"): Launch(4, 2, by_tma=True, serial_masks=True),
+    ("backward_columns", 128, "blocks"): Launch(4, 2, by_tma=True, serial_masks=True),
     ("backward_columns", 128, "bits"): Launch(4, 2, by_tma=True),
     ("backward_columns", 128, "middle"): Launch(4, 2, by_tma=True),
     ("backward_columns", 128, "long"): Launch(4, 2, by_tma=True, serial_masks=True),

@@ -64,8 +64,9 @@ class Component:
             hold places without a token.
         excluded: [B, E, T] int32, pairs (i, j) that are not live: 0 <= x[i] - x[j] <= 1 for one of the E rows x of a batch
             element; None for none (layouts made at run time alone have them).
-        masks: [M, block_q, block_k] bool; the first `bands` of them equal lo <= m - n <= hi for the place offsets m, n in
-            the tile, with (lo, hi) in `band` [M, 2] int32.
+        masks: [M, block_q, block_k] bool; the first `bands` of them equal lo <= m - n <= hi, m <= last_m, n <= last_n for the
+            place offsets m, n in the tile (a sequence may end inside one), with (lo, hi, last_m, last_n) in `band` [M, 4]
+            int32.
     """
 
     block_q: int
@@ -223,7 +224,7 @@ class Compiler:
             kind = torch.where(kind >= 0, rank[inverse][kind.clamp(min=0)], kind)
         else:
             masks = torch.zeros((0, q.block, k.block), dtype=torch.bool, device=device)
-            band, bands = torch.zeros((0, 2), dtype=torch.int32, device=device), 0
+            band, bands = torch.zeros((0, 4), dtype=torch.int32, device=device), 0
         groups = len(self.live)
         table = torch.full((heads,), -1, dtype=torch.int32)
         merging = torch.zeros(heads, dtype=torch.int32)
@@ -262,16 +263,22 @@ def distinct_masks(masks: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def find_bands(masks: Tensor) -> tuple[int, Tensor, Tensor]:
-    """How many masks are bands in place offsets, [M, 2] int32 bounds, and an order that puts the bands first."""
+    """How many masks are bands in place offsets, [M, 4] int32 bounds, and an order that puts the bands first."""
     a, b = masks.shape[1:]
     device = masks.device
-    distance = torch.arange(a, device=device)[:, None] - torch.arange(b, device=device)[None, :]
+    m, n = torch.arange(a, device=device)[:, None], torch.arange(b, device=device)[None, :]
+    distance = m - n
     bounds, flags = [], []
     for chunk in masks.split(max(1, EVALUATED_AT_ONCE // (a * b))):
         lo = torch.where(chunk, distance, a + b).amin((1, 2))
         hi = torch.where(chunk, distance, -(a + b)).amax((1, 2))
-        flags.append((((distance >= lo[:, None, None]) & (distance <= hi[:, None, None])) == chunk).all(2).all(1))
-        bounds.append(torch.stack([lo, hi], 1).int())
+        last_m = torch.where(chunk, m, 0).amax((1, 2))
+        last_n = torch.where(chunk, n, 0).amax((1, 2))
+        bound = torch.stack([lo, hi, last_m, last_n], 1)
+        lo, hi, last_m, last_n = bound[:, :, None, None].unbind(1)
+        band = (distance >= lo) & (distance <= hi) & (m <= last_m) & (n <= last_n)
+        flags.append((band == chunk).all(2).all(1))
+        bounds.append(bound.int())
     flag = torch.cat(flags)
     return int(flag.sum()), torch.cat(bounds), torch.argsort((~flag).int(), stable=True)
 

@@ -18,6 +18,7 @@ from .layout import Component, Lists
 SHORTEST_PIECE = 8  # entries; less is not worth a partial result
 EVEN = 1.5  # longest line over the mean, up to which the order does not matter
 PROGRAMS_PER_PROCESSOR = 2
+FEWEST_PROGRAMS = 3  # a processor, below which even lines are cut too
 
 
 @dataclass
@@ -27,8 +28,8 @@ class Work:
     Attributes:
         programs: how many there are for one batch element.
         items: [programs, 8] int32 (first entry, first masked, first bit-masked, end, tile of the first entry, owner, line,
-            slot or -1), or None for one program a line. Where several heads share an owner, the first entry and the end count
-            from the first entry of the first of them.
+            slot or -1), or None for one program a line: even lines, and lists made at run time. Where several heads share an
+            owner, the first entry and the end count from the first entry of the first of them.
         splits: [n, 4] int32 (owner, line, first slot, pieces) of the lines that were cut, or None.
         slots: partial results for one batch element.
     """
@@ -73,7 +74,9 @@ def _schedule(lists: Lists, name: str, groups: Tensor, batch: int, everything: b
     # A piece of half a fair share, started first, cannot keep the launch waiting.
     piece = max(SHORTEST_PIECE, 1 << max(0, int(fair / 2)).bit_length() >> 1)
     busy = int((weight > 0).sum())
-    if longest <= piece and longest * max(busy, 1) <= EVEN * total and (everything or 2 * busy >= owners * lines):
+    even = longest * max(busy, 1) <= EVEN * total and (everything or 2 * busy >= owners * lines)
+    enough = batch * owners * lines >= FEWEST_PROGRAMS * processors(weight.device)
+    if even and (enough or longest <= piece):
         return Work(owners * lines)
     pieces = (weight + piece - 1) // piece
     if everything:

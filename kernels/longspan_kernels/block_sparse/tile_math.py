@@ -16,6 +16,7 @@ BAND = tl.constexpr(1)
 BITS = tl.constexpr(2)
 MIXED = tl.constexpr(3)
 LOG2E = tl.constexpr(1.4426950408889634)
+NOWHERE = tl.constexpr(1 << 20)  # beyond every place of a tile
 LN2 = tl.constexpr(0.6931471805599453)
 # Arguments that follow the lengths: a kernel compiled for one value serves all.
 VARYING = [
@@ -127,15 +128,26 @@ def copied_tile(X, b, h, tile, base, per, B: tl.constexpr, BD: tl.constexpr, STE
 
 @triton.jit
 def band_keeps(detail, offs_m, offs_n, TRANSPOSED: tl.constexpr):
-    """The mask of a band tile; `detail` holds its two bounds in its halves."""
-    lo = detail >> 16
-    hi = (detail << 16) >> 16
-    # One unsigned comparison a pair, against a bound for each row of the tile.
+    """The mask of a band tile, lo <= m - n <= hi, m <= last_m, n <= last_n; `detail` holds the four in its bytes.
+
+    One unsigned comparison a pair, against bounds for each line of the tile.
+    """
+    lo = detail >> 24
+    hi = (detail << 8) >> 24
+    last_m = (detail >> 8) & 0xFF
+    last_n = detail & 0xFF
     if TRANSPOSED:
-        above = offs_m - (offs_n + lo)
+        line, place = offs_n, offs_m
+        first = tl.maximum(line + lo, 0)
+        last = tl.minimum(line + hi, last_m)
+        empty = (line > last_n) | (last < first)
     else:
-        above = offs_n - (offs_m - hi)
-    return above.to(tl.uint32) <= (hi - lo).to(tl.uint32)
+        line, place = offs_m, offs_n
+        first = tl.maximum(line - hi, 0)
+        last = tl.minimum(line - lo, last_n)
+        empty = (line > last_m) | (last < first)
+    first = tl.where(empty, NOWHERE, first)
+    return (place - first).to(tl.uint32) <= tl.where(empty, 0, last - first).to(tl.uint32)
 
 
 @triton.jit

@@ -110,11 +110,14 @@ def launched_as(**kernels: Launch) -> Iterator[None]:
 
 
 def lines_of(component: Component) -> str:
-    """Whether a component's mean line is "long", "middle", or short: "bits" with masks that are no bands, "short" without."""
+    """Whether a component's mean line is "long", "middle", or short: "bits" with masks that are no bands, "blocks" without any
+    mask, else "short"."""
     mean = len(component.rows.index) / max(1, component.rows.start.numel())
     if mean > SHORT_LINES:
         return "middle" if mean <= MIDDLE_LINES else "long"
-    return "bits" if has_bits(component) else "short"
+    if component.dynamic or len(component.masks):
+        return "bits" if has_bits(component) else "short"
+    return "blocks"
 
 
 def launch_of(kernel: str, q: Tensor, component: Component) -> Launch:

@@ -28,6 +28,7 @@ from longspan_kernels.block_sparse.tuning import launched_as, lines_of, tilings
 KERNELS = ("forward", "backward_rows", "backward_columns")
 LINES: dict[str, tuple[Pattern, bool]] = {
     "short": (Local(512), True),
+    "blocks": (BigBird(64, 3, 3, 2), False),
     "bits": (Fixed(512, 8), True),
     "middle": (BigBird(128, 3, 3, 2), False),
     "long": (Full(), True),
@@ -77,11 +78,15 @@ def candidates(problem: Problem, hopper: bool) -> Iterator[Launch]:
         return
     wide, long = problem.head_dim > 64, problem.lines == "long"
     # Three programs of 128 threads a processor fit in 168 registers a thread, four in 128.
-    limit = None if wide else 168 if columns else 128
-    for stages, one_loop, by_tma in product((2, 3), (False,) if long else (False, True), (False, True) if hopper else (False,)):
-        for registers in {None: None, limit: None} if by_tma else (None,):
+    limits: list[int | None] = [None] if wide else [None, 168] if columns else [None, 128]
+    unmasked = problem.lines == "blocks"
+    if unmasked and not wide:
+        limits.append(128 if columns else 96)
+    loops = (False,) if long or unmasked else (False, True)
+    for stages, one_loop, by_tma in product((2, 3, 4) if unmasked else (2, 3), loops, (False, True) if hopper else (False,)):
+        for registers in limits if by_tma else (None,):
             yield Launch(4, stages, one_loop, by_tma, registers=registers)
-            if columns and not one_loop:
+            if columns and not one_loop and not unmasked:
                 yield Launch(4, stages, one_loop, by_tma, registers=registers, serial_masks=True)
 
 
