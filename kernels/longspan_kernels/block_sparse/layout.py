@@ -64,6 +64,7 @@ class Component:
             hold places without a token.
         excluded: [B, E, T] int32, pairs (i, j) that are not live: 0 <= x[i] - x[j] <= 1 for one of the E rows x of a batch
             element; None for none (layouts made at run time alone have them).
+        grows: whether its lines get longer with the sequence, in natural order.
         masks: [M, block_q, block_k] bool; the first `bands` of them equal lo <= m - n <= hi, m <= last_m, n <= last_n for the
             place offsets m, n in the tile (a sequence may end inside one), with (lo, hi, last_m, last_n) in `band` [M, 4]
             int32.
@@ -90,6 +91,7 @@ class Component:
     positional: bool = False
     dynamic: bool = False
     excluded: Tensor | None = None
+    grows: bool = False
     _packed: Tensor | None = field(default=None, repr=False)
     cache: dict = field(default_factory=dict, repr=False)  # what a backend derives once (work lists)
 

@@ -20,7 +20,7 @@ import torch
 from .block_rules import BlockBand, BlockRule
 from .grid import Tiles, band_ranges, listed_tiles, natural_tiles, residue_tiles
 from .layout import Compiler, Layout
-from .rules import And, Congruent, Everything, Keys, KeysPeriodic, Not, Or, Queries, Rule
+from .rules import And, Band, Congruent, Everything, Keys, KeysPeriodic, Not, Or, Queries, Rule
 
 MOST_TERMS = 24
 PAYS = 0.75  # an order other than the natural one must visit at most this share of its pairs
@@ -192,6 +192,7 @@ def compile_layout(
         for members, rule in plan[order]:
             head_group |= compiler.add(rule, members)
         component, pairs, tiles = compiler.finish(heads, head_group, planner.first, order.name, covers, set(written))
+        component.grows = order.kind == "natural" and any(grows(rule) for _, rule in plan[order])
         for head in head_group:
             if head not in written and covers:
                 covered.add(head)
@@ -216,6 +217,17 @@ def simplified(terms: list[Rule]) -> list[Rule]:
             return [Everything()]
         out.append(And(*parts) if len(parts) > 1 else parts[0])
     return out
+
+
+def grows(rule: Rule) -> bool:
+    """Whether a query sees the more keys the longer the sequence is, as far as the rule tells."""
+    if isinstance(rule, And):
+        return None in rule.band() and all(grows(part) for part in rule.parts)
+    if isinstance(rule, Or):
+        return any(grows(part) for part in rule.parts)
+    if isinstance(rule, Band):
+        return None in rule.band()
+    return isinstance(rule, (Everything, Congruent, KeysPeriodic, Not))
 
 
 def granularity(rule: Rule) -> int | None:

@@ -18,7 +18,8 @@ from .layout import Component, Lists
 SHORTEST_PIECE = 8  # entries; less is not worth a partial result
 EVEN = 1.5  # longest line over the mean, up to which the order does not matter
 PROGRAMS_PER_PROCESSOR = 2
-FEWEST_PROGRAMS = 3  # a processor, below which even lines are cut too
+# Even lines are cut where there are fewer of them a processor, and they are longer.
+FEWEST_PROGRAMS, SHORTEST_CUT = 3, 32
 
 
 @dataclass
@@ -76,7 +77,7 @@ def _schedule(lists: Lists, name: str, groups: Tensor, batch: int, everything: b
     busy = int((weight > 0).sum())
     even = longest * max(busy, 1) <= EVEN * total and (everything or 2 * busy >= owners * lines)
     enough = batch * owners * lines >= FEWEST_PROGRAMS * processors(weight.device)
-    if even and (enough or longest <= piece):
+    if even and (enough or longest <= max(piece, SHORTEST_CUT)):
         return Work(owners * lines)
     pieces = (weight + piece - 1) // piece
     if everything:

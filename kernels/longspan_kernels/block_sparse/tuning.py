@@ -22,7 +22,7 @@ from .planner import Tiling
 # KiB of shared memory a program may use, by compute capability; others by the nearest below.
 SHARED = {(7, 5): 64, (8, 0): 163, (8, 6): 99, (8, 7): 163, (8, 9): 99, (9, 0): 227, (10, 0): 227, (12, 0): 99}
 SMALLEST = 16
-SHORT_LINES = 12  # entries of a mean line up to which its start and end cost more than what lies between
+SHORT_LINES = 12  # entries of a typical line up to which its start and end cost more than what lies between
 MIDDLE_LINES = 40  # and up to which they still show
 
 
@@ -110,14 +110,33 @@ def launched_as(**kernels: Launch) -> Iterator[None]:
 
 
 def lines_of(component: Component) -> str:
-    """Whether a component's mean line is "long", "middle", or short: "bits" with masks that are no bands, "blocks" without any
-    mask, else "short"."""
-    mean = len(component.rows.index) / max(1, component.rows.start.numel())
-    if mean > SHORT_LINES:
-        return "middle" if mean <= MIDDLE_LINES else "long"
+    """Whether a component's lines are "gathered", "long", "middle", or short: "bits" with masks that are no bands, "blocks"
+    without any mask, else "short".
+
+    It depends on the pattern rather than on the length, so that another length compiles nothing: lines that grow with the
+    length are long at any, others are as long as the median one.
+    """
+    gathered = component.q_index is not None or component.k_index is not None
+    if gathered and not component.dynamic and not component.order.startswith("residue"):
+        return "gathered"
+    if component.grows:
+        return "long"
+    typical = _typical_line(component)
+    if typical > SHORT_LINES:
+        return "middle" if typical <= MIDDLE_LINES else "long"
     if component.dynamic or len(component.masks):
         return "bits" if has_bits(component) else "short"
     return "blocks"
+
+
+def _typical_line(component: Component) -> float:
+    lists = component.rows
+    if component.dynamic:  # nothing may wait for the device
+        return len(lists.index) / max(1, lists.start.numel())
+    if "typical line" not in component.cache:
+        visited = lists.count[lists.count > 0]
+        component.cache["typical line"] = float(visited.median()) if len(visited) else 0.0
+    return component.cache["typical line"]
 
 
 def launch_of(kernel: str, q: Tensor, component: Component) -> Launch:

@@ -18,18 +18,25 @@ import torch
 from torch import Tensor
 
 from longspan.benchmark.timing import Work, time_interleaved
-from longspan.patterns import BigBird, Fixed, Full, Local, Pattern
+from longspan.patterns import BigBird, Fixed, Full, Local, Pattern, Predicate
 from longspan_kernels.block_sparse.launch_table import TABLES
 from longspan_kernels.block_sparse.launching import Launch
 from longspan_kernels.block_sparse.layout import Layout
 from longspan_kernels.block_sparse.planner import Tiling, compile_layout
 from longspan_kernels.block_sparse.tuning import launched_as, lines_of, tilings
 
+
+def scattered(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+    """A mask whose tiles are no bands."""
+    return (q_idx // 64 - kv_idx // 64 < 8) & (q_idx >= kv_idx) & ((q_idx + kv_idx) % 3 != 0)
+
+
 KERNELS = ("forward", "backward_rows", "backward_columns")
 LINES: dict[str, tuple[Pattern, bool]] = {
     "short": (Local(512), True),
     "blocks": (BigBird(64, 3, 3, 2), False),
-    "bits": (Fixed(512, 8), True),
+    "bits": (Predicate(scattered), False),
+    "gathered": (Fixed(512, 8), True),
     "middle": (BigBird(128, 3, 3, 2), False),
     "long": (Full(), True),
     "wide": (Full(), True),

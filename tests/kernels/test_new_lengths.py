@@ -1,0 +1,46 @@
+"""What kernels are compiled for follows the pattern, not the length: kinds of lines, of masks, and whether rows are listed."""
+
+import pytest
+import torch
+
+from longspan.patterns import BigBird, Fixed, Full, Local, Longformer, Strided
+from longspan_kernels.block_sparse import schedule
+from longspan_kernels.block_sparse.arguments import has_bits, stepped
+from longspan_kernels.block_sparse.planner import Tiling, compile_layout
+from longspan_kernels.block_sparse.schedule import work_of
+from longspan_kernels.block_sparse.tuning import lines_of
+
+HEADS = 16
+
+
+def compiled_for(pattern, causal, length):
+    rules = pattern.head_rules(length, length, HEADS, causal, torch.device("cpu"))
+    layout = compile_layout(rules, length, length, HEADS, Tiling(64, 64, sizes=(64,)))
+    found = []
+    for number, component in enumerate(layout.components):
+        rows = work_of(component, "rows", 1, 1, layout.covered and component.covers)
+        columns = work_of(component, "columns", 1, 1, number == 0)
+        found.append((
+            component.order, lines_of(component), component.bands > 0, has_bits(component), stepped(component) is not None,
+            rows.items is not None, columns.items is not None, component.rows.contiguous, component.columns.contiguous,
+        ))  # fmt: skip
+    return layout.covered, found
+
+
+# Lengths that 64 does not divide bring masks where there are no others.
+@pytest.mark.parametrize(
+    ("pattern", "causal", "lengths"),
+    [
+        (Local(512), True, (1500, 2048, 5000)), (Local(512), False, (1500, 2048, 5000)), (Full(), True, (1024, 1500, 3072)),
+        (Full(), False, (1024, 2048, 3072)), (BigBird(64, 3, 3, 2), True, (1500, 2048, 5000)),
+        (BigBird(64, 3, 3, 2), False, (1024, 2048, 5056)), (BigBird(128, 3, 3, 2), False, (2048, 4096, 5056)),
+        (Longformer(512, range(64)), False, (1500, 2048, 5000)), (Fixed(128, 32), True, (1500, 4096, 9000)),
+        (Local(128) | Strided(128), True, (6016, 8192, 12288)),
+    ],
+    ids=lambda x: str(x)[:40],
+)  # fmt: skip
+def test_another_length_is_compiled_for_the_same(monkeypatch, pattern, causal, lengths):
+    monkeypatch.setattr(schedule, "processors", lambda device: 132)
+    first, *others = (compiled_for(pattern, causal, length) for length in lengths)
+    for other in others:
+        assert other == first
