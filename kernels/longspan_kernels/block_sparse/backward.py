@@ -125,7 +125,7 @@ def _prepare(
         lines = -(-Tq // PREPARED_AT_ONCE)
         plan = cache[key] = Plan(prepare_rows, lines * B * H, {
             "o_b": o_b, "o_h": o_h, "o_t": o_t, "do_b": do_b, "do_h": do_h, "do_t": do_t, "q_len": Tq, "owners": H,
-            "lines": lines, "D": D, "BD": width_of(D), "BM": PREPARED_AT_ONCE,
+            "lines": lines, "D": D, "BD": width_of(D), "BM": PREPARED_AT_ONCE, "ALIGN": alignment(D, out, dout),
         }, SMALL, call.aligned)  # fmt: skip
     plan(out, dout, lse, dlse, delta, pairs)
 
@@ -206,7 +206,7 @@ def _plan_rows(
         add.append(Plan(add_pieces, len(work.splits) * B, {
             "x_b": dq_b, "x_h": dq_h, "x_t": dq_t, "index_stride": numbers["q_index_stride"], "x_len": Tq,
             "x_start": component.q_start, "batch": B, "batch_groups": component.batch_groups,
-            "D": D, "BD": numbers["BD"], "BX": numbers["BM"], "SHARE": 1, "MERGE": merging,
+            "D": D, "BD": numbers["BD"], "BX": numbers["BM"], "SHARE": 1, "MERGE": merging, "ALIGN": alignment(D, dq),
         }, SMALL, call.aligned))  # fmt: skip
     part = (work.slots * B, component.block_q, numbers["BD"]) if work.slots else None
     return _Side(work, call.pattern(component, "rows", work.items is not None), by_tma, part, main, add)
@@ -260,7 +260,7 @@ def _plan_columns(call: Call, component: Component, dout: Tensor, dk: Tensor, dv
         add.append(Plan(add_pieces, splits * B, {
             "x_b": x_b, "x_h": x_h, "x_t": x_t, "index_stride": numbers["k_index_stride"], "x_len": Tk,
             "x_start": component.k_start, "batch": B, "batch_groups": component.batch_groups,
-            "D": D, "BD": numbers["BD"], "BX": numbers["BN"], "SHARE": call.share, "MERGE": adding,
+            "D": D, "BD": numbers["BD"], "BX": numbers["BN"], "SHARE": call.share, "MERGE": adding, "ALIGN": alignment(D, dk),
         }, SMALL, call.aligned))  # fmt: skip
     part = (work.slots * B, component.block_k, numbers["BD"]) if work.slots else None
     return _Side(

@@ -11,27 +11,29 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tile_math import LOG2E, VARYING, addresses, tokens_of
+from .tile_math import LOG2E, VARYING, addresses, load_tile, tokens_of
 
 
 @triton.jit(do_not_specialize=VARYING)
 def prepare_rows(
     OUT, DOUT, LSE, DLSE, DELTA, PAIRS, o_b: tl.int64, o_h: tl.int64, o_t: tl.int64, do_b: tl.int64, do_h: tl.int64,
     do_t: tl.int64, q_len: tl.int32, owners: tl.int32, lines: tl.int32, D: tl.constexpr, BD: tl.constexpr,
-    BM: tl.constexpr,
+    BM: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
     """delta, and beside it lse in base 2; +inf for a row without keys, so that all its weights come out 0."""
     pid = tl.program_id(0)
     line = pid % lines
     batch_head = (pid // lines).to(tl.int64)
     b, h = batch_head // owners, batch_head % owners
-    row = line * BM + tl.arange(0, BM)
+    base = line * BM
+    row = base + tl.arange(0, BM)
     offs_d = tl.arange(0, BD)
     ok = row < q_len
-    keep = ok[:, None] & (offs_d < D)[None, :]
-    row64 = row.to(tl.int64)[:, None]
-    out = tl.load(OUT + b * o_b + h * o_h + row64 * o_t + offs_d[None, :], mask=keep, other=0.0).to(tl.float32)
-    dout = tl.load(DOUT + b * do_b + h * do_h + row64 * do_t + offs_d[None, :], mask=keep, other=0.0).to(tl.float32)
+    # Without its alignment a head would be read number by number.
+    OUT += tl.multiple_of(b * o_b + h * o_h, ALIGN)
+    DOUT += tl.multiple_of(b * do_b + h * do_h, ALIGN)
+    out = load_tile(OUT, row, base, ok, o_t, 1, offs_d, D, BD, BM, True, False, False).to(tl.float32)
+    dout = load_tile(DOUT, row, base, ok, do_t, 1, offs_d, D, BD, BM, True, False, False).to(tl.float32)
     delta = tl.sum(out * dout, 1)
     at = batch_head * q_len + row
     if DLSE is not None:
@@ -42,8 +44,7 @@ def prepare_rows(
     lse2 = tl.where(empty, float("inf"), lse * LOG2E)
     if DELTA is not None:
         tl.store(DELTA + at, delta, mask=ok)
-    tl.store(PAIRS + 2 * at, lse2, mask=ok)
-    tl.store(PAIRS + 2 * at + 1, delta, mask=ok)
+    tl.store(PAIRS + 2 * at[:, None] + tl.arange(0, 2)[None, :], tl.join(lse2, delta), mask=ok[:, None])
 
 
 @triton.jit
@@ -65,7 +66,7 @@ def add_rows(
 def add_pieces(
     X, PART, SPLITS, GROUP, MERGES, X_INDEX, x_b: tl.int64, x_h: tl.int64, x_t: tl.int64, index_stride: tl.int64,
     x_len: tl.int32, x_start: tl.int32, batch: tl.int32, batch_groups: tl.int32, D: tl.constexpr, BD: tl.constexpr,
-    BX: tl.constexpr, SHARE: tl.constexpr, MERGE: tl.constexpr,
+    BX: tl.constexpr, SHARE: tl.constexpr, MERGE: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
     """Adds up the pieces of one split line, in their order."""
     pid = tl.program_id(0)
@@ -86,6 +87,6 @@ def add_pieces(
     merge = 1
     if MERGES is not None:
         merge = tl.load(MERGES + owner)
-    x = X + b.to(tl.int64) * x_b + owner.to(tl.int64) * x_h
+    x = X + tl.multiple_of(b.to(tl.int64) * x_b + owner.to(tl.int64) * x_h, ALIGN)
     ok = (token >= 0) & (token < x_len)
     add_rows(x, acc, token, base, ok, x_t, 1, merge, D, BD, BX, MERGE, X_INDEX is not None, False)

@@ -101,7 +101,7 @@ def _plan(call: Call, component: Component, out: Tensor, merging: bool) -> _Rows
         merge = Plan(merge_pieces, len(work.splits) * B, {
             "o_b": o_b, "o_h": o_h, "o_t": o_t, "q_index_stride": numbers["q_index_stride"], "q_len": Tq,
             "q_start": component.q_start, "batch": B, "owners": H, "batch_groups": component.batch_groups,
-            "D": D, "BD": numbers["BD"], "BM": numbers["BM"], "MERGE": merging,
+            "D": D, "BD": numbers["BD"], "BM": numbers["BM"], "MERGE": merging, "ALIGN": alignment(D, out),
         }, SMALL, call.aligned)  # fmt: skip
     part = (work.slots * B, component.block_q, numbers["BD"]) if work.slots else None
     return _Rows(work, call.pattern(component, "rows", work.items is not None), by_tma, part, main, merge)

@@ -218,7 +218,7 @@ def forward_rows(
 def merge_pieces(
     OUT, LSE, PART, PART_LSE, SPLITS, GROUP, MERGES, Q_INDEX, o_b: tl.int64, o_h: tl.int64, o_t: tl.int64,
     q_index_stride: tl.int64, q_len: tl.int32, q_start: tl.int32, batch: tl.int32, owners: tl.int32,
-    batch_groups: tl.int32, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, MERGE: tl.constexpr,
+    batch_groups: tl.int32, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, MERGE: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
     """Merges the pieces of one split row, in their order."""
     pid = tl.program_id(0)
@@ -252,5 +252,6 @@ def merge_pieces(
     merge = tl.load(MERGES + h) if MERGE else 0
     b64, h64 = b.to(tl.int64), h.to(tl.int64)
     ok = (row >= 0) & (row < q_len)
-    store_rows(OUT + b64 * o_b + h64 * o_h, LSE + (b64 * owners + h64) * q_len, acc / total[:, None], lse2, row, base, ok,
-               o_t, 1, merge, D, BD, BM, MERGE, Q_INDEX is not None, False)  # fmt: skip
+    out_at = OUT + tl.multiple_of(b64 * o_b + h64 * o_h, ALIGN)
+    store_rows(out_at, LSE + (b64 * owners + h64) * q_len, acc / total[:, None], lse2, row, base, ok, o_t, 1, merge, D, BD, BM,
+               MERGE, Q_INDEX is not None, False)  # fmt: skip
