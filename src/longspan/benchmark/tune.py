@@ -36,7 +36,7 @@ LINES: dict[str, tuple[Pattern, bool]] = {
     "short": (Local(512), True),
     "blocks": (BigBird(64, 3, 3, 2), False),
     "bits": (Predicate(scattered), False),
-    "gathered": (Fixed(512, 8), True),
+    "gathered": (Fixed(128, 32), True),
     "middle": (BigBird(128, 3, 3, 2), False),
     "long": (Full(), True),
     "wide": (Full(), True),
