@@ -271,6 +271,13 @@ def test_a_report_can_be_made_again_from_the_records_beside_it(runs, tmp_path):
     assert (tmp_path / "other" / "table.csv").read_text() == table and again == first
 
 
+def test_a_report_inside_the_sweep_s_folder_does_not_count_its_copies(runs, tmp_path):
+    for _ in range(2):
+        write_report([runs], runs / "report", keep_records=True)
+    assert len(list((runs / "report" / "records").rglob("record.json"))) == len(list(runs.glob("*/record.json"))) - 1
+    assert "repeats" not in (runs / "report" / "report.md").read_text()
+
+
 def test_copied_records_do_not_tell_where_their_run_lay(tmp_path):
     leave(tmp_path / "mine", "full0", "full", 0, 0.9)
     place = tmp_path / "mine" / "full0" / "record.json"
