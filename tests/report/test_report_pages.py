@@ -120,6 +120,24 @@ def test_the_front_follows_the_cost_axis(runs, tmp_path):
     assert "**bigbird**" in words
 
 
+def test_what_no_run_measured_is_said_and_the_page_still_shows_the_other_costs(runs, tmp_path):
+    page = write_report([runs], tmp_path / "out", cost="energy")
+    text = page.with_suffix(".md").read_text()
+    assert "No run states energy (J): there is no Pareto front against it." in text and "Bold:" not in text
+    assert 'data-chart="cost"' in page.read_text()
+    record = Record.load(runs / "full0" / "record.json")
+    record.cost["energy"] = Measure(value=5.0, unit="J")
+    record.save(runs / "full0" / "record.json")
+    text = write_report([runs], tmp_path / "out", cost="energy").with_suffix(".md").read_text()
+    assert "Not judged against energy (J), which their runs do not state: bigbird, local." in text and "Bold:" in text
+
+
+def test_latex_has_minus_signs_and_no_letter_that_its_fonts_lack(runs, tmp_path):
+    leave(runs, "few", "learned <8|1>", 0, 0.7)
+    text = (write_report([runs], tmp_path / "out").parent / "table.tex").read_text()
+    assert r"learned \textless{}8\textbar{}1\textgreater{}" in text and "$-$0.1000 [$-$0.1000, $-$0.1000]" in text
+
+
 def test_an_unknown_cost_lists_the_known(runs, tmp_path):
     with pytest.raises(CostAxisError, match=r"'money'.*flops, time, memory, energy"):
         write_report([runs], tmp_path / "out", cost="money")

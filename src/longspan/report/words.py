@@ -62,9 +62,15 @@ def _cheapest_as_good(known: list[Row], reference: Row | None, name: str, words:
     )
 
 
-def notes(section: Section) -> list[str]:
+def notes(section: Section, rows: Sequence[Row], cost: str) -> list[str]:
     """What a reader must know before comparing the section's figures."""
+    name, axis = COST_AXES[cost]
+    unknown = [row.label for row in rows if row.costs.get(name) is None]
     found: list[str] = []
+    if unknown and len(unknown) == len(rows):
+        found.append(f"No run states {axis}: there is no Pareto front against it.")
+    elif unknown:
+        found.append(f"Not judged against {axis}, which their runs do not state: {', '.join(unknown)}.")
     seeds = {group.label: len(group.runs) for group in section.groups}
     if seeds and min(seeds.values()) < 2:
         found.append("One seed for some variants: no standard deviation and no interval there; differences may be chance.")
