@@ -101,6 +101,14 @@ def test_commands_and_environment_are_there(runs, tmp_path):
     assert "no commit" in words
 
 
+def test_commands_make_runs_anew_rather_than_go_on_with_them(runs, tmp_path):
+    record = Record.load(runs / "full0" / "record.json")
+    record.command = "python train.py seed=0 'name=a b' hydra.run.dir=multirun/x/full0 group=x ckpt_path=auto"
+    record.save(runs / "full0" / "record.json")
+    text = write_report([runs], tmp_path / "out").with_suffix(".md").read_text()
+    assert "python train.py seed=0 'name=a b' group=x\n" in text and "ckpt_path" not in text
+
+
 def test_the_markdown_table(runs, tmp_path):
     words = write_report([runs], tmp_path / "out").with_suffix(".md").read_text()
     rows = {

@@ -222,7 +222,7 @@ def _repeats(repeats: list[Found]) -> str:
 
 
 def _repeat(collection: Collection) -> str:
-    commands = list(dict.fromkeys(run.record.command for run in collection.complete if run.record.command))
+    commands = words.commands(collection.complete)
     parts = ['<section class="card"><h2>To repeat it</h2>']
     if commands:
         parts.append('<pre class="commands">' + escape("\n".join(commands)) + "</pre>")

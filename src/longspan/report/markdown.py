@@ -102,7 +102,7 @@ def _repeat(collection: Collection) -> list[str]:
     if not collection.runs:
         return []
     lines = ["## To repeat it", "", "```bash"]
-    lines += list(dict.fromkeys(run.record.command for run in collection.complete if run.record.command))
+    lines += words.commands(collection.complete)
     lines += ["```", ""]
     for count, details in words.environments(collection.runs):
         versions = ", ".join(f"{name} {value}" for name, value in details["versions"].items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -133,3 +134,18 @@ def environments(runs: Sequence[Found]) -> list[tuple[str, dict[str, Any]]]:
         counted[key] += 1
         details[key] = {"commit": commit, "hardware": hardware_of(run), "versions": versions}
     return [(f"{count} run{'s' if count > 1 else ''}", details[key]) for key, count in counted.most_common()]
+
+
+def commands(runs: Sequence[Found]) -> list[str]:
+    """Lines that make the runs anew. One that goes on where its folder stands would, there, only test what it finds."""
+    return list(dict.fromkeys(_anew(run.record.command) for run in runs if run.record.command))
+
+
+def _anew(command: str) -> str:
+    try:
+        given = shlex.split(command)
+    except ValueError:  # typed by someone, perhaps in another shell
+        return command
+    if "ckpt_path=auto" not in given:
+        return command
+    return shlex.join(word for word in given if word != "ckpt_path=auto" and not word.startswith("hydra.run.dir="))
