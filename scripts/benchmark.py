@@ -56,10 +56,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--pattern", action="append", default=[], metavar="EXPR", help="a pattern, such as 'BigBird(64, 3, 3, 2)'"
     )
-    parser.add_argument("--lengths", type=int, nargs="+", default=[8192], metavar="T")
-    parser.add_argument("--heads", type=int, default=8)
-    parser.add_argument("--head-dim", type=int, default=64)
-    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--lengths", type=count, nargs="+", default=[8192], metavar="T")
+    parser.add_argument("--heads", type=count, default=8)
+    parser.add_argument("--head-dim", type=count, default=64)
+    parser.add_argument("--batch", type=count, default=1)
     parser.add_argument("--causal", action="store_true")
     parser.add_argument("--dtype", choices=list(DTYPES), help="default: bfloat16 on CUDA, float32 on a CPU")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -77,7 +77,16 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's own)")
     parser.add_argument("-o", "--output", metavar="FILE", help="JSON with hardware, versions, command and every figure")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        parser.error(f"--device {args.device}: torch {torch.__version__} sees no GPU here; give --device cpu")
+    return args
+
+
+def count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be a whole number, 1 or more")
+    return int(text)
 
 
 def plans(args: argparse.Namespace) -> list[Plan]:

@@ -82,6 +82,7 @@ def test_a_full_disk_stops_the_run_and_spares_the_checkpoint_before(whole, tmp_p
     record = Record.load(tmp_path)
     assert record.status == "failed"
     assert "No space left on device" in record.error and "ckpt_path=auto" in record.error
+    assert "the others of its folder stand" in record.error
     assert (checkpoints / "last.ckpt").read_bytes() == before
     for path in checkpoints.glob(".*.partial"):
         path.unlink()

@@ -1,0 +1,26 @@
+"""What a slip on the benchmark's command line gets: a line, before anything is timed."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark.py"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--lengths", "-5", "10"], "argument --lengths: -5 must be a whole number, 1 or more"),
+        (["--lengths", "64", "--batch", "0"], "argument --batch: 0 must be a whole number, 1 or more"),
+        (["--lengths", "64", "--device", "cuda"], "sees no GPU here; give --device cpu"),
+    ],
+)
+def test_slips_are_said_before_anything_is_timed(words, said):
+    if "cuda" in words and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    command = [sys.executable, SCRIPT, "--attention", "full", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
