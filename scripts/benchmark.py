@@ -28,6 +28,7 @@ from longspan.benchmark.peers import PeerUnavailable, find
 from longspan.benchmark.results import result, save, show, show_growth
 from longspan.benchmark.suites import SUITES, Plan, suite
 from longspan.patterns import PatternError
+from longspan.records.environment import command_line
 from longspan.report.build import draw_scaling
 from longspan.report.scaling import from_rows
 
@@ -126,7 +127,7 @@ def tune(args: argparse.Namespace) -> int:
     for row in tuning.tune(args.device, args.jobs, args.seconds, chosen):
         rows.append(row)
         if args.output:  # after each, so that an interrupt loses nothing
-            save(args.output, result(" ".join(["python", *sys.argv]), args.device, rows))
+            save(args.output, result(command_line(), args.device, rows))
     print(tuning.table(rows))
     return 0
 
@@ -137,7 +138,7 @@ def variants(args: argparse.Namespace) -> int:
     content: dict = {}
 
     def save_so_far(rows: list[dict]) -> None:  # after each length, so that an interrupt loses nothing
-        command = " ".join(["python", *sys.argv])
+        command = command_line()
         content.update(result(command, args.device, rows, threads=torch.get_num_threads()))
         if args.output:
             save(args.output, content)
@@ -158,7 +159,7 @@ def variants(args: argparse.Namespace) -> int:
 
 def keep(args: argparse.Namespace, found: list[dict]) -> int:
     if args.output:
-        save(args.output, result(" ".join(["python", *sys.argv]), args.device, found))
+        save(args.output, result(command_line(), args.device, found))
     print(json.dumps(found, indent=1))
     return 0
 
@@ -190,7 +191,7 @@ def main() -> int:
             )
             rows.append(compare(plan.case, plan.sides, args.device, args.seconds))
             if args.output:  # after each case, so that an interrupt loses nothing
-                save(args.output, result(" ".join(["python", *sys.argv]), args.device, rows, threads=torch.get_num_threads()))
+                save(args.output, result(command_line(), args.device, rows, threads=torch.get_num_threads()))
     except (CaseError, PeerUnavailable, PatternError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

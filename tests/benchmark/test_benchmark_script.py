@@ -1,5 +1,7 @@
-"""What a slip on the benchmark's command line gets: a line, before anything is timed."""
+"""The benchmark's command line: a slip gets a line before anything is timed, and what was typed is kept to repeat."""
 
+import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -24,3 +26,11 @@ def test_slips_are_said_before_anything_is_timed(words, said):
     command = [sys.executable, SCRIPT, "--attention", "full", *words]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_command_is_kept_as_it_was_typed_and_names_no_folder_of_the_machine(tmp_path):
+    words = ["--pattern", "Local(8) | Strided(16)", "--lengths", "64", "--heads", "1", "--head-dim", "16", "--seconds", "0.01"]
+    output = tmp_path / "found.json"
+    subprocess.run([sys.executable, SCRIPT, *words, "--device", "cpu", "-o", output], cwd=tmp_path, timeout=120, check=True)
+    command = json.loads(output.read_text())["command"]
+    assert shlex.split(command) == ["python", "scripts/benchmark.py", *words, "--device", "cpu", "-o", str(output)]
