@@ -28,6 +28,7 @@ from longspan.benchmark.peers import PeerUnavailable, find
 from longspan.benchmark.results import result, save, show, show_growth
 from longspan.benchmark.suites import SUITES, Plan, suite
 from longspan.patterns import PatternError
+from longspan.records.environment import command_line
 from longspan.report.build import draw_scaling
 from longspan.report.scaling import from_rows
 
@@ -56,10 +57,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--pattern", action="append", default=[], metavar="EXPR", help="a pattern, such as 'BigBird(64, 3, 3, 2)'"
     )
-    parser.add_argument("--lengths", type=int, nargs="+", default=[8192], metavar="T")
-    parser.add_argument("--heads", type=int, default=8)
-    parser.add_argument("--head-dim", type=int, default=64)
-    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--lengths", type=count, nargs="+", default=[8192], metavar="T")
+    parser.add_argument("--heads", type=count, default=8)
+    parser.add_argument("--head-dim", type=count, default=64)
+    parser.add_argument("--batch", type=count, default=1)
     parser.add_argument("--causal", action="store_true")
     parser.add_argument("--dtype", choices=list(DTYPES), help="default: bfloat16 on CUDA, float32 on a CPU")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -77,7 +78,16 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's own)")
     parser.add_argument("-o", "--output", metavar="FILE", help="JSON with hardware, versions, command and every figure")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        parser.error(f"--device {args.device}: torch {torch.__version__} sees no GPU here; give --device cpu")
+    return args
+
+
+def count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be a whole number, 1 or more")
+    return int(text)
 
 
 def plans(args: argparse.Namespace) -> list[Plan]:
@@ -117,7 +127,7 @@ def tune(args: argparse.Namespace) -> int:
     for row in tuning.tune(args.device, args.jobs, args.seconds, chosen):
         rows.append(row)
         if args.output:  # after each, so that an interrupt loses nothing
-            save(args.output, result(" ".join(["python", *sys.argv]), args.device, rows))
+            save(args.output, result(command_line(), args.device, rows))
     print(tuning.table(rows))
     return 0
 
@@ -128,7 +138,7 @@ def variants(args: argparse.Namespace) -> int:
     content: dict = {}
 
     def save_so_far(rows: list[dict]) -> None:  # after each length, so that an interrupt loses nothing
-        command = " ".join(["python", *sys.argv])
+        command = command_line()
         content.update(result(command, args.device, rows, threads=torch.get_num_threads()))
         if args.output:
             save(args.output, content)
@@ -149,7 +159,7 @@ def variants(args: argparse.Namespace) -> int:
 
 def keep(args: argparse.Namespace, found: list[dict]) -> int:
     if args.output:
-        save(args.output, result(" ".join(["python", *sys.argv]), args.device, found))
+        save(args.output, result(command_line(), args.device, found))
     print(json.dumps(found, indent=1))
     return 0
 
@@ -181,7 +191,7 @@ def main() -> int:
             )
             rows.append(compare(plan.case, plan.sides, args.device, args.seconds))
             if args.output:  # after each case, so that an interrupt loses nothing
-                save(args.output, result(" ".join(["python", *sys.argv]), args.device, rows, threads=torch.get_num_threads()))
+                save(args.output, result(command_line(), args.device, rows, threads=torch.get_num_threads()))
     except (CaseError, PeerUnavailable, PatternError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -19,6 +19,7 @@ from rich.table import Table
 from longspan.attention import AttentionConfigError
 from longspan.benchmark.hardened import HardenedError, Learned, at_random, measure, of_record
 from longspan.benchmark.results import result, save
+from longspan.records.environment import command_line
 from longspan.report.collect import NoRecordsError, collect
 
 
@@ -51,7 +52,7 @@ def chosen(args: argparse.Namespace) -> list[Learned]:
 
 def main() -> int:
     args = arguments()
-    command = " ".join(["python", *sys.argv])
+    command = command_line()
 
     def keep(rows: list[dict]) -> None:  # after each, so that an interrupt loses nothing
         if args.output:

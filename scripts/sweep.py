@@ -29,7 +29,11 @@ def main(arguments: list[str]) -> int:
         settings = read_sweep(arguments, ROOT / "conf")
         train = ROOT / "train.py"
         if settings.search is not None:
-            statuses = SearchSweep(settings, train, ROOT / "conf").run_search()
+            search = SearchSweep(settings, train, ROOT / "conf")
+            if settings.dry_run:
+                print(search.shown())
+                return 0
+            statuses = search.run_search()
         else:
             jobs = grid_jobs(settings, ROOT / "conf")
             if settings.dry_run:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from killed_run import in_child, losses, report, steps_taken, train, train_in_environment
+from killed_run import flip, in_child, losses, report, steps_taken, train, train_in_environment
 
 from longspan.records import Record
+from longspan.training.checkpoint_files import damage
 from longspan.training.errors import CheckpointError
 from longspan.training.resume import by_age, resume_from
 from longspan.training.stored import load_checkpoint
@@ -82,6 +83,7 @@ def test_a_full_disk_stops_the_run_and_spares_the_checkpoint_before(whole, tmp_p
     record = Record.load(tmp_path)
     assert record.status == "failed"
     assert "No space left on device" in record.error and "ckpt_path=auto" in record.error
+    assert "the others of its folder stand" in record.error
     assert (checkpoints / "last.ckpt").read_bytes() == before
     for path in checkpoints.glob(".*.partial"):
         path.unlink()
@@ -110,13 +112,6 @@ def stopped(tmp_path) -> Path:
     """A run killed after its third validation."""
     assert in_child(train, tmp_path, at=("signal", 7, signal.SIGKILL)) == KILLED
     return tmp_path
-
-
-def flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    for place in range(len(content) // 2, len(content) // 2 + 200):
-        content[place] ^= 0xFF
-    path.write_bytes(content)
 
 
 def cut(path: Path) -> None:
@@ -150,6 +145,19 @@ def test_a_run_goes_on_over_a_spoiled_checkpoint(whole, stopped):
     assert in_child(train, stopped, "ckpt_path=auto") == 0
     assert steps_taken(stopped) == [*range(1, 8), *range(5, 11)]
     assert_ended_as(whole, stopped)
+
+
+def test_a_spoiled_best_checkpoint_is_named_and_not_tested(whole, tmp_path):
+    log = tmp_path / "log.txt"
+    assert in_child(train, tmp_path, at=("spoil",), log=log) == 0
+    assert "is damaged" in log.read_text() and "testing the weights at the end" in log.read_text()
+    record, unspoilt = Record.load(tmp_path), Record.load(whole)
+    value = record.accuracy[str(record.primary_metric)].value
+    assert value == pytest.approx(unspoilt.accuracy[str(record.primary_metric)].value, rel=0.2)
+    spoilt = next(path for path in (tmp_path / "checkpoints").glob("best-*.ckpt") if damage(path) is not None)
+    (tmp_path / "next").mkdir()
+    assert in_child(train, tmp_path / "next", f"init_from={spoilt}", log=log) != 0
+    assert f"init_from={spoilt} is damaged" in log.read_text()
 
 
 def test_nothing_but_spoiled_checkpoints_is_refused(stopped):

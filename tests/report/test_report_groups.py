@@ -114,3 +114,27 @@ def test_the_csv_holds_full_numbers(tmp_path):
     assert float(rows[1]["difference"]) == pytest.approx(0.5 - 1 / 3)
     assert float(rows[0]["total_flops"]) == 1e19
     assert [row["on_front"] for row in rows] == ["False", "True"]
+
+
+def test_a_callback_that_changes_the_model_makes_another_group_one_that_watches_does_not(tmp_path):
+    averaged = {"callbacks__ema": {"_target_": "AveragedWeights", "decay": 0.999}}
+    for seed in range(2):
+        leave(tmp_path, f"raw{seed}", seed=seed, value=0.5, callbacks__progress={"style": "plain"})
+        leave(tmp_path, f"ema{seed}", seed=seed, value=0.7, **averaged)
+    leave(tmp_path, "raw2", seed=2, value=0.5, callbacks__ema=None)
+    section, repeats = only_section(tmp_path)
+    assert {group.label: len(group.runs) for group in section.groups} == {"full (ema=none)": 3, "full (ema=on)": 2}
+    assert not repeats
+    leave(tmp_path, "slow", value=0.6, callbacks__ema={"_target_": "AveragedWeights", "decay": 0.9999})
+    labels = [group.label for group in only_section(tmp_path)[0].groups]
+    assert labels == ["full (ema=none, decay=none)", "full (ema=on, decay=0.999)", "full (ema=on, decay=0.9999)"]
+
+
+def test_runs_on_other_draws_of_the_data_are_no_repeats(tmp_path):
+    for draw in range(2):
+        leave(tmp_path, f"full{draw}", "full", 0, 0.5 + draw / 10, data__seed=draw)
+        leave(tmp_path, f"local{draw}", "local", 0, 0.4 + draw / 5, data__seed=draw)
+    section, repeats = only_section(tmp_path)
+    assert [len(group.runs) for group in section.groups] == [2, 2]
+    assert not repeats
+    assert rows_of(section)[1].difference.pairs == 2

@@ -101,6 +101,14 @@ def test_commands_and_environment_are_there(runs, tmp_path):
     assert "no commit" in words
 
 
+def test_commands_make_runs_anew_rather_than_go_on_with_them(runs, tmp_path):
+    record = Record.load(runs / "full0" / "record.json")
+    record.command = "python train.py seed=0 'name=a b' hydra.run.dir=multirun/x/full0 group=x ckpt_path=auto"
+    record.save(runs / "full0" / "record.json")
+    text = write_report([runs], tmp_path / "out").with_suffix(".md").read_text()
+    assert "python train.py seed=0 'name=a b' group=x\n" in text and "ckpt_path" not in text
+
+
 def test_the_markdown_table(runs, tmp_path):
     words = write_report([runs], tmp_path / "out").with_suffix(".md").read_text()
     rows = {
@@ -118,6 +126,24 @@ def test_the_front_follows_the_cost_axis(runs, tmp_path):
     words = write_report([runs], tmp_path / "out", cost="time").with_suffix(".md").read_text()
     assert "**local**" not in words, "all take the same time, so only the best is on the front"
     assert "**bigbird**" in words
+
+
+def test_what_no_run_measured_is_said_and_the_page_still_shows_the_other_costs(runs, tmp_path):
+    page = write_report([runs], tmp_path / "out", cost="energy")
+    text = page.with_suffix(".md").read_text()
+    assert "No run states energy (J): there is no Pareto front against it." in text and "Bold:" not in text
+    assert 'data-chart="cost"' in page.read_text()
+    record = Record.load(runs / "full0" / "record.json")
+    record.cost["energy"] = Measure(value=5.0, unit="J")
+    record.save(runs / "full0" / "record.json")
+    text = write_report([runs], tmp_path / "out", cost="energy").with_suffix(".md").read_text()
+    assert "Not judged against energy (J), which their runs do not state: bigbird, local." in text and "Bold:" in text
+
+
+def test_latex_has_minus_signs_and_no_letter_that_its_fonts_lack(runs, tmp_path):
+    leave(runs, "few", "learned <8|1>", 0, 0.7)
+    text = (write_report([runs], tmp_path / "out").parent / "table.tex").read_text()
+    assert r"learned \textless{}8\textbar{}1\textgreater{}" in text and "$-$0.1000 [$-$0.1000, $-$0.1000]" in text
 
 
 def test_an_unknown_cost_lists_the_known(runs, tmp_path):
@@ -269,6 +295,13 @@ def test_a_report_can_be_made_again_from_the_records_beside_it(runs, tmp_path):
     table = (tmp_path / "out" / "table.csv").read_text()
     write_report([runs], tmp_path / "other")
     assert (tmp_path / "other" / "table.csv").read_text() == table and again == first
+
+
+def test_a_report_inside_the_sweep_s_folder_does_not_count_its_copies(runs, tmp_path):
+    for _ in range(2):
+        write_report([runs], runs / "report", keep_records=True)
+    assert len(list((runs / "report" / "records").rglob("record.json"))) == len(list(runs.glob("*/record.json"))) - 1
+    assert "repeats" not in (runs / "report" / "report.md").read_text()
 
 
 def test_copied_records_do_not_tell_where_their_run_lay(tmp_path):

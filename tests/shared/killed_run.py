@@ -140,6 +140,25 @@ def _poison(step: int) -> None:
     LanguageModelling._losses = poisoned
 
 
+def flip(path: Path) -> None:
+    """Other bytes in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    for place in range(len(content) // 2, len(content) // 2 + 200):
+        content[place] ^= 0xFF
+    path.write_bytes(content)
+
+
+def _spoil_best() -> None:
+    """The best checkpoint, between training and test."""
+    import lightning.pytorch as pl
+
+    class Spoil(pl.Callback):
+        def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+            flip(Path(trainer.checkpoint_callback.best_model_path))
+
+    _add_callback(Spoil())
+
+
 def _kill_in_report(name: str) -> None:
     """When the report is about to put this file in its place."""
     replace = os.replace
@@ -160,7 +179,12 @@ def report(records: Path, folder: Path, kill_at: str | None = None) -> None:
     write_report([records], folder)
 
 
-_AT: dict[str, Callable[..., None]] = {"signal": _signal_in_step, "write": _kill_in_write, "poison": _poison}
+_AT: dict[str, Callable[..., None]] = {
+    "signal": _signal_in_step,
+    "write": _kill_in_write,
+    "poison": _poison,
+    "spoil": _spoil_best,
+}
 
 
 def train_in_environment(folder: Path, environ: dict[str, str], step: int, number: int) -> None:

@@ -92,6 +92,45 @@ def test_a_search_is_gone_on_with_and_no_trial_counts_twice(tmp_path, monkeypatc
     assert f"best: trial{study.best_trial.number}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["model.layers=3"], "trial1 holds a run with other settings .*model.layers: 2 -> 3"),
+        (["sweep.search.metric=loss", "sweep.search.maximise=true"], "search.metric: None -> loss; .*maximise: None -> True"),
+        (["sweep.search.space={optimizer.weight_decay:[0.0,0.2]}"], r"space.optimizer.weight_decay: .*0.1.* -> .*0.2"),
+        (["sweep.name=another"], "holds the search learning_rate, this one is another"),
+    ],
+)
+def test_a_search_of_other_settings_is_not_gone_on_with(tmp_path, words, said):
+    pytest.importorskip("optuna")
+    first = ("model.layers=2", "sweep.search.trials=2")
+    search(tmp_path, *first).run_search()
+    with pytest.raises(ConfigError, match=said):
+        search(tmp_path, *first, "sweep.search.trials=3", *words).run_search()
+    assert not (tmp_path / "trial2").exists()
+
+
+def test_a_trial_that_failed_before_it_was_told_is_not_run_again(tmp_path, monkeypatch):
+    optuna = pytest.importorskip("optuna")
+    words = ("seed=13", "sweep.search.trials=1")
+    first = search(tmp_path, *words)
+    monkeypatch.setattr(first, "_tell", lambda *told: None)
+    first.run_search()
+    assert search(tmp_path, *words).run_search() == {"trial0": "failed"}
+    assert len((tmp_path / "trial0" / "starts").read_text().splitlines()) == 1
+    [study] = optuna.get_all_study_summaries(f"sqlite:///{tmp_path / 'study.sqlite'}")
+    assert study.n_trials == 1
+    with pytest.raises(ConfigError, match=r"raise sweep\.search\.trials"):
+        search(tmp_path, *words, "sweep.retry=[failed]")
+
+
+def test_a_search_is_shown_without_a_run(tmp_path):
+    pytest.importorskip("optuna")
+    shown = search(tmp_path / "none", "seed=3").shown()
+    assert shown.startswith("5 trials of: python train.py experiment=demo test=false seed=3\n  optimizer.lr: {'low'")
+    assert not (tmp_path / "none").exists()
+
+
 def test_the_table_shows_states_steps_and_figures(tmp_path):
     from rich.console import Console
 

@@ -16,6 +16,7 @@ from longspan.records import Record
 from longspan.sweeps.drive import Sweep
 from longspan.sweeps.folders import is_running, locked, status_of
 from longspan.sweeps.plan import grid_jobs, read_sweep
+from longspan.sweeps.process import Outcome, run_job
 from longspan.training.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -74,6 +75,13 @@ def test_what_is_finished_is_not_run_again(tmp_path, capsys):
     assert [len(starts(tmp_path / name)) for name in ("seed1", "seed13")] == [1, 2]
 
 
+def test_a_run_that_ended_after_the_driver_had_looked_is_not_run_again(tmp_path):
+    sweep(tmp_path, "seed=1,2")
+    _, [job, _] = planned(tmp_path, "seed=1,2")
+    assert run_job(job, STAND_IN, None, os.environ) == Outcome("complete", 0)
+    assert len(starts(tmp_path / "seed1")) == 1
+
+
 def test_a_killed_run_is_taken_up_again_but_not_for_ever(tmp_path):
     assert sweep(tmp_path, "seed=16,17", "sweep.attempts=3") == {"seed16": "complete", "seed17": "interrupted"}
     assert [len(starts(tmp_path / name)) for name in ("seed16", "seed17")] == [2, 3]
@@ -94,6 +102,7 @@ import sys
 from pathlib import Path
 from longspan.sweeps.drive import Sweep
 from longspan.sweeps.plan import grid_jobs, read_sweep
+from longspan.sweeps.process import Outcome, run_job
 conf, train, *words = sys.argv[1:]
 settings = read_sweep(words, Path(conf))
 print(Sweep(settings, Path(train)).run(grid_jobs(settings, Path(conf))), flush=True)

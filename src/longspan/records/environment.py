@@ -79,8 +79,14 @@ def command_line() -> str:
         return ""  # a notebook: what started it repeats nothing
     if os.path.isabs(script):
         near = os.path.relpath(script)
-        script = os.path.basename(script) if near.startswith("..") else near
+        script = _in_its_repository(Path(script)) if near.startswith("..") else near
     return shlex.join(["python", *([script] if script else []), *arguments])
+
+
+def _in_its_repository(script: Path) -> str:
+    """As one who stands at the top of the repository would call it."""
+    root = next((folder for folder in script.parents if (folder / ".git").exists()), script.parent)
+    return str(script.relative_to(root))
 
 
 def _cpu_model() -> str:

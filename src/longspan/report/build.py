@@ -51,7 +51,7 @@ def write_report(
     if cost not in COST_AXES:
         raise CostAxisError(f"cost is {cost!r}; it must be one of {', '.join(COST_AXES)}")
     folder = Path(folder)
-    collection = collect(paths)
+    collection = collect(paths, folder / "records")
     if keep_records:
         collection = copied(collection, folder / "records")
     found, repeats = sections(collection, reference)

@@ -44,8 +44,12 @@ class Collection:
         return [run for run in self.runs if run.record.status != "complete"]
 
 
-def collect(paths: Iterable[str | Path]) -> Collection:
+def collect(paths: Iterable[str | Path], copies: str | Path | None = None) -> Collection:
     """Read every `paths` entry: a record file, a benchmark's result, or a folder searched for ``record.json`` at any depth.
+
+    Args:
+        copies: where a report keeps copies of its records. A folder around it counts them only where it holds no others:
+            those are what they were copied from.
 
     Raises:
         NoRecordsError: a path does not exist, or nothing was found at all.
@@ -55,7 +59,7 @@ def collect(paths: Iterable[str | Path]) -> Collection:
     asked = [Path(path) for path in paths]
     for path in asked:
         if path.is_dir():
-            for file in sorted(path.rglob(RECORD_NAME)):
+            for file in _records_under(path, copies):
                 files.setdefault(file.resolve(), _shown(file))
         elif path.exists() and _is_benchmark(path):
             found.benchmarks.append(_shown(path))
@@ -72,6 +76,13 @@ def collect(paths: Iterable[str | Path]) -> Collection:
             found.broken.append((path, str(error).removeprefix(f"{path}: ")))
     found.runs.sort(key=lambda run: (run.record.started, str(run.path)))
     return found
+
+
+def _records_under(path: Path, copies: str | Path | None) -> list[Path]:
+    files = sorted(path.rglob(RECORD_NAME))
+    if copies is None or Path(copies).resolve() in (path.resolve(), *path.resolve().parents):
+        return files
+    return [file for file in files if Path(copies).resolve() not in file.resolve().parents] or files
 
 
 def copied(collection: Collection, folder: Path) -> Collection:

@@ -18,13 +18,16 @@ from longspan.report.statistics import Difference, Summary, paired_difference, s
 
 # settings that decide where things go or how they are shown, not what is trained
 _IGNORED_ROOTS = {
-    "seed", "name", "group", "output_dir", "logger", "callbacks", "hydra", "ckpt_path", "task_name", "attention_name",
+    "seed", "name", "group", "output_dir", "logger", "hydra", "ckpt_path", "task_name", "attention_name",
     "experiment", "sweep", "test",
 }  # fmt: skip
 _IGNORED_KEYS = {
     "trainer.default_root_dir", "trainer.enable_progress_bar", "trainer.enable_model_summary",
     "trainer.log_every_n_steps", "trainer.profiler", "data.num_workers", "data.pin_memory", "data.seed",
+    "callbacks.checkpoint.dirpath",
 }  # fmt: skip
+# callbacks that watch a run; any other, such as averaged weights, makes another model of it
+_WATCHING = {"learning_rate", "progress", "cost", "pattern"}
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -40,12 +43,21 @@ def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def settings_of(record: Record) -> dict[str, Any]:
     """The flat settings that make a run what it is."""
-    flat = flatten(record.config)
+    config = {key: value for key, value in record.config.items() if key != "callbacks"}
     return {
         key: value
-        for key, value in flat.items()
+        for key, value in {**flatten(config), **_acting(record.config.get("callbacks"))}.items()
         if key.split(".")[0] not in _IGNORED_ROOTS and key not in _IGNORED_KEYS and not key.endswith("output_dir")
     }
+
+
+def _acting(callbacks: Any) -> dict[str, Any]:
+    """The callbacks that act on what they watch: that they are on, and their settings."""
+    flat: dict[str, Any] = {}
+    for name, node in callbacks.items() if isinstance(callbacks, dict) else ():
+        if isinstance(node, dict) and name not in _WATCHING:
+            flat |= {f"callbacks.{name}": "on", **flatten(node, f"callbacks.{name}.")}
+    return flat
 
 
 @dataclass
@@ -60,12 +72,13 @@ class RunGroup:
     def accuracy(self, metric: str) -> Summary:
         return summarise([run.record.accuracy[metric].value for run in self._with(metric)])
 
-    def by_seed(self, metric: str) -> dict[int, float]:
+    def by_seed(self, metric: str) -> dict[tuple[int, int], float]:
+        """By the seeds of a run and of its data."""
         found = {}
         for run in self._with(metric):
             value = run.record.accuracy[metric].value
             if run.record.seed is not None and value is not None:
-                found[run.record.seed] = float(value)
+                found[run.record.seed, _data_seed(run.record)] = float(value)
         return found
 
     def baseline(self, metric: str) -> float | None:
@@ -178,11 +191,18 @@ def _latest_of_each(runs: Iterable[Found]) -> tuple[list[Found], list[Found]]:
     for run in runs:  # oldest first
         # runs without a seed are never repeats of each other
         seed = run.record.seed if run.record.seed is not None else f"none {run.path}"
-        key = json.dumps([run.record.variant_name, settings_of(run.record), seed], sort_keys=True)
+        key = json.dumps([run.record.variant_name, settings_of(run.record), seed, _data_seed(run.record)], sort_keys=True)
         if key in latest:
             repeats.append(latest[key])
         latest[key] = run
     return list(latest.values()), repeats
+
+
+def _data_seed(record: Record) -> int:
+    """Where the data were drawn with another seed than the run's; most often it is the same."""
+    data = record.config.get("data")
+    given = data.get("seed") if isinstance(data, dict) else None
+    return given if isinstance(given, int) else record.seed or 0
 
 
 def _labelled(runs: list[Found]) -> list[RunGroup]:
@@ -198,13 +218,26 @@ def _labelled(runs: list[Found]) -> list[RunGroup]:
     for alike in by_variant.values():
         if len(alike) > 1:
             keys = sorted({key for group in alike for key in group.settings})
-            telling = [key for key in keys if len({json.dumps(group.settings.get(key)) for group in alike}) > 1]
+            telling = _needed([key for key in keys if len(_values(alike, [key])) > 1], alike)
             for group in alike:
                 marks = [f"{_short(key, telling)}={_value(group.settings.get(key))}" for key in telling]
                 group.label = f"{group.variant} ({', '.join(marks)})"
     for group in grouped.values():
         group.runs.sort(key=lambda run: (run.record.seed is None, run.record.seed or 0))
     return list(grouped.values())
+
+
+def _needed(telling: list[str], alike: list[RunGroup]) -> list[str]:
+    """Without the settings of a callback that tell no more than that it is on."""
+    kept: list[str] = []
+    for key in telling:
+        if not key.startswith("callbacks.") or len(_values(alike, [*kept, key])) > len(_values(alike, kept)):
+            kept.append(key)
+    return kept
+
+
+def _values(groups: list[RunGroup], keys: list[str]) -> set[str]:
+    return {json.dumps([group.settings.get(key) for key in keys]) for group in groups}
 
 
 def _short(key: str, among: list[str]) -> str:

@@ -20,7 +20,7 @@ from longspan.report.markdown import FITTED
 from longspan.report.numbers import duration
 from longspan.report.patterns import data_uri, sketches
 from longspan.report.scaling import Scaling, of_section
-from longspan.report.tables import COST_AXES, Row
+from longspan.report.tables import COST_AXES, Row, front_of
 
 # what curves can be drawn over: {curve in the record: words}; None is the optimizer step
 _CURVE_AXES: dict[str | None, str] = {None: "optimizer steps", "cost/total_flops": "FLOPs", "cost/seconds": "seconds"}
@@ -70,8 +70,9 @@ def _section(
 ) -> str:
     parts = [f'<section class="card" data-section="{place}"><h2>{escape(section.title)}</h2>']
     parts.append(f'<p class="finding">{escape(words.finding(section, rows, cost))}</p>')
-    if "cost" in pictures:
+    if section.primary is not None and any(front_of(section, section.primary, axis) for axis in COST_AXES):
         parts.append('<div class="toolbar" data-for="cost"></div><div class="chart" data-chart="cost"></div>')
+    if "cost" in pictures:
         parts.append(_picture(pictures["cost"], "accuracy against cost"))
     if rows:
         parts.append(_table(section, rows, colours))
@@ -80,7 +81,7 @@ def _section(
             "deviation over seeds. Differences are paired by seed, with their 95&nbsp;% interval (Student's t); one that "
             "leaves out zero is coloured. Density: live pairs over all pairs.</p>"
         )
-    notes = words.notes(section)
+    notes = words.notes(section, rows, cost)
     if notes:
         parts.append('<ul class="notes">' + "".join(f"<li>{escape(note)}</li>" for note in notes) + "</ul>")
     charts = accuracy_charts(section)
@@ -221,7 +222,7 @@ def _repeats(repeats: list[Found]) -> str:
 
 
 def _repeat(collection: Collection) -> str:
-    commands = list(dict.fromkeys(run.record.command for run in collection.complete if run.record.command))
+    commands = words.commands(collection.complete)
     parts = ['<section class="card"><h2>To repeat it</h2>']
     if commands:
         parts.append('<pre class="commands">' + escape("\n".join(commands)) + "</pre>")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from longspan.report import tables, words
 from longspan.report.collect import Collection, Found
 from longspan.report.content import Content
 from longspan.report.groups import Section
 from longspan.report.numbers import duration
 from longspan.report.scaling import Scaling, of_section
-from longspan.report.tables import COST_AXES
+from longspan.report.tables import COST_AXES, Row
 
 # kinds of pictures after the table, in this order, and what is said of each
 PICTURES = {
@@ -30,8 +32,8 @@ def page(content: Content) -> str:
         if "cost" in drawn:
             lines += [f"![{section.primary} against {COST_AXES[content.cost][1]}]({drawn['cost'].name})", ""]
         if rows:
-            lines += [tables.markdown(section, rows), "", _legend(section, content.cost), ""]
-        lines += [f"- {note}" for note in words.notes(section)]
+            lines += [tables.markdown(section, rows), "", _legend(section, rows, content.cost), ""]
+        lines += [f"- {note}" for note in words.notes(section, rows, content.cost)]
         for kind, said in PICTURES.items():
             if kind in drawn:
                 lines += ["", f"![{said}]({drawn[kind].name})"]
@@ -57,9 +59,10 @@ def _growth(scaling: Scaling) -> list[str]:
     return [*lines, "", " ".join([*scaling.notes, FITTED])]
 
 
-def _legend(section: Section, cost: str) -> str:
+def _legend(section: Section, rows: Sequence[Row], cost: str) -> str:
+    bold = f"Bold: on the Pareto front of {section.primary} against {COST_AXES[cost][1]}. "
     return (
-        f"Bold: on the Pareto front of {section.primary} against {COST_AXES[cost][1]}. ±: standard deviation over seeds. "
+        f"{bold if any(row.on_front for row in rows) else ''}±: standard deviation over seeds. "
         f"Difference: paired by seed, with its 95 % interval (Student's t). Density: live pairs over all pairs."
     )
 
@@ -99,7 +102,7 @@ def _repeat(collection: Collection) -> list[str]:
     if not collection.runs:
         return []
     lines = ["## To repeat it", "", "```bash"]
-    lines += list(dict.fromkeys(run.record.command for run in collection.complete if run.record.command))
+    lines += words.commands(collection.complete)
     lines += ["```", ""]
     for count, details in words.environments(collection.runs):
         versions = ", ".join(f"{name} {value}" for name, value in details["versions"].items())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 # Student's t at 97.5 %, by degrees of freedom from 1 to 30
 _T_975 = (
@@ -13,6 +14,7 @@ _T_975 = (
     2.079614, 2.073873, 2.068658, 2.063899, 2.059539, 2.055529, 2.051831, 2.048407, 2.045230, 2.042272,
 )  # fmt: skip
 _NORMAL_975 = 1.959963984540054
+Seed = TypeVar("Seed", int, tuple[int, int])
 
 
 def t_975(degrees: int) -> float:
@@ -62,7 +64,7 @@ class Difference:
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
 
-def paired_difference(these: Mapping[int, float], those: Mapping[int, float]) -> Difference | None:
+def paired_difference(these: Mapping[Seed, float], those: Mapping[Seed, float]) -> Difference | None:
     """`these` minus `those` over the seeds that both have; None where they share none.
 
     The interval is Student's over the differences, which a seed's luck with data and initial weights drops out of.

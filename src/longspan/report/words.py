@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -62,9 +63,15 @@ def _cheapest_as_good(known: list[Row], reference: Row | None, name: str, words:
     )
 
 
-def notes(section: Section) -> list[str]:
+def notes(section: Section, rows: Sequence[Row], cost: str) -> list[str]:
     """What a reader must know before comparing the section's figures."""
+    name, axis = COST_AXES[cost]
+    unknown = [row.label for row in rows if row.costs.get(name) is None]
     found: list[str] = []
+    if unknown and len(unknown) == len(rows):
+        found.append(f"No run states {axis}: there is no Pareto front against it.")
+    elif unknown:
+        found.append(f"Not judged against {axis}, which their runs do not state: {', '.join(unknown)}.")
     seeds = {group.label: len(group.runs) for group in section.groups}
     if seeds and min(seeds.values()) < 2:
         found.append("One seed for some variants: no standard deviation and no interval there; differences may be chance.")
@@ -127,3 +134,18 @@ def environments(runs: Sequence[Found]) -> list[tuple[str, dict[str, Any]]]:
         counted[key] += 1
         details[key] = {"commit": commit, "hardware": hardware_of(run), "versions": versions}
     return [(f"{count} run{'s' if count > 1 else ''}", details[key]) for key, count in counted.most_common()]
+
+
+def commands(runs: Sequence[Found]) -> list[str]:
+    """Lines that make the runs anew. One that goes on where its folder stands would, there, only test what it finds."""
+    return list(dict.fromkeys(_anew(run.record.command) for run in runs if run.record.command))
+
+
+def _anew(command: str) -> str:
+    try:
+        given = shlex.split(command)
+    except ValueError:  # typed by someone, perhaps in another shell
+        return command
+    if "ckpt_path=auto" not in given:
+        return command
+    return shlex.join(word for word in given if word != "ckpt_path=auto" and not word.startswith("hydra.run.dir="))

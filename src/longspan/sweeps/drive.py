@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 from longspan.records.atomic import write_text
-from longspan.sweeps.engines import Engine, Slurm, engine_for
+from longspan.sweeps.engines import QUEUED, Engine, Slurm, engine_for
 from longspan.sweeps.folders import StillRunningError, ask_to_stop, locked, note_process, status_of, wait_until_free
 from longspan.sweeps.plan import Job
 from longspan.sweeps.process import Outcome
@@ -52,7 +52,7 @@ class Sweep:
             self._announce(jobs, statuses, due)
             for job in jobs:
                 self.table.add(job, statuses[job.name])
-            wait_until_free([job.folder for job in jobs], PATIENCE, self.table.say)
+            self.free(jobs)
             if due:
                 self._run_all(due)
             statuses = {job.name: status_of(job) for job in jobs}
@@ -112,6 +112,12 @@ class Sweep:
             engine.close()
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def free(self, jobs: Sequence[Job]) -> None:
+        """Stops what an earlier start has left running; SLURM's jobs stay, their engine finds and awaits them."""
+        queued = self.settings.engine == "slurm"
+        folders = [job.folder for job in jobs if not (queued and (job.folder / QUEUED).exists())]
+        wait_until_free(folders, PATIENCE, self.table.say)
 
     def submit(self, engine: Engine, job: Job) -> Future[Outcome]:
         self._starts[job.name] += 1

@@ -22,6 +22,8 @@ from longspan.sweeps.settings import SweepSettings
 from longspan.training.errors import ConfigError
 
 INSTALL = "pip install 'longspan[sweep]'"
+# in a run's folder: the number of its SLURM job
+QUEUED = "slurm_job"
 
 
 class Engine(ABC):
@@ -142,11 +144,13 @@ class Slurm(Engine):
         parameters = {key: value for key, value in settings.slurm.items() if value is not None and key != "array_parallelism"}
         if cluster == "slurm":
             parameters.setdefault("gpus_per_node", settings.devices_a_job)
+        # the automatic executor's own job class knows no cluster that could be asked
+        self._known_as = {"slurm": submitit.SlurmJob, "local": submitit.LocalJob}[cluster]
         self._executor.update_parameters(name=str(settings.name), nodes=1, tasks_per_node=1, **parameters)
         self._pool = ThreadPoolExecutor(max_workers=self.at_once)
 
     def submit(self, job: Job) -> Future[Outcome]:
-        kept = job.folder / "slurm_job"
+        kept = job.folder / QUEUED
         submitted = self._known(kept)
         if submitted is None:
             submitted = self._executor.submit(SlurmCall(self._arguments(job, None)))
@@ -157,7 +161,7 @@ class Slurm(Engine):
         """The job of an earlier start, where it is still in the queue or running."""
         if not kept.exists():
             return None
-        job = self._executor.job_class(folder=self._executor.folder, job_id=kept.read_text().strip())
+        job = self._known_as(folder=self._executor.folder, job_id=kept.read_text().strip())
         return None if job.done() else job
 
     def _wait(self, submitted: Any) -> Outcome:

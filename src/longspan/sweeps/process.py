@@ -46,6 +46,8 @@ def run_job(job: Job, train: Path, devices: str | None, environ: Mapping[str, st
         return Outcome("not started", 0)
     try:
         with locked(job.folder) as handle:
+            if status_of(job) == "complete":  # it ended after the driver had looked, or the cluster queued it once more
+                return Outcome("complete", 0)
             describe_job(job, train)
             code = _run_once(job.command(train), job.folder, environment(environ, devices), handle)
             status = status_of(job)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import shlex
 from concurrent.futures import Future
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from longspan.records import Record
-from longspan.sweeps.drive import PATIENCE, Sweep
+from longspan.sweeps.drive import Sweep
 from longspan.sweeps.engines import INSTALL
-from longspan.sweeps.folders import status_of, wait_until_free
-from longspan.sweeps.plan import Job, job_for
+from longspan.sweeps.folders import status_of
+from longspan.sweeps.plan import Job, job_for, written
 from longspan.sweeps.process import Outcome
 from longspan.sweeps.settings import Search, SweepSettings
 from longspan.training.errors import ConfigError
+
+ENDED = ("complete", "failed", "out_of_memory")
+# what trials are judged by, kept in the study
+JUDGED_BY = "longspan_judged_by"
 
 
 class SearchSweep(Sweep):
@@ -26,6 +31,8 @@ class SearchSweep(Sweep):
 
     def __init__(self, settings: SweepSettings, train: Path, conf: Path) -> None:
         super().__init__(settings, train)
+        if settings.retry:
+            raise ConfigError("sweep.retry with sweep.search: Optuna's trials end once; raise sweep.search.trials for others")
         if find_spec("optuna") is None:
             raise ConfigError(f"sweep.search needs Optuna: {INSTALL}")
         assert settings.search is not None
@@ -42,9 +49,10 @@ class SearchSweep(Sweep):
         with self.held():
             storage = f"sqlite:///{(self.folder / 'study.sqlite').resolve()}"
             study = self._study(optuna, storage)
+            self._check_same_search(optuna, study)
             open_trials = study.get_trials(states=(states.RUNNING,))
             begun = [(trial, self.job_of(trial.params, f"trial{trial.number}")) for trial in open_trials if trial.params]
-            wait_until_free([job.folder for _, job in begun], PATIENCE, self.table.say)
+            self.free([job for _, job in begun])
             done = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
             self.table.say(f"search of {self.search.trials} trials in {self.folder}, {len(done)} ended already")
             with self.engine([first]) as engine:
@@ -53,7 +61,7 @@ class SearchSweep(Sweep):
                 for trial, job in begun:
                     trials[job.name] = trial.number
                     self.table.add(job, status_of(job))
-                    if status_of(job) == "complete":
+                    if status_of(job) in ENDED:
                         self._tell(study, trial.number, job)
                     else:
                         running[self.submit(engine, job)] = job
@@ -76,6 +84,13 @@ class SearchSweep(Sweep):
             self._say_best(study)
         return {f"trial{trial.number}": _words(trial.state) for trial in study.get_trials(deepcopy=False)}
 
+    def shown(self) -> str:
+        """What would be run: the values of a trial are only known when it begins."""
+        job = self.job_of(self._middle(), "trial0")
+        sought = [f"{key}={written(value)}" for key, value in self._middle().items()]
+        words = shlex.join(["python", "train.py", *(word for word in job.overrides if word not in sought)])
+        return "\n".join([f"{self.search.trials} trials of: {words}", *(f"  {k}: {v}" for k, v in self.search.space.items())])
+
     def job_of(self, values: dict[str, Any], name: str) -> Job:
         fixed = {key: choices[0] for key, choices in self.settings.grid.items()}
         return job_for(self.settings, {**fixed, **values}, self.conf, name)
@@ -83,6 +98,11 @@ class SearchSweep(Sweep):
     def _study(self, optuna: Any, storage: str) -> Any:
         # another seed after each start: the same one would suggest again what has been tried
         known = optuna.study.get_all_study_names(storage)
+        if known and str(self.settings.name) not in known:
+            raise ConfigError(
+                f"{self.folder} holds the search {known[0]}, this one is {self.settings.name}: give it another folder with "
+                "sweep.output=FOLDER"
+            )
         count = len(optuna.load_study(study_name=known[0], storage=storage).trials) if known else 0
         sampler = optuna.samplers.TPESampler(seed=self.search.seed + count, constant_liar=True)
         maximise = self.search.metric is not None and self.search.maximise
@@ -93,6 +113,32 @@ class SearchSweep(Sweep):
             direction="maximize" if maximise else "minimize",
             load_if_exists=True,
         )
+
+    def _check_same_search(self, optuna: Any, study: Any) -> None:
+        """Trials of other settings, or judged by another figure, would be compared with each other as if they were alike.
+
+        Raises:
+            ConfigError: the folder's study is of another search.
+        """
+        judged_by = {"metric": self.search.metric, "maximise": self.search.maximise}
+        before = study.user_attrs.get(JUDGED_BY, judged_by)
+        changed = [f"sweep.search.{key}: {before[key]} -> {now}" for key, now in judged_by.items() if before[key] != now]
+        study.set_user_attr(JUDGED_BY, before)
+        space = self._distributions(optuna)
+        for trial in reversed(study.get_trials(deepcopy=False)):
+            for key, distribution in trial.distributions.items():
+                try:
+                    optuna.distributions.check_distribution_compatibility(distribution, space.get(key, distribution))
+                except ValueError:
+                    changed.append(f"sweep.search.space.{key}: {distribution} -> {space[key]}")
+            job = self.job_of(trial.params, f"trial{trial.number}") if trial.params else None
+            if job is not None and status_of(job) is not None:  # it refuses a record of other settings
+                break  # one stands for all: each start has checked the one before it
+        if changed:
+            raise ConfigError(
+                f"{self.folder} holds a search that began otherwise ({'; '.join(changed)}): give this one another folder with "
+                "sweep.output=FOLDER"
+            )
 
     def _count(self, study: Any) -> int:
         return len(study.get_trials(deepcopy=False))

@@ -49,7 +49,9 @@ class WholeCheckpoints(TorchCheckpointIO):
             refused = _refusal(error)
             if refused is None:
                 raise
-            kept = f"{path} is still the one written before" if path.exists() else "no checkpoint was there before"
+            others = any(other != path for other in path.parent.glob("*.ckpt"))
+            kept = "the others of its folder stand" if others else "there is no other in its folder"
+            kept = f"{path} is still the one written before" if path.exists() else kept
             raise CheckpointWriteError(
                 f"{path} could not be written: {refused.strerror or refused}; {kept}. Make room, then go on with "
                 f"hydra.run.dir={path.parent.parent} ckpt_path=auto"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from longspan.records import RecordWriter
 from longspan.report import print_summary
 from longspan.training.assemble import assemble
 from longspan.training.build import always, build_callbacks, build_named, build_trainer
+from longspan.training.checkpoint_files import damage
 from longspan.training.checks import check_machine, check_targets
 from longspan.training.console import quiet_libraries
+from longspan.training.errors import CheckpointError
 from longspan.training.launched import check_world
 from longspan.training.resume import keep_logs, resume_from
 from longspan.training.seeding import seed_run
@@ -56,6 +59,7 @@ def run(config: dict[str, Any]) -> float | None:
         seed_run(config["seed"])
         datamodule, task, facts = assemble(here)
         if config["init_from"]:
+            _check_undamaged(config["init_from"])
             log.info("init_from=%s\n%s", config["init_from"], warm_start(task, config["init_from"]))
         loggers = build_named(here, "logger")
         callbacks = [*always(config, facts, size), *build_callbacks(here, loggers), record]
@@ -71,9 +75,21 @@ def run(config: dict[str, Any]) -> float | None:
 
 
 def best_checkpoint(trainer: pl.Trainer) -> str | None:
-    """The checkpoint with the best validation figure, or None (the weights as they are) where none was saved."""
+    """The checkpoint with the best validation figure, or None (the weights as they are) where none was saved, or a damaged
+    one: torch loads that without a word, and the test would be of noise."""
     path = getattr(trainer.checkpoint_callback, "best_model_path", "")
-    return path if path and Path(path).is_file() else None
+    if not path or not Path(path).is_file():
+        return None
+    wrong = damage(path)
+    if wrong is not None:
+        log.warning("%s is damaged (%s); testing the weights at the end of training", path, wrong)
+    return path if wrong is None else None
+
+
+def _check_undamaged(path: str) -> None:
+    """Of what a run starts from; another kind of file than torch's is for its reader to refuse."""
+    if zipfile.is_zipfile(path) and (wrong := damage(path)) is not None:
+        raise CheckpointError(f"init_from={path} is damaged ({wrong}). Give another of its folder.")
 
 
 def _primary(task: pl.LightningModule, record: RecordWriter) -> float | None:

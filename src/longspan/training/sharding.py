@@ -46,7 +46,15 @@ class ShardedBlocks(FSDPStrategy):
         """The model sharded, once: a test after the training sets the same one up again, and Lightning would then take the
         sharded blocks for a user's own and leave out the root, without which no whole checkpoint loads."""
         if self._sharded is None or getattr(self._sharded, "module", None) is not model:
-            self._sharded = super()._setup_model(model)
+            try:
+                self._sharded = super()._setup_model(model)
+            except RuntimeError as error:
+                if "no accelerator" not in str(error):
+                    raise
+                raise ConfigError(
+                    "trainer=fsdp shards a model over GPUs, and there is none here: "
+                    "give trainer=ddp trainer.accelerator=cpu trainer.precision=32-true for several processes of a CPU"
+                ) from error
         return self._sharded
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:

@@ -95,6 +95,7 @@ function drawCost(section, data, axis, metric) {
   if (front.length > 1) {
     node("polyline", { class: "front", points: front.map((p) => `${x.to(p.cost)},${y.to(p.mean)}`).join(" ") }, svg);
   }
+  for (const name of section.querySelectorAll("tr[data-label] span.front")) name.classList.remove("front");
   const sizes = [], obstacles = [], parts = [];
   for (const point of points) {
     const { group } = point, colour = group.colour;

@@ -1,0 +1,36 @@
+"""The benchmark's command line: a slip gets a line before anything is timed, and what was typed is kept to repeat."""
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark.py"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--lengths", "-5", "10"], "argument --lengths: -5 must be a whole number, 1 or more"),
+        (["--lengths", "64", "--batch", "0"], "argument --batch: 0 must be a whole number, 1 or more"),
+        (["--lengths", "64", "--device", "cuda"], "sees no GPU here; give --device cpu"),
+    ],
+)
+def test_slips_are_said_before_anything_is_timed(words, said):
+    if "cuda" in words and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    command = [sys.executable, SCRIPT, "--attention", "full", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_command_is_kept_as_it_was_typed_and_names_no_folder_of_the_machine(tmp_path):
+    words = ["--pattern", "Local(8) | Strided(16)", "--lengths", "64", "--heads", "1", "--head-dim", "16", "--seconds", "0.01"]
+    output = tmp_path / "found.json"
+    subprocess.run([sys.executable, SCRIPT, *words, "--device", "cpu", "-o", output], cwd=tmp_path, timeout=120, check=True)
+    command = json.loads(output.read_text())["command"]
+    assert shlex.split(command) == ["python", "scripts/benchmark.py", *words, "--device", "cpu", "-o", str(output)]
