@@ -216,11 +216,12 @@ class AdaptiveSpan(nn.Module):
                 lses = lses.masked_fill(~exists[:, None], float("-inf"))
         return outs, lses
 
+    @torch.no_grad()  # else a pass that finds them known would save fewer tensors than one that does not
     def _cores(self) -> list[int]:
         """Per head the distances, from 0, that the sparse kernel computes: whole units within the span."""
         version = (self.share._version, self.share.data_ptr())
         if self._known is None or self._known[0] != version:
-            spans = self.spans().detach().float().cpu()
+            spans = self.spans().float().cpu()
             self._known = (version, [int(span) // UNIT * UNIT for span in spans])
         return self._known[1]
 
