@@ -153,6 +153,14 @@ def test_saved_and_loaded():
     assert not again.hardened and again.spans().tolist() == pytest.approx([10.0] * 4)
 
 
+def test_final_windows_beyond_the_longest_span_are_refused():
+    module = made([10.0, 20.0, 30.0, 200.0])
+    module.harden()
+    made(max_span=200).load_state_dict(module.state_dict())
+    with pytest.raises(AttentionConfigError, match=r"attention\.max_span = 100, .* final and reach 210 tokens; give at least"):
+        made(max_span=100).load_state_dict(module.state_dict())
+
+
 def test_dropout_falls_in_training_only():
     module = made([100.0] * 4, dropout=0.5)
     q, k, v = tensors(200)

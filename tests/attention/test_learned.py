@@ -277,6 +277,29 @@ def test_residue_classes_survive_hardening():
     assert pattern.mask(100, causal=True)[1][50, 5] and not pattern.mask(100, causal=True)[0][50, 5]
 
 
+def test_a_checkpoint_of_other_gates_or_of_more_density_is_refused():
+    module = made(density=0.4)
+    stored = module.state_dict()
+    for given, key in (({"strides": [7]}, r"strides\[0\] = 7"), ({"stride_from": 1}, "stride_from = 1")):
+        assert made(**given).candidates.gates == module.candidates.gates
+        with pytest.raises(AttentionConfigError, match=rf"attention\.{key} where the checkpoint's gates were learned with"):
+            made(**given).load_state_dict(stored)
+    made(density=0.1).load_state_dict(stored)  # its gates can still close
+    module.harden()
+    with pytest.raises(
+        AttentionConfigError, match=r"attention\.density = 0\.1, .* is final and keeps 0\.3.*; give at least that"
+    ):
+        made(density=0.1).load_state_dict(module.state_dict())
+
+
+def test_a_checkpoint_that_does_not_tell_its_gates_is_taken_at_its_word():
+    module = made()
+    module.harden()
+    again = made()
+    again.load_state_dict({name: value for name, value in module.state_dict().items() if name != "meaning"})
+    assert again.pattern == module.pattern
+
+
 def test_activation_checkpointing_recomputes_the_same():
     from torch.utils.checkpoint import checkpoint
 

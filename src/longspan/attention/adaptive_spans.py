@@ -138,6 +138,12 @@ class AdaptiveSpan(nn.Module):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self._restore()
+        farthest = int(self.window.max()) - 1 if self.causal else int(self.window.max()) // 2
+        if farthest > self.max_span + self.ramp / 2:
+            raise AttentionConfigError(
+                "max_span", f"= {self.max_span}, and the checkpoint's windows are final and reach {farthest} tokens; give at "
+                "least that, or a checkpoint from before they were final or of another attention",
+            )  # fmt: skip
 
     def train(self, mode: bool = True) -> AdaptiveSpan:
         """Weights may be swapped for their average between training and evaluation."""

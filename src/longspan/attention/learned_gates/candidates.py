@@ -91,6 +91,16 @@ class Candidates:
         return _names(self)
 
     @property
+    def meaning(self) -> dict[str, int]:
+        """By config key, what tells apart candidates of as many gates. A longer sequence leaves gates what they are."""
+        far = {f"strides[{n}]": stride for n, stride in enumerate(self.strides)}
+        return {
+            "block_size": self.block_size,
+            "global_blocks": self.global_blocks,
+            **({"stride_from": self.stride_from, **far} if far else {}),
+        }
+
+    @property
     def gates(self) -> int:
         """G."""
         return self.residue_gate(len(self.strides))
