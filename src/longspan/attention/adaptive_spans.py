@@ -15,6 +15,7 @@ from longspan.attention.base import Lengths, PatternAttention, visited_pairs
 from longspan.attention.errors import AttentionConfigError
 from longspan.attention.merging import merged
 from longspan.attention.ramp import CHUNK, banded_attention
+from longspan.attention.weights import ShowsWeights
 from longspan.cost import Cost
 from longspan.functional import sparse_attention
 from longspan.patterns import BlockTable, Full, Local, Pattern, PerHead
@@ -22,7 +23,7 @@ from longspan.patterns import BlockTable, Full, Local, Pattern, PerHead
 UNIT = 64  # the part that the sparse kernel computes grows in these steps, so that its pattern rarely changes
 
 
-class AdaptiveSpan(nn.Module):
+class AdaptiveSpan(ShowsWeights):
     """Each weight times clamp((ramp + span - distance) / ramp, 0, 1), renormalised (arXiv:1905.07799).
 
     Distances at which that is 1 whatever happens go through the sparse kernel; the last ones, the ramp among them, are a

@@ -18,6 +18,7 @@ from longspan.attention.learned_gates.budget import Schedule, chosen_gates
 from longspan.attention.learned_gates.candidates import Candidates
 from longspan.attention.learned_gates.patterns import OpenBlocks, open_blocks, open_residues, plain_pattern
 from longspan.attention.merging import merged
+from longspan.attention.weights import ShowsWeights
 from longspan.cost import Cost
 from longspan.functional import sparse_attention
 from longspan.patterns import Full, Pattern
@@ -30,7 +31,7 @@ TRAVEL, FASTEST = 36.0, 0.5
 CERTAIN = 0.05  # a gate less likely to be open than this is not kept, though there be room
 
 
-class LearnedAttention(nn.Module):
+class LearnedAttention(ShowsWeights):
     """Every pair of positions has one gate in each head; training closes most of them (arXiv:1712.01312).
 
     A gate's log is added to the scores of its pairs, one number a block, inside the sparse kernel. Blocks of closed gates
