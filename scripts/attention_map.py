@@ -1,4 +1,4 @@
-"""Draws which keys a trained model's queries attend to on real input, for attention that chooses by content.
+"""Draws which keys a trained model's queries attend to on real input.
 
 python train.py attention=moba attention.block_size=32 hydra.run.dir=outputs/moba
 python scripts/attention_map.py checkpoint=outputs/moba/checkpoints/last.ckpt output=moba.png tokens=256

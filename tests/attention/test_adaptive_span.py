@@ -10,6 +10,7 @@ from hydra.utils import instantiate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
+from torch.utils.checkpoint import checkpoint
 
 import longspan.attention as variants
 from longspan.attention import AdaptiveSpan, AttentionConfigError
@@ -152,6 +153,14 @@ def test_saved_and_loaded():
     assert not again.hardened and again.spans().tolist() == pytest.approx([10.0] * 4)
 
 
+def test_final_windows_beyond_the_longest_span_are_refused():
+    module = made([10.0, 20.0, 30.0, 200.0])
+    module.harden()
+    made(max_span=200).load_state_dict(module.state_dict())
+    with pytest.raises(AttentionConfigError, match=r"attention\.max_span = 100, .* final and reach 210 tokens; give at least"):
+        made(max_span=100).load_state_dict(module.state_dict())
+
+
 def test_dropout_falls_in_training_only():
     module = made([100.0] * 4, dropout=0.5)
     q, k, v = tensors(200)
@@ -160,6 +169,20 @@ def test_dropout_falls_in_training_only():
     assert module.eval()(q, k, v).equal(plain)
     drawn = torch.stack([module.train()(q, k, v).detach() for _ in range(60)]).mean(0)
     assert (drawn - plain).abs().mean() < 0.35 * plain.abs().mean()
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_recomputed_activations_change_nothing(causal):
+    module = made([0.4, 70.3, 131.9, 299.5], causal=causal, dropout=0.1).train()
+    inputs = (*tensors(150), module.share)
+    found = []
+    for recompute in (False, True):
+        module.begin_step(0, 10)
+        torch.manual_seed(1)
+        out = checkpoint(module, *inputs[:3], use_reentrant=False) if recompute else module(*inputs[:3])
+        found.append((out, *torch.autograd.grad(out.square().sum(), inputs)))
+    for plain, recomputed in zip(*found, strict=True):
+        assert plain.equal(recomputed)
 
 
 def test_the_config_holds_every_setting_at_its_default():

@@ -158,6 +158,16 @@ def test_the_gradient_of_a_closed_gate_is_its_expected_l0_norms(multiplier, sign
     assert (sign * module.log_alpha.grad[:, module.pairs > 0] > 0).all()  # against it gates open, with it they close
 
 
+@pytest.mark.parametrize("causal", [True, False])
+def test_closed_global_blocks_leave_the_first_queries_their_own_block(causal):
+    module = made(causal=causal, strides=[], density=1.0)
+    with torch.no_grad():
+        module.log_alpha[:, module.candidates.names.index("global 0")] = -20.0
+    mask = module.harden().mask(100, heads=2, causal=causal)
+    assert mask[:, :16, :16].equal(torch.ones(2, 16, 16, dtype=torch.bool).tril() if causal else mask.new_ones(2, 16, 16))
+    assert not mask[:, 16:, :16].any() and not mask[:, :16, 16:].any()
+
+
 def test_a_query_whose_gates_are_all_0_gets_0():
     module = made(strides=[]).eval()
     with torch.no_grad():
@@ -198,7 +208,8 @@ def test_the_density_is_reached_with_the_most_useful_gates(causal):
 
 
 def test_gates_that_do_nothing_close_and_the_useful_ones_stay():
-    module = made(strides=[], density=0.15, max_length=256)
+    # with room for more gates, useless ones are half open at times, to hold the density
+    module = made(strides=[], density=0.1, max_length=256)
     useful = torch.zeros(2, module.candidates.gates)
     wanted = [(0, module.candidates.names.index("offset 7")), (1, module.candidates.names.index("offset 3"))]
     for place in wanted:
@@ -207,7 +218,7 @@ def test_gates_that_do_nothing_close_and_the_useful_ones_stay():
     train_on(module, useful)
     assert module.cost(256).visited_pairs < 0.5 * full
     module.harden()
-    assert all(module.open[place] for place in wanted) and module.density() <= 0.15
+    assert all(module.open[place] for place in wanted) and module.density() <= 0.1
 
 
 def test_noise_is_the_same_on_every_rank_and_differs_by_step_and_layer():
@@ -275,6 +286,29 @@ def test_residue_classes_survive_hardening():
     pattern = module.harden()
     assert module.gate_table()[1]["open"][-1] == "stride 5" and "stride 5" not in module.gate_table()[0]["open"]
     assert pattern.mask(100, causal=True)[1][50, 5] and not pattern.mask(100, causal=True)[0][50, 5]
+
+
+def test_a_checkpoint_of_other_gates_or_of_more_density_is_refused():
+    module = made(density=0.4)
+    stored = module.state_dict()
+    for given, key in (({"strides": [7]}, r"strides\[0\] = 7"), ({"stride_from": 1}, "stride_from = 1")):
+        assert made(**given).candidates.gates == module.candidates.gates
+        with pytest.raises(AttentionConfigError, match=rf"attention\.{key} where the checkpoint's gates were learned with"):
+            made(**given).load_state_dict(stored)
+    made(density=0.1).load_state_dict(stored)  # its gates can still close
+    module.harden()
+    with pytest.raises(
+        AttentionConfigError, match=r"attention\.density = 0\.1, .* is final and keeps 0\.3.*; give at least that"
+    ):
+        made(density=0.1).load_state_dict(module.state_dict())
+
+
+def test_a_checkpoint_that_does_not_tell_its_gates_is_taken_at_its_word():
+    module = made()
+    module.harden()
+    again = made()
+    again.load_state_dict({name: value for name, value in module.state_dict().items() if name != "meaning"})
+    assert again.pattern == module.pattern
 
 
 def test_activation_checkpointing_recomputes_the_same():

@@ -20,7 +20,7 @@ def gate_of_each_pair(c: Candidates, length: int) -> torch.Tensor:
             strides = [s for s in c.strides if (i - j) % s == 0 and abs(row - column) >= c.stride_from]
             if strides:
                 out[i, j] = number[f"stride {strides[0]}"]
-            elif min(row, column) < c.global_blocks:
+            elif row != column and min(row, column) < c.global_blocks:
                 out[i, j] = number[f"global {min(row, column)}"]
             else:
                 out[i, j] = number[f"offset {max(-c.reach, min(c.reach, row - column))}"]

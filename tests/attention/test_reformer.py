@@ -7,6 +7,7 @@ from chosen_by_content import PLACE, compare, configured, dense, draw
 import longspan.attention as variants
 from longspan.attention import AttentionConfigError
 from longspan.attention.buckets import Chunks
+from longspan.attention.content import AttentionCallError
 from longspan.attention.hashing import buckets_of, directions, factors
 
 SIZES = {"chunk": 16, "buckets": 8, "rounds": 3}
@@ -212,3 +213,19 @@ WRONG = [
 def test_wrong_settings_name_their_config_key(change, message):
     with pytest.raises(AttentionConfigError, match=message):
         variants.reformer(**PLACE | change)
+
+
+@pytest.mark.parametrize("chunks", ["aligned", "sorted", "transformers"])
+def test_a_chunk_longer_than_the_sequence_costs_no_more_than_the_sequence(chunks):
+    short, long = (made(chunks=chunks, chunk=chunk, buckets=2) for chunk in (64, 1024))
+    q, k, v = draw(50)
+    assert long(q, k, v).equal(short(q, k, v)) and long.cost(50) == short.cost(50)
+    assert long.order(q).order.shape == short.order(q).order.shape
+
+
+def test_sequences_longer_than_rotations_were_drawn_for_are_refused():
+    module = variants.reformer(**PLACE | {"chunk": 16, "max_length": 64}).double()
+    q, k, v = draw(400)
+    module.train()(q, k, v)  # rotations are drawn by the call
+    with pytest.raises(AttentionCallError, match=r"q has 400 tokens, .* give a larger max_length, or a number of buckets"):
+        module.eval()(q, k, v)

@@ -1,4 +1,4 @@
-"""What content-based attention attended to: kept in the record of a run, drawn head by head."""
+"""What attention attended to: kept in the record of a run, drawn head by head."""
 
 import io
 import subprocess
@@ -80,10 +80,35 @@ def test_a_checkpoint_is_drawn(tmp_path, train):
     assert (tmp_path / "maps" / "moba.png").stat().st_size > 5000
 
 
+@pytest.mark.parametrize("name", ["learned", "adaptive_span", "local"])
+@pytest.mark.parametrize("causal", [True, False])
+def test_weights_of_a_pattern_are_those_of_its_pairs(name, causal):
+    settings = {"learned": {"block_size": 16}, "adaptive_span": {"initial_span": 20}, "local": {"window": 30}}[name]
+    module = getattr(variants, name)(**PLACE | settings | {"causal": causal}).double()
+    q, k, v = (x.detach() for x in draw(70))
+    for _ in range(2):
+        weights = module.attended(q, k, lengths=torch.tensor([70, 33]))
+        mask = module.pattern.mask(70, heads=4, causal=causal)
+        assert ((weights > 1e-7)[0] == mask).all() and not weights[1, :, 33:].any() and not weights[1, :, :, 33:].any()
+        full = weights @ v.repeat_interleave(2, 1)
+        torch.testing.assert_close(full, module.eval()(q, k, v, lengths=torch.tensor([70, 33])))
+        if hasattr(module, "harden"):
+            module.harden()
+
+
+def test_learned_patterns_are_drawn_too(tmp_path, train):
+    words = ["attention=adaptive_span", "attention.ramp=8", "experiment=demo", *SMALL]
+    train(tmp_path, *words, "trainer.max_steps=2", "data.max_validation_windows=4")
+    found = attention_weights(str(tmp_path / "checkpoints" / "last.ckpt"), [], CONF, tokens=60)
+    assert [layer for layer, _ in found.layers] == [0, 1]
+    for _, weights in found.layers:
+        torch.testing.assert_close(weights.sum(-1), torch.ones(2, 60))
+        at = torch.arange(60)
+        assert not weights[:, at[:, None] - at > 20].any()  # spans have hardly moved from 0
+
+
 def test_what_cannot_be_drawn_is_named(tmp_path, train):
     train(tmp_path, "attention=local", "experiment=demo", *SMALL, "trainer.max_steps=1", "data.max_validation_windows=4")
     checkpoint = str(tmp_path / "checkpoints" / "last.ckpt")
-    with pytest.raises(ConfigError, match="attention=local chooses no keys by content"):
-        attention_weights(checkpoint, [], CONF)
     with pytest.raises(ConfigError, match="tokens=9000 must be a number from 1 to 4096"):
         attention_weights(checkpoint, [], CONF, tokens=9000)

@@ -15,6 +15,7 @@ from longspan.attention.base import Lengths, PatternAttention, visited_pairs
 from longspan.attention.errors import AttentionConfigError
 from longspan.attention.merging import merged
 from longspan.attention.ramp import CHUNK, banded_attention
+from longspan.attention.weights import ShowsWeights
 from longspan.cost import Cost
 from longspan.functional import sparse_attention
 from longspan.patterns import BlockTable, Full, Local, Pattern, PerHead
@@ -22,7 +23,7 @@ from longspan.patterns import BlockTable, Full, Local, Pattern, PerHead
 UNIT = 64  # the part that the sparse kernel computes grows in these steps, so that its pattern rarely changes
 
 
-class AdaptiveSpan(nn.Module):
+class AdaptiveSpan(ShowsWeights):
     """Each weight times clamp((ramp + span - distance) / ramp, 0, 1), renormalised (arXiv:1905.07799).
 
     Distances at which that is 1 whatever happens go through the sparse kernel; the last ones, the ramp among them, are a
@@ -138,6 +139,12 @@ class AdaptiveSpan(nn.Module):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self._restore()
+        farthest = int(self.window.max()) - 1 if self.causal else int(self.window.max()) // 2
+        if farthest > self.max_span + self.ramp / 2:
+            raise AttentionConfigError(
+                "max_span", f"= {self.max_span}, and the checkpoint's windows are final and reach {farthest} tokens; give at "
+                "least that, or a checkpoint from before they were final or of another attention",
+            )  # fmt: skip
 
     def train(self, mode: bool = True) -> AdaptiveSpan:
         """Weights may be swapped for their average between training and evaluation."""
@@ -216,11 +223,12 @@ class AdaptiveSpan(nn.Module):
                 lses = lses.masked_fill(~exists[:, None], float("-inf"))
         return outs, lses
 
+    @torch.no_grad()  # else a pass that finds them known would save fewer tensors than one that does not
     def _cores(self) -> list[int]:
         """Per head the distances, from 0, that the sparse kernel computes: whole units within the span."""
         version = (self.share._version, self.share.data_ptr())
         if self._known is None or self._known[0] != version:
-            spans = self.spans().detach().float().cpu()
+            spans = self.spans().float().cpu()
             self._known = (version, [int(span) // UNIT * UNIT for span in spans])
         return self._known[1]
 

@@ -6,9 +6,10 @@ Legend: B batch, H heads, Hkv key/value heads, T tokens, D head width.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from longspan.attention.errors import AttentionConfigError, as_fraction, settings_named
+from longspan.attention.weights import ShowsWeights
 from longspan.cost import Cost
 from longspan.functional import BACKENDS, sparse_attention
 from longspan.patterns import Pattern
@@ -18,7 +19,7 @@ from longspan_kernels.block_sparse.resolve import layout_for
 Lengths = Tensor | tuple[Tensor, Tensor]
 
 
-class PatternAttention(nn.Module):
+class PatternAttention(ShowsWeights):
     """Softmax attention over the live pairs of a pattern. It has no parameters; projections are the model's.
 
     Args:

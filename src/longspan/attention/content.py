@@ -1,4 +1,4 @@
-"""What variants that choose pairs by content share: checked settings, checked calls, a map of what was attended to.
+"""What variants that choose pairs by content share: checked settings and checked calls.
 
 Legend: B batch, H heads, Hkv key/value heads, T tokens, D head width.
 """
@@ -8,22 +8,17 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from longspan.attention.errors import AttentionConfigError, as_fraction
+from longspan.attention.errors import AttentionCallError, AttentionConfigError, as_fraction
+from longspan.attention.weights import ShowsWeights
 from longspan.cost import Cost
 from longspan.functional import BACKENDS, sparse_attention
 from longspan.patterns import Pattern
 from longspan_kernels.block_sparse.device_layout import DeviceLayout
 
-MOST_MAPPED = 4096  # tokens; a map holds T * T weights a head
 
-
-class AttentionCallError(ValueError):
-    """Tensors or lengths that an attention variant cannot take; the message names them and what would be right."""
-
-
-class ContentAttention(nn.Module):
+class ContentAttention(ShowsWeights):
     """Base of the variants whose pairs depend on what the tokens hold; there is no fixed pattern.
 
     A subclass has `attend(q, k, v, lengths, segments)` and `cost(length)`.
@@ -87,34 +82,6 @@ class ContentAttention(nn.Module):
     def dropped(self) -> float:
         """Share of weights that fall away now."""
         return self.dropout if self.training else 0.0
-
-    @torch.no_grad()
-    def attended(self, q: Tensor, k: Tensor, *, lengths: Tensor | None = None, segments: Tensor | None = None) -> Tensor:
-        """Weights [B, H, T, T] that this attention gives each key, for short sequences; as in evaluation.
-
-        The output is linear in the values, so values that are unit vectors read the weights off, D keys at a time.
-
-        Raises:
-            AttentionCallError: more tokens than a map is made for.
-        """
-        B, _, T, D = q.shape
-        if T > MOST_MAPPED:
-            raise AttentionCallError(f"a map of {T:,} tokens holds {T * T:,} weights a head; give up to {MOST_MAPPED:,}")
-        before = self.training
-        self.eval()
-        try:
-            columns = []
-            for first in range(0, T, D):
-                unit = torch.eye(T, device=q.device, dtype=q.dtype)[:, first : first + D]  # (T, up to D)
-                unit = nn.functional.pad(unit, (0, D - unit.shape[1])).expand(B, self.kv_heads, T, D)
-                columns.append(self.values_for_map(q, k, unit, lengths, segments))
-        finally:
-            self.train(before)
-        return torch.cat(columns, -1)[..., :T]
-
-    def values_for_map(self, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, segments: Tensor | None) -> Tensor:
-        """The output as `attended` wants it, linear in the values: a variant that is not says here what stands for it."""
-        return self(q, k, v, lengths=lengths, segments=segments)
 
     def _check(self, q: Tensor, v: Tensor, lengths: Tensor | None, segments: Tensor | None) -> None:
         _, H, T, D = q.shape

@@ -59,3 +59,7 @@ def as_block_size(value: Any, key: str = "block_size") -> int:
         below = value // 16 * 16
         raise AttentionConfigError(key, f"= {value} is no multiple of 16, the smallest tile; give {below} or {below + 16}")
     return value
+
+
+class AttentionCallError(ValueError):
+    """Tensors or lengths that an attention variant cannot take; the message names them and what would be right."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from longspan.attention.buckets import Chunks, pairs_of_even_buckets
-from longspan.attention.content import ContentAttention, with_lse, without_padding
+from longspan.attention.content import AttentionCallError, ContentAttention, with_lse, without_padding
 from longspan.attention.errors import AttentionConfigError, as_block_size, as_whole
 from longspan.attention.hashing import buckets_of, directions
 from longspan.attention.merging import NOTHING, merged
@@ -72,9 +72,19 @@ class HashedAttention(ContentAttention):
         """Buckets for `length` tokens; as in the paper a bucket holds half a chunk where they are even."""
         return self.buckets or max(2, 1 << (2 * -(-length // self.chunk) - 1).bit_length())
 
+    def chunk_at(self, length: int) -> int:
+        """Places of a chunk for `length` tokens: no more than all of them fill, in whole tiles."""
+        return min(self.chunk, max(1, -(-length // 16)) * 16)
+
     def rotations(self, count: int, like: Tensor) -> Tensor:
         """[H, D, R, count] directions of this call."""
         if not self.training:
+            drawn = self.eval_rotations.shape[-1]
+            if count > drawn:
+                raise AttentionCallError(
+                    f"q has {like.shape[2]} tokens, whose buckets take {count} rotations, and {drawn} were drawn for "
+                    "max_length; give a larger max_length, or a number of buckets"
+                )
             return self.eval_rotations[..., :count].to(like.dtype)
         return torch.randn((self.heads, self.head_dim, self.rounds, count), device=like.device, dtype=like.dtype)
 
@@ -105,7 +115,7 @@ class HashedAttention(ContentAttention):
         bucket = buckets_of(exact, self.rotations(directions(count), exact), count)  # (B, H, R, T)
         if lengths is not None:
             bucket = bucket.masked_fill((torch.arange(T, device=q.device) >= lengths[:, None])[:, None, None], -1)
-        return Chunks.of(bucket.view(B * H * self.rounds, T), count, self.chunk, self.cut)
+        return Chunks.of(bucket.view(B * H * self.rounds, T), count, self.chunk_at(T), self.cut)
 
     def excluded(self, chunks: Chunks, sequences: int) -> Tensor:
         """[B H R, R, T]: what each round leaves out, the token itself first and then what earlier rounds hold."""
@@ -131,7 +141,7 @@ class HashedAttention(ContentAttention):
         """
         H, D, R = self.heads, self.head_dim, self.rounds
         count = self.buckets_at(length)
-        live, visited = pairs_of_even_buckets(length, count, self.chunk, self.cut, self.causal)
+        live, visited = pairs_of_even_buckets(length, count, self.chunk_at(length), self.cut, self.causal)
         whole = length * (length + 1) // 2 if self.causal else length * length
         live, visited = H * min(R * live, whole), H * R * visited
         hashing = 2 * D * H * R * length * directions(count)

@@ -1,4 +1,4 @@
-"""What attention that chooses by content attended to on real input: caught in a validation, mapped at the end."""
+"""What attention attended to on real input: caught in a validation, mapped at the end."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Attended:
         self._hooks: list[Any] = []
         self._caught: dict[int, tuple[nn.Module, Tensor, Tensor, Tensor | None]] = {}
 
-    def listen(self, modules: Sequence[nn.Module]) -> None:
-        """To the modules, one a layer, that can map what they attend to and have no fixed pattern."""
+    def listen(self, modules: Sequence[nn.Module], patterns: bool = False) -> None:
+        """To the modules, one a layer, that can map what they attend to; those with a pattern only if `patterns`."""
         self.stop()
         for layer, module in enumerate(modules):
-            if hasattr(module, "attended") and getattr(module, "pattern", None) is None:
+            if hasattr(module, "attended") and (patterns or getattr(module, "pattern", None) is None):
                 self._hooks.append(module.register_forward_pre_hook(self._catch(layer), with_kwargs=True))
 
     def stop(self) -> None:

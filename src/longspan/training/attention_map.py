@@ -12,7 +12,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 from torch import Tensor
 
-from longspan.attention.content import MOST_MAPPED
+from longspan.attention.weights import MOST_MAPPED
 from longspan.training.attended import Attended
 from longspan.training.errors import ConfigError
 from longspan.training.pattern_sketch import attention_modules
@@ -21,7 +21,7 @@ from longspan.training.rebuild import rebuild
 
 @dataclass(frozen=True)
 class Weights:
-    """Of the first sequence of the validation data: (layer, [H, T, T]) for each layer that chooses by content."""
+    """Of the first sequence of the validation data: (layer, [H, T, T]) for each layer."""
 
     variant: str
     name: str
@@ -36,7 +36,7 @@ def attention_weights(checkpoint: str, words: Sequence[str], conf: Path, tokens:
         words: `key=value` overrides of the checkpoint's config, such as other data.
 
     Raises:
-        ConfigError: nothing in the model chooses by content, or too many tokens for a map.
+        ConfigError: a model without attention that tells its weights, or too many tokens for a map.
     """
     if not 1 <= tokens <= MOST_MAPPED:
         raise ConfigError(f"tokens={tokens} must be a number from 1 to {MOST_MAPPED}")
@@ -48,10 +48,7 @@ def attention_weights(checkpoint: str, words: Sequence[str], conf: Path, tokens:
     run.trainer([Listening(attended, modules)]).validate(run.task, run.datamodule, verbose=False)
     layers = attended.weights()
     if not layers:
-        raise ConfigError(
-            f"checkpoint={checkpoint}: attention={variant} chooses no keys by content; its pattern has a picture by "
-            ".plot(length), and a learned one is in the patterns/ folder of its run"
-        )
+        raise ConfigError(f"checkpoint={checkpoint}: attention={variant} does not tell what it attends to")
     return Weights(variant, run.config["name"], bool(modules[0].causal), layers)
 
 
@@ -62,7 +59,7 @@ class Listening(pl.Callback):
         self.attended, self.modules = attended, modules
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.attended.listen(self.modules)
+        self.attended.listen(self.modules, patterns=True)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.attended.stop()

@@ -3,7 +3,7 @@
 A pair belongs to the first of these that claims it:
 
 1. residue classes: (i - j) % stride == 0, where the blocks of i and j are `stride_from` or more apart;
-2. global blocks: the earlier of the two blocks is one of the first `global_blocks`;
+2. global blocks: the blocks differ, and the earlier of them is one of the first `global_blocks`;
 3. relative block offsets: the query's block less the key's. Offsets of `offsets` blocks or more share one gate a side.
 
 Legend: G gates, nb blocks of the longest sequence, i query position, j key position, b block size.
@@ -29,7 +29,7 @@ class Candidates:
         causal: only keys at or before the query; offsets ahead have no gates then.
         block_size: b.
         offsets: relative offsets, from 0, with a gate of their own a side; None for all there are.
-        global_blocks: blocks at the start with a gate each, over the pairs that they take part in.
+        global_blocks: blocks at the start with a gate each, over the pairs of theirs with other blocks.
         strides: one residue class each; a pair in several belongs to the first.
         stride_from: block offset from which residue classes claim pairs.
 
@@ -91,6 +91,16 @@ class Candidates:
         return _names(self)
 
     @property
+    def meaning(self) -> dict[str, int]:
+        """By config key, what tells apart candidates of as many gates. A longer sequence leaves gates what they are."""
+        far = {f"strides[{n}]": stride for n, stride in enumerate(self.strides)}
+        return {
+            "block_size": self.block_size,
+            "global_blocks": self.global_blocks,
+            **({"stride_from": self.stride_from, **far} if far else {}),
+        }
+
+    @property
     def gates(self) -> int:
         """G."""
         return self.residue_gate(len(self.strides))
@@ -143,7 +153,9 @@ def _block_gates(c: Candidates, blocks: int, device: torch.device) -> Tensor:
         at = torch.arange(blocks, device=device)
         gates = offset_gate(c, at[:, None] - at[None, :])
         earlier = torch.minimum(at[:, None], at[None, :])
-        return torch.where(earlier < c.global_blocks, c.residue_gate(-c.global_blocks) + earlier, gates)
+        # A block's pairs with itself stay with offset 0: the first queries have nothing else to see.
+        takes_part = (earlier < c.global_blocks) & (at[:, None] != at[None, :])
+        return torch.where(takes_part, c.residue_gate(-c.global_blocks) + earlier, gates)
 
 
 @lru_cache(maxsize=256)
@@ -172,7 +184,9 @@ def _pairs(c: Candidates, length: int) -> Tensor:
         for offset, count in ((d // b, near), (d // b + 1, total - near)):
             claimed = (residue >= 0) & (offset >= c.stride_from)
             for sign in (1,) if c.causal else (1, -1):
-                own = offset_gate(c, sign * offset) if last else torch.full_like(d, c.residue_gate(n - c.global_blocks))
+                own = offset_gate(c, sign * offset)
+                if not last:
+                    own = torch.where(offset == 0, own, c.residue_gate(n - c.global_blocks))
                 gate = torch.where(claimed, c.residue_gate(0) + residue, own)
                 # distance 0 is its own mirror image
                 out.index_add_(0, gate, count if sign > 0 else count * (d > 0))

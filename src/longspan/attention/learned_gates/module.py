@@ -18,6 +18,7 @@ from longspan.attention.learned_gates.budget import Schedule, chosen_gates
 from longspan.attention.learned_gates.candidates import Candidates
 from longspan.attention.learned_gates.patterns import OpenBlocks, open_blocks, open_residues, plain_pattern
 from longspan.attention.merging import merged
+from longspan.attention.weights import ShowsWeights
 from longspan.cost import Cost
 from longspan.functional import sparse_attention
 from longspan.patterns import Full, Pattern
@@ -30,7 +31,7 @@ TRAVEL, FASTEST = 36.0, 0.5
 CERTAIN = 0.05  # a gate less likely to be open than this is not kept, though there be room
 
 
-class LearnedAttention(nn.Module):
+class LearnedAttention(ShowsWeights):
     """Every pair of positions has one gate in each head; training closes most of them (arXiv:1712.01312).
 
     A gate's log is added to the scores of its pairs, one number a block, inside the sparse kernel. Blocks of closed gates
@@ -58,6 +59,7 @@ class LearnedAttention(nn.Module):
 
     open: Tensor
     state: Tensor
+    meaning: Tensor
     share: Tensor
     cost_changes = True  # cost(length) is of the gates that are open now
 
@@ -91,6 +93,8 @@ class LearnedAttention(nn.Module):
         self.register_buffer("open", torch.ones(shape, dtype=torch.bool))
         # The bits of float64 numbers, so that no choice of precision for the weights rounds a step number.
         self.register_buffer("state", torch.zeros(5, dtype=torch.float64).view(torch.int64))
+        # Gates of other pairs may be as many; a checkpoint tells which its gates stand for.
+        self.register_buffer("meaning", torch.tensor(list(candidates.meaning.values())))
         pairs = candidates.pairs(candidates.length)
         self.register_buffer("share", (pairs / (heads * pairs.sum())).float(), persistent=False)
         self.pairs, self.total = pairs, int(pairs.sum()) * heads
@@ -218,9 +222,22 @@ class LearnedAttention(nn.Module):
         self._noise = None
         self.plain.repattern(plain_pattern(self.candidates, self.open.cpu()) if self.hardened else Full())
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
+        theirs = state_dict.setdefault(f"{prefix}meaning", self.meaning)  # older checkpoints do not have it
+        if theirs.shape == self.meaning.shape:
+            for (key, own), other in zip(self.candidates.meaning.items(), theirs.tolist(), strict=True):
+                if own != other:
+                    raise AttentionConfigError(
+                        key, f"= {own} where the checkpoint's gates were learned with {other}; give {other}, or a checkpoint "
+                        "without such gates",
+                    )  # fmt: skip
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._restore()
+        if self.hardened and self.density() > self.density_wanted:
+            raise AttentionConfigError(
+                "density", f"= {self.density_wanted}, and the checkpoint's pattern is final and keeps {self.density():.4g}; "
+                "give at least that, or a checkpoint from before it was final or of another attention",
+            )  # fmt: skip
 
     def train(self, mode: bool = True) -> LearnedAttention:
         """Averages of weights are swapped in and out between training and evaluation, which nothing else would show."""

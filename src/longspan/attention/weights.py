@@ -1,0 +1,47 @@
+"""What each query attends to, for any attention whose output is linear in the values.
+
+Legend: B batch, H heads, Hkv key/value heads, T tokens, D head width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from longspan.attention.errors import AttentionCallError
+
+MOST_MAPPED = 4096  # tokens; a map holds T * T weights a head
+
+
+class ShowsWeights(nn.Module):
+    """Base of the attention modules: a map of the weights that queries give keys."""
+
+    kv_heads: int
+
+    @torch.no_grad()
+    def attended(self, q: Tensor, k: Tensor, *, lengths: Tensor | None = None, segments: Tensor | None = None) -> Tensor:
+        """Weights [B, H, T, T] that this attention gives each key, for short sequences; as in evaluation.
+
+        The output is linear in the values, so values that are unit vectors read the weights off, D keys at a time.
+
+        Raises:
+            AttentionCallError: more tokens than a map is made for.
+        """
+        B, _, T, D = q.shape
+        if T > MOST_MAPPED:
+            raise AttentionCallError(f"a map of {T:,} tokens holds {T * T:,} weights a head; give up to {MOST_MAPPED:,}")
+        before = self.training
+        self.eval()
+        try:
+            columns = []
+            for first in range(0, T, D):
+                unit = torch.eye(T, device=q.device, dtype=q.dtype)[:, first : first + D]  # (T, up to D)
+                unit = nn.functional.pad(unit, (0, D - unit.shape[1])).expand(B, self.kv_heads, T, D)
+                columns.append(self.values_for_map(q, k, unit, lengths, segments))
+        finally:
+            self.train(before)
+        return torch.cat(columns, -1)[..., :T]
+
+    def values_for_map(self, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, segments: Tensor | None) -> Tensor:
+        """The output as `attended` wants it, linear in the values: a variant that is not says here what stands for it."""
+        return self(q, k, v, lengths=lengths, segments=segments)
