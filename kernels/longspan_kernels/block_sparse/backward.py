@@ -23,6 +23,9 @@ from .schedule import Work, work_of
 from .tuning import launch_of
 
 PREPARED_AT_ONCE = 64  # rows a program
+# Up to this head width pieces of columns are kept as pairs of the gradient's dtype: without spills at 168 registers, where a
+# float32 store in the epilogue has the loop spill 20 of them. Wider ones have no registers to spare either way.
+PAIRED_WIDTH = 64
 
 
 @on_its_device
@@ -226,9 +229,10 @@ def _keys(
             lambda: _plan_columns(call, component, dout, dk, dv, adding), dk.device, not component.dynamic
         )
         component.cache[key] = side
-    part_k = part_v = None if side.work.items is None else pairs
+    kept = dk.dtype if width_of(dk.shape[3]) <= PAIRED_WIDTH else torch.float32
+    part_k = part_v = None if side.work.items is None else dk if kept == dk.dtype else pairs
     if side.part is not None:
-        part_k, part_v = room.take(*side.part), room.take(*side.part)
+        part_k, part_v = (room.take(*side.part).view(kept) for _ in range(2))
     (queries, douts), _ = streamed((call.q, dout), component, "q", side.by_tma, call)
     side.main(
         queries, call.k, call.v, douts, pairs, dk, dv, *side.pattern, side.work.items, part_k, part_v,

@@ -14,7 +14,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .backward_sums import add_rows
+from .backward_sums import add_rows, add_rows_or_keep
 from .tile_math import (
     BAND,
     BITS,
@@ -122,7 +122,6 @@ def backward_columns(
     b, owner, line, slot, u, served, entries = work_item(
         ITEMS, LINES, GROUP, owners, lines, batch, batch_groups, ONE_GROUP, True
     )  # fmt: skip
-    offs_n = tl.arange(0, BN)
     offs_d = tl.arange(0, BD)
     b64, kv64 = b.to(tl.int64), owner.to(tl.int64)
     q_stop = q_len
@@ -201,15 +200,22 @@ def backward_columns(
         # Keys past the length were computed from zeros; their rows mix with no others.
         dk = tl.where(k_ok[:, None], dk, 0.0)
         dv = tl.where(k_ok[:, None], dv, 0.0)
-    limit = k_len
-    if PART_K is not None:
-        if slot >= 0:
-            at = (slot.to(tl.int64) * BN + offs_n)[:, None] * BD + offs_d[None, :]
-            tl.store(PART_K + at, dk)
-            tl.store(PART_V + at, dv)
-        limit = tl.where(slot < 0, limit, 0)
-    written = (token >= 0) & (token < limit)
     dk_at = DK + tl.multiple_of(b64 * dk_b + kv64 * dk_h, ALIGN)
     dv_at = DV + tl.multiple_of(b64 * dv_b + kv64 * dv_h, ALIGN)
-    add_rows(dk_at, dk, token, base, written, dk_t, step, 1, D, BD, BN, MERGE, K_INDEX is not None, STEPPED)
-    add_rows(dv_at, dv, token, base, written, dv_t, step, 1, D, BD, BN, MERGE, K_INDEX is not None, STEPPED)
+    INDEXED: tl.constexpr = K_INDEX is not None
+    PAIRED: tl.constexpr = PART_K is not None and PART_K.dtype.element_ty != tl.float32
+    if PAIRED:
+        written = (token >= 0) & (token < k_len)
+        add_rows_or_keep(dk_at, PART_K, dk, slot, token, base, written, dk_t, step, D, BD, BN, MERGE, INDEXED, STEPPED)
+        add_rows_or_keep(dv_at, PART_V, dv, slot, token, base, written, dv_t, step, D, BD, BN, MERGE, INDEXED, STEPPED)
+    else:
+        limit = k_len
+        if PART_K is not None:
+            if slot >= 0:
+                piece = (slot.to(tl.int64) * BN + tl.arange(0, BN))[:, None] * BD + offs_d[None, :]
+                tl.store(PART_K + piece, dk)
+                tl.store(PART_V + piece, dv)
+            limit = tl.where(slot < 0, limit, 0)
+        written = (token >= 0) & (token < limit)
+        add_rows(dk_at, dk, token, base, written, dk_t, step, 1, D, BD, BN, MERGE, INDEXED, STEPPED)
+        add_rows(dv_at, dv, token, base, written, dv_t, step, 1, D, BD, BN, MERGE, INDEXED, STEPPED)

@@ -62,6 +62,29 @@ def add_rows(
     tl.store(at, value.to(X.dtype.element_ty), mask=keep)
 
 
+@triton.jit
+def add_rows_or_keep(
+    X, PART, value, slot, token, base, ok, stride, step, D: tl.constexpr, BD: tl.constexpr, B: tl.constexpr,
+    MERGE: tl.constexpr, INDEXED: tl.constexpr, STEPPED: tl.constexpr,
+):  # fmt: skip
+    """As `add_rows`; or keeps the rows of a piece, those with slot >= 0, in PART [slots, 2, B, BD].
+
+    As two numbers of the gradient's own dtype, whose sum is as good as a float32 here: one store serves rows and pieces, which
+    leaves registers to the loop before it (see PAIRED_WIDTH in backward.py).
+    """
+    offs_d = tl.arange(0, BD)
+    at = addresses(X, token, base, stride, step, offs_d, B, INDEXED, STEPPED)
+    keep = ok[:, None] & (offs_d < D)[None, :]
+    cut = (slot + tl.zeros([B, 1], tl.int32)) >= 0
+    piece = PART + (slot.to(tl.int64) * (2 * B) + tl.arange(0, B))[:, None] * BD + offs_d[None, :]
+    if MERGE:
+        value += tl.load(at, mask=keep & ~cut, other=0.0).to(tl.float32)
+    high = value.to(X.dtype.element_ty)
+    tl.store(tl.where(cut, piece, at), high, mask=keep | cut)
+    if slot >= 0:
+        tl.store(piece + B * BD, (value - high.to(tl.float32)).to(X.dtype.element_ty))
+
+
 @triton.jit(do_not_specialize=VARYING)
 def add_pieces(
     X, PART, SPLITS, GROUP, MERGES, X_INDEX, x_b: tl.int64, x_h: tl.int64, x_t: tl.int64, index_stride: tl.int64,
@@ -78,10 +101,14 @@ def add_pieces(
     pieces = tl.load(at + 3)
     offs_x = tl.arange(0, BX)
     offs_d = tl.arange(0, BD)
+    HALVES: tl.constexpr = 1 if PART.dtype.element_ty == tl.float32 else 2
     acc = tl.zeros([BX, BD], tl.float32)
     for piece in tl.range(0, pieces):
-        place = ((slot + piece) * batch + b).to(tl.int64) * BX + offs_x
-        acc += tl.load(PART + place[:, None] * BD + offs_d[None, :])
+        at = ((slot + piece) * batch + b).to(tl.int64) * (HALVES * BX) + offs_x
+        found = tl.load(PART + at[:, None] * BD + offs_d[None, :]).to(tl.float32)
+        if HALVES == 2:
+            found += tl.load(PART + BX * BD + at[:, None] * BD + offs_d[None, :]).to(tl.float32)
+        acc += found
     u = (tl.maximum(tl.load(GROUP + owner * SHARE), 0) + b * batch_groups).to(tl.int64)
     base, token = tokens_of(X_INDEX, u, index_stride, line, x_start, 1, 1, BX, False)
     merge = 1
