@@ -144,10 +144,10 @@ def test_wrong_calls_are_named():
 
 
 def test_choosing_in_parts_changes_nothing(monkeypatch):
-    from longspan.attention import mixture_of_blocks
+    from longspan_kernels.block_sparse import choose
 
     module = variants.moba(block_size=16, top_k=3, **PLACE)
     q, k, _ = draw(90)
     whole = module.picks(q, k)
-    monkeypatch.setattr(mixture_of_blocks, "SCORES_AT_ONCE", 500)
+    monkeypatch.setattr(choose, "SCORES_AT_ONCE", 500)
     assert module.picks(q, k).sort().values.equal(whole.sort().values)

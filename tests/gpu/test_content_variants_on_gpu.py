@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import longspan.attention as variants
+from longspan_kernels.block_sparse import choose_blocks, choose_scored_blocks
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -61,3 +62,33 @@ def test_nothing_waits_for_the_device(name, settings):
         module(*leaves, lengths=lengths).square().sum().backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def close_choices(picks, expected, scores):
+    """Picks of float32 scores: as many as in float64, and no worse than rounding makes them."""
+    assert (picks < 0).sum(-1).equal((expected < 0).sum(-1))
+    ordered = picks.sort(-1).values
+    assert not ((ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] >= 0)).any()
+    ours, best = (scores.gather(-1, p.clamp(min=0)).masked_fill(p < 0, 0.0).sort(-1).values for p in (picks, expected))
+    torch.testing.assert_close(ours, best, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize(
+    ("length", "width", "picks"), [(4096, 64, 3), (1000, 128, 8), (517, 80, 16), (777, 256, 2), (40, 16, 3)]
+)
+def test_blocks_are_chosen_as_by_plain_torch(length, width, picks, dtype, causal):
+    torch.manual_seed(0)
+    size = 16
+    q = torch.randn(2, length, 4, width, device="cuda").to(dtype).transpose(1, 2)
+    means = torch.randn(2, 2, -(-length // size), width, device="cuda")
+    exact = q.double(), means.double()
+    scores = exact[0] @ exact[1].repeat_interleave(2, 1).mT
+    for lengths in (None, torch.tensor([length, length // 3], device="cuda")):
+        call = {"causal": causal, "lengths": lengths}
+        expected = choose_blocks(*exact, picks, size, **call)  # float64 is chosen by torch
+        close_choices(choose_blocks(q, means, picks, size, backend="triton", **call), expected, scores)
+        rows = scores[:, :, 20 : length - 1].float()
+        found = choose_scored_blocks(rows, picks, size, length, first_row=20, backend="triton", **call)
+        close_choices(found, expected[:, :, 20 : length - 1], scores[:, :, 20 : length - 1])

@@ -16,6 +16,7 @@ def import_interpreted() -> None:
     os.environ["TRITON_INTERPRET"] = "1"
     try:
         import longspan_kernels.block_sparse.backward
+        import longspan_kernels.block_sparse.choose_kernel
         import longspan_kernels.block_sparse.forward  # noqa: F401
     finally:
         del os.environ["TRITON_INTERPRET"]

@@ -1,5 +1,6 @@
 """Block-sparse attention: patterns as rules, rules compiled to layouts, layouts attended by torch or Triton."""
 
+from .choose import choose_blocks, choose_scored_blocks
 from .device_layout import DeviceLayout, DeviceLayoutError
 from .device_op import attend_by
 from .layout import Component, Layout, Lists
@@ -18,6 +19,8 @@ __all__ = [
     "Tiling",
     "attend",
     "attend_by",
+    "choose_blocks",
+    "choose_scored_blocks",
     "clear_layouts",
     "compile_layout",
     "dense_mask",

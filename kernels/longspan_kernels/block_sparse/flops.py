@@ -39,6 +39,16 @@ def backward_flops(
     return BACKWARD * q_shape[3] * q_shape[0] * pairs
 
 
+def choice_flops(
+    q_shape, means_shape, lengths_shape, picks, block_size, causal, backend, *rest, out_shape=None, **kwargs
+) -> int:
+    """A dot product for each query and block that it may pick; lengths are not known here."""
+    (batch, heads, length, width), blocks = q_shape, means_shape[2]
+    whole, rest_of_it = divmod(length, block_size)
+    before = block_size * (whole * (whole - 1) // 2) + rest_of_it * whole  # blocks before a query's own, summed over queries
+    return 2 * width * batch * heads * (before if causal else length * (blocks - 1))
+
+
 def register() -> None:
     """Makes FlopCounterMode count the ops; called once, when they are defined."""
     register_flop_formula(torch.ops.longspan.block_sparse_forward)(forward_flops)

@@ -17,7 +17,10 @@ import torch
 
 DIRECT = os.environ.get("LONGSPAN_DIRECT_LAUNCH") != "0"
 # What a profile of a device shows of Longspan's attention.
-KERNELS = ("forward_rows", "merge_pieces", "prepare_rows", "backward_rows", "backward_columns", "add_pieces")
+KERNELS = (
+    "forward_rows", "merge_pieces", "prepare_rows", "backward_rows", "backward_columns", "add_pieces", "choose_by_means",
+    "choose_by_scores",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

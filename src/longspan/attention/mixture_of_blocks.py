@@ -13,9 +13,10 @@ from longspan.attention.base import visited_pairs
 from longspan.attention.content import ContentAttention, with_lse, without_padding
 from longspan.attention.errors import AttentionConfigError, as_block_size, as_whole
 from longspan.attention.merging import merged
-from longspan.attention.picked_blocks import SCORES_AT_ONCE, attend_to_picks, best_blocks, tile_sides
+from longspan.attention.picked_blocks import attend_to_picks, tile_sides
 from longspan.cost import Cost
 from longspan.patterns import BigBird
+from longspan_kernels.block_sparse import choose_blocks
 
 
 class MixtureOfBlocks(ContentAttention):
@@ -65,25 +66,19 @@ class MixtureOfBlocks(ContentAttention):
     @torch.no_grad()
     def picks(self, q: Tensor, k: Tensor, lengths: Tensor | None = None) -> Tensor:
         """[B, H, T, up to top_k - 1] blocks that each query picks beside its own, -1 for none."""
-        (B, H, T, D), Hkv, size = q.shape, k.shape[1], self.block_size
+        T, size = q.shape[2], self.block_size
         blocks = -(-T // size)
         n = min(self.top_k, blocks) - 1
-        exact = torch.promote_types(q.dtype, torch.float32)
-        keys = F.pad(without_padding(k, lengths).to(exact), (0, 0, 0, blocks * size - T))
-        number = torch.arange(blocks, device=q.device)
-        tokens = torch.full((B, 1), T, device=q.device) if lengths is None else lengths[:, None]
-        filled = (tokens - number * size).clamp(0, size)  # (B or 1, nb) tokens of each block
-        means = keys.view(B, Hkv, blocks, size, D).sum(3) / filled.clamp(min=1)[:, None, :, None]
-        means = means.repeat_interleave(H // Hkv, 1).transpose(2, 3)  # (B, H, D, nb)
-        out = []
-        step = max(1, SCORES_AT_ONCE // (B * H * blocks))
-        for first in range(0, T, step):
-            rows = torch.arange(first, min(T, first + step), device=q.device)
-            own = rows[:, None] // size
-            near = number < own if self.causal else number != own  # (rows, nb)
-            allowed = near & (filled > 0)[:, None] & (rows < tokens)[:, :, None]  # (B, rows, nb)
-            out.append(best_blocks(q[:, :, first : first + step].to(exact) @ means, allowed[:, None], n))
-        return torch.cat(out, 2)
+        keys = without_padding(k, lengths)
+        if T % size:
+            keys = F.pad(keys, (0, 0, 0, blocks * size - T))
+        tokens = torch.full((1, 1), T, device=q.device) if lengths is None else lengths[:, None]
+        filled = (tokens - torch.arange(blocks, device=q.device) * size).clamp(
+            1, size
+        )  # (B or 1, nb) tokens of each block, 1 for none
+        total = keys.unflatten(2, (blocks, size)).sum(3, dtype=torch.promote_types(q.dtype, torch.float32))
+        means = total / filled[:, None, :, None]  # (B, Hkv, nb, D)
+        return choose_blocks(q, means, n, size, causal=self.causal, lengths=lengths, backend=self.backend)
 
     def cost(self, length: int) -> Cost:
         """Live pairs are exact where causal: how many blocks a query picks does not depend on what it holds. Both ways, a

@@ -14,11 +14,13 @@ from longspan.attention.compression import BlockCompression, compressed_count, o
 from longspan.attention.content import ContentAttention, with_lse, without_padding
 from longspan.attention.errors import AttentionConfigError, as_block_size, as_whole
 from longspan.attention.merging import merged
-from longspan.attention.picked_blocks import SCORES_AT_ONCE, attend_to_picks, best_blocks, tile_sides
+from longspan.attention.picked_blocks import attend_to_picks, tile_sides
 from longspan.cost import Cost
 from longspan.patterns import BigBird, Local
+from longspan_kernels.block_sparse import choose_scored_blocks
 
 COMPRESSIONS = ("mlp", "mean")
+SCORES_AT_ONCE = 1 << 23  # query-block scores held at a time
 ALWAYS = torch.finfo(torch.float32).max  # the importance of blocks that every query selects
 
 
@@ -128,7 +130,7 @@ class NativeSparseAttention(ContentAttention):
                 seen = seen.expand(len(tokens), len(rows), nc)[:, None]
                 out.append(self._over_compressed(part, keys, coarse_v, seen))
                 importance = self._importance(part, keys, seen, share)
-            picks.append(self._picks(importance, rows, tokens, n))
+            picks.append(self._picks(importance, first, T, lengths, n))
         return torch.cat(out, 2) if out else None, torch.cat(picks, 2)
 
     def _over_compressed(self, q: Tensor, keys: Tensor, values: Tensor, seen: Tensor) -> Tensor:
@@ -150,12 +152,15 @@ class NativeSparseAttention(ContentAttention):
         return weights.sum(2) @ share.to(exact)
 
     @torch.no_grad()
-    def _picks(self, importance: Tensor, rows: Tensor, tokens: Tensor, n: int) -> Tensor:
-        number, own = torch.arange(importance.shape[-1], device=rows.device), rows[:, None] // self.block_size
-        near = number < own if self.causal else number != own  # (rows, nb)
-        exists = (number * self.block_size < tokens[:, None])[:, None] & (rows < tokens[:, None])[:, :, None]
+    def _picks(self, importance: Tensor, first: int, length: int, lengths: Tensor | None, n: int) -> Tensor:
+        """[B, Hkv, rows, n] by the importance [B, Hkv, rows, nb] of the tokens from `first` on."""
+        number = torch.arange(importance.shape[-1], device=importance.device)
+        own = (first + torch.arange(importance.shape[2], device=importance.device))[:, None] // self.block_size
         always = (number == own - 1) | (number == 0)
-        return best_blocks(importance.masked_fill(always, ALWAYS), (near & exists)[:, None], n)
+        return choose_scored_blocks(
+            importance.masked_fill(always, ALWAYS), n, self.block_size, length, causal=self.causal, first_row=first,
+            lengths=lengths, backend=self.backend,
+        )  # fmt: skip
 
     def cost(self, length: int) -> Cost:
         """Pairs of a query with a compressed key count as pairs; pairs that several branches hold count once at most.

@@ -16,8 +16,6 @@ from longspan.attention.content import with_lse
 from longspan_kernels.block_sparse.device_layout import DeviceLayout
 from longspan_kernels.block_sparse.tuning import fitting, tilings
 
-SCORES_AT_ONCE = 1 << 23  # query-block scores held at a time
-
 
 def tile_sides(q: Tensor, block_size: int) -> tuple[int, int]:
     """Query and key places of a tile; the key side divides a block."""
@@ -25,12 +23,6 @@ def tile_sides(q: Tensor, block_size: int) -> tuple[int, int]:
     tile = tilings(q.shape[-1], q.dtype, capability)[1]
     # Each pick spreads T queries over T / bs blocks, so bs queries a block: larger tiles would be mostly padding.
     return min(tile.block_q, 1 << (block_size.bit_length() - 1)), fitting(tile.block_k, block_size)
-
-
-def best_blocks(scores: Tensor, allowed: Tensor, picks: int) -> Tensor:
-    """scores [..., nb], allowed [..., nb] bool -> [..., picks] block numbers, -1 where fewer are allowed."""
-    found = scores.masked_fill(~allowed, float("-inf")).topk(min(picks, scores.shape[-1]), sorted=False)
-    return torch.where(found.values > float("-inf"), found.indices, -1)
 
 
 def order_by_block(picks: Tensor, blocks: int, tile: int) -> tuple[Tensor, Tensor]:

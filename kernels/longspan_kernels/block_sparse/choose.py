@@ -1,0 +1,150 @@
+"""Which key blocks each query attends to: the best of a score for each block, as content-based variants want it.
+
+Legend: B batch, H query heads, Hkv key/value heads, T tokens, D head width, nb candidate blocks, n picks a query.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from .flops import choice_flops
+from .op import choose_backend, exact_products
+
+SCORES_AT_ONCE = 1 << 23  # query-block scores that plain torch holds at a time
+MOST_PICKS = 16  # n up to which the Triton kernels choose: they hold all picks in registers, and work grows with n
+
+
+def choose_blocks(
+    q: Tensor, means: Tensor, picks: int, block_size: int, *, causal: bool, lengths: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:  # fmt: skip
+    """The blocks whose vector a query likes best, by their dot product in float32 (the router of MoBA, arXiv:2502.13189).
+
+    A query may pick blocks that hold a token, but not its own (the one it is in); under `causal` those before its own.
+
+    Args:
+        q: [B, H, T, D], any strides.
+        means: [B, Hkv, nb, D], one vector a block, of float32 or q's dtype; Hkv divides H.
+        picks: n.
+        block_size: tokens a block; block c holds those from c * block_size on.
+        lengths: [B] int, tokens of each sequence; a query past it picks nothing.
+        backend: as in `attend`; Triton chooses up to MOST_PICKS blocks a query, and plain torch takes over beyond.
+
+    Returns:
+        [B, H, T, n] int64 block numbers, distinct, in no particular order, -1 where fewer may be picked. No gradient. Among
+        equal scores Triton picks the lowest number, torch any. A block whose score is -inf is not picked, nor, in Triton,
+        one whose score is NaN.
+
+    Raises:
+        BackendError: the backend cannot serve the call.
+    """
+    backend = _backend(backend, q, means, picks)
+    out = torch.ops.longspan.choose_blocks(q.detach(), means.detach(), lengths, picks, block_size, causal, backend)
+    return out.transpose(2, 3)
+
+
+def choose_scored_blocks(
+    scores: Tensor, picks: int, block_size: int, length: int, *, causal: bool, first_row: int = 0,
+    lengths: Tensor | None = None, backend: str = "auto",
+) -> Tensor:  # fmt: skip
+    """As `choose_blocks`, by scores [B, H, rows, nb] of the queries `first_row`, `first_row` + 1, ... of `length`.
+
+    Returns:
+        [B, H, rows, n] int64.
+
+    Raises:
+        BackendError: the backend cannot serve the call.
+    """
+    backend = _backend(backend, scores, scores, picks, by_width=False)
+    out = torch.ops.longspan.choose_scored_blocks(
+        scores.detach(), lengths, first_row, length, picks, block_size, causal, backend
+    )
+    return out.transpose(2, 3)
+
+
+def _backend(backend: str, q: Tensor, k: Tensor, picks: int, by_width: bool = True) -> str:
+    # Scores come from queries of any width: that of a score's row says nothing.
+    backend = choose_backend(backend, q if by_width else q.new_empty((1, 1, 1, 16)), k)
+    return backend if backend == "triton" and picks <= MOST_PICKS else "torch"
+
+
+def best_blocks(scores: Tensor, allowed: Tensor, picks: int) -> Tensor:
+    """scores [..., nb], allowed [..., nb] bool -> [..., picks] block numbers, -1 where fewer are allowed."""
+    found = scores.masked_fill(~allowed, float("-inf")).topk(min(picks, scores.shape[-1]), sorted=False)
+    best = torch.where(found.values > float("-inf"), found.indices, -1)
+    return torch.nn.functional.pad(best, (0, picks - best.shape[-1]), value=-1)
+
+
+def allowed_blocks(rows: Tensor, tokens: Tensor, blocks: int, block_size: int, causal: bool) -> Tensor:
+    """[B or 1, rows, nb] bool: which blocks a query may pick; rows [rows], tokens [B or 1]."""
+    number, own = torch.arange(blocks, device=rows.device), rows[:, None] // block_size
+    others = number < own if causal else number != own
+    filled = number * block_size < tokens[:, None]
+    return others & filled[:, None] & (rows < tokens[:, None])[:, :, None]
+
+
+@torch.library.custom_op("longspan::choose_blocks", mutates_args=())
+def _choose_blocks(
+    q: Tensor, means: Tensor, lengths: Tensor | None, picks: int, block_size: int, causal: bool, backend: str
+) -> Tensor:
+    if q.numel() == 0 or means.shape[2] == 0 or picks == 0:
+        return _picks_like(q, picks).fill_(-1)
+    if backend == "triton":
+        from .choose_kernel import triton_choose
+
+        return triton_choose(q, means, lengths, picks, block_size, causal)
+    with exact_products(q):
+        return _by_products(q, means, lengths, picks, block_size, causal)
+
+
+def _by_products(q: Tensor, means: Tensor, lengths: Tensor | None, picks: int, block_size: int, causal: bool) -> Tensor:
+    """The definition, some rows at a time."""
+    (B, H, T, _), (_, Hkv, blocks, _) = q.shape, means.shape
+    exact = torch.promote_types(q.dtype, torch.float32)
+    columns = means.to(exact).repeat_interleave(H // Hkv, 1).transpose(2, 3)  # (B, H, D, nb)
+    tokens = torch.full((1,), T, device=q.device) if lengths is None else lengths
+    out = _picks_like(q, picks)
+    step = max(1, SCORES_AT_ONCE // (B * H * blocks))
+    for first in range(0, T, step):
+        rows = torch.arange(first, min(T, first + step), device=q.device)
+        allowed = allowed_blocks(rows, tokens, blocks, block_size, causal)[:, None]
+        best = best_blocks(q[:, :, first : first + step].to(exact) @ columns, allowed, picks)
+        out[..., first : first + step] = best.transpose(2, 3)
+    return out
+
+
+@torch.library.custom_op("longspan::choose_scored_blocks", mutates_args=())
+def _choose_scored_blocks(
+    scores: Tensor, lengths: Tensor | None, first_row: int, length: int, picks: int, block_size: int, causal: bool,
+    backend: str,
+) -> Tensor:  # fmt: skip
+    if scores.numel() == 0 or picks == 0:
+        return _picks_like(scores, picks).fill_(-1)
+    if backend == "triton":
+        from .choose_kernel import triton_choose_scored
+
+        return triton_choose_scored(scores, lengths, first_row, length, picks, block_size, causal)
+    rows = torch.arange(first_row, first_row + scores.shape[2], device=scores.device)
+    tokens = torch.full((1,), length, device=scores.device) if lengths is None else lengths
+    allowed = allowed_blocks(rows, tokens, scores.shape[3], block_size, causal)[:, None]
+    return best_blocks(scores, allowed, picks).transpose(2, 3).contiguous()
+
+
+def _picks_like(q: Tensor, picks: int) -> Tensor:
+    """Empty picks [B, H, n, T]: the picks of one place lie side by side, as whoever sorts queries by them wants it."""
+    return q.new_empty((*q.shape[:2], picks, q.shape[2]), dtype=torch.int64)
+
+
+@_choose_blocks.register_fake
+def _(q, means, lengths, picks, block_size, causal, backend):
+    return _picks_like(q, picks)
+
+
+@_choose_scored_blocks.register_fake
+def _(scores, lengths, first_row, length, picks, block_size, causal, backend):
+    return _picks_like(scores, picks)
+
+
+register_flop_formula(torch.ops.longspan.choose_blocks)(choice_flops)

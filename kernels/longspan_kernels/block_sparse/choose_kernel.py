@@ -1,0 +1,264 @@
+"""Triton kernels that choose the best blocks of each query while its scores are in registers. Triton is imported here: import
+this file lazily.
+
+A chunk of candidates gives its n best, one a round, and each goes to its place among the n best so far; scores are never
+written. That is some 6n operations a score on units that are not the tensor cores, so it suits a small n.
+
+Legend: BM x BN a tile of queries x candidate blocks, BD the head width D rounded up to a power of two, N picks a query, SIZE
+tokens a block, SHARE query heads a key head, PARTS the bfloat16 numbers whose sum is one of q.
+"""
+
+# Triton adds tuples, but does not unpack into them; their types are its own.
+# ruff: noqa: RUF005
+# mypy: disable-error-code="assignment"
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .arguments import rows_of_unit_stride, width_of
+from .launching import SMALL, Launch, Plan, on_its_device
+from .tuning import SMALLEST, shared_memory
+
+PARTS = {torch.bfloat16: 1, torch.float16: 2, torch.float32: 3}  # bfloat16 numbers, 8 bits each, that hold one of a dtype
+CANDIDATES = 64  # scored at a time
+MEAN_PARTS = tl.constexpr(3)  # bfloat16 numbers whose sum is a float32
+NOBODY = tl.constexpr(1 << 30)  # beyond every block
+VARYING = ["q_len", "rows", "first_row", "blocks", "owners", "lines", "batch"]  # a kernel compiled for one value serves all
+
+
+@triton.jit
+def placed(value, number, values, numbers, FIRST: tl.constexpr, N: tl.constexpr):
+    """The N best so far, in falling order, with one more; it comes at FIRST or later. Among equals, earlier ones stay ahead."""
+    new_values, new_numbers = (), ()
+    for s in tl.static_range(N):
+        if s < FIRST:
+            new_values = new_values + (values[s],)
+            new_numbers = new_numbers + (numbers[s],)
+        else:
+            better = value > values[s]
+            ours, our_number = value, number
+            if s > FIRST:
+                moves = value > values[s - 1]  # what stood one place ahead comes here
+                ours = tl.where(moves, values[s - 1], value)
+                our_number = tl.where(moves, numbers[s - 1], number)
+            new_values = new_values + (tl.where(better, ours, values[s]),)
+            new_numbers = new_numbers + (tl.where(better, our_number, numbers[s]),)
+    return new_values, new_numbers
+
+
+@triton.jit
+def with_chunk(scores, number, values, numbers, N: tl.constexpr):
+    """The N best of a row so far and of one more chunk [BM, BN], whose candidates have these numbers [BN].
+
+    NaN and -inf are never among them.
+    """
+    # The numbers are found by a second reduction: cheaper than to carry them through the first. Only one candidate goes at a
+    # time, since others may have the same score.
+    for r in tl.static_range(N):
+        best = tl.max(scores, 1)
+        chosen = tl.min(tl.where(scores == best[:, None], number[None, :], NOBODY), 1)
+        values, numbers = placed(best, chosen, values, numbers, r, N)
+        if r < N - 1:
+            scores = tl.where(number[None, :] == chosen[:, None], float("-inf"), scores)
+    return values, numbers
+
+
+@triton.jit
+def allowed(number, own, end, CAUSAL: tl.constexpr):
+    """[BM, BN]: whether a query whose own block is `own` may pick these blocks, of which `end` and later are none."""
+    if CAUSAL:
+        keep = number[None, :] < tl.minimum(own, end)[:, None]
+    else:
+        keep = (number[None, :] != own[:, None]) & (number < end)[None, :]
+    return keep
+
+
+@triton.jit
+def candidates(LENGTHS, b, base, q_len, blocks, BM: tl.constexpr, SIZE: tl.constexpr, CAUSAL: tl.constexpr):
+    """(tokens of the sequence, the end of the blocks that a tile of queries from row `base` may pick)."""
+    tokens = q_len
+    if LENGTHS is not None:
+        tokens = tl.minimum(tl.load(LENGTHS + b).to(tl.int32), q_len)
+    end = tl.minimum((tokens + SIZE - 1) // SIZE, blocks)
+    if CAUSAL:
+        end = tl.minimum(end, (tl.minimum(base + BM, tokens) - 1) // SIZE)
+    return tokens, tl.where(base < tokens, end, 0)
+
+
+@triton.jit
+def none_yet(BM: tl.constexpr, N: tl.constexpr):
+    values, numbers = (), ()
+    for _ in tl.static_range(N):
+        values = values + (tl.full([BM], float("-inf"), tl.float32),)
+        numbers = numbers + (tl.full([BM], -1, tl.int32),)
+    return values, numbers
+
+
+@triton.jit
+def store_picks(OUT, numbers, line, row, rows, exists, N: tl.constexpr):
+    """Picks of rows into OUT [lines, N, rows]."""
+    for s in tl.static_range(N):
+        picks = tl.where(exists, numbers[s], -1).to(OUT.dtype.element_ty)
+        tl.store(OUT + (line * N + s) * rows + row, picks, mask=row < rows)
+
+
+@triton.jit
+def as_operand(x, INTERPRETED: tl.constexpr):
+    """bfloat16 as tl.dot takes it: Triton's interpreter cannot multiply them, but float32 holds the same numbers."""
+    if INTERPRETED:
+        x = x.to(tl.float32)
+    return x
+
+
+@triton.jit(do_not_specialize=VARYING)
+def choose_by_means(
+    Q, MEANS, LENGTHS, OUT, q_b: tl.int64, q_h: tl.int64, q_t: tl.int64, q_len: tl.int32, blocks: tl.int32,
+    owners: tl.int32, lines: tl.int32, batch: tl.int32, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr,
+    BN: tl.constexpr, N: tl.constexpr, SIZE: tl.constexpr, SHARE: tl.constexpr, PARTS: tl.constexpr, CAUSAL: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """Picks by the dot of a query with one vector a block, Q [B, H, T, D] by MEANS [MEAN_PARTS, B * Hkv, nb, D] bfloat16.
+
+    A float32 product from tensor cores: both sides are sums of bfloat16 numbers, each 2^-8 of the one before, whose products
+    are exact; those that reach the last bits of the sum are added up, the smallest first.
+    """
+    pid = tl.program_id(0)
+    # The last rows have most candidates under CAUSAL: they go first. Heads of one line share the cache.
+    head = pid % (owners * batch)
+    base = (lines - 1 - pid // (owners * batch)) * BM
+    b = head // owners
+    group = b * (owners // SHARE) + head % owners // SHARE
+    tokens, end = candidates(LENGTHS, b, base, q_len, blocks, BM, SIZE, CAUSAL)
+    row = base + tl.arange(0, BM)
+    own = row // SIZE
+    offs_d = tl.arange(0, BD)
+    offs_n = tl.arange(0, BN)
+    at = Q + b.to(tl.int64) * q_b + (head % owners).to(tl.int64) * q_h + row.to(tl.int64)[:, None] * q_t + offs_d[None, :]
+    q = tl.load(at, mask=(row < tokens)[:, None] & (offs_d < D)[None, :], other=0.0)
+    first = q.to(tl.bfloat16)
+    second, third = first, first
+    if PARTS > 1:
+        rest = q.to(tl.float32) - first.to(tl.float32)
+        second = rest.to(tl.bfloat16)
+        third = (rest - second.to(tl.float32)).to(tl.bfloat16)
+    first, second, third = as_operand(first, INTERPRETED), as_operand(second, INTERPRETED), as_operand(third, INTERPRETED)
+    plane = (owners // SHARE * batch * blocks).to(tl.int64) * D
+    means = MEANS + (group * blocks).to(tl.int64) * D
+    values, numbers = none_yet(BM, N)
+    for start in tl.range(0, end, BN):
+        number = start + offs_n
+        place = means + number[:, None] * D + offs_d[None, :]
+        inside = (number < end)[:, None] & (offs_d < D)[None, :]
+        large = tl.trans(as_operand(tl.load(place, mask=inside, other=0.0), INTERPRETED))
+        middle = tl.trans(as_operand(tl.load(place + plane, mask=inside, other=0.0), INTERPRETED))
+        small = tl.trans(as_operand(tl.load(place + 2 * plane, mask=inside, other=0.0), INTERPRETED))
+        scores = tl.dot(first, small)
+        if PARTS > 1:
+            scores = tl.dot(second, middle, scores)
+            if PARTS > 2:
+                scores = tl.dot(third, large, scores)
+        scores = tl.dot(first, middle, scores)
+        if PARTS > 1:
+            scores = tl.dot(second, large, scores)
+        scores = tl.dot(first, large, scores)
+        scores = tl.where(allowed(number, own, end, CAUSAL), scores, float("-inf"))
+        values, numbers = with_chunk(scores, number, values, numbers, N)
+    store_picks(OUT, numbers, head.to(tl.int64), row, q_len, row < tokens, N)
+
+
+@triton.jit(do_not_specialize=VARYING)
+def choose_by_scores(
+    SCORES, LENGTHS, OUT, s_b: tl.int64, s_h: tl.int64, s_t: tl.int64, q_len: tl.int32, rows: tl.int32, first_row: tl.int32,
+    blocks: tl.int32, owners: tl.int32, batch: tl.int32, BM: tl.constexpr, BN: tl.constexpr, N: tl.constexpr,
+    SIZE: tl.constexpr, CAUSAL: tl.constexpr,
+):  # fmt: skip
+    """Picks by SCORES [B, H, rows, nb] that are given, of the queries from `first_row` on."""
+    pid = tl.program_id(0)
+    head = pid % (owners * batch)
+    base = pid // (owners * batch) * BM
+    b = head // owners
+    place = base + tl.arange(0, BM)
+    row = first_row + place
+    tokens, end = candidates(LENGTHS, b, first_row + base, q_len, blocks, BM, SIZE, CAUSAL)
+    own = row // SIZE
+    offs_n = tl.arange(0, BN)
+    line = SCORES + b.to(tl.int64) * s_b + (head % owners).to(tl.int64) * s_h + place.to(tl.int64)[:, None] * s_t
+    values, numbers = none_yet(BM, N)
+    for start in tl.range(0, end, BN):
+        number = start + offs_n
+        keep = allowed(number, own, end, CAUSAL) & (place < rows)[:, None]
+        scores = tl.load(line + number[None, :], mask=keep, other=float("-inf")).to(tl.float32)
+        values, numbers = with_chunk(scores, number, values, numbers, N)
+    store_picks(OUT, numbers, head.to(tl.int64), place, rows, row < tokens, N)
+
+
+@on_its_device
+def triton_choose(q: Tensor, means: Tensor, lengths: Tensor | None, picks: int, block_size: int, causal: bool) -> Tensor:
+    """As `choose.choose_blocks`, but [B, H, picks, T]: a kernel writes the picks of one place side by side."""
+    (B, H, T, D), (_, Hkv, blocks, _) = q.shape, means.shape
+    q = rows_of_unit_stride(q)
+    split = bfloat16_parts(means)
+    out = torch.empty((B, H, picks, T), dtype=torch.int64, device=q.device)
+    block_q, block_n = tile_of(q)
+    lines = -(-T // block_q)
+    lengths = None if lengths is None else lengths.contiguous()
+    # Two programs of 8 warps fit a processor then: while one picks, the other's products run. No more picks go without spills.
+    registers = 128 if block_q == 128 and picks < 16 else None
+    q_b, q_h, q_t, _ = q.stride()
+    plan = Plan(choose_by_means, lines * B * H, {
+        "q_b": q_b, "q_h": q_h, "q_t": q_t, "q_len": T, "blocks": blocks, "owners": H, "lines": lines, "batch": B, "D": D,
+        "BD": width_of(D), "BM": block_q, "BN": block_n, "N": picks, "SIZE": block_size, "SHARE": H // Hkv,
+        "PARTS": PARTS[q.dtype], "CAUSAL": causal, "INTERPRETED": not q.is_cuda,
+    }, Launch(8 if block_q == 128 else 4, 2, registers=registers), aligned(q, lengths))  # fmt: skip
+    plan(q, split, lengths, out)
+    return out
+
+
+@on_its_device
+def triton_choose_scored(
+    scores: Tensor, lengths: Tensor | None, first_row: int, length: int, picks: int, block_size: int, causal: bool
+) -> Tensor:  # fmt: skip
+    """As `choose.choose_scored_blocks`, but [B, H, picks, rows]."""
+    B, H, rows, blocks = scores.shape
+    scores = rows_of_unit_stride(scores)
+    out = torch.empty((B, H, picks, rows), dtype=torch.int64, device=scores.device)
+    block_q = 32  # scores take no shared memory, and small tiles hide the wait for them
+    lengths = None if lengths is None else lengths.contiguous()
+    s_b, s_h, s_t, _ = scores.stride()
+    plan = Plan(choose_by_scores, -(-rows // block_q) * B * H, {
+        "s_b": s_b, "s_h": s_h, "s_t": s_t, "q_len": length, "rows": rows, "first_row": first_row, "blocks": blocks,
+        "owners": H, "batch": B, "BM": block_q, "BN": CANDIDATES, "N": picks, "SIZE": block_size, "CAUSAL": causal,
+    }, SMALL, aligned(scores, lengths))  # fmt: skip
+    plan(scores, lengths, out)
+    return out
+
+
+def bfloat16_parts(x: Tensor) -> Tensor:
+    """[MEAN_PARTS, *x.shape] bfloat16, contiguous: the number nearest to x, that nearest to what is left, and so on."""
+    parts = torch.empty((MEAN_PARTS.value, *x.shape), dtype=torch.bfloat16, device=x.device)
+    rest = x.float()
+    for part in parts:
+        part.copy_(rest)
+        rest = rest - part
+    return parts
+
+
+def tile_of(q: Tensor) -> tuple[int, int]:
+    """Queries and candidates of a tile: the queries' parts stay in shared memory, beside two rounds of the candidates'."""
+    budget = shared_memory(torch.cuda.get_device_capability(q.device) if q.is_cuda else (9, 0))
+    row_bytes, parts = 2 * width_of(q.shape[-1]), PARTS[q.dtype]
+    block_q, block_n = 128, CANDIDATES
+    while (parts * block_q + 2 * MEAN_PARTS.value * block_n) * row_bytes > budget and block_n > SMALLEST:
+        if block_q >= 2 * block_n:
+            block_q //= 2
+        else:
+            block_n //= 2
+    return block_q, block_n
+
+
+def aligned(*tensors: Tensor | None) -> bool:
+    """Whether tensors start at multiples of 16 bytes."""
+    return all(x is None or x.data_ptr() % 16 == 0 for x in tensors)
