@@ -39,7 +39,7 @@ HOPPER: Table = {
     ("backward_rows", 128, "middle"): Launch(4, 2, one_loop=True, by_tma=True),
     ("backward_rows", 128, "long"): Launch(4, 2, by_tma=True),
     ("backward_columns", 64, "short"): Launch(4, 3, by_tma=True),
-    ("backward_columns", 64, "blocks"): Launch(4, 3, by_tma=True),
+    ("backward_columns", 64, "blocks"): Launch(4, 3, by_tma=True, registers=168),
     ("backward_columns", 64, "bits"): Launch(4, 2, one_loop=True, by_tma=True, registers=168),
     ("backward_columns", 64, "gathered"): Launch(4, 3, one_loop=True, by_tma=True, registers=168),
     ("backward_columns", 64, "middle"): Launch(4, 3, one_loop=True, by_tma=True, registers=168),
