@@ -104,10 +104,10 @@ def add_pieces(
     HALVES: tl.constexpr = 1 if PART.dtype.element_ty == tl.float32 else 2
     acc = tl.zeros([BX, BD], tl.float32)
     for piece in tl.range(0, pieces):
-        at = ((slot + piece) * batch + b).to(tl.int64) * (HALVES * BX) + offs_x
-        found = tl.load(PART + at[:, None] * BD + offs_d[None, :]).to(tl.float32)
+        place = ((slot + piece) * batch + b).to(tl.int64) * (HALVES * BX) + offs_x
+        found = tl.load(PART + place[:, None] * BD + offs_d[None, :]).to(tl.float32)
         if HALVES == 2:
-            found += tl.load(PART + BX * BD + at[:, None] * BD + offs_d[None, :]).to(tl.float32)
+            found += tl.load(PART + BX * BD + place[:, None] * BD + offs_d[None, :]).to(tl.float32)
         acc += found
     u = (tl.maximum(tl.load(GROUP + owner * SHARE), 0) + b * batch_groups).to(tl.int64)
     base, token = tokens_of(X_INDEX, u, index_stride, line, x_start, 1, 1, BX, False)
