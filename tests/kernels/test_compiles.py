@@ -1,0 +1,26 @@
+"""Kernels compile for GPUs that are not here: the interpreter takes what the compiler refuses, and knows no shared memory."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+from longspan_kernels.block_sparse.tuning import shared_memory
+
+SCRIPT = Path(__file__).parents[1] / "shared" / "compile_kernels.py"
+
+
+@pytest.mark.parametrize(("capability", "cases"), [(90, 6), (80, 1), (120, 2)])
+def test_every_kernel_compiles_and_fits(capability, cases):
+    settings = {**os.environ, "TRITON_INTERPRET": "0"}
+    words = [sys.executable, str(SCRIPT), str(capability), str(cases)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=settings, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = [line.split() for line in done.stdout.splitlines()]
+    assert {"forward_rows", "backward_rows", "backward_columns", "prepare_rows", "add_pieces"} <= {row[0] for row in rows}
+    for name, *_, shared in rows:
+        assert int(shared) <= shared_memory((capability // 10, capability % 10)), name

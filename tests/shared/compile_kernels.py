@@ -1,0 +1,99 @@
+"""Compiles, without a GPU, every kernel that some calls launch, for a compute capability; prints a line for each.
+
+python tests/shared/compile_kernels.py 90 [CASES]    # kernel, tile, warps, stages, bytes of shared memory
+
+Triton's interpreter takes what its compiler refuses, and knows no shared memory.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from longspan.patterns import BigBird, Fixed, Local, Longformer, Pattern, Strided
+from longspan_kernels.block_sparse import launching, schedule, tuning
+from longspan_kernels.block_sparse.backward import triton_backward
+from longspan_kernels.block_sparse.choose_kernel import triton_choose, triton_choose_scored
+from longspan_kernels.block_sparse.forward import triton_forward
+from longspan_kernels.block_sparse.planner import compile_layout, granularity
+
+TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int32: "i32", torch.int64: "i64",
+         torch.int8: "i8", torch.int16: "i16"}  # fmt: skip
+CASES: list[tuple[Pattern, bool, int, torch.dtype]] = [
+    (BigBird(64, 3, 1, 2), False, 64, torch.bfloat16),
+    (Longformer(256, (0, 5)), False, 128, torch.bfloat16),
+    (Fixed(64, 16), True, 40, torch.float16),
+    (Local(64) | Strided(16), True, 64, torch.bfloat16),
+    (Local(256), True, 256, torch.bfloat16),
+    (Local(256), True, 64, torch.float32),
+]
+HEADS, LENGTH = 8, 2048
+_seen: set[tuple] = set()
+
+
+def compiles(capability: int) -> None:
+    """From here on a launch compiles its kernel, once for each set of compile-time values, and runs nothing."""
+
+    def dispatch(plan: launching.Plan, tensors: tuple) -> None:
+        kernel, numbers, choice = plan.kernel, plan.numbers, plan.choice
+        signature, constants, attributes = {}, {}, {}
+        given = dict(zip(kernel.arg_names, tensors, strict=False))
+        for number, parameter in enumerate(kernel.params):
+            name, at = parameter.name, (number,)
+            value = given[name] if name in given else numbers[name]
+            if value is None or parameter.is_constexpr:
+                signature[name], constants[at] = "constexpr", value
+            elif isinstance(value, Tensor):
+                signature[name], attributes[at] = f"*{TYPES[value.dtype]}", [["tt.divisibility", 16]]
+            elif not isinstance(value, (int, float)):
+                signature[name] = f"tensordesc<{TYPES[value.base.dtype]}{value.block_shape}>"
+            elif isinstance(value, float):
+                signature[name] = "fp32"
+            else:
+                signature[name] = parameter.annotation_type or "i32"
+                if not parameter.do_not_specialize and value == 1:
+                    signature[name], constants[at] = "constexpr", 1
+                elif not parameter.do_not_specialize and value % 16 == 0:
+                    attributes[at] = [["tt.divisibility", 16]]
+        key = (kernel.__name__, choice, *signature.values(), *constants.items(), *attributes)
+        if key in _seen:
+            return
+        _seen.add(key)
+        limit = {} if choice.registers is None else {"maxnreg": choice.registers}
+        for stages in range(choice.stages, 0, -1):  # as a launch does where the pipeline does not fit
+            options = {"num_warps": choice.warps, "num_stages": stages, **limit}
+            source = ASTSource(kernel, signature, constants, attributes)
+            made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+            if made.metadata.shared <= tuning.shared_memory((capability // 10, capability % 10)) or stages == 1:
+                break
+        tile = (numbers.get("BM"), numbers.get("BN"), numbers.get("BD"))
+        print(kernel.__name__, *tile, choice.warps, stages, made.metadata.shared, flush=True)
+
+    launching.Plan._first = dispatch  # type: ignore[method-assign]
+
+
+def main(capability: int, cases: int = len(CASES)) -> None:
+    compiles(capability)
+    tuning._major = lambda device: capability // 10  # type: ignore[assignment]
+    schedule.processors = lambda device: 132
+    for pattern, causal, width, dtype in CASES[:cases]:
+        rules = pattern.head_rules(LENGTH, LENGTH, HEADS, causal, torch.device("cpu"))
+        blocks = min(filter(None, (granularity(rule) for _, rule in rules)), default=None)
+        tiles = tuning.tilings(width, dtype, (capability // 10, capability % 10), blocks)
+        first, second = (compile_layout(rules, LENGTH, LENGTH, HEADS, tiling, "cpu") for tiling in tiles)
+        q, k, v, dout = (torch.zeros(1, HEADS, LENGTH, width, dtype=dtype) for _ in range(4))
+        out, lse = triton_forward(q, k, v, first, scale=0.1)
+        triton_backward(dout, None, q, k, v, out, lse, second, scale=0.1)
+    for dtype in (torch.bfloat16, torch.float32):
+        q, means = torch.zeros(1, 4, 512, 64, dtype=dtype), torch.zeros(1, 2, 8, 64)
+        triton_choose(q, means, None, 3, 64, True)
+    triton_choose_scored(torch.zeros(1, 2, 512, 8), None, 0, 512, 3, 64, True)
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:3]))
