@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import warnings
 from concurrent.futures import Future
 from importlib.util import find_spec
 from pathlib import Path
@@ -104,7 +105,9 @@ class SearchSweep(Sweep):
                 "sweep.output=FOLDER"
             )
         count = len(optuna.load_study(study_name=known[0], storage=storage).trials) if known else 0
-        sampler = optuna.samplers.TPESampler(seed=self.search.seed + count, constant_liar=True)
+        with warnings.catch_warnings():  # constant_liar is what trials at once want, and experimental for years
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            sampler = optuna.samplers.TPESampler(seed=self.search.seed + count, constant_liar=True)
         maximise = self.search.metric is not None and self.search.maximise
         return optuna.create_study(
             study_name=str(self.settings.name),

@@ -24,7 +24,8 @@ def run_config(config: DictConfig) -> dict[str, Any]:
     hydra = HydraConfig.get()
     check_config(config, multirun=hydra.mode == RunMode.MULTIRUN)
     if hydra.mode == RunMode.MULTIRUN and config.get("group") is None:
-        config.group = Path(hydra.sweep.dir).as_posix()
+        folder, here = Path(hydra.sweep.dir), hydra.runtime.cwd
+        config.group = (folder.relative_to(here) if folder.is_relative_to(here) else folder).as_posix()
     return plain_config(config)
 
 
