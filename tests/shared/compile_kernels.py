@@ -16,7 +16,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from longspan.patterns import BigBird, Fixed, Local, Longformer, Pattern, Strided
-from longspan_kernels.block_sparse import launching, schedule, tuning
+from longspan_kernels.block_sparse import choose_kernel, launching, schedule, tuning
 from longspan_kernels.block_sparse.backward import triton_backward
 from longspan_kernels.block_sparse.choose_kernel import triton_choose, triton_choose_scored
 from longspan_kernels.block_sparse.forward import triton_forward
@@ -80,6 +80,7 @@ def compiles(capability: int) -> None:
 def main(capability: int, cases: int = len(CASES)) -> None:
     compiles(capability)
     tuning._major = lambda device: capability // 10  # type: ignore[assignment]
+    choose_kernel.capability_of = lambda device: (capability // 10, capability % 10)  # type: ignore[assignment]
     schedule.processors = lambda device: 132
     for pattern, causal, width, dtype in CASES[:cases]:
         rules = pattern.head_rules(LENGTH, LENGTH, HEADS, causal, torch.device("cpu"))
@@ -89,8 +90,8 @@ def main(capability: int, cases: int = len(CASES)) -> None:
         q, k, v, dout = (torch.zeros(1, HEADS, LENGTH, width, dtype=dtype) for _ in range(4))
         out, lse = triton_forward(q, k, v, first, scale=0.1)
         triton_backward(dout, None, q, k, v, out, lse, second, scale=0.1)
-    for dtype in (torch.bfloat16, torch.float32):
-        q, means = torch.zeros(1, 4, 512, 64, dtype=dtype), torch.zeros(1, 2, 8, 64)
+    for dtype, width in ((torch.bfloat16, 64), (torch.float32, 64), (torch.bfloat16, 128), (torch.float32, 128)):
+        q, means = torch.zeros(1, 4, 512, width, dtype=dtype), torch.zeros(1, 2, 8, width)
         triton_choose(q, means, None, 3, 64, True)
     triton_choose_scored(torch.zeros(1, 2, 512, 8), None, 0, 512, 3, 64, True)
 

@@ -13,6 +13,8 @@ tokens a block, SHARE query heads a key head, PARTS the bfloat16 numbers whose s
 # mypy: disable-error-code="assignment"
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 import triton
 import triton.language as tl
@@ -248,7 +250,8 @@ def bfloat16_parts(x: Tensor) -> Tensor:
 
 def tile_of(q: Tensor) -> tuple[int, int]:
     """Queries and candidates of a tile: the queries' parts stay in shared memory, beside two rounds of the candidates'."""
-    budget = shared_memory(torch.cuda.get_device_capability(q.device) if q.is_cuda else (9, 0))
+    # A quarter is left for scores on their way between layouts.
+    budget = shared_memory(capability_of(q.device)) * 3 // 4
     row_bytes, parts = 2 * width_of(q.shape[-1]), PARTS[q.dtype]
     block_q, block_n = 128, CANDIDATES
     while (parts * block_q + 2 * MEAN_PARTS.value * block_n) * row_bytes > budget and block_n > SMALLEST:
@@ -257,6 +260,11 @@ def tile_of(q: Tensor) -> tuple[int, int]:
         else:
             block_n //= 2
     return block_q, block_n
+
+
+@lru_cache(maxsize=16)
+def capability_of(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
 
 
 def aligned(*tensors: Tensor | None) -> bool:
