@@ -67,6 +67,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--peer", action="append", default=[], metavar="NAME", help="sdpa, flex, sdpa-cudnn, ... or package.module:function"
     )
+    parser.add_argument("--alone", action="store_true", help="time a suite's cases without their peers")
     parser.add_argument("--seconds", type=float, default=1.0, help="time to spend on each side of a case (default: 1)")
     parser.add_argument(
         "--compile",
@@ -94,7 +95,7 @@ def plans(args: argparse.Namespace) -> list[Plan]:
     if args.suite:
         chosen = suite(args.suite)
         chosen = [p for p in chosen if not args.only or any(text in p.case.name for text in args.only)]
-        return [Plan(p.case, (*p.sides, *args.peer)) for p in chosen]
+        return [Plan(p.case, ("longspan",) if args.alone else (*p.sides, *args.peer)) for p in chosen]
     if not args.pattern:
         raise CaseError("nothing to time; give --attention, --suite or --pattern")
     dtype = DTYPES[args.dtype or ("bfloat16" if args.device.startswith("cuda") else "float32")]

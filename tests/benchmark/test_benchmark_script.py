@@ -1,6 +1,8 @@
 """The benchmark's command line: a slip gets a line before anything is timed, and what was typed is kept to repeat."""
 
+import argparse
 import json
+import runpy
 import shlex
 import subprocess
 import sys
@@ -34,3 +36,9 @@ def test_the_command_is_kept_as_it_was_typed_and_names_no_folder_of_the_machine(
     subprocess.run([sys.executable, SCRIPT, *words, "--device", "cpu", "-o", output], cwd=tmp_path, timeout=120, check=True)
     command = json.loads(output.read_text())["command"]
     assert shlex.split(command) == ["python", "scripts/benchmark.py", *words, "--device", "cpu", "-o", str(output)]
+
+
+def test_a_suite_without_its_peers():
+    plans = runpy.run_path(str(SCRIPT))["plans"]
+    alone = plans(argparse.Namespace(suite="gpu", only=["bigbird"], alone=True, peer=[]))
+    assert len(alone) == 2 and {plan.sides for plan in alone} == {("longspan",)}
