@@ -23,8 +23,8 @@ from .schedule import Work, work_of
 from .tuning import launch_of
 
 PREPARED_AT_ONCE = 64  # rows a program
-# Up to this head width pieces of columns are kept as pairs of the gradient's dtype: without spills at 168 registers, where a
-# float32 store in the epilogue has the loop spill 20 of them. Wider ones have no registers to spare either way.
+# Up to this head width pieces of columns are kept as pairs of the gradient's dtype: no spills at 168 registers, where a float32
+# store in the epilogue has the loop spill 88 bytes a thread. Wider ones have no registers to spare either way.
 PAIRED_WIDTH = 64
 
 

@@ -118,10 +118,7 @@ def backward_columns(
     ONE_LOOP: tl.constexpr, BY_TMA: tl.constexpr, MERGE: tl.constexpr,
     BIAS_BLOCK: tl.constexpr, ALIGN: tl.constexpr, EXACT: tl.constexpr, SERIAL_MASKS: tl.constexpr,
 ):  # fmt: skip
-    # Heads from the last to the first, and rows from the first: each pass begins with what the one before it left in the cache.
-    b, owner, line, slot, u, served, entries = work_item(
-        ITEMS, LINES, GROUP, owners, lines, batch, batch_groups, ONE_GROUP, True
-    )  # fmt: skip
+    b, owner, line, slot, u, served, entries = work_item(ITEMS, LINES, GROUP, owners, lines, batch, batch_groups, ONE_GROUP)
     offs_d = tl.arange(0, BD)
     b64, kv64 = b.to(tl.int64), owner.to(tl.int64)
     q_stop = q_len

@@ -4,7 +4,8 @@ For numbers of two bytes and, but for "wide" launches, tiles of 64 x 64. A capab
 takes the rule in tuning.py. Keys are (kernel, head width rounded up to 64 or 128, lines). Lines are "short" where a typical
 line visits few tiles, "blocks" where it does and none has a mask, "bits" where some of their masks are no bands, "middle" where
 it visits more, "long" where it visits many or grows with the length, "gathered" where its queries or keys are: see `lines_of`.
-A "wide" launch has a tile of its own, for patterns that lose little to it.
+A "wide" launch has a tile of its own, for patterns that lose little to it. "gathered" ones are by hand, between the best that
+the search found for few gathered keys and what suited many.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ HOPPER: Table = {
     ("backward_rows", 128, "middle"): Launch(4, 2, one_loop=True, by_tma=True),
     ("backward_rows", 128, "long"): Launch(4, 2, by_tma=True),
     ("backward_columns", 64, "short"): Launch(4, 3, by_tma=True),
-    ("backward_columns", 64, "blocks"): Launch(4, 3, by_tma=True, registers=168),
+    ("backward_columns", 64, "blocks"): Launch(4, 3, by_tma=True),
     ("backward_columns", 64, "bits"): Launch(4, 2, one_loop=True, by_tma=True, registers=168),
     ("backward_columns", 64, "gathered"): Launch(4, 3, one_loop=True, by_tma=True, registers=168),
     ("backward_columns", 64, "middle"): Launch(4, 3, one_loop=True, by_tma=True, registers=168),

@@ -94,11 +94,9 @@ def _schedule(lists: Lists, name: str, groups: Tensor, batch: int, everything: b
     cut_pieces = torch.where(cut, pieces, 0)
     first_slot = torch.cumsum(cut_pieces, 0) - cut_pieces
     slot = torch.where(cut[of], first_slot[of] + part, -1)
-    # Heaviest first, in coarse steps: within one the order stays that of memory, backwards for columns (see backward_columns).
+    # Heaviest first, in coarse steps: within one the order stays that of memory.
     level = (2 * torch.log2((end - begin).clamp(min=1).double())).round().long()
-    order = torch.arange(len(of), device=weight.device)
-    order = order.flip(0) if name == "columns" else order
-    order = order[torch.argsort(-level[order], stable=True)]
+    order = torch.argsort(-level, stable=True)
     owner, line = of // lines, of % lines
     masked = bits = tile = torch.zeros_like(of)
     if groups.shape[1] == 1:

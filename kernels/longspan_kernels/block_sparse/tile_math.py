@@ -28,18 +28,15 @@ VARYING = [
 
 
 @triton.jit
-def work_item(ITEMS, LINES, GROUP, owners, lines, batch, batch_groups, ONE_GROUP: tl.constexpr, LAST_FIRST: tl.constexpr):
+def work_item(ITEMS, LINES, GROUP, owners, lines, batch, batch_groups, ONE_GROUP: tl.constexpr):
     """What this program does: (b, owner, line, slot of its partial result or -1, group, served, entries).
 
-    LAST_FIRST: from the last owner to the first; lists of items have their own order. An owner is a head (rows) or a key head
-    (columns). Without a list of items, one program serves each line. `entries` points
+    An owner is a head (rows) or a key head (columns). Without a list of items, one program serves each line. `entries` points
     at a record of 8: first entry, first masked one, first bit-masked one, end, tile of the first entry, owner, line, slot.
     """
     pid = tl.program_id(0)
     served = pid >= 0
     if ITEMS is None:
-        if LAST_FIRST:
-            pid = tl.num_programs(0) - 1 - pid
         line = pid % lines
         rest = pid // lines
         owner = rest % owners

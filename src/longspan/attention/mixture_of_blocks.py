@@ -73,9 +73,8 @@ class MixtureOfBlocks(ContentAttention):
         if T % size:
             keys = F.pad(keys, (0, 0, 0, blocks * size - T))
         tokens = torch.full((1, 1), T, device=q.device) if lengths is None else lengths[:, None]
-        filled = (tokens - torch.arange(blocks, device=q.device) * size).clamp(
-            1, size
-        )  # (B or 1, nb) tokens of each block, 1 for none
+        number = torch.arange(blocks, device=q.device)
+        filled = (tokens - number * size).clamp(1, size)  # (B or 1, nb) tokens of each block, 1 for none
         total = keys.unflatten(2, (blocks, size)).sum(3, dtype=torch.promote_types(q.dtype, torch.float32))
         means = total / filled[:, None, :, None]  # (B, Hkv, nb, D)
         return choose_blocks(q, means, n, size, causal=self.causal, lengths=lengths, backend=self.backend)
