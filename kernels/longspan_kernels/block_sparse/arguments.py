@@ -14,6 +14,7 @@ from torch import Tensor
 from .layout import Component, Layout, Lists
 
 LOG2E = math.log2(math.e)
+LEAST_SCALE = 1e-20  # the pass over columns divides by the scale; this one makes all weights equal as 0 does
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -80,6 +81,7 @@ class Call:
         if self.scale < 0:
             # The running maximum is taken before scaling, which wants a positive scale.
             self.q, self.scale, self.negate = -self.q, -self.scale, True
+        self.scale = max(self.scale, LEAST_SCALE)
         for name in ("q_lengths", "k_lengths", "q_segments", "k_segments", "bias"):
             x = getattr(self, name)
             if x is not None:

@@ -19,7 +19,7 @@ from .backward_sums import add_pieces, prepare_rows
 from .launching import SMALL, Plan, on_its_device, without_tma
 from .layout import Component, Layout
 from .outside_graphs import made_outside_graphs
-from .schedule import Work, work_of
+from .schedule import WHOLE, Work, work_of
 from .tuning import launch_of
 
 PREPARED_AT_ONCE = 64  # rows a program
@@ -50,26 +50,75 @@ def triton_backward(
     lse, dlse = lse.contiguous(), None if dlse is None else dlse.float().contiguous()
     call.reads_too(dout, out, lse, dlse)
     dq, dk, dv = output_like(call.q), output_like(call.k), output_like(call.v)
-    # dq is written last: until then the pass over columns finds its row numbers and partial results in dq's memory.
-    room = Room(dq)
-    pairs = room.take(2 * lse.numel())
-    delta = None if _adds_up_delta(call) else torch.empty(lse.shape, dtype=torch.float32, device=lse.device)
-    _prepare(call, dout, dlse, out, lse, delta, pairs)
-    by_columns = (layout if columns is None else columns).components
-    if not by_columns or not _covers_keys(by_columns[0]):
-        dk.zero_()
-        dv.zero_()
-    for number, component in enumerate(by_columns if "columns" in sides else ()):
-        _keys(call, component, dout, pairs, dk, dv, room.rest(), adding=number > 0 or not _covers_keys(component))
-    if not layout.covered:
-        dq.zero_()
     sums = _BiasSums.empty(call) if bias is not None else None
-    for number, component in enumerate(layout.components if "rows" in sides else ()):
-        rows = _RowNumbers(lse, delta, out, dlse)
-        _queries(call, component, dout, rows, dq, sums, merging=number > 0 or not layout.covered)
+    by_columns = (layout if columns is None else columns).components
+    if len(sides) == 2 and _rows_go_first(call, layout, by_columns):
+        # Rows work out delta and leave it behind; their partial results lie in dk's memory, which is written after them.
+        numbers = _RowNumbers(lse, torch.empty_like(lse), out, dlse, left=True)
+        _prepare(call, dout, numbers, compile_only=True)  # columns may be cut at other lengths
+        _all_rows(call, layout, dout, numbers, dq, sums, Room(dk))
+        _all_columns(call, by_columns, dout, numbers, dk, dv, None)
+    else:
+        # Where columns are cut, delta and the partial results of columns lie in dq's memory, which is written after them.
+        room = Room(dq)
+        numbers = _RowNumbers(lse, room.take(*lse.shape), out, dlse, left=False)
+        if "columns" in sides:
+            _prepare(call, dout, numbers)
+            _all_columns(call, by_columns, dout, numbers, dk, dv, room)
+        if "rows" in sides:
+            _all_rows(call, layout, dout, numbers, dq, sums, None)
     if call.negate:
         dq.neg_()
     return dq, dk, dv, None if sums is None or call.bias is None else sums.reduced(call.bias)
+
+
+@dataclass
+class _RowNumbers:
+    """What the passes know of each query: lse, -delta, and what delta is made of.
+
+    `left` says that the pass over rows, which always works delta out from out and dout, writes -delta; else it was written
+    before.
+    """
+
+    lse: Tensor
+    minus_delta: Tensor
+    out: Tensor
+    dlse: Tensor | None
+    left: bool
+
+
+def _rows_go_first(call: Call, layout: Layout, by_columns: list[Component]) -> bool:
+    """Whether every row is visited, and no column cut, whose partial results would take memory of their own."""
+    if not layout.covered or not by_columns:
+        return False
+
+    def whole_columns() -> bool:
+        works = (_column_work(call, component, _adds(number, component)) for number, component in enumerate(by_columns))
+        return not any(work.slots for work in works) and not any(_orders_keys_by_head(call, c) for c in by_columns)
+
+    cache, key = by_columns[0].cache, ("rows go first", call.key)
+    if key not in cache:
+        cache[key] = made_outside_graphs(whole_columns, call.q.device, not by_columns[0].dynamic)
+    return cache[key]
+
+
+def _all_rows(
+    call: Call, layout: Layout, dout: Tensor, numbers: _RowNumbers, dq: Tensor, sums: _BiasSums | None, room: Room | None
+) -> None:  # fmt: skip
+    if not layout.covered:
+        dq.zero_()
+    for number, component in enumerate(layout.components):
+        _queries(call, component, dout, numbers, dq, sums, room, merging=number > 0 or not layout.covered)
+
+
+def _all_columns(
+    call: Call, components: list[Component], dout: Tensor, numbers: _RowNumbers, dk: Tensor, dv: Tensor, room: Room | None
+) -> None:  # fmt: skip
+    if not components or _adds(0, components[0]):
+        dk.zero_()
+        dv.zero_()
+    for number, component in enumerate(components):
+        _keys(call, component, dout, numbers, dk, dv, room, adding=_adds(number, component))
 
 
 class Room:
@@ -92,37 +141,33 @@ class Room:
         return Room(self.x, self.used)
 
 
-def _adds_up_delta(call: Call) -> bool:
-    """Whether the pass over rows works delta out from out and dout, instead of finding it in memory: where rows are listed,
-    whose partial results take as much."""
-    components = call.layout.components
-    if not components or any(component.dynamic for component in components):
-        return False
-    key = ("adds up delta", call.key)
-    if key not in components[0].cache:
-        components[0].cache[key] = made_outside_graphs(
-            lambda: any(_row_work(call, component).items is not None for component in components), call.q.device
-        )
-    return components[0].cache[key]
-
-
 def _row_work(call: Call, component: Component) -> Work:
-    return work_of(component, "rows", 1, call.q.shape[0], everything=call.layout.covered and component.covers)
+    return work_of(component, "rows", 1, call.q.shape[0], everything=call.layout.covered and component.covers, whole=WHOLE)
 
 
-def _covers_keys(component: Component) -> bool:
-    """Whether every key has a place in this order, so that a first component writes all of dk and dv."""
-    return component.k_index is None or component.order.startswith("residue")
+def _column_work(call: Call, component: Component, adding: bool) -> Work:
+    return work_of(component, "columns", call.share, call.q.shape[0], everything=not adding, whole=WHOLE)
 
 
-def _prepare(
-    call: Call, dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor, delta: Tensor | None, pairs: Tensor
-) -> None:  # fmt: skip
-    """Writes delta [B, H, Tq] where there is one, and in `pairs` lse in base 2 and delta of each query side by side."""
+def _adds(number: int, component: Component) -> bool:
+    """Whether a component's columns add to what is there: all but the first, and one whose order has no place for some keys."""
+    return number > 0 or not (component.k_index is None or component.order.startswith("residue"))
+
+
+def _orders_keys_by_head(call: Call, component: Component) -> bool:
+    """Whether heads that share keys each have an order of their own."""
+    return component.k_index is not None and component.k_index.dim() == 2 and call.share > 1
+
+
+def _prepare(call: Call, dout: Tensor, numbers: _RowNumbers, compile_only: bool = False) -> None:
+    """Writes -delta [B, H, Tq]; or compiles, the first time, the kernel that does."""
+    out, dlse = numbers.out, numbers.dlse
     B, H, Tq, D = out.shape
     cache = call.layout.components[0].cache if call.layout.components else {}
-    key = ("prepare", call.key, dout.stride(), out.stride(), dlse is None, delta is None)
+    key = ("prepare", call.key, dout.stride(), out.stride(), dlse is None)
     plan = cache.get(key)
+    if plan is not None and compile_only:
+        return
     if plan is None:
         (o_b, o_h, o_t, _), (do_b, do_h, do_t, _) = out.stride(), dout.stride()
         lines = -(-Tq // PREPARED_AT_ONCE)
@@ -130,7 +175,8 @@ def _prepare(
             "o_b": o_b, "o_h": o_h, "o_t": o_t, "do_b": do_b, "do_h": do_h, "do_t": do_t, "q_len": Tq, "owners": H,
             "lines": lines, "D": D, "BD": width_of(D), "BM": PREPARED_AT_ONCE, "ALIGN": alignment(D, out, dout),
         }, SMALL, call.aligned)  # fmt: skip
-    plan(out, dout, lse, dlse, delta, pairs)
+    run = plan.compile if compile_only else plan
+    run(out, dout, numbers.lse, dlse, numbers.minus_delta)
 
 
 @dataclass
@@ -145,46 +191,33 @@ class _Side:
     add: list[Plan]
 
 
-@dataclass
-class _RowNumbers:
-    """What the pass over rows knows of each query: lse, and delta or what it is made of."""
-
-    lse: Tensor
-    delta: Tensor | None
-    out: Tensor
-    dlse: Tensor | None
-
-    def tensors(self) -> tuple[Tensor | None, ...]:
-        """(LSE, DELTA, OUT, DLSE)"""
-        return (self.lse, self.delta, None, None) if self.delta is not None else (self.lse, None, self.out, self.dlse)
-
-
 def _queries(
-    call: Call, component: Component, dout: Tensor, numbers: _RowNumbers, dq: Tensor, sums: _BiasSums | None, merging: bool
+    call: Call, component: Component, dout: Tensor, numbers: _RowNumbers, dq: Tensor, sums: _BiasSums | None,
+    room: Room | None, merging: bool,
 ) -> None:  # fmt: skip
-    out = None if numbers.delta is not None else numbers.out
-    key = ("rows", merging, call.key, dout.stride(), None if out is None else out.stride(), numbers.dlse is None, dq.dtype)
+    key = ("rows", merging, numbers.left, call.key, dout.stride(), numbers.out.stride(), numbers.dlse is None, dq.dtype)
     side = component.cache.get(key)
     if side is None:
         side = made_outside_graphs(
-            lambda: _plan_rows(call, component, dout, out, dq, sums, merging), dq.device, not component.dynamic
+            lambda: _plan_rows(call, component, dout, numbers, dq, sums, merging), dq.device, not component.dynamic
         )
         component.cache[key] = side
     # As in the forward: listed rows that are not cut take any address for pieces.
     part = None if side.work.items is None else numbers.lse
     if side.part is not None:
-        part = torch.empty(side.part, dtype=torch.float32, device=dq.device)
+        own = torch.empty(side.part, dtype=torch.float32, device=dq.device) if room is None else None
+        part = own if room is None else room.rest().take(*side.part)
     keys, _ = streamed((call.k, call.v), component, "k", side.by_tma, call)
     side.main(
-        call.q, *keys, dout, *numbers.tensors(), dq, *side.pattern, component.merge, side.work.items, part,
-        *call.limits(component), None if sums is None else sums.tiles,
+        call.q, *keys, dout, numbers.lse, numbers.minus_delta, numbers.out, numbers.dlse, dq, *side.pattern, component.merge,
+        side.work.items, part, *call.limits(component), None if sums is None else sums.tiles,
     )  # fmt: skip
     for plan in side.add:
         plan(dq, part, side.work.splits, component.group, component.merge, component.q_index)
 
 
 def _plan_rows(
-    call: Call, component: Component, dout: Tensor, out: Tensor | None, dq: Tensor, sums: _BiasSums | None, merging: bool
+    call: Call, component: Component, dout: Tensor, row_numbers: _RowNumbers, dq: Tensor, sums: _BiasSums | None, merging: bool
 ) -> _Side:  # fmt: skip
     B, H, Tq, D = call.q.shape
     work = _row_work(call, component)
@@ -193,92 +226,104 @@ def _plan_rows(
     by_tma = streamed((call.k, call.v), component, "k", choice.by_tma, call)[1]
     choice = choice if by_tma else without_tma(choice)
     (do_b, do_h, do_t, _), (dq_b, dq_h, dq_t, _) = dout.stride(), dq.stride()
-    o_b, o_h, o_t, _ = (0, 0, 0, 0) if out is None else out.stride()
-    aligned = alignment(D, call.q, call.k, call.v, dout, dq, *(() if out is None else (out,)))
+    out = row_numbers.out
+    o_b, o_h, o_t, _ = out.stride()
     lists = component.rows
-    main = Plan(backward_rows, work.programs * B, numbers | {
+    main = Plan(backward_rows, work.grid(B), numbers | {
         "o_b": o_b, "o_h": o_h, "o_t": o_t, "do_b": do_b, "do_h": do_h, "do_t": do_t, "dq_b": dq_b, "dq_h": dq_h, "dq_t": dq_t,
         "sums_h": 0 if sums is None else sums.tiles.stride(1), "sums_row": 0 if sums is None else sums.tiles.stride(2),
         "sums_first": 0 if sums is None else sums.first, "lines": lists.start.shape[1], "owners": H,
         "scale": float(call.scale), "CONTIGUOUS": lists.contiguous,
-        "DROPOUT": call.seed is not None, "MERGE": merging, "ALIGN": aligned,
+        "leaves_delta": int(row_numbers.left), "DROPOUT": call.seed is not None, "MERGE": merging,
+        "ALIGN": alignment(D, call.q, call.k, call.v, dout, dq, out),
         "ONE_LOOP": choice.one_loop and len(component.masks) > 0, "BY_TMA": by_tma,
     }, choice, call.aligned)  # fmt: skip
-    add = []
-    if work.splits is not None:
-        add.append(Plan(add_pieces, len(work.splits) * B, {
-            "x_b": dq_b, "x_h": dq_h, "x_t": dq_t, "index_stride": numbers["q_index_stride"], "x_len": Tq,
-            "x_start": component.q_start, "batch": B, "batch_groups": component.batch_groups,
-            "D": D, "BD": numbers["BD"], "BX": numbers["BM"], "SHARE": 1, "MERGE": merging, "ALIGN": alignment(D, dq),
-        }, SMALL, call.aligned))  # fmt: skip
+    add = Plan(add_pieces, max(1, _splits(work)) * B, {
+        "x_b": dq_b, "x_h": dq_h, "x_t": dq_t, "index_stride": numbers["q_index_stride"], "x_len": Tq,
+        "x_start": component.q_start, "batch": B, "batch_groups": component.batch_groups,
+        "D": D, "BD": numbers["BD"], "BX": numbers["BM"], "SHARE": 1, "MERGE": merging, "ALIGN": alignment(D, dq),
+    }, SMALL, call.aligned)  # fmt: skip
+    if work.items is not None and not _splits(work):
+        add.compile(dq, row_numbers.lse, component.group, component.group, component.merge, component.q_index)
     part = (work.slots * B, component.block_q, numbers["BD"]) if work.slots else None
-    return _Side(work, call.pattern(component, "rows", work.items is not None), by_tma, part, main, add)
+    pattern = call.pattern(component, "rows", work.items is not None)
+    return _Side(work, pattern, by_tma, part, main, [add] if _splits(work) else [])
 
 
 def _keys(
-    call: Call, component: Component, dout: Tensor, pairs: Tensor, dk: Tensor, dv: Tensor, room: Room, adding: bool
+    call: Call, component: Component, dout: Tensor, numbers: _RowNumbers, dk: Tensor, dv: Tensor, room: Room | None,
+    adding: bool,
 ) -> None:  # fmt: skip
-    if component.k_index is not None and component.k_index.dim() == 2 and call.share > 1:
-        # Heads that share keys may each have an order of their own: a gradient for each, added up afterwards.
-        _keys_of_each_head(call, component, dout, pairs, dk, dv, room)
+    if _orders_keys_by_head(call, component):
+        _keys_of_each_head(call, component, dout, numbers, dk, dv, room)
         return
     key = ("columns", adding, call.key, dout.stride(), dk.dtype)
     side = component.cache.get(key)
     if side is None:
         side = made_outside_graphs(
-            lambda: _plan_columns(call, component, dout, dk, dv, adding), dk.device, not component.dynamic
+            lambda: _plan_columns(call, component, dout, numbers.lse, dk, dv, adding), dk.device, not component.dynamic
         )
         component.cache[key] = side
-    kept = dk.dtype if width_of(dk.shape[3]) <= PAIRED_WIDTH else torch.float32
-    part_k = part_v = None if side.work.items is None else dk if kept == dk.dtype else pairs
+    kept = _kept_as(dk, numbers.lse)
+    part_k = part_v = None if side.work.items is None else kept
     if side.part is not None:
-        part_k, part_v = (room.take(*side.part).view(kept) for _ in range(2))
+        assert room is not None  # rows that go first leave no room, and wait for columns that are not cut
+        room = room.rest()
+        part_k, part_v = (room.take(*side.part).view(kept.dtype) for _ in range(2))
     (queries, douts), _ = streamed((call.q, dout), component, "q", side.by_tma, call)
     side.main(
-        queries, call.k, call.v, douts, pairs, dk, dv, *side.pattern, side.work.items, part_k, part_v,
-        *call.limits(component),
+        queries, call.k, call.v, douts, numbers.lse, numbers.minus_delta, dk, dv, *side.pattern, side.work.items,
+        part_k, part_v, *call.limits(component),
     )  # fmt: skip
     for plan, gradient, part in zip(side.add, (dk, dv), (part_k, part_v), strict=False):
         plan(gradient, part, side.work.splits, component.group, None, component.k_index)
 
 
-def _plan_columns(call: Call, component: Component, dout: Tensor, dk: Tensor, dv: Tensor, adding: bool) -> _Side:
+def _kept_as(dk: Tensor, lse: Tensor) -> Tensor:
+    """A tensor of the type that pieces of columns are kept in."""
+    return dk if width_of(dk.shape[3]) <= PAIRED_WIDTH else lse
+
+
+def _splits(work: Work) -> int:
+    return 0 if work.splits is None else len(work.splits)
+
+
+def _plan_columns(
+    call: Call, component: Component, dout: Tensor, lse: Tensor, dk: Tensor, dv: Tensor, adding: bool
+) -> _Side:  # fmt: skip
     B, Hkv, Tk, D = call.k.shape
-    work = work_of(component, "columns", call.share, B, everything=not adding)
+    work = _column_work(call, component, adding)
     choice = launch_of("backward_columns", call.q, component)
     numbers = call.numbers(component)
     by_tma = streamed((call.q, dout), component, "q", choice.by_tma, call)[1]
     choice = choice if by_tma else without_tma(choice)
     (do_b, do_h, do_t, _), (dk_b, dk_h, dk_t, _), (dv_b, dv_h, dv_t, _) = dout.stride(), dk.stride(), dv.stride()
     lists = component.columns
-    main = Plan(backward_columns, work.programs * B, numbers | {
+    main = Plan(backward_columns, work.grid(B), numbers | {
         "do_b": do_b, "do_h": do_h, "do_t": do_t, "dk_b": dk_b, "dk_h": dk_h, "dk_t": dk_t, "dv_b": dv_b, "dv_h": dv_h,
         "dv_t": dv_t, "lines": lists.start.shape[1], "owners": Hkv, "scale": float(call.scale),
         "CONTIGUOUS": lists.contiguous, "MERGE": adding,
         "ALIGN": alignment(D, call.q, call.k, call.v, dout, dk, dv),
-        "ONE_LOOP": choice.one_loop and len(component.masks) > 0, "BY_TMA": by_tma, "SERIAL_MASKS": choice.serial_masks,
+        "ONE_LOOP": choice.one_loop and len(component.masks) > 0, "BY_TMA": by_tma,
+        "SERIAL_MASKS": choice.serial_masks, "IN_SUMS": choice.in_sums,
     }, choice, call.aligned)  # fmt: skip
-    add = []
-    splits = 0 if work.splits is None else len(work.splits)
-    for x_b, x_h, x_t, _ in (dk.stride(), dv.stride()) if splits else ():
-        add.append(Plan(add_pieces, splits * B, {
+    add = [
+        Plan(add_pieces, max(1, _splits(work)) * B, {
             "x_b": x_b, "x_h": x_h, "x_t": x_t, "index_stride": numbers["k_index_stride"], "x_len": Tk,
             "x_start": component.k_start, "batch": B, "batch_groups": component.batch_groups,
             "D": D, "BD": numbers["BD"], "BX": numbers["BN"], "SHARE": call.share, "MERGE": adding, "ALIGN": alignment(D, dk),
-        }, SMALL, call.aligned))  # fmt: skip
+        }, SMALL, call.aligned)
+        for x_b, x_h, x_t, _ in (dk.stride(), dv.stride())
+    ]  # fmt: skip
+    if work.items is not None and not _splits(work):
+        add[0].compile(dk, _kept_as(dk, lse), component.group, component.group, None, component.k_index)
     part = (work.slots * B, component.block_k, numbers["BD"]) if work.slots else None
-    return _Side(
-        work,
-        call.pattern(component, "columns", work.items is not None and call.share == 1),
-        by_tma,
-        part,
-        main,
-        add,
-    )
+    pattern = call.pattern(component, "columns", work.items is not None and call.share == 1)
+    return _Side(work, pattern, by_tma, part, main, add if _splits(work) else [])
 
 
 def _keys_of_each_head(
-    call: Call, component: Component, dout: Tensor, pairs: Tensor, dk: Tensor, dv: Tensor, room: Room
+    call: Call, component: Component, dout: Tensor, numbers: _RowNumbers, dk: Tensor, dv: Tensor, room: Room | None
 ) -> None:  # fmt: skip
     """Adds to dk and dv what the heads of each key head give, one gradient a query head."""
     (B, Hkv, Tk, D), share = call.k.shape, call.share
@@ -287,7 +332,7 @@ def _keys_of_each_head(
     own_v = torch.zeros_like(own_k)
     repeated = replace(call, k=k, v=v)
     repeated.reads_too(dout)
-    _keys(repeated, component, dout, pairs, own_k, own_v, room, adding=True)
+    _keys(repeated, component, dout, numbers, own_k, own_v, room, adding=True)
     for gradient, own in ((dk, own_k), (dv, own_v)):
         gradient.add_(own.view(B, Hkv, share, Tk, D).sum(2).to(gradient.dtype))
 

@@ -34,13 +34,15 @@ from .tile_math import (
 
 @triton.jit
 def key_gradients(
-    dk, dv, k, v, token, k_ok, segments, Q, DOUT, PAIRS, Q_INDEX, Q_SEGMENTS, SEED, INDEX, DETAIL, MASKS,
+    dk, dv, k, v, token, k_ok, segments, Q, DOUT, LSE, MINUS_DELTA, Q_INDEX, Q_SEGMENTS, SEED, INDEX, DETAIL, MASKS,
     EXCLUDED, BIAS, b, head, u, batch_head, first, masked_from, bits_from, stop, first_tile, q_stride, do_stride,
-    index_stride, q_start, q_len, q_stop, step, q_per, origin, scale2, inverse_keep, threshold, bias_row, bias_first,
+    index_stride, q_start, q_len, q_stop, step, q_per, origin, scale2, minus_inverse_scale, inverse_keep, threshold, bias_row,
+    bias_first,
     MODE: tl.constexpr, CONTIGUOUS: tl.constexpr, CHECKED: tl.constexpr, POSITIONAL: tl.constexpr,
     STEPPED: tl.constexpr, BY_TMA: tl.constexpr, HAS_BANDS: tl.constexpr,
     HAS_BITS: tl.constexpr, EXCLUSIONS: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr,
     BN: tl.constexpr, WORDS: tl.constexpr, BIAS_BLOCK: tl.constexpr, EXACT: tl.constexpr, SERIAL_MASKS: tl.constexpr,
+    IN_SUMS: tl.constexpr,
 ):  # fmt: skip
     """Adds what the entries [first, stop) of a column give to dk / scale and dv. Tiles are transposed: (BN, BM)."""
     offs_m = tl.arange(0, BM)
@@ -73,12 +75,23 @@ def key_gradients(
         # The layout of s wants each of these in many threads. Loaded as one tensor of both they are fetched once and spread,
         # instead of once a thread.
         near = tl.minimum(tl.maximum(row, 0), q_len - 1)
-        lse2, delta = tl.split(tl.load(PAIRS + 2 * near[:, None] + tl.arange(0, 2)[None, :]))
-        s = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale2  # (BN, BM)
-        dp = tl.dot(v, tl.trans(dout), input_precision=PRECISION)  # (BN, BM)
+        lse, minus_delta = tl.split(tl.load(tl.where(tl.arange(0, 2)[None, :] == 0, LSE, MINUS_DELTA) + near[:, None]))
+        if BIAS is not None:
+            # All masks leave out the pairs of a row without keys; a bias of -inf is no mask.
+            lse = tl.where(lse == float("-inf"), float("inf"), lse)
+        if IN_SUMS:
+            begun = tl.broadcast_to((lse * minus_inverse_scale)[None, :], [BN, BM])
+            s = tl.dot(k, tl.trans(q), begun, input_precision=PRECISION) * scale2  # (BN, BM)
+        else:
+            s = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale2 - (lse * LOG2E)[None, :]
+        if IN_SUMS and SEED is None:
+            begun = tl.broadcast_to(minus_delta[None, :], [BN, BM])
+            dp = tl.dot(v, tl.trans(dout), begun, input_precision=PRECISION)  # (BN, BM)
+        else:
+            dp = tl.dot(v, tl.trans(dout), input_precision=PRECISION)
         if BIAS is not None:
             s += tl.load(BIAS + (tile * BM + bias_first) // BIAS_BLOCK * bias_row) * LOG2E
-        p = tl.exp2(s - lse2[None, :])
+        p = tl.exp2(s)
         p = masked(p, 0.0, e, masked_from, bits_from, detail, MASKS, offs_m[None, :], offs_n[:, None], BM, WORDS, MODE,
                    HAS_BANDS, HAS_BITS, True)  # fmt: skip
         if CHECKED:
@@ -92,19 +105,21 @@ def key_gradients(
             p = tl.where(segments[:, None] == same[None, :], p, 0.0)
         dropped = p
         if SEED is not None:
-            rows = dropout_rows(SEED, batch_head, row + origin)
-            survives = dropout_keeps(rows[None, :], token[:, None], threshold)
+            drawn = dropout_rows(SEED, batch_head, row + origin)
+            survives = dropout_keeps(drawn[None, :], token[:, None], threshold)
             dropped = tl.where(survives, p * inverse_keep, 0.0)
             dp = tl.where(survives, dp * inverse_keep, 0.0)
+        if not IN_SUMS or SEED is not None:
+            dp += minus_delta[None, :]
         dv = tl.dot(dropped.to(dout.dtype), dout, dv, input_precision=PRECISION)  # (BN, BD)
-        ds = p * (dp - delta[None, :])
+        ds = p * dp
         dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION)  # (BN, BD)
     return dk, dv
 
 
 @triton.jit(do_not_specialize=VARYING)
 def backward_columns(
-    Q, K, V, DOUT, PAIRS, DK, DV, LINES, INDEX, DETAIL, MASKS, Q_INDEX, K_INDEX, GROUP, ITEMS, PART_K,
+    Q, K, V, DOUT, LSE, MINUS_DELTA, DK, DV, LINES, INDEX, DETAIL, MASKS, Q_INDEX, K_INDEX, GROUP, ITEMS, PART_K,
     PART_V, Q_LENGTHS, K_LENGTHS, Q_SEGMENTS, K_SEGMENTS, SEED, EXCLUDED, BIAS, q_b: tl.int64, q_h: tl.int64,
     q_t: tl.int64, k_b: tl.int64, k_h: tl.int64, k_t: tl.int64, v_b: tl.int64, v_h:     tl.int64, v_t: tl.int64,
     do_b: tl.int64, do_h: tl.int64, do_t: tl.int64, dk_b: tl.int64, dk_h: tl.int64, dk_t: tl.int64, dv_b: tl.int64,
@@ -117,8 +132,9 @@ def backward_columns(
     HAS_BANDS: tl.constexpr, HAS_BITS: tl.constexpr, EXCLUSIONS: tl.constexpr, ONE_GROUP: tl.constexpr,
     ONE_LOOP: tl.constexpr, BY_TMA: tl.constexpr, MERGE: tl.constexpr,
     BIAS_BLOCK: tl.constexpr, ALIGN: tl.constexpr, EXACT: tl.constexpr, SERIAL_MASKS: tl.constexpr,
+    IN_SUMS: tl.constexpr,
 ):  # fmt: skip
-    b, owner, line, slot, u, served, entries = work_item(ITEMS, LINES, GROUP, owners, lines, batch, batch_groups, ONE_GROUP)
+    b, owner, line, slot, u, served, entries = work_item(ITEMS, LINES, GROUP, lines, batch, batch_groups, ONE_GROUP)
     offs_d = tl.arange(0, BD)
     b64, kv64 = b.to(tl.int64), owner.to(tl.int64)
     q_stop = q_len
@@ -176,7 +192,7 @@ def backward_columns(
         else:
             Q_OF = Q + tl.multiple_of(b64 * q_b + h64 * q_h, ALIGN)
             DOUT_OF = DOUT + tl.multiple_of(b64 * do_b + h64 * do_h, ALIGN)
-        PAIRS_OF = PAIRS + batch_head.to(tl.int64) * (2 * q_len)
+        rows_at = batch_head.to(tl.int64) * q_len
         BIAS_OF = BIAS
         if BIAS is not None:
             BIAS_OF = BIAS + h64 * bias_h + (line * BN) // BIAS_BLOCK
@@ -184,14 +200,16 @@ def backward_columns(
             if ONE_LOOP == (mode == 3) and (mode == 0 or mode == 3 or (mode == 1 and HAS_BANDS) or (mode == 2 and HAS_BITS)):
                 lowest = masked_from if mode == 1 else bits_from if mode == 2 else first
                 highest = masked_from if mode == 0 else bits_from if mode == 1 else stop
-                dk, dv = key_gradients(
-                    dk, dv, k, v, token, k_ok, segments, Q_OF, DOUT_OF, PAIRS_OF, Q_INDEX, Q_SEGMENTS,
-                    SEED, INDEX, DETAIL, MASKS, EXCLUDED, BIAS_OF, b, h, u_of, batch_head, tl.maximum(first, lowest),
-                    masked_from, bits_from, tl.minimum(stop, highest), first_tile, q_t, do_t, q_index_stride, q_start,
-                    q_len, q_stop, step, q_per, k_len - q_len, scale2, inverse_keep, threshold, bias_row, bias_first,
-                    mode, CONTIGUOUS, CHECKED, POSITIONAL, STEPPED, BY_TMA, HAS_BANDS, HAS_BITS,
-                    EXCLUSIONS, D, BD, BM, BN, WORDS, BIAS_BLOCK, EXACT, SERIAL_MASKS,
-                )  # fmt: skip
+                begin, end = tl.maximum(first, lowest), tl.minimum(stop, highest)
+                if begin < end:
+                    dk, dv = key_gradients(
+                        dk, dv, k, v, token, k_ok, segments, Q_OF, DOUT_OF, LSE + rows_at, MINUS_DELTA + rows_at, Q_INDEX,
+                        Q_SEGMENTS, SEED, INDEX, DETAIL, MASKS, EXCLUDED, BIAS_OF, b, h, u_of, batch_head, begin,
+                        masked_from, bits_from, end, first_tile, q_t, do_t, q_index_stride, q_start,
+                        q_len, q_stop, step, q_per, k_len - q_len, scale2, -1.0 / scale, inverse_keep, threshold, bias_row,
+                        bias_first, mode, CONTIGUOUS, CHECKED, POSITIONAL, STEPPED, BY_TMA, HAS_BANDS, HAS_BITS,
+                        EXCLUSIONS, D, BD, BM, BN, WORDS, BIAS_BLOCK, EXACT, SERIAL_MASKS, IN_SUMS,
+                    )  # fmt: skip
     dk *= scale
     if CHECKED:
         # Keys past the length were computed from zeros; their rows mix with no others.

@@ -97,21 +97,21 @@ def query_gradient(
 
 @triton.jit(do_not_specialize=VARYING)
 def backward_rows(
-    Q, K, V, DOUT, LSE, DELTA, OUT, DLSE, DQ, LINES, INDEX, DETAIL, MASKS, Q_INDEX, K_INDEX, GROUP, MERGES, ITEMS, PART,
+    Q, K, V, DOUT, LSE, MINUS_DELTA, OUT, DLSE, DQ, LINES, INDEX, DETAIL, MASKS, Q_INDEX, K_INDEX, GROUP, MERGES, ITEMS, PART,
     Q_LENGTHS, K_LENGTHS, Q_SEGMENTS, K_SEGMENTS, SEED, EXCLUDED, BIAS, SUMS, q_b: tl.int64, q_h: tl.int64, q_t: tl.int64,
     k_b: tl.int64, k_h: tl.int64, k_t: tl.int64, v_b: tl.int64, v_h: tl.int64, v_t: tl.int64, o_b: tl.int64, o_h: tl.int64,
     o_t: tl.int64, do_b: tl.int64, do_h: tl.int64, do_t: tl.int64, dq_b: tl.int64, dq_h: tl.int64, dq_t: tl.int64,
     q_index_stride: tl.int64, k_index_stride: tl.int64, bias_h: tl.int64, bias_row: tl.int64, sums_h: tl.int64,
     sums_row: tl.int64, q_len: tl.int32, k_len: tl.int32, q_start: tl.int32, k_start: tl.int32, lines: tl.int32,
     batch: tl.int32, owners: tl.int32, batch_groups: tl.int32, threshold: tl.int32, bias_first: tl.int32,
-    sums_first: tl.int32, step: tl.int32, q_per: tl.int32, k_per: tl.int32, scale, scale2, inverse_keep, D: tl.constexpr,
-    BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, WORDS: tl.constexpr, SHARE: tl.constexpr,
-    CONTIGUOUS: tl.constexpr, CHECKED: tl.constexpr, POSITIONAL: tl.constexpr, STEPPED: tl.constexpr,
+    sums_first: tl.int32, step: tl.int32, q_per: tl.int32, k_per: tl.int32, leaves_delta: tl.int32, scale, scale2,
+    inverse_keep, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, WORDS: tl.constexpr,
+    SHARE: tl.constexpr, CONTIGUOUS: tl.constexpr, CHECKED: tl.constexpr, POSITIONAL: tl.constexpr, STEPPED: tl.constexpr,
     HAS_BANDS: tl.constexpr, HAS_BITS: tl.constexpr, EXCLUSIONS: tl.constexpr, ONE_GROUP: tl.constexpr,
     ONE_LOOP: tl.constexpr, BY_TMA: tl.constexpr, DROPOUT: tl.constexpr, MERGE: tl.constexpr, BIAS_BLOCK: tl.constexpr,
     ALIGN: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    b, h, line, slot, u, served, entries = work_item(ITEMS, LINES, GROUP, owners, lines, batch, batch_groups, ONE_GROUP)
+    b, h, line, slot, u, served, entries = work_item(ITEMS, LINES, GROUP, lines, batch, batch_groups, ONE_GROUP)
     first = tl.load(entries)
     masked_from = tl.load(entries + 1)
     bits_from = tl.load(entries + 2)
@@ -144,15 +144,16 @@ def backward_rows(
     at = (b64 * owners + h64) * q_len + row
     lse = tl.load(LSE + at, mask=row_ok, other=float("-inf"))
     lse2 = tl.where(lse == float("-inf"), float("inf"), lse * LOG2E)  # a row without keys: all its weights come out 0
-    if DELTA is not None:
-        delta = tl.load(DELTA + at, mask=row_ok, other=0.0)
-    else:
-        OUT += tl.multiple_of(b64 * o_b + h64 * o_h, ALIGN)
-        out = load_tile(OUT, row, base, row_ok, o_t, step, offs_d, D, BD, BM, True, Q_INDEX is not None, STEPPED)
-        delta = tl.sum(out.to(tl.float32) * dout.to(tl.float32), 1)
-        if DLSE is not None:
-            delta -= tl.load(DLSE + at, mask=row_ok, other=0.0)
-        delta = tl.where(lse == float("-inf"), 0.0, delta)
+    OUT += tl.multiple_of(b64 * o_b + h64 * o_h, ALIGN)
+    out = load_tile(OUT, row, base, row_ok, o_t, step, offs_d, D, BD, BM, True, Q_INDEX is not None, STEPPED)
+    delta = tl.sum(out.to(tl.float32) * dout.to(tl.float32), 1)
+    if DLSE is not None:
+        delta -= tl.load(DLSE + at, mask=row_ok, other=0.0)
+    delta = tl.where(lse == float("-inf"), 0.0, delta)
+    merge = tl.load(MERGES + h) if MERGE else 0
+    # For the columns, which come after. Every piece of a row finds the same.
+    left = tl.where(served & (leaves_delta != 0) & (merge == 0), q_len, 0)
+    tl.store(MINUS_DELTA + at, -delta, mask=(row >= 0) & (row < left))
     i = row + (k_len - q_len)
     rows = None
     if DROPOUT:
@@ -182,7 +183,6 @@ def backward_rows(
         if slot >= 0:
             tl.store(PART + (slot.to(tl.int64) * BM + offs_m)[:, None] * BD + offs_d[None, :], acc)
         limit = tl.where(slot < 0, limit, 0)
-    merge = tl.load(MERGES + h) if MERGE else 0
     ok = (row >= 0) & (row < limit)
     dq = DQ + tl.multiple_of(b64 * dq_b + h64 * dq_h, ALIGN)
     add_rows(dq, acc, row, base, ok, dq_t, step, merge, D, BD, BM, MERGE, Q_INDEX is not None, STEPPED)

@@ -11,16 +11,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tile_math import LOG2E, VARYING, addresses, load_tile, tokens_of
+from .tile_math import VARYING, addresses, load_tile, tokens_of
 
 
 @triton.jit(do_not_specialize=VARYING)
 def prepare_rows(
-    OUT, DOUT, LSE, DLSE, DELTA, PAIRS, o_b: tl.int64, o_h: tl.int64, o_t: tl.int64, do_b: tl.int64, do_h: tl.int64,
+    OUT, DOUT, LSE, DLSE, MINUS_DELTA, o_b: tl.int64, o_h: tl.int64, o_t: tl.int64, do_b: tl.int64, do_h: tl.int64,
     do_t: tl.int64, q_len: tl.int32, owners: tl.int32, lines: tl.int32, D: tl.constexpr, BD: tl.constexpr,
     BM: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
-    """delta, and beside it lse in base 2; +inf for a row without keys, so that all its weights come out 0."""
+    """-delta of each row; 0 for one without keys."""
     pid = tl.program_id(0)
     line = pid % lines
     batch_head = (pid // lines).to(tl.int64)
@@ -39,12 +39,7 @@ def prepare_rows(
     if DLSE is not None:
         delta -= tl.load(DLSE + at, mask=ok, other=0.0)
     lse = tl.load(LSE + at, mask=ok, other=float("-inf"))
-    empty = lse == float("-inf")
-    delta = tl.where(empty, 0.0, delta)
-    lse2 = tl.where(empty, float("inf"), lse * LOG2E)
-    if DELTA is not None:
-        tl.store(DELTA + at, delta, mask=ok)
-    tl.store(PAIRS + 2 * at[:, None] + tl.arange(0, 2)[None, :], tl.join(lse2, delta), mask=ok[:, None])
+    tl.store(MINUS_DELTA + at, tl.where(lse == float("-inf"), 0.0, -delta), mask=ok)
 
 
 @triton.jit

@@ -69,7 +69,7 @@ def _component(call: Call, component: Component, out: Tensor, lse: Tensor, mergi
     key = ("forward", merging, call.key)
     rows = component.cache.get(key)
     if rows is None:
-        rows = made_outside_graphs(lambda: _plan(call, component, out, merging), out.device, not component.dynamic)
+        rows = made_outside_graphs(lambda: _plan(call, component, out, lse, merging), out.device, not component.dynamic)
         component.cache[key] = rows
     # Listed rows may be cut at one length and not at another: the kernel is the same, and takes any address for no pieces.
     part = part_lse = None if rows.work.items is None else lse
@@ -82,7 +82,7 @@ def _component(call: Call, component: Component, out: Tensor, lse: Tensor, mergi
         rows.merge(out, lse, part, part_lse, rows.work.splits, component.group, component.merge, component.q_index)
 
 
-def _plan(call: Call, component: Component, out: Tensor, merging: bool) -> _Rows:
+def _plan(call: Call, component: Component, out: Tensor, lse: Tensor, merging: bool) -> _Rows:
     B, H, Tq, D = call.q.shape
     work = work_of(component, "rows", 1, B, everything=call.layout.covered and component.covers)
     choice = launch_of("forward", call.q, component)
@@ -91,17 +91,19 @@ def _plan(call: Call, component: Component, out: Tensor, merging: bool) -> _Rows
     choice = choice if by_tma else without_tma(choice)
     o_b, o_h, o_t, _ = out.stride()
     lists = component.rows
-    main = Plan(forward_rows, work.programs * B, numbers | {
+    main = Plan(forward_rows, work.grid(B), numbers | {
         "o_b": o_b, "o_h": o_h, "o_t": o_t, "lines": lists.start.shape[1], "owners": H, "CONTIGUOUS": lists.contiguous,
         "DROPOUT": call.seed is not None, "MERGE": merging, "ALIGN": alignment(D, call.q, call.k, call.v, out),
         "ONE_LOOP": choice.one_loop and len(component.masks) > 0, "BY_TMA": by_tma,
     }, choice, call.aligned)  # fmt: skip
-    merge = None
-    if work.splits is not None:
-        merge = Plan(merge_pieces, len(work.splits) * B, {
-            "o_b": o_b, "o_h": o_h, "o_t": o_t, "q_index_stride": numbers["q_index_stride"], "q_len": Tq,
-            "q_start": component.q_start, "batch": B, "owners": H, "batch_groups": component.batch_groups,
-            "D": D, "BD": numbers["BD"], "BM": numbers["BM"], "MERGE": merging, "ALIGN": alignment(D, out),
-        }, SMALL, call.aligned)  # fmt: skip
+    splits = 0 if work.splits is None else len(work.splits)
+    merge = Plan(merge_pieces, max(1, splits) * B, {
+        "o_b": o_b, "o_h": o_h, "o_t": o_t, "q_index_stride": numbers["q_index_stride"], "q_len": Tq,
+        "q_start": component.q_start, "batch": B, "owners": H, "batch_groups": component.batch_groups,
+        "D": D, "BD": numbers["BD"], "BM": numbers["BM"], "MERGE": merging, "ALIGN": alignment(D, out),
+    }, SMALL, call.aligned)  # fmt: skip
+    if work.items is not None and not splits:
+        # Rows of another length may be cut.
+        merge.compile(out, lse, lse, lse, component.group, component.group, component.merge, component.q_index)
     part = (work.slots * B, component.block_q, numbers["BD"]) if work.slots else None
-    return _Rows(work, call.pattern(component, "rows", work.items is not None), by_tma, part, main, merge)
+    return _Rows(work, call.pattern(component, "rows", work.items is not None), by_tma, part, main, merge if splits else None)

@@ -34,6 +34,8 @@ class Launch:
         registers: most registers a thread, or None; meant for tiles that come through the copy engine.
         serial_masks: masked tiles come in a loop of their own without a pipeline, which leaves registers to that over full
             tiles (backward_columns alone; it needs most).
+        in_sums: lse and delta come in through the accumulators of the products they belong to (backward_columns alone). It
+            frees 32 registers a thread, enough for a third program a processor, and costs more where two fit either way.
         tile: queries x keys, where the tiles are made for this launch; None for the tiles that a layout has.
     """
 
@@ -43,6 +45,7 @@ class Launch:
     by_tma: bool = False
     registers: int | None = None
     serial_masks: bool = False
+    in_sums: bool = False
     tile: tuple[int, int] | None = None
 
 
@@ -56,21 +59,28 @@ class Plan:
 
     Args:
         kernel: a function under triton.jit.
-        programs: how many programs run.
+        programs: how many programs run, in one dimension or in three.
         numbers: all arguments that are no tensors, by name.
         aligned: whether tensors start at multiples of 16 bytes, so that what is compiled for one call serves the next.
     """
 
-    def __init__(self, kernel, programs: int, numbers: dict, choice: Launch, aligned: bool):
-        self.kernel, self.programs, self.numbers, self.choice, self.aligned = kernel, programs, numbers, choice, aligned
+    def __init__(self, kernel, programs: int | tuple[int, int, int], numbers: dict, choice: Launch, aligned: bool):
+        self.kernel, self.numbers, self.choice, self.aligned = kernel, numbers, choice, aligned
+        self.grid = (programs, 1, 1) if isinstance(programs, int) else programs
         self.run: Callable | None = None
         self.tail: list = []
 
     def __call__(self, *tensors) -> None:
         if self.run is not None:
             self.run(*tensors, *self.tail)
-        elif self.programs > 0:
+        elif all(self.grid):
             self._first(tensors)
+
+    def compile(self, *tensors) -> None:
+        """Compiles and launches nothing: for what calls of other lengths launch and this one does not."""
+        if hasattr(self.kernel, "params") and tensors[0].is_cuda:
+            options = {"num_warps": self.choice.warps, "num_stages": self.choice.stages, **self._options()}
+            self.kernel.warmup(*tensors, grid=self.grid, **self.numbers, **options)
 
     def _first(self, tensors: tuple) -> None:
         names = self.kernel.arg_names[len(tensors) :]
@@ -84,9 +94,9 @@ class Plan:
             if key is None or compiled is None:
                 return
             _compiled[key] = compiled
-            self.run = compiled[(self.programs, 1, 1)]
+            self.run = compiled[self.grid]
         else:
-            self.run = compiled[(self.programs, 1, 1)]
+            self.run = compiled[self.grid]
             self.run(*tensors, *self.tail)
 
     def _key(self, tensors: tuple, names: list[str]) -> tuple:
@@ -110,15 +120,18 @@ class Plan:
         of = (numbers.get(n) for n in ("BM", "BN", "BD", "EXACT", "HAS_BITS", "MERGE"))
         key = (self.kernel.__name__, choice, *of)
         depth = _stages.get(key, choice.stages)
-        limit = {} if choice.registers is None else {"maxnreg": choice.registers}
         while True:
             try:
-                return self.kernel[(self.programs,)](*tensors, **numbers, num_warps=choice.warps, num_stages=depth, **limit)
+                options = {"num_warps": choice.warps, "num_stages": depth, **self._options()}
+                return self.kernel[self.grid](*tensors, **numbers, **options)
             except Exception as error:
                 if type(error).__name__ != "OutOfResources" or depth == 1:
                     raise
                 depth -= 1
                 _stages[key] = depth
+
+    def _options(self) -> dict:
+        return {} if self.choice.registers is None else {"maxnreg": self.choice.registers}
 
 
 def on_its_device(function: Function) -> Function:

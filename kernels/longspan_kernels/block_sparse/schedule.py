@@ -18,6 +18,10 @@ from .layout import Component, Lists
 SHORTEST_PIECE = 8  # entries; less is not worth a partial result
 EVEN = 1.5  # longest line over the mean, up to which the order does not matter
 PROGRAMS_PER_PROCESSOR = 2
+# Lines of the backward pass this near to a fair share are not cut: started first they end in time.
+WHOLE = 0.85
+# Lines of few entries, and of little beside a fair share: their order hardly shows in when a launch ends.
+LIGHT, LIGHT_ENTRIES = 0.05, 32
 # Even lines are cut where there are fewer of them a processor, and they are longer.
 FEWEST_PROGRAMS, SHORTEST_CUT = 3, 32
 
@@ -27,7 +31,7 @@ class Work:
     """The programs of one launch.
 
     Attributes:
-        programs: how many there are for one batch element.
+        shape: (lines, owners), a program each where there are no items.
         items: [programs, 8] int32 (first entry, first masked, first bit-masked, end, tile of the first entry, owner, line,
             slot or -1), or None for one program a line: even lines, and lists made at run time. Where several heads share an
             owner, the first entry and the end count from the first entry of the first of them.
@@ -35,10 +39,13 @@ class Work:
         slots: partial results for one batch element.
     """
 
-    programs: int
+    shape: tuple[int, int]
     items: Tensor | None = None
     splits: Tensor | None = None
     slots: int = 0
+
+    def grid(self, batch: int) -> tuple[int, int, int]:
+        return (*self.shape, batch) if self.items is None else (len(self.items) * batch, 1, 1)
 
 
 def processors(device: torch.device) -> int:
@@ -47,25 +54,26 @@ def processors(device: torch.device) -> int:
     return 2
 
 
-def work_of(component: Component, name: str, share: int, batch: int, everything: bool) -> Work:
+def work_of(component: Component, name: str, share: int, batch: int, everything: bool, whole: float = 0.0) -> Work:
     """The programs for `rows` or `columns` of a component.
 
     Args:
         share: heads an owner: 1 for rows, H // Hkv for columns.
         everything: lines without entries need a program too (they write zeros).
+        whole: part of a processor's share; where no line is longer, none is cut. Else those longer than half a share are.
     """
     lists: Lists = getattr(component, name)
     owners, lines = len(component.group) // share, lists.start.shape[1]
     if component.dynamic:
-        return Work(owners * lines)
+        return Work((lines, owners))
     # The share of one processor decides how long a piece may be; rounded, so that batch sizes share schedules.
-    key = ("work", name, share, (batch - 1).bit_length(), everything)
+    key = ("work", name, share, (batch - 1).bit_length(), everything, whole)
     if key not in component.cache:
-        component.cache[key] = _schedule(lists, name, component.group.view(owners, share), 1 << key[3], everything)
+        component.cache[key] = _schedule(lists, name, component.group.view(owners, share), 1 << key[3], everything, whole)
     return component.cache[key]
 
 
-def _schedule(lists: Lists, name: str, groups: Tensor, batch: int, everything: bool) -> Work:
+def _schedule(lists: Lists, name: str, groups: Tensor, batch: int, everything: bool, whole: float) -> Work:
     owners, lines = len(groups), lists.start.shape[1]
     served = groups >= 0
     counts = lists.count[groups.clamp(min=0).long()] * served[:, :, None]  # (owners, share, lines)
@@ -74,11 +82,13 @@ def _schedule(lists: Lists, name: str, groups: Tensor, batch: int, everything: b
     fair = batch * total / (PROGRAMS_PER_PROCESSOR * processors(weight.device))
     # A piece of half a fair share, started first, cannot keep the launch waiting.
     piece = max(SHORTEST_PIECE, 1 << max(0, int(fair / 2)).bit_length() >> 1)
+    if longest <= whole * fair:
+        piece = max(piece, longest)
     busy = int((weight > 0).sum())
     even = longest * max(busy, 1) <= EVEN * total and (everything or 2 * busy >= owners * lines)
     enough = batch * owners * lines >= FEWEST_PROGRAMS * processors(weight.device)
     if even and (enough or longest <= max(piece, SHORTEST_CUT)):
-        return Work(owners * lines)
+        return Work((lines, owners))
     pieces = (weight + piece - 1) // piece
     if everything:
         # Rows of a head that this component does not serve are another's; the columns of a first component are its own.
@@ -94,10 +104,13 @@ def _schedule(lists: Lists, name: str, groups: Tensor, batch: int, everything: b
     cut_pieces = torch.where(cut, pieces, 0)
     first_slot = torch.cumsum(cut_pieces, 0) - cut_pieces
     slot = torch.where(cut[of], first_slot[of] + part, -1)
-    # Heaviest first, in coarse steps: within one the order stays that of memory.
-    level = (2 * torch.log2((end - begin).clamp(min=1).double())).round().long()
-    order = torch.argsort(-level, stable=True)
+    # Heaviest first, in coarse steps: within one the order stays that of memory. Light pieces go head by head, whose numbers
+    # stay in the cache, and heaviest first within a head.
     owner, line = of // lines, of % lines
+    size = end - begin
+    level = (2 * torch.log2(size.clamp(min=1).double())).round().long()
+    light = size <= min(LIGHT * fair, LIGHT_ENTRIES)
+    order = torch.argsort(torch.where(light, owner * (1 << 7) + (1 << 6) - level, -level), stable=True)
     masked = bits = tile = torch.zeros_like(of)
     if groups.shape[1] == 1:
         at = (groups[:, 0].clamp(min=0).long()[owner], line)
@@ -108,4 +121,4 @@ def _schedule(lists: Lists, name: str, groups: Tensor, batch: int, everything: b
     items = torch.stack([begin, masked, bits, end, tile, owner, line, slot], 1)[order].int().contiguous()
     chosen = cut.nonzero().flatten()
     splits = torch.stack([chosen // lines, chosen % lines, first_slot[chosen], pieces[chosen]], 1).int().contiguous()
-    return Work(len(items), items, splits if len(splits) else None, int(cut_pieces.sum()))
+    return Work((lines, owners), items, splits if len(splits) else None, int(cut_pieces.sum()))

@@ -23,24 +23,20 @@ VARYING = [
     "q_len", "k_len", "q_start", "k_start", "lines", "batch", "owners", "batch_groups", "threshold", "bias_first",
     "bias_h", "bias_row", "q_index_stride", "k_index_stride", "step", "q_per", "k_per", "sums_h", "sums_row",
     "sums_first", "q_b", "q_h", "k_b", "k_h", "v_b", "v_h", "o_b", "o_h", "do_b", "do_h", "dq_b", "dq_h", "dk_b",
-    "dk_h", "dv_b", "dv_h", "x_b", "x_h", "x_len", "x_start", "index_stride",
+    "dk_h", "dv_b", "dv_h", "x_b", "x_h", "x_len", "x_start", "index_stride", "leaves_delta",
 ]  # fmt: skip
 
 
 @triton.jit
-def work_item(ITEMS, LINES, GROUP, owners, lines, batch, batch_groups, ONE_GROUP: tl.constexpr):
+def work_item(ITEMS, LINES, GROUP, lines, batch, batch_groups, ONE_GROUP: tl.constexpr):
     """What this program does: (b, owner, line, slot of its partial result or -1, group, served, entries).
 
     An owner is a head (rows) or a key head (columns). Without a list of items, one program serves each line. `entries` points
     at a record of 8: first entry, first masked one, first bit-masked one, end, tile of the first entry, owner, line, slot.
     """
-    pid = tl.program_id(0)
-    served = pid >= 0
+    served = tl.program_id(0) >= 0
     if ITEMS is None:
-        line = pid % lines
-        rest = pid // lines
-        owner = rest % owners
-        b = rest // owners
+        line, owner, b = tl.program_id(0), tl.program_id(1), tl.program_id(2)
         slot = -1
         group = 0
         if not ONE_GROUP:
@@ -51,8 +47,11 @@ def work_item(ITEMS, LINES, GROUP, owners, lines, batch, batch_groups, ONE_GROUP
         else:
             entries = LINES + line.to(tl.int64) * 8
     else:
-        entries = ITEMS + (pid // batch).to(tl.int64) * 8
-        b = pid % batch
+        item, b = tl.program_id(0), tl.program_id(1)
+        if batch > 1:  # the loads below wait for a division
+            item = tl.program_id(0) // batch
+            b = tl.program_id(0) - item * batch
+        entries = ITEMS + item.to(tl.int64) * 8
         owner = tl.load(entries + 5)
         line = tl.load(entries + 6)
         slot = tl.load(entries + 7)

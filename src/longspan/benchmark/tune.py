@@ -88,13 +88,15 @@ def candidates(problem: Problem, hopper: bool) -> Iterator[Launch]:
     limits: list[int | None] = [None] if wide else [None, 168] if columns else [None, 128]
     unmasked = problem.lines == "blocks"
     if unmasked and not wide:
-        limits.append(128 if columns else 96)
+        limits += [] if columns else [96]
     loops = (False,) if long or unmasked else (False, True)
     for stages, one_loop, by_tma in product((2, 3, 4) if unmasked else (2, 3), loops, (False, True) if hopper else (False,)):
         for registers in limits if by_tma else (None,):
-            yield Launch(4, stages, one_loop, by_tma, registers=registers)
-            if columns and not one_loop and not unmasked:
-                yield Launch(4, stages, one_loop, by_tma, registers=registers, serial_masks=True)
+            for in_sums in (False, True) if columns else (False,):
+                launch = Launch(4, stages, one_loop, by_tma, registers=registers, in_sums=in_sums)
+                yield launch
+                if columns and not one_loop and not unmasked:
+                    yield replace(launch, serial_masks=True)
 
 
 def tensors_of(problem: Problem, device: str) -> tuple[Tensor, ...]:
@@ -200,7 +202,7 @@ def tune_one(problem: Problem, device: str, seconds: float, launches: list[Launc
 
 def source(launch: Launch) -> str:
     """A launch as it is written in launch_table.py."""
-    extra = [f"{name}=True" for name in ("one_loop", "by_tma", "serial_masks") if getattr(launch, name)]
+    extra = [f"{name}=True" for name in ("one_loop", "by_tma", "serial_masks", "in_sums") if getattr(launch, name)]
     extra += [f"{name}={getattr(launch, name)}" for name in ("registers", "tile") if getattr(launch, name)]
     return f"Launch({', '.join([str(launch.warps), str(launch.stages), *extra])})"
 
