@@ -24,10 +24,12 @@ from .tile_math import (
     copied_tile,
     dropout_keeps,
     dropout_rows,
+    following,
     included,
     load_tile,
     masked,
     tokens_of,
+    within,
     work_item,
 )
 
@@ -52,6 +54,11 @@ def key_gradients(
     LOOK: tl.constexpr = CHECKED or MODE != FULL
     PRECISION: tl.constexpr = "ieee" if EXACT else "tf32"
     upcoming = first_tile
+    # Pointers of their own: INDEX + e would make e a number of 64 bits.
+    AHEAD = INDEX + first + 1
+    DETAILS = DETAIL
+    if MODE != FULL:
+        DETAILS += first
     if MODE == BAND or MODE == BITS:
         upcoming = tl.load(INDEX + first, mask=stop > first, other=0)
     STAGES: tl.constexpr = 1 if SERIAL_MASKS and (MODE == BAND or MODE == BITS) else None
@@ -60,12 +67,14 @@ def key_gradients(
             tile = upcoming + (e - first)
         else:
             tile = upcoming
-            upcoming = tl.load(INDEX + e + 1, mask=e + 1 < stop, other=0)
+            upcoming = following(AHEAD, e, stop, CHECKED)
+            AHEAD += 1
         detail = 0
         if MODE != FULL:
-            detail = tl.load(DETAIL + e)
+            detail = tl.load(DETAILS)
+            DETAILS += 1
         base, row = tokens_of(Q_INDEX, u, index_stride, tile, q_start, step, q_per, BM, STEPPED)
-        row_ok = (row >= 0) & (row < q_stop)
+        row_ok = within(row, q_stop)
         if BY_TMA:
             q = copied_tile(Q, b, head, tile, base, q_per, BM, BD, STEPPED)
             dout = copied_tile(DOUT, b, head, tile, base, q_per, BM, BD, STEPPED)
@@ -140,13 +149,13 @@ def backward_columns(
     q_stop = q_len
     k_stop = k_len
     if Q_LENGTHS is not None:
-        q_stop = tl.minimum(q_stop, tl.load(Q_LENGTHS + b))
+        q_stop = tl.minimum(q_stop, tl.load(Q_LENGTHS + b).to(tl.int32))
     if EXCLUDED is not None:
         EXCLUDED += b64 * EXCLUSIONS * k_len
     if K_LENGTHS is not None:
-        k_stop = tl.minimum(k_stop, tl.load(K_LENGTHS + b))
+        k_stop = tl.minimum(k_stop, tl.load(K_LENGTHS + b).to(tl.int32))
     base, token = tokens_of(K_INDEX, u, k_index_stride, line, k_start, step, k_per, BN, STEPPED)
-    k_ok = (token >= 0) & (token < k_stop)
+    k_ok = within(token, k_stop)
     K += tl.multiple_of(b64 * k_b + kv64 * k_h, ALIGN)
     V += tl.multiple_of(b64 * v_b + kv64 * v_h, ALIGN)
     k = load_tile(K, token, base, k_ok, k_t, step, offs_d, D, BD, BN, True, K_INDEX is not None, STEPPED)
@@ -220,7 +229,7 @@ def backward_columns(
     INDEXED: tl.constexpr = K_INDEX is not None
     PAIRED: tl.constexpr = PART_K is not None and PART_K.dtype.element_ty != tl.float32
     if PAIRED:
-        written = (token >= 0) & (token < k_len)
+        written = within(token, k_len)
         add_rows_or_keep(dk_at, PART_K, dk, slot, token, base, written, dk_t, step, D, BD, BN, MERGE, INDEXED, STEPPED)
         add_rows_or_keep(dv_at, PART_V, dv, slot, token, base, written, dv_t, step, D, BD, BN, MERGE, INDEXED, STEPPED)
     else:
@@ -231,6 +240,6 @@ def backward_columns(
                 tl.store(PART_K + piece, dk)
                 tl.store(PART_V + piece, dv)
             limit = tl.where(slot < 0, limit, 0)
-        written = (token >= 0) & (token < limit)
+        written = within(token, limit)
         add_rows(dk_at, dk, token, base, written, dk_t, step, 1, D, BD, BN, MERGE, INDEXED, STEPPED)
         add_rows(dv_at, dv, token, base, written, dv_t, step, 1, D, BD, BN, MERGE, INDEXED, STEPPED)

@@ -24,10 +24,12 @@ from .tile_math import (
     copied_tile,
     dropout_keeps,
     dropout_rows,
+    following,
     included,
     load_tile,
     masked,
     tokens_of,
+    within,
     work_item,
 )
 
@@ -50,6 +52,11 @@ def query_gradient(
     LOOK: tl.constexpr = CHECKED or MODE != FULL
     PRECISION: tl.constexpr = "ieee" if EXACT else "tf32"
     upcoming = first_tile
+    # Pointers of their own: INDEX + e would make e a number of 64 bits.
+    AHEAD = INDEX + first + 1
+    DETAILS = DETAIL
+    if MODE != FULL:
+        DETAILS += first
     if MODE == BAND or MODE == BITS:
         upcoming = tl.load(INDEX + first, mask=stop > first, other=0)
     for e in tl.range(first, stop):
@@ -58,12 +65,14 @@ def query_gradient(
         else:
             # Read one entry ahead: the loads of keys wait for this number.
             tile = upcoming
-            upcoming = tl.load(INDEX + e + 1, mask=e + 1 < stop, other=0)
+            upcoming = following(AHEAD, e, stop, CHECKED)
+            AHEAD += 1
         detail = 0
         if MODE != FULL:
-            detail = tl.load(DETAIL + e)
+            detail = tl.load(DETAILS)
+            DETAILS += 1
         base, token = tokens_of(K_INDEX, u, index_stride, tile, k_start, step, k_per, BN, STEPPED)
-        k_ok = (token >= 0) & (token < k_stop)
+        k_ok = within(token, k_stop)
         if BY_TMA:
             k = copied_tile(K, b, kv_head, tile, base, k_per, BN, BD, STEPPED)
             v = copied_tile(V, b, kv_head, tile, base, k_per, BN, BD, STEPPED)
@@ -130,15 +139,15 @@ def backward_rows(
     q_stop = q_len
     k_stop = k_len
     if Q_LENGTHS is not None:
-        q_stop = tl.minimum(q_stop, tl.load(Q_LENGTHS + b))
+        q_stop = tl.minimum(q_stop, tl.load(Q_LENGTHS + b).to(tl.int32))
     if EXCLUDED is not None:
         EXCLUDED += b64 * EXCLUSIONS * k_len
     if K_LENGTHS is not None:
-        k_stop = tl.minimum(k_stop, tl.load(K_LENGTHS + b))
+        k_stop = tl.minimum(k_stop, tl.load(K_LENGTHS + b).to(tl.int32))
     if K_SEGMENTS is not None:
         K_SEGMENTS += b64 * k_len
     base, row = tokens_of(Q_INDEX, u, q_index_stride, line, q_start, step, q_per, BM, STEPPED)
-    row_ok = (row >= 0) & (row < q_stop)
+    row_ok = within(row, q_stop)
     q = load_tile(Q, row, base, row_ok, q_t, step, offs_d, D, BD, BM, True, Q_INDEX is not None, STEPPED)
     dout = load_tile(DOUT, row, base, row_ok, do_t, step, offs_d, D, BD, BM, True, Q_INDEX is not None, STEPPED)
     at = (b64 * owners + h64) * q_len + row
@@ -153,7 +162,7 @@ def backward_rows(
     merge = tl.load(MERGES + h) if MERGE else 0
     # For the columns, which come after. Every piece of a row finds the same.
     left = tl.where(served & (leaves_delta != 0) & (merge == 0), q_len, 0)
-    tl.store(MINUS_DELTA + at, -delta, mask=(row >= 0) & (row < left))
+    tl.store(MINUS_DELTA + at, -delta, mask=within(row, left))
     i = row + (k_len - q_len)
     rows = None
     if DROPOUT:
@@ -183,6 +192,6 @@ def backward_rows(
         if slot >= 0:
             tl.store(PART + (slot.to(tl.int64) * BM + offs_m)[:, None] * BD + offs_d[None, :], acc)
         limit = tl.where(slot < 0, limit, 0)
-    ok = (row >= 0) & (row < limit)
+    ok = within(row, limit)
     dq = DQ + tl.multiple_of(b64 * dq_b + h64 * dq_h, ALIGN)
     add_rows(dq, acc, row, base, ok, dq_t, step, merge, D, BD, BM, MERGE, Q_INDEX is not None, STEPPED)

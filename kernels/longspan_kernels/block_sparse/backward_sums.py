@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tile_math import VARYING, addresses, load_tile, tokens_of
+from .tile_math import VARYING, addresses, load_tile, tokens_of, within
 
 
 @triton.jit(do_not_specialize=VARYING)
@@ -110,5 +110,5 @@ def add_pieces(
     if MERGES is not None:
         merge = tl.load(MERGES + owner)
     x = X + tl.multiple_of(b.to(tl.int64) * x_b + owner.to(tl.int64) * x_h, ALIGN)
-    ok = (token >= 0) & (token < x_len)
+    ok = within(token, x_len)
     add_rows(x, acc, token, base, ok, x_t, 1, merge, D, BD, BX, MERGE, X_INDEX is not None, False)

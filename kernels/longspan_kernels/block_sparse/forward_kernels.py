@@ -24,10 +24,12 @@ from .tile_math import (
     copied_tile,
     dropout_keeps,
     dropout_rows,
+    following,
     included,
     load_tile,
     masked,
     tokens_of,
+    within,
     work_item,
 )
 
@@ -48,6 +50,11 @@ def attend(
     RUN: tl.constexpr = CONTIGUOUS and MODE == FULL
     LOOK: tl.constexpr = CHECKED or MODE != FULL
     upcoming = first_tile
+    # Pointers of their own: INDEX + e would make e a number of 64 bits.
+    AHEAD = INDEX + first + 1
+    DETAILS = DETAIL
+    if MODE != FULL:
+        DETAILS += first
     if MODE == BAND or MODE == BITS:
         upcoming = tl.load(INDEX + first, mask=stop > first, other=0)
     for e in tl.range(first, stop):
@@ -56,12 +63,14 @@ def attend(
         else:
             # Read one entry ahead: the loads of keys wait for this number.
             tile = upcoming
-            upcoming = tl.load(INDEX + e + 1, mask=e + 1 < stop, other=0)
+            upcoming = following(AHEAD, e, stop, CHECKED)
+            AHEAD += 1
         detail = 0
         if MODE != FULL:
-            detail = tl.load(DETAIL + e)
+            detail = tl.load(DETAILS)
+            DETAILS += 1
         base, token = tokens_of(K_INDEX, u, index_stride, tile, k_start, step, k_per, BN, STEPPED)
-        k_ok = (token >= 0) & (token < k_stop)
+        k_ok = within(token, k_stop)
         if BY_TMA:
             k = copied_tile(K, b, kv_head, tile, base, k_per, BN, BD, STEPPED)
         else:
@@ -160,15 +169,15 @@ def forward_rows(
     q_stop = q_len
     k_stop = k_len
     if Q_LENGTHS is not None:
-        q_stop = tl.minimum(q_stop, tl.load(Q_LENGTHS + b))
+        q_stop = tl.minimum(q_stop, tl.load(Q_LENGTHS + b).to(tl.int32))
     if EXCLUDED is not None:
         EXCLUDED += b64 * EXCLUSIONS * k_len
     if K_LENGTHS is not None:
-        k_stop = tl.minimum(k_stop, tl.load(K_LENGTHS + b))
+        k_stop = tl.minimum(k_stop, tl.load(K_LENGTHS + b).to(tl.int32))
     if K_SEGMENTS is not None:
         K_SEGMENTS += b64 * k_len
     base, row = tokens_of(Q_INDEX, u, q_index_stride, line, q_start, step, q_per, BM, STEPPED)
-    row_ok = (row >= 0) & (row < q_stop)
+    row_ok = within(row, q_stop)
     q = load_tile(Q, row, base, row_ok, q_t, step, offs_d, D, BD, BM, True, Q_INDEX is not None, STEPPED)  # (BM, BD)
     i = row + (k_len - q_len)
     rows = None
@@ -208,7 +217,7 @@ def forward_rows(
             tl.store(PART_LSE + at, lse2)
         limit = tl.where(slot < 0, limit, 0)
     merge = tl.load(MERGES + h) if MERGE else 0
-    ok = (row >= 0) & (row < limit)
+    ok = within(row, limit)
     out_at = OUT + tl.multiple_of(b64 * o_b + h64 * o_h, ALIGN)
     store_rows(out_at, LSE + (b64 * owners + h64) * q_len, out, lse2, row, base, ok, o_t, step, merge, D, BD, BM, MERGE,
                Q_INDEX is not None, STEPPED)  # fmt: skip
@@ -251,7 +260,7 @@ def merge_pieces(
     base, row = tokens_of(Q_INDEX, u, q_index_stride, line, q_start, 1, 1, BM, False)
     merge = tl.load(MERGES + h) if MERGE else 0
     b64, h64 = b.to(tl.int64), h.to(tl.int64)
-    ok = (row >= 0) & (row < q_len)
+    ok = within(row, q_len)
     out_at = OUT + tl.multiple_of(b64 * o_b + h64 * o_h, ALIGN)
     store_rows(out_at, LSE + (b64 * owners + h64) * q_len, acc / total[:, None], lse2, row, base, ok, o_t, 1, merge, D, BD, BM,
                MERGE, Q_INDEX is not None, False)  # fmt: skip

@@ -291,7 +291,8 @@ def make_lists(entries: Entries, groups: int, rows: int, columns: int, bands: in
     line = entries.group * rows + entries.row
     order = torch.argsort((line * 3 + rank) * columns + entries.column)
     line, rank = line[order], rank[order]
-    index = entries.column[order]
+    # One more in memory than in the list: kernels read an entry ahead.
+    index = torch.cat([entries.column[order].int(), torch.zeros(1, dtype=torch.int32, device=line.device)])[:-1]
 
     def per_row(keep: Tensor | None = None) -> Tensor:
         chosen = line if keep is None else line[keep]
@@ -309,7 +310,7 @@ def make_lists(entries: Entries, groups: int, rows: int, columns: int, bands: in
     shape = (groups, rows)
     return Lists(
         start=start.int().view(shape), count=count.int().view(shape), full=full.int().view(shape),
-        band=band.int().view(shape), index=index.int(), kind=kind.to(narrow),
+        band=band.int().view(shape), index=index, kind=kind.to(narrow),
         contiguous=contiguous, longest=int(count.max()) if len(count) else 0,
     )  # fmt: skip
 

@@ -61,6 +61,22 @@ def work_item(ITEMS, LINES, GROUP, lines, batch, batch_groups, ONE_GROUP: tl.con
 
 
 @triton.jit
+def within(x, stop):
+    """0 <= x < stop, in one comparison."""
+    return x.to(tl.uint32, bitcast=True) < stop.to(tl.uint32, bitcast=True)
+
+
+@triton.jit
+def following(AHEAD, e, stop, CHECKED: tl.constexpr):
+    """The tile of the entry after e; anything after the last one, which lists made on the host have room to read."""
+    if CHECKED:
+        tile = tl.load(AHEAD, mask=e + 1 < stop, other=0)
+    else:
+        tile = tl.load(AHEAD)
+    return tile
+
+
+@triton.jit
 def tokens_of(INDEX, u, index_stride, tile, origin, step, per, B: tl.constexpr, STEPPED: tl.constexpr):
     """(first token row, all token rows) of a tile; a row below 0 or past the end is no token.
 
