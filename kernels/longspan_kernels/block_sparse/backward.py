@@ -19,7 +19,7 @@ from .backward_sums import add_pieces, prepare_rows
 from .launching import SMALL, Plan, on_its_device, without_tma
 from .layout import Component, Layout
 from .outside_graphs import made_outside_graphs
-from .schedule import WHOLE, Work, work_of
+from .schedule import Work, work_of
 from .tuning import launch_of
 
 PREPARED_AT_ONCE = 64  # rows a program
@@ -142,11 +142,14 @@ class Room:
 
 
 def _row_work(call: Call, component: Component) -> Work:
-    return work_of(component, "rows", 1, call.q.shape[0], everything=call.layout.covered and component.covers, whole=WHOLE)
+    return work_of(component, "rows", 1, call.q.shape[0], everything=call.layout.covered and component.covers)
 
 
 def _column_work(call: Call, component: Component, adding: bool) -> Work:
-    return work_of(component, "columns", call.share, call.q.shape[0], everything=not adding, whole=WHOLE)
+    # Where lines grow with the length or are gathered, how long they are beside a fair share depends on the length, and with
+    # it the kernel.
+    steady = not component.grows and component.q_index is None and component.k_index is None
+    return work_of(component, "columns", call.share, call.q.shape[0], everything=not adding, in_two=steady)
 
 
 def _adds(number: int, component: Component) -> bool:
@@ -265,7 +268,7 @@ def _keys(
         )
         component.cache[key] = side
     kept = _kept_as(dk, numbers.lse)
-    part_k = part_v = None if side.work.items is None else kept
+    part_k = part_v = None if side.work.items is None or side.work.in_two else kept
     if side.part is not None:
         assert room is not None  # rows that go first leave no room, and wait for columns that are not cut
         room = room.rest()
@@ -273,7 +276,7 @@ def _keys(
     (queries, douts), _ = streamed((call.q, dout), component, "q", side.by_tma, call)
     side.main(
         queries, call.k, call.v, douts, numbers.lse, numbers.minus_delta, dk, dv, *side.pattern, side.work.items,
-        part_k, part_v, *call.limits(component),
+        part_k, part_v, _flags(side.work, call, component), *call.limits(component),
     )  # fmt: skip
     for plan, gradient, part in zip(side.add, (dk, dv), (part_k, part_v), strict=False):
         plan(gradient, part, side.work.splits, component.group, None, component.k_index)
@@ -282,6 +285,15 @@ def _keys(
 def _kept_as(dk: Tensor, lse: Tensor) -> Tensor:
     """A tensor of the type that pieces of columns are kept in."""
     return dk if width_of(dk.shape[3]) <= PAIRED_WIDTH else lse
+
+
+def _flags(work: Work, call: Call, component: Component) -> Tensor | None:
+    """[flags] int32, 0 until the first half of a line is written; any numbers where none is cut in two; None for other cuts."""
+    if not work.in_two or work.items is None:
+        return None
+    if not work.flags:
+        return component.group
+    return torch.zeros(work.flags * call.q.shape[0], dtype=torch.int32, device=call.q.device)
 
 
 def _splits(work: Work) -> int:
@@ -302,7 +314,7 @@ def _plan_columns(
     main = Plan(backward_columns, work.grid(B), numbers | {
         "do_b": do_b, "do_h": do_h, "do_t": do_t, "dk_b": dk_b, "dk_h": dk_h, "dk_t": dk_t, "dv_b": dv_b, "dv_h": dv_h,
         "dv_t": dv_t, "lines": lists.start.shape[1], "owners": Hkv, "scale": float(call.scale),
-        "CONTIGUOUS": lists.contiguous, "MERGE": adding,
+        "flags": work.flags * B, "CONTIGUOUS": lists.contiguous, "MERGE": adding,
         "ALIGN": alignment(D, call.q, call.k, call.v, dout, dk, dv),
         "ONE_LOOP": choice.one_loop and len(component.masks) > 0, "BY_TMA": by_tma,
         "SERIAL_MASKS": choice.serial_masks, "IN_SUMS": choice.in_sums,
@@ -315,7 +327,7 @@ def _plan_columns(
         }, SMALL, call.aligned)
         for x_b, x_h, x_t, _ in (dk.stride(), dv.stride())
     ]  # fmt: skip
-    if work.items is not None and not _splits(work):
+    if work.items is not None and not work.in_two and not _splits(work):
         add[0].compile(dk, _kept_as(dk, lse), component.group, component.group, None, component.k_index)
     part = (work.slots * B, component.block_k, numbers["BD"]) if work.slots else None
     pattern = call.pattern(component, "columns", work.items is not None and call.share == 1)

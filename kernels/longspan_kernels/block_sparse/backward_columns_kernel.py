@@ -14,7 +14,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .backward_sums import add_rows, add_rows_or_keep
+from .backward_sums import add_rows, add_rows_or_keep, is_second, tell_second
 from .tile_math import (
     BAND,
     BITS,
@@ -129,13 +129,13 @@ def key_gradients(
 @triton.jit(do_not_specialize=VARYING)
 def backward_columns(
     Q, K, V, DOUT, LSE, MINUS_DELTA, DK, DV, LINES, INDEX, DETAIL, MASKS, Q_INDEX, K_INDEX, GROUP, ITEMS, PART_K,
-    PART_V, Q_LENGTHS, K_LENGTHS, Q_SEGMENTS, K_SEGMENTS, SEED, EXCLUDED, BIAS, q_b: tl.int64, q_h: tl.int64,
+    PART_V, FLAGS, Q_LENGTHS, K_LENGTHS, Q_SEGMENTS, K_SEGMENTS, SEED, EXCLUDED, BIAS, q_b: tl.int64, q_h: tl.int64,
     q_t: tl.int64, k_b: tl.int64, k_h: tl.int64, k_t: tl.int64, v_b: tl.int64, v_h:     tl.int64, v_t: tl.int64,
     do_b: tl.int64, do_h: tl.int64, do_t: tl.int64, dk_b: tl.int64, dk_h: tl.int64, dk_t: tl.int64, dv_b: tl.int64,
     dv_h: tl.int64, dv_t: tl.int64, q_index_stride: tl.int64, k_index_stride: tl.int64, bias_h: tl.int64,
     bias_row: tl.int64, q_len: tl.int32, k_len: tl.int32, q_start: tl.int32, k_start: tl.int32,
     lines: tl.int32, batch: tl.int32, owners:     tl.int32, batch_groups: tl.int32, threshold: tl.int32,
-    bias_first: tl.int32, step: tl.int32, q_per: tl.int32, k_per: tl.int32, scale, scale2, inverse_keep,
+    bias_first: tl.int32, step: tl.int32, q_per: tl.int32, k_per: tl.int32, flags: tl.int32, scale, scale2, inverse_keep,
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, WORDS: tl.constexpr, SHARE: tl.constexpr,
     CONTIGUOUS: tl.constexpr, CHECKED: tl.constexpr, POSITIONAL: tl.constexpr, STEPPED: tl.constexpr,
     HAS_BANDS: tl.constexpr, HAS_BITS: tl.constexpr, EXCLUSIONS: tl.constexpr, ONE_GROUP: tl.constexpr,
@@ -241,5 +241,11 @@ def backward_columns(
                 tl.store(PART_V + piece, dv)
             limit = tl.where(slot < 0, limit, 0)
         written = within(token, limit)
-        add_rows(dk_at, dk, token, base, written, dk_t, step, 1, D, BD, BN, MERGE, INDEXED, STEPPED)
-        add_rows(dv_at, dv, token, base, written, dv_t, step, 1, D, BD, BN, MERGE, INDEXED, STEPPED)
+        adds = 1
+        if FLAGS is not None:
+            adds = tl.where(is_second(FLAGS, slot, flags), 1, 1 if MERGE else 0)
+        ADDS: tl.constexpr = MERGE or FLAGS is not None
+        add_rows(dk_at, dk, token, base, written, dk_t, step, adds, D, BD, BN, ADDS, INDEXED, STEPPED)
+        add_rows(dv_at, dv, token, base, written, dv_t, step, adds, D, BD, BN, ADDS, INDEXED, STEPPED)
+        if FLAGS is not None:
+            tell_second(FLAGS, slot, flags)

@@ -43,6 +43,28 @@ def prepare_rows(
 
 
 @triton.jit
+def is_second(FLAGS, slot, flags):
+    """Whether this program has the second half of a line, see `Work.in_two`; then it waits until the first is written.
+
+    The first comes earlier among the programs, so it runs or has run.
+    """
+    second = slot >= flags
+    if second:
+        while tl.atomic_cas(FLAGS + (slot - flags), 1, 1) != 1:
+            pass
+    return second
+
+
+@triton.jit
+def tell_second(FLAGS, slot, flags):
+    """Says that the first half of a line is written."""
+    if slot >= 0:
+        if slot < flags:
+            tl.debug_barrier()
+            tl.atomic_xchg(FLAGS + slot, 1)
+
+
+@triton.jit
 def add_rows(
     X, value, token, base, ok, stride, step, merge, D: tl.constexpr, BD: tl.constexpr, B: tl.constexpr, MERGE: tl.constexpr,
     INDEXED: tl.constexpr, STEPPED: tl.constexpr,
@@ -53,7 +75,8 @@ def add_rows(
     keep = ok[:, None] & (offs_d < D)[None, :]
     if MERGE:
         if merge != 0:
-            value += tl.load(at, mask=keep, other=0.0).to(tl.float32)
+            # Past the cache of this processor: another may have written it a moment ago.
+            value += tl.load(at, mask=keep, other=0.0, cache_modifier=".cg").to(tl.float32)
     tl.store(at, value.to(X.dtype.element_ty), mask=keep)
 
 

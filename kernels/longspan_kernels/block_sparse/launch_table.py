@@ -16,11 +16,11 @@ Table = dict[tuple[str, int, str], Launch]
 
 HOPPER: Table = {
     ("forward", 64, "short"): Launch(4, 2, by_tma=True, registers=128),
-    ("forward", 64, "blocks"): Launch(4, 2, by_tma=True),
+    ("forward", 64, "blocks"): Launch(4, 2, by_tma=True, registers=96),
     ("forward", 64, "bits"): Launch(4, 2, one_loop=True, by_tma=True, registers=128),
     ("forward", 64, "gathered"): Launch(4, 2, one_loop=True, by_tma=True, registers=128),
-    ("forward", 64, "middle"): Launch(4, 2, by_tma=True),
-    ("forward", 64, "long"): Launch(4, 3, by_tma=True, registers=128),
+    ("forward", 64, "middle"): Launch(4, 3, one_loop=True, by_tma=True),
+    ("forward", 64, "long"): Launch(4, 2, by_tma=True),
     ("forward", 128, "short"): Launch(4, 2, by_tma=True),
     ("forward", 128, "blocks"): Launch(4, 3, by_tma=True),
     ("forward", 128, "bits"): Launch(4, 2, one_loop=True, by_tma=True),
@@ -28,7 +28,7 @@ HOPPER: Table = {
     ("forward", 128, "middle"): Launch(4, 3, one_loop=True, by_tma=True),
     ("forward", 128, "long"): Launch(4, 3),
     ("backward_rows", 64, "short"): Launch(4, 2, one_loop=True, by_tma=True, registers=128),
-    ("backward_rows", 64, "blocks"): Launch(4, 3, by_tma=True),
+    ("backward_rows", 64, "blocks"): Launch(4, 3, by_tma=True, registers=128),
     ("backward_rows", 64, "bits"): Launch(4, 2, one_loop=True, by_tma=True, registers=128),
     ("backward_rows", 64, "gathered"): Launch(4, 3, one_loop=True, by_tma=True),
     ("backward_rows", 64, "middle"): Launch(4, 3, by_tma=True),

@@ -18,8 +18,8 @@ from .layout import Component, Lists
 SHORTEST_PIECE = 8  # entries; less is not worth a partial result
 EVEN = 1.5  # longest line over the mean, up to which the order does not matter
 PROGRAMS_PER_PROCESSOR = 2
-# Lines of the backward pass this near to a fair share are not cut: started first they end in time.
-WHOLE = 0.85
+# Where no line is longer than this part of a fair share, lines are cut at most in two, those above the second part of it.
+IN_TWO, WHOLE = 1.1, 0.33
 # Lines of few entries, and of little beside a fair share: their order hardly shows in when a launch ends.
 LIGHT, LIGHT_ENTRIES = 0.05, 32
 # Even lines are cut where there are fewer of them a processor, and they are longer.
@@ -37,12 +37,17 @@ class Work:
             owner, the first entry and the end count from the first entry of the first of them.
         splits: [n, 4] int32 (owner, line, first slot, pieces) of the lines that were cut, or None.
         slots: partial results for one batch element.
+        in_two: lines are cut at most in two, and no results are partial: the second half adds to what the first has written.
+            The slot of a first half is the number of its flag, that of a second one comes `flags` later.
+        flags: lines cut in two, for one batch element.
     """
 
     shape: tuple[int, int]
     items: Tensor | None = None
     splits: Tensor | None = None
     slots: int = 0
+    in_two: bool = False
+    flags: int = 0
 
     def grid(self, batch: int) -> tuple[int, int, int]:
         return (*self.shape, batch) if self.items is None else (len(self.items) * batch, 1, 1)
@@ -54,26 +59,26 @@ def processors(device: torch.device) -> int:
     return 2
 
 
-def work_of(component: Component, name: str, share: int, batch: int, everything: bool, whole: float = 0.0) -> Work:
+def work_of(component: Component, name: str, share: int, batch: int, everything: bool, in_two: bool = False) -> Work:
     """The programs for `rows` or `columns` of a component.
 
     Args:
         share: heads an owner: 1 for rows, H // Hkv for columns.
         everything: lines without entries need a program too (they write zeros).
-        whole: part of a processor's share; where no line is longer, none is cut. Else those longer than half a share are.
+        in_two: whether halves of a line may add up in the dtype of the result, which rounds once more.
     """
     lists: Lists = getattr(component, name)
     owners, lines = len(component.group) // share, lists.start.shape[1]
     if component.dynamic:
         return Work((lines, owners))
     # The share of one processor decides how long a piece may be; rounded, so that batch sizes share schedules.
-    key = ("work", name, share, (batch - 1).bit_length(), everything, whole)
+    key = ("work", name, share, (batch - 1).bit_length(), everything, in_two)
     if key not in component.cache:
-        component.cache[key] = _schedule(lists, name, component.group.view(owners, share), 1 << key[3], everything, whole)
+        component.cache[key] = _schedule(lists, name, component.group.view(owners, share), 1 << key[3], everything, in_two)
     return component.cache[key]
 
 
-def _schedule(lists: Lists, name: str, groups: Tensor, batch: int, everything: bool, whole: float) -> Work:
+def _schedule(lists: Lists, name: str, groups: Tensor, batch: int, everything: bool, in_two: bool) -> Work:
     owners, lines = len(groups), lists.start.shape[1]
     served = groups >= 0
     counts = lists.count[groups.clamp(min=0).long()] * served[:, :, None]  # (owners, share, lines)
@@ -82,8 +87,10 @@ def _schedule(lists: Lists, name: str, groups: Tensor, batch: int, everything: b
     fair = batch * total / (PROGRAMS_PER_PROCESSOR * processors(weight.device))
     # A piece of half a fair share, started first, cannot keep the launch waiting.
     piece = max(SHORTEST_PIECE, 1 << max(0, int(fair / 2)).bit_length() >> 1)
-    if longest <= whole * fair:
-        piece = max(piece, longest)
+    # The ratio hardly follows the length, so that one kind of launch serves them all.
+    in_two = in_two and longest <= IN_TWO * fair
+    if in_two:
+        piece = max(SHORTEST_PIECE, int(WHOLE * fair), -(-longest // 2))
     busy = int((weight > 0).sum())
     even = longest * max(busy, 1) <= EVEN * total and (everything or 2 * busy >= owners * lines)
     enough = batch * owners * lines >= FEWEST_PROGRAMS * processors(weight.device)
@@ -103,12 +110,14 @@ def _schedule(lists: Lists, name: str, groups: Tensor, batch: int, everything: b
     cut = pieces > 1
     cut_pieces = torch.where(cut, pieces, 0)
     first_slot = torch.cumsum(cut_pieces, 0) - cut_pieces
-    slot = torch.where(cut[of], first_slot[of] + part, -1)
+    flags = int(cut.sum()) if in_two else 0
+    slot = torch.where(cut[of], first_slot[of] // 2 + part * flags if in_two else first_slot[of] + part, -1)
     # Heaviest first, in coarse steps: within one the order stays that of memory. Light pieces go head by head, whose numbers
     # stay in the cache, and heaviest first within a head.
     owner, line = of // lines, of % lines
     size = end - begin
-    level = (2 * torch.log2(size.clamp(min=1).double())).round().long()
+    # The halves of a line are as heavy as each other: the second, which waits for the first, never starts before it.
+    level = (2 * torch.log2((weight[of] / pieces[of].clamp(min=1)).clamp(min=1).double())).round().long()
     light = size <= min(LIGHT * fair, LIGHT_ENTRIES)
     order = torch.argsort(torch.where(light, owner * (1 << 7) + (1 << 6) - level, -level), stable=True)
     masked = bits = tile = torch.zeros_like(of)
@@ -119,6 +128,8 @@ def _schedule(lists: Lists, name: str, groups: Tensor, batch: int, everything: b
         begin, end = start + begin, start + end
         tile = lists.index[begin.clamp(max=len(lists.index) - 1)] if len(lists.index) else tile
     items = torch.stack([begin, masked, bits, end, tile, owner, line, slot], 1)[order].int().contiguous()
+    if in_two:
+        return Work((lines, owners), items, in_two=True, flags=flags)
     chosen = cut.nonzero().flatten()
     splits = torch.stack([chosen // lines, chosen % lines, first_slot[chosen], pieces[chosen]], 1).int().contiguous()
     return Work((lines, owners), items, splits if len(splits) else None, int(cut_pieces.sum()))

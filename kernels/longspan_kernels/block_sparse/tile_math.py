@@ -23,7 +23,7 @@ VARYING = [
     "q_len", "k_len", "q_start", "k_start", "lines", "batch", "owners", "batch_groups", "threshold", "bias_first",
     "bias_h", "bias_row", "q_index_stride", "k_index_stride", "step", "q_per", "k_per", "sums_h", "sums_row",
     "sums_first", "q_b", "q_h", "k_b", "k_h", "v_b", "v_h", "o_b", "o_h", "do_b", "do_h", "dq_b", "dq_h", "dk_b",
-    "dk_h", "dv_b", "dv_h", "x_b", "x_h", "x_len", "x_start", "index_stride", "leaves_delta",
+    "dk_h", "dv_b", "dv_h", "x_b", "x_h", "x_len", "x_start", "index_stride", "leaves_delta", "flags",
 ]  # fmt: skip
 
 
