@@ -236,7 +236,7 @@ def _plan_rows(
         "o_b": o_b, "o_h": o_h, "o_t": o_t, "do_b": do_b, "do_h": do_h, "do_t": do_t, "dq_b": dq_b, "dq_h": dq_h, "dq_t": dq_t,
         "sums_h": 0 if sums is None else sums.tiles.stride(1), "sums_row": 0 if sums is None else sums.tiles.stride(2),
         "sums_first": 0 if sums is None else sums.first, "lines": lists.start.shape[1], "owners": H,
-        "scale": float(call.scale), "CONTIGUOUS": lists.contiguous,
+        "scale": float(call.scale), "log2_scale": math.log2(call.scale), "CONTIGUOUS": lists.contiguous,
         "leaves_delta": int(row_numbers.left), "DROPOUT": call.seed is not None, "MERGE": merging,
         "ALIGN": alignment(D, call.q, call.k, call.v, dout, dq, out),
         "ONE_LOOP": choice.one_loop and len(component.masks) > 0, "BY_TMA": by_tma,

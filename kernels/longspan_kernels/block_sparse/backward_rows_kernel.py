@@ -113,8 +113,8 @@ def backward_rows(
     q_index_stride: tl.int64, k_index_stride: tl.int64, bias_h: tl.int64, bias_row: tl.int64, sums_h: tl.int64,
     sums_row: tl.int64, q_len: tl.int32, k_len: tl.int32, q_start: tl.int32, k_start: tl.int32, lines: tl.int32,
     batch: tl.int32, owners: tl.int32, batch_groups: tl.int32, threshold: tl.int32, bias_first: tl.int32,
-    sums_first: tl.int32, step: tl.int32, q_per: tl.int32, k_per: tl.int32, leaves_delta: tl.int32, scale, scale2,
-    inverse_keep, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, WORDS: tl.constexpr,
+    sums_first: tl.int32, step: tl.int32, q_per: tl.int32, k_per: tl.int32, leaves_delta: tl.int32, scale, log2_scale,
+    scale2, inverse_keep, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, WORDS: tl.constexpr,
     SHARE: tl.constexpr, CONTIGUOUS: tl.constexpr, CHECKED: tl.constexpr, POSITIONAL: tl.constexpr, STEPPED: tl.constexpr,
     HAS_BANDS: tl.constexpr, HAS_BITS: tl.constexpr, EXCLUSIONS: tl.constexpr, ONE_GROUP: tl.constexpr,
     ONE_LOOP: tl.constexpr, BY_TMA: tl.constexpr, DROPOUT: tl.constexpr, MERGE: tl.constexpr, BIAS_BLOCK: tl.constexpr,
@@ -153,6 +153,10 @@ def backward_rows(
     at = (b64 * owners + h64) * q_len + row
     lse = tl.load(LSE + at, mask=row_ok, other=float("-inf"))
     lse2 = tl.where(lse == float("-inf"), float("inf"), lse * LOG2E)  # a row without keys: all its weights come out 0
+    # Weights times the scale instead of the sum, where the dtype has digits enough below.
+    SCALED: tl.constexpr = SUMS is None and DQ.dtype.element_ty == tl.bfloat16
+    if SCALED:
+        lse2 -= log2_scale
     OUT += tl.multiple_of(b64 * o_b + h64 * o_h, ALIGN)
     out = load_tile(OUT, row, base, row_ok, o_t, step, offs_d, D, BD, BM, True, Q_INDEX is not None, STEPPED)
     delta = tl.sum(out.to(tl.float32) * dout.to(tl.float32), 1)
@@ -186,7 +190,8 @@ def backward_rows(
                 threshold, mode, CONTIGUOUS, CHECKED, POSITIONAL, STEPPED, BY_TMA, HAS_BANDS, HAS_BITS, EXCLUSIONS,
                 DROPOUT, D, BD, BM, BN, WORDS, BIAS_BLOCK, EXACT,
             )  # fmt: skip
-    acc *= scale
+    if not SCALED:
+        acc *= scale
     limit = tl.where(served, q_len, 0)
     if PART is not None:
         if slot >= 0:

@@ -28,6 +28,7 @@ from .tile_math import (
     included,
     load_tile,
     masked,
+    quick_log2,
     tokens_of,
     within,
     work_item,
@@ -207,8 +208,14 @@ def forward_rows(
     # A row without keys, and one past the length, whose scores were computed from zeros.
     alive = row_ok & (total > 0.0)
     total = tl.where(alive, total, 1.0)
-    lse2 = tl.where(alive, peak + tl.log2(total), float("-inf"))
-    out = acc * tl.where(alive, inverse_keep / total, 0.0)[:, None]
+    if EXACT:
+        digits = tl.log2(total)
+        share = inverse_keep / total
+    else:
+        digits = quick_log2(total)
+        share = inverse_keep * tl.exp2(-digits)
+    lse2 = tl.where(alive, peak + digits, float("-inf"))
+    out = acc * tl.where(alive, share, 0.0)[:, None]
     limit = tl.where(served, q_len, 0)
     if PART is not None:
         if slot >= 0:

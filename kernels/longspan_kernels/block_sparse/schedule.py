@@ -22,6 +22,7 @@ PROGRAMS_PER_PROCESSOR = 2
 IN_TWO, WHOLE = 1.1, 0.33
 # Lines of few entries, and of little beside a fair share: their order hardly shows in when a launch ends.
 LIGHT, LIGHT_ENTRIES = 0.05, 32
+LAUNCH = 0.6  # of a fair share: the entries one after another in a launch, as more than two programs share a processor
 # Even lines are cut where there are fewer of them a processor, and they are longer.
 FEWEST_PROGRAMS, SHORTEST_CUT = 3, 32
 
@@ -113,13 +114,14 @@ def _schedule(lists: Lists, name: str, groups: Tensor, batch: int, everything: b
     flags = int(cut.sum()) if in_two else 0
     slot = torch.where(cut[of], first_slot[of] // 2 + part * flags if in_two else first_slot[of] + part, -1)
     # Heaviest first, in coarse steps: within one the order stays that of memory. Light pieces go head by head, whose numbers
-    # stay in the cache, and heaviest first within a head.
+    # stay in the cache, but each as much earlier as it takes longer, so that all end together.
     owner, line = of // lines, of % lines
     size = end - begin
     # The halves of a line are as heavy as each other: the second, which waits for the first, never starts before it.
     level = (2 * torch.log2((weight[of] / pieces[of].clamp(min=1)).clamp(min=1).double())).round().long()
     light = size <= min(LIGHT * fair, LIGHT_ENTRIES)
-    order = torch.argsort(torch.where(light, owner * (1 << 7) + (1 << 6) - level, -level), stable=True)
+    turn = (owner + 1) * (1 - size.double() / max(1.0, LAUNCH * fair))
+    order = torch.argsort(torch.where(light, turn, -level.double() - owners), stable=True)
     masked = bits = tile = torch.zeros_like(of)
     if groups.shape[1] == 1:
         at = (groups[:, 0].clamp(min=0).long()[owner], line)
