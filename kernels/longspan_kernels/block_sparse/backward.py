@@ -18,9 +18,9 @@ from .backward_rows_kernel import backward_rows
 from .backward_sums import add_pieces, prepare_rows
 from .launching import SMALL, Plan, on_its_device, without_tma
 from .layout import Component, Layout
-from .outside_graphs import made_outside_graphs
+from .outside_graphs import capturing, made_outside_graphs
 from .schedule import Work, work_of
-from .tuning import launch_of
+from .tuning import launch_of, lines_of
 
 PREPARED_AT_ONCE = 64  # rows a program
 # Up to this head width pieces of columns are kept as pairs of the gradient's dtype: no spills at 168 registers, where a float32
@@ -61,7 +61,8 @@ def triton_backward(
     else:
         # Where columns are cut, delta and the partial results of columns lie in dq's memory, which is written after them.
         room = Room(dq)
-        numbers = _RowNumbers(lse, room.take(*lse.shape), out, dlse, left=False)
+        pairs = room.take(*lse.shape, 2) if _pairs(call, by_columns) else None
+        numbers = _RowNumbers(lse, lse if pairs is not None else room.take(*lse.shape), out, dlse, left=False, pairs=pairs)
         if "columns" in sides:
             _prepare(call, dout, numbers)
             _all_columns(call, by_columns, dout, numbers, dk, dv, room)
@@ -77,7 +78,7 @@ class _RowNumbers:
     """What the passes know of each query: lse, -delta, and what delta is made of.
 
     `left` says that the pass over rows, which always works delta out from out and dout, writes -delta; else it was written
-    before.
+    before. With `pairs`, it lies there [B, H, Tq, 2] beside lse in base 2.
     """
 
     lse: Tensor
@@ -85,11 +86,12 @@ class _RowNumbers:
     out: Tensor
     dlse: Tensor | None
     left: bool
+    pairs: Tensor | None = None
 
 
 def _rows_go_first(call: Call, layout: Layout, by_columns: list[Component]) -> bool:
     """Whether every row is visited, and no column cut, whose partial results would take memory of their own."""
-    if not layout.covered or not by_columns:
+    if not layout.covered or not by_columns or _pairs(call, by_columns):
         return False
 
     def whole_columns() -> bool:
@@ -100,6 +102,12 @@ def _rows_go_first(call: Call, layout: Layout, by_columns: list[Component]) -> b
     if key not in cache:
         cache[key] = made_outside_graphs(whole_columns, call.q.device, not by_columns[0].dynamic)
     return cache[key]
+
+
+def _pairs(call: Call, by_columns: list[Component]) -> bool:
+    """Whether columns find lse and delta in pairs: for wide heads the one pass more costs less than the work on lse in a long
+    loop."""
+    return width_of(call.q.shape[3]) > PAIRED_WIDTH and any(component.grows for component in by_columns)
 
 
 def _all_rows(
@@ -142,7 +150,8 @@ class Room:
 
 
 def _row_work(call: Call, component: Component) -> Work:
-    return work_of(component, "rows", 1, call.q.shape[0], everything=call.layout.covered and component.covers)
+    everything, whole = call.layout.covered and component.covers, lines_of(component) == "blocks"
+    return work_of(component, "rows", 1, call.q.shape[0], everything=everything, whole=whole)
 
 
 def _column_work(call: Call, component: Component, adding: bool) -> Work:
@@ -167,7 +176,7 @@ def _prepare(call: Call, dout: Tensor, numbers: _RowNumbers, compile_only: bool 
     out, dlse = numbers.out, numbers.dlse
     B, H, Tq, D = out.shape
     cache = call.layout.components[0].cache if call.layout.components else {}
-    key = ("prepare", call.key, dout.stride(), out.stride(), dlse is None)
+    key = ("prepare", call.key, dout.stride(), out.stride(), dlse is None, numbers.pairs is None)
     plan = cache.get(key)
     if plan is not None and compile_only:
         return
@@ -179,7 +188,7 @@ def _prepare(call: Call, dout: Tensor, numbers: _RowNumbers, compile_only: bool 
             "lines": lines, "D": D, "BD": width_of(D), "BM": PREPARED_AT_ONCE, "ALIGN": alignment(D, out, dout),
         }, SMALL, call.aligned)  # fmt: skip
     run = plan.compile if compile_only else plan
-    run(out, dout, numbers.lse, dlse, numbers.minus_delta)
+    run(out, dout, numbers.lse, dlse, None if numbers.pairs is not None else numbers.minus_delta, numbers.pairs)
 
 
 @dataclass
@@ -273,9 +282,10 @@ def _keys(
         assert room is not None  # rows that go first leave no room, and wait for columns that are not cut
         room = room.rest()
         part_k, part_v = (room.take(*side.part).view(kept.dtype) for _ in range(2))
+    row_numbers = (numbers.lse, numbers.minus_delta) if numbers.pairs is None else (numbers.pairs, None)
     (queries, douts), _ = streamed((call.q, dout), component, "q", side.by_tma, call)
     side.main(
-        queries, call.k, call.v, douts, numbers.lse, numbers.minus_delta, dk, dv, *side.pattern, side.work.items,
+        queries, call.k, call.v, douts, *row_numbers, dk, dv, *side.pattern, side.work.items,
         part_k, part_v, _flags(side.work, call, component), *call.limits(component),
     )  # fmt: skip
     for plan, gradient, part in zip(side.add, (dk, dv), (part_k, part_v), strict=False):
@@ -293,7 +303,14 @@ def _flags(work: Work, call: Call, component: Component) -> Tensor | None:
         return None
     if not work.flags:
         return component.group
-    return torch.zeros(work.flags * call.q.shape[0], dtype=torch.int32, device=call.q.device)
+    device, count = call.q.device, work.flags * call.q.shape[0]
+    if capturing(device):
+        return torch.zeros(count, dtype=torch.int32, device=device)  # the graph's own, wherever it is replayed
+    # Every launch leaves them at 0, and launches on one stream come one after another.
+    key = ("flags", count, torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0)
+    if key not in component.cache:
+        component.cache[key] = made_outside_graphs(lambda: torch.zeros(count, dtype=torch.int32, device=device), device)
+    return component.cache[key]
 
 
 def _splits(work: Work) -> int:

@@ -19,6 +19,7 @@ from .tile_math import (
     BAND,
     BITS,
     FULL,
+    LN2,
     LOG2E,
     VARYING,
     copied_tile,
@@ -84,15 +85,20 @@ def key_gradients(
         # The layout of s wants each of these in many threads. Loaded as one tensor of both they are fetched once and spread,
         # instead of once a thread.
         near = tl.minimum(tl.maximum(row, 0), q_len - 1)
-        lse, minus_delta = tl.split(tl.load(tl.where(tl.arange(0, 2)[None, :] == 0, LSE, MINUS_DELTA) + near[:, None]))
-        if BIAS is not None:
-            # All masks leave out the pairs of a row without keys; a bias of -inf is no mask.
-            lse = tl.where(lse == float("-inf"), float("inf"), lse)
+        if MINUS_DELTA is None:
+            lse2, minus_delta = tl.split(tl.load(LSE + 2 * near[:, None] + tl.arange(0, 2)[None, :]))
+            lse = lse2 * LN2
+        else:
+            lse, minus_delta = tl.split(tl.load(tl.where(tl.arange(0, 2)[None, :] == 0, LSE, MINUS_DELTA) + near[:, None]))
+            if BIAS is not None:
+                # All masks leave out the pairs of a row without keys; a bias of -inf is no mask.
+                lse = tl.where(lse == float("-inf"), float("inf"), lse)
+            lse2 = lse * LOG2E
         if IN_SUMS:
             begun = tl.broadcast_to((lse * minus_inverse_scale)[None, :], [BN, BM])
             s = tl.dot(k, tl.trans(q), begun, input_precision=PRECISION) * scale2  # (BN, BM)
         else:
-            s = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale2 - (lse * LOG2E)[None, :]
+            s = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale2 - lse2[None, :]
         if IN_SUMS and SEED is None:
             begun = tl.broadcast_to(minus_delta[None, :], [BN, BM])
             dp = tl.dot(v, tl.trans(dout), begun, input_precision=PRECISION)  # (BN, BM)
@@ -201,7 +207,12 @@ def backward_columns(
         else:
             Q_OF = Q + tl.multiple_of(b64 * q_b + h64 * q_h, ALIGN)
             DOUT_OF = DOUT + tl.multiple_of(b64 * do_b + h64 * do_h, ALIGN)
-        rows_at = batch_head.to(tl.int64) * q_len
+        MINUS_DELTA_OF = MINUS_DELTA
+        if MINUS_DELTA is None:  # in pairs with lse
+            LSE_OF = LSE + batch_head.to(tl.int64) * (2 * q_len)
+        else:
+            LSE_OF = LSE + batch_head.to(tl.int64) * q_len
+            MINUS_DELTA_OF += batch_head.to(tl.int64) * q_len
         BIAS_OF = BIAS
         if BIAS is not None:
             BIAS_OF = BIAS + h64 * bias_h + (line * BN) // BIAS_BLOCK
@@ -212,7 +223,7 @@ def backward_columns(
                 begin, end = tl.maximum(first, lowest), tl.minimum(stop, highest)
                 if begin < end:
                     dk, dv = key_gradients(
-                        dk, dv, k, v, token, k_ok, segments, Q_OF, DOUT_OF, LSE + rows_at, MINUS_DELTA + rows_at, Q_INDEX,
+                        dk, dv, k, v, token, k_ok, segments, Q_OF, DOUT_OF, LSE_OF, MINUS_DELTA_OF, Q_INDEX,
                         Q_SEGMENTS, SEED, INDEX, DETAIL, MASKS, EXCLUDED, BIAS_OF, b, h, u_of, batch_head, begin,
                         masked_from, bits_from, end, first_tile, q_t, do_t, q_index_stride, q_start,
                         q_len, q_stop, step, q_per, k_len - q_len, scale2, -1.0 / scale, inverse_keep, threshold, bias_row,

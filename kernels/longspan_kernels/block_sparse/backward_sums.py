@@ -11,16 +11,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tile_math import VARYING, addresses, load_tile, tokens_of, within
+from .tile_math import LOG2E, VARYING, addresses, load_tile, tokens_of, within
 
 
 @triton.jit(do_not_specialize=VARYING)
 def prepare_rows(
-    OUT, DOUT, LSE, DLSE, MINUS_DELTA, o_b: tl.int64, o_h: tl.int64, o_t: tl.int64, do_b: tl.int64, do_h: tl.int64,
+    OUT, DOUT, LSE, DLSE, MINUS_DELTA, PAIRS, o_b: tl.int64, o_h: tl.int64, o_t: tl.int64, do_b: tl.int64, do_h: tl.int64,
     do_t: tl.int64, q_len: tl.int32, owners: tl.int32, lines: tl.int32, D: tl.constexpr, BD: tl.constexpr,
     BM: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
-    """-delta of each row; 0 for one without keys."""
+    """-delta of each row, 0 for one without keys; or where PAIRS is, beside it lse in base 2, there +inf."""
     pid = tl.program_id(0)
     line = pid % lines
     batch_head = (pid // lines).to(tl.int64)
@@ -39,18 +39,24 @@ def prepare_rows(
     if DLSE is not None:
         delta -= tl.load(DLSE + at, mask=ok, other=0.0)
     lse = tl.load(LSE + at, mask=ok, other=float("-inf"))
-    tl.store(MINUS_DELTA + at, tl.where(lse == float("-inf"), 0.0, -delta), mask=ok)
+    empty = lse == float("-inf")
+    minus_delta = tl.where(empty, 0.0, -delta)
+    if PAIRS is None:
+        tl.store(MINUS_DELTA + at, minus_delta, mask=ok)
+    else:
+        both = tl.join(tl.where(empty, float("inf"), lse * LOG2E), minus_delta)
+        tl.store(PAIRS + 2 * at[:, None] + tl.arange(0, 2)[None, :], both, mask=ok[:, None])
 
 
 @triton.jit
 def is_second(FLAGS, slot, flags):
     """Whether this program has the second half of a line, see `Work.in_two`; then it waits until the first is written.
 
-    The first comes earlier among the programs, so it runs or has run.
+    The first comes earlier among the programs, so it runs or has run. The flag is taken down again, for the next launch.
     """
     second = slot >= flags
     if second:
-        while tl.atomic_cas(FLAGS + (slot - flags), 1, 1) != 1:
+        while tl.atomic_cas(FLAGS + (slot - flags), 1, 0) != 1:
             pass
     return second
 

@@ -18,8 +18,9 @@ from .layout import Component, Lists
 SHORTEST_PIECE = 8  # entries; less is not worth a partial result
 EVEN = 1.5  # longest line over the mean, up to which the order does not matter
 PROGRAMS_PER_PROCESSOR = 2
-# Where no line is longer than this part of a fair share, lines are cut at most in two, those above the second part of it.
-IN_TWO, WHOLE = 1.1, 0.33
+# Where no line is longer than this part of a fair share, columns are cut at most in two, those above the second part of it.
+IN_TWO, HALVED = 1.1, 0.33
+WHOLE = 0.85  # part of a fair share up to which rows without masks end in time, started first
 # Lines of few entries, and of little beside a fair share: their order hardly shows in when a launch ends.
 LIGHT, LIGHT_ENTRIES = 0.05, 32
 LAUNCH = 0.6  # of a fair share: the entries one after another in a launch, as more than two programs share a processor
@@ -60,26 +61,32 @@ def processors(device: torch.device) -> int:
     return 2
 
 
-def work_of(component: Component, name: str, share: int, batch: int, everything: bool, in_two: bool = False) -> Work:
+def work_of(
+    component: Component, name: str, share: int, batch: int, everything: bool, in_two: bool = False, whole: bool = False
+) -> Work:  # fmt: skip
     """The programs for `rows` or `columns` of a component.
 
     Args:
         share: heads an owner: 1 for rows, H // Hkv for columns.
         everything: lines without entries need a program too (they write zeros).
         in_two: whether halves of a line may add up in the dtype of the result, which rounds once more.
+        whole: whether lines up to WHOLE are left whole.
     """
     lists: Lists = getattr(component, name)
     owners, lines = len(component.group) // share, lists.start.shape[1]
     if component.dynamic:
         return Work((lines, owners))
     # The share of one processor decides how long a piece may be; rounded, so that batch sizes share schedules.
-    key = ("work", name, share, (batch - 1).bit_length(), everything, in_two)
+    key = ("work", name, share, (batch - 1).bit_length(), everything, in_two, whole)
     if key not in component.cache:
-        component.cache[key] = _schedule(lists, name, component.group.view(owners, share), 1 << key[3], everything, in_two)
+        groups = component.group.view(owners, share)
+        component.cache[key] = _schedule(lists, name, groups, 1 << key[3], everything, in_two, whole)
     return component.cache[key]
 
 
-def _schedule(lists: Lists, name: str, groups: Tensor, batch: int, everything: bool, in_two: bool) -> Work:
+def _schedule(
+    lists: Lists, name: str, groups: Tensor, batch: int, everything: bool, in_two: bool, whole: bool
+) -> Work:  # fmt: skip
     owners, lines = len(groups), lists.start.shape[1]
     served = groups >= 0
     counts = lists.count[groups.clamp(min=0).long()] * served[:, :, None]  # (owners, share, lines)
@@ -88,10 +95,12 @@ def _schedule(lists: Lists, name: str, groups: Tensor, batch: int, everything: b
     fair = batch * total / (PROGRAMS_PER_PROCESSOR * processors(weight.device))
     # A piece of half a fair share, started first, cannot keep the launch waiting.
     piece = max(SHORTEST_PIECE, 1 << max(0, int(fair / 2)).bit_length() >> 1)
+    if whole and longest <= WHOLE * fair:
+        piece = max(piece, longest)
     # The ratio hardly follows the length, so that one kind of launch serves them all.
     in_two = in_two and longest <= IN_TWO * fair
     if in_two:
-        piece = max(SHORTEST_PIECE, int(WHOLE * fair), -(-longest // 2))
+        piece = max(SHORTEST_PIECE, int(HALVED * fair), -(-longest // 2))
     busy = int((weight > 0).sum())
     even = longest * max(busy, 1) <= EVEN * total and (everything or 2 * busy >= owners * lines)
     enough = batch * owners * lines >= FEWEST_PROGRAMS * processors(weight.device)
