@@ -19,10 +19,12 @@ def compiled_for(pattern, causal, length):
     found = []
     for number, component in enumerate(layout.components):
         rows = work_of(component, "rows", 1, 1, layout.covered and component.covers)
-        columns = work_of(component, "columns", 1, 1, number == 0)
+        steady = not component.grows and component.q_index is None and component.k_index is None
+        columns = work_of(component, "columns", 1, 1, number == 0, in_two=steady)
         found.append((
             component.order, lines_of(component), component.bands > 0, has_bits(component), stepped(component) is not None,
-            rows.items is not None, columns.items is not None, component.rows.contiguous, component.columns.contiguous,
+            rows.items is not None, columns.items is not None, columns.in_two, component.rows.contiguous,
+            component.columns.contiguous,
         ))  # fmt: skip
     return layout.covered, found
 

@@ -9,6 +9,7 @@ if torch.cuda.is_available():
     pytest.skip("a GPU is here: tests/gpu runs the compiled kernels", allow_module_level=True)
 pytest.importorskip("triton")
 
+from longspan.patterns import Longformer
 from longspan_kernels.block_sparse import backward, forward, launching, schedule, tuning
 from longspan_kernels.block_sparse.arguments import Call, stepped
 from longspan_kernels.block_sparse.device_layout import DeviceLayout
@@ -56,13 +57,7 @@ def test_every_launch_gives_the_same(monkeypatch, launch, name, q_len, k_len, ke
         monkeypatch.setattr(module, "launch_of", lambda *_: launch)
     layout = compile_layout([((0, 1), RULES[name])], q_len, k_len, 2, Tiling(16, 16, sizes=(16,), overhead=0))
     (q, k, v, dout), got = run(layout, q_len, k_len, 16, key_heads)
-    leaves = [x.double().requires_grad_() for x in (q, k, v)]
-    i = torch.arange(q_len)[:, None] + k_len - q_len
-    mask = RULES[name].live(0, i, torch.arange(k_len)[None]).expand(2, q_len, k_len)
-    out, _ = reference_attention(*leaves, mask, scale=0.3)
-    expected = (out, *torch.autograd.grad(out, leaves, dout.double()))
-    for a, b in zip(got, expected, strict=True):
-        torch.testing.assert_close(a.double(), b.detach(), atol=2e-5, rtol=2e-4)
+    check(RULES[name], q, k, v, dout, got)
 
 
 def test_two_runs_give_the_same_bits(monkeypatch):
@@ -259,3 +254,68 @@ def test_tiles_of_their_own_for_each_pass(monkeypatch, causal):
         found.append((out, *torch.autograd.grad(out, (q, k, v), dout)))
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, atol=4e-3, rtol=1e-2)
+
+
+WIDE = {"causal": (CAUSAL, 45, 61, 1), "all": (Band(None, None), 64, 64, 2), "more queries": (CAUSAL, 61, 45, 2)}
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_wide_heads_read_lse_in_pairs_where_lines_grow(name):
+    rule, q_len, k_len, key_heads = WIDE[name]
+    layout = compile_layout([((0, 1), rule)], q_len, k_len, 2, Tiling(16, 16, sizes=(16,), overhead=0))
+    (q, k, v, dout), got = run(layout, q_len, k_len, 80, key_heads)
+    call = Call(q, k, v, *rest_of(layout))
+    assert backward._pairs(call, layout.components)
+    assert not backward._pairs(Call(q[..., :64], k[..., :64], v[..., :64], *rest_of(layout)), layout.components)
+    check(rule, q, k, v, dout, got)
+
+
+@pytest.mark.parametrize("adding", [False, True])
+def test_halves_of_a_column_add_up_in_place(monkeypatch, adding):
+    """The second half waits for the first; flags are down again after each launch; two runs give the same bits."""
+    for name, value in (("SHORTEST_PIECE", 1), ("HALVED", 0.0), ("IN_TWO", 100.0)):
+        monkeypatch.setattr(schedule, name, value)
+    monkeypatch.setattr(schedule, "processors", lambda device: 1)
+    ((_, rule),) = Longformer(16, (0, 1, 2)).head_rules(200, 200, 2, False, torch.device("cpu"))
+    rules = [((0, 1), Or(rule, And(Congruent(8), CAUSAL)) if adding else rule)]
+    layout = compile_layout(rules, 200, 200, 2, Tiling(16, 16, sizes=(16,)))
+    (q, k, v, dout), got = run(layout, 200, 200, 16, 1)
+    component = layout.components[-1]
+    works = [w for key, w in component.cache.items() if key[:2] == ("work", "columns")]
+    assert any(work.in_two and work.flags > 0 and work.slots == 0 for work in works)
+    flags = [x for key, x in component.cache.items() if key[0] == "flags"]
+    assert flags and not any(x.any() for x in flags)
+    for work in works:
+        slot = work.items[:, 7]
+        first, second = (slot >= 0) & (slot < work.flags), slot >= work.flags
+        assert int(first.sum()) == int(second.sum()) == work.flags
+        place = torch.arange(len(slot))
+        assert all(place[slot == n] < place[slot == n + work.flags] for n in range(work.flags))
+    check(rules[0][1], q, k, v, dout, got)
+    for a, b in zip(got, run(layout, 200, 200, 16, 1)[1], strict=True):
+        assert torch.equal(a, b)
+
+
+def test_rows_go_first_where_no_column_is_cut(monkeypatch):
+    q = torch.zeros(1, 2, 64, 16)
+    for name, piece, first in (("window", 8, True), ("full", 8, True), ("full", 1, False)):
+        monkeypatch.setattr(schedule, "SHORTEST_PIECE", piece)
+        monkeypatch.setattr(schedule, "SHORTEST_CUT", piece)
+        monkeypatch.setattr(schedule, "processors", lambda device: 1000)
+        layout = compile_layout([((0, 1), RULES[name])], 64, 64, 2, Tiling(16, 16, sizes=(16,)))
+        call = Call(q, q, q, *rest_of(layout))
+        assert backward._rows_go_first(call, layout, layout.components) == first
+
+
+def rest_of(layout):
+    return (layout, 0.3, None, None, None, None, 0.0, None, None, 0)
+
+
+def check(rule, q, k, v, dout, got):
+    leaves = [x.double().requires_grad_() for x in (q, k, v)]
+    q_len, k_len = q.shape[2], k.shape[2]
+    i = torch.arange(q_len)[:, None] + k_len - q_len
+    mask = rule.live(0, i, torch.arange(k_len)[None]).expand(2, q_len, k_len)
+    out, _ = reference_attention(*leaves, mask, scale=0.3)
+    for a, b in zip(got, (out, *torch.autograd.grad(out, leaves, dout.double())), strict=True):
+        torch.testing.assert_close(a.double(), b.detach(), atol=2e-5, rtol=2e-4)

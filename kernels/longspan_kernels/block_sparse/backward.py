@@ -62,7 +62,8 @@ def triton_backward(
         # Where columns are cut, delta and the partial results of columns lie in dq's memory, which is written after them.
         room = Room(dq)
         pairs = room.take(*lse.shape, 2) if _pairs(call, by_columns) else None
-        numbers = _RowNumbers(lse, lse if pairs is not None else room.take(*lse.shape), out, dlse, left=False, pairs=pairs)
+        minus_delta = room.take(*lse.shape) if pairs is None else torch.empty_like(lse)
+        numbers = _RowNumbers(lse, minus_delta, out, dlse, left=False, pairs=pairs)
         if "columns" in sides:
             _prepare(call, dout, numbers)
             _all_columns(call, by_columns, dout, numbers, dk, dv, room)
@@ -77,8 +78,8 @@ def triton_backward(
 class _RowNumbers:
     """What the passes know of each query: lse, -delta, and what delta is made of.
 
-    `left` says that the pass over rows, which always works delta out from out and dout, writes -delta; else it was written
-    before. With `pairs`, it lies there [B, H, Tq, 2] beside lse in base 2.
+    `left` says that the pass over rows, which works delta out from out and dout, writes -delta; else it was written before.
+    With `pairs` [B, H, Tq, 2], it lies there too, beside lse in base 2, and the pass over rows reads it.
     """
 
     lse: Tensor
@@ -87,6 +88,10 @@ class _RowNumbers:
     dlse: Tensor | None
     left: bool
     pairs: Tensor | None = None
+
+    def made_of(self) -> tuple[Tensor | None, Tensor | None]:
+        """out and dlse, where the pass over rows works delta out from them."""
+        return (self.out, self.dlse) if self.pairs is None else (None, None)
 
 
 def _rows_go_first(call: Call, layout: Layout, by_columns: list[Component]) -> bool:
@@ -188,7 +193,7 @@ def _prepare(call: Call, dout: Tensor, numbers: _RowNumbers, compile_only: bool 
             "lines": lines, "D": D, "BD": width_of(D), "BM": PREPARED_AT_ONCE, "ALIGN": alignment(D, out, dout),
         }, SMALL, call.aligned)  # fmt: skip
     run = plan.compile if compile_only else plan
-    run(out, dout, numbers.lse, dlse, None if numbers.pairs is not None else numbers.minus_delta, numbers.pairs)
+    run(out, dout, numbers.lse, dlse, numbers.minus_delta, numbers.pairs)
 
 
 @dataclass
@@ -207,7 +212,8 @@ def _queries(
     call: Call, component: Component, dout: Tensor, numbers: _RowNumbers, dq: Tensor, sums: _BiasSums | None,
     room: Room | None, merging: bool,
 ) -> None:  # fmt: skip
-    key = ("rows", merging, numbers.left, call.key, dout.stride(), numbers.out.stride(), numbers.dlse is None, dq.dtype)
+    key = ("rows", merging, numbers.left, numbers.pairs is None, call.key, dout.stride(), numbers.out.stride(),
+           numbers.dlse is None, dq.dtype)  # fmt: skip
     side = component.cache.get(key)
     if side is None:
         side = made_outside_graphs(
@@ -221,7 +227,7 @@ def _queries(
         part = own if room is None else room.rest().take(*side.part)
     keys, _ = streamed((call.k, call.v), component, "k", side.by_tma, call)
     side.main(
-        call.q, *keys, dout, numbers.lse, numbers.minus_delta, numbers.out, numbers.dlse, dq, *side.pattern, component.merge,
+        call.q, *keys, dout, numbers.lse, numbers.minus_delta, *numbers.made_of(), dq, *side.pattern, component.merge,
         side.work.items, part, *call.limits(component), None if sums is None else sums.tiles,
     )  # fmt: skip
     for plan in side.add:
@@ -241,7 +247,7 @@ def _plan_rows(
     out = row_numbers.out
     o_b, o_h, o_t, _ = out.stride()
     lists = component.rows
-    main = Plan(backward_rows, work.grid(B), numbers | {
+    main = Plan(backward_rows, work.programs(B), numbers | {
         "o_b": o_b, "o_h": o_h, "o_t": o_t, "do_b": do_b, "do_h": do_h, "do_t": do_t, "dq_b": dq_b, "dq_h": dq_h, "dq_t": dq_t,
         "sums_h": 0 if sums is None else sums.tiles.stride(1), "sums_row": 0 if sums is None else sums.tiles.stride(2),
         "sums_first": 0 if sums is None else sums.first, "lines": lists.start.shape[1], "owners": H,
@@ -328,7 +334,7 @@ def _plan_columns(
     choice = choice if by_tma else without_tma(choice)
     (do_b, do_h, do_t, _), (dk_b, dk_h, dk_t, _), (dv_b, dv_h, dv_t, _) = dout.stride(), dk.stride(), dv.stride()
     lists = component.columns
-    main = Plan(backward_columns, work.grid(B), numbers | {
+    main = Plan(backward_columns, work.programs(B), numbers | {
         "do_b": do_b, "do_h": do_h, "do_t": do_t, "dk_b": dk_b, "dk_h": dk_h, "dk_t": dk_t, "dv_b": dv_b, "dv_h": dv_h,
         "dv_t": dv_t, "lines": lists.start.shape[1], "owners": Hkv, "scale": float(call.scale),
         "flags": work.flags * B, "CONTIGUOUS": lists.contiguous, "MERGE": adding,

@@ -149,7 +149,7 @@ def backward_columns(
     BIAS_BLOCK: tl.constexpr, ALIGN: tl.constexpr, EXACT: tl.constexpr, SERIAL_MASKS: tl.constexpr,
     IN_SUMS: tl.constexpr,
 ):  # fmt: skip
-    b, owner, line, slot, u, served, entries = work_item(ITEMS, LINES, GROUP, lines, batch, batch_groups, ONE_GROUP)
+    b, owner, line, slot, u, served, entries = work_item(ITEMS, LINES, GROUP, owners, lines, batch, batch_groups, ONE_GROUP)
     offs_d = tl.arange(0, BD)
     b64, kv64 = b.to(tl.int64), owner.to(tl.int64)
     q_stop = q_len

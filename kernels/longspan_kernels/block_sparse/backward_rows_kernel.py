@@ -120,7 +120,7 @@ def backward_rows(
     ONE_LOOP: tl.constexpr, BY_TMA: tl.constexpr, DROPOUT: tl.constexpr, MERGE: tl.constexpr, BIAS_BLOCK: tl.constexpr,
     ALIGN: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    b, h, line, slot, u, served, entries = work_item(ITEMS, LINES, GROUP, lines, batch, batch_groups, ONE_GROUP)
+    b, h, line, slot, u, served, entries = work_item(ITEMS, LINES, GROUP, owners, lines, batch, batch_groups, ONE_GROUP)
     first = tl.load(entries)
     masked_from = tl.load(entries + 1)
     bits_from = tl.load(entries + 2)
@@ -157,16 +157,19 @@ def backward_rows(
     SCALED: tl.constexpr = SUMS is None and DQ.dtype.element_ty == tl.bfloat16
     if SCALED:
         lse2 -= log2_scale
-    OUT += tl.multiple_of(b64 * o_b + h64 * o_h, ALIGN)
-    out = load_tile(OUT, row, base, row_ok, o_t, step, offs_d, D, BD, BM, True, Q_INDEX is not None, STEPPED)
-    delta = tl.sum(out.to(tl.float32) * dout.to(tl.float32), 1)
-    if DLSE is not None:
-        delta -= tl.load(DLSE + at, mask=row_ok, other=0.0)
-    delta = tl.where(lse == float("-inf"), 0.0, delta)
     merge = tl.load(MERGES + h) if MERGE else 0
-    # For the columns, which come after. Every piece of a row finds the same.
-    left = tl.where(served & (leaves_delta != 0) & (merge == 0), q_len, 0)
-    tl.store(MINUS_DELTA + at, -delta, mask=within(row, left))
+    if OUT is None:
+        delta = -tl.load(MINUS_DELTA + at, mask=row_ok, other=0.0)
+    else:
+        OUT += tl.multiple_of(b64 * o_b + h64 * o_h, ALIGN)
+        out = load_tile(OUT, row, base, row_ok, o_t, step, offs_d, D, BD, BM, True, Q_INDEX is not None, STEPPED)
+        delta = tl.sum(out.to(tl.float32) * dout.to(tl.float32), 1)
+        if DLSE is not None:
+            delta -= tl.load(DLSE + at, mask=row_ok, other=0.0)
+        delta = tl.where(lse == float("-inf"), 0.0, delta)
+        # For the columns, which come after. Every piece of a row finds the same.
+        left = tl.where(served & (leaves_delta != 0) & (merge == 0), q_len, 0)
+        tl.store(MINUS_DELTA + at, -delta, mask=within(row, left))
     i = row + (k_len - q_len)
     rows = None
     if DROPOUT:

@@ -20,7 +20,7 @@ def prepare_rows(
     do_t: tl.int64, q_len: tl.int32, owners: tl.int32, lines: tl.int32, D: tl.constexpr, BD: tl.constexpr,
     BM: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
-    """-delta of each row, 0 for one without keys; or where PAIRS is, beside it lse in base 2, there +inf."""
+    """-delta of each row, 0 for one without keys; and where PAIRS is, there too, beside lse in base 2 or +inf."""
     pid = tl.program_id(0)
     line = pid % lines
     batch_head = (pid // lines).to(tl.int64)
@@ -41,9 +41,8 @@ def prepare_rows(
     lse = tl.load(LSE + at, mask=ok, other=float("-inf"))
     empty = lse == float("-inf")
     minus_delta = tl.where(empty, 0.0, -delta)
-    if PAIRS is None:
-        tl.store(MINUS_DELTA + at, minus_delta, mask=ok)
-    else:
+    tl.store(MINUS_DELTA + at, minus_delta, mask=ok)
+    if PAIRS is not None:
         both = tl.join(tl.where(empty, float("inf"), lse * LOG2E), minus_delta)
         tl.store(PAIRS + 2 * at[:, None] + tl.arange(0, 2)[None, :], both, mask=ok[:, None])
 

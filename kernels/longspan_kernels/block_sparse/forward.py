@@ -91,7 +91,7 @@ def _plan(call: Call, component: Component, out: Tensor, lse: Tensor, merging: b
     choice = choice if by_tma else without_tma(choice)
     o_b, o_h, o_t, _ = out.stride()
     lists = component.rows
-    main = Plan(forward_rows, work.grid(B), numbers | {
+    main = Plan(forward_rows, work.programs(B), numbers | {
         "o_b": o_b, "o_h": o_h, "o_t": o_t, "lines": lists.start.shape[1], "owners": H, "CONTIGUOUS": lists.contiguous,
         "DROPOUT": call.seed is not None, "MERGE": merging, "ALIGN": alignment(D, call.q, call.k, call.v, out),
         "ONE_LOOP": choice.one_loop and len(component.masks) > 0, "BY_TMA": by_tma,

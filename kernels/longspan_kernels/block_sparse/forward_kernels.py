@@ -152,7 +152,7 @@ def forward_rows(
     EXCLUSIONS: tl.constexpr, ONE_GROUP: tl.constexpr, ONE_LOOP: tl.constexpr, BY_TMA: tl.constexpr,
     DROPOUT: tl.constexpr, MERGE: tl.constexpr, BIAS_BLOCK: tl.constexpr, ALIGN: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    b, h, line, slot, u, served, entries = work_item(ITEMS, LINES, GROUP, lines, batch, batch_groups, ONE_GROUP)
+    b, h, line, slot, u, served, entries = work_item(ITEMS, LINES, GROUP, owners, lines, batch, batch_groups, ONE_GROUP)
     first = tl.load(entries)
     masked_from = tl.load(entries + 1)
     bits_from = tl.load(entries + 2)

@@ -59,14 +59,14 @@ class Plan:
 
     Args:
         kernel: a function under triton.jit.
-        programs: how many programs run, in one dimension or in three.
+        programs: how many programs run.
         numbers: all arguments that are no tensors, by name.
         aligned: whether tensors start at multiples of 16 bytes, so that what is compiled for one call serves the next.
     """
 
-    def __init__(self, kernel, programs: int | tuple[int, int, int], numbers: dict, choice: Launch, aligned: bool):
+    def __init__(self, kernel, programs: int, numbers: dict, choice: Launch, aligned: bool):
         self.kernel, self.numbers, self.choice, self.aligned = kernel, numbers, choice, aligned
-        self.grid = (programs, 1, 1) if isinstance(programs, int) else programs
+        self.grid = (programs, 1, 1)
         self.run: Callable | None = None
         self.tail: list = []
 

@@ -20,7 +20,6 @@ from .resolve import block_size_of, blocked_tiling, dense_mask, layout_for
 BACKENDS = ("auto", "triton", "blocked", "dense")
 WIDE_ROW = 1024  # keys that a mean query visits, from which larger tiles may pay
 WIDE_WASTE = 1.05  # and how many more pairs they may visit
-MOST_OF_A_DIMENSION = 65_535  # heads, or batch elements, that one CUDA launch counts
 DENSE_LIMIT = 1 << 31  # elements of [B, H, Tq, Tk] that the dense backend will hold
 
 
@@ -91,8 +90,6 @@ def triton_refuses(q: Tensor) -> str | None:
 
     if q.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"it has no {q.dtype} kernels"
-    if max(q.shape[:2]) > MOST_OF_A_DIMENSION:
-        return f"it takes up to {MOST_OF_A_DIMENSION} heads or batch elements, not {tuple(q.shape[:2])}"
     if not 16 <= q.shape[-1] <= 256:
         return f"its head width is 16 to 256, not {q.shape[-1]}"
     return triton_runs_on(q.device)

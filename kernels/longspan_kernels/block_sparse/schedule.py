@@ -33,7 +33,7 @@ class Work:
     """The programs of one launch.
 
     Attributes:
-        shape: (lines, owners), a program each where there are no items.
+        lines: of all owners, a program each where there are no items.
         items: [programs, 8] int32 (first entry, first masked, first bit-masked, end, tile of the first entry, owner, line,
             slot or -1), or None for one program a line: even lines, and lists made at run time. Where several heads share an
             owner, the first entry and the end count from the first entry of the first of them.
@@ -44,15 +44,15 @@ class Work:
         flags: lines cut in two, for one batch element.
     """
 
-    shape: tuple[int, int]
+    lines: int
     items: Tensor | None = None
     splits: Tensor | None = None
     slots: int = 0
     in_two: bool = False
     flags: int = 0
 
-    def grid(self, batch: int) -> tuple[int, int, int]:
-        return (*self.shape, batch) if self.items is None else (len(self.items) * batch, 1, 1)
+    def programs(self, batch: int) -> int:
+        return (self.lines if self.items is None else len(self.items)) * batch
 
 
 def processors(device: torch.device) -> int:
@@ -75,7 +75,7 @@ def work_of(
     lists: Lists = getattr(component, name)
     owners, lines = len(component.group) // share, lists.start.shape[1]
     if component.dynamic:
-        return Work((lines, owners))
+        return Work(lines * owners)
     # The share of one processor decides how long a piece may be; rounded, so that batch sizes share schedules.
     key = ("work", name, share, (batch - 1).bit_length(), everything, in_two, whole)
     if key not in component.cache:
@@ -105,7 +105,7 @@ def _schedule(
     even = longest * max(busy, 1) <= EVEN * total and (everything or 2 * busy >= owners * lines)
     enough = batch * owners * lines >= FEWEST_PROGRAMS * processors(weight.device)
     if even and (enough or longest <= max(piece, SHORTEST_CUT)):
-        return Work((lines, owners))
+        return Work(lines * owners)
     pieces = (weight + piece - 1) // piece
     if everything:
         # Rows of a head that this component does not serve are another's; the columns of a first component are its own.
@@ -140,7 +140,7 @@ def _schedule(
         tile = lists.index[begin.clamp(max=len(lists.index) - 1)] if len(lists.index) else tile
     items = torch.stack([begin, masked, bits, end, tile, owner, line, slot], 1)[order].int().contiguous()
     if in_two:
-        return Work((lines, owners), items, in_two=True, flags=flags)
+        return Work(lines * owners, items, in_two=True, flags=flags)
     chosen = cut.nonzero().flatten()
     splits = torch.stack([chosen // lines, chosen % lines, first_slot[chosen], pieces[chosen]], 1).int().contiguous()
-    return Work((lines, owners), items, splits if len(splits) else None, int(cut_pieces.sum()))
+    return Work(lines * owners, items, splits if len(splits) else None, int(cut_pieces.sum()))

@@ -32,15 +32,20 @@ VARYING = [
 
 
 @triton.jit
-def work_item(ITEMS, LINES, GROUP, lines, batch, batch_groups, ONE_GROUP: tl.constexpr):
+def work_item(ITEMS, LINES, GROUP, owners, lines, batch, batch_groups, ONE_GROUP: tl.constexpr):
     """What this program does: (b, owner, line, slot of its partial result or -1, group, served, entries).
 
     An owner is a head (rows) or a key head (columns). Without a list of items, one program serves each line. `entries` points
     at a record of 8: first entry, first masked one, first bit-masked one, end, tile of the first entry, owner, line, slot.
     """
-    served = tl.program_id(0) >= 0
+    pid = tl.program_id(0)
+    served = pid >= 0
     if ITEMS is None:
-        line, owner, b = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+        # A grid of three dimensions would spare these divisions, but made dense patterns of D = 128 1% slower.
+        line = pid % lines
+        rest = pid // lines
+        owner = rest % owners
+        b = rest // owners
         slot = -1
         group = 0
         if not ONE_GROUP:
@@ -51,10 +56,10 @@ def work_item(ITEMS, LINES, GROUP, lines, batch, batch_groups, ONE_GROUP: tl.con
         else:
             entries = LINES + line.to(tl.int64) * 8
     else:
-        item, b = tl.program_id(0), tl.program_id(1)
+        item, b = pid, pid * 0
         if batch > 1:  # the loads below wait for a division
-            item = tl.program_id(0) // batch
-            b = tl.program_id(0) - item * batch
+            item = pid // batch
+            b = pid - item * batch
         entries = ITEMS + item.to(tl.int64) * 8
         owner = tl.load(entries + 5)
         line = tl.load(entries + 6)
