@@ -265,9 +265,12 @@ def test_wide_heads_read_lse_in_pairs_where_lines_grow(name):
     layout = compile_layout([((0, 1), rule)], q_len, k_len, 2, Tiling(16, 16, sizes=(16,), overhead=0))
     (q, k, v, dout), got = run(layout, q_len, k_len, 80, key_heads)
     call = Call(q, k, v, *rest_of(layout))
-    assert backward._pairs(call, layout.components)
-    assert not backward._pairs(Call(q[..., :64], k[..., :64], v[..., :64], *rest_of(layout)), layout.components)
+    assert backward.in_pairs(call, layout.components)
+    assert not backward.in_pairs(Call(q[..., :64], k[..., :64], v[..., :64], *rest_of(layout)), layout.components)
     check(rule, q, k, v, dout, got)
+    out, lse = forward.triton_forward(q, k, v, layout, scale=0.3)
+    alone = backward.triton_backward(dout, None, q, k, v, out, lse, layout, scale=0.3, sides=("rows",))[0]
+    assert torch.equal(alone, got[1])
 
 
 @pytest.mark.parametrize("adding", [False, True])
@@ -304,7 +307,7 @@ def test_rows_go_first_where_no_column_is_cut(monkeypatch):
         monkeypatch.setattr(schedule, "processors", lambda device: 1000)
         layout = compile_layout([((0, 1), RULES[name])], 64, 64, 2, Tiling(16, 16, sizes=(16,)))
         call = Call(q, q, q, *rest_of(layout))
-        assert backward._rows_go_first(call, layout, layout.components) == first
+        assert backward.rows_go_first(call, layout, layout.components) == first
 
 
 def rest_of(layout):

@@ -14,18 +14,27 @@ from torch import Tensor
 
 from .arguments import Call, alignment, output_like, rows_of_unit_stride, streamed, width_of
 from .backward_columns_kernel import backward_columns
+from .backward_order import (
+    PAIRED_WIDTH,
+    Room,
+    RowNumbers,
+    adds_up,
+    column_work,
+    in_pairs,
+    orders_keys_by_head,
+    row_work,
+    rows_are_listed,
+    rows_go_first,
+)
 from .backward_rows_kernel import backward_rows
 from .backward_sums import add_pieces, prepare_rows
 from .launching import SMALL, Plan, on_its_device, without_tma
 from .layout import Component, Layout
 from .outside_graphs import capturing, made_outside_graphs
-from .schedule import Work, work_of
-from .tuning import launch_of, lines_of
+from .schedule import Work
+from .tuning import launch_of
 
 PREPARED_AT_ONCE = 64  # rows a program
-# Up to this head width pieces of columns are kept as pairs of the gradient's dtype: no spills at 168 registers, where a float32
-# store in the epilogue has the loop spill 88 bytes a thread. Wider ones have no registers to spare either way.
-PAIRED_WIDTH = 64
 
 
 @on_its_device
@@ -52,20 +61,22 @@ def triton_backward(
     dq, dk, dv = output_like(call.q), output_like(call.k), output_like(call.v)
     sums = _BiasSums.empty(call) if bias is not None else None
     by_columns = (layout if columns is None else columns).components
-    if len(sides) == 2 and _rows_go_first(call, layout, by_columns):
+    if len(sides) == 2 and rows_go_first(call, layout, by_columns):
         # Rows work out delta and leave it behind; their partial results lie in dk's memory, which is written after them.
-        numbers = _RowNumbers(lse, torch.empty_like(lse), out, dlse, left=True)
+        numbers = RowNumbers(lse, torch.empty_like(lse), out, dlse, left=True)
         _prepare(call, dout, numbers, compile_only=True)  # columns may be cut at other lengths
         _all_rows(call, layout, dout, numbers, dq, sums, Room(dk))
         _all_columns(call, by_columns, dout, numbers, dk, dv, None)
     else:
         # Where columns are cut, delta and the partial results of columns lie in dq's memory, which is written after them.
         room = Room(dq)
-        pairs = room.take(*lse.shape, 2) if _pairs(call, by_columns) else None
-        minus_delta = room.take(*lse.shape) if pairs is None else torch.empty_like(lse)
-        numbers = _RowNumbers(lse, minus_delta, out, dlse, left=False, pairs=pairs)
-        if "columns" in sides:
+        pairs = room.take(*lse.shape, 2) if in_pairs(call, by_columns) else None
+        read = pairs is not None and not rows_are_listed(call)
+        minus_delta = torch.empty_like(lse) if read else room.take(*lse.shape)
+        numbers = RowNumbers(lse, minus_delta, out, dlse, left=False, pairs=pairs, read=read)
+        if "columns" in sides or read:
             _prepare(call, dout, numbers)
+        if "columns" in sides:
             _all_columns(call, by_columns, dout, numbers, dk, dv, room)
         if "rows" in sides:
             _all_rows(call, layout, dout, numbers, dq, sums, None)
@@ -74,49 +85,8 @@ def triton_backward(
     return dq, dk, dv, None if sums is None or call.bias is None else sums.reduced(call.bias)
 
 
-@dataclass
-class _RowNumbers:
-    """What the passes know of each query: lse, -delta, and what delta is made of.
-
-    `left` says that the pass over rows, which works delta out from out and dout, writes -delta; else it was written before.
-    With `pairs` [B, H, Tq, 2], it lies there too, beside lse in base 2, and the pass over rows reads it.
-    """
-
-    lse: Tensor
-    minus_delta: Tensor
-    out: Tensor
-    dlse: Tensor | None
-    left: bool
-    pairs: Tensor | None = None
-
-    def made_of(self) -> tuple[Tensor | None, Tensor | None]:
-        """out and dlse, where the pass over rows works delta out from them."""
-        return (self.out, self.dlse) if self.pairs is None else (None, None)
-
-
-def _rows_go_first(call: Call, layout: Layout, by_columns: list[Component]) -> bool:
-    """Whether every row is visited, and no column cut, whose partial results would take memory of their own."""
-    if not layout.covered or not by_columns or _pairs(call, by_columns):
-        return False
-
-    def whole_columns() -> bool:
-        works = (_column_work(call, component, _adds(number, component)) for number, component in enumerate(by_columns))
-        return not any(work.slots for work in works) and not any(_orders_keys_by_head(call, c) for c in by_columns)
-
-    cache, key = by_columns[0].cache, ("rows go first", call.key)
-    if key not in cache:
-        cache[key] = made_outside_graphs(whole_columns, call.q.device, not by_columns[0].dynamic)
-    return cache[key]
-
-
-def _pairs(call: Call, by_columns: list[Component]) -> bool:
-    """Whether columns find lse and delta in pairs: for wide heads the one pass more costs less than the work on lse in a long
-    loop."""
-    return width_of(call.q.shape[3]) > PAIRED_WIDTH and any(component.grows for component in by_columns)
-
-
 def _all_rows(
-    call: Call, layout: Layout, dout: Tensor, numbers: _RowNumbers, dq: Tensor, sums: _BiasSums | None, room: Room | None
+    call: Call, layout: Layout, dout: Tensor, numbers: RowNumbers, dq: Tensor, sums: _BiasSums | None, room: Room | None
 ) -> None:  # fmt: skip
     if not layout.covered:
         dq.zero_()
@@ -125,58 +95,16 @@ def _all_rows(
 
 
 def _all_columns(
-    call: Call, components: list[Component], dout: Tensor, numbers: _RowNumbers, dk: Tensor, dv: Tensor, room: Room | None
+    call: Call, components: list[Component], dout: Tensor, numbers: RowNumbers, dk: Tensor, dv: Tensor, room: Room | None
 ) -> None:  # fmt: skip
-    if not components or _adds(0, components[0]):
+    if not components or adds_up(0, components[0]):
         dk.zero_()
         dv.zero_()
     for number, component in enumerate(components):
-        _keys(call, component, dout, numbers, dk, dv, room, adding=_adds(number, component))
+        _keys(call, component, dout, numbers, dk, dv, room, adding=adds_up(number, component))
 
 
-class Room:
-    """The memory of a contiguous tensor that is not written yet, for float32 numbers; memory of their own once it is full."""
-
-    def __init__(self, x: Tensor, used: int = 0):
-        self.x, self.used = x, used
-
-    def take(self, *shape: int) -> Tensor:
-        count = 4 * math.prod(shape)
-        stop = self.used + count
-        if stop > self.x.numel() * self.x.element_size():
-            return torch.empty(shape, dtype=torch.float32, device=self.x.device)
-        found = self.x.view(-1).view(torch.uint8)[self.used : stop].view(torch.float32).view(shape)
-        self.used = -(-stop // 256) * 256
-        return found
-
-    def rest(self) -> Room:
-        """What is not taken; what is taken from it does not count here."""
-        return Room(self.x, self.used)
-
-
-def _row_work(call: Call, component: Component) -> Work:
-    everything, whole = call.layout.covered and component.covers, lines_of(component) == "blocks"
-    return work_of(component, "rows", 1, call.q.shape[0], everything=everything, whole=whole)
-
-
-def _column_work(call: Call, component: Component, adding: bool) -> Work:
-    # Where lines grow with the length or are gathered, how long they are beside a fair share depends on the length, and with
-    # it the kernel.
-    steady = not component.grows and component.q_index is None and component.k_index is None
-    return work_of(component, "columns", call.share, call.q.shape[0], everything=not adding, in_two=steady)
-
-
-def _adds(number: int, component: Component) -> bool:
-    """Whether a component's columns add to what is there: all but the first, and one whose order has no place for some keys."""
-    return number > 0 or not (component.k_index is None or component.order.startswith("residue"))
-
-
-def _orders_keys_by_head(call: Call, component: Component) -> bool:
-    """Whether heads that share keys each have an order of their own."""
-    return component.k_index is not None and component.k_index.dim() == 2 and call.share > 1
-
-
-def _prepare(call: Call, dout: Tensor, numbers: _RowNumbers, compile_only: bool = False) -> None:
+def _prepare(call: Call, dout: Tensor, numbers: RowNumbers, compile_only: bool = False) -> None:
     """Writes -delta [B, H, Tq]; or compiles, the first time, the kernel that does."""
     out, dlse = numbers.out, numbers.dlse
     B, H, Tq, D = out.shape
@@ -209,10 +137,10 @@ class _Side:
 
 
 def _queries(
-    call: Call, component: Component, dout: Tensor, numbers: _RowNumbers, dq: Tensor, sums: _BiasSums | None,
+    call: Call, component: Component, dout: Tensor, numbers: RowNumbers, dq: Tensor, sums: _BiasSums | None,
     room: Room | None, merging: bool,
 ) -> None:  # fmt: skip
-    key = ("rows", merging, numbers.left, numbers.pairs is None, call.key, dout.stride(), numbers.out.stride(),
+    key = ("rows", merging, numbers.left, numbers.read, call.key, dout.stride(), numbers.out.stride(),
            numbers.dlse is None, dq.dtype)  # fmt: skip
     side = component.cache.get(key)
     if side is None:
@@ -235,10 +163,10 @@ def _queries(
 
 
 def _plan_rows(
-    call: Call, component: Component, dout: Tensor, row_numbers: _RowNumbers, dq: Tensor, sums: _BiasSums | None, merging: bool
+    call: Call, component: Component, dout: Tensor, row_numbers: RowNumbers, dq: Tensor, sums: _BiasSums | None, merging: bool
 ) -> _Side:  # fmt: skip
     B, H, Tq, D = call.q.shape
-    work = _row_work(call, component)
+    work = row_work(call, component)
     choice = launch_of("backward_rows", call.q, component)
     numbers = call.numbers(component)
     by_tma = streamed((call.k, call.v), component, "k", choice.by_tma, call)[1]
@@ -269,10 +197,10 @@ def _plan_rows(
 
 
 def _keys(
-    call: Call, component: Component, dout: Tensor, numbers: _RowNumbers, dk: Tensor, dv: Tensor, room: Room | None,
+    call: Call, component: Component, dout: Tensor, numbers: RowNumbers, dk: Tensor, dv: Tensor, room: Room | None,
     adding: bool,
 ) -> None:  # fmt: skip
-    if _orders_keys_by_head(call, component):
+    if orders_keys_by_head(call, component):
         _keys_of_each_head(call, component, dout, numbers, dk, dv, room)
         return
     key = ("columns", adding, call.key, dout.stride(), dk.dtype)
@@ -327,7 +255,7 @@ def _plan_columns(
     call: Call, component: Component, dout: Tensor, lse: Tensor, dk: Tensor, dv: Tensor, adding: bool
 ) -> _Side:  # fmt: skip
     B, Hkv, Tk, D = call.k.shape
-    work = _column_work(call, component, adding)
+    work = column_work(call, component, adding)
     choice = launch_of("backward_columns", call.q, component)
     numbers = call.numbers(component)
     by_tma = streamed((call.q, dout), component, "q", choice.by_tma, call)[1]
@@ -358,7 +286,7 @@ def _plan_columns(
 
 
 def _keys_of_each_head(
-    call: Call, component: Component, dout: Tensor, numbers: _RowNumbers, dk: Tensor, dv: Tensor, room: Room | None
+    call: Call, component: Component, dout: Tensor, numbers: RowNumbers, dk: Tensor, dv: Tensor, room: Room | None
 ) -> None:  # fmt: skip
     """Adds to dk and dv what the heads of each key head give, one gradient a query head."""
     (B, Hkv, Tk, D), share = call.k.shape, call.share
