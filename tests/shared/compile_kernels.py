@@ -15,7 +15,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from longspan.patterns import BigBird, Fixed, Local, Longformer, Pattern, Strided
+from longspan.patterns import BigBird, Fixed, Full, Local, Longformer, Pattern, Strided
 from longspan_kernels.block_sparse import choose_kernel, launching, schedule, tuning
 from longspan_kernels.block_sparse.backward import triton_backward
 from longspan_kernels.block_sparse.choose_kernel import triton_choose, triton_choose_scored
@@ -31,6 +31,7 @@ CASES: list[tuple[Pattern, bool, int, torch.dtype]] = [
     (Local(64) | Strided(16), True, 64, torch.bfloat16),
     (Local(256), True, 256, torch.bfloat16),
     (Local(256), True, 64, torch.float32),
+    (Full(), False, 128, torch.bfloat16),
 ]
 HEADS, LENGTH = 8, 2048
 _seen: set[tuple] = set()
