@@ -125,11 +125,11 @@ def _schedule(
     # Heaviest first, in coarse steps: within one the order stays that of memory. Light pieces go head by head, whose numbers
     # stay in the cache, but each as much earlier as it takes longer, so that all end together.
     owner, line = of // lines, of % lines
-    size = end - begin
-    # The halves of a line are as heavy as each other: the second, which waits for the first, never starts before it.
-    level = (2 * torch.log2((weight[of] / pieces[of].clamp(min=1)).clamp(min=1).double())).round().long()
+    # The pieces of a line count alike: the second half of one, which waits for the first, never starts before it.
+    size = (weight[of] / pieces[of].clamp(min=1)).double()
+    level = (2 * torch.log2(size.clamp(min=1))).round().long()
     light = size <= min(LIGHT * fair, LIGHT_ENTRIES)
-    turn = (owner + 1) * (1 - size.double() / max(1.0, LAUNCH * fair))
+    turn = (owner + 1) * (1 - size / max(1.0, LAUNCH * fair))
     order = torch.argsort(torch.where(light, turn, -level.double() - owners), stable=True)
     masked = bits = tile = torch.zeros_like(of)
     if groups.shape[1] == 1:
