@@ -6,6 +6,7 @@ import torch
 from longspan.patterns import BigBird, Fixed, Full, Local, Longformer, Strided
 from longspan_kernels.block_sparse import schedule
 from longspan_kernels.block_sparse.arguments import has_bits, stepped
+from longspan_kernels.block_sparse.backward_order import steady
 from longspan_kernels.block_sparse.planner import Tiling, compile_layout
 from longspan_kernels.block_sparse.schedule import work_of
 from longspan_kernels.block_sparse.tuning import lines_of
@@ -19,8 +20,7 @@ def compiled_for(pattern, causal, length):
     found = []
     for number, component in enumerate(layout.components):
         rows = work_of(component, "rows", 1, 1, layout.covered and component.covers)
-        steady = not component.grows and component.q_index is None and component.k_index is None
-        columns = work_of(component, "columns", 1, 1, number == 0, in_two=steady)
+        columns = work_of(component, "columns", 1, 1, number == 0, in_two=steady(component))
         found.append((
             component.order, lines_of(component), component.bands > 0, has_bits(component), stepped(component) is not None,
             rows.items is not None, columns.items is not None, columns.in_two, component.rows.contiguous,

@@ -46,6 +46,7 @@ LAUNCHES = {
     "copy engine": Launch(4, 2, by_tma=True),
     "both": Launch(4, 2, one_loop=True, by_tma=True),
     "serial masks": Launch(4, 2, serial_masks=True),
+    "in sums": Launch(4, 2, in_sums=True),
 }
 
 
@@ -310,15 +311,26 @@ def test_rows_go_first_where_no_column_is_cut(monkeypatch):
         assert backward.rows_go_first(call, layout, layout.components) == first
 
 
+@pytest.mark.parametrize("in_sums", [False, True])
+def test_a_scale_of_zero_weighs_all_keys_alike(monkeypatch, in_sums):
+    monkeypatch.setattr(backward, "launch_of", lambda *_: Launch(4, 2, in_sums=in_sums))
+    layout = compile_layout([((0, 1), RULES["window"])], 64, 64, 2, Tiling(16, 16, sizes=(16,)))
+    g = torch.Generator().manual_seed(0)
+    q, k, v, dout = (torch.randn(1, 2, 64, 16, generator=g) for _ in range(4))
+    out, lse = forward.triton_forward(q, k, v, layout, scale=0.0)
+    got = (out, *backward.triton_backward(dout, None, q, k, v, out, lse, layout, scale=0.0)[:3])
+    check(RULES["window"], q, k, v, dout, got, scale=0.0)
+
+
 def rest_of(layout):
     return (layout, 0.3, None, None, None, None, 0.0, None, None, 0)
 
 
-def check(rule, q, k, v, dout, got):
+def check(rule, q, k, v, dout, got, scale=0.3):
     leaves = [x.double().requires_grad_() for x in (q, k, v)]
     q_len, k_len = q.shape[2], k.shape[2]
     i = torch.arange(q_len)[:, None] + k_len - q_len
     mask = rule.live(0, i, torch.arange(k_len)[None]).expand(2, q_len, k_len)
-    out, _ = reference_attention(*leaves, mask, scale=0.3)
+    out, _ = reference_attention(*leaves, mask, scale=scale)
     for a, b in zip(got, (out, *torch.autograd.grad(out, leaves, dout.double())), strict=True):
         torch.testing.assert_close(a.double(), b.detach(), atol=2e-5, rtol=2e-4)

@@ -184,16 +184,16 @@ def _plan_rows(
         "ALIGN": alignment(D, call.q, call.k, call.v, dout, dq, out),
         "ONE_LOOP": choice.one_loop and len(component.masks) > 0, "BY_TMA": by_tma,
     }, choice, call.aligned)  # fmt: skip
-    add = Plan(add_pieces, max(1, _splits(work)) * B, {
+    add = Plan(add_pieces, max(1, work.cut) * B, {
         "x_b": dq_b, "x_h": dq_h, "x_t": dq_t, "index_stride": numbers["q_index_stride"], "x_len": Tq,
         "x_start": component.q_start, "batch": B, "batch_groups": component.batch_groups,
         "D": D, "BD": numbers["BD"], "BX": numbers["BM"], "SHARE": 1, "MERGE": merging, "ALIGN": alignment(D, dq),
     }, SMALL, call.aligned)  # fmt: skip
-    if work.items is not None and not _splits(work):
+    if work.items is not None and not work.cut:
         add.compile(dq, row_numbers.lse, component.group, component.group, component.merge, component.q_index)
     part = (work.slots * B, component.block_q, numbers["BD"]) if work.slots else None
     pattern = call.pattern(component, "rows", work.items is not None)
-    return _Side(work, pattern, by_tma, part, main, [add] if _splits(work) else [])
+    return _Side(work, pattern, by_tma, part, main, [add] if work.cut else [])
 
 
 def _keys(
@@ -247,10 +247,6 @@ def _flags(work: Work, call: Call, component: Component) -> Tensor | None:
     return component.cache[key]
 
 
-def _splits(work: Work) -> int:
-    return 0 if work.splits is None else len(work.splits)
-
-
 def _plan_columns(
     call: Call, component: Component, dout: Tensor, lse: Tensor, dk: Tensor, dv: Tensor, adding: bool
 ) -> _Side:  # fmt: skip
@@ -271,18 +267,18 @@ def _plan_columns(
         "SERIAL_MASKS": choice.serial_masks, "IN_SUMS": choice.in_sums,
     }, choice, call.aligned)  # fmt: skip
     add = [
-        Plan(add_pieces, max(1, _splits(work)) * B, {
+        Plan(add_pieces, max(1, work.cut) * B, {
             "x_b": x_b, "x_h": x_h, "x_t": x_t, "index_stride": numbers["k_index_stride"], "x_len": Tk,
             "x_start": component.k_start, "batch": B, "batch_groups": component.batch_groups,
             "D": D, "BD": numbers["BD"], "BX": numbers["BN"], "SHARE": call.share, "MERGE": adding, "ALIGN": alignment(D, dk),
         }, SMALL, call.aligned)
         for x_b, x_h, x_t, _ in (dk.stride(), dv.stride())
     ]  # fmt: skip
-    if work.items is not None and not work.in_two and not _splits(work):
+    if work.items is not None and not work.in_two and not work.cut:
         add[0].compile(dk, _kept_as(dk, lse), component.group, component.group, None, component.k_index)
     part = (work.slots * B, component.block_k, numbers["BD"]) if work.slots else None
     pattern = call.pattern(component, "columns", work.items is not None and call.share == 1)
-    return _Side(work, pattern, by_tma, part, main, add if _splits(work) else [])
+    return _Side(work, pattern, by_tma, part, main, add if work.cut else [])
 
 
 def _keys_of_each_head(

@@ -82,10 +82,13 @@ def row_work(call: Call, component: Component) -> Work:
 
 
 def column_work(call: Call, component: Component, adding: bool) -> Work:
-    # Where lines grow with the length or are gathered, how long they are beside a fair share depends on the length, and with
-    # it the kernel.
-    steady = not component.grows and component.q_index is None and component.k_index is None
-    return work_of(component, "columns", call.share, call.q.shape[0], everything=not adding, in_two=steady)
+    return work_of(component, "columns", call.share, call.q.shape[0], everything=not adding, in_two=steady(component))
+
+
+def steady(component: Component) -> bool:
+    """Whether a line is as long beside a fair share at any length: which kernel runs may depend on it then. Lines that grow
+    with the length, or are gathered, are not."""
+    return not component.grows and component.q_index is None and component.k_index is None
 
 
 def adds_up(number: int, component: Component) -> bool:

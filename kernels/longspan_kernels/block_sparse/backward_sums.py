@@ -93,7 +93,7 @@ def add_rows_or_keep(
     """As `add_rows`; or keeps the rows of a piece, those with slot >= 0, in PART [slots, 2, B, BD].
 
     As two numbers of the gradient's own dtype, whose sum is as good as a float32 here: one store serves rows and pieces, which
-    leaves registers to the loop before it (see PAIRED_WIDTH in backward.py).
+    leaves registers to the loop before it (see PAIRED_WIDTH in backward_order.py).
     """
     offs_d = tl.arange(0, BD)
     at = addresses(X, token, base, stride, step, offs_d, B, INDEXED, STEPPED)

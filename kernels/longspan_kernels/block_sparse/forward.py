@@ -96,14 +96,13 @@ def _plan(call: Call, component: Component, out: Tensor, lse: Tensor, merging: b
         "DROPOUT": call.seed is not None, "MERGE": merging, "ALIGN": alignment(D, call.q, call.k, call.v, out),
         "ONE_LOOP": choice.one_loop and len(component.masks) > 0, "BY_TMA": by_tma,
     }, choice, call.aligned)  # fmt: skip
-    splits = 0 if work.splits is None else len(work.splits)
-    merge = Plan(merge_pieces, max(1, splits) * B, {
+    merge = Plan(merge_pieces, max(1, work.cut) * B, {
         "o_b": o_b, "o_h": o_h, "o_t": o_t, "q_index_stride": numbers["q_index_stride"], "q_len": Tq,
         "q_start": component.q_start, "batch": B, "owners": H, "batch_groups": component.batch_groups,
         "D": D, "BD": numbers["BD"], "BM": numbers["BM"], "MERGE": merging, "ALIGN": alignment(D, out),
     }, SMALL, call.aligned)  # fmt: skip
-    if work.items is not None and not splits:
+    if work.items is not None and not work.cut:
         # Rows of another length may be cut.
         merge.compile(out, lse, lse, lse, component.group, component.group, component.merge, component.q_index)
     part = (work.slots * B, component.block_q, numbers["BD"]) if work.slots else None
-    return _Rows(work, call.pattern(component, "rows", work.items is not None), by_tma, part, main, merge if splits else None)
+    return _Rows(work, call.pattern(component, "rows", work.items is not None), by_tma, part, main, merge if work.cut else None)

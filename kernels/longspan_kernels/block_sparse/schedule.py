@@ -51,6 +51,11 @@ class Work:
     in_two: bool = False
     flags: int = 0
 
+    @property
+    def cut(self) -> int:
+        """Lines whose partial results are to be added up, for one batch element."""
+        return 0 if self.splits is None else len(self.splits)
+
     def programs(self, batch: int) -> int:
         return (self.lines if self.items is None else len(self.items)) * batch
 

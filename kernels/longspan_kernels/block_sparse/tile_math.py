@@ -6,8 +6,6 @@ Legend: BM x BN a tile of queries x keys, m and n places in it. Triton is import
 # ruff: noqa: SIM102, SIM108 (compile-time branches stay statements)
 from __future__ import annotations
 
-import os
-
 import triton
 import triton.language as tl
 from triton.language.extra.libdevice import fast_log2f
@@ -20,7 +18,7 @@ BITS = tl.constexpr(2)
 MIXED = tl.constexpr(3)
 LOG2E = tl.constexpr(1.4426950408889634)
 NOWHERE = tl.constexpr(1 << 20)  # beyond every place of a tile
-INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")  # as triton.jit decides, when it is applied
+INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))  # as triton.jit decides, when it is applied
 LN2 = tl.constexpr(0.6931471805599453)
 # Arguments that follow the lengths: a kernel compiled for one value serves all.
 VARYING = [
