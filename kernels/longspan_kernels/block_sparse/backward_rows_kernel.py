@@ -165,8 +165,8 @@ def backward_rows(
         out = load_tile(OUT, row, base, row_ok, o_t, step, offs_d, D, BD, BM, True, Q_INDEX is not None, STEPPED)
         delta = tl.sum(out.to(tl.float32) * dout.to(tl.float32), 1)
         if DLSE is not None:
-            delta -= tl.load(DLSE + at, mask=row_ok, other=0.0)
-        delta = tl.where(lse == float("-inf"), 0.0, delta)
+            # The out of a row without keys is 0.
+            delta -= tl.where(lse == float("-inf"), 0.0, tl.load(DLSE + at, mask=row_ok, other=0.0))
         # For the columns, which come after. Every piece of a row finds the same.
         left = tl.where(served & (leaves_delta != 0) & (merge == 0), q_len, 0)
         tl.store(MINUS_DELTA + at, -delta, mask=within(row, left))

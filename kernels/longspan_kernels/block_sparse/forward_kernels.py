@@ -191,9 +191,18 @@ def forward_rows(
     if BIAS is not None:
         # Tiles lie inside bias blocks, so the first place of this one stands for all.
         bias_at = h64 * bias_h + (line * BM + bias_first) // BIAS_BLOCK * bias_row
+    merge = tl.load(MERGES + h) if MERGE else 0
+    out_at = OUT + tl.multiple_of(b64 * o_b + h64 * o_h, ALIGN)
+    lse_at = LSE + (b64 * owners + h64) * q_len
+    limit = tl.where(served, q_len, 0)
     acc = tl.zeros([BM, BD], tl.float32)
     total = tl.zeros([BM], tl.float32)
     peak = tl.full([BM], float("-inf"), tl.float32)
+    if stop <= first:
+        # Told here that there are entries, the compiler keeps no second set of sums for a loop that is skipped.
+        store_rows(out_at, lse_at, acc, peak, row, base, within(row, limit), o_t, step, merge, D, BD, BM, MERGE,
+                   Q_INDEX is not None, STEPPED)  # fmt: skip
+        return
     for mode in tl.static_range(4):
         if ONE_LOOP == (mode == 3) and (mode == 0 or mode == 3 or (mode == 1 and HAS_BANDS) or (mode == 2 and HAS_BITS)):
             lowest = masked_from if mode == 1 else bits_from if mode == 2 else first
@@ -216,18 +225,14 @@ def forward_rows(
         share = inverse_keep * tl.exp2(-digits)
     lse2 = tl.where(alive, peak + digits, float("-inf"))
     out = acc * tl.where(alive, share, 0.0)[:, None]
-    limit = tl.where(served, q_len, 0)
     if PART is not None:
         if slot >= 0:
             at = slot.to(tl.int64) * BM + offs_m
             tl.store(PART + at[:, None] * BD + offs_d[None, :], out)
             tl.store(PART_LSE + at, lse2)
         limit = tl.where(slot < 0, limit, 0)
-    merge = tl.load(MERGES + h) if MERGE else 0
     ok = within(row, limit)
-    out_at = OUT + tl.multiple_of(b64 * o_b + h64 * o_h, ALIGN)
-    store_rows(out_at, LSE + (b64 * owners + h64) * q_len, out, lse2, row, base, ok, o_t, step, merge, D, BD, BM, MERGE,
-               Q_INDEX is not None, STEPPED)  # fmt: skip
+    store_rows(out_at, lse_at, out, lse2, row, base, ok, o_t, step, merge, D, BD, BM, MERGE, Q_INDEX is not None, STEPPED)
 
 
 @triton.jit(do_not_specialize=VARYING)
