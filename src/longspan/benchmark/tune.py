@@ -81,14 +81,13 @@ def candidates(problem: Problem, hopper: bool) -> Iterator[Launch]:
     if problem.lines == "wide":
         yield TABLES[9][problem.kernel, 128 if problem.head_dim > 64 else 64, "long"] if hopper else Launch(4, 3)
         for tile, stages, serial in product(WIDE_TILES[problem.kernel], (2, 3), (False, True) if columns else (False,)):
-            for registers in (None, 255) if hopper else (None,):
-                yield Launch(8, stages, by_tma=hopper, registers=registers, serial_masks=serial, tile=tile)
+            yield Launch(8, stages, by_tma=hopper, serial_masks=serial, tile=tile)
         return
     wide, long = problem.head_dim > 64, problem.lines == "long"
-    # Three programs of 128 threads a processor fit in 168 registers a thread, four in 128. A limit that is not reached, as the
-    # 255 there are, still has the compiler order instructions in another way.
+    # Three programs of 128 threads a processor fit in 168 registers a thread, four in 128. A limit that is not reached still has
+    # the compiler order instructions in another way.
     by_kernel: dict[str, list[int | None]] = {"forward": [None, 128], "backward_rows": [None, 128, 168]}
-    limits = [None, 255] if wide else by_kernel.get(problem.kernel, [None, 168])
+    limits = [None] if wide else by_kernel.get(problem.kernel, [None, 168])
     unmasked = problem.lines == "blocks"
     if unmasked and not wide:
         limits += [] if columns else [96]
