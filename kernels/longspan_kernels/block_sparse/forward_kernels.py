@@ -198,11 +198,12 @@ def forward_rows(
     acc = tl.zeros([BM, BD], tl.float32)
     total = tl.zeros([BM], tl.float32)
     peak = tl.full([BM], float("-inf"), tl.float32)
-    if stop <= first:
-        # Told here that there are entries, the compiler keeps no second set of sums for a loop that is skipped.
-        store_rows(out_at, lse_at, acc, peak, row, base, within(row, limit), o_t, step, merge, D, BD, BM, MERGE,
-                   Q_INDEX is not None, STEPPED)  # fmt: skip
-        return
+    if ONE_LOOP or not (HAS_BANDS or HAS_BITS):
+        if stop <= first:
+            # Told here that its loop has entries, the compiler keeps no second set of sums for when it is skipped.
+            store_rows(out_at, lse_at, acc, peak, row, base, within(row, limit), o_t, step, merge, D, BD, BM, MERGE,
+                       Q_INDEX is not None, STEPPED)  # fmt: skip
+            return
     for mode in tl.static_range(4):
         if ONE_LOOP == (mode == 3) and (mode == 0 or mode == 3 or (mode == 1 and HAS_BANDS) or (mode == 2 and HAS_BITS)):
             lowest = masked_from if mode == 1 else bits_from if mode == 2 else first

@@ -15,13 +15,13 @@ from .launching import Launch
 Table = dict[tuple[str, int, str], Launch]
 
 HOPPER: Table = {
-    ("forward", 64, "short"): Launch(4, 2, by_tma=True, registers=128),
+    ("forward", 64, "short"): Launch(4, 2, one_loop=True, by_tma=True, registers=128),
     ("forward", 64, "blocks"): Launch(4, 2, by_tma=True, registers=96),
     ("forward", 64, "bits"): Launch(4, 2, one_loop=True, by_tma=True, registers=128),
     ("forward", 64, "gathered"): Launch(4, 2, one_loop=True, by_tma=True, registers=128),
-    ("forward", 64, "middle"): Launch(4, 3, one_loop=True, by_tma=True),
+    ("forward", 64, "middle"): Launch(4, 3, one_loop=True),
     ("forward", 64, "long"): Launch(4, 2, by_tma=True),
-    ("forward", 128, "short"): Launch(4, 2, by_tma=True),
+    ("forward", 128, "short"): Launch(4, 3, one_loop=True, by_tma=True),
     ("forward", 128, "blocks"): Launch(4, 3, by_tma=True),
     ("forward", 128, "bits"): Launch(4, 2, one_loop=True, by_tma=True),
     ("forward", 128, "gathered"): Launch(4, 3, one_loop=True, by_tma=True),
