@@ -116,24 +116,33 @@ def step(pattern, length, causal=False, heads=16, width=64):
     return out, lse, *torch.autograd.grad(out, leaves, torch.ones_like(out))
 
 
-# Lengths that tiles of 64 do not divide take one kernel more where a pattern has no masks else, and where residue classes come
-# by the copy engine, which wants the stride to divide the length.
+# Residue classes come by the copy engine where the stride divides the length.
 @pytest.mark.parametrize(
     ("pattern", "causal", "any_length"),
     [
         (Local(512), True, True), (Local(512), False, True), (Full(), True, True), (Longformer(512, range(64)), False, True),
-        (Fixed(128, 32), True, True), (BigBird(128, 3, 3, 2), False, False), (BigBird(64, 3, 3, 2), False, False),
-        (BigBird(64, 3, 3, 2), True, True), (Full(), False, False), (Local(128) | Strided(128), True, False),
+        (Fixed(128, 32), True, True), (BigBird(128, 3, 3, 2), False, True), (BigBird(64, 3, 3, 2), False, True),
+        (BigBird(64, 3, 3, 2), True, True), (Full(), False, True), (Local(128) | Strided(128), True, False),
     ],
     ids=lambda x: str(x)[:40],
 )  # fmt: skip
-def test_a_new_length_compiles_nothing(monkeypatch, pattern, causal, any_length):
-    step(pattern, 8192, causal)
+@pytest.mark.parametrize("width", [64, 128])
+def test_a_new_length_compiles_nothing(monkeypatch, pattern, causal, any_length, width):
+    step(pattern, 8192, causal, width=width)
     from triton.runtime.jit import JITFunction
 
     monkeypatch.setattr(JITFunction, "_do_compile", lambda *args, **kwargs: pytest.fail("compiled at a new length"))
     for length in (6016, 12288, 16384, *((5999, 9000) if any_length else ())):
-        step(pattern, length, causal)
+        step(pattern, length, causal, width=width)
+
+
+@pytest.mark.parametrize("pattern", [Full(), BigBird(64, 3, 3, 2)], ids=lambda x: str(x)[:40])
+def test_nor_does_one_that_tiles_divide_after_one_that_they_do_not(monkeypatch, pattern):
+    step(pattern, 5999)
+    from triton.runtime.jit import JITFunction
+
+    monkeypatch.setattr(JITFunction, "_do_compile", lambda *args, **kwargs: pytest.fail("compiled at a new length"))
+    step(pattern, 8192)
 
 
 @pytest.mark.parametrize(

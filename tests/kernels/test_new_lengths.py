@@ -1,12 +1,15 @@
 """What kernels are compiled for follows the pattern, not the length: kinds of lines, of masks, and whether rows are listed."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from longspan.patterns import BigBird, Fixed, Full, Local, Longformer, Strided
+from longspan.patterns import BigBird, Fixed, Full, Local, Longformer, Random, Strided
 from longspan_kernels.block_sparse import schedule
-from longspan_kernels.block_sparse.arguments import has_bits, stepped
+from longspan_kernels.block_sparse.arguments import entry_details, has_bits, stepped
 from longspan_kernels.block_sparse.backward_order import steady
+from longspan_kernels.block_sparse.layout import with_other_end
 from longspan_kernels.block_sparse.planner import Tiling, compile_layout
 from longspan_kernels.block_sparse.schedule import work_of
 from longspan_kernels.block_sparse.tuning import lines_of
@@ -14,9 +17,16 @@ from longspan_kernels.block_sparse.tuning import lines_of
 HEADS = 16
 
 
-def compiled_for(pattern, causal, length):
+def laid_out(pattern, causal, length):
     rules = pattern.head_rules(length, length, HEADS, causal, torch.device("cpu"))
-    layout = compile_layout(rules, length, length, HEADS, Tiling(64, 64, sizes=(64,)))
+    return compile_layout(rules, length, length, HEADS, Tiling(64, 64, sizes=(64,)))
+
+
+def compiled_for(pattern, causal, length):
+    return kernels_of(laid_out(pattern, causal, length))
+
+
+def kernels_of(layout):
     found = []
     for number, component in enumerate(layout.components):
         rows = work_of(component, "rows", 1, 1, layout.covered and component.covers)
@@ -24,12 +34,12 @@ def compiled_for(pattern, causal, length):
         found.append((
             component.order, lines_of(component), component.bands > 0, has_bits(component), stepped(component) is not None,
             rows.items is not None, columns.items is not None, columns.in_two, component.rows.contiguous,
-            component.columns.contiguous,
+            component.columns.contiguous, entry_details(component, "rows") is None, entry_details(component, "columns") is None,
         ))  # fmt: skip
     return layout.covered, found
 
 
-# Lengths that 64 does not divide bring masks where there are no others.
+# Lengths that 64 does not divide bring masks where there are no others: below.
 @pytest.mark.parametrize(
     ("pattern", "causal", "lengths"),
     [
@@ -46,3 +56,20 @@ def test_another_length_is_compiled_for_the_same(monkeypatch, pattern, causal, l
     first, *others = (compiled_for(pattern, causal, length) for length in lengths)
     for other in others:
         assert other == first
+
+
+@pytest.mark.parametrize(
+    "pattern", [Full(), BigBird(64, 3, 3, 2), BigBird(128, 3, 3, 2), Random(4, 64)], ids=lambda x: str(x)[:40]
+)
+@pytest.mark.parametrize(("here", "there"), [(4096, 3000), (3000, 4096), (5000, 6016)])
+def test_lengths_that_end_inside_a_tile_are_compiled_for_with_those_that_do_not(monkeypatch, pattern, here, there):
+    monkeypatch.setattr(schedule, "processors", lambda device: 132)
+    layout = laid_out(pattern, False, here)
+    others = [with_other_end(component) for component in layout.components]
+    assert kernels_of(replace(layout, components=others)) == compiled_for(pattern, False, there)
+
+
+@pytest.mark.parametrize("length", [1500, 2048])
+def test_patterns_with_masks_have_them_at_any_end(length):
+    for pattern, causal in ((Full(), True), (Local(512), False), (BigBird(64, 3, 3, 2), True)):
+        assert [with_other_end(component) for component in laid_out(pattern, causal, length).components] == [None]

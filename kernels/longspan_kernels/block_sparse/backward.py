@@ -29,7 +29,7 @@ from .backward_order import (
 from .backward_rows_kernel import backward_rows
 from .backward_sums import add_pieces, prepare_rows
 from .launching import SMALL, Plan, on_its_device, without_tma
-from .layout import Component, Layout
+from .layout import Component, Layout, with_other_end
 from .outside_graphs import capturing, made_outside_graphs
 from .schedule import Work
 from .tuning import launch_of
@@ -148,18 +148,39 @@ def _queries(
             lambda: _plan_rows(call, component, dout, numbers, dq, sums, merging), dq.device, not component.dynamic
         )
         component.cache[key] = side
-    # As in the forward: listed rows that are not cut take any address for pieces.
-    part = None if side.work.items is None else numbers.lse
+        other = with_other_end(component) if dq.is_cuda else None
+        if other is not None:
+            made_outside_graphs(lambda: _compile_rows(call, other, dout, numbers, dq, sums, merging), dq.device)
+    part = _no_row_pieces(side, numbers)
     if side.part is not None:
         own = torch.empty(side.part, dtype=torch.float32, device=dq.device) if room is None else None
         part = own if room is None else room.rest().take(*side.part)
+    side.main(*_row_tensors(call, component, side, dout, numbers, dq, sums, part))
+    for plan in side.add:
+        plan(dq, part, side.work.splits, component.group, component.merge, component.q_index)
+
+
+def _compile_rows(
+    call: Call, component: Component, dout: Tensor, numbers: RowNumbers, dq: Tensor, sums: _BiasSums | None, merging: bool
+) -> None:  # fmt: skip
+    side = _plan_rows(call, component, dout, numbers, dq, sums, merging)
+    side.main.compile(*_row_tensors(call, component, side, dout, numbers, dq, sums, _no_row_pieces(side, numbers)))
+
+
+def _no_row_pieces(side: _Side, numbers: RowNumbers) -> Tensor | None:
+    """As in the forward: listed rows that are not cut take any address for pieces."""
+    return None if side.work.items is None else numbers.lse
+
+
+def _row_tensors(
+    call: Call, component: Component, side: _Side, dout: Tensor, numbers: RowNumbers, dq: Tensor, sums: _BiasSums | None,
+    part: Tensor | None,
+) -> tuple:  # fmt: skip
     keys, _ = streamed((call.k, call.v), component, "k", side.by_tma, call)
-    side.main(
+    return (
         call.q, *keys, dout, numbers.lse, numbers.minus_delta, *numbers.made_of(), dq, *side.pattern, component.merge,
         side.work.items, part, *call.limits(component), None if sums is None else sums.tiles,
     )  # fmt: skip
-    for plan in side.add:
-        plan(dq, part, side.work.splits, component.group, component.merge, component.q_index)
 
 
 def _plan_rows(
@@ -210,20 +231,41 @@ def _keys(
             lambda: _plan_columns(call, component, dout, numbers.lse, dk, dv, adding), dk.device, not component.dynamic
         )
         component.cache[key] = side
-    kept = _kept_as(dk, numbers.lse)
-    part_k = part_v = None if side.work.items is None or side.work.in_two else kept
+        other = with_other_end(component) if dk.is_cuda else None
+        if other is not None:
+            made_outside_graphs(lambda: _compile_columns(call, other, dout, numbers, dk, dv, adding), dk.device)
+    part_k = part_v = _no_column_pieces(side, numbers, dk)
     if side.part is not None:
         assert room is not None  # rows that go first leave no room, and wait for columns that are not cut
-        room = room.rest()
-        part_k, part_v = (room.take(*side.part).view(kept.dtype) for _ in range(2))
-    row_numbers = (numbers.lse, numbers.minus_delta) if numbers.pairs is None else (numbers.pairs, None)
-    (queries, douts), _ = streamed((call.q, dout), component, "q", side.by_tma, call)
-    side.main(
-        queries, call.k, call.v, douts, *row_numbers, dk, dv, *side.pattern, side.work.items,
-        part_k, part_v, _flags(side.work, call, component), *call.limits(component),
-    )  # fmt: skip
+        room, dtype = room.rest(), _kept_as(dk, numbers.lse).dtype
+        part_k, part_v = (room.take(*side.part).view(dtype) for _ in range(2))
+    side.main(*_column_tensors(call, component, side, dout, numbers, dk, dv, part_k, part_v))
     for plan, gradient, part in zip(side.add, (dk, dv), (part_k, part_v), strict=False):
         plan(gradient, part, side.work.splits, component.group, None, component.k_index)
+
+
+def _compile_columns(
+    call: Call, component: Component, dout: Tensor, numbers: RowNumbers, dk: Tensor, dv: Tensor, adding: bool
+) -> None:  # fmt: skip
+    side = _plan_columns(call, component, dout, numbers.lse, dk, dv, adding)
+    part = _no_column_pieces(side, numbers, dk)
+    side.main.compile(*_column_tensors(call, component, side, dout, numbers, dk, dv, part, part))
+
+
+def _no_column_pieces(side: _Side, numbers: RowNumbers, dk: Tensor) -> Tensor | None:
+    return None if side.work.items is None or side.work.in_two else _kept_as(dk, numbers.lse)
+
+
+def _column_tensors(
+    call: Call, component: Component, side: _Side, dout: Tensor, numbers: RowNumbers, dk: Tensor, dv: Tensor,
+    part_k: Tensor | None, part_v: Tensor | None,
+) -> tuple:  # fmt: skip
+    row_numbers = (numbers.lse, numbers.minus_delta) if numbers.pairs is None else (numbers.pairs, None)
+    (queries, douts), _ = streamed((call.q, dout), component, "q", side.by_tma, call)
+    return (
+        queries, call.k, call.v, douts, *row_numbers, dk, dv, *side.pattern, side.work.items, part_k, part_v,
+        _flags(side.work, call, component), *call.limits(component),
+    )  # fmt: skip
 
 
 def _kept_as(dk: Tensor, lse: Tensor) -> Tensor:

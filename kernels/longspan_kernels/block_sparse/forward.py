@@ -13,7 +13,7 @@ from torch import Tensor
 from .arguments import Call, alignment, output_like, streamed
 from .forward_kernels import forward_rows, merge_pieces
 from .launching import SMALL, Plan, on_its_device, without_tma
-from .layout import Component, Layout
+from .layout import Component, Layout, with_other_end
 from .outside_graphs import made_outside_graphs
 from .schedule import Work, work_of
 from .tuning import launch_of
@@ -71,15 +71,35 @@ def _component(call: Call, component: Component, out: Tensor, lse: Tensor, mergi
     if rows is None:
         rows = made_outside_graphs(lambda: _plan(call, component, out, lse, merging), out.device, not component.dynamic)
         component.cache[key] = rows
-    # Listed rows may be cut at one length and not at another: the kernel is the same, and takes any address for no pieces.
-    part = part_lse = None if rows.work.items is None else lse
+        other = with_other_end(component) if out.is_cuda else None
+        if other is not None:
+            made_outside_graphs(lambda: _compile(call, other, out, lse, merging), out.device)
+    part = part_lse = _no_pieces(rows, lse)
     if rows.part is not None:
         part = torch.empty(rows.part, dtype=torch.float32, device=out.device)
         part_lse = torch.empty(rows.part[:2], dtype=torch.float32, device=out.device)
-    keys, _ = streamed((call.k, call.v), component, "k", rows.by_tma, call)
-    rows.main(call.q, *keys, out, lse, *rows.pattern, component.merge, rows.work.items, part, part_lse, *call.limits(component))
+    rows.main(*_tensors(call, component, rows, out, lse, part, part_lse))
     if rows.merge is not None:
         rows.merge(out, lse, part, part_lse, rows.work.splits, component.group, component.merge, component.q_index)
+
+
+def _compile(call: Call, component: Component, out: Tensor, lse: Tensor, merging: bool) -> None:
+    rows = _plan(call, component, out, lse, merging)
+    part = _no_pieces(rows, lse)
+    rows.main.compile(*_tensors(call, component, rows, out, lse, part, part))
+
+
+def _no_pieces(rows: _Rows, lse: Tensor) -> Tensor | None:
+    """Listed rows may be cut at one length and not at another: the kernel is the same, and takes any address for no pieces."""
+    return None if rows.work.items is None else lse
+
+
+def _tensors(
+    call: Call, component: Component, rows: _Rows, out: Tensor, lse: Tensor, part: Tensor | None, part_lse: Tensor | None
+) -> tuple:  # fmt: skip
+    keys, _ = streamed((call.k, call.v), component, "k", rows.by_tma, call)
+    limits = call.limits(component)
+    return call.q, *keys, out, lse, *rows.pattern, component.merge, rows.work.items, part, part_lse, *limits
 
 
 def _plan(call: Call, component: Component, out: Tensor, lse: Tensor, merging: bool) -> _Rows:

@@ -6,7 +6,7 @@ Memory is O(visited tiles); nothing here is Tq * Tk.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -104,6 +104,24 @@ class Component:
     def tensors(self) -> list[Tensor]:
         own = [self.group, self.merge, self.q_index, self.k_index, self.masks, self.band]
         return [t for t in own if t is not None] + self.rows.tensors() + self.columns.tensors()
+
+
+def with_other_end(component: Component) -> Component | None:
+    """A component without masks as it is at lengths that end inside a tile, where it has one; and the other way round.
+
+    None where the end of a sequence makes no such difference. For compiling ahead: its entries are not meant to be computed.
+    """
+    if component.dynamic or len(component.masks) > component.bands:
+        return None
+    rows, columns = component.block_q, component.block_k
+    if not component.bands:
+        band = torch.tensor([[1 - columns, rows - 1, rows - 1, columns - 1]], dtype=torch.int32, device=component.band.device)
+        masks = component.masks.new_ones((1, rows, columns))
+        return replace(component, masks=masks, band=band, bands=1, _packed=None, cache={})
+    lo, hi, last_m, last_n = component.band.unbind(1)
+    if not bool(((lo <= -last_n) & (hi >= last_m)).all()):
+        return None
+    return replace(component, masks=component.masks[:0], band=component.band[:0], bands=0, _packed=None, cache={})
 
 
 @dataclass

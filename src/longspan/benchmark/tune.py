@@ -84,8 +84,8 @@ def candidates(problem: Problem, hopper: bool) -> Iterator[Launch]:
             yield Launch(8, stages, by_tma=hopper, serial_masks=serial, tile=tile)
         return
     wide, long = problem.head_dim > 64, problem.lines == "long"
-    # Three programs of 128 threads a processor fit in 168 registers a thread, four in 128. A limit that is not reached still has
-    # the compiler order instructions in another way.
+    # Three programs of 128 threads a processor fit in 168 registers a thread, four in 128. A limit that is not reached has the
+    # compiler order instructions in another way.
     by_kernel: dict[str, list[int | None]] = {"forward": [None, 128], "backward_rows": [None, 128, 168]}
     limits = [None] if wide else by_kernel.get(problem.kernel, [None, 168])
     unmasked = problem.lines == "blocks"
