@@ -232,22 +232,21 @@ def test_launches_for_keys_of_each_head_know_how_the_gradient_starts(monkeypatch
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_tiles_of_their_own_for_each_pass(monkeypatch, causal):
-    """Where the table has them, and where they visit hardly more."""
-    from longspan.patterns import Full, Local
+    """Where the table has them, for dense patterns, at any length."""
+    from longspan.patterns import Fixed, Full, Local
     from longspan_kernels.block_sparse import attend, op
 
     wide = {"forward": (128, 64), "backward_rows": (64, 64), "backward_columns": (64, 128)}
     table = {(kernel, 64, "wide"): Launch(8, 2, tile=tile) for kernel, tile in wide.items()}
     monkeypatch.setattr(tuning, "_major", lambda device: 9)
     monkeypatch.setattr(tuning, "TABLES", {9: table})
-    monkeypatch.setattr(op, "WIDE_ROW", 1)
-    monkeypatch.setattr(op, "WIDE_WASTE", 1.2)
     g = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, 2, 384, 16, generator=g).half().requires_grad_() for _ in range(3))
     layouts = op.layouts_for(q, k, Full().key, causal, "triton", 0)
     assert [(x.components[0].block_q, x.components[0].block_k) for x in layouts] == list(wide.values())
-    narrow = op.layouts_for(q, k, Local(16).key, causal, "triton", 0)  # which larger tiles would fill with waste
-    assert [(x.components[0].block_q, x.components[0].block_k) for x in narrow] == [(64, 64)] * 3
+    for pattern in (Local(16), Fixed(64, 8)):
+        narrow = op.layouts_for(q, k, pattern.key, causal, "triton", 0)  # which larger tiles might fill with waste
+        assert [(x.components[0].block_q, x.components[0].block_k) for x in narrow] == [(64, 64)] * 3
     dout = torch.randn(q.shape, generator=g).half()
     found = []
     for backend in ("triton", "dense"):

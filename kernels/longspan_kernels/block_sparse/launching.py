@@ -78,7 +78,8 @@ class Plan:
 
     def compile(self, *tensors) -> None:
         """Compiles and launches nothing: for what calls of other lengths launch and this one does not."""
-        if hasattr(self.kernel, "params") and tensors[0].is_cuda:
+        on_gpu = any(isinstance(x, torch.Tensor) and x.is_cuda for x in tensors)
+        if hasattr(self.kernel, "params") and on_gpu and all(self.grid):
             options = {"num_warps": self.choice.warps, "num_stages": self.choice.stages, **self._options()}
             self.kernel.warmup(*tensors, grid=self.grid, **self.numbers, **options)
 

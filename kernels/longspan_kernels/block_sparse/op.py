@@ -15,11 +15,9 @@ from .blocked_passes import blocked_backward, blocked_forward
 from .layout import Layout
 from .planner import Tiling
 from .reference import reference_attention
-from .resolve import block_size_of, blocked_tiling, dense_mask, layout_for
+from .resolve import block_size_of, blocked_tiling, dense_mask, is_dense, layout_for
 
 BACKENDS = ("auto", "triton", "blocked", "dense")
-WIDE_ROW = 1024  # keys that a mean query visits, from which larger tiles may pay
-WIDE_WASTE = 1.05  # and how many more pairs they may visit
 DENSE_LIMIT = 1 << 31  # elements of [B, H, Tq, Tk] that the dense backend will hold
 
 
@@ -114,16 +112,14 @@ def layouts_for(q: Tensor, k: Tensor, key: str, causal: bool, backend: str, bias
     first = layout_for(key, q_len, k_len, H, causal, forward, q.device)
     second = first if backward == forward else layout_for(key, q_len, k_len, H, causal, backward, q.device)
     layouts = [first, second, second]
-    if backend == "triton" and first.visited_pairs >= WIDE_ROW * H * q_len:
+    if backend == "triton" and is_dense(key, H, causal):  # by the pattern alone: a length must not choose another kernel
         from .tuning import wide_tiling
 
         size = block_size_of(key, H, causal)
         for place, kernel in enumerate(("forward", "backward_rows", "backward_columns")):
             tiling = wide_tiling(kernel, q, size, bias_block)
             if tiling is not None:
-                wide = layout_for(key, q_len, k_len, H, causal, tiling, q.device)
-                if wide.visited_pairs <= WIDE_WASTE * layouts[place].visited_pairs:
-                    layouts[place] = wide
+                layouts[place] = layout_for(key, q_len, k_len, H, causal, tiling, q.device)
     return layouts[0], layouts[1], layouts[2]
 
 

@@ -230,6 +230,12 @@ def grows(rule: Rule) -> bool:
     return isinstance(rule, (Everything, Congruent, KeysPeriodic, Not))
 
 
+def dense(rule: Rule) -> bool:
+    """Whether a query sees all keys, or all on one side of some place."""
+    parts = rule.parts if isinstance(rule, And) else (rule,)
+    return all(isinstance(part, Everything) or (isinstance(part, Band) and None in part.band()) for part in parts)
+
+
 def granularity(rule: Rule) -> int | None:
     """The smallest block that a rule speaks of, None where it speaks of none."""
     if isinstance(rule, (And, Or)):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .layout import Layout
 from .outside_graphs import capturing, made_outside_graphs
-from .planner import Tiling, compile_layout, granularity
+from .planner import Tiling, compile_layout, dense, granularity
 from .registry import lookup
 
 MOST_LAYOUTS = 256
@@ -67,6 +67,13 @@ def block_size_of(key: str, heads: int, causal: bool) -> int | None:
     groups = lookup(key).head_rules(PROBE, PROBE, heads, causal, torch.device("cpu"))
     known = [size for _, rule in groups if (size := granularity(rule)) is not None]
     return min(known) if known else None
+
+
+@lru_cache(maxsize=1024)
+def is_dense(key: str, heads: int, causal: bool) -> bool:
+    """Whether every head sees all keys, or all on one side, at any length."""
+    groups = lookup(key).head_rules(PROBE, PROBE, heads, causal, torch.device("cpu"))
+    return all(dense(rule) for _, rule in groups)
 
 
 def blocked_tiling(granularity: int | None, bias_block: int = 0) -> Tiling:
