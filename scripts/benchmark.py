@@ -190,7 +190,7 @@ def main() -> int:
                 file=sys.stderr,
                 flush=True,
             )
-            rows.append(compare(plan.case, plan.sides, args.device, args.seconds))
+            rows.append(compare(plan.case, plan.sides, args.device, args.seconds, heated=plan.heated))
             if args.output:  # after each case, so that an interrupt loses nothing
                 save(args.output, result(command_line(), args.device, rows, threads=torch.get_num_threads()))
     except (CaseError, PeerUnavailable, PatternError) as error:

@@ -17,10 +17,12 @@ DENSE_PEERS = ("sdpa",)  # compute every pair, so their output is not the patter
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 4e-2}
 
 
-def compare(case: Case, names: Iterable[str], device: str, seconds: float = 1.0, memory: bool = True) -> dict[str, Any]:
+def compare(
+    case: Case, names: Iterable[str], device: str, seconds: float = 1.0, memory: bool = True, heated: bool = False
+) -> dict[str, Any]:
     """One row: for each side forward and forward + backward, peak memory, live-pair TFLOP/s, and peer / longspan ratios.
 
-    A side that cannot run is kept with the reason instead of figures.
+    `heated` as for `time_interleaved`. A side that cannot run is kept with the reason instead of figures.
     """
     torch._dynamo.reset()  # else the peers' compilations of earlier cases count against this one's limit
     q, k, v = case.inputs(device)
@@ -43,7 +45,8 @@ def compare(case: Case, names: Iterable[str], device: str, seconds: float = 1.0,
         works[f"{name} both"] = step
         sides[name] = {}
     row["agreement"] = agreement(outputs, case)
-    measured = time_interleaved(works, device, seconds, queued=True)
+    measured = time_interleaved(works, device, seconds, queued=True, heated=heated)
+    row["heated"] = heated
     live = row["live_pairs"] * case.batch
     for name, side in sides.items():
         if "unavailable" in side:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -12,10 +12,11 @@ from longspan.patterns import BigBird, Local, Pattern, Strided
 
 @dataclass(frozen=True)
 class Plan:
-    """A case with the sides to time it on."""
+    """A case with the sides to time it on; `heated` where its time is compared with that of another length."""
 
     case: Case
     sides: tuple[str, ...]
+    heated: bool = False
 
 
 def cpu() -> list[Plan]:
@@ -48,7 +49,8 @@ def gpu_long() -> list[Plan]:
     """bf16, T=131072 beside FlexAttention; growth of local to a million tokens, both lengths alone."""
     plans = [_gpu(name, 131072, 128, ("longspan", "flex")) for name in ("local or strided causal", "bigbird 128")]
     plans.append(_gpu("local 512 causal", 131072, 64, ("longspan", "flex")))
-    plans += [_gpu("local 512 causal", length, 64, ("longspan",)) for length in (131072, 1 << 20)]
+    growth = (_gpu("local 512 causal", length, 64, ("longspan",)) for length in (131072, 1 << 20))
+    plans += [replace(plan, heated=True) for plan in growth]
     return plans
 
 

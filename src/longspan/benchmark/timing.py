@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ FLUSH_BYTES = 256 << 20  # more than any L2
 LONGEST_QUEUE = 0.1  # seconds the device is kept busy ahead of a timed launch, at most
 QUEUED = 3e-4  # and at least
 CYCLES_A_SECOND = 2e9  # at or above the clock of today's GPUs
+HEATED = 0.1  # seconds of work until a GPU holds the clock that its power allows
 
 
 @dataclass
@@ -39,13 +41,16 @@ class Measured:
 
 
 def time_interleaved(
-    works: dict[str, Work], device: str, seconds: float = 1.0, most: int = 50, warm_up: int = 2, queued: bool = False
-) -> dict[str, Measured]:
+    works: dict[str, Work], device: str, seconds: float = 1.0, most: int = 50, warm_up: int = 2, queued: bool = False,
+    heated: bool = False,
+) -> dict[str, Measured]:  # fmt: skip
     """Times several works in turn, so that a drift of the machine falls on all of them alike.
 
     Args:
         queued: on CUDA, start the clock behind other work that keeps the device busy until the host has launched this one. What
             is timed is then the device's part, as in a model whose host runs ahead; the host's is in `host_seconds`.
+        heated: on CUDA, start the clock behind `HEATED` seconds of the same work. A short one that follows a pause runs at a
+            clock that a long one cannot hold, so works of different lengths compare only like this.
     """
     flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=device) if device.startswith("cuda") else None
     samples: dict[str, list[float]] = {name: [] for name in works}
@@ -56,10 +61,11 @@ def time_interleaved(
             work()
     _synchronise(device)
     host = {name: host_seconds(work, device) if queued and flush is not None else None for name, work in works.items()}
+    before = {name: math.ceil(HEATED / _once(work, device, flush, None)) if heated else 0 for name, work in works.items()}
     began = time.perf_counter()
     while True:
         for name, work in works.items():
-            samples[name].append(_once(work, device, flush, host[name]))
+            samples[name].append(_once(work, device, flush, host[name], before[name] if flush is not None else 0))
         rounds = len(next(iter(samples.values())))
         if rounds >= most or (rounds >= 3 and time.perf_counter() - began > seconds * len(works)):
             break
@@ -83,13 +89,15 @@ def host_seconds(work: Work, device: str, repeats: int = 5) -> float:
     return statistics.median(taken)
 
 
-def _once(work: Work, device: str, flush: torch.Tensor | None, host: float | None) -> float:
+def _once(work: Work, device: str, flush: torch.Tensor | None, host: float | None, before: int = 0) -> float:
     if flush is None:
         began = time.perf_counter()
         work()
         return time.perf_counter() - began
     flush.zero_()
-    if host is not None:
+    for _ in range(before):
+        work()
+    if host is not None and not before:
         torch.cuda._sleep(int(min(2.5 * host + QUEUED, LONGEST_QUEUE) * CYCLES_A_SECOND))
     start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     start.record()

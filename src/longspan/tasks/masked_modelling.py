@@ -127,7 +127,10 @@ class MaskedModelling(Task):
         """Hidden states [M, C] and targets [M] of the hidden tokens alone, and which [B, T] they are."""
         inputs, targets = self.hide(batch, batch_idx, stage)
         chosen = targets != IGNORED
-        return self.hidden(batch, inputs)[chosen], targets[chosen], chosen
+        # The host waits here for how many they are, before the model is launched: after it, the device would wait for the host.
+        places = chosen.flatten().nonzero().squeeze(1)  # (M,)
+        hidden = self.hidden(batch, inputs).flatten(0, 1).index_select(0, places)
+        return hidden, targets.flatten().index_select(0, places), chosen
 
     def step(self, batch: Batch, batch_idx: int, stage: str) -> Step:
         hidden, targets, chosen = self._hidden(batch, batch_idx, stage)

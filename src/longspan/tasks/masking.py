@@ -28,10 +28,16 @@ def mask_tokens(
 
     Each ordinary token is chosen with probability `masked_share`; of the chosen, `replaced_by_mask` become the mask,
     `replaced_at_random` another ordinary token, the rest stay. Targets are ignored where nothing was chosen. A sequence
-    with any ordinary token has at least one chosen. Random numbers are drawn on the generator's device.
+    with any ordinary token has at least one chosen. Random numbers are drawn on the generator's device. Nothing waits for the
+    tokens' device.
+
+    Args:
+        ordinary_ids: tokens that may be hidden, ascending.
     """
     ordinary = torch.as_tensor(ordinary_ids, device=tokens.device)
-    eligible = torch.isin(tokens, ordinary)  # (B, T)
+    # torch.isin reads the number of different tokens back to the host.
+    nearest = torch.searchsorted(ordinary, tokens.to(ordinary.dtype)).clamp(max=len(ordinary) - 1)
+    eligible = ordinary[nearest] == tokens  # (B, T)
     if lengths is not None:
         eligible &= torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
     device = generator.device
