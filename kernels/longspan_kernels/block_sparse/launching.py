@@ -52,6 +52,7 @@ class Launch:
 Function = TypeVar("Function", bound=Callable)
 _stages: dict[tuple, int] = {}  # (kernel, tile, ...) -> the pipeline depth that fits
 _compiled: dict[tuple, Any] = {}  # (kernel, device, all that it is compiled for) -> the compiled kernel
+_ahead: set[tuple | None] = set()  # what was compiled and not launched
 
 
 class Plan:
@@ -79,9 +80,13 @@ class Plan:
     def compile(self, *tensors) -> None:
         """Compiles and launches nothing: for what calls of other lengths launch and this one does not."""
         on_gpu = any(isinstance(x, torch.Tensor) and x.is_cuda for x in tensors)
-        if hasattr(self.kernel, "params") and on_gpu and all(self.grid):
+        if not (hasattr(self.kernel, "params") and on_gpu and all(self.grid)):
+            return
+        key = self._key(tensors, self.kernel.arg_names[len(tensors) :]) if self.aligned else None
+        if key is None or (key not in _compiled and key not in _ahead):
             options = {"num_warps": self.choice.warps, "num_stages": self.choice.stages, **self._options()}
             self.kernel.warmup(*tensors, grid=self.grid, **self.numbers, **options)
+            _ahead.add(key)
 
     def _first(self, tensors: tuple) -> None:
         names = self.kernel.arg_names[len(tensors) :]

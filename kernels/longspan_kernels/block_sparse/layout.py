@@ -17,6 +17,9 @@ from .rules import Rule
 EVALUATED_AT_ONCE = 1 << 24  # pairs
 
 
+MASKS_ASIDE = ("one group", "typical line", "stepped", "work", "lines")  # what is derived of a component without its masks
+
+
 @dataclass
 class Lists:
     """Compressed rows: for group u and row r, the blocks index[start[u, r] : start[u, r] + count[u, r]].
@@ -114,14 +117,15 @@ def with_other_end(component: Component) -> Component | None:
     if component.dynamic or len(component.masks) > component.bands:
         return None
     rows, columns = component.block_q, component.block_k
+    cache = {key: kept for key, kept in component.cache.items() if (key if isinstance(key, str) else key[0]) in MASKS_ASIDE}
     if not component.bands:
         band = torch.tensor([[1 - columns, rows - 1, rows - 1, columns - 1]], dtype=torch.int32, device=component.band.device)
         masks = component.masks.new_ones((1, rows, columns))
-        return replace(component, masks=masks, band=band, bands=1, _packed=None, cache={})
+        return replace(component, masks=masks, band=band, bands=1, _packed=None, cache=cache)
     lo, hi, last_m, last_n = component.band.unbind(1)
     if not bool(((lo <= -last_n) & (hi >= last_m)).all()):
         return None
-    return replace(component, masks=component.masks[:0], band=component.band[:0], bands=0, _packed=None, cache={})
+    return replace(component, masks=component.masks[:0], band=component.band[:0], bands=0, _packed=None, cache=cache)
 
 
 @dataclass

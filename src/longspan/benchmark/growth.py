@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -26,8 +27,12 @@ def parse_variant(text: str) -> tuple[str, dict[str, Any]]:
         GrowthError: no such variant, or a setting that is no `key=value`.
     """
     name, _, rest = text.partition(":")
-    if not callable(getattr(longspan.attention, name, None)):
-        raise GrowthError(f"{name!r} is no attention; give one of longspan.attention, such as reformer or local:window=128")
+    known = sorted(word for word in longspan.attention.__all__ if word.islower())
+    if name not in known:
+        near = get_close_matches(name, known, n=1)
+        meant = f"did you mean {near[0]}? " if near else ""
+        choices = ", ".join(known)
+        raise GrowthError(f"{name!r} is no attention; {meant}choose from {choices}; settings follow a colon: local:window=128")
     settings: dict[str, Any] = {}
     for part in filter(None, rest.split(",")):
         key, equals, value = part.partition("=")
