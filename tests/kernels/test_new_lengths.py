@@ -1,6 +1,10 @@
 """What kernels are compiled for follows the pattern, not the length: kinds of lines, of masks, and whether rows are listed."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -74,3 +78,15 @@ def test_lengths_that_end_inside_a_tile_are_compiled_for_with_those_that_do_not(
 def test_patterns_with_masks_have_them_at_any_end(length):
     for pattern, causal in ((Full(), True), (Local(512), False), (BigBird(64, 3, 3, 2), True)):
         assert [with_other_end(component) for component in laid_out(pattern, causal, length).components] == [None]
+
+
+def test_what_a_step_launches_was_compiled_at_another_length():
+    """By the keys of compiled kernels, of real launches that are recorded and not run."""
+    pytest.importorskip("triton")
+    script = Path(__file__).parents[1] / "shared" / "kernels_of_lengths.py"
+    settings = {**os.environ, "TRITON_INTERPRET": "0"}
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False, env=settings, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = done.stdout.splitlines()
+    assert len(lines) > 100
+    assert not [line for line in lines if not line.endswith(":")]

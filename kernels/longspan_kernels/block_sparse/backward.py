@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from . import launching
 from .arguments import Call, alignment, output_like, rows_of_unit_stride, streamed, width_of
 from .backward_columns_kernel import backward_columns
 from .backward_order import (
@@ -148,9 +149,8 @@ def _queries(
             lambda: _plan_rows(call, component, dout, numbers, dq, sums, merging), dq.device, not component.dynamic
         )
         component.cache[key] = side
-        other = with_other_end(component) if dq.is_cuda else None
-        if other is not None:
-            made_outside_graphs(lambda: _compile_rows(call, other, dout, numbers, dq, sums, merging), dq.device)
+        if launching.compiles_ahead(dq) and not component.dynamic:
+            made_outside_graphs(lambda: _compile_rows(call, component, dout, numbers, dq, sums, merging), dq.device)
     part = _no_row_pieces(side, numbers)
     if side.part is not None:
         own = torch.empty(side.part, dtype=torch.float32, device=dq.device) if room is None else None
@@ -163,8 +163,11 @@ def _queries(
 def _compile_rows(
     call: Call, component: Component, dout: Tensor, numbers: RowNumbers, dq: Tensor, sums: _BiasSums | None, merging: bool
 ) -> None:  # fmt: skip
-    side = _plan_rows(call, component, dout, numbers, dq, sums, merging)
-    side.main.compile(*_row_tensors(call, component, side, dout, numbers, dq, sums, _no_row_pieces(side, numbers)))
+    """As in the forward, for lengths that end in another way."""
+    other = with_other_end(component)
+    if other is not None:
+        side = _plan_rows(call, other, dout, numbers, dq, sums, merging)
+        side.main.compile(*_row_tensors(call, other, side, dout, numbers, dq, sums, _no_row_pieces(side, numbers)))
 
 
 def _no_row_pieces(side: _Side, numbers: RowNumbers) -> Tensor | None:
@@ -231,9 +234,8 @@ def _keys(
             lambda: _plan_columns(call, component, dout, numbers.lse, dk, dv, adding), dk.device, not component.dynamic
         )
         component.cache[key] = side
-        other = with_other_end(component) if dk.is_cuda else None
-        if other is not None:
-            made_outside_graphs(lambda: _compile_columns(call, other, dout, numbers, dk, dv, adding), dk.device)
+        if launching.compiles_ahead(dk) and not component.dynamic:
+            made_outside_graphs(lambda: _compile_columns(call, component, dout, numbers, dk, dv, adding), dk.device)
     part_k = part_v = _no_column_pieces(side, numbers, dk)
     if side.part is not None:
         assert room is not None  # rows that go first leave no room, and wait for columns that are not cut
@@ -247,9 +249,11 @@ def _keys(
 def _compile_columns(
     call: Call, component: Component, dout: Tensor, numbers: RowNumbers, dk: Tensor, dv: Tensor, adding: bool
 ) -> None:  # fmt: skip
-    side = _plan_columns(call, component, dout, numbers.lse, dk, dv, adding)
-    part = _no_column_pieces(side, numbers, dk)
-    side.main.compile(*_column_tensors(call, component, side, dout, numbers, dk, dv, part, part))
+    other = with_other_end(component)
+    if other is not None:
+        side = _plan_columns(call, other, dout, numbers.lse, dk, dv, adding)
+        part = _no_column_pieces(side, numbers, dk)
+        side.main.compile(*_column_tensors(call, other, side, dout, numbers, dk, dv, part, part))
 
 
 def _no_column_pieces(side: _Side, numbers: RowNumbers, dk: Tensor) -> Tensor | None:

@@ -2,7 +2,7 @@
 
 A visited pair costs 4 * D forward (its score and its share of the output, a multiply-add each D) and 10 * D backward (score
 again, dp, dq, dk, dv). Shapes are all that a formula is told, so Triton's pairs are those of its bfloat16 tiles on Hopper;
-larger tiles, which passes over dense patterns may take, visit hardly more.
+larger tiles, which passes over dense patterns may take, visit more by a block on the diagonal.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from . import launching
 from .arguments import Call, alignment, output_like, streamed
 from .forward_kernels import forward_rows, merge_pieces
 from .launching import SMALL, Plan, on_its_device, without_tma
@@ -71,9 +72,8 @@ def _component(call: Call, component: Component, out: Tensor, lse: Tensor, mergi
     if rows is None:
         rows = made_outside_graphs(lambda: _plan(call, component, out, lse, merging), out.device, not component.dynamic)
         component.cache[key] = rows
-        other = with_other_end(component) if out.is_cuda else None
-        if other is not None:
-            made_outside_graphs(lambda: _compile(call, other, out, lse, merging), out.device)
+        if launching.compiles_ahead(out) and not component.dynamic:
+            made_outside_graphs(lambda: _compile_other_end(call, component, out, lse, merging), out.device)
     part = part_lse = _no_pieces(rows, lse)
     if rows.part is not None:
         part = torch.empty(rows.part, dtype=torch.float32, device=out.device)
@@ -83,10 +83,13 @@ def _component(call: Call, component: Component, out: Tensor, lse: Tensor, mergi
         rows.merge(out, lse, part, part_lse, rows.work.splits, component.group, component.merge, component.q_index)
 
 
-def _compile(call: Call, component: Component, out: Tensor, lse: Tensor, merging: bool) -> None:
-    rows = _plan(call, component, out, lse, merging)
-    part = _no_pieces(rows, lse)
-    rows.main.compile(*_tensors(call, component, rows, out, lse, part, part))
+def _compile_other_end(call: Call, component: Component, out: Tensor, lse: Tensor, merging: bool) -> None:
+    """Compiles what lengths launch that end in another way than this one, inside a tile or not."""
+    other = with_other_end(component)
+    if other is not None:
+        rows = _plan(call, other, out, lse, merging)
+        part = _no_pieces(rows, lse)
+        rows.main.compile(*_tensors(call, other, rows, out, lse, part, part))
 
 
 def _no_pieces(rows: _Rows, lse: Tensor) -> Tensor | None:

@@ -4,7 +4,7 @@ For numbers of two bytes and, but for "wide" launches, tiles of 64 x 64. A capab
 takes the rule in tuning.py. Keys are (kernel, head width rounded up to 64 or 128, lines). Lines are "short" where a typical
 line visits few tiles, "blocks" where it does and none has a mask, "bits" where some of their masks are no bands, "middle" where
 it visits more, "long" where it visits many or grows with the length, "gathered" where its queries or keys are: see `lines_of`.
-A "wide" launch has a tile of its own, for patterns that lose little to it. "gathered" ones are by hand, between the best that
+A "wide" launch has a tile of its own, for dense patterns. "gathered" ones are by hand, between the best that
 the search found for few gathered keys and what suited many.
 """
 

@@ -8,6 +8,7 @@ So it is gone through once for each set of compile-time values, and the compiled
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import wraps
@@ -52,7 +53,7 @@ class Launch:
 Function = TypeVar("Function", bound=Callable)
 _stages: dict[tuple, int] = {}  # (kernel, tile, ...) -> the pipeline depth that fits
 _compiled: dict[tuple, Any] = {}  # (kernel, device, all that it is compiled for) -> the compiled kernel
-_ahead: set[tuple | None] = set()  # what was compiled and not launched
+_ahead: set[tuple] = set()  # what was compiled and not launched
 
 
 class Plan:
@@ -78,14 +79,23 @@ class Plan:
             self._first(tensors)
 
     def compile(self, *tensors) -> None:
-        """Compiles and launches nothing: for what calls of other lengths launch and this one does not."""
+        """Compiles and launches nothing: for what calls of other lengths launch and this one does not.
+
+        A failure is a warning, since this call can do without.
+        """
         on_gpu = any(isinstance(x, torch.Tensor) and x.is_cuda for x in tensors)
         if not (hasattr(self.kernel, "params") and on_gpu and all(self.grid)):
             return
         key = self._key(tensors, self.kernel.arg_names[len(tensors) :]) if self.aligned else None
-        if key is None or (key not in _compiled and key not in _ahead):
-            options = {"num_warps": self.choice.warps, "num_stages": self.choice.stages, **self._options()}
+        if key is not None and (key in _compiled or key in _ahead):
+            return
+        depth = _stages.get(self._depth_key(), self.choice.stages)
+        options = {"num_warps": self.choice.warps, "num_stages": depth, **self._options()}
+        try:
             self.kernel.warmup(*tensors, grid=self.grid, **self.numbers, **options)
+        except Exception as error:
+            warnings.warn(f"{self.kernel.__name__} cannot be compiled ahead for other lengths: {error}", stacklevel=2)
+        if key is not None:
             _ahead.add(key)
 
     def _first(self, tensors: tuple) -> None:
@@ -122,9 +132,7 @@ class Plan:
 
     def _dispatch(self, tensors: tuple):
         """Through Triton; where the pipeline does not fit in shared memory, with a shallower one, remembered."""
-        numbers, choice = self.numbers, self.choice
-        of = (numbers.get(n) for n in ("BM", "BN", "BD", "EXACT", "HAS_BITS", "MERGE"))
-        key = (self.kernel.__name__, choice, *of)
+        numbers, choice, key = self.numbers, self.choice, self._depth_key()
         depth = _stages.get(key, choice.stages)
         while True:
             try:
@@ -136,8 +144,17 @@ class Plan:
                 depth -= 1
                 _stages[key] = depth
 
+    def _depth_key(self) -> tuple:
+        of = (self.numbers.get(n) for n in ("BM", "BN", "BD", "EXACT", "HAS_BITS", "MERGE"))
+        return (self.kernel.__name__, self.choice, *of)
+
     def _options(self) -> dict:
         return {} if self.choice.registers is None else {"maxnreg": self.choice.registers}
+
+
+def compiles_ahead(x: torch.Tensor) -> bool:
+    """Whether kernels for other lengths are compiled with those for this one."""
+    return x.is_cuda
 
 
 def on_its_device(function: Function) -> Function:

@@ -15,8 +15,6 @@ from .grid import PAD, Tiles, hash_rows
 from .rules import Rule
 
 EVALUATED_AT_ONCE = 1 << 24  # pairs
-
-
 MASKS_ASIDE = ("one group", "typical line", "stepped", "work", "lines")  # what is derived of a component without its masks
 
 
@@ -112,7 +110,7 @@ class Component:
 def with_other_end(component: Component) -> Component | None:
     """A component without masks as it is at lengths that end inside a tile, where it has one; and the other way round.
 
-    None where the end of a sequence makes no such difference. For compiling ahead: its entries are not meant to be computed.
+    None where it has masks other than those of an end. For compiling ahead: its entries are not meant to be computed.
     """
     if component.dynamic or len(component.masks) > component.bands:
         return None
@@ -121,6 +119,7 @@ def with_other_end(component: Component) -> Component | None:
     if not component.bands:
         band = torch.tensor([[1 - columns, rows - 1, rows - 1, columns - 1]], dtype=torch.int32, device=component.band.device)
         masks = component.masks.new_ones((1, rows, columns))
+        cache |= {("details", "rows"): band, ("details", "columns"): band}  # any numbers
         return replace(component, masks=masks, band=band, bands=1, _packed=None, cache=cache)
     lo, hi, last_m, last_n = component.band.unbind(1)
     if not bool(((lo <= -last_n) & (hi >= last_m)).all()):

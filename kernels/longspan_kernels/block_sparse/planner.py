@@ -233,7 +233,7 @@ def grows(rule: Rule) -> bool:
 def dense(rule: Rule) -> bool:
     """Whether a query sees all keys, or all on one side of some place."""
     parts = rule.parts if isinstance(rule, And) else (rule,)
-    return all(isinstance(part, Everything) or (isinstance(part, Band) and None in part.band()) for part in parts)
+    return None in rule.band() and all(isinstance(part, (Everything, Band)) for part in parts)
 
 
 def granularity(rule: Rule) -> int | None:

@@ -25,7 +25,7 @@ WHOLE = 0.85  # part of a fair share up to which rows without masks end in time,
 LIGHT, LIGHT_ENTRIES = 0.05, 32
 LAUNCH = 0.6  # of a fair share: the entries one after another in a launch, as more than two programs share a processor
 # Even lines are cut where there are fewer of them a processor, and they are longer.
-FEWEST_PROGRAMS, SHORTEST_CUT = 3, 32
+FEWEST_PROGRAMS, SHORTEST_CUT, USUAL_SIDE = 3, 32, 64
 
 
 @dataclass
@@ -85,12 +85,13 @@ def work_of(
     key = ("work", name, share, (batch - 1).bit_length(), everything, in_two, whole)
     if key not in component.cache:
         groups = component.group.view(owners, share)
-        component.cache[key] = _schedule(lists, name, groups, 1 << key[3], everything, in_two, whole)
+        side = component.block_q if name == "rows" else component.block_k
+        component.cache[key] = _schedule(lists, name, groups, 1 << key[3], everything, in_two, whole, side)
     return component.cache[key]
 
 
 def _schedule(
-    lists: Lists, name: str, groups: Tensor, batch: int, everything: bool, in_two: bool, whole: bool
+    lists: Lists, name: str, groups: Tensor, batch: int, everything: bool, in_two: bool, whole: bool, side: int
 ) -> Work:  # fmt: skip
     owners, lines = len(groups), lists.start.shape[1]
     served = groups >= 0
@@ -108,7 +109,8 @@ def _schedule(
         piece = max(SHORTEST_PIECE, int(HALVED * fair), -(-longest // 2))
     busy = int((weight > 0).sum())
     even = longest * max(busy, 1) <= EVEN * total and (everything or 2 * busy >= owners * lines)
-    enough = batch * owners * lines >= FEWEST_PROGRAMS * processors(weight.device)
+    # A line of a larger tile has more warps, and counts as the lines that it holds.
+    enough = batch * owners * lines * max(1, side // USUAL_SIDE) >= FEWEST_PROGRAMS * processors(weight.device)
     if even and (enough or longest <= max(piece, SHORTEST_CUT)):
         return Work(lines * owners)
     pieces = (weight + piece - 1) // piece

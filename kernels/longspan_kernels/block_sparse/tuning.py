@@ -82,7 +82,7 @@ def _major(device: torch.device) -> int:
 
 
 def wide_tiling(kernel: str, q: Tensor, granularity: int | None, bias_block: int) -> Tiling | None:
-    """Larger tiles for the long lines of a kernel, where the table has any that divide what a call speaks of."""
+    """Larger tiles for a kernel over dense patterns, where the table has any that divide what a call speaks of."""
     if q.dtype.itemsize > 2 or q.shape[3] > 128:
         return None
     found = TABLES.get(_major(q.device), {}).get((kernel, 128 if q.shape[3] > 64 else 64, "wide"))

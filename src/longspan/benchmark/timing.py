@@ -49,8 +49,9 @@ def time_interleaved(
     Args:
         queued: on CUDA, start the clock behind other work that keeps the device busy until the host has launched this one. What
             is timed is then the device's part, as in a model whose host runs ahead; the host's is in `host_seconds`.
-        heated: on CUDA, start the clock behind `HEATED` seconds of the same work. A short one that follows a pause runs at a
-            clock that a long one cannot hold, so works of different lengths compare only like this.
+        heated: on CUDA, start the clock behind `HEATED` seconds of the same work, for works of unlike lengths: a short one that
+            follows a pause runs at a clock that a long one cannot hold. The cache holds what that work leaves, and the host has
+            to be the faster one for `queued` to be true.
     """
     flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=device) if device.startswith("cuda") else None
     samples: dict[str, list[float]] = {name: [] for name in works}
@@ -61,11 +62,14 @@ def time_interleaved(
             work()
     _synchronise(device)
     host = {name: host_seconds(work, device) if queued and flush is not None else None for name, work in works.items()}
-    before = {name: math.ceil(HEATED / _once(work, device, flush, None)) if heated else 0 for name, work in works.items()}
+    before = {
+        name: math.ceil(HEATED / _once(work, device, flush, None)) if heated and flush is not None else 0
+        for name, work in works.items()
+    }
     began = time.perf_counter()
     while True:
         for name, work in works.items():
-            samples[name].append(_once(work, device, flush, host[name], before[name] if flush is not None else 0))
+            samples[name].append(_once(work, device, flush, host[name], before[name]))
         rounds = len(next(iter(samples.values())))
         if rounds >= most or (rounds >= 3 and time.perf_counter() - began > seconds * len(works)):
             break

@@ -29,14 +29,15 @@ def mask_tokens(
     Each ordinary token is chosen with probability `masked_share`; of the chosen, `replaced_by_mask` become the mask,
     `replaced_at_random` another ordinary token, the rest stay. Targets are ignored where nothing was chosen. A sequence
     with any ordinary token has at least one chosen. Random numbers are drawn on the generator's device. Nothing waits for the
-    tokens' device.
+    tokens' device where the generator and `ordinary_ids` are there too.
 
     Args:
-        ordinary_ids: tokens that may be hidden, ascending.
+        ordinary_ids: tokens that may be hidden; a tensor of them is ascending.
     """
-    ordinary = torch.as_tensor(ordinary_ids, device=tokens.device)
+    ordinary = ordinary_ids if isinstance(ordinary_ids, Tensor) else torch.tensor(sorted(ordinary_ids))
+    ordinary = ordinary.to(tokens.device)
     # torch.isin reads the number of different tokens back to the host.
-    nearest = torch.searchsorted(ordinary, tokens.to(ordinary.dtype)).clamp(max=len(ordinary) - 1)
+    nearest = torch.searchsorted(ordinary, tokens.to(ordinary.dtype).contiguous()).clamp(max=len(ordinary) - 1)
     eligible = ordinary[nearest] == tokens  # (B, T)
     if lengths is not None:
         eligible &= torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
