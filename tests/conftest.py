@@ -13,7 +13,7 @@ from interpreted import import_interpreted
 CONF = Path(__file__).parents[1] / "conf"
 
 
-def pytest_configure(config: pytest.Config) -> None:
+def _before_others_are_imported() -> None:
     from longspan.training.threads import patient_threads
 
     patient_threads()  # before torch is loaded
@@ -25,6 +25,10 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("WANDB_SILENT", "true")
     os.environ.setdefault("MPLBACKEND", "Agg")
     import_interpreted()
+
+
+# Not in pytest_configure: where folders are named, pytest reads their conftest.py before it calls that.
+_before_others_are_imported()
 
 
 @pytest.fixture(autouse=True)

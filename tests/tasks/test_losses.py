@@ -57,6 +57,18 @@ def masked(tokens, seed=0, **settings):
     return mask_tokens(tokens, generator=torch.Generator().manual_seed(seed), mask_id=11, ordinary_ids=range(10), **settings)
 
 
+def test_ordinary_ids_come_in_any_order():
+    tokens = torch.randint(0, 10, (3, 50), generator=torch.Generator().manual_seed(0))
+    shuffled = [7, 0, 3, 9, 1, 8, 2, 6, 5, 4]
+    found = [
+        mask_tokens(view, generator=torch.Generator().manual_seed(1), mask_id=11, ordinary_ids=ids, masked_share=0.9)
+        for view, ids in ((tokens, range(10)), (tokens, shuffled), (tokens.T.contiguous().T, torch.arange(10)))
+    ]
+    assert (found[0][1] != IGNORED).float().mean() > 0.8
+    for inputs, targets in found[1:]:
+        assert torch.equal(inputs, found[0][0]) and torch.equal(targets, found[0][1])
+
+
 def test_shares_of_masking_are_those_of_bert():
     tokens = torch.randint(10, (64, 1000))
     inputs, targets = masked(tokens)
