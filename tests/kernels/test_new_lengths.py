@@ -14,7 +14,8 @@ from longspan_kernels.block_sparse import schedule
 from longspan_kernels.block_sparse.arguments import entry_details, has_bits, stepped
 from longspan_kernels.block_sparse.backward_order import steady
 from longspan_kernels.block_sparse.layout import with_other_end
-from longspan_kernels.block_sparse.planner import Tiling, compile_layout
+from longspan_kernels.block_sparse.planner import Tiling, compile_layout, dense
+from longspan_kernels.block_sparse.rules import And, Band, Congruent, Everything, Or
 from longspan_kernels.block_sparse.schedule import work_of
 from longspan_kernels.block_sparse.tuning import lines_of
 
@@ -80,6 +81,13 @@ def test_patterns_with_masks_have_them_at_any_end(length):
         assert [with_other_end(component) for component in laid_out(pattern, causal, length).components] == [None]
 
 
+def test_dense_is_said_of_rules_that_leave_out_one_side_at_most():
+    for rule in (Everything(), Band(0, None), And(Everything(), Band(None, 5)), And(Band(0, None), Band(3, None))):
+        assert dense(rule)
+    for rule in (Band(0, 5), And(Band(0, None), Band(None, 5)), Or(Everything(), Band(0, 5)), And(Everything(), Congruent(4))):
+        assert not dense(rule)
+
+
 def test_what_a_step_launches_was_compiled_at_another_length():
     """By the keys of compiled kernels, of real launches that are recorded and not run."""
     pytest.importorskip("triton")
@@ -88,5 +96,5 @@ def test_what_a_step_launches_was_compiled_at_another_length():
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False, env=settings, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
     lines = done.stdout.splitlines()
-    assert len(lines) > 100
+    assert len(lines) == 9 * 4 * 4  # patterns, kinds, pairs of lengths
     assert not [line for line in lines if not line.endswith(":")]

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from difflib import get_close_matches
 from typing import Any
 
 import torch
 
 import longspan.attention
 from longspan.benchmark.timing import peak_memory, time_interleaved
+from longspan.training.suggest import did_you_mean, listed, nearest
 
 
 class GrowthError(ValueError):
@@ -27,12 +27,10 @@ def parse_variant(text: str) -> tuple[str, dict[str, Any]]:
         GrowthError: no such variant, or a setting that is no `key=value`.
     """
     name, _, rest = text.partition(":")
-    known = sorted(word for word in longspan.attention.__all__ if word.islower())
+    known = [word for word in longspan.attention.__all__ if word.islower()]
     if name not in known:
-        near = get_close_matches(name, known, n=1)
-        meant = f"did you mean {near[0]}? " if near else ""
-        choices = ", ".join(known)
-        raise GrowthError(f"{name!r} is no attention; {meant}choose from {choices}; settings follow a colon: local:window=128")
+        meant = did_you_mean(nearest(name, known))
+        raise GrowthError(f"{name!r} is no attention: {listed(known)}; settings follow a colon, local:window=128.{meant}")
     settings: dict[str, Any] = {}
     for part in filter(None, rest.split(",")):
         key, equals, value = part.partition("=")
