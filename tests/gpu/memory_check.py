@@ -1,5 +1,6 @@
 """Forward and backward of many kinds of call at odd sizes, for a memory checker; no test of results.
 
+export LONGSPAN_COMPILE_AHEAD=0
 python tests/gpu/memory_check.py [NAME ...]    # once, so that the kernels are compiled
 PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck python tests/gpu/memory_check.py
 """

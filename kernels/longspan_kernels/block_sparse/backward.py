@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from . import launching
 from .arguments import Call, alignment, output_like, rows_of_unit_stride, streamed, width_of
 from .backward_columns_kernel import backward_columns
 from .backward_order import (
@@ -30,7 +29,8 @@ from .backward_order import (
 from .backward_rows_kernel import backward_rows
 from .backward_sums import add_pieces, prepare_rows
 from .launching import SMALL, Plan, on_its_device, without_tma
-from .layout import Component, Layout, with_other_end
+from .layout import Component, Layout
+from .other_lengths import KEYS, QUERIES, compile_for_other_lengths, given
 from .outside_graphs import capturing, made_outside_graphs
 from .schedule import Work
 from .tuning import launch_of
@@ -59,13 +59,23 @@ def triton_backward(
     dout, out = rows_of_unit_stride(dout), rows_of_unit_stride(out)
     lse, dlse = lse.contiguous(), None if dlse is None else dlse.float().contiguous()
     call.reads_too(dout, out, lse, dlse)
+    key = ("backward", call.key, sides, dout.stride(), out.stride(), dlse is None)
+    if key not in layout.prepared:
+        layout.prepared.add(key)
+        tensors = {
+            "dout": (dout, 2, QUERIES), "dlse": (dlse, 2, QUERIES), "q": (call.q, 2, QUERIES), "k": (call.k, 2, KEYS),
+            "v": (call.v, 2, KEYS), "out": (out, 2, QUERIES), "lse": (lse, 2, QUERIES), **given(call),
+        }  # fmt: skip
+        layouts = {"layout": layout, "columns": layout if columns is None else columns}
+        rest = {"scale": call.scale, "dropout_p": dropout_p, "bias_block": bias_block, "sides": sides}
+        compile_for_other_lengths(triton_backward, call, layouts, tensors, rest)
     dq, dk, dv = output_like(call.q), output_like(call.k), output_like(call.v)
     sums = _BiasSums.empty(call) if bias is not None else None
     by_columns = (layout if columns is None else columns).components
     if len(sides) == 2 and rows_go_first(call, layout, by_columns):
         # Rows work out delta and leave it behind; their partial results lie in dk's memory, which is written after them.
         numbers = RowNumbers(lse, torch.empty_like(lse), out, dlse, left=True)
-        _prepare(call, dout, numbers, compile_only=True)  # columns may be cut at other lengths
+        _prepare(call, dout, numbers, foreseen=True)  # columns may be cut at other lengths
         _all_rows(call, layout, dout, numbers, dq, sums, Room(dk))
         _all_columns(call, by_columns, dout, numbers, dk, dv, None)
     else:
@@ -105,15 +115,13 @@ def _all_columns(
         _keys(call, component, dout, numbers, dk, dv, room, adding=adds_up(number, component))
 
 
-def _prepare(call: Call, dout: Tensor, numbers: RowNumbers, compile_only: bool = False) -> None:
-    """Writes -delta [B, H, Tq]; or compiles, the first time, the kernel that does."""
+def _prepare(call: Call, dout: Tensor, numbers: RowNumbers, foreseen: bool = False) -> None:
+    """Writes -delta [B, H, Tq], or foresees that."""
     out, dlse = numbers.out, numbers.dlse
     B, H, Tq, D = out.shape
     cache = call.layout.components[0].cache if call.layout.components else {}
     key = ("prepare", call.key, dout.stride(), out.stride(), dlse is None, numbers.pairs is None)
     plan = cache.get(key)
-    if plan is not None and compile_only:
-        return
     if plan is None:
         (o_b, o_h, o_t, _), (do_b, do_h, do_t, _) = out.stride(), dout.stride()
         lines = -(-Tq // PREPARED_AT_ONCE)
@@ -121,7 +129,7 @@ def _prepare(call: Call, dout: Tensor, numbers: RowNumbers, compile_only: bool =
             "o_b": o_b, "o_h": o_h, "o_t": o_t, "do_b": do_b, "do_h": do_h, "do_t": do_t, "q_len": Tq, "owners": H,
             "lines": lines, "D": D, "BD": width_of(D), "BM": PREPARED_AT_ONCE, "ALIGN": alignment(D, out, dout),
         }, SMALL, call.aligned)  # fmt: skip
-    run = plan.compile if compile_only else plan
+    run = plan.foresee if foreseen else plan
     run(out, dout, numbers.lse, dlse, numbers.minus_delta, numbers.pairs)
 
 
@@ -149,8 +157,6 @@ def _queries(
             lambda: _plan_rows(call, component, dout, numbers, dq, sums, merging), dq.device, not component.dynamic
         )
         component.cache[key] = side
-        if launching.compiles_ahead(dq) and not component.dynamic:
-            made_outside_graphs(lambda: _compile_rows(call, component, dout, numbers, dq, sums, merging), dq.device)
     part = _no_row_pieces(side, numbers)
     if side.part is not None:
         own = torch.empty(side.part, dtype=torch.float32, device=dq.device) if room is None else None
@@ -158,16 +164,6 @@ def _queries(
     side.main(*_row_tensors(call, component, side, dout, numbers, dq, sums, part))
     for plan in side.add:
         plan(dq, part, side.work.splits, component.group, component.merge, component.q_index)
-
-
-def _compile_rows(
-    call: Call, component: Component, dout: Tensor, numbers: RowNumbers, dq: Tensor, sums: _BiasSums | None, merging: bool
-) -> None:  # fmt: skip
-    """As in the forward, for lengths that end in another way."""
-    other = with_other_end(component)
-    if other is not None:
-        side = _plan_rows(call, other, dout, numbers, dq, sums, merging)
-        side.main.compile(*_row_tensors(call, other, side, dout, numbers, dq, sums, _no_row_pieces(side, numbers)))
 
 
 def _no_row_pieces(side: _Side, numbers: RowNumbers) -> Tensor | None:
@@ -214,7 +210,7 @@ def _plan_rows(
         "D": D, "BD": numbers["BD"], "BX": numbers["BM"], "SHARE": 1, "MERGE": merging, "ALIGN": alignment(D, dq),
     }, SMALL, call.aligned)  # fmt: skip
     if work.items is not None and not work.cut:
-        add.compile(dq, row_numbers.lse, component.group, component.group, component.merge, component.q_index)
+        add.foresee(dq, row_numbers.lse, component.group, component.group, component.merge, component.q_index)
     part = (work.slots * B, component.block_q, numbers["BD"]) if work.slots else None
     pattern = call.pattern(component, "rows", work.items is not None)
     return _Side(work, pattern, by_tma, part, main, [add] if work.cut else [])
@@ -234,8 +230,6 @@ def _keys(
             lambda: _plan_columns(call, component, dout, numbers.lse, dk, dv, adding), dk.device, not component.dynamic
         )
         component.cache[key] = side
-        if launching.compiles_ahead(dk) and not component.dynamic:
-            made_outside_graphs(lambda: _compile_columns(call, component, dout, numbers, dk, dv, adding), dk.device)
     part_k = part_v = _no_column_pieces(side, numbers, dk)
     if side.part is not None:
         assert room is not None  # rows that go first leave no room, and wait for columns that are not cut
@@ -244,16 +238,6 @@ def _keys(
     side.main(*_column_tensors(call, component, side, dout, numbers, dk, dv, part_k, part_v))
     for plan, gradient, part in zip(side.add, (dk, dv), (part_k, part_v), strict=False):
         plan(gradient, part, side.work.splits, component.group, None, component.k_index)
-
-
-def _compile_columns(
-    call: Call, component: Component, dout: Tensor, numbers: RowNumbers, dk: Tensor, dv: Tensor, adding: bool
-) -> None:  # fmt: skip
-    other = with_other_end(component)
-    if other is not None:
-        side = _plan_columns(call, other, dout, numbers.lse, dk, dv, adding)
-        part = _no_column_pieces(side, numbers, dk)
-        side.main.compile(*_column_tensors(call, other, side, dout, numbers, dk, dv, part, part))
 
 
 def _no_column_pieces(side: _Side, numbers: RowNumbers, dk: Tensor) -> Tensor | None:
@@ -321,7 +305,7 @@ def _plan_columns(
         for x_b, x_h, x_t, _ in (dk.stride(), dv.stride())
     ]  # fmt: skip
     if work.items is not None and not work.in_two and not work.cut:
-        add[0].compile(dk, _kept_as(dk, lse), component.group, component.group, None, component.k_index)
+        add[0].foresee(dk, _kept_as(dk, lse), component.group, component.group, None, component.k_index)
     part = (work.slots * B, component.block_k, numbers["BD"]) if work.slots else None
     pattern = call.pattern(component, "columns", work.items is not None and call.share == 1)
     return _Side(work, pattern, by_tma, part, main, add if work.cut else [])

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import launching
 from .arguments import Call, alignment, output_like, streamed
 from .forward_kernels import forward_rows, merge_pieces
 from .launching import SMALL, Plan, on_its_device, without_tma
-from .layout import Component, Layout, with_other_end
+from .layout import Component, Layout
+from .other_lengths import KEYS, QUERIES, compile_for_other_lengths, given
 from .outside_graphs import made_outside_graphs
 from .schedule import Work, work_of
 from .tuning import launch_of
@@ -44,6 +44,12 @@ def triton_forward(
         UnsupportedCall: a dtype, width or bias that this backend does not serve.
     """
     call = Call(q, k, v, layout, scale, q_lengths, k_lengths, q_segments, k_segments, dropout_p, seed, bias, bias_block)
+    key = ("forward", call.key)
+    if key not in layout.prepared:
+        layout.prepared.add(key)
+        tensors = {"q": (call.q, 2, QUERIES), "k": (call.k, 2, KEYS), "v": (call.v, 2, KEYS), **given(call)}
+        numbers = {"scale": call.scale, "dropout_p": dropout_p, "bias_block": bias_block}
+        compile_for_other_lengths(triton_forward, call, {"layout": layout}, tensors, numbers)
     out = output_like(call.q)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
     if not layout.covered:
@@ -72,8 +78,6 @@ def _component(call: Call, component: Component, out: Tensor, lse: Tensor, mergi
     if rows is None:
         rows = made_outside_graphs(lambda: _plan(call, component, out, lse, merging), out.device, not component.dynamic)
         component.cache[key] = rows
-        if launching.compiles_ahead(out) and not component.dynamic:
-            made_outside_graphs(lambda: _compile_other_end(call, component, out, lse, merging), out.device)
     part = part_lse = _no_pieces(rows, lse)
     if rows.part is not None:
         part = torch.empty(rows.part, dtype=torch.float32, device=out.device)
@@ -81,15 +85,6 @@ def _component(call: Call, component: Component, out: Tensor, lse: Tensor, mergi
     rows.main(*_tensors(call, component, rows, out, lse, part, part_lse))
     if rows.merge is not None:
         rows.merge(out, lse, part, part_lse, rows.work.splits, component.group, component.merge, component.q_index)
-
-
-def _compile_other_end(call: Call, component: Component, out: Tensor, lse: Tensor, merging: bool) -> None:
-    """Compiles what lengths launch that end in another way than this one, inside a tile or not."""
-    other = with_other_end(component)
-    if other is not None:
-        rows = _plan(call, other, out, lse, merging)
-        part = _no_pieces(rows, lse)
-        rows.main.compile(*_tensors(call, other, rows, out, lse, part, part))
 
 
 def _no_pieces(rows: _Rows, lse: Tensor) -> Tensor | None:
@@ -126,6 +121,6 @@ def _plan(call: Call, component: Component, out: Tensor, lse: Tensor, merging: b
     }, SMALL, call.aligned)  # fmt: skip
     if work.items is not None and not work.cut:
         # Rows of another length may be cut.
-        merge.compile(out, lse, lse, lse, component.group, component.group, component.merge, component.q_index)
+        merge.foresee(out, lse, lse, lse, component.group, component.group, component.merge, component.q_index)
     part = (work.slots * B, component.block_q, numbers["BD"]) if work.slots else None
     return _Rows(work, call.pattern(component, "rows", work.items is not None), by_tma, part, main, merge if work.cut else None)

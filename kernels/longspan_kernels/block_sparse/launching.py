@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import wraps
+from threading import local
 from typing import Any, TypeVar, cast
 
 import torch
 
 DIRECT = os.environ.get("LONGSPAN_DIRECT_LAUNCH") != "0"
+AHEAD = os.environ.get("LONGSPAN_COMPILE_AHEAD") != "0"
 # What a profile of a device shows of Longspan's attention.
 KERNELS = (
     "forward_rows", "merge_pieces", "prepare_rows", "backward_rows", "backward_columns", "add_pieces", "choose_by_means",
@@ -56,6 +60,16 @@ _compiled: dict[tuple, Any] = {}  # (kernel, device, all that it is compiled for
 _ahead: set[tuple] = set()  # what was compiled and not launched
 
 
+class _Here(local):
+    """What this thread plans for: see `only_compiling`."""
+
+    device: torch.device | None = None
+    wanted: dict[tuple, tuple[Plan, tuple]] | None = None
+
+
+_here = _Here()
+
+
 class Plan:
     """A launch whose numbers are known; tensors come with each call.
 
@@ -75,28 +89,33 @@ class Plan:
     def __call__(self, *tensors) -> None:
         if self.run is not None:
             self.run(*tensors, *self.tail)
+        elif _here.wanted is not None:
+            self._want(tensors, _here.wanted)
         elif all(self.grid):
             self._first(tensors)
 
-    def compile(self, *tensors) -> None:
-        """Compiles and launches nothing: for what calls of other lengths launch and this one does not.
+    def foresee(self, *tensors) -> None:
+        """Where only compiling, compiles what lengths launch in whose place this one launches nothing."""
+        if _here.wanted is not None:
+            self._want(tensors, _here.wanted)
 
-        A failure is a warning, since this call can do without.
-        """
-        on_gpu = any(isinstance(x, torch.Tensor) and x.is_cuda for x in tensors)
-        if not (hasattr(self.kernel, "params") and on_gpu and all(self.grid)):
-            return
-        key = self._key(tensors, self.kernel.arg_names[len(tensors) :]) if self.aligned else None
-        if key is not None and (key in _compiled or key in _ahead):
-            return
-        depth = _stages.get(self._depth_key(), self.choice.stages)
+    def _want(self, tensors: tuple, wanted: dict) -> None:
+        key = self._key(tensors, self.kernel.arg_names[len(tensors) :])
+        if all(self.grid) and key not in _compiled and key not in _ahead:
+            wanted.setdefault(key, (self, tensors))
+
+    def compile(self, tensors: tuple) -> Any:
+        """The kernel for such tensors, which need no memory; in triton.AsyncCompileMode, its future."""
+        depth = _stages.get(self.depth_key(), self.choice.stages)
         options = {"num_warps": self.choice.warps, "num_stages": depth, **self._options()}
-        try:
-            self.kernel.warmup(*tensors, grid=self.grid, **self.numbers, **options)
-        except Exception as error:
-            warnings.warn(f"{self.kernel.__name__} cannot be compiled ahead for other lengths: {error}", stacklevel=2)
-        if key is not None:
-            _ahead.add(key)
+        return self.kernel.warmup(*tensors, grid=self.grid, **self.numbers, **options)
+
+    def shallower(self) -> bool:
+        """Has later launches take one stage less, where there is one."""
+        key = self.depth_key()
+        depth = _stages.get(key, self.choice.stages)
+        _stages[key] = max(1, depth - 1)
+        return depth > 1
 
     def _first(self, tensors: tuple) -> None:
         names = self.kernel.arg_names[len(tensors) :]
@@ -132,19 +151,17 @@ class Plan:
 
     def _dispatch(self, tensors: tuple):
         """Through Triton; where the pipeline does not fit in shared memory, with a shallower one, remembered."""
-        numbers, choice, key = self.numbers, self.choice, self._depth_key()
-        depth = _stages.get(key, choice.stages)
         while True:
+            depth = _stages.get(self.depth_key(), self.choice.stages)
             try:
-                options = {"num_warps": choice.warps, "num_stages": depth, **self._options()}
-                return self.kernel[self.grid](*tensors, **numbers, **options)
+                options = {"num_warps": self.choice.warps, "num_stages": depth, **self._options()}
+                return self.kernel[self.grid](*tensors, **self.numbers, **options)
             except Exception as error:
-                if type(error).__name__ != "OutOfResources" or depth == 1:
+                if type(error).__name__ != "OutOfResources" or not self.shallower():
                     raise
-                depth -= 1
-                _stages[key] = depth
 
-    def _depth_key(self) -> tuple:
+    def depth_key(self) -> tuple:
+        """What the depth of the pipeline that fits is remembered by."""
         of = (self.numbers.get(n) for n in ("BM", "BN", "BD", "EXACT", "HAS_BITS", "MERGE"))
         return (self.kernel.__name__, self.choice, *of)
 
@@ -154,7 +171,62 @@ class Plan:
 
 def compiles_ahead(x: torch.Tensor) -> bool:
     """Whether kernels for other lengths are compiled with those for this one."""
-    return x.is_cuda
+    return AHEAD and x.is_cuda and _here.wanted is None
+
+
+def served(device: torch.device) -> torch.device:
+    """The device that launches are planned for: that of the tensors, but where they are planned without."""
+    return device if _here.device is None else _here.device
+
+
+@contextmanager
+def only_compiling(device: torch.device) -> Iterator[None]:
+    """What is launched in here, on tensors without memory, is compiled for a device at the end, and not launched."""
+    wanted: dict[tuple, tuple[Plan, tuple]] = {}
+    _here.device, _here.wanted = device, wanted
+    try:
+        yield
+    finally:
+        _here.device = _here.wanted = None
+    compile_all(wanted, device)
+
+
+def compile_all(wanted: dict[tuple, tuple[Plan, tuple]], device: torch.device) -> None:
+    """Compiles plans by their keys, several at once, each with a pipeline that fits. A failure is a warning."""
+    from triton import AsyncCompileMode, FutureKernel
+
+    most = shared_memory_of(device) if wanted else 0
+    while wanted:
+        with ThreadPoolExecutor(os.cpu_count(), "longspan-compile") as pool, AsyncCompileMode(pool, ignore_errors=True):
+            made = {key: _kernel_or_error(plan, tensors) for key, (plan, tensors) in wanted.items()}
+        deep = set()
+        for key, (plan, tensors) in wanted.items():
+            kernel = made[key]
+            if isinstance(kernel, FutureKernel):
+                kernel = _kernel_or_error(plan, tensors) if kernel.kernel is None else kernel.kernel  # once more, for its error
+            if isinstance(kernel, Exception):
+                warnings.warn(f"{plan.kernel.__name__} cannot be compiled ahead for other lengths: {kernel}", stacklevel=2)
+            elif kernel.metadata.shared > most:
+                deep.add(plan.depth_key())
+            _ahead.add(key)
+        plans = {plan.depth_key(): plan for plan, _ in wanted.values()}
+        deep = {key for key in deep if plans[key].shallower()}
+        wanted = {key: plan for key, plan in wanted.items() if plan[0].depth_key() in deep}
+
+
+def shared_memory_of(device: torch.device) -> int:
+    """Bytes of shared memory that a program may use, as Triton knows it when it launches."""
+    from triton.runtime import driver
+
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return driver.active.utils.get_device_properties(index)["max_shared_mem"]
+
+
+def _kernel_or_error(plan: Plan, tensors: tuple) -> Any:
+    try:
+        return plan.compile(tensors)
+    except Exception as error:
+        return error
 
 
 def on_its_device(function: Function) -> Function:

@@ -6,7 +6,8 @@ Memory is O(visited tiles); nothing here is Tq * Tk.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,7 +16,6 @@ from .grid import PAD, Tiles, hash_rows
 from .rules import Rule
 
 EVALUATED_AT_ONCE = 1 << 24  # pairs
-MASKS_ASIDE = ("one group", "typical line", "stepped", "work", "lines")  # what is derived of a component without its masks
 
 
 @dataclass
@@ -107,24 +107,24 @@ class Component:
         return [t for t in own if t is not None] + self.rows.tensors() + self.columns.tensors()
 
 
-def with_other_end(component: Component) -> Component | None:
-    """A component without masks as it is at lengths that end inside a tile, where it has one; and the other way round.
+class Recipe(Protocol):
+    """How a layout is made. Equal ones make equal layouts."""
 
-    None where it has masks other than those of an end. For compiling ahead: its entries are not meant to be computed.
-    """
-    if component.dynamic or len(component.masks) > component.bands:
-        return None
-    rows, columns = component.block_q, component.block_k
-    cache = {key: kept for key, kept in component.cache.items() if (key if isinstance(key, str) else key[0]) in MASKS_ASIDE}
-    if not component.bands:
-        band = torch.tensor([[1 - columns, rows - 1, rows - 1, columns - 1]], dtype=torch.int32, device=component.band.device)
-        masks = component.masks.new_ones((1, rows, columns))
-        cache |= {("details", "rows"): band, ("details", "columns"): band}  # any numbers
-        return replace(component, masks=masks, band=band, bands=1, _packed=None, cache=cache)
-    lo, hi, last_m, last_n = component.band.unbind(1)
-    if not bool(((lo <= -last_n) & (hi >= last_m)).all()):
-        return None
-    return replace(component, masks=component.masks[:0], band=component.band[:0], bands=0, _packed=None, cache=cache)
+    def __hash__(self) -> int: ...
+
+    @property
+    def foreseen(self) -> bool:
+        """Whether it may be followed for lengths that nobody asked for."""
+        ...
+
+    @property
+    def periods(self) -> frozenset[int]:
+        """Strides of its residue classes, sides of its blocks."""
+        ...
+
+    def on_host(self, q_len: int, k_len: int) -> Layout | None:
+        """The layout at other lengths, on a CPU; None where there is none."""
+        ...
 
 
 @dataclass
@@ -132,7 +132,8 @@ class Layout:
     """Everything a backend needs to attend by a pattern at one length.
 
     `origin` is Tk - Tq: query row r is at position r + origin. `live_pairs` and `visited_pairs` are summed over heads.
-    `covered` says whether the first component of every head writes every query row.
+    `covered` says whether the first component of every head writes every query row. `recipe` makes it for other lengths, where
+    it was made of a registered pattern; `prepared` holds the calls that it was asked for.
     """
 
     q_len: int
@@ -142,6 +143,8 @@ class Layout:
     live_pairs: int
     visited_pairs: int
     covered: bool
+    recipe: Recipe | None = None
+    prepared: set = field(default_factory=set, repr=False)
 
     @property
     def origin(self) -> int:

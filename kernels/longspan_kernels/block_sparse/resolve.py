@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import dataclass
 from functools import lru_cache
 from threading import Lock
 
@@ -13,13 +14,46 @@ from .layout import Layout
 from .outside_graphs import capturing, made_outside_graphs
 from .planner import Tiling, compile_layout, dense, granularity
 from .registry import lookup
+from .rules import Arbitrary, Congruent, Rule, atoms
 
 MOST_LAYOUTS = 256
 MOST_BYTES = 1 << 30  # of all kept layouts together
 PROBE = 1  # a pattern's block size shows at any length, and a block table need not reach far
+HOST = torch.device("cpu")
 _layouts: OrderedDict[tuple, Layout] = OrderedDict()
 _recorded: dict[tuple, Layout] = {}  # a recorded CUDA graph reads these whenever it is replayed: they stay
 _lock = Lock()
+
+
+@dataclass(frozen=True)
+class PatternRecipe:
+    """See layout.Recipe."""
+
+    key: str
+    heads: int
+    causal: bool
+    tiling: Tiling
+
+    @property
+    def foreseen(self) -> bool:
+        return not any(isinstance(atom, Arbitrary) for atom in self._atoms())  # which would ask the user's function
+
+    @property
+    def periods(self) -> frozenset[int]:
+        found = (atom.stride if isinstance(atom, Congruent) else granularity(atom) for atom in self._atoms())
+        return frozenset(period for period in found if period is not None)
+
+    def _atoms(self) -> list[Rule]:
+        groups = lookup(self.key).head_rules(PROBE, PROBE, self.heads, self.causal, HOST)
+        return [atom for _, rule in groups for atom in atoms(rule)]
+
+    def on_host(self, q_len: int, k_len: int) -> Layout | None:
+        try:
+            with torch.inference_mode(False), torch.no_grad():
+                groups = lookup(self.key).head_rules(q_len, k_len, self.heads, self.causal, HOST)
+                return compile_layout(groups, q_len, k_len, self.heads, self.tiling, HOST)
+        except ValueError:  # the pattern does not know the length, or keeps too many tiles: no call has it
+            return None
 
 
 def layout_for(
@@ -40,7 +74,9 @@ def layout_for(
         # Compiling under inference mode would leave tensors that autograd refuses to save later.
         with torch.inference_mode(False), torch.no_grad():
             groups = lookup(key).head_rules(q_len, k_len, heads, causal, device)
-            return compile_layout(groups, q_len, k_len, heads, tiling, device)
+            made = compile_layout(groups, q_len, k_len, heads, tiling, device)
+        made.recipe = PatternRecipe(key, heads, causal, tiling)
+        return made
 
     layout = made_outside_graphs(make, device)
     dropped: list[Layout] = []

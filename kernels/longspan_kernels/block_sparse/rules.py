@@ -293,6 +293,13 @@ class Not(Rule):
         return self.part.signature(h, i0, j0, q, k)
 
 
+def atoms(rule: Rule) -> list[Rule]:
+    """The rules that a rule is composed of."""
+    if isinstance(rule, (And, Or)):
+        return [atom for part in rule.parts for atom in atoms(part)]
+    return atoms(rule.part) if isinstance(rule, Not) else [rule]
+
+
 def tighten(a: tuple[int | None, int | None], b: tuple[int | None, int | None]) -> tuple[int | None, int | None]:
     """The intersection of two bands."""
     lo = a[0] if b[0] is None else b[0] if a[0] is None else max(a[0], b[0])

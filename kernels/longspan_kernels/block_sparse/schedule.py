@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .launching import served
 from .layout import Component, Lists
 
 SHORTEST_PIECE = 8  # entries; less is not worth a partial result
@@ -61,6 +62,7 @@ class Work:
 
 
 def processors(device: torch.device) -> int:
+    device = served(device)
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).multi_processor_count
     return 2

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .arguments import has_bits, width_of
 from .launch_table import TABLES
-from .launching import Launch
+from .launching import Launch, served
 from .layout import Component
 from .planner import Tiling
 
@@ -76,8 +76,12 @@ def _side(head_dim: int, dtype: torch.dtype, budget: int, granularity: int | Non
     return Tiling(block, block, sizes=sizes, one_pass=bias_block > 0)
 
 
-@lru_cache(maxsize=16)
 def _major(device: torch.device) -> int:
+    return _major_of(served(device))
+
+
+@lru_cache(maxsize=16)
+def _major_of(device: torch.device) -> int:
     return torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 0
 
 

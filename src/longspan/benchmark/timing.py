@@ -15,12 +15,14 @@ FLUSH_BYTES = 256 << 20  # more than any L2
 LONGEST_QUEUE = 0.1  # seconds the device is kept busy ahead of a timed launch, at most
 QUEUED = 3e-4  # and at least
 CYCLES_A_SECOND = 2e9  # at or above the clock of today's GPUs
-HEATED = 0.1  # seconds of work until a GPU holds the clock that its power allows
+HEATED = 1.0  # seconds of work until a GPU holds the clock that its power allows
+CLOCK_EVERY = 0.005  # seconds between looks at the clock
 
 
 @dataclass
 class Measured:
-    """Median seconds of one thing, its spread, the peak memory it added, and how long the host takes to launch it."""
+    """Median seconds of one thing, its spread, the peak memory it added, how long the host takes to launch it, and the median
+    clock of a GPU's processors that ended in it."""
 
     seconds: float
     low: float
@@ -28,6 +30,7 @@ class Measured:
     samples: int
     peak_bytes: int | None = None
     host_seconds: float | None = None
+    clock_mhz: float | None = None
 
     def plain(self) -> dict[str, float | int | None]:
         return {
@@ -37,6 +40,7 @@ class Measured:
             "samples": self.samples,
             "peak_mib": None if self.peak_bytes is None else self.peak_bytes / (1 << 20),
             "host_ms": None if self.host_seconds is None else self.host_seconds * 1e3,
+            "clock_mhz": self.clock_mhz,
         }
 
 
@@ -51,10 +55,11 @@ def time_interleaved(
             is timed is then the device's part, as in a model whose host runs ahead; the host's is in `host_seconds`.
         heated: on CUDA, start the clock behind `HEATED` seconds of the same work, for works of unlike lengths: a short one that
             follows a pause runs at a clock that a long one cannot hold. The cache holds what that work leaves, and the host has
-            to be the faster one for `queued` to be true.
+            to be the faster one for `queued` to be true. The clock is looked up as well, where nvidia-ml-py tells it.
     """
     flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=device) if device.startswith("cuda") else None
     samples: dict[str, list[float]] = {name: [] for name in works}
+    clocks: dict[str, list[float]] = {name: [] for name in works}
     if not works:
         return {}
     for _ in range(warm_up):
@@ -69,7 +74,7 @@ def time_interleaved(
     began = time.perf_counter()
     while True:
         for name, work in works.items():
-            samples[name].append(_once(work, device, flush, host[name], before[name]))
+            samples[name].append(_once(work, device, flush, host[name], before[name], clocks[name]))
         rounds = len(next(iter(samples.values())))
         if rounds >= most or (rounds >= 3 and time.perf_counter() - began > seconds * len(works)):
             break
@@ -77,7 +82,10 @@ def time_interleaved(
     for name, values in samples.items():
         ordered = sorted(values)
         cut = len(ordered) // 5
-        out[name] = Measured(statistics.median(ordered), ordered[cut], ordered[-1 - cut], len(ordered), host_seconds=host[name])
+        out[name] = Measured(
+            statistics.median(ordered), ordered[cut], ordered[-1 - cut], len(ordered), host_seconds=host[name],
+            clock_mhz=statistics.median(clocks[name]) if clocks[name] else None,
+        )  # fmt: skip
     return out
 
 
@@ -93,7 +101,9 @@ def host_seconds(work: Work, device: str, repeats: int = 5) -> float:
     return statistics.median(taken)
 
 
-def _once(work: Work, device: str, flush: torch.Tensor | None, host: float | None, before: int = 0) -> float:
+def _once(
+    work: Work, device: str, flush: torch.Tensor | None, host: float | None, before: int = 0, clocks: list[float] | None = None
+) -> float:  # fmt: skip
     if flush is None:
         began = time.perf_counter()
         work()
@@ -107,8 +117,22 @@ def _once(work: Work, device: str, flush: torch.Tensor | None, host: float | Non
     start.record()
     work()
     stop.record()
+    if before and clocks is not None:
+        clocks += _last_clock(stop)
     torch.cuda.synchronize()
     return start.elapsed_time(stop) / 1e3
+
+
+def _last_clock(stop: torch.cuda.Event) -> list[float]:
+    """[MHz], the clock when an event was last seen to be ahead; [] where nothing tells."""
+    seen: list[float] = []
+    while not stop.query():
+        try:
+            seen = [float(torch.cuda.clock_rate())]
+        except (ImportError, RuntimeError):  # no nvidia-ml-py, or a driver that refuses
+            return []
+        time.sleep(CLOCK_EVERY)
+    return seen
 
 
 def _synchronise(device: str) -> None:

@@ -1,0 +1,129 @@
+"""What other lengths launch, compiled with the first call of its kind.
+
+A kernel is compiled for a pattern, not for a length, but for a few things: lines that are few are cut, a sequence may end
+inside a tile, classes of a stride may be shorter than half a tile, and Hopper's copy engine takes them where the stride divides
+the length. So the first call of a kind is planned at other lengths as well, on the host and without memory for its tensors, and
+what any of them would launch is compiled before it, several kernels at once.
+
+Left out are patterns that ask a function of the user's, and tensors that do not start at multiples of 16 bytes.
+LONGSPAN_COMPILE_AHEAD=0 compiles for a length when it comes.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import launching
+from .arguments import Call
+from .layout import Layout, Recipe
+from .outside_graphs import capturing
+
+# Between these a pattern hardly changes what it launches but where a period of its own says so; of each size one length that
+# tiles divide, and one they do not.
+LADDER = (
+    64, 96, 128, 200, 256, 300, 384, 450, 512, 600, 704, 750, 1000, 1024, 1500, 1536, 2000, 2048, 2560, 3000, 4000, 4096, 6000,
+    6144, 8190, 8192, 9600, 9700, 12000, 12288, 16300, 16384, 24000, 24064, 32700, 32768, 65500, 65536, 131000, 131072,
+)  # fmt: skip
+# So many strides, or blocks: classes that share a tile and that have their own, rows that see all blocks and that do not.
+PERIODS = (3, 4, 5, 6, 7, 8, 9, 10, 16, 32, 33, 64, 96, 128)
+FEW = 4  # times as many keys from which queries are few beside them
+KIND = 4096  # the length at which calls are compared
+ENTRIES = 50_000  # of a layout, after which no longer one is planned
+_known: set[tuple] = set()
+
+
+Tokens = tuple[Tensor | None, int, int]  # a tensor, its dimension of tokens, and whose: QUERIES, KEYS or NONE
+NONE, QUERIES, KEYS = 0, 1, 2
+
+
+def given(call: Call) -> dict[str, Tokens]:
+    """The tensors that forward and backward passes are given beside q, k and v."""
+    return {
+        "q_lengths": (call.q_lengths, 0, NONE), "k_lengths": (call.k_lengths, 0, NONE),
+        "q_segments": (call.q_segments, 1, QUERIES), "k_segments": (call.k_segments, 1, KEYS),
+        "seed": (call.seed, 0, NONE), "bias": (call.bias, 0, NONE),
+    }  # fmt: skip
+
+
+def compile_for_other_lengths(
+    run: Callable[..., Any], call: Call, layouts: dict[str, Layout], tensors: dict[str, Tokens], rest: dict[str, Any]
+) -> None:
+    """Compiles what `run(**tensors, **layouts, **rest)` would launch at other lengths, once for each kind of call.
+
+    A failure is a warning: this call can do without.
+    """
+    if not launching.compiles_ahead(call.q) or not call.aligned or capturing(call.q.device):
+        return
+    recipes = [layout.recipe for layout in layouts.values() if layout.recipe is not None and layout.recipe.foreseen]
+    if len(recipes) < len(layouts):
+        return
+    kind = _kind(run, call, recipes, tensors, rest)
+    if kind in _known:
+        return
+    _known.add(kind)
+    here = call.q.shape[2], call.k.shape[2]
+    try:
+        with launching.only_compiling(call.q.device):
+            for there in _lengths(*here, {period for recipe in recipes for period in recipe.periods}):
+                planned = dict(zip(layouts, (_on_host(recipe, *there) for recipe in recipes), strict=True))
+                if all(layout is not None for layout in planned.values()):
+                    x, *others = [_at_length(*x, here, there) for x in tensors.values()]
+                    run(x, **dict(zip(list(tensors)[1:], others, strict=True)), **planned, **rest)
+                if any(layout is not None and _entries(layout) > ENTRIES for layout in planned.values()):
+                    break
+    except Exception as error:
+        warnings.warn(f"kernels for other lengths are not compiled ahead: {type(error).__name__}: {error}", stacklevel=2)
+    if "dout" in tensors:
+        _on_host.cache_clear()  # the backward pass is the last that asks
+
+
+def _kind(run: Callable, call: Call, recipes: list, tensors: dict[str, Tokens], rest: dict[str, Any]) -> tuple:
+    """What calls of all lengths that launch the same have in common."""
+    here = call.q.shape[2], call.k.shape[2]
+    shapes = []
+    for x, dim, of in tensors.values():
+        same = _at_length(x, dim, of, here, (KIND, KIND))
+        shapes.append(None if same is None else (same.dtype, same.shape[1:], same.stride()))
+    numbers = {name: x for name, x in rest.items() if name not in ("scale", "dropout_p")}
+    batch = (call.q.shape[0] - 1).bit_length()  # as work lists have it
+    return (run.__name__, call.q.device, batch, here[0] == here[1], *recipes, *shapes, *numbers.values())
+
+
+@lru_cache(maxsize=64)  # the backward pass asks for the layouts of the forward again
+def _on_host(recipe: Recipe, q_len: int, k_len: int) -> Layout | None:
+    return recipe.on_host(q_len, k_len)
+
+
+def _entries(layout: Layout) -> int:
+    return sum(len(component.rows.index) for component in layout.components)
+
+
+def _lengths(q_len: int, k_len: int, periods: set[int]) -> Iterator[tuple[int, int]]:
+    lengths = set(LADDER)
+    for period in periods:
+        ends = (0, 1, period // 2)  # in a line with the period, inside a tile, perhaps in a line with tiles alone
+        lengths |= {n for times in PERIODS for end in ends if LADDER[0] <= (n := period * times + end) <= LADDER[-1]}
+    for length in sorted(lengths):
+        # A step of so many tokens over all keys so far, or sequences of lengths in proportion.
+        yield q_len if FEW * q_len <= k_len else max(1, round(length * q_len / k_len)), length
+
+
+def _at_length(x: Tensor | None, dim: int, of: int, here: tuple[int, int], there: tuple[int, int]) -> Tensor | None:
+    """A tensor as it would be at other lengths: its shape and strides, without memory."""
+    if x is None:
+        return None
+    shape, strides = list(x.shape), list(x.stride())
+    if of != NONE:
+        step, length = strides[dim], there[of - 1]
+        # Dimensions outside that of the tokens move apart with it.
+        for other, stride in enumerate(strides):
+            if other != dim and step > 0 and stride >= step * here[of - 1] and stride % here[of - 1] == 0:
+                strides[other] = stride // here[of - 1] * length
+        shape[dim] = length
+    return torch.empty_strided(shape, strides, dtype=x.dtype, device="meta")
