@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -95,7 +96,7 @@ def plans(args: argparse.Namespace) -> list[Plan]:
     if args.suite:
         chosen = suite(args.suite)
         chosen = [p for p in chosen if not args.only or any(text in p.case.name for text in args.only)]
-        return [Plan(p.case, ("longspan",) if args.alone else (*p.sides, *args.peer)) for p in chosen]
+        return [replace(p, sides=("longspan",) if args.alone else (*p.sides, *args.peer)) for p in chosen]
     if not args.pattern:
         raise CaseError("nothing to time; give --attention, --suite or --pattern")
     dtype = DTYPES[args.dtype or ("bfloat16" if args.device.startswith("cuda") else "float32")]

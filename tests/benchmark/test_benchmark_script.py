@@ -42,3 +42,10 @@ def test_a_suite_without_its_peers():
     plans = runpy.run_path(str(SCRIPT))["plans"]
     alone = plans(argparse.Namespace(suite="gpu", only=["bigbird"], alone=True, peer=[]))
     assert len(alone) == 2 and {plan.sides for plan in alone} == {("longspan",)}
+
+
+def test_a_suite_is_timed_as_its_plans_say():
+    plans = runpy.run_path(str(SCRIPT))["plans"]
+    chosen = plans(argparse.Namespace(suite="gpu-long", only=None, alone=False, peer=["mine"]))
+    assert [plan.heated for plan in chosen] == [False, False, False, True, True]
+    assert {plan.sides[-1] for plan in chosen} == {"mine"}

@@ -24,14 +24,18 @@ from .arguments import Call
 from .layout import Layout, Recipe
 from .outside_graphs import capturing
 
-# Between these a pattern hardly changes what it launches but where a period of its own says so; of each size one length that
-# tiles divide, and one they do not.
+# Lengths at which patterns of many kinds, with few heads and with many, changed what they launch: of most sizes one that tiles
+# divide, and one they do not.
 LADDER = (
-    64, 96, 128, 200, 256, 300, 384, 450, 512, 600, 704, 750, 1000, 1024, 1500, 1536, 2000, 2048, 2560, 3000, 4000, 4096, 6000,
-    6144, 8190, 8192, 9600, 9700, 12000, 12288, 16300, 16384, 24000, 24064, 32700, 32768, 65500, 65536, 131000, 131072,
+    64, 96, 128, 200, 256, 300, 384, 450, 512, 600, 1024, 1500, 1536, 2000, 2560, 3000, 4000, 4096, 6000, 9600, 12000, 12288,
+    16300, 24000, 24064, 32768, 65500, 65536,
 )  # fmt: skip
-# So many strides, or blocks: classes that share a tile and that have their own, rows that see all blocks and that do not.
-PERIODS = (3, 4, 5, 6, 7, 8, 9, 10, 16, 32, 33, 64, 96, 128)
+# The same in strides or blocks of a pattern, and tokens beyond: rows that see all blocks and that do not, an end inside one,
+# classes that share a tile and that have their own, a stride that divides the length and one that does not.
+PERIODS = (
+    (1.1, 0), (3, 0), (3, 1), (4, 1), (5, 0), (6, 1), (6.5, 0), (7, 1), (7.5, 0), (8, 1), (8.5, 0), (10, 1), (16, 1), (32, 1),
+    (33, 0), (64, 1),
+)  # fmt: skip
 FEW = 4  # times as many keys from which queries are few beside them
 KIND = 4096  # the length at which calls are compared
 ENTRIES = 50_000  # of a layout, after which no longer one is planned
@@ -95,7 +99,7 @@ def _kind(run: Callable, call: Call, recipes: list, tensors: dict[str, Tokens], 
     return (run.__name__, call.q.device, batch, here[0] == here[1], *recipes, *shapes, *numbers.values())
 
 
-@lru_cache(maxsize=64)  # the backward pass asks for the layouts of the forward again
+@lru_cache(maxsize=256)  # the backward pass asks for the layouts of the forward again
 def _on_host(recipe: Recipe, q_len: int, k_len: int) -> Layout | None:
     return recipe.on_host(q_len, k_len)
 
@@ -107,8 +111,7 @@ def _entries(layout: Layout) -> int:
 def _lengths(q_len: int, k_len: int, periods: set[int]) -> Iterator[tuple[int, int]]:
     lengths = set(LADDER)
     for period in periods:
-        ends = (0, 1, period // 2)  # in a line with the period, inside a tile, perhaps in a line with tiles alone
-        lengths |= {n for times in PERIODS for end in ends if LADDER[0] <= (n := period * times + end) <= LADDER[-1]}
+        lengths |= {n for times, more in PERIODS if LADDER[0] <= (n := int(times * period) + more) <= LADDER[-1]}
     for length in sorted(lengths):
         # A step of so many tokens over all keys so far, or sequences of lengths in proportion.
         yield q_len if FEW * q_len <= k_len else max(1, round(length * q_len / k_len)), length
