@@ -16,6 +16,7 @@ LONGEST_QUEUE = 0.1  # seconds the device is kept busy ahead of a timed launch, 
 QUEUED = 3e-4  # and at least
 CYCLES_A_SECOND = 2e9  # at or above the clock of today's GPUs
 HEATED = 1.0  # seconds of work until a GPU holds the clock that its power allows
+FEWEST, FEWEST_HEATED = 3, 9  # rounds
 CLOCK_EVERY = 0.005  # seconds between looks at the clock
 
 
@@ -76,7 +77,8 @@ def time_interleaved(
         for name, work in works.items():
             samples[name].append(_once(work, device, flush, host[name], before[name], clocks[name]))
         rounds = len(next(iter(samples.values())))
-        if rounds >= most or (rounds >= 3 and time.perf_counter() - began > seconds * len(works)):
+        fewest = FEWEST_HEATED if any(before.values()) else FEWEST
+        if rounds >= most or (rounds >= fewest and time.perf_counter() - began > seconds * len(works)):
             break
     out = {}
     for name, values in samples.items():
