@@ -11,12 +11,12 @@ pytest.importorskip("triton")
 
 from longspan.patterns import Longformer
 from longspan_kernels.block_sparse import backward, forward, launching, schedule, tuning
-from longspan_kernels.block_sparse.arguments import Call, stepped
+from longspan_kernels.block_sparse.arguments import Call, stepped, streamed
 from longspan_kernels.block_sparse.device_layout import DeviceLayout
 from longspan_kernels.block_sparse.launching import Launch, Plan
 from longspan_kernels.block_sparse.planner import Tiling, compile_layout
 from longspan_kernels.block_sparse.reference import reference_attention
-from longspan_kernels.block_sparse.rules import And, Band, Congruent, KeysPeriodic, Or
+from longspan_kernels.block_sparse.rules import And, Band, Congruent, Keys, KeysPeriodic, Or
 
 CAUSAL = Band(0, None)
 RULES = {
@@ -61,6 +61,41 @@ def test_every_launch_gives_the_same(monkeypatch, launch, name, q_len, k_len, ke
     check(RULES[name], q, k, v, dout, got)
 
 
+STEPS = {  # rule, and (step, run, first) of its gathered keys where they lie in equal steps
+    "runs": (And(KeysPeriodic(16, 4), CAUSAL), (16, 4, 12)),
+    "single keys": (And(KeysPeriodic(8, 1), CAUSAL), (8, 1, 7)),
+    "runs and a window": (And(Or(KeysPeriodic(24, 8), Band(0, 20)), CAUSAL), (24, 8, 16)),
+    "runs longer than a tile": (And(KeysPeriodic(64, 32), CAUSAL), None),
+    "chosen keys in steps": (And(Keys([(n, n + 2) for n in range(3, 110, 20)]), CAUSAL), (20, 2, 3)),
+    "chosen keys that end early": (And(Keys([(n, n + 2) for n in range(3, 60, 20)]), CAUSAL), None),
+    "uneven keys": (And(Keys([(0, 2), (50, 51), (90, 93)]), CAUSAL), None),
+}
+
+
+@pytest.mark.parametrize("launch", ["copy engine", "in sums"])
+@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize(("q_len", "k_len", "key_heads"), [(112, 112, 2), (90, 105, 1)])
+def test_gathered_keys_in_equal_steps_are_computed(monkeypatch, launch, name, q_len, k_len, key_heads):
+    rule, found = STEPS[name]
+    for module in (forward, backward):
+        monkeypatch.setattr(module, "launch_of", lambda *_: LAUNCHES[launch])
+    layout = compile_layout([((0, 1), rule)], q_len, k_len, 2, Tiling(16, 16, sizes=(16,), overhead=0))
+    component = layout.components[0]
+    assert component.order == "keys"
+    steps = stepped(component)
+    assert (None if steps is None else (steps.step, steps.k_run, steps.k_first)) == found
+    (q, k, v, dout), got = run(layout, q_len, k_len, 16, key_heads)
+    check(rule, q, k, v, dout, got)
+    if steps is not None:
+        place = torch.arange(len(component.k_index))
+        token = steps.k_first + place // steps.k_run * steps.step + place % steps.k_run
+        assert torch.equal(torch.where(token < k_len, token, -1).int(), component.k_index)
+        call = Call(q, k, v, layout, 1.0, None, None, None, None, 0.0, None, None, 0)
+        divides = k_len % steps.step == 0
+        assert streamed((k, v), component, "k", True, call)[1] == divides
+        assert streamed((q, q), component, "q", True, call)[1]  # in natural order
+
+
 def test_two_runs_give_the_same_bits(monkeypatch):
     monkeypatch.setattr(schedule, "SHORTEST_PIECE", 1)
     layout = compile_layout([((0, 1), RULES["residues"])], 64, 64, 2, Tiling(16, 16, sizes=(16,), overhead=0))
@@ -71,7 +106,7 @@ def test_two_runs_give_the_same_bits(monkeypatch):
 def test_residue_classes_are_computed_where_their_tiles_are_regular():
     regular = compile_layout([((0,), And(Congruent(4), CAUSAL))], 122, 122, 1, Tiling(16, 16, sizes=(16,), overhead=0))
     component = regular.components[0]
-    step, q_per, q_first, k_per, k_first = stepped(component)
+    step, _, q_per, q_first, _, k_per, k_first = stepped(component)
     assert (step, q_per, q_first, k_per, k_first) == (4, 2, 0, 2, 0)
     place = torch.arange(len(component.q_index))
     tile = place // 16

@@ -21,6 +21,7 @@ CASES: list[tuple[Pattern, bool]] = [
     (Full(), False), (Full(), True), (BigBird(64, 3, 3, 2), False), (BigBird(128, 3, 3, 2), False), (Random(4, 64), False),
     (BigBird(64, 3, 3, 2), True), (Local(512), True), (Longformer(512, range(64)), False), (Fixed(128, 32), True),
     (Local(128) | Strided(128), True), (Strided(100), True), (Strided(64), False),
+    (Local(7) | Strided(7), True), (Local(56) | Strided(56), True),
 ]  # fmt: skip
 FIRST = [2048, 300, 5000, 16384]
 PER_CASE = 3  # kinds
@@ -49,7 +50,8 @@ def _segments(q_len: int, k_len: int) -> dict:
 KINDS = [
     Kind(16, 16, 64), Kind(1, 1, 64), Kind(32, 8, 64), Kind(32, 2, 128), Kind(16, 16, 128), Kind(8, 8, 40),
     Kind(8, 8, 64, torch.float32), Kind(12, 12, 64, options=_few), Kind(4, 4, 64, options=_segments),
-    Kind(8, 8, 64, queries=lambda k_len: min(k_len, 64)), Kind(8, 8, 64, queries=lambda k_len: -(-k_len // 2)),
+    Kind(8, 8, 64, queries=lambda k_len: min(k_len, 64)), Kind(16, 16, 64, queries=lambda k_len: 1),
+    Kind(8, 8, 64, queries=lambda k_len: -(-k_len // 2)),
 ]  # fmt: skip
 
 
@@ -79,7 +81,7 @@ def lengths_of(case: int) -> list[int]:
     """Drawn for each case, some of them short, some that tiles divide."""
     drawn = random.Random(case)
     short = [drawn.randint(33, 1500) for _ in range(LENGTHS // 2)]
-    return short + [64 * int(2 ** drawn.uniform(4, 8)) - drawn.choice((0, 0, 1, 20)) for _ in range(LENGTHS // 2)]
+    return short + [64 * int(2 ** drawn.uniform(4, 8)) - drawn.choice((0, 0, 1, -1, 20)) for _ in range(LENGTHS // 2)]
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from .layout import Component, Layout, Lists
 
 LOG2E = math.log2(math.e)
 LEAST_SCALE = 1e-20  # the pass over columns divides by the scale; this one makes all weights equal as 0 does
+ONE_CLASS = 1 << 30  # tiles, more than any
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -125,14 +127,14 @@ class Call:
         (q_b, q_h, q_t, _), (k_b, k_h, k_t, _), (v_b, v_h, v_t, _) = self.q.stride(), self.k.stride(), self.v.stride()
         origin = Tk - Tq
         bias, block = self.bias, self.bias_block if self.bias is not None else 1
-        steps = stepped(component)
-        step, q_per, q_first, k_per, k_first = steps or (1, 1, component.q_start, 1, component.k_start)
+        steps = stepped(component) or Steps(1, 0, 1, component.q_start, 0, 1, component.k_start)
+        step, q_run, q_per, q_first, k_run, k_per, k_first = steps
         # Places are in key coordinates: the bias row of a tile counts from that of the first query.
         first = component.q_start + origin - origin // block * block
         return {
             "q_b": q_b, "q_h": q_h, "q_t": q_t, "k_b": k_b, "k_h": k_h, "k_t": k_t, "v_b": v_b, "v_h": v_h, "v_t": v_t,
             "q_len": Tq, "k_len": Tk, "q_start": q_first, "k_start": k_first, "batch": B,
-            "step": step, "q_per": q_per, "k_per": k_per, "STEPPED": steps is not None,
+            "step": step, "q_per": q_per, "k_per": k_per, "Q_STEPPED": q_run, "K_STEPPED": k_run,
             "q_index_stride": index_stride(component.q_index), "k_index_stride": index_stride(component.k_index),
             "batch_groups": component.batch_groups, "threshold": int(self.dropout_p * (1 << 24)),
             "bias_h": 0 if bias is None or bias.shape[0] == 1 else bias.stride(0),
@@ -185,23 +187,23 @@ def streamed(tensors: tuple[Tensor, ...], component: Component, side: str, by_tm
     Hopper's copy engine: then they are descriptors.
 
     The engine fills what lies outside with zeros; it knows no lengths and no lists of tokens, and wants rows at multiples of
-    16 bytes. Residue classes are a dimension of their own, where the stride divides the length. The answer is one for all
-    calls of one key.
+    16 bytes. Steps are a dimension of their own, where they divide the length. The answer is one for all calls of one key.
     """
-    if not by_tma or not call.aligned:
+    if not by_tma or not call.aligned or call.q_lengths is not None or call.k_lengths is not None:
         return tensors, False
     width = width_of(call.q.shape[3])
     index, rows = getattr(component, f"{side}_index"), getattr(component, f"block_{side}")
-    steps = stepped(component)
-    if call.q_lengths is not None or call.k_lengths is not None or (index is not None and not steps):
+    steps, length = stepped(component), tensors[0].shape[2]
+    run, first = (0, 0) if steps is None else (steps.q_run, steps.q_first) if side == "q" else (steps.k_run, steps.k_first)
+    if index is not None and not run:
         return tensors, False
-    length, step = tensors[0].shape[2], 1
-    if steps:
-        step, _, q_first, _, k_first = steps
-        if q_first or k_first or length % step:
+    views, block = list(tensors), [1, 1, rows, width]
+    if run and steps is not None:
+        # Classes begin at 0; runs lie between one multiple of the step and the next.
+        if length % steps.step or first < 0 or first + (run if steps.q_run == 0 else steps.step) > steps.step:
             return tensors, False
-    views = [x.unflatten(2, (length // step, step)) if steps else x for x in tensors]
-    block = [1, 1, rows, 1, width] if steps else [1, 1, rows, width]
+        views = [x.unflatten(2, (length // steps.step, steps.step)) for x in tensors]
+        block = [1, 1, rows // run, run, width]
     if any(s * x.element_size() % 16 or s <= 0 for x in views for s in x.stride()[:-1]):
         return tensors, False
     from triton.tools.tensor_descriptor import TensorDescriptor
@@ -240,17 +242,61 @@ def entry_details(component: Component, name: str) -> Tensor | None:
     return component.cache[key]
 
 
-def stepped(component: Component) -> tuple[int, int, int, int, int] | None:
-    """(stride, tiles a class and first row of the queries, the same of the keys) where the tiles of a component run through
-    residue classes in equal steps, so that tokens can be computed instead of looked up."""
-    if component.dynamic or not component.order.startswith("residue"):
+class Steps(NamedTuple):
+    """Tiles whose tokens can be computed instead of looked up: runs of `run` tokens, one each `step`.
+
+    Residue classes are runs of one, with `per` tiles a class; `first` is the first token. A run of 0 is the natural order,
+    which starts at `first`.
+    """
+
+    step: int
+    q_run: int
+    q_per: int
+    q_first: int
+    k_run: int
+    k_per: int
+    k_first: int
+
+
+def stepped(component: Component) -> Steps | None:
+    """The steps of a component whose tiles run through residue classes, or whose gathered keys lie in equal steps."""
+    if component.dynamic or component.k_index is None:
         return None
     if "stepped" not in component.cache:
+        component.cache["stepped"] = _steps(component)
+    return component.cache["stepped"]
+
+
+def _steps(component: Component) -> Steps | None:
+    if component.order.startswith("residue"):
         step = int(component.order.split()[1])
         queries = _stepped_side(component.q_index, step, component.q_blocks, component.block_q)
         keys = _stepped_side(component.k_index, step, component.k_blocks, component.block_k)
-        component.cache["stepped"] = None if queries is None or keys is None else (step, *queries, *keys)
-    return component.cache["stepped"]
+        return None if queries is None or keys is None else Steps(step, 1, *queries, 1, *keys)
+    assert component.k_index is not None
+    if component.q_index is not None or component.k_index.dim() > 1:
+        return None
+    found = _runs(component.k_index, component.block_k, component.k_len)
+    if found is None:
+        return None
+    step, run, first = found
+    return Steps(step, 0, 1, component.q_start, run, ONE_CLASS, first)
+
+
+def _runs(index: Tensor, block: int, length: int) -> tuple[int, int, int] | None:
+    """(step, run, first) where the tokens of an order lie in runs of equal lengths and distances, whole runs to a tile."""
+    index = index.long()
+    tokens = index[index >= 0]
+    gaps = (tokens.diff() != 1).nonzero().flatten()
+    if not len(gaps):
+        return None
+    run, first = int(gaps[0]) + 1, int(tokens[0])
+    step = int(tokens[run]) - first
+    place = torch.arange(len(index), device=index.device)
+    computed = first + place // run * step + place % run
+    # A place without a token must compute to one that does not exist.
+    same = torch.where(computed < length, computed, -1) == index
+    return (step, run, first) if block % run == 0 and bool(same.all()) else None
 
 
 def _stepped_side(index: Tensor | None, step: int, tiles: int, block: int) -> tuple[int, int] | None:

@@ -61,7 +61,6 @@ def triton_backward(
     call.reads_too(dout, out, lse, dlse)
     key = ("backward", call.key, sides, dout.stride(), out.stride(), dlse is None)
     if key not in layout.prepared:
-        layout.prepared.add(key)
         tensors = {
             "dout": (dout, 2, QUERIES), "dlse": (dlse, 2, QUERIES), "q": (call.q, 2, QUERIES), "k": (call.k, 2, KEYS),
             "v": (call.v, 2, KEYS), "out": (out, 2, QUERIES), "lse": (lse, 2, QUERIES), **given(call),
@@ -69,6 +68,7 @@ def triton_backward(
         layouts = {"layout": layout, "columns": layout if columns is None else columns}
         rest = {"scale": call.scale, "dropout_p": dropout_p, "bias_block": bias_block, "sides": sides}
         compile_for_other_lengths(triton_backward, call, layouts, tensors, rest)
+        layout.prepared.add(key)
     dq, dk, dv = output_like(call.q), output_like(call.k), output_like(call.v)
     sums = _BiasSums.empty(call) if bias is not None else None
     by_columns = (layout if columns is None else columns).components

@@ -77,8 +77,8 @@ def key_gradients(
         base, row = tokens_of(Q_INDEX, u, index_stride, tile, q_start, step, q_per, BM, STEPPED)
         row_ok = within(row, q_stop)
         if BY_TMA:
-            q = copied_tile(Q, b, head, tile, base, q_per, BM, BD, STEPPED)
-            dout = copied_tile(DOUT, b, head, tile, base, q_per, BM, BD, STEPPED)
+            q = copied_tile(Q, b, head, tile, base, q_start, q_per, BM, BD, STEPPED)
+            dout = copied_tile(DOUT, b, head, tile, base, q_start, q_per, BM, BD, STEPPED)
         else:
             q = load_tile(Q, row, base, row_ok, q_stride, step, offs_d, D, BD, BM, LOOK, Q_INDEX is not None, STEPPED)
             dout = load_tile(DOUT, row, base, row_ok, do_stride, step, offs_d, D, BD, BM, LOOK, Q_INDEX is not None, STEPPED)
@@ -143,7 +143,7 @@ def backward_columns(
     lines: tl.int32, batch: tl.int32, owners:     tl.int32, batch_groups: tl.int32, threshold: tl.int32,
     bias_first: tl.int32, step: tl.int32, q_per: tl.int32, k_per: tl.int32, flags: tl.int32, scale, scale2, inverse_keep,
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, WORDS: tl.constexpr, SHARE: tl.constexpr,
-    CONTIGUOUS: tl.constexpr, CHECKED: tl.constexpr, POSITIONAL: tl.constexpr, STEPPED: tl.constexpr,
+    CONTIGUOUS: tl.constexpr, CHECKED: tl.constexpr, POSITIONAL: tl.constexpr, Q_STEPPED: tl.constexpr, K_STEPPED: tl.constexpr,
     HAS_BANDS: tl.constexpr, HAS_BITS: tl.constexpr, EXCLUSIONS: tl.constexpr, ONE_GROUP: tl.constexpr,
     ONE_LOOP: tl.constexpr, BY_TMA: tl.constexpr, MERGE: tl.constexpr,
     BIAS_BLOCK: tl.constexpr, ALIGN: tl.constexpr, EXACT: tl.constexpr, SERIAL_MASKS: tl.constexpr,
@@ -160,12 +160,12 @@ def backward_columns(
         EXCLUDED += b64 * EXCLUSIONS * k_len
     if K_LENGTHS is not None:
         k_stop = tl.minimum(k_stop, tl.load(K_LENGTHS + b).to(tl.int32))
-    base, token = tokens_of(K_INDEX, u, k_index_stride, line, k_start, step, k_per, BN, STEPPED)
+    base, token = tokens_of(K_INDEX, u, k_index_stride, line, k_start, step, k_per, BN, K_STEPPED)
     k_ok = within(token, k_stop)
     K += tl.multiple_of(b64 * k_b + kv64 * k_h, ALIGN)
     V += tl.multiple_of(b64 * v_b + kv64 * v_h, ALIGN)
-    k = load_tile(K, token, base, k_ok, k_t, step, offs_d, D, BD, BN, True, K_INDEX is not None, STEPPED)
-    v = load_tile(V, token, base, k_ok, v_t, step, offs_d, D, BD, BN, True, K_INDEX is not None, STEPPED)
+    k = load_tile(K, token, base, k_ok, k_t, step, offs_d, D, BD, BN, True, K_INDEX is not None, K_STEPPED)
+    v = load_tile(V, token, base, k_ok, v_t, step, offs_d, D, BD, BN, True, K_INDEX is not None, K_STEPPED)
     segments = None
     if K_SEGMENTS is not None:
         segments = tl.load(K_SEGMENTS + b64 * k_len + token, mask=k_ok, other=0)
@@ -227,7 +227,7 @@ def backward_columns(
                         Q_SEGMENTS, SEED, INDEX, DETAIL, MASKS, EXCLUDED, BIAS_OF, b, h, u_of, batch_head, begin,
                         masked_from, bits_from, end, first_tile, q_t, do_t, q_index_stride, q_start,
                         q_len, q_stop, step, q_per, k_len - q_len, scale2, -1.0 / scale, inverse_keep, threshold, bias_row,
-                        bias_first, mode, CONTIGUOUS, CHECKED, POSITIONAL, STEPPED, BY_TMA, HAS_BANDS, HAS_BITS,
+                        bias_first, mode, CONTIGUOUS, CHECKED, POSITIONAL, Q_STEPPED, BY_TMA, HAS_BANDS, HAS_BITS,
                         EXCLUSIONS, D, BD, BM, BN, WORDS, BIAS_BLOCK, EXACT, SERIAL_MASKS, IN_SUMS,
                     )  # fmt: skip
     dk *= scale
@@ -241,8 +241,8 @@ def backward_columns(
     PAIRED: tl.constexpr = PART_K is not None and PART_K.dtype.element_ty != tl.float32
     if PAIRED:
         written = within(token, k_len)
-        add_rows_or_keep(dk_at, PART_K, dk, slot, token, base, written, dk_t, step, D, BD, BN, MERGE, INDEXED, STEPPED)
-        add_rows_or_keep(dv_at, PART_V, dv, slot, token, base, written, dv_t, step, D, BD, BN, MERGE, INDEXED, STEPPED)
+        add_rows_or_keep(dk_at, PART_K, dk, slot, token, base, written, dk_t, step, D, BD, BN, MERGE, INDEXED, K_STEPPED)
+        add_rows_or_keep(dv_at, PART_V, dv, slot, token, base, written, dv_t, step, D, BD, BN, MERGE, INDEXED, K_STEPPED)
     else:
         limit = k_len
         if PART_K is not None:
@@ -256,7 +256,7 @@ def backward_columns(
         if FLAGS is not None:
             adds = tl.where(is_second(FLAGS, slot, flags), 1, 1 if MERGE else 0)
         ADDS: tl.constexpr = MERGE or FLAGS is not None
-        add_rows(dk_at, dk, token, base, written, dk_t, step, adds, D, BD, BN, ADDS, INDEXED, STEPPED)
-        add_rows(dv_at, dv, token, base, written, dv_t, step, adds, D, BD, BN, ADDS, INDEXED, STEPPED)
+        add_rows(dk_at, dk, token, base, written, dk_t, step, adds, D, BD, BN, ADDS, INDEXED, K_STEPPED)
+        add_rows(dv_at, dv, token, base, written, dv_t, step, adds, D, BD, BN, ADDS, INDEXED, K_STEPPED)
         if FLAGS is not None:
             tell_second(FLAGS, slot, flags)

@@ -74,8 +74,8 @@ def query_gradient(
         base, token = tokens_of(K_INDEX, u, index_stride, tile, k_start, step, k_per, BN, STEPPED)
         k_ok = within(token, k_stop)
         if BY_TMA:
-            k = copied_tile(K, b, kv_head, tile, base, k_per, BN, BD, STEPPED)
-            v = copied_tile(V, b, kv_head, tile, base, k_per, BN, BD, STEPPED)
+            k = copied_tile(K, b, kv_head, tile, base, k_start, k_per, BN, BD, STEPPED)
+            v = copied_tile(V, b, kv_head, tile, base, k_start, k_per, BN, BD, STEPPED)
         else:
             k = load_tile(K, token, base, k_ok, k_stride, step, offs_d, D, BD, BN, LOOK, K_INDEX is not None, STEPPED)
             v = load_tile(V, token, base, k_ok, v_stride, step, offs_d, D, BD, BN, LOOK, K_INDEX is not None, STEPPED)
@@ -115,10 +115,10 @@ def backward_rows(
     batch: tl.int32, owners: tl.int32, batch_groups: tl.int32, threshold: tl.int32, bias_first: tl.int32,
     sums_first: tl.int32, step: tl.int32, q_per: tl.int32, k_per: tl.int32, leaves_delta: tl.int32, scale, log2_scale,
     scale2, inverse_keep, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, WORDS: tl.constexpr,
-    SHARE: tl.constexpr, CONTIGUOUS: tl.constexpr, CHECKED: tl.constexpr, POSITIONAL: tl.constexpr, STEPPED: tl.constexpr,
-    HAS_BANDS: tl.constexpr, HAS_BITS: tl.constexpr, EXCLUSIONS: tl.constexpr, ONE_GROUP: tl.constexpr,
-    ONE_LOOP: tl.constexpr, BY_TMA: tl.constexpr, DROPOUT: tl.constexpr, MERGE: tl.constexpr, BIAS_BLOCK: tl.constexpr,
-    ALIGN: tl.constexpr, EXACT: tl.constexpr,
+    SHARE: tl.constexpr, CONTIGUOUS: tl.constexpr, CHECKED: tl.constexpr, POSITIONAL: tl.constexpr,
+    Q_STEPPED: tl.constexpr, K_STEPPED: tl.constexpr, HAS_BANDS: tl.constexpr, HAS_BITS: tl.constexpr,
+    EXCLUSIONS: tl.constexpr, ONE_GROUP: tl.constexpr, ONE_LOOP: tl.constexpr, BY_TMA: tl.constexpr, DROPOUT: tl.constexpr,
+    MERGE: tl.constexpr, BIAS_BLOCK: tl.constexpr, ALIGN: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     b, h, line, slot, u, served, entries = work_item(ITEMS, LINES, GROUP, owners, lines, batch, batch_groups, ONE_GROUP)
     first = tl.load(entries)
@@ -146,10 +146,10 @@ def backward_rows(
         k_stop = tl.minimum(k_stop, tl.load(K_LENGTHS + b).to(tl.int32))
     if K_SEGMENTS is not None:
         K_SEGMENTS += b64 * k_len
-    base, row = tokens_of(Q_INDEX, u, q_index_stride, line, q_start, step, q_per, BM, STEPPED)
+    base, row = tokens_of(Q_INDEX, u, q_index_stride, line, q_start, step, q_per, BM, Q_STEPPED)
     row_ok = within(row, q_stop)
-    q = load_tile(Q, row, base, row_ok, q_t, step, offs_d, D, BD, BM, True, Q_INDEX is not None, STEPPED)
-    dout = load_tile(DOUT, row, base, row_ok, do_t, step, offs_d, D, BD, BM, True, Q_INDEX is not None, STEPPED)
+    q = load_tile(Q, row, base, row_ok, q_t, step, offs_d, D, BD, BM, True, Q_INDEX is not None, Q_STEPPED)
+    dout = load_tile(DOUT, row, base, row_ok, do_t, step, offs_d, D, BD, BM, True, Q_INDEX is not None, Q_STEPPED)
     at = (b64 * owners + h64) * q_len + row
     lse = tl.load(LSE + at, mask=row_ok, other=float("-inf"))
     lse2 = tl.where(lse == float("-inf"), float("inf"), lse * LOG2E)  # a row without keys: all its weights come out 0
@@ -162,7 +162,7 @@ def backward_rows(
         delta = -tl.load(MINUS_DELTA + at, mask=row_ok, other=0.0)
     else:
         OUT += tl.multiple_of(b64 * o_b + h64 * o_h, ALIGN)
-        out = load_tile(OUT, row, base, row_ok, o_t, step, offs_d, D, BD, BM, True, Q_INDEX is not None, STEPPED)
+        out = load_tile(OUT, row, base, row_ok, o_t, step, offs_d, D, BD, BM, True, Q_INDEX is not None, Q_STEPPED)
         delta = tl.sum(out.to(tl.float32) * dout.to(tl.float32), 1)
         if DLSE is not None:
             # The out of a row without keys is 0.
@@ -190,7 +190,7 @@ def backward_rows(
                 acc, q, dout, lse2, delta, i, rows, segments, K, V, K_INDEX, K_SEGMENTS, INDEX, DETAIL, MASKS, EXCLUDED,
                 BIAS, SUMS, b, kv_head, u, tl.maximum(first, lowest), masked_from, bits_from, tl.minimum(stop, highest),
                 first_tile, k_t, v_t, k_index_stride, k_len, k_start, k_stop, step, k_per, scale2, inverse_keep,
-                threshold, mode, CONTIGUOUS, CHECKED, POSITIONAL, STEPPED, BY_TMA, HAS_BANDS, HAS_BITS, EXCLUSIONS,
+                threshold, mode, CONTIGUOUS, CHECKED, POSITIONAL, K_STEPPED, BY_TMA, HAS_BANDS, HAS_BITS, EXCLUSIONS,
                 DROPOUT, D, BD, BM, BN, WORDS, BIAS_BLOCK, EXACT,
             )  # fmt: skip
     if not SCALED:
@@ -202,4 +202,4 @@ def backward_rows(
         limit = tl.where(slot < 0, limit, 0)
     ok = within(row, limit)
     dq = DQ + tl.multiple_of(b64 * dq_b + h64 * dq_h, ALIGN)
-    add_rows(dq, acc, row, base, ok, dq_t, step, merge, D, BD, BM, MERGE, Q_INDEX is not None, STEPPED)
+    add_rows(dq, acc, row, base, ok, dq_t, step, merge, D, BD, BM, MERGE, Q_INDEX is not None, Q_STEPPED)

@@ -46,10 +46,10 @@ def triton_forward(
     call = Call(q, k, v, layout, scale, q_lengths, k_lengths, q_segments, k_segments, dropout_p, seed, bias, bias_block)
     key = ("forward", call.key)
     if key not in layout.prepared:
-        layout.prepared.add(key)
         tensors = {"q": (call.q, 2, QUERIES), "k": (call.k, 2, KEYS), "v": (call.v, 2, KEYS), **given(call)}
         numbers = {"scale": call.scale, "dropout_p": dropout_p, "bias_block": bias_block}
         compile_for_other_lengths(triton_forward, call, {"layout": layout}, tensors, numbers)
+        layout.prepared.add(key)
     out = output_like(call.q)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
     if not layout.covered:

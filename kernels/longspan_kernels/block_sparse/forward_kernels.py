@@ -73,7 +73,7 @@ def attend(
         base, token = tokens_of(K_INDEX, u, index_stride, tile, k_start, step, k_per, BN, STEPPED)
         k_ok = within(token, k_stop)
         if BY_TMA:
-            k = copied_tile(K, b, kv_head, tile, base, k_per, BN, BD, STEPPED)
+            k = copied_tile(K, b, kv_head, tile, base, k_start, k_per, BN, BD, STEPPED)
         else:
             k = load_tile(K, token, base, k_ok, k_stride, step, offs_d, D, BD, BN, LOOK, K_INDEX is not None, STEPPED)
         s = tl.dot(q, tl.trans(k), input_precision="ieee" if EXACT else "tf32")  # (BM, BN)
@@ -105,7 +105,7 @@ def attend(
         if DROPOUT:
             p = tl.where(dropout_keeps(rows[:, None], token[None, :], threshold), p, 0.0)
         if BY_TMA:
-            v = copied_tile(V, b, kv_head, tile, base, k_per, BN, BD, STEPPED)
+            v = copied_tile(V, b, kv_head, tile, base, k_start, k_per, BN, BD, STEPPED)
         else:
             v = load_tile(V, token, base, k_ok, v_stride, step, offs_d, D, BD, BN, LOOK, K_INDEX is not None, STEPPED)
         acc = tl.dot(p.to(v.dtype), v, acc, input_precision="ieee" if EXACT else "tf32")
@@ -148,7 +148,7 @@ def forward_rows(
     owners:     tl.int32, batch_groups: tl.int32, threshold: tl.int32, bias_first: tl.int32, step: tl.int32,
     q_per: tl.int32, k_per: tl.int32, scale2, inverse_keep, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr,
     BN: tl.constexpr, WORDS: tl.constexpr, SHARE: tl.constexpr, CONTIGUOUS: tl.constexpr, CHECKED: tl.constexpr,
-    POSITIONAL: tl.constexpr, STEPPED: tl.constexpr, HAS_BANDS: tl.constexpr, HAS_BITS: tl.constexpr,
+    POSITIONAL: tl.constexpr, Q_STEPPED: tl.constexpr, K_STEPPED: tl.constexpr, HAS_BANDS: tl.constexpr, HAS_BITS: tl.constexpr,
     EXCLUSIONS: tl.constexpr, ONE_GROUP: tl.constexpr, ONE_LOOP: tl.constexpr, BY_TMA: tl.constexpr,
     DROPOUT: tl.constexpr, MERGE: tl.constexpr, BIAS_BLOCK: tl.constexpr, ALIGN: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
@@ -177,9 +177,9 @@ def forward_rows(
         k_stop = tl.minimum(k_stop, tl.load(K_LENGTHS + b).to(tl.int32))
     if K_SEGMENTS is not None:
         K_SEGMENTS += b64 * k_len
-    base, row = tokens_of(Q_INDEX, u, q_index_stride, line, q_start, step, q_per, BM, STEPPED)
+    base, row = tokens_of(Q_INDEX, u, q_index_stride, line, q_start, step, q_per, BM, Q_STEPPED)
     row_ok = within(row, q_stop)
-    q = load_tile(Q, row, base, row_ok, q_t, step, offs_d, D, BD, BM, True, Q_INDEX is not None, STEPPED)  # (BM, BD)
+    q = load_tile(Q, row, base, row_ok, q_t, step, offs_d, D, BD, BM, True, Q_INDEX is not None, Q_STEPPED)  # (BM, BD)
     i = row + (k_len - q_len)
     rows = None
     if DROPOUT:
@@ -202,7 +202,7 @@ def forward_rows(
         if stop <= first:
             # Told here that its loop has entries, the compiler keeps no second set of sums for when it is skipped.
             store_rows(out_at, lse_at, acc, peak, row, base, within(row, limit), o_t, step, merge, D, BD, BM, MERGE,
-                       Q_INDEX is not None, STEPPED)  # fmt: skip
+                       Q_INDEX is not None, Q_STEPPED)  # fmt: skip
             return
     for mode in tl.static_range(4):
         if ONE_LOOP == (mode == 3) and (mode == 0 or mode == 3 or (mode == 1 and HAS_BANDS) or (mode == 2 and HAS_BITS)):
@@ -212,7 +212,7 @@ def forward_rows(
                 acc, total, peak, q, i, rows, segments, K, V, K_INDEX, K_SEGMENTS, INDEX, DETAIL, MASKS, EXCLUDED, BIAS,
                 b, kv_head, u, tl.maximum(first, lowest), masked_from, bits_from, tl.minimum(stop, highest), first_tile,
                 k_t, v_t, k_index_stride, k_len, k_start, k_stop, step, k_per, scale2, threshold, bias_at, mode,
-                CONTIGUOUS, CHECKED, POSITIONAL, STEPPED, BY_TMA, HAS_BANDS, HAS_BITS, EXCLUSIONS, DROPOUT, D, BD, BM,
+                CONTIGUOUS, CHECKED, POSITIONAL, K_STEPPED, BY_TMA, HAS_BANDS, HAS_BITS, EXCLUSIONS, DROPOUT, D, BD, BM,
                 BN, WORDS, BIAS_BLOCK, EXACT,
             )  # fmt: skip
     # A row without keys, and one past the length, whose scores were computed from zeros.
@@ -233,7 +233,7 @@ def forward_rows(
             tl.store(PART_LSE + at, lse2)
         limit = tl.where(slot < 0, limit, 0)
     ok = within(row, limit)
-    store_rows(out_at, lse_at, out, lse2, row, base, ok, o_t, step, merge, D, BD, BM, MERGE, Q_INDEX is not None, STEPPED)
+    store_rows(out_at, lse_at, out, lse2, row, base, ok, o_t, step, merge, D, BD, BM, MERGE, Q_INDEX is not None, Q_STEPPED)
 
 
 @triton.jit(do_not_specialize=VARYING)

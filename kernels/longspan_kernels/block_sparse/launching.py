@@ -57,7 +57,7 @@ class Launch:
 Function = TypeVar("Function", bound=Callable)
 _stages: dict[tuple, int] = {}  # (kernel, tile, ...) -> the pipeline depth that fits
 _compiled: dict[tuple, Any] = {}  # (kernel, device, all that it is compiled for) -> the compiled kernel
-_ahead: set[tuple] = set()  # what was compiled and not launched
+_ahead: dict[tuple, int] = {}  # what was compiled and not launched, and with how deep a pipeline
 
 
 class _Here(local):
@@ -101,21 +101,23 @@ class Plan:
 
     def _want(self, tensors: tuple, wanted: dict) -> None:
         key = self._key(tensors, self.kernel.arg_names[len(tensors) :])
-        if all(self.grid) and key not in _compiled and key not in _ahead:
+        if all(self.grid) and key not in _compiled and _ahead.get(key) != self.depth():
             wanted.setdefault(key, (self, tensors))
 
     def compile(self, tensors: tuple) -> Any:
         """The kernel for such tensors, which need no memory; in triton.AsyncCompileMode, its future."""
-        depth = _stages.get(self.depth_key(), self.choice.stages)
-        options = {"num_warps": self.choice.warps, "num_stages": depth, **self._options()}
+        options = {"num_warps": self.choice.warps, "num_stages": self.depth(), **self._options()}
         return self.kernel.warmup(*tensors, grid=self.grid, **self.numbers, **options)
 
     def shallower(self) -> bool:
         """Has later launches take one stage less, where there is one."""
-        key = self.depth_key()
-        depth = _stages.get(key, self.choice.stages)
-        _stages[key] = max(1, depth - 1)
+        depth = self.depth()
+        _stages[self.depth_key()] = max(1, depth - 1)
         return depth > 1
+
+    def depth(self) -> int:
+        """Stages of the pipeline: what the launch asks for, or what is known to fit."""
+        return _stages.get(self.depth_key(), self.choice.stages)
 
     def _first(self, tensors: tuple) -> None:
         names = self.kernel.arg_names[len(tensors) :]
@@ -152,9 +154,8 @@ class Plan:
     def _dispatch(self, tensors: tuple):
         """Through Triton; where the pipeline does not fit in shared memory, with a shallower one, remembered."""
         while True:
-            depth = _stages.get(self.depth_key(), self.choice.stages)
             try:
-                options = {"num_warps": self.choice.warps, "num_stages": depth, **self._options()}
+                options = {"num_warps": self.choice.warps, "num_stages": self.depth(), **self._options()}
                 return self.kernel[self.grid](*tensors, **self.numbers, **options)
             except Exception as error:
                 if type(error).__name__ != "OutOfResources" or not self.shallower():
@@ -208,7 +209,7 @@ def compile_all(wanted: dict[tuple, tuple[Plan, tuple]], device: torch.device) -
                 warnings.warn(f"{plan.kernel.__name__} cannot be compiled ahead for other lengths: {kernel}", stacklevel=2)
             elif kernel.metadata.shared > most:
                 deep.add(plan.depth_key())
-            _ahead.add(key)
+            _ahead[key] = plan.depth()
         plans = {plan.depth_key(): plan for plan, _ in wanted.values()}
         deep = {key for key in deep if plans[key].shallower()}
         wanted = {key: plan for key, plan in wanted.items() if plan[0].depth_key() in deep}

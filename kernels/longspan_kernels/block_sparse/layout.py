@@ -65,6 +65,7 @@ class Component:
             hold places without a token.
         excluded: [B, E, T] int32, pairs (i, j) that are not live: 0 <= x[i] - x[j] <= 1 for one of the E rows x of a batch
             element; None for none (layouts made at run time alone have them).
+        k_len: keys of the sequence, where `k_index` may list fewer.
         grows: whether its lines get longer with the sequence, in natural order.
         masks: [M, block_q, block_k] bool; the first `bands` of them equal lo <= m - n <= hi, m <= last_m, n <= last_n for the
             place offsets m, n in the tile (a sequence may end inside one), with (lo, hi, last_m, last_n) in `band` [M, 4]
@@ -92,6 +93,7 @@ class Component:
     positional: bool = False
     dynamic: bool = False
     excluded: Tensor | None = None
+    k_len: int = 0
     grows: bool = False
     _packed: Tensor | None = field(default=None, repr=False)
     cache: dict = field(default_factory=dict, repr=False)  # what a backend derives once (work lists)
@@ -111,6 +113,11 @@ class Recipe(Protocol):
     """How a layout is made. Equal ones make equal layouts."""
 
     def __hash__(self) -> int: ...
+
+    @property
+    def family(self) -> tuple:
+        """Equal for recipes that differ in what is drawn or learned alone, and are taken to launch the same."""
+        ...
 
     @property
     def foreseen(self) -> bool:

@@ -5,14 +5,16 @@ inside a tile, classes of a stride may be shorter than half a tile, and Hopper's
 the length. So the first call of a kind is planned at other lengths as well, on the host and without memory for its tensors, and
 what any of them would launch is compiled before it, several kernels at once.
 
-Left out are patterns that ask a function of the user's, and tensors that do not start at multiples of 16 bytes.
+Left out are patterns that ask a function for each pair (Predicate), and tensors that do not start at multiples of 16 bytes.
 LONGSPAN_COMPILE_AHEAD=0 compiles for a length when it comes.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -27,15 +29,16 @@ from .outside_graphs import capturing
 # Lengths at which patterns of many kinds, with few heads and with many, changed what they launch: of most sizes one that tiles
 # divide, and one they do not.
 LADDER = (
-    64, 96, 128, 200, 256, 300, 384, 450, 512, 600, 1024, 1500, 1536, 2000, 2560, 3000, 4000, 4096, 6000, 9600, 12000, 12288,
-    16300, 24000, 24064, 32768, 65500, 65536,
+    20, 64, 96, 128, 200, 256, 300, 384, 450, 512, 600, 1024, 1500, 1536, 2000, 2560, 3000, 4000, 4096, 6000, 9600, 12000,
+    12288, 16300, 24000, 24064, 32768, 65500, 65536,
 )  # fmt: skip
 # The same in strides or blocks of a pattern, and tokens beyond: rows that see all blocks and that do not, an end inside one,
 # classes that share a tile and that have their own, a stride that divides the length and one that does not.
 PERIODS = (
     (1.1, 0), (3, 0), (3, 1), (4, 1), (5, 0), (6, 1), (6.5, 0), (7, 1), (7.5, 0), (8, 1), (8.5, 0), (10, 1), (16, 1), (32, 1),
-    (33, 0), (64, 1),
+    (33, 0), (64, 1), (200, 0), (512, 0),
 )  # fmt: skip
+MOST_PERIODS = 4  # of one pattern
 FEW = 4  # times as many keys from which queries are few beside them
 KIND = 4096  # the length at which calls are compared
 ENTRIES = 50_000  # of a layout, after which no longer one is planned
@@ -67,13 +70,14 @@ def compile_for_other_lengths(
     recipes = [layout.recipe for layout in layouts.values() if layout.recipe is not None and layout.recipe.foreseen]
     if len(recipes) < len(layouts):
         return
+    here = call.q.shape[2], call.k.shape[2]
     kind = _kind(run, call, recipes, tensors, rest)
     if kind in _known:
         return
-    _known.add(kind)
-    here = call.q.shape[2], call.k.shape[2]
+    if "dout" not in tensors:
+        _on_host.cache_clear()  # of the call before; a backward pass asks for the layouts of its forward again
     try:
-        with launching.only_compiling(call.q.device):
+        with _one_thread(), launching.only_compiling(call.q.device):
             for there in _lengths(*here, {period for recipe in recipes for period in recipe.periods}):
                 planned = dict(zip(layouts, (_on_host(recipe, *there) for recipe in recipes), strict=True))
                 if all(layout is not None for layout in planned.values()):
@@ -83,20 +87,46 @@ def compile_for_other_lengths(
                     break
     except Exception as error:
         warnings.warn(f"kernels for other lengths are not compiled ahead: {type(error).__name__}: {error}", stacklevel=2)
+    _known.add(kind)  # not where it was interrupted
     if "dout" in tensors:
-        _on_host.cache_clear()  # the backward pass is the last that asks
+        _on_host.cache_clear()
 
 
-def _kind(run: Callable, call: Call, recipes: list, tensors: dict[str, Tokens], rest: dict[str, Any]) -> tuple:
+def _kind(run: Callable, call: Call, recipes: list[Recipe], tensors: dict[str, Tokens], rest: dict[str, Any]) -> tuple:
     """What calls of all lengths that launch the same have in common."""
     here = call.q.shape[2], call.k.shape[2]
-    shapes = []
-    for x, dim, of in tensors.values():
-        same = _at_length(x, dim, of, here, (KIND, KIND))
-        shapes.append(None if same is None else (same.dtype, same.shape[1:], same.stride()))
+    forms: list[Any] = []
+    for name, (x, dim, of) in tensors.items():
+        if x is None or name == "bias":  # which grows in two dimensions, and whose strides make no kernel
+            forms.append(None if x is None else x.dtype)
+            continue
+        shape, strides = _form(x, dim, of, here, (KIND, KIND))
+        # Of strides only this makes a kernel: what they divide by.
+        forms.append((x.dtype, *shape[1:], *(0 if stride == 0 else math.gcd(stride, 16) for stride in strides)))
     numbers = {name: x for name, x in rest.items() if name not in ("scale", "dropout_p")}
     batch = (call.q.shape[0] - 1).bit_length()  # as work lists have it
-    return (run.__name__, call.q.device, batch, here[0] == here[1], *recipes, *shapes, *numbers.values())
+    families = [recipe.family for recipe in recipes]
+    return (run.__name__, call.q.device, batch, *_regime(*here), *families, *forms, *numbers.values())
+
+
+def _regime(q_len: int, k_len: int) -> tuple[str, int]:
+    """How lengths are taken to vary: together, in proportion, or keys beside a few queries."""
+    if q_len == k_len:
+        return "equal", 0
+    if FEW * q_len <= k_len:
+        return "few", (q_len - 1).bit_length()
+    return "in proportion", round(4 * q_len / k_len)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Layouts are planned in small steps, which several threads only hold up."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @lru_cache(maxsize=256)  # the backward pass asks for the layouts of the forward again
@@ -109,18 +139,37 @@ def _entries(layout: Layout) -> int:
 
 
 def _lengths(q_len: int, k_len: int, periods: set[int]) -> Iterator[tuple[int, int]]:
+    few = _regime(q_len, k_len)[0] == "few"
     lengths = set(LADDER)
-    for period in periods:
+    for period in _chosen(sorted(periods)):
         lengths |= {n for times, more in PERIODS if LADDER[0] <= (n := int(times * period) + more) <= LADDER[-1]}
+    if few:  # the last query meets the end of the keys in every way
+        lengths |= {length + more for length in lengths for more in (1, q_len - 1)}
     for length in sorted(lengths):
-        # A step of so many tokens over all keys so far, or sequences of lengths in proportion.
-        yield q_len if FEW * q_len <= k_len else max(1, round(length * q_len / k_len)), length
+        queries = q_len if few else max(1, round(length * q_len / k_len))
+        if queries <= max(q_len, LADDER[-1]):
+            yield queries, length
+
+
+def _chosen(periods: list[int]) -> list[int]:
+    """At most MOST_PERIODS of them, from the shortest to the longest."""
+    if len(periods) <= MOST_PERIODS:
+        return periods
+    return [periods[at * (len(periods) - 1) // (MOST_PERIODS - 1)] for at in range(MOST_PERIODS)]
 
 
 def _at_length(x: Tensor | None, dim: int, of: int, here: tuple[int, int], there: tuple[int, int]) -> Tensor | None:
-    """A tensor as it would be at other lengths: its shape and strides, without memory."""
+    """A tensor as it would be at other lengths, without memory."""
     if x is None:
         return None
+    shape, strides = _form(x, dim, of, here, there)
+    return torch.empty_strided(shape, strides, dtype=x.dtype, device="meta")
+
+
+def _form(
+    x: Tensor, dim: int, of: int, here: tuple[int, int], there: tuple[int, int]
+) -> tuple[list[int], list[int]]:  # fmt: skip
+    """Shape and strides of a tensor at other lengths."""
     shape, strides = list(x.shape), list(x.stride())
     if of != NONE:
         step, length = strides[dim], there[of - 1]
@@ -129,4 +178,4 @@ def _at_length(x: Tensor | None, dim: int, of: int, here: tuple[int, int], there
             if other != dim and step > 0 and stride >= step * here[of - 1] and stride % here[of - 1] == 0:
                 strides[other] = stride // here[of - 1] * length
         shape[dim] = length
-    return torch.empty_strided(shape, strides, dtype=x.dtype, device="meta")
+    return shape, strides

@@ -192,6 +192,7 @@ def compile_layout(
         for members, rule in plan[order]:
             head_group |= compiler.add(rule, members)
         component, pairs, tiles = compiler.finish(heads, head_group, planner.first, order.name, covers, set(written))
+        component.k_len = k_len
         component.grows = order.kind == "natural" and any(grows(rule) for _, rule in plan[order])
         for head in head_group:
             if head not in written and covers:

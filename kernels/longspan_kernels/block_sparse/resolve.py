@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,12 +15,13 @@ from .layout import Layout
 from .outside_graphs import capturing, made_outside_graphs
 from .planner import Tiling, compile_layout, dense, granularity
 from .registry import lookup
-from .rules import Arbitrary, Congruent, Rule, atoms
+from .rules import Arbitrary, Congruent, KeysPeriodic, Rule, atoms
 
 MOST_LAYOUTS = 256
 MOST_BYTES = 1 << 30  # of all kept layouts together
 PROBE = 1  # a pattern's block size shows at any length, and a block table need not reach far
 HOST = torch.device("cpu")
+DRAWN = re.compile(r"seed=\d+|\b[0-9a-f]{32}\b|\b[01]{8,}\b")  # in keys: a seed, the contents of a table, learned gates
 _layouts: OrderedDict[tuple, Layout] = OrderedDict()
 _recorded: dict[tuple, Layout] = {}  # a recorded CUDA graph reads these whenever it is replayed: they stay
 _lock = Lock()
@@ -35,12 +37,17 @@ class PatternRecipe:
     tiling: Tiling
 
     @property
+    def family(self) -> tuple:
+        return (DRAWN.sub("", self.key), self.heads, self.causal, self.tiling)
+
+    @property
     def foreseen(self) -> bool:
         return not any(isinstance(atom, Arbitrary) for atom in self._atoms())  # which would ask the user's function
 
     @property
     def periods(self) -> frozenset[int]:
-        found = (atom.stride if isinstance(atom, Congruent) else granularity(atom) for atom in self._atoms())
+        strides = (Congruent, KeysPeriodic)
+        found = (atom.stride if isinstance(atom, strides) else granularity(atom) for atom in self._atoms())
         return frozenset(period for period in found if period is not None)
 
     def _atoms(self) -> list[Rule]:
@@ -52,7 +59,7 @@ class PatternRecipe:
             with torch.inference_mode(False), torch.no_grad():
                 groups = lookup(self.key).head_rules(q_len, k_len, self.heads, self.causal, HOST)
                 return compile_layout(groups, q_len, k_len, self.heads, self.tiling, HOST)
-        except ValueError:  # the pattern does not know the length, or keeps too many tiles: no call has it
+        except Exception:  # the pattern does not know the length, or keeps too many tiles: no call has it
             return None
 
 

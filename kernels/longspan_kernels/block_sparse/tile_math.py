@@ -97,12 +97,16 @@ def following(AHEAD, e, stop, CHECKED: tl.constexpr):
 def tokens_of(INDEX, u, index_stride, tile, origin, step, per, B: tl.constexpr, STEPPED: tl.constexpr):
     """(first token row, all token rows) of a tile; a row below 0 or past the end is no token.
 
-    Natural order: consecutive. STEPPED: `per` tiles a residue class of `step`. Else as the index says (no first row then).
+    Natural order: consecutive. STEPPED: runs of so many tokens, one each `step`; of one token, `per` tiles a residue class.
+    Else as the index says (no first row then).
     """
     offs = tl.arange(0, B)
-    if STEPPED:
+    if STEPPED == 1:
         base = origin + tile // per + (tile % per) * (B * step)
         token = base + offs * step
+    elif STEPPED > 1:
+        base = origin + tile * (B // STEPPED * step)
+        token = base + (offs // STEPPED * step + offs % STEPPED)
     elif INDEX is None:
         base = tile * B + origin
         token = base + offs
@@ -118,8 +122,11 @@ def addresses(
 ):  # fmt: skip
     """Where rows `token` of X [T, D] lie, [B, BD]."""
     offs = tl.arange(0, B)
-    if STEPPED:
+    if STEPPED == 1:
         at = X + base.to(tl.int64) * stride + (offs.to(tl.int64)[:, None] * (stride * step) + offs_d[None, :])
+    elif STEPPED > 1:
+        row = (offs // STEPPED).to(tl.int64) * (stride * step) + offs % STEPPED * stride
+        at = X + base.to(tl.int64) * stride + (row[:, None] + offs_d[None, :])
     elif INDEXED:
         at = X + token.to(tl.int64)[:, None] * stride + offs_d[None, :]
     else:
@@ -149,10 +156,12 @@ def load_tile(
 
 
 @triton.jit
-def copied_tile(X, b, h, tile, base, per, B: tl.constexpr, BD: tl.constexpr, STEPPED: tl.constexpr):
+def copied_tile(X, b, h, tile, base, origin, per, B: tl.constexpr, BD: tl.constexpr, STEPPED: tl.constexpr):
     """A tile [B, BD] by descriptor; what lies outside the tensor comes as 0."""
-    if STEPPED:
-        x = X.load([b, h, (tile % per) * B, tile // per, 0])
+    if STEPPED == 1:
+        x = X.load([b, h, (tile % per) * B, origin + tile // per, 0])
+    elif STEPPED > 1:
+        x = X.load([b, h, tile * (B // STEPPED), origin, 0])
     else:
         x = X.load([b, h, base, 0])
     return x.reshape([B, BD])

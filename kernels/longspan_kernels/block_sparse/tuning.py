@@ -13,7 +13,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from .arguments import has_bits, width_of
+from .arguments import has_bits, stepped, width_of
 from .launch_table import TABLES
 from .launching import Launch, served
 from .layout import Component
@@ -115,14 +115,17 @@ def launched_as(**kernels: Launch) -> Iterator[None]:
 
 def lines_of(component: Component) -> str:
     """Whether a component's lines are "gathered", "long", "middle", or short: "bits" with masks that are no bands, "blocks"
-    without any mask, else "short".
+    without any mask, else "short". Many keys gathered in equal steps are "steps", few are as short lines are.
 
     It depends on the pattern rather than on the length, so that another length compiles nothing: lines that grow with the
     length are long at any, others are as long as the median one.
     """
     gathered = component.q_index is not None or component.k_index is not None
     if gathered and not component.dynamic and not component.order.startswith("residue"):
-        return "gathered"
+        if stepped(component) is None:
+            return "gathered"
+        if _typical_line(component) > SHORT_LINES:
+            return "steps"
     if component.grows:
         return "long"
     typical = _typical_line(component)
