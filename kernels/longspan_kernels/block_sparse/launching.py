@@ -11,7 +11,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import wraps
 from threading import local
@@ -193,18 +193,21 @@ def only_compiling(device: torch.device) -> Iterator[None]:
 
 
 def compile_all(wanted: dict[tuple, tuple[Plan, tuple]], device: torch.device) -> None:
-    """Compiles plans by their keys, several at once, each with a pipeline that fits. A failure is a warning."""
+    """Compiles plans by their keys, several at once, each with a pipeline that fits, and loads them. A failure is a warning."""
     from triton import AsyncCompileMode, FutureKernel
 
     most = shared_memory_of(device) if wanted else 0
     while wanted:
-        with ThreadPoolExecutor(os.cpu_count(), "longspan-compile") as pool, AsyncCompileMode(pool, ignore_errors=True):
-            made = {key: _kernel_or_error(plan, tensors) for key, (plan, tensors) in wanted.items()}
+        with ThreadPoolExecutor(os.cpu_count(), "longspan-compile") as pool:
+            with AsyncCompileMode(pool, ignore_errors=True):
+                made = {key: _kernel_or_error(plan, tensors) for key, (plan, tensors) in wanted.items()}
+            for key, (plan, tensors) in wanted.items():
+                if isinstance(made[key], FutureKernel):  # without a kernel once more, for its error
+                    made[key] = made[key].kernel or _kernel_or_error(plan, tensors)
+            list(pool.map(lambda kernel: _load(kernel, device), made.values()))
         deep = set()
-        for key, (plan, tensors) in wanted.items():
+        for key, (plan, _) in wanted.items():
             kernel = made[key]
-            if isinstance(kernel, FutureKernel):
-                kernel = _kernel_or_error(plan, tensors) if kernel.kernel is None else kernel.kernel  # once more, for its error
             if isinstance(kernel, Exception):
                 warnings.warn(f"{plan.kernel.__name__} cannot be compiled ahead for other lengths: {kernel}", stacklevel=2)
             elif kernel.metadata.shared > most:
@@ -213,6 +216,12 @@ def compile_all(wanted: dict[tuple, tuple[Plan, tuple]], device: torch.device) -
         plans = {plan.depth_key(): plan for plan, _ in wanted.values()}
         deep = {key for key in deep if plans[key].shallower()}
         wanted = {key: plan for key, plan in wanted.items() if plan[0].depth_key() in deep}
+
+
+def _load(kernel: Any, device: torch.device) -> None:
+    """Loads a kernel and compiles what launches it, which Triton leaves to the first launch."""
+    with suppress(Exception), torch.cuda.device(device):  # a launch says why, and one that does not fit becomes shallower
+        kernel.run  # noqa: B018
 
 
 def shared_memory_of(device: torch.device) -> int:
