@@ -157,6 +157,7 @@ WRONG = [
     (lambda: Local(0), "Local: window = 0"),
     (lambda: Local(2.5), "Local: window = 2.5 is not a whole number"),
     (lambda: Local(True), "Local: window = True"),
+    (lambda: Global(list(range(1000))), r"Global: first = \[0, 1, .{,40}\.\.\.\] is not a whole number"),  # not all of them
     (lambda: Local(4, 0), "Local: dilation = 0"),
     (lambda: Strided(-1), "Strided: stride = -1"),
     (lambda: Fixed(0, 1), "Fixed: stride = 0"),

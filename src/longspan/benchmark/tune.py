@@ -7,6 +7,7 @@ with the first candidate's. Candidates compile in processes of their own first.
 from __future__ import annotations
 
 import multiprocessing
+import random
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from longspan.benchmark.timing import Work, time_interleaved
-from longspan.patterns import BigBird, Fixed, Full, Local, Pattern, Predicate
+from longspan.patterns import BigBird, Fixed, Full, Global, Local, Pattern, Predicate
 from longspan_kernels.block_sparse.launch_table import TABLES
 from longspan_kernels.block_sparse.launching import Launch
 from longspan_kernels.block_sparse.layout import Layout
@@ -36,7 +37,8 @@ LINES: dict[str, tuple[Pattern, bool]] = {
     "short": (Local(512), True),
     "blocks": (BigBird(64, 3, 3, 2), False),
     "bits": (Predicate(scattered), False),
-    "gathered": (Fixed(128, 32), True),
+    "gathered": (Global(positions=sorted(random.Random(0).sample(range(8192), 2048))), True),
+    "steps": (Fixed(128, 32), True),
     "middle": (BigBird(128, 3, 3, 2), False),
     "long": (Full(), True),
     "wide": (Full(), True),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import reprlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -37,7 +38,7 @@ def whole_number(owner: str, argument: str, value: Any, least: int, meaning: str
     except TypeError:
         number = None
     if number is None or isinstance(value, bool):
-        raise PatternError(owner, argument, f"= {value!r} is not a whole number; give {meaning}, {least} or more")
+        raise PatternError(owner, argument, f"= {reprlib.repr(value)} is not a whole number; give {meaning}, {least} or more")
     if number < least:
         raise PatternError(owner, argument, f"= {number} is below {least}; give {meaning}, {least} or more")
     if most is not None and number > most:
@@ -52,7 +53,8 @@ def position_set(owner: str, argument: str, values: Any) -> tuple[int, ...]:
         PatternError: not a sequence of whole numbers, or one of them is negative.
     """
     if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
-        raise PatternError(owner, argument, f"= {values!r} is not a sequence; give token positions, such as (0, 1, 2)")
+        shown = reprlib.repr(values)
+        raise PatternError(owner, argument, f"= {shown} is not a sequence; give token positions, such as (0, 1, 2)")
     return tuple(sorted({whole_number(owner, argument, v, 0, "token positions") for v in values}))
 
 
