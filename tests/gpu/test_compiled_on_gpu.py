@@ -7,6 +7,8 @@ from longspan import sparse_attention
 from longspan.attention import bigbird, strided
 from longspan.models import Encoder
 from longspan.patterns import BigBird
+from longspan_kernels.block_sparse import launching
+from longspan_kernels.block_sparse.resolve import clear_layouts
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -35,7 +37,10 @@ def losses(attention, steps=6, **settings) -> list[float]:
      {"compile": True, "activation_checkpointing": True}],
     ids=["compiled", "graphs", "checkpointed", "compiled and checkpointed"],
 )  # fmt: skip
-def test_the_losses_are_those_of_plain_steps(attention, settings):
+def test_the_losses_are_those_of_plain_steps(monkeypatch, attention, settings):
+    if settings == {"compile": "reduce-overhead"}:  # as users have it: kernels for other lengths are compiled on the way
+        monkeypatch.setattr(launching, "AHEAD", True)
+        clear_layouts()
     torch._dynamo.reset()
     assert losses(attention, **settings) == pytest.approx(losses(attention), rel=2e-2)
 

@@ -21,6 +21,7 @@ import torch
 
 DIRECT = os.environ.get("LONGSPAN_DIRECT_LAUNCH") != "0"
 AHEAD = os.environ.get("LONGSPAN_COMPILE_AHEAD") != "0"
+MOST_THREADS = 16  # that compile at once, in each process of a node
 # What a profile of a device shows of Longspan's attention.
 KERNELS = (
     "forward_rows", "merge_pieces", "prepare_rows", "backward_rows", "backward_columns", "add_pieces", "choose_by_means",
@@ -198,7 +199,7 @@ def compile_all(wanted: dict[tuple, tuple[Plan, tuple]], device: torch.device) -
 
     most = shared_memory_of(device) if wanted else 0
     while wanted:
-        with ThreadPoolExecutor(os.cpu_count(), "longspan-compile") as pool:
+        with ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1), "longspan-compile") as pool:
             with AsyncCompileMode(pool, ignore_errors=True):
                 made = {key: _kernel_or_error(plan, tensors) for key, (plan, tensors) in wanted.items()}
             for key, (plan, tensors) in wanted.items():
