@@ -63,11 +63,12 @@ def test_every_launch_gives_the_same(monkeypatch, launch, name, q_len, k_len, ke
 
 STEPS = {  # rule, and (step, run, first) of its gathered keys where they lie in equal steps
     "runs": (And(KeysPeriodic(16, 4), CAUSAL), (16, 4, 12)),
-    "single keys": (And(KeysPeriodic(8, 1), CAUSAL), (8, 1, 7)),
+    "single keys": (And(KeysPeriodic(4, 1), CAUSAL), (4, 1, 3)),
     "runs and a window": (And(Or(KeysPeriodic(24, 8), Band(0, 20)), CAUSAL), (24, 8, 16)),
     "runs longer than a tile": (And(KeysPeriodic(64, 32), CAUSAL), None),
-    "chosen keys in steps": (And(Keys([(n, n + 2) for n in range(3, 110, 20)]), CAUSAL), (20, 2, 3)),
-    "chosen keys that end early": (And(Keys([(n, n + 2) for n in range(3, 60, 20)]), CAUSAL), None),
+    "chosen keys in steps": (And(Keys([(n, n + 2) for n in range(3, 110, 10)]), CAUSAL), (10, 2, 3)),
+    "chosen keys that end early": (And(Keys([(n, n + 2) for n in range(3, 90, 10)]), CAUSAL), None),
+    "keys of one tile": (And(Keys([(n, n + 2) for n in range(3, 110, 20)]), CAUSAL), None),
     "uneven keys": (And(Keys([(0, 2), (50, 51), (90, 93)]), CAUSAL), None),
 }
 

@@ -284,9 +284,14 @@ def _steps(component: Component) -> Steps | None:
 
 
 def _runs(index: Tensor, block: int, length: int) -> tuple[int, int, int] | None:
-    """(step, run, first) where the tokens of an order lie in runs of equal lengths and distances, whole runs to a tile."""
+    """(step, run, first) where the tokens of an order lie in runs of equal lengths and distances, whole runs to a tile.
+
+    None for what one tile holds: few keys gain nothing, and a handful may lie evenly by chance, at one length alone.
+    """
     index = index.long()
     tokens = index[index >= 0]
+    if len(tokens) <= block:
+        return None
     gaps = (tokens.diff() != 1).nonzero().flatten()
     if not len(gaps):
         return None
@@ -294,9 +299,10 @@ def _runs(index: Tensor, block: int, length: int) -> tuple[int, int, int] | None
     step = int(tokens[run]) - first
     place = torch.arange(len(index), device=index.device)
     computed = first + place // run * step + place % run
-    # A place without a token must compute to one that does not exist.
+    # A place without a token must compute to one that does not exist, in 32 bits.
     same = torch.where(computed < length, computed, -1) == index
-    return (step, run, first) if block % run == 0 and bool(same.all()) else None
+    even = block % run == 0 and int(computed[-1]) < 1 << 31 and bool(same.all())
+    return (step, run, first) if even else None
 
 
 def _stepped_side(index: Tensor | None, step: int, tiles: int, block: int) -> tuple[int, int] | None:
