@@ -83,7 +83,7 @@ def test_what_a_step_launches_was_compiled_with_the_first_at_another_length():
     done = subprocess.run(call, capture_output=True, text=True, check=False, env=settings, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
     lines = done.stdout.splitlines()
-    assert len(lines) == 14 * 3  # patterns, kinds of call for each
+    assert len(lines) == 15 * 3  # patterns, kinds of call for each
     assert not [line for line in lines if not line.endswith(":")]
     assert all(int(line.split()[-2]) > 3 for line in lines)  # kernels
 
@@ -209,6 +209,7 @@ def test_patterns_that_ask_a_function_are_not_planned_for_lengths_nobody_asked_f
     assert not recipe(Predicate(lambda b, h, i, j: i >= j) & Local(8)).foreseen
     assert recipe(Local(8) | Strided(100)).foreseen
     assert recipe(Local(8) | Strided(100) | BigBird(32, 3, 1, 1)).periods == {100, 32}
+    assert recipe(Longformer(8, (0, 500, 501))).ends == {1, 502}
     table = recipe(BlockTable(torch.ones(2, 2, dtype=torch.bool), 32))
     assert table.on_host(128, 128) is None  # it ends at 64
     assert table.on_host(50, 50) is not None

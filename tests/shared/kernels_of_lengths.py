@@ -21,7 +21,7 @@ CASES: list[tuple[Pattern, bool]] = [
     (Full(), False), (Full(), True), (BigBird(64, 3, 3, 2), False), (BigBird(128, 3, 3, 2), False), (Random(4, 64), False),
     (BigBird(64, 3, 3, 2), True), (Local(512), True), (Longformer(512, range(64)), False), (Fixed(128, 32), True),
     (Local(128) | Strided(128), True), (Strided(100), True), (Strided(64), False),
-    (Local(7) | Strided(7), True), (Local(56) | Strided(56), True),
+    (Local(7) | Strided(7), True), (Local(56) | Strided(56), True), (Longformer(64, (0, 7, 500, 901)), False),
 ]  # fmt: skip
 FIRST = [2048, 300, 5000, 16384]
 PER_CASE = 3  # kinds

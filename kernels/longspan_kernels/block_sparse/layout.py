@@ -126,7 +126,12 @@ class Recipe(Protocol):
 
     @property
     def periods(self) -> frozenset[int]:
-        """Strides of its residue classes, sides of its blocks."""
+        """Strides of its residue classes, sides of its blocks, steps of its gathered keys."""
+        ...
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """Lengths from which a position that it names is there."""
         ...
 
     def on_host(self, q_len: int, k_len: int) -> Layout | None:

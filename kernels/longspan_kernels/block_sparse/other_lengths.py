@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -36,9 +37,9 @@ LADDER = (
 # classes that share a tile and that have their own, a stride that divides the length and one that does not.
 PERIODS = (
     (1.1, 0), (3, 0), (3, 1), (4, 1), (5, 0), (6, 1), (6.5, 0), (7, 1), (7.5, 0), (8, 1), (8.5, 0), (10, 1), (16, 1), (32, 1),
-    (33, 0), (64, 1), (200, 0), (512, 0),
+    (33, 0), (64, 1), (65, 0), (200, 0), (512, 0),
 )  # fmt: skip
-MOST_PERIODS = 4  # of one pattern
+MOST_PERIODS, MOST_ENDS = 4, 8  # of one pattern
 FEW = 4  # times as many keys from which queries are few beside them
 KIND = 4096  # the length at which calls are compared
 ENTRIES = 50_000  # of a layout, after which no longer one is planned
@@ -78,7 +79,8 @@ def compile_for_other_lengths(
         _on_host.cache_clear()  # of the call before; a backward pass asks for the layouts of its forward again
     try:
         with _one_thread(), launching.only_compiling(call.q.device):
-            for there in _lengths(*here, {period for recipe in recipes for period in recipe.periods}):
+            periods = {period for recipe in recipes for period in recipe.periods}
+            for there in _lengths(*here, periods, {end for recipe in recipes for end in recipe.ends}):
                 planned = dict(zip(layouts, (_on_host(recipe, *there) for recipe in recipes), strict=True))
                 if all(layout is not None for layout in planned.values()):
                     x, *others = [_at_length(*x, here, there) for x in tensors.values()]
@@ -138,10 +140,14 @@ def _entries(layout: Layout) -> int:
     return sum(len(component.rows.index) for component in layout.components)
 
 
-def _lengths(q_len: int, k_len: int, periods: set[int]) -> Iterator[tuple[int, int]]:
+def _lengths(q_len: int, k_len: int, periods: set[int], ends: set[int]) -> Iterator[tuple[int, int]]:
     few = _regime(q_len, k_len)[0] == "few"
     lengths = set(LADDER)
-    for period in _chosen(sorted(periods)):
+    shown = _chosen(sorted(ends), MOST_ENDS)
+    between = [(end + following) // 2 for end, following in pairwise([*shown, 2 * shown[-1]])] if shown else []
+    for length in (*shown, *between):  # inside a tile, and where tiles divide
+        lengths |= {length + 1, -(-length // 64) * 64}
+    for period in _chosen(sorted(periods), MOST_PERIODS):
         lengths |= {n for times, more in PERIODS if LADDER[0] <= (n := int(times * period) + more) <= LADDER[-1]}
     if few:  # the last query meets the end of the keys in every way
         lengths |= {length + more for length in lengths for more in (1, q_len - 1)}
@@ -151,11 +157,11 @@ def _lengths(q_len: int, k_len: int, periods: set[int]) -> Iterator[tuple[int, i
             yield queries, length
 
 
-def _chosen(periods: list[int]) -> list[int]:
-    """At most MOST_PERIODS of them, from the shortest to the longest."""
-    if len(periods) <= MOST_PERIODS:
-        return periods
-    return [periods[at * (len(periods) - 1) // (MOST_PERIODS - 1)] for at in range(MOST_PERIODS)]
+def _chosen(numbers: list[int], most: int) -> list[int]:
+    """At most so many of ascending numbers, from the first to the last."""
+    if len(numbers) <= most:
+        return numbers
+    return [numbers[at * (len(numbers) - 1) // (most - 1)] for at in range(most)]
 
 
 def _at_length(x: Tensor | None, dim: int, of: int, here: tuple[int, int], there: tuple[int, int]) -> Tensor | None:

@@ -15,11 +15,12 @@ from .layout import Layout
 from .outside_graphs import capturing, made_outside_graphs
 from .planner import Tiling, compile_layout, dense, granularity
 from .registry import lookup
-from .rules import Arbitrary, Congruent, KeysPeriodic, Rule, atoms
+from .rules import Arbitrary, Congruent, Keys, KeysPeriodic, Queries, Rule, atoms
 
 MOST_LAYOUTS = 256
 MOST_BYTES = 1 << 30  # of all kept layouts together
 PROBE = 1  # a pattern's block size shows at any length, and a block table need not reach far
+SHOWN = 8192  # most of what a pattern is shows at this length
 HOST = torch.device("cpu")
 DRAWN = re.compile(r"seed=\d+|\b[0-9a-f]{32}\b|\b[01]{8,}\b")  # in keys: a seed, the contents of a table, learned gates
 _layouts: OrderedDict[tuple, Layout] = OrderedDict()
@@ -42,17 +43,19 @@ class PatternRecipe:
 
     @property
     def foreseen(self) -> bool:
-        return not any(isinstance(atom, Arbitrary) for atom in self._atoms())  # which would ask the user's function
+        return not any(isinstance(atom, Arbitrary) for atom in _atoms(self))  # which would ask the user's function
 
     @property
     def periods(self) -> frozenset[int]:
-        strides = (Congruent, KeysPeriodic)
-        found = (atom.stride if isinstance(atom, strides) else granularity(atom) for atom in self._atoms())
-        return frozenset(period for period in found if period is not None)
+        return frozenset(period for atom in _atoms(self) if (period := _period(atom)) is not None)
 
-    def _atoms(self) -> list[Rule]:
-        groups = lookup(self.key).head_rules(PROBE, PROBE, self.heads, self.causal, HOST)
-        return [atom for _, rule in groups for atom in atoms(rule)]
+    @property
+    def ends(self) -> frozenset[int]:
+        found: set[int] = set()
+        for atom in _atoms(self):
+            if isinstance(atom, (Keys, Queries)):
+                found |= {stop for _, stop in atom.set.ranges}
+        return frozenset(found)
 
     def on_host(self, q_len: int, k_len: int) -> Layout | None:
         try:
@@ -61,6 +64,28 @@ class PatternRecipe:
                 return compile_layout(groups, q_len, k_len, self.heads, self.tiling, HOST)
         except Exception:  # the pattern does not know the length, or keeps too many tiles: no call has it
             return None
+
+
+@lru_cache(maxsize=32)
+def _atoms(recipe: PatternRecipe) -> tuple[Rule, ...]:
+    """What the pattern is composed of, at a length that shows it, or at any where it does not reach so far."""
+
+    def at(length: int) -> tuple[Rule, ...]:
+        groups = lookup(recipe.key).head_rules(length, length, recipe.heads, recipe.causal, HOST)
+        return tuple(atom for _, rule in groups for atom in atoms(rule))
+
+    try:
+        return at(SHOWN)
+    except Exception:
+        return at(PROBE)
+
+
+def _period(atom: Rule) -> int | None:
+    if isinstance(atom, (Congruent, KeysPeriodic)):
+        return atom.stride
+    if isinstance(atom, Keys) and len(atom.set.ranges) > 1:
+        return atom.set.ranges[1][0] - atom.set.ranges[0][0]  # of keys in equal steps
+    return granularity(atom)
 
 
 def layout_for(
