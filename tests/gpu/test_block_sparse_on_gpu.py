@@ -125,12 +125,12 @@ def step(pattern, length, causal=False, heads=16, width=64, key_heads=None):
     ("pattern", "causal"),
     [
         (Local(512), True), (Local(512), False), (Full(), True), (Longformer(512, range(64)), False), (Fixed(128, 32), True),
-        (BigBird(128, 3, 3, 2), False), (BigBird(64, 3, 3, 2), False), (Full(), False), (Local(128) | Strided(128), True),
-        (Strided(100), True),
+        (BigBird(128, 3, 3, 2), False), (BigBird(64, 3, 3, 2), False), (BigBird(64, 3, 3, 2), True), (Full(), False),
+        (Local(128) | Strided(128), True), (Strided(100), True),
     ],
     ids=lambda x: str(x)[:40],
 )  # fmt: skip
-@pytest.mark.parametrize(("heads", "key_heads", "width"), [(16, 16, 64), (32, 4, 128), (2, 2, 40)])
+@pytest.mark.parametrize(("heads", "key_heads", "width"), [(16, 16, 64), (16, 16, 128), (32, 4, 128), (2, 2, 40)])
 def test_a_new_length_compiles_nothing(monkeypatch, pattern, causal, heads, key_heads, width):
     from triton.runtime.jit import JITFunction
 
@@ -140,6 +140,17 @@ def test_a_new_length_compiles_nothing(monkeypatch, pattern, causal, heads, key_
     monkeypatch.setattr(JITFunction, "_do_compile", lambda *args, **kwargs: pytest.fail("compiled at a new length"))
     for length in (100, 300, 512, 777, 1000, 1536, 4096, 5999, 6016, 9000, 12288, 16384):
         step(pattern, length, causal, heads, width, key_heads)
+
+
+@pytest.mark.parametrize("pattern", [Full(), BigBird(64, 3, 3, 2)], ids=lambda x: str(x)[:40])
+def test_nor_does_one_that_tiles_divide_after_one_that_they_do_not(monkeypatch, pattern):
+    from triton.runtime.jit import JITFunction
+
+    monkeypatch.setattr(launching, "AHEAD", True)
+    clear_layouts()
+    step(pattern, 5999)
+    monkeypatch.setattr(JITFunction, "_do_compile", lambda *args, **kwargs: pytest.fail("compiled at a new length"))
+    step(pattern, 8192)
 
 
 def test_nothing_is_compiled_ahead_where_that_is_not_wanted(monkeypatch):

@@ -55,7 +55,7 @@ def kernels_of(layout):
         (Local(512), True, (1500, 2048, 5000)), (Local(512), False, (1500, 2048, 5000)), (Full(), True, (1024, 1500, 3072)),
         (Full(), False, (1024, 2048, 3072)), (BigBird(64, 3, 3, 2), True, (1500, 2048, 5000)),
         (BigBird(64, 3, 3, 2), False, (1024, 2048, 5056)), (BigBird(128, 3, 3, 2), False, (2048, 4096, 5056)),
-        (Longformer(512, range(64)), False, (1500, 2048, 5000)), (Fixed(128, 32), True, (8000, 8192, 12000)),
+        (Longformer(512, range(64)), False, (1500, 2048, 5000)), (Fixed(128, 32), True, (1500, 4096, 9000)),
         (Local(128) | Strided(128), True, (6016, 8192, 12288)),
     ],
     ids=lambda x: str(x)[:40],

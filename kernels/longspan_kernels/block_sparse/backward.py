@@ -28,7 +28,7 @@ from .backward_order import (
 )
 from .backward_rows_kernel import backward_rows
 from .backward_sums import add_pieces, prepare_rows
-from .launching import SMALL, Plan, on_its_device, without_tma
+from .launching import SMALL, Plan, on_its_device, only_planned, without_tma
 from .layout import Component, Layout
 from .other_lengths import KEYS, QUERIES, compile_for_other_lengths, given
 from .outside_graphs import capturing, made_outside_graphs
@@ -75,7 +75,8 @@ def triton_backward(
     if len(sides) == 2 and rows_go_first(call, layout, by_columns):
         # Rows work out delta and leave it behind; their partial results lie in dk's memory, which is written after them.
         numbers = RowNumbers(lse, torch.empty_like(lse), out, dlse, left=True)
-        _prepare(call, dout, numbers, foreseen=True)  # columns may be cut at other lengths
+        if only_planned():
+            _prepare(call, dout, numbers, foreseen=True)  # columns may be cut at other lengths
         _all_rows(call, layout, dout, numbers, dq, sums, Room(dk))
         _all_columns(call, by_columns, dout, numbers, dk, dv, None)
     else:

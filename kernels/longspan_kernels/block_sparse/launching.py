@@ -173,7 +173,12 @@ class Plan:
 
 def compiles_ahead(x: torch.Tensor) -> bool:
     """Whether kernels for other lengths are compiled with those for this one."""
-    return AHEAD and x.is_cuda and _here.wanted is None
+    return AHEAD and x.is_cuda and not only_planned()
+
+
+def only_planned() -> bool:
+    """Whether this thread plans launches that are compiled and not made: see `only_compiling`."""
+    return _here.wanted is not None
 
 
 def served(device: torch.device) -> torch.device:

@@ -132,7 +132,7 @@ def clear_layouts() -> None:
 @lru_cache(maxsize=1024)
 def block_size_of(key: str, heads: int, causal: bool) -> int | None:
     """The side of the blocks that a pattern speaks of: the smallest one, or None where it knows no blocks."""
-    groups = lookup(key).head_rules(PROBE, PROBE, heads, causal, torch.device("cpu"))
+    groups = lookup(key).head_rules(PROBE, PROBE, heads, causal, HOST)
     known = [size for _, rule in groups if (size := granularity(rule)) is not None]
     return min(known) if known else None
 
@@ -140,7 +140,7 @@ def block_size_of(key: str, heads: int, causal: bool) -> int | None:
 @lru_cache(maxsize=1024)
 def is_dense(key: str, heads: int, causal: bool) -> bool:
     """Whether every head sees all keys, or all on one side, at any length."""
-    groups = lookup(key).head_rules(PROBE, PROBE, heads, causal, torch.device("cpu"))
+    groups = lookup(key).head_rules(PROBE, PROBE, heads, causal, HOST)
     return all(dense(rule) for _, rule in groups)
 
 

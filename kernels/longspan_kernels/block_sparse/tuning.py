@@ -115,17 +115,14 @@ def launched_as(**kernels: Launch) -> Iterator[None]:
 
 def lines_of(component: Component) -> str:
     """Whether a component's lines are "gathered", "long", "middle", or short: "bits" with masks that are no bands, "blocks"
-    without any mask, else "short". Many keys gathered in equal steps are "steps", few are as short lines are.
+    without any mask, else "short". Keys gathered in equal steps, more than a tile of them, are "steps".
 
     It depends on the pattern rather than on the length, so that another length compiles nothing: lines that grow with the
     length are long at any, others are as long as the median one.
     """
     gathered = component.q_index is not None or component.k_index is not None
     if gathered and not component.dynamic and not component.order.startswith("residue"):
-        if stepped(component) is None:
-            return "gathered"
-        if _typical_line(component) > SHORT_LINES:
-            return "steps"
+        return "gathered" if stepped(component) is None else "steps"
     if component.grows:
         return "long"
     typical = _typical_line(component)
