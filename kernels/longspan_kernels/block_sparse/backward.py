@@ -28,7 +28,7 @@ from .backward_order import (
 )
 from .backward_rows_kernel import backward_rows
 from .backward_sums import add_pieces, prepare_rows
-from .launching import SMALL, Plan, on_its_device, only_planned, without_tma
+from .launching import PIECE_ROWS, SMALL, Plan, on_its_device, only_planned, without_tma
 from .layout import Component, Layout
 from .other_lengths import KEYS, QUERIES, compile_for_other_lengths, given
 from .outside_graphs import capturing, made_outside_graphs
@@ -205,10 +205,11 @@ def _plan_rows(
         "ALIGN": alignment(D, call.q, call.k, call.v, dout, dq, out),
         "ONE_LOOP": choice.one_loop and len(component.masks) > 0, "BY_TMA": by_tma,
     }, choice, call.aligned)  # fmt: skip
-    add = Plan(add_pieces, max(1, work.cut) * B, {
+    add = Plan(add_pieces, max(1, work.cut) * B * (component.block_q // PIECE_ROWS), {
         "x_b": dq_b, "x_h": dq_h, "x_t": dq_t, "index_stride": numbers["q_index_stride"], "x_len": Tq,
         "x_start": component.q_start, "batch": B, "batch_groups": component.batch_groups,
-        "D": D, "BD": numbers["BD"], "BX": numbers["BM"], "SHARE": 1, "MERGE": merging, "ALIGN": alignment(D, dq),
+        "D": D, "BD": numbers["BD"], "B": numbers["BM"], "BX": PIECE_ROWS, "SHARE": 1, "MERGE": merging,
+        "ALIGN": alignment(D, dq),
     }, SMALL, call.aligned)  # fmt: skip
     if work.items is not None and not work.cut:
         add.foresee(dq, row_numbers.lse, component.group, component.group, component.merge, component.q_index)
@@ -298,10 +299,11 @@ def _plan_columns(
         "SERIAL_MASKS": choice.serial_masks, "IN_SUMS": choice.in_sums,
     }, choice, call.aligned)  # fmt: skip
     add = [
-        Plan(add_pieces, max(1, work.cut) * B, {
+        Plan(add_pieces, max(1, work.cut) * B * (component.block_k // PIECE_ROWS), {
             "x_b": x_b, "x_h": x_h, "x_t": x_t, "index_stride": numbers["k_index_stride"], "x_len": Tk,
             "x_start": component.k_start, "batch": B, "batch_groups": component.batch_groups,
-            "D": D, "BD": numbers["BD"], "BX": numbers["BN"], "SHARE": call.share, "MERGE": adding, "ALIGN": alignment(D, dk),
+            "D": D, "BD": numbers["BD"], "B": numbers["BN"], "BX": PIECE_ROWS, "SHARE": call.share, "MERGE": adding,
+            "ALIGN": alignment(D, dk),
         }, SMALL, call.aligned)
         for x_b, x_h, x_t, _ in (dk.stride(), dv.stride())
     ]  # fmt: skip

@@ -26,9 +26,11 @@ from .tile_math import (
     dropout_rows,
     following,
     included,
+    load_own,
     load_tile,
     masked,
     tokens_of,
+    widened,
     within,
     work_item,
 )
@@ -148,8 +150,9 @@ def backward_rows(
         K_SEGMENTS += b64 * k_len
     base, row = tokens_of(Q_INDEX, u, q_index_stride, line, q_start, step, q_per, BM, Q_STEPPED)
     row_ok = within(row, q_stop)
-    q = load_tile(Q, row, base, row_ok, q_t, step, offs_d, D, BD, BM, True, Q_INDEX is not None, Q_STEPPED)
-    dout = load_tile(DOUT, row, base, row_ok, do_t, step, offs_d, D, BD, BM, True, Q_INDEX is not None, Q_STEPPED)
+    INDEXED: tl.constexpr = Q_INDEX is not None
+    q = load_own(Q, row, base, row_ok, q_len - 1, q_t, step, offs_d, D, BD, BM, CHECKED, INDEXED, Q_STEPPED)
+    dout = load_own(DOUT, row, base, row_ok, q_len - 1, do_t, step, offs_d, D, BD, BM, CHECKED, INDEXED, Q_STEPPED)
     at = (b64 * owners + h64) * q_len + row
     lse = tl.load(LSE + at, mask=row_ok, other=float("-inf"))
     lse2 = tl.where(lse == float("-inf"), float("inf"), lse * LOG2E)  # a row without keys: all its weights come out 0
@@ -162,8 +165,8 @@ def backward_rows(
         delta = -tl.load(MINUS_DELTA + at, mask=row_ok, other=0.0)
     else:
         OUT += tl.multiple_of(b64 * o_b + h64 * o_h, ALIGN)
-        out = load_tile(OUT, row, base, row_ok, o_t, step, offs_d, D, BD, BM, True, Q_INDEX is not None, Q_STEPPED)
-        delta = tl.sum(out.to(tl.float32) * dout.to(tl.float32), 1)
+        out = load_own(OUT, row, base, row_ok, q_len - 1, o_t, step, offs_d, D, BD, BM, CHECKED, INDEXED, Q_STEPPED)
+        delta = tl.sum(widened(out) * widened(dout), 1)
         if DLSE is not None:
             # The out of a row without keys is 0.
             delta -= tl.where(lse == float("-inf"), 0.0, tl.load(DLSE + at, mask=row_ok, other=0.0))
@@ -202,4 +205,4 @@ def backward_rows(
         limit = tl.where(slot < 0, limit, 0)
     ok = within(row, limit)
     dq = DQ + tl.multiple_of(b64 * dq_b + h64 * dq_h, ALIGN)
-    add_rows(dq, acc, row, base, ok, dq_t, step, merge, D, BD, BM, MERGE, Q_INDEX is not None, Q_STEPPED)
+    add_rows(dq, acc, row, base, ok, dq_t, step, merge, D, BD, BM, MERGE, INDEXED, Q_STEPPED)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tile_math import LOG2E, VARYING, addresses, load_tile, tokens_of, within
+from .tile_math import LOG2E, READ_AHEAD, VARYING, addresses, load_tile, tokens_of, within
 
 
 @triton.jit(do_not_specialize=VARYING)
@@ -112,28 +112,31 @@ def add_rows_or_keep(
 def add_pieces(
     X, PART, SPLITS, GROUP, MERGES, X_INDEX, x_b: tl.int64, x_h: tl.int64, x_t: tl.int64, index_stride: tl.int64,
     x_len: tl.int32, x_start: tl.int32, batch: tl.int32, batch_groups: tl.int32, D: tl.constexpr, BD: tl.constexpr,
-    BX: tl.constexpr, SHARE: tl.constexpr, MERGE: tl.constexpr, ALIGN: tl.constexpr,
+    B: tl.constexpr, BX: tl.constexpr, SHARE: tl.constexpr, MERGE: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
-    """Adds up the pieces of one split line, in their order."""
+    """Adds up the pieces of one cut line, in their order: BX of its B tokens a program."""
+    PARTS: tl.constexpr = B // BX
     pid = tl.program_id(0)
+    part = pid % PARTS
+    pid = pid // PARTS
     b = pid % batch
     at = SPLITS + (pid // batch).to(tl.int64) * 4
     owner = tl.load(at)
     line = tl.load(at + 1)
     slot = tl.load(at + 2)
     pieces = tl.load(at + 3)
-    offs_x = tl.arange(0, BX)
+    offs_x = part * BX + tl.arange(0, BX)
     offs_d = tl.arange(0, BD)
     HALVES: tl.constexpr = 1 if PART.dtype.element_ty == tl.float32 else 2
     acc = tl.zeros([BX, BD], tl.float32)
-    for piece in tl.range(0, pieces):
-        place = ((slot + piece) * batch + b).to(tl.int64) * (HALVES * BX) + offs_x
+    for piece in tl.range(0, pieces, num_stages=READ_AHEAD):
+        place = ((slot + piece) * batch + b).to(tl.int64) * (HALVES * B) + offs_x
         found = tl.load(PART + place[:, None] * BD + offs_d[None, :]).to(tl.float32)
         if HALVES == 2:
-            found += tl.load(PART + BX * BD + place[:, None] * BD + offs_d[None, :]).to(tl.float32)
+            found += tl.load(PART + B * BD + place[:, None] * BD + offs_d[None, :]).to(tl.float32)
         acc += found
     u = (tl.maximum(tl.load(GROUP + owner * SHARE), 0) + b * batch_groups).to(tl.int64)
-    base, token = tokens_of(X_INDEX, u, index_stride, line, x_start, 1, 1, BX, False)
+    base, token = tokens_of(X_INDEX, u, index_stride, line * PARTS + part, x_start, 1, 1, BX, False)
     merge = 1
     if MERGES is not None:
         merge = tl.load(MERGES + owner)

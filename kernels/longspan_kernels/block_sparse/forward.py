@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .arguments import Call, alignment, output_like, streamed
 from .forward_kernels import forward_rows, merge_pieces
-from .launching import SMALL, Plan, on_its_device, without_tma
+from .launching import PIECE_ROWS, SMALL, Plan, on_its_device, without_tma
 from .layout import Component, Layout
 from .other_lengths import KEYS, QUERIES, compile_for_other_lengths, given
 from .outside_graphs import made_outside_graphs
@@ -114,10 +114,10 @@ def _plan(call: Call, component: Component, out: Tensor, lse: Tensor, merging: b
         "DROPOUT": call.seed is not None, "MERGE": merging, "ALIGN": alignment(D, call.q, call.k, call.v, out),
         "ONE_LOOP": choice.one_loop and len(component.masks) > 0, "BY_TMA": by_tma,
     }, choice, call.aligned)  # fmt: skip
-    merge = Plan(merge_pieces, max(1, work.cut) * B, {
+    merge = Plan(merge_pieces, max(1, work.cut) * B * (component.block_q // PIECE_ROWS), {
         "o_b": o_b, "o_h": o_h, "o_t": o_t, "q_index_stride": numbers["q_index_stride"], "q_len": Tq,
         "q_start": component.q_start, "batch": B, "owners": H, "batch_groups": component.batch_groups,
-        "D": D, "BD": numbers["BD"], "BM": numbers["BM"], "MERGE": merging, "ALIGN": alignment(D, out),
+        "D": D, "BD": numbers["BD"], "BM": numbers["BM"], "BX": PIECE_ROWS, "MERGE": merging, "ALIGN": alignment(D, out),
     }, SMALL, call.aligned)  # fmt: skip
     if work.items is not None and not work.cut:
         # Rows of another length may be cut.

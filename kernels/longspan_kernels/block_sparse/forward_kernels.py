@@ -19,6 +19,7 @@ from .tile_math import (
     FULL,
     LN2,
     LOG2E,
+    READ_AHEAD,
     VARYING,
     addresses,
     copied_tile,
@@ -240,22 +241,26 @@ def forward_rows(
 def merge_pieces(
     OUT, LSE, PART, PART_LSE, SPLITS, GROUP, MERGES, Q_INDEX, o_b: tl.int64, o_h: tl.int64, o_t: tl.int64,
     q_index_stride: tl.int64, q_len: tl.int32, q_start: tl.int32, batch: tl.int32, owners: tl.int32,
-    batch_groups: tl.int32, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, MERGE: tl.constexpr, ALIGN: tl.constexpr,
+    batch_groups: tl.int32, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BX: tl.constexpr, MERGE: tl.constexpr,
+    ALIGN: tl.constexpr,
 ):  # fmt: skip
-    """Merges the pieces of one split row, in their order."""
+    """Merges the pieces of one cut row, in their order: BX of its BM queries a program."""
+    PARTS: tl.constexpr = BM // BX
     pid = tl.program_id(0)
+    part = pid % PARTS
+    pid = pid // PARTS
     b = pid % batch
     at = SPLITS + (pid // batch).to(tl.int64) * 4
     h = tl.load(at)
     line = tl.load(at + 1)
     slot = tl.load(at + 2)
     pieces = tl.load(at + 3)
-    offs_m = tl.arange(0, BM)
+    offs_m = part * BX + tl.arange(0, BX)
     offs_d = tl.arange(0, BD)
-    acc = tl.zeros([BM, BD], tl.float32)
-    total = tl.zeros([BM], tl.float32)
-    peak = tl.full([BM], float("-inf"), tl.float32)
-    for piece in tl.range(0, pieces):
+    acc = tl.zeros([BX, BD], tl.float32)
+    total = tl.zeros([BX], tl.float32)
+    peak = tl.full([BX], float("-inf"), tl.float32)
+    for piece in tl.range(0, pieces, num_stages=READ_AHEAD):
         place = ((slot + piece) * batch + b).to(tl.int64) * BM + offs_m
         lse2 = tl.load(PART_LSE + place)
         out = tl.load(PART + place[:, None] * BD + offs_d[None, :])
@@ -270,10 +275,10 @@ def merge_pieces(
     total = tl.where(alive, total, 1.0)
     lse2 = tl.where(alive, peak + tl.log2(total), float("-inf"))
     u = (tl.load(GROUP + h) + b * batch_groups).to(tl.int64)
-    base, row = tokens_of(Q_INDEX, u, q_index_stride, line, q_start, 1, 1, BM, False)
+    base, row = tokens_of(Q_INDEX, u, q_index_stride, line * PARTS + part, q_start, 1, 1, BX, False)
     merge = tl.load(MERGES + h) if MERGE else 0
     b64, h64 = b.to(tl.int64), h.to(tl.int64)
     ok = within(row, q_len)
     out_at = OUT + tl.multiple_of(b64 * o_b + h64 * o_h, ALIGN)
-    store_rows(out_at, LSE + (b64 * owners + h64) * q_len, acc / total[:, None], lse2, row, base, ok, o_t, 1, merge, D, BD, BM,
+    store_rows(out_at, LSE + (b64 * owners + h64) * q_len, acc / total[:, None], lse2, row, base, ok, o_t, 1, merge, D, BD, BX,
                MERGE, Q_INDEX is not None, False)  # fmt: skip

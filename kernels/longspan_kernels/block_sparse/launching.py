@@ -267,3 +267,4 @@ def without_tma(choice: Launch) -> Launch:
 
 
 SMALL = Launch(4, 1)  # for kernels that only pass over rows
+PIECE_ROWS = 16  # of a cut line's partial results, a program: every tile side is a multiple

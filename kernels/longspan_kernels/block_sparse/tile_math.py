@@ -17,6 +17,7 @@ BAND = tl.constexpr(1)
 BITS = tl.constexpr(2)
 MIXED = tl.constexpr(3)
 LOG2E = tl.constexpr(1.4426950408889634)
+READ_AHEAD = tl.constexpr(4)  # pieces of a cut line, of which one after another would wait for memory
 NOWHERE = tl.constexpr(1 << 20)  # beyond every place of a tile
 INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))  # as triton.jit decides, when it is applied
 LN2 = tl.constexpr(0.6931471805599453)
@@ -153,6 +154,34 @@ def load_tile(
         else:
             tile = tl.load(at, mask=(offs_d < D)[None, :], other=0.0)
     return tile
+
+
+@triton.jit
+def load_own(
+    X, token, base, ok, last, stride, step, offs_d, D: tl.constexpr, BD: tl.constexpr, B: tl.constexpr,
+    CHECKED: tl.constexpr, INDEXED: tl.constexpr, STEPPED: tl.constexpr,
+):  # fmt: skip
+    """The rows that a program works for, [B, BD]. Those before the first and past the last hold it again: nobody stores what
+    comes of them, and it takes fewer instructions than zeros. Under CHECKED they are 0."""
+    if CHECKED or INDEXED or STEPPED > 0:
+        tile = load_tile(X, token, base, ok, stride, step, offs_d, D, BD, B, True, INDEXED, STEPPED)
+    else:
+        near = tl.maximum(tl.minimum(tl.arange(0, B), last - base), -base)
+        at = X + base.to(tl.int64) * stride + (near[:, None] * stride.to(tl.int32) + offs_d[None, :])
+        tile = tl.load(at) if D == BD else tl.load(at, mask=(offs_d < D)[None, :], other=0.0)
+    return tile
+
+
+@triton.jit
+def widened(x):
+    """A tensor in float32. Of two bfloat16 in a register one instruction each makes two float32, where Triton takes three."""
+    if INTERPRETED or x.dtype != tl.bfloat16:
+        y = x.to(tl.float32)
+    else:
+        pair: tl.constexpr = "shl.b32 $0, $2, 16; and.b32 $1, $2, 0xffff0000;"
+        bits = tl.inline_asm_elementwise(pair, "=r,=r,r", [x], dtype=tl.int32, is_pure=True, pack=2)
+        y = bits.to(tl.float32, bitcast=True)
+    return y
 
 
 @triton.jit
