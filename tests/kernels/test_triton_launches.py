@@ -335,6 +335,20 @@ def test_halves_of_a_column_add_up_in_place(monkeypatch, adding):
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("side", [16, 64])
+@pytest.mark.parametrize("rule", [RULES["full"], CAUSAL], ids=["full", "causal"])
+def test_pieces_of_rows_and_columns_add_up(monkeypatch, side, rule):
+    """A tile of 16 is added up by one program, one of 64 by four."""
+    for name, value in (("SHORTEST_PIECE", 1), ("SHORTEST_CUT", 1), ("IN_TWO", 0.0), ("EVEN", 0.0)):
+        monkeypatch.setattr(schedule, name, value)
+    monkeypatch.setattr(schedule, "processors", lambda device: 1000)
+    layout = compile_layout([((0, 1), rule)], 150, 170, 2, Tiling(side, side, sizes=(side,)))
+    (q, k, v, dout), got = run(layout, 150, 170, 16, 1)
+    works = {key[1]: w for c in layout.components for key, w in c.cache.items() if key[0] == "work" and w.cut}
+    assert set(works) == {"rows", "columns"} and all(int(w.splits[:, 3].max()) > 2 for w in works.values())
+    check(rule, q, k, v, dout, got)
+
+
 def test_rows_go_first_where_no_column_is_cut(monkeypatch):
     q = torch.zeros(1, 2, 64, 16)
     for name, piece, first in (("window", 8, True), ("full", 8, True), ("full", 1, False)):
