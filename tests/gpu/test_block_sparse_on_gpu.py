@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from general_kernels import serve_by_general_kernels
 
 from longspan import sparse_attention
-from longspan.patterns import BigBird, Fixed, Full, Local, Longformer, Strided
+from longspan.patterns import BigBird, Fixed, Full, Global, Local, Longformer, Predicate, Strided
 from longspan_kernels.block_sparse import launching
 from longspan_kernels.block_sparse.block_rules import BlockBand, BlockLists
 from longspan_kernels.block_sparse.planner import compile_layout
@@ -111,6 +112,10 @@ def test_two_runs_give_the_same_bits(name):
         assert torch.equal(a, b)
 
 
+def near(b, h, i, j):
+    return i - j < 300
+
+
 def step(pattern, length, causal=False, heads=16, width=64, key_heads=None):
     """A forward and a backward pass by the public function; out, lse and the gradients."""
     leaves = [
@@ -126,7 +131,8 @@ def step(pattern, length, causal=False, heads=16, width=64, key_heads=None):
     [
         (Local(512), True), (Local(512), False), (Full(), True), (Longformer(512, range(64)), False), (Fixed(128, 32), True),
         (BigBird(128, 3, 3, 2), False), (BigBird(64, 3, 3, 2), False), (BigBird(64, 3, 3, 2), True), (Full(), False),
-        (Local(128) | Strided(128), True), (Strided(100), True),
+        (Local(128) | Strided(128), True), (Strided(100), True), (Predicate(near), True),
+        (Local(20) | Global(positions=range(0, 8000, 100)), True),
     ],
     ids=lambda x: str(x)[:40],
 )  # fmt: skip
@@ -140,6 +146,42 @@ def test_a_new_length_compiles_nothing(monkeypatch, pattern, causal, heads, key_
     monkeypatch.setattr(JITFunction, "_do_compile", lambda *args, **kwargs: pytest.fail("compiled at a new length"))
     for length in (100, 300, 512, 777, 1000, 1536, 4096, 5999, 6016, 9000, 12288, 16384):
         step(pattern, length, causal, heads, width, key_heads)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "causal"), [(Local(128) | Strided(128), True), (BigBird(64, 3, 3, 2), False)], ids=lambda x: str(x)[:40]
+)
+def test_nor_do_queries_and_keys_in_another_proportion(monkeypatch, pattern, causal):
+    from triton.runtime.jit import JITFunction
+
+    monkeypatch.setattr(launching, "AHEAD", True)
+    clear_layouts()
+    lengths = [(1000, 2048), (2048, 2049), (100, 333), (4000, 9000)], [(1, 2048), (16, 777), (300, 9000), (5, 64)]
+    for first, *others in lengths:
+        steps_at(pattern, causal, [first])
+        with monkeypatch.context() as patch:
+            patch.setattr(JITFunction, "_do_compile", lambda *args, **kwargs: pytest.fail("compiled at a new length"))
+            steps_at(pattern, causal, others)
+
+
+def steps_at(pattern, causal, lengths):
+    for q_len, k_len in lengths:
+        q, k = (torch.randn(1, 4, n, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True) for n in (q_len, k_len))
+        sparse_attention(q, k, k, pattern, causal=causal, backend="triton").sum().backward()
+
+
+@pytest.mark.parametrize("name", ["bigbird 64", "longformer", "fixed", "local or strided", "causal"])
+@pytest.mark.parametrize(
+    ("width", "dtype"), [(64, torch.bfloat16), (128, torch.bfloat16), (40, torch.float16), (64, torch.float32)]
+)
+def test_general_kernels(monkeypatch, name, width, dtype):
+    serve_by_general_kernels(monkeypatch)
+    check(*problem(RULES[name], 1000, width, dtype, key_heads=2))
+
+
+def test_general_kernels_with_lengths_segments_and_dropout(monkeypatch):
+    serve_by_general_kernels(monkeypatch)
+    test_lengths_segments_and_dropout("local or strided")
 
 
 @pytest.mark.parametrize("pattern", [Full(), BigBird(64, 3, 3, 2)], ids=lambda x: str(x)[:40])

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from longspan.patterns import BigBird, BlockTable, Fixed, Full, Local, Longformer, Predicate, Strided
 from longspan_kernels.block_sparse import launching, other_lengths, schedule
+from longspan_kernels.block_sparse.any_length import by_kernels_there_are
 from longspan_kernels.block_sparse.arguments import Call, entry_details, has_bits, stepped
 from longspan_kernels.block_sparse.backward_order import steady
 from longspan_kernels.block_sparse.other_lengths import NONE, QUERIES, _at_length
@@ -75,7 +76,8 @@ def test_dense_is_said_of_rules_that_leave_out_one_side_at_most():
 
 
 def test_what_a_step_launches_was_compiled_with_the_first_at_another_length():
-    """By the keys of compiled kernels, of real launches that are recorded and not run."""
+    """By the keys of compiled kernels, of real launches that are recorded and not run; by those for any length, where a length
+    was not planned."""
     pytest.importorskip("triton")
     script = Path(__file__).parents[1] / "shared" / "kernels_of_lengths.py"
     settings = {**os.environ, "TRITON_INTERPRET": "0"}
@@ -83,9 +85,11 @@ def test_what_a_step_launches_was_compiled_with_the_first_at_another_length():
     done = subprocess.run(call, capture_output=True, text=True, check=False, env=settings, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
     lines = done.stdout.splitlines()
-    assert len(lines) == 15 * 3  # patterns, kinds of call for each
-    assert not [line for line in lines if not line.endswith(":")]
-    assert all(int(line.split()[-2]) > 3 for line in lines)  # kernels
+    assert len(lines) == 56  # patterns, kinds of call for each
+    assert not [line for line in lines if not line.endswith("general:")]  # kernels missed stand behind
+    assert all(int(line.split(" kernels,")[0].split()[-1]) > 5 for line in lines)
+    by_general = [int(line.split()[-4]) for line in lines if "Predicate" not in line and "lists " not in line]
+    assert len(by_general) > 40 and sum(by_general) <= 3  # of 10 lengths each: they are slower
 
 
 def made(shape, order, gap=0):
@@ -165,7 +169,7 @@ def planned(monkeypatch):
 
     def plan(kernel, size=1):
         kernel.params = (Value("X"), Value("size"))
-        return launching.Plan(kernel, 1, {"size": size}, launching.Launch(4, 4), True)
+        return launching.Plan(kernel, 1, {"size": size}, launching.Launch(4, 4))
 
     return plan
 
@@ -194,25 +198,93 @@ def test_a_pattern_that_cannot_be_planned_is_a_warning(monkeypatch):
     monkeypatch.setattr(launching, "compile_all", lambda wanted, device: None)
     monkeypatch.setattr(other_lengths, "_known", set())
     monkeypatch.setattr(other_lengths, "_on_host", lru_cache(lambda *args: 1 // 0))
+
+    def run(q, layout):
+        assert q.device.type == "meta"
+
     q = torch.empty(1, 2, 64, 16)
     layout = layout_for(Local(8).key, 64, 64, 2, False, Tiling(64, 64, sizes=(64,)), q.device)
     call = Call(q, q, q, layout, 1.0, None, None, None, None, 0.0, None, None, 0)
     with pytest.warns(UserWarning, match="kernels for other lengths are not compiled ahead: ZeroDivisionError"):
-        other_lengths.compile_for_other_lengths(len, call, {"layout": layout}, {"q": (q, 2, QUERIES)}, {})
+        other_lengths.compile_for_other_lengths(run, call, {"layout": layout}, {"q": (q, 2, QUERIES)}, {})
 
 
-def test_patterns_that_ask_a_function_are_not_planned_for_lengths_nobody_asked_for():
-    def recipe(pattern):
-        layout = layout_for(pattern.key, 64, 64, 2, False, Tiling(64, 64, sizes=(64,)), torch.device("cpu"))
-        return layout.recipe
+def recipe_of(pattern):
+    return layout_for(pattern.key, 64, 64, 2, False, Tiling(64, 64, sizes=(64,)), torch.device("cpu")).recipe
 
-    assert not recipe(Predicate(lambda b, h, i, j: i >= j) & Local(8)).foreseen
-    assert recipe(Local(8) | Strided(100)).foreseen
-    assert recipe(Local(8) | Strided(100) | BigBird(32, 3, 1, 1)).periods == {100, 32}
-    assert recipe(Longformer(8, (0, 500, 501))).ends == {1, 502}
-    table = recipe(BlockTable(torch.ones(2, 2, dtype=torch.bool), 32))
+
+def test_what_is_known_of_a_pattern_at_other_lengths():
+    assert not recipe_of(Predicate(lambda b, h, i, j: i >= j) & Local(8)).foreseen
+    assert recipe_of(Local(8) | Strided(100)).foreseen
+    assert recipe_of(Local(8) | Strided(100) | BigBird(32, 3, 1, 1)).periods == {100, 32}
+    assert recipe_of(Longformer(8, (0, 500, 501))).ends == {1, 502}
+    table = recipe_of(BlockTable(torch.ones(2, 2, dtype=torch.bool), 32))
     assert table.on_host(128, 128) is None  # it ends at 64
     assert table.on_host(50, 50) is not None
+
+
+def test_which_forms_general_kernels_have():
+    natural, listed = (64, 64, False), (64, 64, True)
+    assert recipe_of(Local(8)).forms == [natural]
+    assert recipe_of(Predicate(lambda b, h, i, j: i >= j)).forms == [natural]
+    assert recipe_of(Longformer(8, (500,))).forms == [natural, listed]  # beyond the length of the call
+    assert recipe_of(Strided(100)).forms == [natural, listed]
+    small = PatternRecipe(Strided(100).key, 2, False, Tiling(32, 32, sizes=(64,)))
+    assert small.forms == [(32, 32, False), (32, 32, True), (64, 64, True)]
+    assert PatternRecipe(Strided(100).key, 2, False, Tiling(32, 32, one_pass=True)).forms == [(32, 32, False)]
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_general_kernels_serve_only_where_they_are_known(known):
+    """A layout is asked once for each kind of call, and keeps the answer."""
+    layout = layout_for(Local(8).key, 64, 64, 2, False, Tiling(64, 64, sizes=(64,)), torch.device("cpu"))
+    layout.general_for.clear()
+    asked, ran = [], []
+
+    def others_known():
+        asked.append(1)
+        return known
+
+    def run(found):
+        ran.append((found["layout"].components[0].general, launching._here.only_compiled))
+        if launching._here.only_compiled:
+            raise launching.NotCompiled
+        return 5
+
+    for _ in range(2):
+        assert by_kernels_there_are({"layout": layout}, ("forward",), others_known, run) == 5
+    assert len(asked) == 1 and not launching._here.only_compiled
+    assert ran == ([(False, True), (True, False), (True, False)] if known else [(False, False)] * 2)
+
+
+def test_a_pattern_that_comes_first_compiles_what_it_lacks(monkeypatch):
+    """Another table of a known kind may be of other lines; at another length it takes what there is."""
+    monkeypatch.setattr(launching, "compiles_ahead", lambda x: True)
+    monkeypatch.setattr(launching, "compile_all", lambda wanted, device: None)
+    monkeypatch.setattr(other_lengths, "_known", set())
+    monkeypatch.setattr(other_lengths, "_others", lambda *args: iter(()))
+
+    def known(seed, length):
+        pattern = BigBird(16, 3, 1, 1, seed=seed)
+        layout = layout_for(pattern.key, length, length, 2, False, Tiling(64, 64, sizes=(64,)), torch.device("cpu"))
+        q = torch.empty(1, 2, length, 16)
+        call = Call(q, q, q, layout, 1.0, None, None, None, None, 0.0, None, None, 0)
+        return other_lengths.compile_for_other_lengths(len, call, {"layout": layout}, {"q": (q, 2, QUERIES)}, {})
+
+    assert [known(1, 64), known(2, 64), known(1, 64), known(2, 100), known(1, 100)] == [False, False, True, True, True]
+
+
+def test_which_lengths_are_planned_together():
+    def regimes(q_len, k_len):
+        found = list(other_lengths._lengths(q_len, k_len, {64}, {500}))
+        assert len(set(found)) == len(found) and [k for _, k in found] == sorted(k for _, k in found)
+        return {other_lengths._regime(*lengths) for lengths in found}, {round(4 * q / k) for q, k in found if k > 2000}
+
+    assert regimes(300, 300) == ({"equal"}, {4})
+    assert regimes(10, 300) == ({"few"}, {0})
+    assert regimes(200, 300) == ({"unequal"}, {2, 3, 6})
+    assert regimes(900, 300) == ({"unequal"}, {2, 6, 12})
+    assert (1, 4096) in set(other_lengths._lengths(10, 300, set(), set()))
 
 
 def test_a_length_that_a_pattern_does_not_know_is_left_out():

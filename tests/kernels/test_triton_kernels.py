@@ -3,6 +3,7 @@
 import pytest
 import torch
 from drawn_rules import HEADS, Call, calls
+from general_kernels import serve_by_general_kernels
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -89,10 +90,13 @@ def _element(leaves, mask, extras, b):
     return out[b : b + 1], lse[b : b + 1]
 
 
-@pytest.fixture(params=[schedule.SHORTEST_PIECE, 1], ids=["whole", "cut"])
+@pytest.fixture(params=["whole", "cut", "general"])
 def cutting(request, monkeypatch):
-    """Lines whole, and lines cut into pieces of one tile."""
-    monkeypatch.setattr(schedule, "SHORTEST_PIECE", request.param)
+    """Lines whole, lines cut into pieces of one tile, and those as kernels for any length take them."""
+    if request.param != "whole":
+        monkeypatch.setattr(schedule, "SHORTEST_PIECE", 1)
+    if request.param == "general":
+        serve_by_general_kernels(monkeypatch)
 
 
 few = settings(max_examples=10, deadline=None)

@@ -12,7 +12,6 @@ pytest.importorskip("triton")
 from longspan.patterns import Longformer
 from longspan_kernels.block_sparse import backward, forward, launching, schedule, tuning
 from longspan_kernels.block_sparse.arguments import Call, stepped, streamed
-from longspan_kernels.block_sparse.device_layout import DeviceLayout
 from longspan_kernels.block_sparse.launching import Launch, Plan
 from longspan_kernels.block_sparse.planner import Tiling, compile_layout
 from longspan_kernels.block_sparse.reference import reference_attention
@@ -67,7 +66,9 @@ STEPS = {  # rule, and (step, run, first) of its gathered keys where they lie in
     "runs and a window": (And(Or(KeysPeriodic(24, 8), Band(0, 20)), CAUSAL), (24, 8, 16)),
     "runs longer than a tile": (And(KeysPeriodic(64, 32), CAUSAL), None),
     "chosen keys in steps": (And(Keys([(n, n + 2) for n in range(3, 110, 10)]), CAUSAL), (10, 2, 3)),
-    "chosen keys that end early": (And(Keys([(n, n + 2) for n in range(3, 90, 10)]), CAUSAL), None),
+    "chosen keys that end early": (And(Keys([(n, n + 2) for n in range(3, 90, 10)]), CAUSAL), (10, 2, 3)),
+    "chosen keys that end early, of all queries": (Keys([(n, n + 2) for n in range(3, 90, 10)]), (10, 2, 3)),
+    "chosen keys beyond the end": (And(Keys([(n, n + 2) for n in range(3, 300, 30)]), CAUSAL), (30, 2, 3)),
     "keys of one tile": (And(Keys([(n, n + 2) for n in range(3, 110, 20)]), CAUSAL), None),
     "uneven keys": (And(Keys([(0, 2), (50, 51), (90, 93)]), CAUSAL), None),
 }
@@ -90,7 +91,10 @@ def test_gathered_keys_in_equal_steps_are_computed(monkeypatch, launch, name, q_
     if steps is not None:
         place = torch.arange(len(component.k_index))
         token = steps.k_first + place // steps.k_run * steps.step + place % steps.k_run
-        assert torch.equal(torch.where(token < k_len, token, -1).int(), component.k_index)
+        there = component.k_index >= 0
+        assert torch.equal(token[there].int(), component.k_index[there])
+        # What a place without a token computes to is past the end, or no other place's.
+        assert not torch.isin(token[~there & (token < k_len)], token[there]).any()
         call = Call(q, k, v, layout, 1.0, None, None, None, None, 0.0, None, None, 0)
         divides = k_len % steps.step == 0
         assert streamed((k, v), component, "k", True, call)[1] == divides
@@ -170,13 +174,13 @@ def test_a_new_length_compiles_nothing(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     kernel, x = _Kernel(), torch.zeros(4)
 
-    def call(aligned=True, **numbers):
-        Plan(kernel, 7, {"stride": 64, "D": 64} | numbers, Launch(4, 2), aligned)(x)
+    def call(**numbers):
+        Plan(kernel, 7, {"stride": 64, "D": 64} | numbers, Launch(4, 2))(x)
 
     call(length=100)
     call(length=101)
     assert kernel.dispatched == 1 and kernel.direct == [((7, 1, 1), (x, 101, 64, 64))]
-    for change in ({"stride": 65}, {"D": 32}, {"aligned": False}):
+    for change in ({"stride": 65}, {"D": 32}):
         before = kernel.dispatched
         call(length=100, **change)
         assert kernel.dispatched == before + 1
@@ -235,8 +239,15 @@ def starting_at(place: int, *shape: int) -> torch.Tensor:
     return torch.empty(place + x.numel())[place:].view(shape).copy_(x)
 
 
-def test_the_copy_engine_reads_nothing_that_starts_between_its_steps(monkeypatch):
-    """Whichever tensor does, and whichever did in a call before with the same launches."""
+def test_kernels_read_from_multiples_of_16_bytes(monkeypatch):
+    """As they are compiled for: what starts elsewhere is copied, also where launches are those of a call before."""
+    launch = Plan.__call__
+
+    def checked(plan, *tensors):
+        assert not any(x.data_ptr() % 16 for x in tensors if isinstance(x, torch.Tensor))
+        launch(plan, *tensors)
+
+    monkeypatch.setattr(Plan, "__call__", checked)
     torch.manual_seed(0)
     for module in (forward, backward):
         monkeypatch.setattr(module, "launch_of", lambda *_: Launch(4, 2, by_tma=True))
@@ -250,20 +261,6 @@ def test_the_copy_engine_reads_nothing_that_starts_between_its_steps(monkeypatch
         right, _ = reference_attention(*leaves, mask, scale=0.3)
         for a, b in zip(got, (right, *torch.autograd.grad(right, leaves, dout.double())), strict=True):
             torch.testing.assert_close(a.double(), b.detach(), atol=2e-5, rtol=2e-4)
-
-
-def test_launches_for_keys_of_each_head_know_how_the_gradient_starts(monkeypatch):
-    torch.manual_seed(0)
-    T, order = 32, torch.stack([torch.randperm(32), torch.randperm(32)])[None]
-    index, count = torch.arange(2).expand(1, 2, 2, 2), torch.full((1, 2, 2), 2)
-    layout = DeviceLayout(index, count, 16, 16, T, T, False, order, order).layout(2, True)
-    planned = []
-    monkeypatch.setattr(backward, "Plan", lambda kernel, *rest: planned.append((kernel, rest[-1])) or Plan(kernel, *rest))
-    q, k, dout = torch.randn(1, 2, T, 16), torch.randn(1, 1, T, 16), starting_at(1, 1, 2, T, 16)
-    out, lse = forward.triton_forward(q, k, k, layout, scale=0.3)
-    backward.triton_backward(dout, None, q, k, k, out, lse, layout, scale=0.3)
-    assert {kernel for kernel, _ in planned} >= {backward.backward_columns, backward.backward_rows}
-    assert not any(aligned for _, aligned in planned)
 
 
 @pytest.mark.parametrize("causal", [False, True])

@@ -17,6 +17,7 @@ from triton.compiler import ASTSource
 
 from longspan.patterns import BigBird, Fixed, Full, Local, Longformer, Pattern, Strided
 from longspan_kernels.block_sparse import choose_kernel, launching, schedule, tuning
+from longspan_kernels.block_sparse.any_length import in_general
 from longspan_kernels.block_sparse.backward import triton_backward
 from longspan_kernels.block_sparse.choose_kernel import triton_choose, triton_choose_scored
 from longspan_kernels.block_sparse.forward import triton_forward
@@ -89,8 +90,9 @@ def main(capability: int, cases: int = len(CASES)) -> None:
         tiles = tuning.tilings(width, dtype, (capability // 10, capability % 10), blocks)
         first, second = (compile_layout(rules, LENGTH, LENGTH, HEADS, tiling, "cpu") for tiling in tiles)
         q, k, v, dout = (torch.zeros(1, HEADS, LENGTH, width, dtype=dtype) for _ in range(4))
-        out, lse = triton_forward(q, k, v, first, scale=0.1)
-        triton_backward(dout, None, q, k, v, out, lse, second, scale=0.1)
+        for one, other in ((first, second), (in_general(first), in_general(second))):
+            out, lse = triton_forward(q, k, v, one, scale=0.1)
+            triton_backward(dout, None, q, k, v, out, lse, other, scale=0.1)
     for dtype, width in ((torch.bfloat16, 64), (torch.float32, 64), (torch.bfloat16, 128), (torch.float32, 128)):
         q, means = torch.zeros(1, 4, 512, width, dtype=dtype), torch.zeros(1, 2, 8, width)
         triton_choose(q, means, None, 3, 64, True)

@@ -6,7 +6,7 @@ Legend: B batch, H heads, Hkv key/value heads, T tokens, D head width, BD the po
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -24,9 +24,14 @@ class UnsupportedCall(ValueError):
     """The Triton backend cannot serve this call; `blocked` or `dense` can."""
 
 
-def rows_of_unit_stride(x: Tensor) -> Tensor:
-    """x itself where its last dimension is contiguous, else a copy."""
-    return x if x.stride(-1) == 1 else x.contiguous()
+def from_16_bytes(x: Tensor) -> Tensor:
+    """x itself where it starts at a multiple of 16 bytes, as kernels are compiled for it, else a copy that does."""
+    return x if x.data_ptr() % 16 == 0 else x.clone()
+
+
+def readable(x: Tensor) -> Tensor:
+    """x itself where its last dimension is contiguous and it starts at a multiple of 16 bytes, else a copy."""
+    return from_16_bytes(x if x.stride(-1) == 1 else x.contiguous())
 
 
 def output_like(q: Tensor) -> Tensor:
@@ -49,7 +54,6 @@ class Call:
 
     Attributes:
         negate: the scale was negative, and q was negated in its place.
-        aligned: all tensors start at multiples of 16 bytes.
         key: what launches depend on beside the layout.
     """
 
@@ -67,7 +71,6 @@ class Call:
     bias: Tensor | None
     bias_block: int
     negate: bool = False
-    aligned: bool = field(init=False)
     key: tuple = field(init=False)
 
     def __post_init__(self):
@@ -79,15 +82,15 @@ class Call:
             )
         if not 1 <= q.shape[3] <= 256:
             raise UnsupportedCall(f"head width {q.shape[3]}; the triton backend takes up to 256")
-        self.q, self.k, self.v = rows_of_unit_stride(q), rows_of_unit_stride(k), rows_of_unit_stride(v)
+        self.q, self.k, self.v = readable(q), readable(k), readable(v)
         if self.scale < 0:
             # The running maximum is taken before scaling, which wants a positive scale.
             self.q, self.scale, self.negate = -self.q, -self.scale, True
         self.scale = max(self.scale, LEAST_SCALE)
-        for name in ("q_lengths", "k_lengths", "q_segments", "k_segments", "bias"):
+        for name in ("q_lengths", "k_lengths", "q_segments", "k_segments", "bias", "seed"):
             x = getattr(self, name)
             if x is not None:
-                setattr(self, name, x.contiguous())
+                setattr(self, name, from_16_bytes(x.contiguous()))
         if (self.q_segments is None) != (self.k_segments is None):
             raise UnsupportedCall("segments of queries and of keys come together")
         if self.bias is not None:
@@ -104,17 +107,15 @@ class Call:
             raise UnsupportedCall("dropout needs a seed tensor")
 
         tensors = (q, k, v, self.q_lengths, self.k_lengths, self.q_segments, self.k_segments, self.seed, self.bias)
-        self.aligned = all(x is None or x.data_ptr() % 16 == 0 for x in (self.q, self.k, self.v, *tensors[3:]))
         self.key = (
             self.q.shape, self.q.stride(), self.k.shape, self.k.stride(), self.v.stride(), self.scale, self.dropout_p,
-            self.bias_block, self.aligned, None if self.bias is None else (self.bias.shape, self.bias.stride()),
+            self.bias_block, None if self.bias is None else (self.bias.shape, self.bias.stride()),
             *[None if x is None else x.dtype for x in tensors],
         )  # fmt: skip
 
-    def reads_too(self, *tensors: Tensor | None) -> None:
-        """Counts further tensors in: launches depend on where they start as well."""
-        self.aligned = self.aligned and all(x is None or x.data_ptr() % 16 == 0 for x in tensors)
-        self.key = (*self.key, self.aligned)
+    def by(self, layout: Layout) -> Call:
+        """The same call by another layout of its pattern."""
+        return self if layout is self.layout else replace(self, layout=layout)
 
     @property
     def share(self) -> int:
@@ -162,8 +163,8 @@ class Call:
 
     def limits(self, component: Component) -> tuple:
         """(Q_LENGTHS, K_LENGTHS, Q_SEGMENTS, K_SEGMENTS, SEED, EXCLUDED, BIAS)."""
-        excluded = None if component.excluded is None else component.excluded.contiguous()
-        return self.q_lengths, self.k_lengths, self.q_segments, self.k_segments, self.seed, excluded, self.bias
+        rest = self.q_segments, self.k_segments, self.seed, component.excluded, self.bias
+        return self.q_lengths, self.k_lengths, *rest
 
 
 def has_bits(component: Component) -> bool:
@@ -173,7 +174,7 @@ def has_bits(component: Component) -> bool:
 
 def one_group(component: Component) -> bool:
     """Whether all heads and batch elements share one set of lists."""
-    if component.rows.start.shape[0] != 1 or component.batch_groups:
+    if component.general or component.rows.start.shape[0] != 1 or component.batch_groups:
         return False
     if component.dynamic:
         return True
@@ -189,7 +190,7 @@ def streamed(tensors: tuple[Tensor, ...], component: Component, side: str, by_tm
     The engine fills what lies outside with zeros; it knows no lengths and no lists of tokens, and wants rows at multiples of
     16 bytes. Steps are a dimension of their own, where they divide the length. The answer is one for all calls of one key.
     """
-    if not by_tma or not call.aligned or call.q_lengths is not None or call.k_lengths is not None:
+    if not by_tma or call.q_lengths is not None or call.k_lengths is not None:
         return tensors, False
     width = width_of(call.q.shape[3])
     index, rows = getattr(component, f"{side}_index"), getattr(component, f"block_{side}")
@@ -273,36 +274,10 @@ def _steps(component: Component) -> Steps | None:
         queries = _stepped_side(component.q_index, step, component.q_blocks, component.block_q)
         keys = _stepped_side(component.k_index, step, component.k_blocks, component.block_k)
         return None if queries is None or keys is None else Steps(step, 1, *queries, 1, *keys)
-    assert component.k_index is not None
-    if component.q_index is not None or component.k_index.dim() > 1:
+    if component.even is None or component.k_blocks * component.block_k * component.even[0] >= 1 << 31:  # in 32 bits
         return None
-    found = _runs(component.k_index, component.block_k, component.k_len)
-    if found is None:
-        return None
-    step, run, first = found
+    step, run, first = component.even
     return Steps(step, 0, 1, component.q_start, run, ONE_CLASS, first)
-
-
-def _runs(index: Tensor, block: int, length: int) -> tuple[int, int, int] | None:
-    """(step, run, first) where the tokens of an order lie in runs of equal lengths and distances, whole runs to a tile.
-
-    None for what one tile holds: few keys gain nothing, and a handful may lie evenly by chance, at one length alone.
-    """
-    index = index.long()
-    tokens = index[index >= 0]
-    if len(tokens) <= block:
-        return None
-    gaps = (tokens.diff() != 1).nonzero().flatten()
-    if not len(gaps):
-        return None
-    run, first = int(gaps[0]) + 1, int(tokens[0])
-    step = int(tokens[run]) - first
-    place = torch.arange(len(index), device=index.device)
-    computed = first + place // run * step + place % run
-    # A place without a token must compute to one that does not exist, in 32 bits.
-    same = torch.where(computed < length, computed, -1) == index
-    even = block % run == 0 and int(computed[-1]) < 1 << 31 and bool(same.all())
-    return (step, run, first) if even else None
 
 
 def _stepped_side(index: Tensor | None, step: int, tiles: int, block: int) -> tuple[int, int] | None:

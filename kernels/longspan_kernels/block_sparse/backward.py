@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .arguments import Call, alignment, output_like, rows_of_unit_stride, streamed, width_of
+from .any_length import by_kernels_there_are
+from .arguments import Call, alignment, output_like, readable, streamed, width_of
 from .backward_columns_kernel import backward_columns
 from .backward_order import (
     PAIRED_WIDTH,
@@ -56,22 +57,32 @@ def triton_backward(
         dq, dk, dv in the dtype of q, and dbias float32 in the shape of the bias (None without one). The same bits each run.
     """
     call = Call(q, k, v, layout, scale, q_lengths, k_lengths, q_segments, k_segments, dropout_p, seed, bias, bias_block)
-    dout, out = rows_of_unit_stride(dout), rows_of_unit_stride(out)
-    lse, dlse = lse.contiguous(), None if dlse is None else dlse.float().contiguous()
-    call.reads_too(dout, out, lse, dlse)
-    key = ("backward", call.key, sides, dout.stride(), out.stride(), dlse is None)
-    if key not in layout.prepared:
+    dout, out = readable(dout), readable(out)
+    lse, dlse = readable(lse.contiguous()), None if dlse is None else readable(dlse.float().contiguous())
+    layouts = {"layout": layout, "columns": layout if columns is None else columns}
+
+    def others_known() -> bool:
         tensors = {
             "dout": (dout, 2, QUERIES), "dlse": (dlse, 2, QUERIES), "q": (call.q, 2, QUERIES), "k": (call.k, 2, KEYS),
             "v": (call.v, 2, KEYS), "out": (out, 2, QUERIES), "lse": (lse, 2, QUERIES), **given(call),
         }  # fmt: skip
-        layouts = {"layout": layout, "columns": layout if columns is None else columns}
         rest = {"scale": call.scale, "dropout_p": dropout_p, "bias_block": bias_block, "sides": sides}
-        compile_for_other_lengths(triton_backward, call, layouts, tensors, rest)
-        layout.prepared.add(key)
+        return compile_for_other_lengths(triton_backward, call, layouts, tensors, rest)
+
+    def run(found: dict[str, Layout]) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        return _backward(call.by(found["layout"]), dout, dlse, out, lse, found["columns"].components, sides)
+
+    key = ("backward", call.key, sides, dout.stride(), out.stride(), dlse is None)
+    return by_kernels_there_are(layouts, key, others_known, run)
+
+
+def _backward(
+    call: Call, dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor, by_columns: list[Component],
+    sides: tuple[str, ...],
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
+    layout = call.layout
     dq, dk, dv = output_like(call.q), output_like(call.k), output_like(call.v)
-    sums = _BiasSums.empty(call) if bias is not None else None
-    by_columns = (layout if columns is None else columns).components
+    sums = _BiasSums.empty(call) if call.bias is not None else None
     if len(sides) == 2 and rows_go_first(call, layout, by_columns):
         # Rows work out delta and leave it behind; their partial results lie in dk's memory, which is written after them.
         numbers = RowNumbers(lse, torch.empty_like(lse), out, dlse, left=True)
@@ -129,7 +140,7 @@ def _prepare(call: Call, dout: Tensor, numbers: RowNumbers, foreseen: bool = Fal
         plan = cache[key] = Plan(prepare_rows, lines * B * H, {
             "o_b": o_b, "o_h": o_h, "o_t": o_t, "do_b": do_b, "do_h": do_h, "do_t": do_t, "q_len": Tq, "owners": H,
             "lines": lines, "D": D, "BD": width_of(D), "BM": PREPARED_AT_ONCE, "ALIGN": alignment(D, out, dout),
-        }, SMALL, call.aligned)  # fmt: skip
+        }, SMALL)  # fmt: skip
     run = plan.foresee if foreseen else plan
     run(out, dout, numbers.lse, dlse, numbers.minus_delta, numbers.pairs)
 
@@ -204,13 +215,13 @@ def _plan_rows(
         "leaves_delta": int(row_numbers.left), "DROPOUT": call.seed is not None, "MERGE": merging,
         "ALIGN": alignment(D, call.q, call.k, call.v, dout, dq, out),
         "ONE_LOOP": choice.one_loop and len(component.masks) > 0, "BY_TMA": by_tma,
-    }, choice, call.aligned)  # fmt: skip
+    }, choice)  # fmt: skip
     add = Plan(add_pieces, max(1, work.cut) * B * (component.block_q // PIECE_ROWS), {
         "x_b": dq_b, "x_h": dq_h, "x_t": dq_t, "index_stride": numbers["q_index_stride"], "x_len": Tq,
         "x_start": component.q_start, "batch": B, "batch_groups": component.batch_groups,
         "D": D, "BD": numbers["BD"], "B": numbers["BM"], "BX": PIECE_ROWS, "SHARE": 1, "MERGE": merging,
         "ALIGN": alignment(D, dq),
-    }, SMALL, call.aligned)  # fmt: skip
+    }, SMALL)  # fmt: skip
     if work.items is not None and not work.cut:
         add.foresee(dq, row_numbers.lse, component.group, component.group, component.merge, component.q_index)
     part = (work.slots * B, component.block_q, numbers["BD"]) if work.slots else None
@@ -297,14 +308,14 @@ def _plan_columns(
         "ALIGN": alignment(D, call.q, call.k, call.v, dout, dk, dv),
         "ONE_LOOP": choice.one_loop and len(component.masks) > 0, "BY_TMA": by_tma,
         "SERIAL_MASKS": choice.serial_masks, "IN_SUMS": choice.in_sums,
-    }, choice, call.aligned)  # fmt: skip
+    }, choice)  # fmt: skip
     add = [
         Plan(add_pieces, max(1, work.cut) * B * (component.block_k // PIECE_ROWS), {
             "x_b": x_b, "x_h": x_h, "x_t": x_t, "index_stride": numbers["k_index_stride"], "x_len": Tk,
             "x_start": component.k_start, "batch": B, "batch_groups": component.batch_groups,
             "D": D, "BD": numbers["BD"], "B": numbers["BN"], "BX": PIECE_ROWS, "SHARE": call.share, "MERGE": adding,
             "ALIGN": alignment(D, dk),
-        }, SMALL, call.aligned)
+        }, SMALL)
         for x_b, x_h, x_t, _ in (dk.stride(), dv.stride())
     ]  # fmt: skip
     if work.items is not None and not work.in_two and not work.cut:
@@ -323,7 +334,6 @@ def _keys_of_each_head(
     own_k = torch.zeros((B, Hkv * share, Tk, D), dtype=torch.float32, device=k.device)
     own_v = torch.zeros_like(own_k)
     repeated = replace(call, k=k, v=v)
-    repeated.reads_too(dout)
     _keys(repeated, component, dout, numbers, own_k, own_v, room, adding=True)
     for gradient, own in ((dk, own_k), (dv, own_v)):
         gradient.add_(own.view(B, Hkv, share, Tk, D).sum(2).to(gradient.dtype))

@@ -88,12 +88,13 @@ def column_work(call: Call, component: Component, adding: bool) -> Work:
 def steady(component: Component) -> bool:
     """Whether a line is as long beside a fair share at any length: which kernel runs may depend on it then. Lines that grow
     with the length, or are gathered, are not."""
-    return not component.grows and component.q_index is None and component.k_index is None
+    return not (component.grows or component.general) and component.q_index is None and component.k_index is None
 
 
 def adds_up(number: int, component: Component) -> bool:
     """Whether a component's columns add to what is there: all but the first, and one whose order has no place for some keys."""
-    return number > 0 or not (component.k_index is None or component.order.startswith("residue"))
+    everywhere = component.k_index is None or component.order.startswith("residue")
+    return number > 0 or component.general or not everywhere
 
 
 def orders_keys_by_head(call: Call, component: Component) -> bool:

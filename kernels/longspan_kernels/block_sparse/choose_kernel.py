@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .arguments import rows_of_unit_stride, width_of
+from .arguments import alignment, from_16_bytes, readable, width_of
 from .launching import SMALL, Launch, Plan, on_its_device
 from .tuning import SMALLEST, shared_memory
 
@@ -28,7 +28,8 @@ PARTS = {torch.bfloat16: 1, torch.float16: 2, torch.float32: 3}  # bfloat16 numb
 CANDIDATES = 64  # scored at a time
 MEAN_PARTS = tl.constexpr(3)  # bfloat16 numbers whose sum is a float32
 NOBODY = tl.constexpr(1 << 30)  # beyond every block
-VARYING = ["q_len", "rows", "first_row", "blocks", "owners", "lines", "batch"]  # a kernel compiled for one value serves all
+# A kernel compiled for one value of these serves all.
+VARYING = ["q_len", "rows", "first_row", "blocks", "owners", "lines", "batch", "q_b", "q_h", "s_b", "s_h", "s_t"]
 
 
 @triton.jit
@@ -120,7 +121,7 @@ def choose_by_means(
     Q, MEANS, LENGTHS, OUT, q_b: tl.int64, q_h: tl.int64, q_t: tl.int64, q_len: tl.int32, blocks: tl.int32,
     owners: tl.int32, lines: tl.int32, batch: tl.int32, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr,
     BN: tl.constexpr, N: tl.constexpr, SIZE: tl.constexpr, SHARE: tl.constexpr, PARTS: tl.constexpr, CAUSAL: tl.constexpr,
-    INTERPRETED: tl.constexpr,
+    ALIGN: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """Picks by the dot of a query with one vector a block, Q [B, H, T, D] by MEANS [MEAN_PARTS, B * Hkv, nb, D] bfloat16.
 
@@ -138,7 +139,8 @@ def choose_by_means(
     own = row // SIZE
     offs_d = tl.arange(0, BD)
     offs_n = tl.arange(0, BN)
-    at = Q + b.to(tl.int64) * q_b + (head % owners).to(tl.int64) * q_h + row.to(tl.int64)[:, None] * q_t + offs_d[None, :]
+    at = Q + tl.multiple_of(b.to(tl.int64) * q_b + (head % owners).to(tl.int64) * q_h, ALIGN)
+    at = at + row.to(tl.int64)[:, None] * q_t + offs_d[None, :]
     q = tl.load(at, mask=(row < tokens)[:, None] & (offs_d < D)[None, :], other=0.0)
     first = q.to(tl.bfloat16)
     second, third = first, first
@@ -201,20 +203,20 @@ def choose_by_scores(
 def triton_choose(q: Tensor, means: Tensor, lengths: Tensor | None, picks: int, block_size: int, causal: bool) -> Tensor:
     """As `choose.choose_blocks`, but [B, H, picks, T]: a kernel writes the picks of one place side by side."""
     (B, H, T, D), (_, Hkv, blocks, _) = q.shape, means.shape
-    q = rows_of_unit_stride(q)
+    q = readable(q)
     split = bfloat16_parts(means)
     out = torch.empty((B, H, picks, T), dtype=torch.int64, device=q.device)
     block_q, block_n = tile_of(q)
     lines = -(-T // block_q)
-    lengths = None if lengths is None else lengths.contiguous()
+    lengths = None if lengths is None else from_16_bytes(lengths.contiguous())
     # Two programs of 8 warps fit a processor then: while one picks, the other's products run. No more picks go without spills.
     registers = 128 if block_q == 128 and picks < 16 else None
     q_b, q_h, q_t, _ = q.stride()
     plan = Plan(choose_by_means, lines * B * H, {
         "q_b": q_b, "q_h": q_h, "q_t": q_t, "q_len": T, "blocks": blocks, "owners": H, "lines": lines, "batch": B, "D": D,
         "BD": width_of(D), "BM": block_q, "BN": block_n, "N": picks, "SIZE": block_size, "SHARE": H // Hkv,
-        "PARTS": PARTS[q.dtype], "CAUSAL": causal, "INTERPRETED": not q.is_cuda,
-    }, Launch(8 if block_q == 128 else 4, 2, registers=registers), aligned(q, lengths))  # fmt: skip
+        "PARTS": PARTS[q.dtype], "CAUSAL": causal, "ALIGN": alignment(D, q), "INTERPRETED": not q.is_cuda,
+    }, Launch(8 if block_q == 128 else 4, 2, registers=registers))  # fmt: skip
     plan(q, split, lengths, out)
     return out
 
@@ -225,15 +227,15 @@ def triton_choose_scored(
 ) -> Tensor:  # fmt: skip
     """As `choose.choose_scored_blocks`, but [B, H, picks, rows]."""
     B, H, rows, blocks = scores.shape
-    scores = rows_of_unit_stride(scores)
+    scores = readable(scores)
     out = torch.empty((B, H, picks, rows), dtype=torch.int64, device=scores.device)
     block_q = 32  # scores take no shared memory, and small tiles hide the wait for them
-    lengths = None if lengths is None else lengths.contiguous()
+    lengths = None if lengths is None else from_16_bytes(lengths.contiguous())
     s_b, s_h, s_t, _ = scores.stride()
     plan = Plan(choose_by_scores, -(-rows // block_q) * B * H, {
         "s_b": s_b, "s_h": s_h, "s_t": s_t, "q_len": length, "rows": rows, "first_row": first_row, "blocks": blocks,
         "owners": H, "batch": B, "BM": block_q, "BN": CANDIDATES, "N": picks, "SIZE": block_size, "CAUSAL": causal,
-    }, SMALL, aligned(scores, lengths))  # fmt: skip
+    }, SMALL)  # fmt: skip
     plan(scores, lengths, out)
     return out
 
@@ -265,8 +267,3 @@ def tile_of(q: Tensor) -> tuple[int, int]:
 @lru_cache(maxsize=16)
 def capability_of(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
-
-
-def aligned(*tensors: Tensor | None) -> bool:
-    """Whether tensors start at multiples of 16 bytes."""
-    return all(x is None or x.data_ptr() % 16 == 0 for x in tensors)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .arguments import from_16_bytes
 from .layout import Component, Layout, Lists
 
 
@@ -115,11 +116,12 @@ class DeviceLayout:
         if H not in (1, heads):
             raise DeviceLayoutError(f"index is made for {H} heads; q has {heads}")
         U, device = B * H, self.index.device
-        count = self.count.reshape(U, rows).int()
+        count = from_16_bytes(self.count.reshape(U, rows).int())
         start = (torch.arange(U * rows, device=device, dtype=torch.int32) * most).view(U, rows)
         empty = torch.zeros((0, self.block_q, self.block_k), dtype=torch.bool, device=device)
         own = Lists(
-            start=start, count=count, full=count, band=torch.zeros_like(count), index=self.index.reshape(-1).int(),
+            start=start, count=count, full=count, band=torch.zeros_like(count),
+            index=from_16_bytes(self.index.reshape(-1).int()),
             kind=torch.full((1,), -1, dtype=torch.int16, device=device).expand(U * rows * most), contiguous=False, longest=most,
         )  # fmt: skip
         head = (
@@ -132,7 +134,8 @@ class DeviceLayout:
             q_index=_flat(self.q_order), k_index=_flat(self.k_order), q_start=0, k_start=0, covers=self.q_order is None,
             q_blocks=rows, k_blocks=self.key_blocks, rows=own, columns=self._columns(U, rows, most) if columns else own,
             masks=empty, band=torch.zeros((0, 2), dtype=torch.int32, device=device), bands=0, order="device",
-            batch_groups=H if B > 1 else 0, positional=self.causal, dynamic=True, excluded=self.excluded,
+            batch_groups=H if B > 1 else 0, positional=self.causal, dynamic=True,
+            excluded=None if self.excluded is None else from_16_bytes(self.excluded.contiguous()),
         )  # fmt: skip
         if self.q_order is not None:
             component.merge.fill_(1)  # rows that no place holds keep output 0
@@ -164,4 +167,4 @@ def _check_range(name: str, values: Tensor, low: int, high: int, meaning: str) -
 
 
 def _flat(order: Tensor | None) -> Tensor | None:
-    return None if order is None else order.flatten(0, 1).int().contiguous()
+    return None if order is None else from_16_bytes(order.flatten(0, 1).int().contiguous())

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .any_length import by_kernels_there_are
 from .arguments import Call, alignment, output_like, streamed
 from .forward_kernels import forward_rows, merge_pieces
 from .launching import PIECE_ROWS, SMALL, Plan, on_its_device, without_tma
@@ -44,13 +45,19 @@ def triton_forward(
         UnsupportedCall: a dtype, width or bias that this backend does not serve.
     """
     call = Call(q, k, v, layout, scale, q_lengths, k_lengths, q_segments, k_segments, dropout_p, seed, bias, bias_block)
-    key = ("forward", call.key)
-    if key not in layout.prepared:
+    layouts = {"layout": layout}
+
+    def others_known() -> bool:
         tensors = {"q": (call.q, 2, QUERIES), "k": (call.k, 2, KEYS), "v": (call.v, 2, KEYS), **given(call)}
         numbers = {"scale": call.scale, "dropout_p": dropout_p, "bias_block": bias_block}
-        compile_for_other_lengths(triton_forward, call, {"layout": layout}, tensors, numbers)
-        layout.prepared.add(key)
-    out = output_like(call.q)
+        return compile_for_other_lengths(triton_forward, call, layouts, tensors, numbers)
+
+    return by_kernels_there_are(layouts, ("forward", call.key), others_known, lambda found: _forward(call.by(**found)))
+
+
+def _forward(call: Call) -> tuple[Tensor, Tensor]:
+    q, layout = call.q, call.layout
+    out = output_like(q)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
     if not layout.covered:
         out.zero_()
@@ -113,12 +120,12 @@ def _plan(call: Call, component: Component, out: Tensor, lse: Tensor, merging: b
         "o_b": o_b, "o_h": o_h, "o_t": o_t, "lines": lists.start.shape[1], "owners": H, "CONTIGUOUS": lists.contiguous,
         "DROPOUT": call.seed is not None, "MERGE": merging, "ALIGN": alignment(D, call.q, call.k, call.v, out),
         "ONE_LOOP": choice.one_loop and len(component.masks) > 0, "BY_TMA": by_tma,
-    }, choice, call.aligned)  # fmt: skip
+    }, choice)  # fmt: skip
     merge = Plan(merge_pieces, max(1, work.cut) * B * (component.block_q // PIECE_ROWS), {
         "o_b": o_b, "o_h": o_h, "o_t": o_t, "q_index_stride": numbers["q_index_stride"], "q_len": Tq,
         "q_start": component.q_start, "batch": B, "owners": H, "batch_groups": component.batch_groups,
         "D": D, "BD": numbers["BD"], "BM": numbers["BM"], "BX": PIECE_ROWS, "MERGE": merging, "ALIGN": alignment(D, out),
-    }, SMALL, call.aligned)  # fmt: skip
+    }, SMALL)  # fmt: skip
     if work.items is not None and not work.cut:
         # Rows of another length may be cut.
         merge.foresee(out, lse, lse, lse, component.group, component.group, component.merge, component.q_index)

@@ -61,28 +61,32 @@ _compiled: dict[tuple, Any] = {}  # (kernel, device, all that it is compiled for
 _ahead: dict[tuple, int] = {}  # what was compiled and not launched, and with how deep a pipeline
 
 
+class NotCompiled(Exception):
+    """A launch would have compiled where only what is compiled may be launched."""
+
+
 class _Here(local):
-    """What this thread plans for: see `only_compiling`."""
+    """What this thread plans for, and whether it may compile: see `only_compiling` and `only_compiled`."""
 
     device: torch.device | None = None
     wanted: dict[tuple, tuple[Plan, tuple]] | None = None
+    only_compiled = False
 
 
 _here = _Here()
 
 
 class Plan:
-    """A launch whose numbers are known; tensors come with each call.
+    """A launch whose numbers are known; tensors, which start at multiples of 16 bytes, come with each call.
 
     Args:
         kernel: a function under triton.jit.
         programs: how many programs run.
         numbers: all arguments that are no tensors, by name.
-        aligned: whether tensors start at multiples of 16 bytes, so that what is compiled for one call serves the next.
     """
 
-    def __init__(self, kernel, programs: int, numbers: dict, choice: Launch, aligned: bool):
-        self.kernel, self.numbers, self.choice, self.aligned = kernel, numbers, choice, aligned
+    def __init__(self, kernel, programs: int, numbers: dict, choice: Launch):
+        self.kernel, self.numbers, self.choice = kernel, numbers, choice
         self.grid = (programs, 1, 1)
         self.run: Callable | None = None
         self.tail: list = []
@@ -123,9 +127,11 @@ class Plan:
     def _first(self, tensors: tuple) -> None:
         names = self.kernel.arg_names[len(tensors) :]
         key = None
-        if DIRECT and self.aligned and hasattr(self.kernel, "params"):
+        if DIRECT and hasattr(self.kernel, "params"):
             key = self._key(tensors, names)
         compiled = _compiled.get(key) if key is not None else None
+        if key is not None and compiled is None and _here.only_compiled and _ahead.get(key) != self.depth():
+            raise NotCompiled
         self.tail = [self.numbers[name] for name in names]
         if compiled is None:
             compiled = self._dispatch(tensors)
@@ -196,6 +202,16 @@ def only_compiling(device: torch.device) -> Iterator[None]:
     finally:
         _here.device = _here.wanted = None
     compile_all(wanted, device)
+
+
+@contextmanager
+def only_compiled() -> Iterator[None]:
+    """What is launched in here and not compiled yet raises NotCompiled."""
+    _here.only_compiled = True
+    try:
+        yield
+    finally:
+        _here.only_compiled = False
 
 
 def compile_all(wanted: dict[tuple, tuple[Plan, tuple]], device: torch.device) -> None:

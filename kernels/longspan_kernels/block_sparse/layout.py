@@ -67,6 +67,9 @@ class Component:
             element; None for none (layouts made at run time alone have them).
         k_len: keys of the sequence, where `k_index` may list fewer.
         grows: whether its lines get longer with the sequence, in natural order.
+        even: (step, run, first) where its keys are gathered in runs of equal lengths and distances, at any length of the
+            sequence. Places without a token compute to any.
+        general: in the form that kernels for any length take (any_length.py).
         masks: [M, block_q, block_k] bool; the first `bands` of them equal lo <= m - n <= hi, m <= last_m, n <= last_n for the
             place offsets m, n in the tile (a sequence may end inside one), with (lo, hi, last_m, last_n) in `band` [M, 4]
             int32.
@@ -95,6 +98,8 @@ class Component:
     excluded: Tensor | None = None
     k_len: int = 0
     grows: bool = False
+    even: tuple[int, int, int] | None = None
+    general: bool = False
     _packed: Tensor | None = field(default=None, repr=False)
     cache: dict = field(default_factory=dict, repr=False)  # what a backend derives once (work lists)
 
@@ -134,6 +139,11 @@ class Recipe(Protocol):
         """Lengths from which a position that it names is there."""
         ...
 
+    @property
+    def forms(self) -> list[tuple[int, int, bool]]:
+        """Of the components at any length: tile sides, and whether tokens are listed."""
+        ...
+
     def on_host(self, q_len: int, k_len: int) -> Layout | None:
         """The layout at other lengths, on a CPU; None where there is none."""
         ...
@@ -145,7 +155,8 @@ class Layout:
 
     `origin` is Tk - Tq: query row r is at position r + origin. `live_pairs` and `visited_pairs` are summed over heads.
     `covered` says whether the first component of every head writes every query row. `recipe` makes it for other lengths, where
-    it was made of a registered pattern; `prepared` holds the calls that it was asked for.
+    it was made of a registered pattern; `general_for` says of each kind of call that it was asked for whether it takes general
+    kernels (any_length.py), and `general` is what those take.
     """
 
     q_len: int
@@ -156,7 +167,8 @@ class Layout:
     visited_pairs: int
     covered: bool
     recipe: Recipe | None = None
-    prepared: set = field(default_factory=set, repr=False)
+    general: Layout | None = field(default=None, repr=False)
+    general_for: dict[tuple, bool] = field(default_factory=dict, repr=False)
 
     @property
     def origin(self) -> int:

@@ -5,16 +5,18 @@ inside a tile, classes of a stride may be shorter than half a tile, and Hopper's
 the length. So the first call of a kind is planned at other lengths as well, on the host and without memory for its tensors, and
 what any of them would launch is compiled before it, several kernels at once.
 
-Left out are patterns that ask a function for each pair (Predicate), and tensors that do not start at multiples of 16 bytes.
-LONGSPAN_COMPILE_AHEAD=0 compiles for a length when it comes.
+So are general kernels, which any_length.py has serve what this leaves out: lengths between those planned, and all others of
+patterns that ask a function for each pair (Predicate). LONGSPAN_COMPILE_AHEAD=0 compiles for a length when it comes.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any
@@ -23,9 +25,11 @@ import torch
 from torch import Tensor
 
 from . import launching
+from .any_length import stand_in
 from .arguments import Call
-from .layout import Layout, Recipe
+from .layout import Layout, Lists, Recipe
 from .outside_graphs import capturing
+from .tuning import asked_for
 
 # Lengths at which patterns of many kinds, with few heads and with many, changed what they launch: of most sizes one that tiles
 # divide, and one they do not.
@@ -41,9 +45,13 @@ PERIODS = (
 )  # fmt: skip
 MOST_PERIODS, MOST_ENDS = 4, 8  # of one pattern
 FEW = 4  # times as many keys from which queries are few beside them
+OTHERS = 3  # a third of the numbers of keys are planned with other proportions of queries than those of the first call too
 KIND = 4096  # the length at which calls are compared
 ENTRIES = 50_000  # of a layout, after which no longer one is planned
-_known: set[tuple] = set()
+WIDTHS = (4, 24, 64)  # entries a line of a layout made at run time: short, middle and long ones
+MOST_SEEN = 4096
+_known: set[tuple] = set()  # kinds
+_seen: OrderedDict[tuple, None] = OrderedDict()  # kinds with their patterns
 
 
 Tokens = tuple[Tensor | None, int, int]  # a tensor, its dimension of tokens, and whose: QUERIES, KEYS or NONE
@@ -61,40 +69,96 @@ def given(call: Call) -> dict[str, Tokens]:
 
 def compile_for_other_lengths(
     run: Callable[..., Any], call: Call, layouts: dict[str, Layout], tensors: dict[str, Tokens], rest: dict[str, Any]
-) -> None:
+) -> bool:
     """Compiles what `run(**tensors, **layouts, **rest)` would launch at other lengths, once for each kind of call.
 
     A failure is a warning: this call can do without.
+
+    Returns:
+        Whether a call of this kind and pattern came before: then what is not compiled can be left to general kernels.
     """
-    if not launching.compiles_ahead(call.q) or not call.aligned or capturing(call.q.device):
-        return
-    recipes = [layout.recipe for layout in layouts.values() if layout.recipe is not None and layout.recipe.foreseen]
-    if len(recipes) < len(layouts):
-        return
-    here = call.q.shape[2], call.k.shape[2]
-    kind = _kind(run, call, recipes, tensors, rest)
+    if not launching.compiles_ahead(call.q) or capturing(call.q.device):
+        return False
+    recipes = {name: layout.recipe for name, layout in layouts.items() if layout.recipe is not None}
+    dynamic = all(component.dynamic for layout in layouts.values() for component in layout.components)
+    if len(recipes) < len(layouts) and not dynamic:
+        return False
+    families = [_form_of_lists(x) if x.recipe is None else x.recipe.family for x in layouts.values()]
+    if dynamic and (run.__name__, call.key, *families) in _known:  # each of its calls has a layout that is asked for anew
+        return False
+    kind = _kind(run, call, families, tensors, rest)
     if kind in _known:
-        return
+        # One of its family that comes for the first time (another table, another seed) may be of other lines: it compiles.
+        _known.update({(run.__name__, call.key, *families)} if dynamic else ())
+        return not dynamic and _seen_before((kind, *recipes.values()))
     if "dout" not in tensors:
         _on_host.cache_clear()  # of the call before; a backward pass asks for the layouts of its forward again
     try:
         with _one_thread(), launching.only_compiling(call.q.device):
-            periods = {period for recipe in recipes for period in recipe.periods}
-            for there in _lengths(*here, periods, {end for recipe in recipes for end in recipe.ends}):
-                planned = dict(zip(layouts, (_on_host(recipe, *there) for recipe in recipes), strict=True))
-                if all(layout is not None for layout in planned.values()):
-                    x, *others = [_at_length(*x, here, there) for x in tensors.values()]
-                    run(x, **dict(zip(list(tensors)[1:], others, strict=True)), **planned, **rest)
-                if any(layout is not None and _entries(layout) > ENTRIES for layout in planned.values()):
-                    break
+            here = call.q.shape[2], call.k.shape[2]
+
+            for there, planned in _others(layouts, recipes, *here, call.q.shape[1]):
+                x, *others = [_at_length(*x, here, there) for x in tensors.values()]
+                run(x, **dict(zip(list(tensors)[1:], others, strict=True)), **planned, **rest)
     except Exception as error:
         warnings.warn(f"kernels for other lengths are not compiled ahead: {type(error).__name__}: {error}", stacklevel=2)
     _known.add(kind)  # not where it was interrupted
+    _seen_before((kind, *recipes.values()))
     if "dout" in tensors:
         _on_host.cache_clear()
+    return False
 
 
-def _kind(run: Callable, call: Call, recipes: list[Recipe], tensors: dict[str, Tokens], rest: dict[str, Any]) -> tuple:
+def _others(
+    layouts: dict[str, Layout], recipes: dict[str, Recipe], q_len: int, k_len: int, heads: int
+) -> Iterator[tuple[tuple[int, int], dict[str, Layout]]]:
+    """Lengths, and layouts to plan launches by: what calls of one kind may come with."""
+    if not recipes:  # made at run time
+        for width in WIDTHS:
+            yield (q_len, k_len), {name: _of_width(layout, width) for name, layout in layouts.items()}
+        return
+    yield (q_len, k_len), {name: stand_in(recipe.forms, q_len, k_len, heads) for name, recipe in recipes.items()}
+    if not all(recipe.foreseen for recipe in recipes.values()):
+        return
+    periods = {period for recipe in recipes.values() for period in recipe.periods}
+    for there in _lengths(q_len, k_len, periods, {end for recipe in recipes.values() for end in recipe.ends}):
+        planned = {name: layout for name, recipe in recipes.items() if (layout := _on_host(recipe, *there)) is not None}
+        if len(planned) == len(recipes):
+            yield there, planned
+        if any(_entries(layout) > ENTRIES for layout in planned.values()):
+            return
+
+
+def _seen_before(call: tuple) -> bool:
+    before = call in _seen
+    _seen[call] = None
+    _seen.move_to_end(call)
+    if len(_seen) > MOST_SEEN:
+        _seen.popitem(last=False)
+    return before
+
+
+def _form_of_lists(layout: Layout) -> tuple:
+    """What kernels are compiled for of a layout made at run time."""
+    return tuple(
+        (c.block_q, c.block_k, c.q_index is None, c.k_index is None, c.positional, c.batch_groups > 0, len(c.rows.start) == 1,
+         None if c.excluded is None else c.excluded.shape[1], layout.covered)
+        for c in layout.components
+    )  # fmt: skip
+
+
+def _of_width(layout: Layout, width: int) -> Layout:
+    """A layout made at run time as if its lists had so many entries a line."""
+
+    def wider(lists: Lists) -> Lists:
+        start, count, full, band, index, kind = (x.to("meta") for x in lists.tensors())
+        return Lists(start, count, full, band, index.new_empty(start.numel() * width), kind, lists.contiguous, lists.longest)
+
+    components = [replace(c, rows=wider(c.rows), columns=wider(c.columns), cache={}) for c in layout.components]
+    return replace(layout, components=components, general_for={})
+
+
+def _kind(run: Callable, call: Call, families: list[tuple], tensors: dict[str, Tokens], rest: dict[str, Any]) -> tuple:
     """What calls of all lengths that launch the same have in common."""
     here = call.q.shape[2], call.k.shape[2]
     forms: list[Any] = []
@@ -107,17 +171,12 @@ def _kind(run: Callable, call: Call, recipes: list[Recipe], tensors: dict[str, T
         forms.append((x.dtype, *shape[1:], *(0 if stride == 0 else math.gcd(stride, 16) for stride in strides)))
     numbers = {name: x for name, x in rest.items() if name not in ("scale", "dropout_p")}
     batch = (call.q.shape[0] - 1).bit_length()  # as work lists have it
-    families = [recipe.family for recipe in recipes]
-    return (run.__name__, call.q.device, batch, *_regime(*here), *families, *forms, *numbers.values())
+    return (run.__name__, call.q.device, batch, _regime(*here), asked_for(), *families, *forms, *numbers.values())
 
 
-def _regime(q_len: int, k_len: int) -> tuple[str, int]:
-    """How lengths are taken to vary: together, in proportion, or keys beside a few queries."""
-    if q_len == k_len:
-        return "equal", 0
-    if FEW * q_len <= k_len:
-        return "few", (q_len - 1).bit_length()
-    return "in proportion", round(4 * q_len / k_len)
+def _regime(q_len: int, k_len: int) -> str:
+    """What lengths are planned together: as many queries as keys, a few queries beside many keys, or other proportions."""
+    return "equal" if q_len == k_len else "few" if FEW * q_len <= k_len else "unequal"
 
 
 @contextmanager
@@ -141,7 +200,7 @@ def _entries(layout: Layout) -> int:
 
 
 def _lengths(q_len: int, k_len: int, periods: set[int], ends: set[int]) -> Iterator[tuple[int, int]]:
-    few = _regime(q_len, k_len)[0] == "few"
+    regime = _regime(q_len, k_len)
     lengths = set(LADDER)
     shown = _chosen(sorted(ends), MOST_ENDS)
     between = [(end + following) // 2 for end, following in pairwise([*shown, 2 * shown[-1]])] if shown else []
@@ -149,12 +208,17 @@ def _lengths(q_len: int, k_len: int, periods: set[int], ends: set[int]) -> Itera
         lengths |= {length + 1, -(-length // 64) * 64}
     for period in _chosen(sorted(periods), MOST_PERIODS):
         lengths |= {n for times, more in PERIODS if LADDER[0] <= (n := int(times * period) + more) <= LADDER[-1]}
-    if few:  # the last query meets the end of the keys in every way
+    if regime == "few":  # the last query meets the end of the keys in every way
         lengths |= {length + more for length in lengths for more in (1, q_len - 1)}
-    for length in sorted(lengths):
-        queries = q_len if few else max(1, round(length * q_len / k_len))
-        if queries <= max(q_len, LADDER[-1]):
-            yield queries, length
+    for at, keys in enumerate(sorted(lengths)):
+        if regime == "equal":
+            yield keys, keys
+            continue
+        queries = {q_len} if regime == "few" else {round(keys * q_len / k_len)}
+        if at % OTHERS == 0:
+            queries |= {1} if regime == "few" else {keys // 2, keys * 3 // 2}
+        most = max(q_len, LADDER[-1])
+        yield from ((n, keys) for n in sorted(queries) if 0 < n <= most and _regime(n, keys) == regime)
 
 
 def _chosen(numbers: list[int], most: int) -> list[int]:

@@ -60,6 +60,23 @@ class Order:
     def name(self) -> str:
         return f"residue {self.stride}" if self.kind == "residue" else self.kind
 
+    def even(self, block: int) -> tuple[int, int, int] | None:
+        """(step, run, first) where the keys of all tiles lie in runs of equal lengths and distances, whole runs to a tile.
+
+        It does not ask how many of them a length has. None for what one tile holds: few keys gain nothing.
+        """
+        if self.kind != "keys":
+            return None
+        if self.stride:
+            step, run, first = self.stride, self.size, self.stride - self.size
+        else:
+            runs = {stop - start for start, stop in self.positions}
+            steps = {after - start for (start, _), (after, _) in itertools.pairwise(self.positions)}
+            if len(runs) != 1 or len(steps) != 1 or len(self.positions) * max(runs) <= block:
+                return None
+            (step,), (run,), first = steps, runs, self.positions[0][0]
+        return None if block % run else (step, run, first)
+
 
 class Planner:
     """Builds the tiles of each order once, for one call of `compile_layout`."""
@@ -192,7 +209,7 @@ def compile_layout(
         for members, rule in plan[order]:
             head_group |= compiler.add(rule, members)
         component, pairs, tiles = compiler.finish(heads, head_group, planner.first, order.name, covers, set(written))
-        component.k_len = k_len
+        component.k_len, component.even = k_len, order.even(k.block)
         component.grows = order.kind == "natural" and any(grows(rule) for _, rule in plan[order])
         for head in head_group:
             if head not in written and covers:

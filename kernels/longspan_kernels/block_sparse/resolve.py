@@ -57,6 +57,17 @@ class PatternRecipe:
                 found |= {stop for _, stop in atom.set.ranges}
         return frozenset(found)
 
+    @property
+    def forms(self) -> list[tuple[int, int, bool]]:
+        natural = self.tiling.block_q, self.tiling.block_k
+        found = [(*natural, False)]
+        kinds = tuple({type(atom) for atom in _atoms(self)})
+        if not self.tiling.one_pass and any(issubclass(kind, (Congruent, Keys, KeysPeriodic, Queries)) for kind in kinds):
+            found.append((*natural, True))
+            if Congruent in kinds:
+                found += [(side, side, True) for side in self.tiling.sizes if (side, side) != natural]
+        return found
+
     def on_host(self, q_len: int, k_len: int) -> Layout | None:
         try:
             with torch.inference_mode(False), torch.no_grad():
@@ -121,6 +132,12 @@ def layout_for(
     if dropped and device.type == "cuda":
         torch.cuda.synchronize(device)  # kernels on other streams than that which made them may still read them
     return layout
+
+
+def kept_layouts() -> list[Layout]:
+    """Every layout that is kept for later calls."""
+    with _lock:
+        return list(_layouts.values())
 
 
 def clear_layouts() -> None:

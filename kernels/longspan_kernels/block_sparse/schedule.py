@@ -88,12 +88,14 @@ def work_of(
     if key not in component.cache:
         groups = component.group.view(owners, share)
         side = component.block_q if name == "rows" else component.block_k
-        component.cache[key] = _schedule(lists, name, groups, 1 << key[3], everything, in_two, whole, side)
+        component.cache[key] = _schedule(
+            lists, name, groups, 1 << key[3], everything, in_two, whole, side, listed=component.general
+        )
     return component.cache[key]
 
 
 def _schedule(
-    lists: Lists, name: str, groups: Tensor, batch: int, everything: bool, in_two: bool, whole: bool, side: int
+    lists: Lists, name: str, groups: Tensor, batch: int, everything: bool, in_two: bool, whole: bool, side: int, listed: bool
 ) -> Work:  # fmt: skip
     owners, lines = len(groups), lists.start.shape[1]
     served = groups >= 0
@@ -113,7 +115,7 @@ def _schedule(
     even = longest * max(busy, 1) <= EVEN * total and (everything or 2 * busy >= owners * lines)
     # A line of a larger tile has more warps, and counts as the lines that it holds.
     enough = batch * owners * lines * max(1, side // USUAL_SIDE) >= FEWEST_PROGRAMS * processors(weight.device)
-    if even and (enough or longest <= max(piece, SHORTEST_CUT)):
+    if not listed and even and (enough or longest <= max(piece, SHORTEST_CUT)):
         return Work(lines * owners)
     pieces = (weight + piece - 1) // piece
     if everything:

@@ -113,6 +113,11 @@ def launched_as(**kernels: Launch) -> Iterator[None]:
         _chosen.update(before)
 
 
+def asked_for() -> tuple:
+    """What `launched_as` is in force."""
+    return tuple(sorted(_chosen.items(), key=lambda item: item[0]))
+
+
 def lines_of(component: Component) -> str:
     """Whether a component's lines are "gathered", "long", "middle", or short: "bits" with masks that are no bands, "blocks"
     without any mask, else "short". Keys gathered in equal steps, more than a tile of them, are "steps".
@@ -121,6 +126,8 @@ def lines_of(component: Component) -> str:
     length are long at any, others are as long as the median one.
     """
     gathered = component.q_index is not None or component.k_index is not None
+    if component.general:
+        return "gathered" if gathered else "bits"
     if gathered and not component.dynamic and not component.order.startswith("residue"):
         return "gathered" if stepped(component) is None else "steps"
     if component.grows:
