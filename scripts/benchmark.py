@@ -4,6 +4,7 @@ python scripts/benchmark.py --attention full local:window=256 bigbird --lengths 
 python scripts/benchmark.py --suite cpu -o benchmarks/cpu.json
 python scripts/benchmark.py --suite gpu -o benchmarks/h100.json
 python scripts/benchmark.py --suite end-to-end -o benchmarks/end_to_end.json
+python scripts/benchmark.py --suite first-call -o benchmarks/h100_first_call.json
 python scripts/benchmark.py --tune -o tuned.json        # the table of kernels/longspan_kernels/block_sparse/launch_table.py
 python scripts/benchmark.py --pattern "Local(256) | Strided(128)" --lengths 4096 16384 --heads 8 --head-dim 64 --peer sdpa
 """
@@ -19,7 +20,7 @@ from pathlib import Path
 import torch
 
 from longspan.attention import AttentionConfigError
-from longspan.benchmark import layouts
+from longspan.benchmark import first_call, layouts
 from longspan.benchmark.cases import Case, CaseError, parse_pattern
 from longspan.benchmark.compare import compare
 from longspan.benchmark.compile_first import compile_first
@@ -39,7 +40,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--suite", choices=[*SUITES, "end-to-end", "layouts"], help="a published comparison, instead of --pattern"
+        "--suite", choices=[*SUITES, "end-to-end", "layouts", "first-call"], help="a published comparison, instead of --pattern"
     )
     parser.add_argument("--tune", action="store_true", help="search how kernels are best launched on this GPU")
     parser.add_argument(
@@ -117,6 +118,17 @@ def end_to_end(args: argparse.Namespace) -> int:
     return keep(args, [row])
 
 
+def first_calls(args: argparse.Namespace) -> int:
+    """What the first call of a pattern waits for, and what another length does."""
+    found: list[dict] = []
+    for row in first_call.measure(args.device):
+        found.append(row)
+        print(row, file=sys.stderr, flush=True)
+        if args.output:  # after each, so that an interrupt loses nothing
+            save(args.output, result(command_line(), args.device, found))
+    return keep(args, found)
+
+
 def tune(args: argparse.Namespace) -> int:
     """Every candidate launch of every kernel, and the table of the best."""
     from longspan.benchmark import tune as tuning
@@ -176,6 +188,8 @@ def main() -> int:
         return end_to_end(args)
     if args.tune:
         return tune(args)
+    if args.suite == "first-call":
+        return first_calls(args)
     if args.suite == "layouts":
         return keep(args, layouts.measure(args.device))
     rows: list[dict] = []
