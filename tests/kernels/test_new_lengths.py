@@ -87,9 +87,9 @@ def test_what_a_step_launches_was_compiled_with_the_first_at_another_length():
     lines = done.stdout.splitlines()
     assert len(lines) == 56  # patterns, kinds of call for each
     assert not [line for line in lines if not line.endswith("general:")]  # kernels missed stand behind
-    assert all(int(line.split(" kernels,")[0].split()[-1]) > 5 for line in lines)
+    assert all(int(line.split(" kernels,")[0].split()[-1]) > 7 for line in lines)
     by_general = [int(line.split()[-4]) for line in lines if "Predicate" not in line and "lists " not in line]
-    assert len(by_general) > 40 and sum(by_general) <= 3  # of 10 lengths each: they are slower
+    assert len(by_general) > 40 and sum(by_general) <= 3  # of 10 lengths each, those that were planned for: they are slower
 
 
 def made(shape, order, gap=0):

@@ -32,10 +32,10 @@ from .outside_graphs import capturing
 from .tuning import asked_for
 
 # Lengths at which patterns of many kinds, with few heads and with many, changed what they launch: of most sizes one that tiles
-# divide, and one they do not.
+# divide, and one they do not. Shorter ones would launch many kernels that no other does, to gain little beside the launch.
 LADDER = (
-    20, 64, 96, 128, 200, 256, 300, 384, 450, 512, 600, 1024, 1500, 1536, 2000, 2560, 3000, 4000, 4096, 6000, 9600, 12000,
-    12288, 16300, 24000, 24064, 32768, 65500, 65536,
+    512, 600, 1024, 1500, 1536, 2000, 2560, 3000, 4000, 4096, 6000, 9600, 12000, 12288, 16300, 24000, 24064, 32768, 65500,
+    65536,
 )  # fmt: skip
 # The same in strides or blocks of a pattern, and tokens beyond: rows that see all blocks and that do not, an end inside one,
 # classes that share a tile and that have their own, a stride that divides the length and one that does not.
@@ -207,10 +207,10 @@ def _lengths(q_len: int, k_len: int, periods: set[int], ends: set[int]) -> Itera
     for length in (*shown, *between):  # inside a tile, and where tiles divide
         lengths |= {length + 1, -(-length // 64) * 64}
     for period in _chosen(sorted(periods), MOST_PERIODS):
-        lengths |= {n for times, more in PERIODS if LADDER[0] <= (n := int(times * period) + more) <= LADDER[-1]}
+        lengths |= {n for times, more in PERIODS if (n := int(times * period) + more) <= LADDER[-1]}
     if regime == "few":  # the last query meets the end of the keys in every way
         lengths |= {length + more for length in lengths for more in (1, q_len - 1)}
-    for at, keys in enumerate(sorted(lengths)):
+    for at, keys in enumerate(sorted(length for length in lengths if length >= LADDER[0])):
         if regime == "equal":
             yield keys, keys
             continue
