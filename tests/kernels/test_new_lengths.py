@@ -234,8 +234,17 @@ def test_which_forms_general_kernels_have():
     assert PatternRecipe(Strided(100).key, 2, False, Tiling(32, 32, one_pass=True)).forms == [(32, 32, False)]
 
 
+@pytest.fixture
+def deterministic(request):
+    """Torch's setting: "no", "warn" or "yes"."""
+    torch.use_deterministic_algorithms(request.param != "no", warn_only=request.param == "warn")
+    yield request.param
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("deterministic", ["no", "warn", "yes"], indirect=True)
 @pytest.mark.parametrize("known", [True, False])
-def test_general_kernels_serve_only_where_they_are_known(known):
+def test_general_kernels_serve_only_where_they_are_known_and_bits_may_differ(known, deterministic):
     """A layout is asked once for each kind of call, and keeps the answer."""
     layout = layout_for(Local(8).key, 64, 64, 2, False, Tiling(64, 64, sizes=(64,)), torch.device("cpu"))
     layout.general_for.clear()
@@ -254,7 +263,8 @@ def test_general_kernels_serve_only_where_they_are_known(known):
     for _ in range(2):
         assert by_kernels_there_are({"layout": layout}, ("forward",), others_known, run) == 5
     assert len(asked) == 1 and not launching._here.only_compiled
-    assert ran == ([(False, True), (True, False), (True, False)] if known else [(False, False)] * 2)
+    general = known and deterministic != "yes"
+    assert ran == ([(False, True), (True, False), (True, False)] if general else [(False, False)] * 2)
 
 
 def test_a_pattern_that_comes_first_compiles_what_it_lacks(monkeypatch):
