@@ -196,7 +196,7 @@ def test_a_kernel_that_does_not_compile_ahead_is_a_warning(planned):
 def test_a_pattern_that_cannot_be_planned_is_a_warning(monkeypatch):
     monkeypatch.setattr(launching, "compiles_ahead", lambda x: True)
     monkeypatch.setattr(launching, "compile_all", lambda wanted, device: None)
-    monkeypatch.setattr(other_lengths, "_known", set())
+    monkeypatch.setattr(other_lengths, "_known", {})
     monkeypatch.setattr(other_lengths, "_on_host", lru_cache(lambda *args: 1 // 0))
 
     def run(q, layout):
@@ -224,14 +224,14 @@ def test_what_is_known_of_a_pattern_at_other_lengths():
 
 
 def test_which_forms_general_kernels_have():
-    natural, listed = (64, 64, False), (64, 64, True)
+    natural, listed = (64, 64, "bits"), (64, 64, "gathered")
     assert recipe_of(Local(8)).forms == [natural]
-    assert recipe_of(Predicate(lambda b, h, i, j: i >= j)).forms == [natural]
+    assert recipe_of(Predicate(lambda b, h, i, j: i >= j)).forms == [natural, (64, 64, "middle"), (64, 64, "long")]
     assert recipe_of(Longformer(8, (500,))).forms == [natural, listed]  # beyond the length of the call
     assert recipe_of(Strided(100)).forms == [natural, listed]
     small = PatternRecipe(Strided(100).key, 2, False, Tiling(32, 32, sizes=(64,)))
-    assert small.forms == [(32, 32, False), (32, 32, True), (64, 64, True)]
-    assert PatternRecipe(Strided(100).key, 2, False, Tiling(32, 32, one_pass=True)).forms == [(32, 32, False)]
+    assert small.forms == [(32, 32, "bits"), (32, 32, "gathered"), (64, 64, "gathered")]
+    assert PatternRecipe(Strided(100).key, 2, False, Tiling(32, 32, one_pass=True)).forms == [(32, 32, "bits")]
 
 
 @pytest.fixture
@@ -254,12 +254,17 @@ def test_general_kernels_serve_only_where_they_are_known_and_bits_may_differ(kno
         asked.append(1)
         return known
 
+    def interrupted():
+        raise KeyboardInterrupt
+
     def run(found):
-        ran.append((found["layout"].components[0].general, launching._here.only_compiled))
+        ran.append((bool(found["layout"].components[0].general), launching._here.only_compiled))
         if launching._here.only_compiled:
             raise launching.NotCompiled
         return 5
 
+    with pytest.raises(KeyboardInterrupt):  # which leaves no answer behind
+        by_kernels_there_are({"layout": layout}, ("forward",), interrupted, run)
     for _ in range(2):
         assert by_kernels_there_are({"layout": layout}, ("forward",), others_known, run) == 5
     assert len(asked) == 1 and not launching._here.only_compiled
@@ -271,7 +276,7 @@ def test_a_pattern_that_comes_first_compiles_what_it_lacks(monkeypatch):
     """Another table of a known kind may be of other lines; at another length it takes what there is."""
     monkeypatch.setattr(launching, "compiles_ahead", lambda x: True)
     monkeypatch.setattr(launching, "compile_all", lambda wanted, device: None)
-    monkeypatch.setattr(other_lengths, "_known", set())
+    monkeypatch.setattr(other_lengths, "_known", {})
     monkeypatch.setattr(other_lengths, "_others", lambda *args: iter(()))
 
     def known(seed, length):
@@ -295,6 +300,7 @@ def test_which_lengths_are_planned_together():
     assert regimes(200, 300) == ({"unequal"}, {2, 3, 6})
     assert regimes(900, 300) == ({"unequal"}, {2, 6, 12})
     assert (1, 4096) in set(other_lengths._lengths(10, 300, set(), set()))
+    assert max(other_lengths._lengths(300, 300, {1 << 30}, {500, 10**9})) == (65536, 65536)
 
 
 def test_a_length_that_a_pattern_does_not_know_is_left_out():

@@ -11,7 +11,7 @@ pytest.importorskip("triton")
 
 from longspan.patterns import Longformer
 from longspan_kernels.block_sparse import backward, forward, launching, schedule, tuning
-from longspan_kernels.block_sparse.arguments import Call, stepped, streamed
+from longspan_kernels.block_sparse.arguments import Call, alignment, stepped, streamed
 from longspan_kernels.block_sparse.launching import Launch, Plan
 from longspan_kernels.block_sparse.planner import Tiling, compile_layout
 from longspan_kernels.block_sparse.reference import reference_attention
@@ -261,6 +261,48 @@ def test_kernels_read_from_multiples_of_16_bytes(monkeypatch):
         right, _ = reference_attention(*leaves, mask, scale=0.3)
         for a, b in zip(got, (right, *torch.autograd.grad(right, leaves, dout.double())), strict=True):
             torch.testing.assert_close(a.double(), b.detach(), atol=2e-5, rtol=2e-4)
+
+
+def test_windows_that_overlap_are_read_as_they_are():
+    """What starts off 16 bytes is copied row by row, in whatever order its tokens lie."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 200, generator=g)[:, 1:42].unfold(-1, 32, 1)[:, None]  # (2, 1, 10, 32), a token a step of one number
+    assert x.stride()[2:] == (1, 1) and x.data_ptr() % 16
+    layout = compile_layout([((0,), CAUSAL)], 10, 10, 1, Tiling(16, 16))
+    out, _ = forward.triton_forward(x, x, x, layout, scale=0.3)
+    mask = CAUSAL.live(0, torch.arange(10)[:, None], torch.arange(10)[None])[None]
+    right, _ = reference_attention(*[x.double()] * 3, mask, scale=0.3)
+    torch.testing.assert_close(out.double(), right, atol=2e-5, rtol=2e-4)
+
+
+def test_one_token_is_read_as_many_are():
+    """By kernels that another length has."""
+    rows = torch.randn(1, 1, 40, 72)[..., :64]
+    assert alignment(64, rows) == alignment(64, rows[:, :, :1]) == 1
+    assert alignment(64, rows.contiguous()[:, :, :1]) == 16
+
+
+def test_a_kernel_compiled_ahead_stays_so_where_others_need_a_shallower_pipeline(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(launching, "_ahead", {})
+    monkeypatch.setattr(launching, "_stages", {})
+    asked = []
+
+    class Kernel(_Kernel):
+        def __getitem__(self, grid):
+            def dispatch(*args, num_warps, num_stages, **numbers):
+                asked.append(num_stages)
+                return _Compiled([])
+
+            return dispatch
+
+    kernel, x = Kernel(), torch.zeros(4)
+    plan = Plan(kernel, 1, {"length": 3, "stride": 64, "D": 64}, Launch(4, 4))
+    launching._ahead[plan._key((x,), kernel.arg_names[1:])] = 4
+    assert plan.shallower()  # for another kernel of the same tile
+    with launching.only_compiled():
+        plan(x)
+    assert asked == [4]
 
 
 @pytest.mark.parametrize("causal", [False, True])

@@ -17,7 +17,7 @@ from triton.compiler import ASTSource
 
 from longspan.patterns import BigBird, Fixed, Full, Local, Longformer, Pattern, Strided
 from longspan_kernels.block_sparse import choose_kernel, launching, schedule, tuning
-from longspan_kernels.block_sparse.any_length import in_general
+from longspan_kernels.block_sparse.any_length import stand_in
 from longspan_kernels.block_sparse.backward import triton_backward
 from longspan_kernels.block_sparse.choose_kernel import triton_choose, triton_choose_scored
 from longspan_kernels.block_sparse.forward import triton_forward
@@ -34,6 +34,7 @@ CASES: list[tuple[Pattern, bool, int, torch.dtype]] = [
     (Local(256), True, 64, torch.float32),
     (Full(), False, 128, torch.bfloat16),
 ]
+FOR_ALL_LINES = ((64, torch.bfloat16), (128, torch.bfloat16))
 HEADS, LENGTH = 8, 2048
 _seen: set[tuple] = set()
 
@@ -90,7 +91,10 @@ def main(capability: int, cases: int = len(CASES)) -> None:
         tiles = tuning.tilings(width, dtype, (capability // 10, capability % 10), blocks)
         first, second = (compile_layout(rules, LENGTH, LENGTH, HEADS, tiling, "cpu") for tiling in tiles)
         q, k, v, dout = (torch.zeros(1, HEADS, LENGTH, width, dtype=dtype) for _ in range(4))
-        for one, other in ((first, second), (in_general(first), in_general(second))):
+        lines = ("bits", "gathered", "middle", "long")[: 4 if (width, dtype) in FOR_ALL_LINES else 2]
+        forms = [[(tiling.block_q, tiling.block_k, name) for name in lines] for tiling in tiles]
+        general = (stand_in(form, LENGTH, LENGTH, HEADS) for form in forms)
+        for one, other in ((first, second), general):
             out, lse = triton_forward(q, k, v, one, scale=0.1)
             triton_backward(dout, None, q, k, v, out, lse, other, scale=0.1)
     for dtype, width in ((torch.bfloat16, 64), (torch.float32, 64), (torch.bfloat16, 128), (torch.float32, 128)):

@@ -153,6 +153,9 @@ def main() -> None:
                 found = compiler.step(pattern, causal, kind.queries(length), length, kind, always)
                 general += compiler.general and not always and length >= other_lengths.LADDER[0]
                 missed += [f"{length}:{key[0]}" for key in found]
+        regimes = {other_lengths._regime(kind.queries(length), length) for length in (first, *lengths)}
+        if len(other_lengths._known) != 2 * len(regimes):  # of a forward and a backward pass
+            missed.append(f"{len(other_lengths._known)} kinds for {regimes}")
         name = f"{str(pattern)[:24]} causal={causal} {kind.heads}/{kind.key_heads} heads D={kind.width}"
         print(name, len(compiler.compiled), "kernels,", f"{general} of {len(lengths)} general:", *missed, flush=True)
     for ordered, excluding in ((False, False), (True, False), (False, True)):

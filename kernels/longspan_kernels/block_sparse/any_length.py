@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from . import launching
-from .layout import Component, Layout, Lists
+from .layout import Component, Layout, Lists, pack_bits
 from .outside_graphs import made_outside_graphs
+from .tuning import lines_of
 
 Result = TypeVar("Result")
 
@@ -31,14 +32,17 @@ def by_kernels_there_are(
         others_known: compiles for other lengths where this is the first call of its kind, and says whether it was not.
     """
     general = next(iter(layouts.values())).general_for
-    if key not in general:
-        general[key] = False
+    if key not in general:  # nor is it where this ends early
+        missing = False
         if others_known() and not _bits_matter():
             try:
                 with launching.only_compiled():
-                    return run(layouts)
+                    result = run(layouts)
+                general[key] = False
+                return result
             except launching.NotCompiled:
-                general[key] = True
+                missing = True
+        general[key] = missing
     return run({name: in_general(layout) for name, layout in layouts.items()} if general[key] else layouts)
 
 
@@ -66,14 +70,27 @@ def _component(component: Component, layout: Layout) -> Component:
     if not (q_index is None and k_index is None):
         q_index = _places(c.q_start, c.q_blocks * c.block_q, layout.q_len, c.group) if q_index is None else q_index
         k_index = _places(c.k_start, c.k_blocks * c.block_k, layout.k_len, c.group) if k_index is None else k_index
-    # A band before all masks and one of bits after them, which no entry has: there are masks of both sorts then.
+    # A band before all masks and one of bits after them, which no entry has: there are masks of both sorts then. Kernels
+    # read masks as packed bits, so the others are not copied.
     spare, bounds = c.masks.new_zeros((1, c.block_q, c.block_k)), c.band.new_zeros((1, 4))
+    packed = torch.cat([pack_bits(spare), c.packed_masks(), pack_bits(spare)])
     return Component(
         block_q=c.block_q, block_k=c.block_k, group=c.group, merge=torch.ones_like(c.merge), q_index=q_index, k_index=k_index,
         q_start=c.q_start, k_start=c.k_start, covers=c.covers, q_blocks=c.q_blocks, k_blocks=c.k_blocks, rows=_lists(c.rows),
-        columns=_lists(c.columns), masks=torch.cat([spare, c.masks, spare]), band=torch.cat([bounds, c.band, bounds]),
-        bands=c.bands + 1, order="general", k_len=c.k_len, general=True,
+        columns=_lists(c.columns), masks=spare.expand(len(packed), -1, -1), band=torch.cat([bounds, c.band, bounds]),
+        bands=c.bands + 1, order="general", k_len=c.k_len, general=_lines(c, layout), _packed=packed,
     )  # fmt: skip
+
+
+def _lines(component: Component, layout: Layout) -> str:
+    """How the kernels are launched: as for these lines. For patterns that are planned at other lengths general kernels are few
+    and seldom launched; the others have them at most lengths, and launch them by how long lines are."""
+    if component.q_index is not None or component.k_index is not None:
+        return "gathered"
+    if layout.recipe is None or layout.recipe.foreseen:
+        return "bits"
+    lines = lines_of(component)
+    return lines if lines in ("middle", "long") else "bits"
 
 
 def _places(start: int, count: int, length: int, like: Tensor) -> Tensor:
@@ -88,10 +105,11 @@ def _lists(lists: Lists) -> Lists:
     return replace(lists, kind=kind, contiguous=False)
 
 
-def stand_in(forms: list[tuple[int, int, bool]], q_len: int, k_len: int, heads: int) -> Layout:
-    """A general layout with one tile of each form (block_q, block_k, whether its tokens are listed), to plan launches by."""
+def stand_in(forms: list[tuple[int, int, str]], q_len: int, k_len: int, heads: int) -> Layout:
+    """A general layout with one tile of each form (block_q, block_k, lines; see Recipe.forms), to plan launches by."""
     components = []
-    for block_q, block_k, listed in forms:
+    for block_q, block_k, lines in forms:
+        listed = lines == "gathered"
         one, none = torch.ones((1, 1), dtype=torch.int32), torch.zeros((1, 1), dtype=torch.int32)
         full = torch.full((1,), -1, dtype=torch.int8)
         lists = Lists(none, one, one, none, none[0], full, contiguous=False, longest=1)
@@ -102,4 +120,7 @@ def stand_in(forms: list[tuple[int, int, bool]], q_len: int, k_len: int, heads: 
             rows=lists, columns=lists, masks=torch.zeros((0, block_q, block_k), dtype=torch.bool),
             band=torch.zeros((0, 4), dtype=torch.int32), bands=0, order="natural",
         ))  # fmt: skip
-    return _in_general(Layout(q_len, k_len, heads, components, 0, 0, covered=True))
+    made = _in_general(Layout(q_len, k_len, heads, components, 0, 0, covered=True))
+    for component, (_, _, lines) in zip(made.components, forms, strict=True):
+        component.general = lines
+    return made

@@ -26,7 +26,7 @@ class UnsupportedCall(ValueError):
 
 def from_16_bytes(x: Tensor) -> Tensor:
     """x itself where it starts at a multiple of 16 bytes, as kernels are compiled for it, else a copy that does."""
-    return x if x.data_ptr() % 16 == 0 else x.clone()
+    return x if x.data_ptr() % 16 == 0 else x.clone(memory_format=torch.contiguous_format)
 
 
 def readable(x: Tensor) -> Tensor:
@@ -43,7 +43,8 @@ def alignment(head_dim: int, *tensors: Tensor) -> int:
     """Elements that every row of the tensors starts at a multiple of. It depends on the length only for odd layouts."""
     align = min(16, head_dim & -head_dim)
     for x in tensors:
-        if any(stride % align for stride, size in zip(x.stride()[:3], x.shape[:3], strict=True) if size > 1):
+        # One token counts as many do: another length may have them.
+        if any(stride % align for dim, stride in enumerate(x.stride()[:3]) if dim == 2 or x.shape[dim] > 1):
             return 1
     return align
 

@@ -106,7 +106,7 @@ class Plan:
 
     def _want(self, tensors: tuple, wanted: dict) -> None:
         key = self._key(tensors, self.kernel.arg_names[len(tensors) :])
-        if all(self.grid) and key not in _compiled and _ahead.get(key) != self.depth():
+        if all(self.grid) and key not in _compiled and key not in _ahead:
             wanted.setdefault(key, (self, tensors))
 
     def compile(self, tensors: tuple) -> Any:
@@ -130,11 +130,11 @@ class Plan:
         if DIRECT and hasattr(self.kernel, "params"):
             key = self._key(tensors, names)
         compiled = _compiled.get(key) if key is not None else None
-        if key is not None and compiled is None and _here.only_compiled and _ahead.get(key) != self.depth():
+        if key is not None and compiled is None and _here.only_compiled and key not in _ahead:
             raise NotCompiled
         self.tail = [self.numbers[name] for name in names]
         if compiled is None:
-            compiled = self._dispatch(tensors)
+            compiled = self._dispatch(tensors, key)
             if key is None or compiled is None:
                 return
             _compiled[key] = compiled
@@ -158,14 +158,17 @@ class Plan:
         )
         return (self.kernel.__name__, torch.cuda.current_device(), self.choice, *kinds, *compiled_for)
 
-    def _dispatch(self, tensors: tuple):
-        """Through Triton; where the pipeline does not fit in shared memory, with a shallower one, remembered."""
+    def _dispatch(self, tensors: tuple, key: tuple | None):
+        """Through Triton, as it was compiled ahead; where the pipeline does not fit in shared memory, with a shallower one,
+        remembered."""
         while True:
             try:
-                options = {"num_warps": self.choice.warps, "num_stages": self.depth(), **self._options()}
+                depth = self.depth() if key is None else _ahead.get(key, self.depth())
+                options = {"num_warps": self.choice.warps, "num_stages": depth, **self._options()}
                 return self.kernel[self.grid](*tensors, **self.numbers, **options)
             except Exception as error:
-                if type(error).__name__ != "OutOfResources" or not self.shallower():
+                ahead = None if key is None else _ahead.pop(key, None)
+                if type(error).__name__ != "OutOfResources" or (ahead is None and not self.shallower()):
                     raise
 
     def depth_key(self) -> tuple:

@@ -69,7 +69,7 @@ class Component:
         grows: whether its lines get longer with the sequence, in natural order.
         even: (step, run, first) where its keys are gathered in runs of equal lengths and distances, at any length of the
             sequence. Places without a token compute to any.
-        general: in the form that kernels for any length take (any_length.py).
+        general: in the form that kernels for any length take (any_length.py), launched as for these lines; else empty.
         masks: [M, block_q, block_k] bool; the first `bands` of them equal lo <= m - n <= hi, m <= last_m, n <= last_n for the
             place offsets m, n in the tile (a sequence may end inside one), with (lo, hi, last_m, last_n) in `band` [M, 4]
             int32.
@@ -99,7 +99,7 @@ class Component:
     k_len: int = 0
     grows: bool = False
     even: tuple[int, int, int] | None = None
-    general: bool = False
+    general: str = ""
     _packed: Tensor | None = field(default=None, repr=False)
     cache: dict = field(default_factory=dict, repr=False)  # what a backend derives once (work lists)
 
@@ -140,8 +140,9 @@ class Recipe(Protocol):
         ...
 
     @property
-    def forms(self) -> list[tuple[int, int, bool]]:
-        """Of the components at any length: tile sides, and whether tokens are listed."""
+    def forms(self) -> list[tuple[int, int, str]]:
+        """Of general components at any length: tile sides, and the lines that they are launched for; "gathered" ones list
+        their tokens."""
         ...
 
     def on_host(self, q_len: int, k_len: int) -> Layout | None:

@@ -50,7 +50,7 @@ KIND = 4096  # the length at which calls are compared
 ENTRIES = 50_000  # of a layout, after which no longer one is planned
 WIDTHS = (4, 24, 64)  # entries a line of a layout made at run time: short, middle and long ones
 MOST_SEEN = 4096
-_known: set[tuple] = set()  # kinds
+_known: dict[tuple, bool] = {}  # kinds, and whether what they were to compile was
 _seen: OrderedDict[tuple, None] = OrderedDict()  # kinds with their patterns
 
 
@@ -84,13 +84,10 @@ def compile_for_other_lengths(
     if len(recipes) < len(layouts) and not dynamic:
         return False
     families = [_form_of_lists(x) if x.recipe is None else x.recipe.family for x in layouts.values()]
-    if dynamic and (run.__name__, call.key, *families) in _known:  # each of its calls has a layout that is asked for anew
-        return False
     kind = _kind(run, call, families, tensors, rest)
     if kind in _known:
         # One of its family that comes for the first time (another table, another seed) may be of other lines: it compiles.
-        _known.update({(run.__name__, call.key, *families)} if dynamic else ())
-        return not dynamic and _seen_before((kind, *recipes.values()))
+        return _known[kind] and not dynamic and _seen_before((kind, *recipes.values()))
     if "dout" not in tensors:
         _on_host.cache_clear()  # of the call before; a backward pass asks for the layouts of its forward again
     try:
@@ -100,9 +97,10 @@ def compile_for_other_lengths(
             for there, planned in _others(layouts, recipes, *here, call.q.shape[1]):
                 x, *others = [_at_length(*x, here, there) for x in tensors.values()]
                 run(x, **dict(zip(list(tensors)[1:], others, strict=True)), **planned, **rest)
+        _known[kind] = True  # not where it was interrupted
     except Exception as error:
+        _known[kind] = False
         warnings.warn(f"kernels for other lengths are not compiled ahead: {type(error).__name__}: {error}", stacklevel=2)
-    _known.add(kind)  # not where it was interrupted
     _seen_before((kind, *recipes.values()))
     if "dout" in tensors:
         _on_host.cache_clear()
@@ -167,8 +165,12 @@ def _kind(run: Callable, call: Call, families: list[tuple], tensors: dict[str, T
             forms.append(None if x is None else x.dtype)
             continue
         shape, strides = _form(x, dim, of, here, (KIND, KIND))
-        # Of strides only this makes a kernel: what they divide by.
-        forms.append((x.dtype, *shape[1:], *(0 if stride == 0 else math.gcd(stride, 16) for stride in strides)))
+        # Of strides only this makes a kernel: what they divide by, and nothing where there is one.
+        parts = (
+            0 if stride == 0 or (at != dim and size == 1) else math.gcd(stride, 16)
+            for at, (size, stride) in enumerate(zip(shape, strides, strict=True))
+        )
+        forms.append((x.dtype, *shape[1:], *parts))
     numbers = {name: x for name, x in rest.items() if name not in ("scale", "dropout_p")}
     batch = (call.q.shape[0] - 1).bit_length()  # as work lists have it
     return (run.__name__, call.q.device, batch, _regime(*here), asked_for(), *families, *forms, *numbers.values())
@@ -202,7 +204,7 @@ def _entries(layout: Layout) -> int:
 def _lengths(q_len: int, k_len: int, periods: set[int], ends: set[int]) -> Iterator[tuple[int, int]]:
     regime = _regime(q_len, k_len)
     lengths = set(LADDER)
-    shown = _chosen(sorted(ends), MOST_ENDS)
+    shown = _chosen(sorted(end for end in ends if end <= LADDER[-1]), MOST_ENDS)
     between = [(end + following) // 2 for end, following in pairwise([*shown, 2 * shown[-1]])] if shown else []
     for length in (*shown, *between):  # inside a tile, and where tiles divide
         lengths |= {length + 1, -(-length // 64) * 64}

@@ -55,6 +55,7 @@ class Order:
     stride: int = 0
     size: int = 0
     positions: tuple[tuple[int, int], ...] = ()
+    steps: tuple[int, int, int, int] | None = None  # of the positions at any length: see rules.equal_steps
 
     @property
     def name(self) -> str:
@@ -70,11 +71,9 @@ class Order:
         if self.stride:
             step, run, first = self.stride, self.size, self.stride - self.size
         else:
-            runs = {stop - start for start, stop in self.positions}
-            steps = {after - start for (start, _), (after, _) in itertools.pairwise(self.positions)}
-            if len(runs) != 1 or len(steps) != 1 or len(self.positions) * max(runs) <= block:
+            if self.steps is None or self.steps[1] * self.steps[3] <= block:
                 return None
-            (step,), (run,), first = steps, runs, self.positions[0][0]
+            step, run, first, _ = self.steps
         return None if block % run else (step, run, first)
 
 
@@ -153,8 +152,8 @@ class Planner:
             elif isinstance(part, KeysPeriodic) and part.last < part.stride:
                 options.append(Order("keys", part.stride, part.last))
             elif isinstance(part, (Keys, Queries)) and part.set.ranges:
-                kind = "keys" if isinstance(part, Keys) else "queries"
-                options.append(Order(kind, positions=part.set.ranges))
+                kind, steps = ("keys", part.steps) if isinstance(part, Keys) else ("queries", None)
+                options.append(Order(kind, positions=part.set.ranges, steps=steps))
         if not options:
             return natural
         best = min(options, key=lambda order: self.visited(term, order, head))

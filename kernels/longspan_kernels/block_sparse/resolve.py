@@ -58,14 +58,14 @@ class PatternRecipe:
         return frozenset(found)
 
     @property
-    def forms(self) -> list[tuple[int, int, bool]]:
+    def forms(self) -> list[tuple[int, int, str]]:
         natural = self.tiling.block_q, self.tiling.block_k
-        found = [(*natural, False)]
+        found = [(*natural, lines) for lines in (("bits",) if self.foreseen else ("bits", "middle", "long"))]
         kinds = tuple({type(atom) for atom in _atoms(self)})
         if not self.tiling.one_pass and any(issubclass(kind, (Congruent, Keys, KeysPeriodic, Queries)) for kind in kinds):
-            found.append((*natural, True))
+            found.append((*natural, "gathered"))
             if Congruent in kinds:
-                found += [(side, side, True) for side in self.tiling.sizes if (side, side) != natural]
+                found += [(side, side, "gathered") for side in self.tiling.sizes if (side, side) != natural]
         return found
 
     def on_host(self, q_len: int, k_len: int) -> Layout | None:

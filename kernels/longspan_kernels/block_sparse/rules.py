@@ -154,11 +154,27 @@ class PositionSet:
         return [torch.where(touched, seen, torch.full_like(x0, OUTSIDE))]
 
 
-class Keys(Rule):
-    """j lies in one of the half-open `ranges`."""
+def equal_steps(ranges: Sequence[tuple[int, int]]) -> tuple[int, int, int, int] | None:
+    """(step, run, first, count) of ascending ranges that have equal lengths and distances; None for others, and for one."""
+    if len(ranges) < 2:
+        return None
+    (first, stop), (second, _) = ranges[:2]
+    step, run = second - first, stop - first
+    if step <= run:
+        return None
+    even = all(start == first + n * step and end == start + run for n, (start, end) in enumerate(ranges))
+    return (step, run, first, len(ranges)) if even else None
 
-    def __init__(self, ranges: Sequence[tuple[int, int]]):
+
+class Keys(Rule):
+    """j lies in one of the half-open `ranges`.
+
+    `named` are those of all lengths, where `ranges` are cut at one: `steps`, which kernels are chosen by, is of them.
+    """
+
+    def __init__(self, ranges: Sequence[tuple[int, int]], named: Sequence[tuple[int, int]] | None = None):
         self.set = PositionSet(ranges)
+        self.steps = equal_steps(self.set.ranges if named is None else named)
 
     def live(self, h, i, j):
         return self.set.contains(j).expand(torch.broadcast_shapes(i.shape, j.shape))

@@ -89,7 +89,7 @@ def work_of(
         groups = component.group.view(owners, share)
         side = component.block_q if name == "rows" else component.block_k
         component.cache[key] = _schedule(
-            lists, name, groups, 1 << key[3], everything, in_two, whole, side, listed=component.general
+            lists, name, groups, 1 << key[3], everything, in_two, whole, side, listed=bool(component.general)
         )
     return component.cache[key]
 

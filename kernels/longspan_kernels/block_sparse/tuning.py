@@ -127,7 +127,7 @@ def lines_of(component: Component) -> str:
     """
     gathered = component.q_index is not None or component.k_index is not None
     if component.general:
-        return "gathered" if gathered else "bits"
+        return component.general
     if gathered and not component.dynamic and not component.order.startswith("residue"):
         return "gathered" if stepped(component) is None else "steps"
     if component.grows:

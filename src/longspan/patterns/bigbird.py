@@ -58,7 +58,7 @@ class BigBird(Pattern):
         parts = [causal_part(BlockBand(size, 0 if causal else -side, side), causal)]
         if self.global_blocks:
             last = max(0, blocks - at_end) * size
-            parts.append(global_rule([(0, at_start * size), (last, k_len if at_end else last)], k_len, causal))
+            parts.append(global_rule([(0, at_start * size), (last, last + at_end * size)], k_len, causal))
         if self.random_blocks:
             rows = block_rows(q_len, k_len, size, device)
             lists = self._randoms(rows, at_start, blocks - at_end, heads, causal)

@@ -57,12 +57,9 @@ class Global(Pattern):
 
 
 def global_rule(ranges: list[tuple[int, int]], k_len: int, causal: bool) -> Rule:
-    """i or j lies in one of the half-open ranges, of which some may lie past the end.
-
-    All are named wherever one is there, so that what is made of them does not depend on the length.
-    """
-    named = ranges if any(start < k_len for start, _ in ranges) else []
-    return Or(causal_part(Keys(named), causal), causal_part(Queries(named), causal))
+    """i or j lies in one of the half-open ranges, cut at `k_len`."""
+    inside = [(start, min(stop, k_len)) for start, stop in ranges if start < k_len]
+    return Or(causal_part(Keys(inside, ranges), causal), causal_part(Queries(inside), causal))
 
 
 def ranges_text(ranges: list[tuple[int, int]]) -> str:
