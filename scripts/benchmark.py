@@ -120,6 +120,9 @@ def end_to_end(args: argparse.Namespace) -> int:
 
 def first_calls(args: argparse.Namespace) -> int:
     """What the first call of a pattern waits for, and what another length does."""
+    if not args.device.startswith("cuda"):
+        print("error: --suite first-call times how kernels are compiled; it needs a CUDA device", file=sys.stderr)
+        return 2
     found: list[dict] = []
     for row in first_call.measure(args.device):
         found.append(row)

@@ -1,7 +1,5 @@
 """Ways to launch the Triton kernels: each gives the same results, fits what it promises, and is worked out once."""
 
-from contextlib import contextmanager
-
 import pytest
 import torch
 
@@ -10,9 +8,9 @@ if torch.cuda.is_available():
 pytest.importorskip("triton")
 
 from longspan.patterns import Longformer
-from longspan_kernels.block_sparse import backward, forward, launching, schedule, tuning
-from longspan_kernels.block_sparse.arguments import Call, alignment, stepped, streamed
-from longspan_kernels.block_sparse.launching import Launch, Plan
+from longspan_kernels.block_sparse import backward, forward, schedule, tuning
+from longspan_kernels.block_sparse.arguments import Call, stepped, streamed
+from longspan_kernels.block_sparse.launching import Launch
 from longspan_kernels.block_sparse.planner import Tiling, compile_layout
 from longspan_kernels.block_sparse.reference import reference_attention
 from longspan_kernels.block_sparse.rules import And, Band, Congruent, Keys, KeysPeriodic, Or
@@ -138,73 +136,6 @@ def test_schedules_cover_every_entry_once_and_start_the_heaviest(monkeypatch):
     assert torch.equal(cut.sort().values, torch.arange(work.slots)) and int(work.splits[:, 3].sum()) == work.slots
 
 
-class _Compiled:
-    def __init__(self, log):
-        self.log = log
-
-    def __getitem__(self, grid):
-        return lambda *args: self.log.append((grid, args))
-
-
-class _Param:
-    def __init__(self, name, is_constexpr=False, do_not_specialize=False):
-        self.name, self.is_constexpr, self.do_not_specialize = name, is_constexpr, do_not_specialize
-
-
-class _Kernel:
-    """Stands for a compiled function: counts how often it is dispatched through Triton."""
-
-    params = (_Param("X"), _Param("length", do_not_specialize=True), _Param("stride"), _Param("D", is_constexpr=True))
-    arg_names = tuple(p.name for p in params)
-    __name__ = "kernel"
-
-    def __init__(self):
-        self.dispatched, self.direct = 0, []
-
-    def __getitem__(self, grid):
-        def dispatch(*args, num_warps, num_stages, **numbers):
-            self.dispatched += 1
-            return _Compiled(self.direct)
-
-        return dispatch
-
-
-def test_a_new_length_compiles_nothing(monkeypatch):
-    monkeypatch.setattr(launching, "DIRECT", True)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    kernel, x = _Kernel(), torch.zeros(4)
-
-    def call(**numbers):
-        Plan(kernel, 7, {"stride": 64, "D": 64} | numbers, Launch(4, 2))(x)
-
-    call(length=100)
-    call(length=101)
-    assert kernel.dispatched == 1 and kernel.direct == [((7, 1, 1), (x, 101, 64, 64))]
-    for change in ({"stride": 65}, {"D": 32}):
-        before = kernel.dispatched
-        call(length=100, **change)
-        assert kernel.dispatched == before + 1
-
-
-def test_kernels_run_where_their_tensors_lie(monkeypatch):
-    """Another device may be the current one: a model on the second of two."""
-    entered = []
-
-    @contextmanager
-    def device(one):
-        entered.append(one)
-        yield
-        entered.append(None)
-
-    class Tensor:
-        is_cuda, device = True, torch.device("cuda", 1)
-
-    monkeypatch.setattr(torch.cuda, "device", device)
-    assert launching.on_its_device(lambda x, y, z: (list(entered), y, z))(Tensor(), 1, z=2) == ([Tensor.device], 1, 2)
-    assert entered == [Tensor.device, None]
-    assert launching.on_its_device(len)(torch.zeros(3)) == 3 and len(entered) == 2
-
-
 def test_tiles_suit_width_granularity_and_bias():
     for width in (16, 24, 64, 80, 128, 256):
         for dtype in (torch.bfloat16, torch.float32):
@@ -216,93 +147,6 @@ def test_tiles_suit_width_granularity_and_bias():
                     assert rows <= tuning.shared_memory(capability) and tiling.block_q >= 16
     with pytest.raises(tuning.TilingError, match="multiple of 16"):
         tuning.tilings(64, torch.bfloat16, (9, 0), None, 24)
-
-
-def test_a_call_knows_what_its_launches_depend_on():
-    layout = compile_layout([((0, 1), CAUSAL)], 32, 32, 2, Tiling(16, 16))
-    x = torch.randn(1, 2, 33, 16)
-
-    def key(q, **changes):
-        given = {"scale": 1.0, "q_lengths": None, "k_lengths": None, "q_segments": None, "k_segments": None} | changes
-        return Call(q, q, q, layout, **given, dropout_p=0.0, seed=None, bias=None, bias_block=0).key
-
-    q = x[:, :, :32]
-    assert key(q) == key(torch.randn(1, 2, 33, 16)[:, :, :32])
-    assert key(q) != key(q.contiguous()) and key(q) != key(q, scale=2.0)
-    lengths = torch.tensor([5], dtype=torch.int32)
-    assert key(q) != key(q, q_lengths=lengths, k_lengths=lengths)
-
-
-def starting_at(place: int, *shape: int) -> torch.Tensor:
-    """A tensor that starts at an element of memory whose first is at a multiple of 16 bytes."""
-    x = torch.randn(shape)
-    return torch.empty(place + x.numel())[place:].view(shape).copy_(x)
-
-
-def test_kernels_read_from_multiples_of_16_bytes(monkeypatch):
-    """As they are compiled for: what starts elsewhere is copied, also where launches are those of a call before."""
-    launch = Plan.__call__
-
-    def checked(plan, *tensors):
-        assert not any(x.data_ptr() % 16 for x in tensors if isinstance(x, torch.Tensor))
-        launch(plan, *tensors)
-
-    monkeypatch.setattr(Plan, "__call__", checked)
-    torch.manual_seed(0)
-    for module in (forward, backward):
-        monkeypatch.setattr(module, "launch_of", lambda *_: Launch(4, 2, by_tma=True))
-    layout = compile_layout([((0, 1), CAUSAL)], 32, 32, 2, Tiling(16, 16))
-    mask = CAUSAL.live(0, torch.arange(32)[:, None], torch.arange(32)[None]).expand(2, 32, 32)
-    for odd in ("q", "k", "v", "dout", ""):
-        q, k, v, dout = (starting_at(int(name == odd), 1, 2, 32, 16) for name in ("q", "k", "v", "dout"))
-        out, lse = forward.triton_forward(q, k, v, layout, scale=0.3)
-        got = (out, *backward.triton_backward(dout, None, q, k, v, out, lse, layout, scale=0.3)[:3])
-        leaves = [x.double().requires_grad_() for x in (q, k, v)]
-        right, _ = reference_attention(*leaves, mask, scale=0.3)
-        for a, b in zip(got, (right, *torch.autograd.grad(right, leaves, dout.double())), strict=True):
-            torch.testing.assert_close(a.double(), b.detach(), atol=2e-5, rtol=2e-4)
-
-
-def test_windows_that_overlap_are_read_as_they_are():
-    """What starts off 16 bytes is copied row by row, in whatever order its tokens lie."""
-    g = torch.Generator().manual_seed(0)
-    x = torch.randn(2, 200, generator=g)[:, 1:42].unfold(-1, 32, 1)[:, None]  # (2, 1, 10, 32), a token a step of one number
-    assert x.stride()[2:] == (1, 1) and x.data_ptr() % 16
-    layout = compile_layout([((0,), CAUSAL)], 10, 10, 1, Tiling(16, 16))
-    out, _ = forward.triton_forward(x, x, x, layout, scale=0.3)
-    mask = CAUSAL.live(0, torch.arange(10)[:, None], torch.arange(10)[None])[None]
-    right, _ = reference_attention(*[x.double()] * 3, mask, scale=0.3)
-    torch.testing.assert_close(out.double(), right, atol=2e-5, rtol=2e-4)
-
-
-def test_one_token_is_read_as_many_are():
-    """By kernels that another length has."""
-    rows = torch.randn(1, 1, 40, 72)[..., :64]
-    assert alignment(64, rows) == alignment(64, rows[:, :, :1]) == 1
-    assert alignment(64, rows.contiguous()[:, :, :1]) == 16
-
-
-def test_a_kernel_compiled_ahead_stays_so_where_others_need_a_shallower_pipeline(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(launching, "_ahead", {})
-    monkeypatch.setattr(launching, "_stages", {})
-    asked = []
-
-    class Kernel(_Kernel):
-        def __getitem__(self, grid):
-            def dispatch(*args, num_warps, num_stages, **numbers):
-                asked.append(num_stages)
-                return _Compiled([])
-
-            return dispatch
-
-    kernel, x = Kernel(), torch.zeros(4)
-    plan = Plan(kernel, 1, {"length": 3, "stride": 64, "D": 64}, Launch(4, 4))
-    launching._ahead[plan._key((x,), kernel.arg_names[1:])] = 4
-    assert plan.shallower()  # for another kernel of the same tile
-    with launching.only_compiled():
-        plan(x)
-    assert asked == [4]
 
 
 @pytest.mark.parametrize("causal", [False, True])

@@ -15,6 +15,7 @@ import torch
 from longspan.patterns import BigBird, Fixed, Full, Global, Local, Longformer, Pattern, Predicate, Random, Strided
 from longspan_kernels.block_sparse import launching, op, other_lengths, schedule, tuning
 from longspan_kernels.block_sparse.backward import triton_backward
+from longspan_kernels.block_sparse.choose_kernel import triton_choose, triton_choose_scored
 from longspan_kernels.block_sparse.device_layout import DeviceLayout
 from longspan_kernels.block_sparse.forward import triton_forward
 from longspan_kernels.block_sparse.resolve import clear_layouts
@@ -123,6 +124,14 @@ class Compiler:
         triton_backward(out, None, q, q, q, out, lse, made.layout(heads, True), scale=0.1)
         return self.missed
 
+    def choosing(self, length: int, width: int) -> set:
+        """What chooses blocks of 64, for queries of such a width and by scores that are there."""
+        self.missed = set()
+        blocks = -(-length // 64)
+        triton_choose(torch.empty(1, 4, length, width), torch.empty(1, 2, blocks, width), None, 3, 64, True)
+        triton_choose_scored(torch.empty(1, 2, length, blocks), None, 0, length, 3, 64, True)
+        return self.missed
+
     def first(self, pattern: Pattern, causal: bool, q_len: int, k_len: int, kind: Kind) -> set:
         """The first step of all: what it launches is compiled."""
         other_lengths._known.clear()
@@ -164,8 +173,14 @@ def main() -> None:
         compiler.compiled |= compiler.listed(500, 3, ordered, excluding)
         calls = [(100, 1), (700, 2), (1024, 15), (4096, 50), (4100, 64)]
         missed = [f"{length}:{key[0]}" for length, width in calls for key in compiler.listed(length, width, ordered, excluding)]
+        if len(other_lengths._known) != 2:
+            missed.append(f"{len(other_lengths._known)} kinds")
         name = f"lists ordered={ordered} excluding={excluding}"
         print(name, len(compiler.compiled), "kernels,", f"0 of {len(calls)} general:", *missed, flush=True)
+    compiler.compiled = set()
+    compiler.compiled |= compiler.choosing(500, 40)
+    missed = [f"{length}:{key[0]}" for length in (64, 1024, 1000, 4096) for key in compiler.choosing(length, 40)]
+    print("choices", len(compiler.compiled), "kernels, 0 of 4 general:", *missed, flush=True)
 
 
 if __name__ == "__main__":

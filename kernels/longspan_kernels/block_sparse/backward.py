@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .any_length import by_kernels_there_are
-from .arguments import Call, alignment, output_like, readable, streamed, width_of
+from .arguments import Call, alignment, from_16_bytes, output_like, readable, streamed, width_of
 from .backward_columns_kernel import backward_columns
 from .backward_order import (
     PAIRED_WIDTH,
@@ -58,7 +58,7 @@ def triton_backward(
     """
     call = Call(q, k, v, layout, scale, q_lengths, k_lengths, q_segments, k_segments, dropout_p, seed, bias, bias_block)
     dout, out = readable(dout), readable(out)
-    lse, dlse = readable(lse.contiguous()), None if dlse is None else readable(dlse.float().contiguous())
+    lse, dlse = from_16_bytes(lse.contiguous()), None if dlse is None else from_16_bytes(dlse.float().contiguous())
     layouts = {"layout": layout, "columns": layout if columns is None else columns}
 
     def others_known() -> bool:

@@ -17,7 +17,9 @@ from typing import Any
 import torch
 
 from longspan.benchmark.cases import parse_pattern
+from longspan.benchmark.timing import synchronise, time_interleaved
 from longspan.functional import sparse_attention
+from longspan_kernels.block_sparse.resolve import kept_layouts
 
 CASES = [("BigBird(64, 3, 3, 2)", False), ("Full()", True), ("Local(128) | Strided(128)", True)]
 LENGTH, OTHER, LONG, HEADS, WIDTH = 4096, 3000, 16384, 12, 64
@@ -42,9 +44,6 @@ def measure(device: str) -> Iterator[dict[str, Any]]:
 def first_call(expression: str, causal: bool, device: str) -> dict[str, Any]:
     """Seconds of the first forward and backward pass of a process, of a step again and at another length, and milliseconds of
     one at a length beyond by its own kernels and by general ones."""
-    from longspan.benchmark.timing import time_interleaved
-    from longspan_kernels.block_sparse import resolve
-
     pattern = parse_pattern(expression)
 
     def leaves(length: int) -> list[torch.Tensor]:
@@ -52,10 +51,10 @@ def first_call(expression: str, causal: bool, device: str) -> dict[str, Any]:
         return [torch.randn(shape, device=device, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)]
 
     def seconds(work) -> tuple[float, Any]:
-        _wait(device)
+        synchronise(device)
         began = time.perf_counter()
         found = work()
-        _wait(device)
+        synchronise(device)
         return time.perf_counter() - began, found
 
     def attended(given: list[torch.Tensor]) -> torch.Tensor:
@@ -77,18 +76,13 @@ def first_call(expression: str, causal: bool, device: str) -> dict[str, Any]:
     long = leaves(LONG)
 
     def by(general: bool) -> Any:
-        for layout in resolve.kept_layouts():
+        for layout in kept_layouts():
             layout.general_for = dict.fromkeys(layout.general_for, general)
         return step(long)
 
     step(long)
     timed = time_interleaved({"own": lambda: by(False), "general": lambda: by(True)}, device, 0.3, queued=True)
     return found | {f"{name}_ms_at_{LONG}": one.seconds * 1e3 for name, one in timed.items()}
-
-
-def _wait(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from longspan.benchmark.timing import synchronise
 from longspan.patterns import BigBird, Local, Longformer, Pattern, Strided
 from longspan_kernels.block_sparse.op import tilings_for
 from longspan_kernels.block_sparse.resolve import clear_layouts, layout_for
@@ -36,10 +37,10 @@ def measure(device: str, head_dim: int = 128, repeats: int = 3) -> list[dict[str
         seconds = []
         for _ in range(repeats):
             clear_layouts()
-            _synchronise(chosen)
+            synchronise(device)
             began = time.perf_counter()
             built = [layout_for(pattern.key, length, length, heads, causal, tiling, chosen) for tiling in tilings]
-            _synchronise(chosen)
+            synchronise(device)
             seconds.append(time.perf_counter() - began)
         began = time.perf_counter()
         layout_for(pattern.key, length, length, heads, causal, next(iter(tilings)), chosen)
@@ -57,8 +58,3 @@ def measure(device: str, head_dim: int = 128, repeats: int = 3) -> list[dict[str
             }
         )
     return rows
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()

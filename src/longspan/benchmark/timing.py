@@ -66,7 +66,7 @@ def time_interleaved(
     for _ in range(warm_up):
         for work in works.values():
             work()
-    _synchronise(device)
+    synchronise(device)
     host = {name: host_seconds(work, device) if queued and flush is not None else None for name, work in works.items()}
     before = {
         name: math.ceil(HEATED / _once(work, device, flush, None)) if heated and flush is not None else 0
@@ -95,11 +95,11 @@ def host_seconds(work: Work, device: str, repeats: int = 5) -> float:
     """Median seconds until `work` returns, the device idle before it."""
     taken = []
     for _ in range(repeats):
-        _synchronise(device)
+        synchronise(device)
         began = time.perf_counter()
         work()
         taken.append(time.perf_counter() - began)
-    _synchronise(device)
+    synchronise(device)
     return statistics.median(taken)
 
 
@@ -137,7 +137,8 @@ def _last_clock(stop: torch.cuda.Event) -> list[float]:
     return seen
 
 
-def _synchronise(device: str) -> None:
+def synchronise(device: str) -> None:
+    """Waits until a GPU is done; on a CPU there is nothing to wait for."""
     if device.startswith("cuda"):
         torch.cuda.synchronize()
 
