@@ -12,8 +12,8 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from longspan.training.command_line import check_command_line
-from longspan.training.errors import readable_errors
+from longspan.config.command_line import check_command_line
+from longspan.config.errors import readable_errors
 from longspan.training.launched import launcher_overrides
 from longspan.training.threads import patient_threads
 
@@ -24,7 +24,7 @@ CONF = Path(__file__).parent / "conf"
 def main(config: DictConfig) -> float | None:
     """One run; returns the figure that a sweep optimises."""
     # only now: torch and Lightning take seconds to load, a slip on the command line should not
-    from longspan.training.plain import run_config
+    from longspan.config.resolved import run_config
     from longspan.training.run import run
 
     with readable_errors():

@@ -11,8 +11,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from longspan.training.errors import ConfigError, readable_errors
-from longspan.training.overrides import split_words
+from longspan.config.errors import ConfigError, readable_errors
+from longspan.config.overrides import split_words
 
 CONF = Path(__file__).parents[1] / "conf"
 KEYS = {
@@ -31,8 +31,8 @@ def main(arguments: list[str]) -> None:
                 raise ConfigError(f"{key}=... must be given: {KEYS[key].removesuffix(' (required)')}")
         if not own.get("tokens", "1").isdigit():
             raise ConfigError(f"tokens={own['tokens']} must be a whole number")
-        from longspan.training.attended import attended_figure
-        from longspan.training.attention_map import attention_weights
+        from longspan.inference.attention_map import attention_weights
+        from longspan.training.callbacks.attention_weights import attended_figure
 
         found = attention_weights(own["checkpoint"], words, CONF, int(own.get("tokens", 256)))
         figure = attended_figure(

@@ -5,7 +5,7 @@ python scripts/benchmark.py --suite cpu -o benchmarks/cpu.json
 python scripts/benchmark.py --suite gpu -o benchmarks/h100.json
 python scripts/benchmark.py --suite end-to-end -o benchmarks/end_to_end.json
 python scripts/benchmark.py --suite first-call -o benchmarks/h100_first_call.json
-python scripts/benchmark.py --tune -o tuned.json        # the table of kernels/longspan_kernels/block_sparse/launch_table.py
+python scripts/benchmark.py --tune -o tuned.json        # the table of kernels/longspan_kernels/block_sparse/triton/configs.py
 python scripts/benchmark.py --pattern "Local(256) | Strided(128)" --lengths 4096 16384 --heads 8 --head-dim 64 --peer sdpa
 """
 

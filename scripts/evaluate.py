@@ -10,8 +10,8 @@ import shlex
 import sys
 from pathlib import Path
 
-from longspan.training.errors import ConfigError, readable_errors
-from longspan.training.overrides import split_words
+from longspan.config.errors import ConfigError, readable_errors
+from longspan.config.overrides import split_words
 
 CONF = Path(__file__).parents[1] / "conf"
 KEYS = {
@@ -27,8 +27,8 @@ def main(arguments: list[str]) -> None:
         own, words = split_words(arguments, KEYS)
         if "checkpoint" not in own:
             raise ConfigError("checkpoint=... must be given: a .ckpt file in a run's checkpoints/ folder")
+        from longspan.inference.evaluate import evaluate
         from longspan.report import print_summary
-        from longspan.training.evaluate import evaluate
 
         command = shlex.join(["python", "scripts/evaluate.py", *arguments])
         record = evaluate(own["checkpoint"], words, CONF, split=own.get("split", "test"), command=command)

@@ -11,8 +11,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from longspan.training.errors import ConfigError, readable_errors
-from longspan.training.overrides import split_words
+from longspan.config.errors import ConfigError, readable_errors
+from longspan.config.overrides import split_words
 
 CONF = Path(__file__).parents[1] / "conf"
 KEYS = {
@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> None:
         for key, what in KEYS.items():
             if key not in own:
                 raise ConfigError(f"{key}=... must be given: {what.removesuffix(' (required)')}")
-        from longspan.training.predict import predict
+        from longspan.inference.predict import predict
 
         rows = predict(own["checkpoint"], words, CONF, own["output"])
         print(f"Written: {own['output']} ({rows} rows)")

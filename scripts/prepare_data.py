@@ -14,8 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from longspan.training.errors import readable_errors
-from longspan.training.overrides import split_words
+from longspan.config.errors import readable_errors
+from longspan.config.overrides import split_words
 
 CONF = Path(__file__).parents[1] / "conf"
 KEYS = {"output": "a JSON file for what is said"}
@@ -25,8 +25,8 @@ def main(arguments: list[str]) -> None:
     """Prints sizes, splits and classes of the data, the trivial baselines of its splits, and one batch's shapes."""
     with readable_errors():
         own, words = split_words(arguments, KEYS)
+        from longspan.config.command_line import composed
         from longspan.training.build import build
-        from longspan.training.command_line import composed
 
         module = build(composed(CONF, words), "data")
         module.setup("fit")

@@ -15,10 +15,10 @@ import shlex
 import sys
 from pathlib import Path
 
+from longspan.config.errors import readable_errors
 from longspan.sweeps.drive import Sweep
 from longspan.sweeps.plan import grid_jobs, read_sweep
 from longspan.sweeps.search import SearchSweep
-from longspan.training.errors import readable_errors
 
 ROOT = Path(__file__).parents[1]
 

@@ -77,7 +77,7 @@ def train() -> Callable[..., dict[str, Any]]:
     """`train(output_dir, *overrides)`: what train.py does, in this process; returns the config."""
 
     def run_here(output_dir: Path, *overrides: str) -> dict[str, Any]:
-        from longspan.training.in_process import config_for
+        from longspan.config.compose import config_for
         from longspan.training.run import run
 
         config = config_for(overrides, output_dir, CONF)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from longspan.training.command_line import check_command_line, choices_of, composed, groups, jobs
-from longspan.training.errors import ConfigError
+from longspan.config.command_line import check_command_line, choices_of, composed, groups, jobs
+from longspan.config.errors import ConfigError
 
 CONF = Path(__file__).parents[1] / "conf"
 VARIANTS = {

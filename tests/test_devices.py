@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from longspan.config.errors import ConfigError
 from longspan.records import Record
-from longspan.training.errors import ConfigError
 from longspan.training.launched import check_world, launcher_overrides
 from longspan.training.step_size import StepSize, device_count, sized, step_size
 
@@ -50,8 +50,8 @@ def figures(folder: Path, name: str) -> dict[int, float]:
 @pytest.fixture(scope="module")
 def one(tmp_path_factory) -> Path:
     """The run on one device, in this process."""
+    from longspan.config.compose import config_for
     from longspan.training import run as runs
-    from longspan.training.in_process import config_for
 
     folder = tmp_path_factory.mktemp("one")
     runs.run(config_for(WORDS, folder, ROOT / "conf"))

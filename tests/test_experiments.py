@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from longspan.config.command_line import choices_of
 from longspan.records import Record
-from longspan.training.command_line import choices_of
 
 CONF = Path(__file__).parents[1] / "conf"
 # small enough for two CPU cores; the kinds of data, task and model stay those of the experiment

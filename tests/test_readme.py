@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from longspan.training.command_line import choices_of, composed
+from longspan.config.command_line import choices_of, composed
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

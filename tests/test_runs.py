@@ -13,10 +13,10 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
+from longspan.config.errors import CheckpointError, ConfigError
+from longspan.inference.evaluate import evaluate
+from longspan.inference.predict import predict
 from longspan.records import Record
-from longspan.training.errors import CheckpointError, ConfigError
-from longspan.training.evaluate import evaluate
-from longspan.training.predict import predict
 
 CONF = Path(__file__).parents[1] / "conf"
 TINY = [
@@ -115,7 +115,7 @@ def test_a_resumed_run_remembers_a_better_checkpoint(tmp_path, train, signal_at,
 
 @pytest.fixture(scope="module")
 def language_run(tmp_path_factory) -> Path:
-    from longspan.training.in_process import config_for
+    from longspan.config.compose import config_for
     from longspan.training.run import run
 
     folder = tmp_path_factory.mktemp("language")

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from longspan.patterns import Pattern
+from longspan_kernels.block_sparse.cache import block_size_of
 from longspan_kernels.block_sparse.device_layout import DeviceLayout
 from longspan_kernels.block_sparse.device_op import attend_by
 from longspan_kernels.block_sparse.op import BACKENDS, attend
-from longspan_kernels.block_sparse.resolve import block_size_of
 
 __all__ = ["BACKENDS", "SparseAttentionError", "sparse_attention"]
 

@@ -12,11 +12,11 @@ import torch
 
 from longspan import attention
 from longspan.data import NeedleDataModule
+from longspan.inference.evaluate import evaluate
 from longspan.models import transformer
 from longspan.records import Record
 from longspan.tasks import Recall, build_task
 from longspan.tasks.pattern_learning import pattern_learners
-from longspan.training.evaluate import evaluate
 
 CONF = Path(__file__).parents[2] / "conf"
 TINY = [

@@ -11,11 +11,11 @@ import pytest
 import torch
 from killed_run import flip, in_child, losses, report, steps_taken, train, train_in_environment
 
+from longspan.config.errors import CheckpointError
 from longspan.records import Record
+from longspan.training.callbacks.checkpoint_config import load_checkpoint
 from longspan.training.checkpoint_files import damage
-from longspan.training.errors import CheckpointError
 from longspan.training.resume import by_age, resume_from
-from longspan.training.stored import load_checkpoint
 
 KILLED = -signal.SIGKILL
 STEPS = 10

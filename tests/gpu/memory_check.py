@@ -21,7 +21,7 @@ from general_kernels import serve_by_general_kernels
 from longspan import sparse_attention
 from longspan.attention import moba, nsa
 from longspan.patterns import BigBird, Fixed, Full, Local, Longformer, Pattern, Strided
-from longspan_kernels.block_sparse.resolve import clear_layouts
+from longspan_kernels.block_sparse.cache import clear_layouts
 
 PATTERNS: dict[str, tuple[Pattern, bool]] = {
     "full": (Full(), False),

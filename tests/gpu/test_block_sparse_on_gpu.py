@@ -6,13 +6,13 @@ from general_kernels import serve_by_general_kernels
 
 from longspan import sparse_attention
 from longspan.patterns import BigBird, Fixed, Full, Global, Local, Longformer, Predicate, Strided
-from longspan_kernels.block_sparse import launching
 from longspan_kernels.block_sparse.block_rules import BlockBand, BlockLists
+from longspan_kernels.block_sparse.cache import clear_layouts
 from longspan_kernels.block_sparse.planner import compile_layout
 from longspan_kernels.block_sparse.reference import reference_attention
-from longspan_kernels.block_sparse.resolve import clear_layouts
 from longspan_kernels.block_sparse.rules import And, Band, Congruent, Everything, Keys, KeysPeriodic, Or, Queries
-from longspan_kernels.block_sparse.tuning import tilings
+from longspan_kernels.block_sparse.triton.tuning import tilings
+from longspan_kernels.launch import launcher as launching
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -59,8 +59,8 @@ def problem(rule, length, width, dtype, key_heads=HEADS, batch=1):
 
 
 def run(tensors, layouts, **options):
-    from longspan_kernels.block_sparse.backward import triton_backward
-    from longspan_kernels.block_sparse.forward import triton_forward
+    from longspan_kernels.block_sparse.triton.backward import triton_backward
+    from longspan_kernels.block_sparse.triton.forward import triton_forward
 
     q, k, v, dout = tensors
     out, lse = triton_forward(q, k, v, layouts[0], scale=0.1, **options)

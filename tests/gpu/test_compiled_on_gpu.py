@@ -7,8 +7,8 @@ from longspan import sparse_attention
 from longspan.attention import bigbird, strided
 from longspan.models import Encoder
 from longspan.patterns import BigBird
-from longspan_kernels.block_sparse import launching
-from longspan_kernels.block_sparse.resolve import clear_layouts
+from longspan_kernels.block_sparse.cache import clear_layouts
+from longspan_kernels.launch import launcher as launching
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -65,7 +65,7 @@ def test_attention_is_one_graph_for_all_lengths():
 
 def test_a_recorded_graph_keeps_what_it_reads():
     """Replayed after every other layout was forgotten."""
-    from longspan_kernels.block_sparse.resolve import clear_layouts
+    from longspan_kernels.block_sparse.cache import clear_layouts
 
     pattern = BigBird(64, 3, 1, 2)
     q, k, v = (torch.randn(1, 2, 512, 64, device="cuda", dtype=torch.bfloat16) for _ in range(3))

@@ -130,7 +130,7 @@ def test_what_lies_past_the_length_does_not_matter(monkeypatch):
 
 def test_parts_hold_all_of_a_float32():
     pytest.importorskip("triton")
-    from longspan_kernels.block_sparse.choose_kernel import bfloat16_parts
+    from longspan_kernels.block_sparse.triton.choose_kernel import bfloat16_parts
 
     x = torch.randn(2, 1000) * torch.logspace(-20, 20, 1000)
     parts = bfloat16_parts(x)
@@ -139,8 +139,8 @@ def test_parts_hold_all_of_a_float32():
 
 def test_tiles_fit_the_device():
     pytest.importorskip("triton")
-    from longspan_kernels.block_sparse.choose_kernel import PARTS, tile_of
-    from longspan_kernels.block_sparse.tuning import SHARED
+    from longspan_kernels.block_sparse.triton.choose_kernel import PARTS, tile_of
+    from longspan_kernels.block_sparse.triton.tuning import SHARED
 
     for dtype, parts in PARTS.items():
         for width in (16, 64, 80, 128, 256):

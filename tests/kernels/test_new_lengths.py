@@ -14,16 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from longspan.patterns import BigBird, BlockTable, Fixed, Full, Local, Longformer, Predicate, Strided
-from longspan_kernels.block_sparse import launching, other_lengths, schedule
-from longspan_kernels.block_sparse.any_length import by_kernels_there_are
-from longspan_kernels.block_sparse.arguments import Call, entry_details, has_bits, stepped
-from longspan_kernels.block_sparse.backward_order import steady
-from longspan_kernels.block_sparse.other_lengths import NONE, QUERIES, _at_length
+from longspan_kernels.block_sparse.args import Call, entry_details, has_bits, stepped
+from longspan_kernels.block_sparse.cache import PatternRecipe, layout_for
 from longspan_kernels.block_sparse.planner import Tiling, compile_layout, dense
-from longspan_kernels.block_sparse.resolve import PatternRecipe, layout_for
 from longspan_kernels.block_sparse.rules import And, Band, Congruent, Everything, Or
-from longspan_kernels.block_sparse.schedule import work_of
-from longspan_kernels.block_sparse.tuning import lines_of
+from longspan_kernels.block_sparse.triton import other_lengths, schedule
+from longspan_kernels.block_sparse.triton.any_length import by_kernels_there_are
+from longspan_kernels.block_sparse.triton.backward_order import steady
+from longspan_kernels.block_sparse.triton.other_lengths import NONE, QUERIES, _at_length
+from longspan_kernels.block_sparse.triton.schedule import work_of
+from longspan_kernels.block_sparse.triton.tuning import lines_of
+from longspan_kernels.launch import launcher as launching
 
 HEADS = 16
 

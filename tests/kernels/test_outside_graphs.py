@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from longspan.patterns import Local
-from longspan_kernels.block_sparse import outside_graphs, resolve
-from longspan_kernels.block_sparse.outside_graphs import CaptureError, made_outside_graphs
+from longspan_kernels.block_sparse import cache as resolve
 from longspan_kernels.block_sparse.planner import Tiling
+from longspan_kernels.launch import graphs as outside_graphs
+from longspan_kernels.launch.graphs import CaptureError, made_outside_graphs
 
 GPU = torch.device("cuda", 0)
 

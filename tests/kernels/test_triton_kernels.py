@@ -7,19 +7,20 @@ from general_kernels import serve_by_general_kernels
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longspan_kernels.block_sparse import attend, schedule
+from longspan_kernels.block_sparse import attend
 from longspan_kernels.block_sparse.device_layout import DeviceLayout
 from longspan_kernels.block_sparse.planner import Tiling, compile_layout
 from longspan_kernels.block_sparse.reference import reference_attention
 from longspan_kernels.block_sparse.rules import And, Band, Congruent, Keys, KeysPeriodic, Or, Queries
+from longspan_kernels.block_sparse.triton import schedule
 
 if torch.cuda.is_available():
     pytest.skip("a GPU is here: tests/gpu runs the compiled kernels", allow_module_level=True)
 pytest.importorskip("triton")
 
-from longspan_kernels.block_sparse.arguments import UnsupportedCall
-from longspan_kernels.block_sparse.backward import triton_backward
-from longspan_kernels.block_sparse.forward import triton_forward
+from longspan_kernels.block_sparse.args import UnsupportedCall
+from longspan_kernels.block_sparse.triton.backward import triton_backward
+from longspan_kernels.block_sparse.triton.forward import triton_forward
 
 # Relative errors: float32 sums in another order; one rounding of the weights to float16 and one of the result.
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3}

@@ -8,12 +8,12 @@ if torch.cuda.is_available():
 pytest.importorskip("triton")
 
 from longspan.patterns import Longformer
-from longspan_kernels.block_sparse import backward, forward, schedule, tuning
-from longspan_kernels.block_sparse.arguments import Call, stepped, streamed
-from longspan_kernels.block_sparse.launching import Launch
+from longspan_kernels.block_sparse.args import Call, stepped, streamed
 from longspan_kernels.block_sparse.planner import Tiling, compile_layout
 from longspan_kernels.block_sparse.reference import reference_attention
 from longspan_kernels.block_sparse.rules import And, Band, Congruent, Keys, KeysPeriodic, Or
+from longspan_kernels.block_sparse.triton import backward, forward, schedule, tuning
+from longspan_kernels.launch.launcher import Launch
 
 CAUSAL = Band(0, None)
 RULES = {

@@ -9,12 +9,13 @@ if torch.cuda.is_available():
     pytest.skip("a GPU is here: tests/gpu runs the compiled kernels", allow_module_level=True)
 pytest.importorskip("triton")
 
-from longspan_kernels.block_sparse import backward, forward, launching
-from longspan_kernels.block_sparse.arguments import Call, alignment
-from longspan_kernels.block_sparse.launching import Launch, Plan
+from longspan_kernels.block_sparse.args import Call, alignment
 from longspan_kernels.block_sparse.planner import Tiling, compile_layout
 from longspan_kernels.block_sparse.reference import reference_attention
 from longspan_kernels.block_sparse.rules import Band
+from longspan_kernels.block_sparse.triton import backward, forward
+from longspan_kernels.launch import launcher as launching
+from longspan_kernels.launch.launcher import Launch, Plan
 
 CAUSAL = Band(0, None)
 

@@ -16,12 +16,13 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from longspan.patterns import BigBird, Fixed, Full, Local, Longformer, Pattern, Strided
-from longspan_kernels.block_sparse import choose_kernel, launching, schedule, tuning
-from longspan_kernels.block_sparse.any_length import stand_in
-from longspan_kernels.block_sparse.backward import triton_backward
-from longspan_kernels.block_sparse.choose_kernel import triton_choose, triton_choose_scored
-from longspan_kernels.block_sparse.forward import triton_forward
 from longspan_kernels.block_sparse.planner import compile_layout, granularity
+from longspan_kernels.block_sparse.triton import choose_kernel, schedule, tuning
+from longspan_kernels.block_sparse.triton.any_length import stand_in
+from longspan_kernels.block_sparse.triton.backward import triton_backward
+from longspan_kernels.block_sparse.triton.choose_kernel import triton_choose, triton_choose_scored
+from longspan_kernels.block_sparse.triton.forward import triton_forward
+from longspan_kernels.launch import launcher as launching
 
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int32: "i32", torch.int64: "i64",
          torch.int8: "i8", torch.int16: "i16"}  # fmt: skip

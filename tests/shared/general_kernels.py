@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from longspan_kernels.block_sparse import backward, forward
-from longspan_kernels.block_sparse.any_length import in_general
+from longspan_kernels.block_sparse.triton import backward, forward
+from longspan_kernels.block_sparse.triton.any_length import in_general
 
 
 def serve_by_general_kernels(monkeypatch: pytest.MonkeyPatch) -> None:

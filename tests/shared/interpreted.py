@@ -15,8 +15,8 @@ def import_interpreted() -> None:
         return
     os.environ["TRITON_INTERPRET"] = "1"
     try:
-        import longspan_kernels.block_sparse.backward
-        import longspan_kernels.block_sparse.choose_kernel
-        import longspan_kernels.block_sparse.forward  # noqa: F401
+        import longspan_kernels.block_sparse.triton.backward
+        import longspan_kernels.block_sparse.triton.choose_kernel
+        import longspan_kernels.block_sparse.triton.forward  # noqa: F401
     finally:
         del os.environ["TRITON_INTERPRET"]

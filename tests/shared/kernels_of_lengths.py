@@ -13,12 +13,14 @@ from dataclasses import dataclass
 import torch
 
 from longspan.patterns import BigBird, Fixed, Full, Global, Local, Longformer, Pattern, Predicate, Random, Strided
-from longspan_kernels.block_sparse import launching, op, other_lengths, schedule, tuning
-from longspan_kernels.block_sparse.backward import triton_backward
-from longspan_kernels.block_sparse.choose_kernel import triton_choose, triton_choose_scored
+from longspan_kernels.block_sparse import op
+from longspan_kernels.block_sparse.cache import clear_layouts
 from longspan_kernels.block_sparse.device_layout import DeviceLayout
-from longspan_kernels.block_sparse.forward import triton_forward
-from longspan_kernels.block_sparse.resolve import clear_layouts
+from longspan_kernels.block_sparse.triton import other_lengths, schedule, tuning
+from longspan_kernels.block_sparse.triton.backward import triton_backward
+from longspan_kernels.block_sparse.triton.choose_kernel import triton_choose, triton_choose_scored
+from longspan_kernels.block_sparse.triton.forward import triton_forward
+from longspan_kernels.launch import launcher as launching
 
 asked_up_to = 0  # the length of the call at hand
 

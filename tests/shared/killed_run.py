@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 CONF = Path(__file__).parents[2] / "conf"
-PRELOADED = ("longspan.training.run", "longspan.training.in_process", "longspan.data", "longspan.report.build", "killed_run")
+PRELOADED = ("longspan.training.run", "longspan.config.compose", "longspan.data", "longspan.report.build", "killed_run")
 # byte language modelling, 12 windows an epoch, a validation and so a checkpoint every other step
 SMALL = (
     "model.layers=1", "model.width=32", "model.heads=2", "model.dropout=0.1", "data.max_length=64", "data.batch_size=2",
@@ -51,7 +51,7 @@ def _quietly(job: Callable[..., Any], *arguments: Any, **settings: Any) -> None:
 
 def train(folder: Path, *words: str, at: Sequence[Any] = (), log: Path | None = None) -> None:
     """What train.py does with SMALL; `at`: (function of this module's `_AT`, its arguments) to do before training."""
-    from longspan.training.in_process import config_for
+    from longspan.config.compose import config_for
     from longspan.training.run import run
 
     if log is not None:

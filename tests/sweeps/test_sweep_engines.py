@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from longspan.config.errors import ConfigError
 from longspan.sweeps import engines
 from longspan.sweeps.drive import Sweep
 from longspan.sweeps.engines import Local, Slurm, engine_for
@@ -16,7 +17,6 @@ from longspan.sweeps.plan import grid_jobs, read_sweep
 from longspan.sweeps.process import Outcome
 from longspan.sweeps.search import SearchSweep
 from longspan.sweeps.table import LiveTable
-from longspan.training.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"

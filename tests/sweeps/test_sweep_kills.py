@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from longspan.config.errors import ConfigError
 from longspan.records import Record
 from longspan.sweeps.drive import Sweep
 from longspan.sweeps.folders import is_running, locked, status_of
 from longspan.sweeps.plan import grid_jobs, read_sweep
 from longspan.sweeps.process import Outcome, run_job
-from longspan.training.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"

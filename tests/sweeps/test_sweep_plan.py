@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from longspan.config.command_line import check_command_line, choices_of
+from longspan.config.diff import differences
+from longspan.config.errors import ConfigError
 from longspan.sweeps.engines import gpus_of, slots
 from longspan.sweeps.plan import grid_jobs, quoted, read_sweep
-from longspan.training.command_line import check_command_line, choices_of
-from longspan.training.errors import ConfigError
-from longspan.training.same_run import differences
 
 CONF = Path(__file__).parents[2] / "conf"
 

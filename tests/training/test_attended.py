@@ -10,11 +10,11 @@ import torch
 from chosen_by_content import PLACE, draw
 
 import longspan.attention as variants
+from longspan.config.errors import ConfigError
+from longspan.inference.attention_map import attention_weights
 from longspan.records import Record
-from longspan.training.attended import Attended, attended_figure
-from longspan.training.attention_map import attention_weights
-from longspan.training.errors import ConfigError
-from longspan.training.pattern_sketch import shades
+from longspan.training.callbacks.attention_weights import Attended, attended_figure
+from longspan.training.callbacks.pattern_sketch import shades
 
 CONF = Path(__file__).parents[2] / "conf"
 SCRIPT = Path(__file__).parents[2] / "scripts" / "attention_map.py"

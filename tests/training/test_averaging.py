@@ -3,8 +3,8 @@
 import torch
 from tiny_run import TinyData, TinyTask, tiny_trainer
 
-from longspan.training.averaging import AveragedWeights
-from longspan.training.best_checkpoint import BestCheckpoint
+from longspan.training.callbacks.averaging import AveragedWeights
+from longspan.training.callbacks.best_checkpoint import BestCheckpoint
 
 
 class Drifts(TinyTask):

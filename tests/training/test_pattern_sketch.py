@@ -8,7 +8,7 @@ from tiny_run import TinyData, TinyTask, tiny_trainer
 
 from longspan.patterns import BigBird, Full, Local, PerHead
 from longspan.records import RecordWriter
-from longspan.training.pattern_sketch import LONGEST, PatternSketch, sketch
+from longspan.training.callbacks.pattern_sketch import LONGEST, PatternSketch, sketch
 
 
 @pytest.mark.parametrize("causal", [False, True])

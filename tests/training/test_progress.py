@@ -6,8 +6,8 @@ import pytest
 import torch
 from tiny_run import TinyData, TinyTask, tiny_trainer
 
-from longspan.training.best_checkpoint import BestCheckpoint
-from longspan.training.progress import LiveProgress, PlainProgress, progress_bar
+from longspan.training.callbacks.best_checkpoint import BestCheckpoint
+from longspan.training.callbacks.progress import LiveProgress, PlainProgress, progress_bar
 
 
 def test_a_log_gets_lines_with_step_loss_speed_and_validation(tmp_path, capsys):

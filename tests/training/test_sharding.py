@@ -5,7 +5,7 @@ import torch
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import FSDPStrategy
 
-from longspan.training.errors import ConfigError
+from longspan.config.errors import ConfigError
 from longspan.training.sharding import ShardedBlocks
 
 

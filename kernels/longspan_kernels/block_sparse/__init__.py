@@ -1,13 +1,13 @@
 """Block-sparse attention: patterns as rules, rules compiled to layouts, layouts attended by torch or Triton."""
 
-from .choose import choose_blocks, choose_scored_blocks
-from .device_layout import DeviceLayout, DeviceLayoutError
-from .device_op import attend_by
-from .layout import Component, Layout, Lists
-from .op import BackendError, attend
-from .planner import Tiling, compile_layout
-from .reference import reference_attention
-from .resolve import clear_layouts, dense_mask, layout_for
+from longspan_kernels.block_sparse.cache import clear_layouts, dense_mask, layout_for
+from longspan_kernels.block_sparse.choose import choose_blocks, choose_scored_blocks
+from longspan_kernels.block_sparse.device_layout import DeviceLayout, DeviceLayoutError
+from longspan_kernels.block_sparse.device_op import attend_by
+from longspan_kernels.block_sparse.layout import Component, Layout, Lists
+from longspan_kernels.block_sparse.op import BackendError, attend
+from longspan_kernels.block_sparse.planner import Tiling, compile_layout
+from longspan_kernels.block_sparse.reference import reference_attention
 
 __all__ = [
     "BackendError",

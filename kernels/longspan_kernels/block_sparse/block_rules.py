@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .grid import Tiles, band_pairs, check_tile_count, pairs_in_band, unique_pairs
-from .rules import Pairs, Rule, tighten
+from longspan_kernels.block_sparse.grid import Tiles, band_pairs, check_tile_count, pairs_in_band, unique_pairs
+from longspan_kernels.block_sparse.rules import Pairs, Rule, tighten
 
 MAX_SIGNATURE_BLOCKS = 256
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .dropout import keep
-from .layout import Component, Layout, Lists
+from longspan_kernels.block_sparse.dropout import keep
+from longspan_kernels.block_sparse.layout import Component, Layout, Lists
 
 SCORES_AT_ONCE = 1 << 20  # score elements of one piece
 TOKENS_AT_ONCE = 1 << 19  # elements of q that are put in order at once

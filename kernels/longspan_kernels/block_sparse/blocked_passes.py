@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .blocked import NEGATIVE, Options, Piece, RowBatch, cut, gathered, pieces, split_width
-from .layout import Layout
+from longspan_kernels.block_sparse.blocked import NEGATIVE, Options, Piece, RowBatch, cut, gathered, pieces, split_width
+from longspan_kernels.block_sparse.layout import Layout
 
 DEAD_ROW = 1e30  # stands for the log-sum-exp of a row without keys: exp(score - DEAD_ROW) is 0
 

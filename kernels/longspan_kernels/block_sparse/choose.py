@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from .flops import choice_flops
-from .op import choose_backend, exact_products
+from longspan_kernels.block_sparse.flops import choice_flops
+from longspan_kernels.block_sparse.op import choose_backend, exact_products
 
 SCORES_AT_ONCE = 1 << 23  # query-block scores that plain torch holds at a time
 MOST_PICKS = 16  # n up to which the Triton kernels choose: they hold all picks in registers, and work grows with n
@@ -92,7 +92,7 @@ def _choose_blocks(
     if q.numel() == 0 or means.shape[2] == 0 or picks == 0:
         return _picks_like(q, picks).fill_(-1)
     if backend == "triton":
-        from .choose_kernel import triton_choose
+        from longspan_kernels.block_sparse.triton.choose_kernel import triton_choose
 
         return triton_choose(q, means, lengths, picks, block_size, causal)
     with exact_products(q):
@@ -123,7 +123,7 @@ def _choose_scored_blocks(
     if scores.numel() == 0 or picks == 0:
         return _picks_like(scores, picks).fill_(-1)
     if backend == "triton":
-        from .choose_kernel import triton_choose_scored
+        from longspan_kernels.block_sparse.triton.choose_kernel import triton_choose_scored
 
         return triton_choose_scored(scores, lengths, first_row, length, picks, block_size, causal)
     rows = torch.arange(first_row, first_row + scores.shape[2], device=scores.device)

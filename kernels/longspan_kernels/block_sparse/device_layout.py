@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .arguments import from_16_bytes
-from .layout import Component, Layout, Lists
+from longspan_kernels.block_sparse.args import from_16_bytes
+from longspan_kernels.block_sparse.layout import Component, Layout, Lists
 
 
 class DeviceLayoutError(ValueError):

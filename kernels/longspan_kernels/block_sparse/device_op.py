@@ -8,10 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .blocked import Options
-from .blocked_passes import blocked_backward, blocked_forward
-from .device_layout import DeviceLayout
-from .op import BackendError, _empty_lse, _like, cast_as_products, choose_backend, exact_products
+from longspan_kernels.block_sparse.blocked import Options
+from longspan_kernels.block_sparse.blocked_passes import blocked_backward, blocked_forward
+from longspan_kernels.block_sparse.device_layout import DeviceLayout
+from longspan_kernels.block_sparse.op import BackendError, _empty_lse, _like, cast_as_products, choose_backend, exact_products
 
 
 def attend_by(
@@ -57,7 +57,7 @@ def device_layout_forward(
     layout = _rebuilt(q, k, index, count, q_order, k_order, block_q, block_k, causal, excluded, False)
     options = Options(scale, q_lengths, k_lengths, q_segments, k_segments, dropout_p, seed)
     if backend == "triton":
-        from .forward import triton_forward
+        from longspan_kernels.block_sparse.triton.forward import triton_forward
 
         return triton_forward(q, k, v, layout, **vars(options))
     with exact_products(q):
@@ -76,7 +76,7 @@ def device_layout_backward(
     layout = _rebuilt(q, k, index, count, q_order, k_order, block_q, block_k, causal, excluded, True)
     options = Options(scale, q_lengths, k_lengths, q_segments, k_segments, dropout_p, seed)
     if backend == "triton":
-        from .backward import triton_backward
+        from longspan_kernels.block_sparse.triton.backward import triton_backward
 
         return triton_backward(dout, dlse, q, k, v, out, lse, layout, **vars(options))[:3]
     with exact_products(q):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
-from .resolve import block_size_of, blocked_tiling, layout_for
+from longspan_kernels.block_sparse.cache import block_size_of, blocked_tiling, layout_for
 
 FORWARD, BACKWARD = 4, 10  # times D, a pair
 
@@ -20,7 +20,7 @@ def visited_pairs(q_shape, k_shape, key: str, causal: bool, backend: str, bias_b
     size = block_size_of(key, q_shape[1], causal)
     tiling = blocked_tiling(size, bias_block)
     if backend == "triton":
-        from .tuning import tilings
+        from longspan_kernels.block_sparse.triton.tuning import tilings
 
         tiling = tilings(q_shape[3], torch.bfloat16, (9, 0), size, bias_block)[int(backward)]
     return layout_for(key, q_shape[2], k_shape[2], q_shape[1], causal, tiling, torch.device("cpu")).visited_pairs

@@ -12,8 +12,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .grid import PAD, Tiles, hash_rows
-from .rules import Rule
+from longspan_kernels.block_sparse.grid import PAD, Tiles, hash_rows
+from longspan_kernels.block_sparse.rules import Rule
 
 EVALUATED_AT_ONCE = 1 << 24  # pairs
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import flops
-from .blocked import Options
-from .blocked_passes import blocked_backward, blocked_forward
-from .layout import Layout
-from .planner import Tiling
-from .reference import reference_attention
-from .resolve import block_size_of, blocked_tiling, dense_mask, is_dense, layout_for
+from longspan_kernels.block_sparse import flops
+from longspan_kernels.block_sparse.blocked import Options
+from longspan_kernels.block_sparse.blocked_passes import blocked_backward, blocked_forward
+from longspan_kernels.block_sparse.cache import block_size_of, blocked_tiling, dense_mask, is_dense, layout_for
+from longspan_kernels.block_sparse.layout import Layout
+from longspan_kernels.block_sparse.planner import Tiling
+from longspan_kernels.block_sparse.reference import reference_attention
 
 BACKENDS = ("auto", "triton", "blocked", "dense")
 DENSE_LIMIT = 1 << 31  # elements of [B, H, Tq, Tk] that the dense backend will hold
@@ -84,7 +84,7 @@ def choose_backend(backend: str, q: Tensor, k: Tensor) -> str:
 
 def triton_refuses(q: Tensor) -> str | None:
     """Why the Triton backend cannot take these tensors, or None."""
-    from .availability import triton_runs_on
+    from longspan_kernels.launch.availability import triton_runs_on
 
     if q.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"it has no {q.dtype} kernels"
@@ -97,7 +97,7 @@ def tilings_for(backend: str, q: Tensor, key: str, causal: bool, bias_block: int
     """Tile sizes of the forward and the backward pass."""
     size = block_size_of(key, int(q.shape[1]), causal)
     if backend == "triton":
-        from .tuning import tilings
+        from longspan_kernels.block_sparse.triton.tuning import tilings
 
         capability = torch.cuda.get_device_capability(q.device) if q.is_cuda else (9, 0)
         return tilings(int(q.shape[3]), q.dtype, capability, size, bias_block)
@@ -113,7 +113,7 @@ def layouts_for(q: Tensor, k: Tensor, key: str, causal: bool, backend: str, bias
     second = first if backward == forward else layout_for(key, q_len, k_len, H, causal, backward, q.device)
     layouts = [first, second, second]
     if backend == "triton" and is_dense(key, H, causal):  # by the pattern alone: a length must not choose another kernel
-        from .tuning import wide_tiling
+        from longspan_kernels.block_sparse.triton.tuning import wide_tiling
 
         size = block_size_of(key, H, causal)
         for place, kernel in enumerate(("forward", "backward_rows", "backward_columns")):
@@ -136,7 +136,7 @@ def block_sparse_forward(
         scale, q_lengths, k_lengths, q_segments, k_segments, dropout_p, seed, bias, bias_block
     )  # fmt: skip
     if backend == "triton":
-        from .forward import triton_forward
+        from longspan_kernels.block_sparse.triton.forward import triton_forward
 
         return triton_forward(q, k, v, layout, **vars(options))
     with exact_products(q):
@@ -157,7 +157,7 @@ def block_sparse_backward(
         scale, q_lengths, k_lengths, q_segments, k_segments, dropout_p, seed, bias, bias_block
     )  # fmt: skip
     if backend == "triton":
-        from .backward import triton_backward
+        from longspan_kernels.block_sparse.triton.backward import triton_backward
 
         dq, dk, dv, dbias = triton_backward(dout, dlse, q, k, v, out, lse, layout, columns=columns, **vars(options))
     else:

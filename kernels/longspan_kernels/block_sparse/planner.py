@@ -17,10 +17,10 @@ from dataclasses import dataclass
 
 import torch
 
-from .block_rules import BlockBand, BlockRule
-from .grid import Tiles, band_ranges, listed_tiles, natural_tiles, residue_tiles
-from .layout import Compiler, Layout
-from .rules import And, Band, Congruent, Everything, Keys, KeysPeriodic, Not, Or, Queries, Rule
+from longspan_kernels.block_sparse.block_rules import BlockBand, BlockRule
+from longspan_kernels.block_sparse.grid import Tiles, band_ranges, listed_tiles, natural_tiles, residue_tiles
+from longspan_kernels.block_sparse.layout import Compiler, Layout
+from longspan_kernels.block_sparse.rules import And, Band, Congruent, Everything, Keys, KeysPeriodic, Not, Or, Queries, Rule
 
 MOST_TERMS = 24
 PAYS = 0.75  # an order other than the natural one must visit at most this share of its pairs

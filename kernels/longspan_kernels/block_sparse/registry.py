@@ -10,7 +10,7 @@ from typing import Protocol
 
 import torch
 
-from .rules import Rule
+from longspan_kernels.block_sparse.rules import Rule
 
 
 class LowersToRules(Protocol):

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .grid import Tiles, all_pairs, band_pairs, pairs_in_band, unique_pairs
+from longspan_kernels.block_sparse.grid import Tiles, all_pairs, band_pairs, pairs_in_band, unique_pairs
 
 Pairs = tuple[Tensor, Tensor]
 INSIDE, OUTSIDE = -(1 << 41), -(1 << 42)  # below any position

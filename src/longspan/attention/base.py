@@ -13,8 +13,8 @@ from longspan.attention.weights import ShowsWeights
 from longspan.cost import Cost
 from longspan.functional import BACKENDS, sparse_attention
 from longspan.patterns import Pattern
+from longspan_kernels.block_sparse.cache import layout_for
 from longspan_kernels.block_sparse.op import tilings_for
-from longspan_kernels.block_sparse.resolve import layout_for
 
 Lengths = Tensor | tuple[Tensor, Tensor]
 

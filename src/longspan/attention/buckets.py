@@ -19,7 +19,7 @@ from torch import Tensor
 
 from longspan.attention.picked_blocks import order_by_block
 from longspan_kernels.block_sparse.device_layout import DeviceLayout
-from longspan_kernels.block_sparse.tuning import fitting, tilings
+from longspan_kernels.block_sparse.triton.tuning import fitting, tilings
 
 CUTS = ("aligned", "sorted", "around")
 

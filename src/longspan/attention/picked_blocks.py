@@ -14,7 +14,7 @@ from torch import Tensor
 
 from longspan.attention.content import with_lse
 from longspan_kernels.block_sparse.device_layout import DeviceLayout
-from longspan_kernels.block_sparse.tuning import fitting, tilings
+from longspan_kernels.block_sparse.triton.tuning import fitting, tilings
 
 
 def tile_sides(q: Tensor, block_size: int) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from torch.autograd import DeviceType
 
 from longspan.benchmark.peers import PeerUnavailable
 from longspan.benchmark.timing import peak_memory, time_interleaved
-from longspan_kernels.block_sparse.launching import KERNELS
+from longspan_kernels.launch.launcher import KERNELS
 
 Step = Callable[[], Any]
 

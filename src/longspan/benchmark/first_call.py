@@ -19,7 +19,7 @@ import torch
 from longspan.benchmark.cases import parse_pattern
 from longspan.benchmark.timing import synchronise, time_interleaved
 from longspan.functional import sparse_attention
-from longspan_kernels.block_sparse.resolve import kept_layouts
+from longspan_kernels.block_sparse.cache import kept_layouts
 
 CASES = [("BigBird(64, 3, 3, 2)", False), ("Full()", True), ("Local(128) | Strided(128)", True)]
 LENGTH, OTHER, LONG, HEADS, WIDTH = 4096, 3000, 16384, 12, 64

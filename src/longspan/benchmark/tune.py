@@ -20,11 +20,11 @@ from torch import Tensor
 
 from longspan.benchmark.timing import Work, time_interleaved
 from longspan.patterns import BigBird, Fixed, Full, Global, Local, Pattern, Predicate
-from longspan_kernels.block_sparse.launch_table import TABLES
-from longspan_kernels.block_sparse.launching import Launch
 from longspan_kernels.block_sparse.layout import Layout
 from longspan_kernels.block_sparse.planner import Tiling, compile_layout
-from longspan_kernels.block_sparse.tuning import launched_as, lines_of, tilings
+from longspan_kernels.block_sparse.triton.configs import TABLES
+from longspan_kernels.block_sparse.triton.tuning import launched_as, lines_of, tilings
+from longspan_kernels.launch.launcher import Launch
 
 
 def scattered(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
@@ -113,7 +113,7 @@ class Runner:
     """Runs one kernel of a problem with one launch; other kernels run as the table says."""
 
     def __init__(self, problem: Problem, device: str):
-        from longspan_kernels.block_sparse import backward, forward
+        from longspan_kernels.block_sparse.triton import backward, forward
 
         self.problem, self.forward, self.backward = problem, forward, backward
         self.layouts: dict[tuple[int, int] | None, Layout] = {None: problem.layout(device)}

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 
+from longspan.config.errors import ConfigError
 from longspan.records.atomic import write_text
 from longspan.sweeps.engines import QUEUED, Engine, Slurm, engine_for
 from longspan.sweeps.folders import StillRunningError, ask_to_stop, locked, note_process, status_of, wait_until_free
@@ -21,7 +22,6 @@ from longspan.sweeps.plan import Job
 from longspan.sweeps.process import Outcome
 from longspan.sweeps.settings import SweepSettings
 from longspan.sweeps.table import ProgressTable, progress_table
-from longspan.training.errors import ConfigError
 
 # seconds that a run of an earlier, killed driver gets to save its checkpoint
 PATIENCE = 300.0

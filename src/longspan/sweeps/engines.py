@@ -15,11 +15,11 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+from longspan.config.errors import ConfigError
 from longspan.records.atomic import write_text
 from longspan.sweeps.plan import Job
 from longspan.sweeps.process import Outcome, run_job
 from longspan.sweeps.settings import SweepSettings
-from longspan.training.errors import ConfigError
 
 INSTALL = "pip install 'longspan[sweep]'"
 # in a run's folder: the number of its SLURM job

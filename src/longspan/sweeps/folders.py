@@ -15,11 +15,11 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from longspan.config.diff import differences
+from longspan.config.errors import ConfigError
 from longspan.records import Record, RecordError
 from longspan.records.atomic import write_text
 from longspan.sweeps.plan import Job
-from longspan.training.errors import ConfigError
-from longspan.training.same_run import differences
 
 LOCK = "job.lock"
 

@@ -15,12 +15,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
+from longspan.config.checks import check_config
+from longspan.config.command_line import composed
+from longspan.config.compose import config_for
+from longspan.config.errors import ConfigError
 from longspan.records.plain import plain
 from longspan.sweeps.settings import SweepSettings, settings_of
-from longspan.training.checks import check_config
-from longspan.training.command_line import composed
-from longspan.training.errors import ConfigError
-from longspan.training.in_process import config_for
 
 LONGEST_NAME = 80
 

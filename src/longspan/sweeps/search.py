@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from longspan.config.errors import ConfigError
 from longspan.records import Record
 from longspan.sweeps.drive import Sweep
 from longspan.sweeps.engines import INSTALL
@@ -16,7 +17,6 @@ from longspan.sweeps.folders import status_of
 from longspan.sweeps.plan import Job, job_for, written
 from longspan.sweeps.process import Outcome
 from longspan.sweeps.settings import Search, SweepSettings
-from longspan.training.errors import ConfigError
 
 ENDED = ("complete", "failed", "out_of_memory")
 # what trials are judged by, kept in the study

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from longspan.training.errors import ConfigError
-from longspan.training.suggest import did_you_mean, listed, nearest
+from longspan.config.errors import ConfigError
+from longspan.config.nearest import did_you_mean, listed, nearest
 
 ENGINES = ("auto", "ray", "local", "slurm")
 RETRIABLE = ("failed", "out_of_memory")

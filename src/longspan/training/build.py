@@ -15,14 +15,14 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import OmegaConf
 
+from longspan.config.errors import ConfigError, is_explained
+from longspan.training.callbacks.checkpoint_config import StoreConfig
+from longspan.training.callbacks.device_change import KeepStepSize
+from longspan.training.callbacks.interrupts import SaveOnInterrupt
+from longspan.training.callbacks.random_state import RandomState
 from longspan.training.checkpoint_files import WholeCheckpoints
-from longspan.training.device_change import KeepStepSize
-from longspan.training.errors import ConfigError, is_explained
-from longspan.training.interrupts import SaveOnInterrupt
 from longspan.training.launched import on_slurm
-from longspan.training.random_state import RandomState
 from longspan.training.step_size import StepSize
-from longspan.training.stored import StoreConfig
 
 
 def build(config: Mapping[str, Any], key: str) -> Any:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
+from longspan.config.errors import CheckpointWriteError
 from longspan.records.atomic import sync_folder
-from longspan.training.errors import CheckpointWriteError
 
 # a file that is overwritten (last.ckpt) leaves its predecessor beside it, for the case that the disk spoils the new one
 PREVIOUS = ".previous.ckpt"

@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from longspan.training.errors import ConfigError
+from longspan.config.errors import ConfigError
 
 
 def launcher_overrides(words: Sequence[str], environ: Mapping[str, str] = os.environ) -> list[str]:

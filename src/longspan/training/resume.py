@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
+from longspan.config.diff import differences
+from longspan.config.errors import CheckpointError
+from longspan.training.callbacks.checkpoint_config import CONFIG, load_checkpoint
 from longspan.training.checkpoint_files import damage
-from longspan.training.errors import CheckpointError
-from longspan.training.same_run import differences
-from longspan.training.stored import CONFIG, load_checkpoint
 
 log = logging.getLogger(__name__)
 

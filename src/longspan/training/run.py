@@ -11,15 +11,15 @@ import lightning.pytorch as pl
 import torch
 from omegaconf import OmegaConf
 
+from longspan.config.checks import check_machine, check_targets
+from longspan.config.errors import CheckpointError
 from longspan.models import warm_start
 from longspan.records import RecordWriter
 from longspan.report import print_summary
 from longspan.training.assemble import assemble
 from longspan.training.build import always, build_callbacks, build_named, build_trainer
 from longspan.training.checkpoint_files import damage
-from longspan.training.checks import check_machine, check_targets
 from longspan.training.console import quiet_libraries
-from longspan.training.errors import CheckpointError
 from longspan.training.launched import check_world
 from longspan.training.resume import keep_logs, resume_from
 from longspan.training.seeding import seed_run

@@ -13,8 +13,8 @@ from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 from torch.nn import Module
 from torch.optim import Optimizer
 
+from longspan.config.errors import ConfigError
 from longspan.models.block import Block
-from longspan.training.errors import ConfigError
 
 KINDS = {"full": "FULL_SHARD", "gradients": "SHARD_GRAD_OP", "hybrid": "HYBRID_SHARD"}
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from longspan.training.errors import ConfigError
+from longspan.config.errors import ConfigError
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,14 @@ from typing import Any
 import lightning.pytorch as pl
 from omegaconf import OmegaConf
 
+from longspan.config.checks import check_machine, check_targets
+from longspan.config.errors import CheckpointError
+from longspan.config.overrides import overridden
 from longspan.training.assemble import task_of
 from longspan.training.build import build, build_trainer
-from longspan.training.checks import check_machine, check_targets
+from longspan.training.callbacks.checkpoint_config import load_checkpoint, stored
 from longspan.training.console import quiet_libraries
-from longspan.training.errors import CheckpointError
-from longspan.training.overrides import overridden
 from longspan.training.seeding import seed_run
-from longspan.training.stored import load_checkpoint, stored
 
 # a device that this machine may lack is no part of what a checkpoint is
 HERE = {"accelerator": "auto", "devices": 1, "num_nodes": 1, "strategy": "auto"}

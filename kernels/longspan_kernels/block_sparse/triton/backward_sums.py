@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tile_math import LOG2E, READ_AHEAD, VARYING, addresses, load_tile, tokens_of, within
+from longspan_kernels.block_sparse.triton.common import LOG2E, READ_AHEAD, VARYING, addresses, load_tile, tokens_of, within
 
 
 @triton.jit(do_not_specialize=VARYING)

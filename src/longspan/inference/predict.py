@@ -8,9 +8,9 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from longspan.training.errors import ConfigError
-from longspan.training.prediction_files import PredictionFile, Rows, rows_for
-from longspan.training.rebuild import rebuild
+from longspan.config.errors import ConfigError
+from longspan.inference.prediction_files import PredictionFile, Rows, rows_for
+from longspan.inference.rebuild import rebuild
 
 
 class WritePredictions(pl.Callback):

@@ -8,8 +8,8 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
+from longspan.config.errors import CheckpointError
 from longspan.training.checkpoint_files import damage
-from longspan.training.errors import CheckpointError
 
 CONFIG, FACTS = "longspan_config", "longspan_facts"
 

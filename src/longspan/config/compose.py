@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
 
-from longspan.training.plain import plain_config
+from longspan.config.resolved import plain_config
 
 
 def config_for(overrides: Sequence[str], output_dir: str | Path, conf: str | Path) -> dict[str, Any]:

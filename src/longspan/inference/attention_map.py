@@ -13,10 +13,10 @@ import lightning.pytorch as pl
 from torch import Tensor
 
 from longspan.attention.weights import MOST_MAPPED
-from longspan.training.attended import Attended
-from longspan.training.errors import ConfigError
-from longspan.training.pattern_sketch import attention_modules
-from longspan.training.rebuild import rebuild
+from longspan.config.errors import ConfigError
+from longspan.inference.rebuild import rebuild
+from longspan.training.callbacks.attention_weights import Attended
+from longspan.training.callbacks.pattern_sketch import attention_modules
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from longspan.training.checks import check_config
-from longspan.training.errors import ConfigError, readable_errors
-from longspan.training.suggest import did_you_mean, listed, nearest
+from longspan.config.checks import check_config
+from longspan.config.errors import ConfigError, readable_errors
+from longspan.config.nearest import did_you_mean, listed, nearest
 
 # More jobs than this are checked only up to it: each costs a fraction of a second.
 CHECKED_JOBS = 64

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .arguments import Call, width_of
-from .layout import Component, Layout
-from .outside_graphs import made_outside_graphs
-from .schedule import Work, work_of
-from .tuning import lines_of
+from longspan_kernels.block_sparse.args import Call, width_of
+from longspan_kernels.block_sparse.layout import Component, Layout
+from longspan_kernels.block_sparse.triton.schedule import Work, work_of
+from longspan_kernels.block_sparse.triton.tuning import lines_of
+from longspan_kernels.launch.graphs import made_outside_graphs
 
 # Up to this head width pieces of columns are kept as pairs of the gradient's dtype: no spills at 168 registers, where a float32
 # store in the epilogue has the loop spill 88 bytes a thread. Wider ones have no registers to spare either way.

@@ -11,11 +11,11 @@ from threading import Lock
 import torch
 from torch import Tensor
 
-from .layout import Layout
-from .outside_graphs import capturing, made_outside_graphs
-from .planner import Tiling, compile_layout, dense, granularity
-from .registry import lookup
-from .rules import Arbitrary, Congruent, Keys, KeysPeriodic, Queries, Rule, atoms
+from longspan_kernels.block_sparse.layout import Layout
+from longspan_kernels.block_sparse.planner import Tiling, compile_layout, dense, granularity
+from longspan_kernels.block_sparse.registry import lookup
+from longspan_kernels.block_sparse.rules import Arbitrary, Congruent, Keys, KeysPeriodic, Queries, Rule, atoms
+from longspan_kernels.launch.graphs import capturing, made_outside_graphs
 
 MOST_LAYOUTS = 256
 MOST_BYTES = 1 << 30  # of all kept layouts together

@@ -24,12 +24,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import launching
-from .any_length import stand_in
-from .arguments import Call
-from .layout import Layout, Lists, Recipe
-from .outside_graphs import capturing
-from .tuning import asked_for
+from longspan_kernels.block_sparse.args import Call
+from longspan_kernels.block_sparse.layout import Layout, Lists, Recipe
+from longspan_kernels.block_sparse.triton.any_length import stand_in
+from longspan_kernels.block_sparse.triton.tuning import asked_for
+from longspan_kernels.launch import launcher as launching
+from longspan_kernels.launch.graphs import capturing
 
 # Lengths at which patterns of many kinds, with few heads and with many, changed what they launch: of most sizes one that tiles
 # divide, and one they do not. Shorter ones would launch many kernels that no other does, to gain little beside the launch.

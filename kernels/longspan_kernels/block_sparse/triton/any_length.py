@@ -14,10 +14,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from . import launching
-from .layout import Component, Layout, Lists, pack_bits
-from .outside_graphs import made_outside_graphs
-from .tuning import lines_of
+from longspan_kernels.block_sparse.layout import Component, Layout, Lists, pack_bits
+from longspan_kernels.block_sparse.triton.tuning import lines_of
+from longspan_kernels.launch import launcher as launching
+from longspan_kernels.launch.graphs import made_outside_graphs
 
 Result = TypeVar("Result")
 

@@ -13,8 +13,8 @@ from typing import Any, TextIO
 
 from torch import Tensor
 
+from longspan.config.errors import ConfigError
 from longspan.tasks import SequenceClassification, TokenLabelling
-from longspan.training.errors import ConfigError
 
 Row = dict[str, Any]
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".bed")

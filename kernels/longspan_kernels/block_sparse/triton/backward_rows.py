@@ -14,8 +14,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .backward_sums import add_rows
-from .tile_math import (
+from longspan_kernels.block_sparse.triton.backward_sums import add_rows
+from longspan_kernels.block_sparse.triton.common import (
     BAND,
     BITS,
     FULL,

@@ -20,9 +20,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .arguments import alignment, from_16_bytes, readable, width_of
-from .launching import SMALL, Launch, Plan, on_its_device
-from .tuning import SMALLEST, shared_memory
+from longspan_kernels.block_sparse.args import alignment, from_16_bytes, readable, width_of
+from longspan_kernels.block_sparse.triton.tuning import SMALLEST, shared_memory
+from longspan_kernels.launch.launcher import SMALL, Launch, Plan, on_its_device
 
 PARTS = {torch.bfloat16: 1, torch.float16: 2, torch.float32: 3}  # bfloat16 numbers, 8 bits each, that hold one of a dtype
 CANDIDATES = 64  # scored at a time

@@ -8,10 +8,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
+from longspan.config.errors import CheckpointError, ConfigError
+from longspan.inference.rebuild import rebuild
 from longspan.records import Accuracy, Record
 from longspan.tasks import Task, data_facts
-from longspan.training.errors import CheckpointError, ConfigError
-from longspan.training.rebuild import rebuild
 
 SPLITS = {"test": "test", "val": "val", "validation": "val"}
 

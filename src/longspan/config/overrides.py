@@ -9,10 +9,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from longspan.training.command_line import composed, groups
-from longspan.training.errors import ConfigError
-from longspan.training.plain import plain_config
-from longspan.training.suggest import did_you_mean, listed, nearest
+from longspan.config.command_line import composed, groups
+from longspan.config.errors import ConfigError
+from longspan.config.nearest import did_you_mean, listed, nearest
+from longspan.config.resolved import plain_config
 
 
 def split_words(words: Sequence[str], own: dict[str, str]) -> tuple[dict[str, str], list[str]]:

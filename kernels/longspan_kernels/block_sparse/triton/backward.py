@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .any_length import by_kernels_there_are
-from .arguments import Call, alignment, from_16_bytes, output_like, readable, streamed, width_of
-from .backward_columns_kernel import backward_columns
-from .backward_order import (
+from longspan_kernels.block_sparse.args import Call, alignment, from_16_bytes, output_like, readable, streamed, width_of
+from longspan_kernels.block_sparse.layout import Component, Layout
+from longspan_kernels.block_sparse.triton.any_length import by_kernels_there_are
+from longspan_kernels.block_sparse.triton.backward_columns import backward_columns
+from longspan_kernels.block_sparse.triton.backward_order import (
     PAIRED_WIDTH,
     Room,
     RowNumbers,
@@ -27,14 +28,13 @@ from .backward_order import (
     rows_are_listed,
     rows_go_first,
 )
-from .backward_rows_kernel import backward_rows
-from .backward_sums import add_pieces, prepare_rows
-from .launching import PIECE_ROWS, SMALL, Plan, on_its_device, only_planned, without_tma
-from .layout import Component, Layout
-from .other_lengths import KEYS, QUERIES, compile_for_other_lengths, given
-from .outside_graphs import capturing, made_outside_graphs
-from .schedule import Work
-from .tuning import launch_of
+from longspan_kernels.block_sparse.triton.backward_rows import backward_rows
+from longspan_kernels.block_sparse.triton.backward_sums import add_pieces, prepare_rows
+from longspan_kernels.block_sparse.triton.other_lengths import KEYS, QUERIES, compile_for_other_lengths, given
+from longspan_kernels.block_sparse.triton.schedule import Work
+from longspan_kernels.block_sparse.triton.tuning import launch_of
+from longspan_kernels.launch.graphs import capturing, made_outside_graphs
+from longspan_kernels.launch.launcher import PIECE_ROWS, SMALL, Plan, on_its_device, only_planned, without_tma
 
 PREPARED_AT_ONCE = 64  # rows a program
 

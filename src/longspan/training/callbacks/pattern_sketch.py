@@ -6,7 +6,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from longspan.training.attended import Attended
+from longspan.training.callbacks.attention_weights import Attended
 
 SHADES = "0123456789abcdef"
 # beyond it, a cell holds so many pairs that counting them would be felt at the start of a run

@@ -10,8 +10,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from longspan.training.checks import check_config
-from longspan.training.errors import ConfigError
+from longspan.config.checks import check_config
+from longspan.config.errors import ConfigError
 
 
 def run_config(config: DictConfig) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from typing import Any
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from longspan.training.errors import ConfigError
-from longspan.training.suggest import did_you_mean, listed, nearest
+from longspan.config.errors import ConfigError
+from longspan.config.nearest import did_you_mean, listed, nearest
 
 _HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tile_math import (
+from longspan_kernels.block_sparse.triton.common import (
     BAND,
     BITS,
     FULL,

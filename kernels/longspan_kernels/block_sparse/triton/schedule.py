@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .launching import served
-from .layout import Component, Lists
+from longspan_kernels.block_sparse.layout import Component, Lists
+from longspan_kernels.launch.launcher import served
 
 SHORTEST_PIECE = 8  # entries; less is not worth a partial result
 EVEN = 1.5  # longest line over the mean, up to which the order does not matter

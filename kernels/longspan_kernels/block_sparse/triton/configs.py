@@ -11,7 +11,7 @@ Fixed(128, 32), causal, T = 16384.
 
 from __future__ import annotations
 
-from .launching import Launch
+from longspan_kernels.launch.launcher import Launch
 
 Table = dict[tuple[str, int, str], Launch]
 

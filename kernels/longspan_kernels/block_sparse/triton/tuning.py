@@ -13,11 +13,11 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from .arguments import has_bits, stepped, width_of
-from .launch_table import TABLES
-from .launching import Launch, served
-from .layout import Component
-from .planner import Tiling
+from longspan_kernels.block_sparse.args import has_bits, stepped, width_of
+from longspan_kernels.block_sparse.layout import Component
+from longspan_kernels.block_sparse.planner import Tiling
+from longspan_kernels.block_sparse.triton.configs import TABLES
+from longspan_kernels.launch.launcher import Launch, served
 
 # KiB of shared memory a program may use, by compute capability; others by the nearest below.
 SHARED = {(7, 5): 64, (8, 0): 163, (8, 6): 99, (8, 7): 163, (8, 9): 99, (9, 0): 227, (10, 0): 227, (12, 0): 99}

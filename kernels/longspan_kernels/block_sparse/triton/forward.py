@@ -10,15 +10,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .any_length import by_kernels_there_are
-from .arguments import Call, alignment, output_like, streamed
-from .forward_kernels import forward_rows, merge_pieces
-from .launching import PIECE_ROWS, SMALL, Plan, on_its_device, without_tma
-from .layout import Component, Layout
-from .other_lengths import KEYS, QUERIES, compile_for_other_lengths, given
-from .outside_graphs import made_outside_graphs
-from .schedule import Work, work_of
-from .tuning import launch_of
+from longspan_kernels.block_sparse.args import Call, alignment, output_like, streamed
+from longspan_kernels.block_sparse.layout import Component, Layout
+from longspan_kernels.block_sparse.triton.any_length import by_kernels_there_are
+from longspan_kernels.block_sparse.triton.forward_kernels import forward_rows, merge_pieces
+from longspan_kernels.block_sparse.triton.other_lengths import KEYS, QUERIES, compile_for_other_lengths, given
+from longspan_kernels.block_sparse.triton.schedule import Work, work_of
+from longspan_kernels.block_sparse.triton.tuning import launch_of
+from longspan_kernels.launch.graphs import made_outside_graphs
+from longspan_kernels.launch.launcher import PIECE_ROWS, SMALL, Plan, on_its_device, without_tma
 
 
 @on_its_device

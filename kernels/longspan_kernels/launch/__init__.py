@@ -1,0 +1,1 @@
+"""How any Triton kernel of ours starts: a cached launcher, CUDA graphs, and whether Triton runs here."""

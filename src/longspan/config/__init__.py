@@ -1,0 +1,1 @@
+"""The command line and the config: composing, overriding, checking values, nearest names, errors."""
