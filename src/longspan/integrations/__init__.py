@@ -1,0 +1,1 @@
+"""Longspan's attention where other projects' users already are: their names, their masks, their models."""
