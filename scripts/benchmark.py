@@ -21,7 +21,7 @@ import torch
 
 from longspan.attention import AttentionConfigError
 from longspan.benchmark import first_call, layouts
-from longspan.benchmark.cases import Case, CaseError, parse_pattern
+from longspan.benchmark.cases import Case, CaseError
 from longspan.benchmark.compare import compare
 from longspan.benchmark.compile_first import compile_first
 from longspan.benchmark.end_to_end import Size, compare_steps
@@ -29,7 +29,7 @@ from longspan.benchmark.growth import GrowthError, measure
 from longspan.benchmark.peers import PeerUnavailable, find
 from longspan.benchmark.results import result, save, show, show_growth
 from longspan.benchmark.suites import SUITES, Plan, suite
-from longspan.patterns import PatternError
+from longspan.patterns import PatternError, parse_pattern
 from longspan.records.environment import command_line
 from longspan.report.build import draw_scaling
 from longspan.report.scaling import from_rows

@@ -1,17 +1,13 @@
-"""What is timed: named patterns, and patterns written as on paper (`Local(256) | Strided(128)`)."""
+"""What is timed: the patterns of the published comparison, by name."""
 
 from __future__ import annotations
 
-import ast
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from longspan import patterns
 from longspan.patterns import BigBird, BlockTable, Fixed, Full, Local, Longformer, Pattern, PerHead, Strided
-
-FAMILIES = ("Full", "Local", "Strided", "Fixed", "Global", "Random", "BlockTable", "BigBird", "Longformer", "PerHead")
 
 
 class CaseError(ValueError):
@@ -77,30 +73,3 @@ def named(name: str, length: int, heads: int) -> tuple[Pattern, bool]:
         )
     make, causal = known[name]
     return make(), causal
-
-
-def parse_pattern(text: str) -> Pattern:
-    """`Local(256) | Strided(128)` -> Pattern: families, literals, `|`, `&` and lists, nothing else is evaluated."""
-    try:
-        return _value(ast.parse(text, mode="eval").body, text)
-    except SyntaxError as error:
-        raise CaseError(
-            f"pattern {text!r} is not written right: {error.msg}; write for example Local(256) | Strided(128)"
-        ) from None
-
-
-def _value(node: ast.expr, text: str) -> Any:
-    if isinstance(node, ast.BinOp) and isinstance(node.op, (ast.BitOr, ast.BitAnd)):
-        left, right = _value(node.left, text), _value(node.right, text)
-        return left | right if isinstance(node.op, ast.BitOr) else left & right
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-        if node.func.id not in FAMILIES:
-            raise CaseError(f"pattern {text!r}: {node.func.id} is no pattern; choose from {', '.join(FAMILIES)}")
-        arguments = [_value(a, text) for a in node.args]
-        return getattr(patterns, node.func.id)(*arguments, **{str(k.arg): _value(k.value, text) for k in node.keywords})
-    if isinstance(node, (ast.List, ast.Tuple)):
-        return [_value(item, text) for item in node.elts]
-    try:
-        return ast.literal_eval(node)
-    except ValueError:
-        raise CaseError(f"pattern {text!r}: {ast.unparse(node)} is no literal; give numbers and patterns") from None

@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
-from longspan.benchmark.cases import parse_pattern
 from longspan.benchmark.timing import synchronise, time_interleaved
 from longspan.functional import sparse_attention
+from longspan.patterns import parse_pattern
 from longspan_kernels.block_sparse.cache import kept_layouts
 
 CASES = [("BigBird(64, 3, 3, 2)", False), ("Full()", True), ("Local(128) | Strided(128)", True)]

@@ -5,6 +5,7 @@ from longspan.patterns.bigbird import BigBird
 from longspan.patterns.block_table import BlockTable
 from longspan.patterns.compose import Intersection, Union
 from longspan.patterns.errors import PatternError
+from longspan.patterns.expression import parse_pattern
 from longspan.patterns.fixed import Fixed
 from longspan.patterns.full import Full
 from longspan.patterns.global_tokens import Global
@@ -33,4 +34,5 @@ __all__ = [
     "Strided",
     "Union",
     "Without",
+    "parse_pattern",
 ]
