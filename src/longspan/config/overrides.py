@@ -13,6 +13,7 @@ from longspan.config.command_line import composed, groups
 from longspan.config.errors import ConfigError
 from longspan.config.nearest import did_you_mean, listed, nearest
 from longspan.config.resolved import plain_config
+from longspan.config.stored import literal
 
 
 def split_words(words: Sequence[str], own: dict[str, str]) -> tuple[dict[str, str], list[str]]:
@@ -41,10 +42,12 @@ def split_words(words: Sequence[str], own: dict[str, str]) -> tuple[dict[str, st
 def overridden(stored: dict[str, Any], words: Sequence[str], conf: Path) -> dict[str, Any]:
     """The stored config with the words applied: `trainer=gpu` takes a group's file, `data.batch_size=4` sets a key.
 
+    What was stored is taken literally; a ``${...}`` counts only in the words.
+
     Raises:
         ConfigError: an unknown choice or key; `+key=value` adds a key that the stored config does not have.
     """
-    config = OmegaConf.create(stored)
+    config = OmegaConf.create(literal(stored))
     assert isinstance(config, DictConfig)
     for word in words:
         key, _, value = word.partition("=")

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from hydra.utils import get_object
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from longspan.config.errors import ConfigError, is_explained
 from longspan.training.callbacks.checkpoint_config import StoreConfig
@@ -35,10 +35,32 @@ def build(config: Mapping[str, Any], key: str) -> Any:
     node = config[key]
     if not isinstance(node, Mapping) or "_target_" not in node:
         raise ConfigError(f"{key} has no _target_: choose one of its files, e.g. {key}=NAME")
+    plain = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node
     try:
-        return instantiate(OmegaConf.create(dict(node)), _convert_="all")
-    except InstantiationException as error:
-        raise _explained(key, error.__cause__ or error) from error
+        return _made(plain, key)
+    except (TypeError, ValueError) as error:
+        if is_explained(error):
+            raise
+        raise ConfigError(f"{key}: {error}") from error
+
+
+def _made(node: Any, path: str) -> Any:
+    """What a node describes, its nested nodes first. Unlike Hydra's `instantiate` it takes ``${...}`` for text: the config is
+    resolved by now, and one from a checkpoint must not be resolved here."""
+    if isinstance(node, (list, tuple)):
+        return [_made(value, f"{path}[{index}]") for index, value in enumerate(node)]
+    if not isinstance(node, Mapping):
+        return node
+    given = {key: _made(value, f"{path}.{key}") for key, value in node.items() if key not in ("_target_", "_partial_")}
+    if "_target_" not in node:
+        return given
+    try:
+        target = get_object(str(node["_target_"]))
+    except Exception as error:  # whatever importing a module raises
+        raise ConfigError(f"{path}._target_={node['_target_']} cannot be imported: {error}") from error
+    if not callable(target):
+        raise ConfigError(f"{path}._target_={node['_target_']} is a {type(target).__name__}, which cannot be called")
+    return partial(target, **given) if node.get("_partial_") else target(**given)
 
 
 def called(key: str, maker: Callable[..., Any], **arguments: Any) -> Any:
@@ -52,13 +74,7 @@ def called(key: str, maker: Callable[..., Any], **arguments: Any) -> Any:
     except TypeError as error:
         if "argument" not in str(error):
             raise  # no setting too many or too few, but a fault inside
-        raise _explained(key, error) from error
-
-
-def _explained(key: str, cause: BaseException) -> BaseException:
-    if is_explained(cause) or not isinstance(cause, (TypeError, ValueError, InstantiationException)):
-        return cause
-    return ConfigError(f"{key}: {cause}")
+        raise ConfigError(f"{key}: {error}") from error
 
 
 def build_named(config: Mapping[str, Any], key: str) -> list[Any]:

@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 import torch
 
 from longspan.config.errors import CheckpointError
+from longspan.config.stored import check_stored, check_weights
 from longspan.training.checkpoint_files import damage
 
 CONFIG, FACTS = "longspan_config", "longspan_facts"
@@ -53,15 +54,30 @@ def load_checkpoint(path: str | Path, *, key: str = "checkpoint") -> dict[str, A
         raise CheckpointError(f"{key}={path} cannot be read as a checkpoint: {error}") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise CheckpointError(f"{key}={path} holds no state_dict; give a checkpoint that train.py wrote.")
+    check_tensors(checkpoint["state_dict"], f"{key}={path}")
     return checkpoint
 
 
+def check_tensors(weights: Any, where: str) -> None:
+    """Raises CheckpointError for weights that are larger than what the file holds of them, as an expanded tensor is."""
+    if not isinstance(weights, dict):
+        raise CheckpointError(f"{where} holds a state_dict that is a {type(weights).__name__}")
+    for name, weight in weights.items():
+        if not isinstance(weight, torch.Tensor):
+            continue  # some modules keep other plain state
+        if weight.layout != torch.strided or weight.numel() * weight.element_size() > weight.untyped_storage().nbytes():
+            raise CheckpointError(f"{where} holds {name} of shape {list(weight.shape)} without the values for it")
+
+
 def stored(checkpoint: dict[str, Any], path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Config and facts of the run that wrote the checkpoint.
+    """Config and facts of the run that wrote the checkpoint, checked: it may come from a stranger.
 
     Raises:
-        CheckpointError: a checkpoint without them.
+        CheckpointError: a checkpoint without them, or see `longspan.config.stored`.
     """
     if CONFIG not in checkpoint or FACTS not in checkpoint:
         raise CheckpointError(f"checkpoint={path} has no config in it; give a checkpoint that train.py wrote.")
-    return checkpoint[CONFIG], checkpoint[FACTS]
+    where = f"checkpoint={path}"
+    config, facts = check_stored(checkpoint[CONFIG], where), checkpoint[FACTS]
+    check_weights(config, facts, checkpoint["state_dict"], where)
+    return config, dict(facts)
