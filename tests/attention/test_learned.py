@@ -11,9 +11,9 @@ from omegaconf import OmegaConf
 
 import longspan.attention as variants
 from longspan.attention import AttentionConfigError, LearnedAttention
-from longspan.attention.learned_gates import hard_concrete
-from longspan.attention.learned_gates.budget import Schedule, chosen_gates
-from longspan.attention.learned_gates.module import MULTIPLIER
+from longspan.attention.learned import hard_concrete
+from longspan.attention.learned.budget import Schedule, chosen_gates
+from longspan.attention.learned.module import MULTIPLIER
 
 CONF = Path(__file__).parents[2] / "conf" / "attention"
 PLACE = {"heads": 2, "kv_heads": 1, "head_dim": 16, "causal": True, "layer": 0, "max_length": 100}
@@ -34,7 +34,7 @@ def tensors(length, module, seed=0, dtype=torch.float64, batch=2):
 
 def owners(module, length):
     """[G, T, T] bool: the pairs of each gate, from one-gate patterns."""
-    from longspan.attention.learned_gates.patterns import plain_pattern
+    from longspan.attention.learned.patterns import plain_pattern
 
     ones = torch.eye(module.candidates.gates, dtype=torch.bool)
     return torch.stack([plain_pattern(module.candidates, one[None]).mask(length, causal=module.causal)[0] for one in ones])

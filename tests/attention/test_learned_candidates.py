@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longspan.attention import AttentionConfigError
-from longspan.attention.learned_gates.candidates import Candidates
-from longspan.attention.learned_gates.patterns import open_blocks, open_residues, plain_pattern, residue_class
+from longspan.attention.learned.candidates import Candidates
+from longspan.attention.learned.patterns import open_blocks, open_residues, plain_pattern, residue_class
 
 
 def gate_of_each_pair(c: Candidates, length: int) -> torch.Tensor:

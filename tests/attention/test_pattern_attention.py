@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 import longspan.attention as variants
 from longspan.attention import AttentionConfigError, PatternAttention
-from longspan.attention.tables import log_sparse_table
+from longspan.attention.block_table import log_sparse_table
 from longspan.attention.variant import FAMILIES
 from longspan.patterns import BigBird, BlockTable, Full, Global, Local, Longformer, PerHead, Predicate, Random, Strided
 

@@ -7,7 +7,7 @@ from chosen_by_content import PLACE, compare, configured, draw
 import longspan.attention as variants
 from longspan.attention import AttentionConfigError
 from longspan.attention.content import AttentionCallError
-from longspan.attention.sinkhorn_matching import sinkhorn_normalised
+from longspan.attention.sinkhorn import sinkhorn_normalised
 
 
 def made(**change):

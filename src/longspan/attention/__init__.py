@@ -2,24 +2,31 @@
 
 module(q [B, H, T, D], k, v [B, Hkv, T, D], *, lengths=None, segments=None) -> [B, H, T, D]
 module.cost(length) -> Cost
+
+NAME.py holds the variant NAME. Here NAME is the callable that a config names in `_target_`, so `longspan.attention.local`
+builds a module, and `from longspan.attention.local import ...` reads the file.
 """
 
-from longspan.attention.adaptive_spans import AdaptiveSpan, adaptive_span
+from longspan.attention.adaptive_span import AdaptiveSpan, adaptive_span
 from longspan.attention.base import PatternAttention
-from longspan.attention.big_bird import bigbird, random
-from longspan.attention.dense import full
+from longspan.attention.bigbird import bigbird
+from longspan.attention.block_table import block_table
+from longspan.attention.dilated import dilated
 from longspan.attention.errors import AttentionConfigError
-from longspan.attention.global_tokens import global_
-from longspan.attention.hashed_attention import HashedAttention, reformer
-from longspan.attention.learned_gates import LearnedAttention, learned
-from longspan.attention.mixed_heads import per_head
-from longspan.attention.mixture_of_blocks import MixtureOfBlocks, moba
-from longspan.attention.native_sparse import NativeSparseAttention, nsa
-from longspan.attention.routed_clusters import RoutedAttention, routing
-from longspan.attention.sinkhorn_matching import SinkhornAttention, sinkhorn
-from longspan.attention.sparse_transformer import fixed, strided
-from longspan.attention.tables import block_table
-from longspan.attention.windows import dilated, local, longformer
+from longspan.attention.fixed import fixed
+from longspan.attention.full import full
+from longspan.attention.global_ import global_
+from longspan.attention.learned import LearnedAttention, learned
+from longspan.attention.local import local
+from longspan.attention.longformer import longformer
+from longspan.attention.moba import MixtureOfBlocks, moba
+from longspan.attention.nsa import NativeSparseAttention, nsa
+from longspan.attention.per_head import per_head
+from longspan.attention.random import random
+from longspan.attention.reformer import HashedAttention, reformer
+from longspan.attention.routing import RoutedAttention, routing
+from longspan.attention.sinkhorn import SinkhornAttention, sinkhorn
+from longspan.attention.strided import strided
 
 __all__ = [
     "AdaptiveSpan",

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from longspan.attention.base import PatternAttention
-from longspan.attention.learned_gates.candidates import Candidates
-from longspan.attention.learned_gates.patterns import plain_pattern
+from longspan.attention.learned.candidates import Candidates
+from longspan.attention.learned.patterns import plain_pattern
 from longspan.benchmark.timing import time_interleaved
 from longspan.patterns import Local, Pattern
 from longspan.records import Record

@@ -1,9 +1,9 @@
-"""`attention=bigbird`, whole blocks of three kinds, and `attention=random`, its random blocks alone."""
+"""`attention=bigbird`: whole blocks of a window, at random and global."""
 
 from __future__ import annotations
 
 from longspan.attention.variant import Place, variant
-from longspan.patterns import BigBird, Pattern, Random
+from longspan.patterns import BigBird, Pattern
 
 
 @variant("bigbird")
@@ -26,9 +26,3 @@ def bigbird(
         seed: layer l draws by seed + l.
     """
     return BigBird(block_size, window_blocks, random_blocks, global_blocks, seed + place.layer)
-
-
-@variant("random")
-def random(place: Place, *, blocks: int = 3, block_size: int = 64, seed: int = 0) -> Pattern:
-    """Each query block sees `blocks` random key blocks (arXiv:2007.14062), drawn for each head, row and layer."""
-    return Random(blocks, block_size, seed + place.layer)

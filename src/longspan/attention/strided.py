@@ -1,9 +1,9 @@
-"""`attention=strided` and `attention=fixed`: the two factorised patterns of Sparse Transformer."""
+"""`attention=strided`: a window and every stride-th key, the strided pattern of Sparse Transformer."""
 
 from __future__ import annotations
 
 from longspan.attention.variant import Place, variant
-from longspan.patterns import Fixed, Local, Pattern, Strided
+from longspan.patterns import Local, Pattern, Strided
 
 
 @variant("strided")
@@ -16,9 +16,3 @@ def strided(place: Place, *, stride: int = 128, window: int | None = 128) -> Pat
             `stride` never meet.
     """
     return Local(window) | Strided(stride) if window else Strided(stride)
-
-
-@variant("fixed")
-def fixed(place: Place, *, stride: int = 128, summary: int = 16) -> Pattern:
-    """The query's own block of `stride` tokens, and the last `summary` tokens of every block (arXiv:1904.10509)."""
-    return Fixed(stride, summary)

@@ -1,18 +1,10 @@
-"""`attention=local`, `attention=dilated` and `attention=longformer`: sliding windows."""
+"""`attention=dilated`: a sliding window with gaps in some heads."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from longspan.attention.errors import AttentionConfigError
 from longspan.attention.variant import Place, variant
-from longspan.patterns import Local, Longformer, Pattern, PerHead
-
-
-@variant("local")
-def local(place: Place, *, window: int = 256) -> Pattern:
-    """A sliding window (arXiv:2004.05150): causal `window` keys up to the query, both ways window // 2 on each side."""
-    return Local(window)
+from longspan.patterns import Local, Pattern, PerHead
 
 
 @variant("dilated")
@@ -34,14 +26,3 @@ def dilated(place: Place, *, window: int = 128, dilation: int = 4, dilated_heads
     if dilated_heads in (0, place.heads):
         return gaps if dilated_heads else plain
     return PerHead([plain] * (place.heads - dilated_heads) + [gaps] * dilated_heads)
-
-
-@variant("longformer")
-def longformer(place: Place, *, window: int = 256, global_positions: Sequence[int] = (0,)) -> Pattern:
-    """A sliding window and global tokens (arXiv:2004.05150), one set of projections for both.
-
-    Args:
-        window: keys of the window, as in `local`.
-        global_positions: tokens that see and are seen by all; those past the length are ignored.
-    """
-    return Longformer(window, global_positions)

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from longspan.attention.base import Lengths, PatternAttention, visited_pairs
 from longspan.attention.errors import AttentionConfigError
-from longspan.attention.learned_gates import hard_concrete as gate
-from longspan.attention.learned_gates.budget import Schedule, chosen_gates
-from longspan.attention.learned_gates.candidates import Candidates
-from longspan.attention.learned_gates.patterns import OpenBlocks, open_blocks, open_residues, plain_pattern
+from longspan.attention.learned import hard_concrete as gate
+from longspan.attention.learned.budget import Schedule, chosen_gates
+from longspan.attention.learned.candidates import Candidates
+from longspan.attention.learned.patterns import OpenBlocks, open_blocks, open_residues, plain_pattern
 from longspan.attention.merging import merged
 from longspan.attention.weights import ShowsWeights
 from longspan.cost import Cost

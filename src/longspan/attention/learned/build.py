@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from longspan.attention.errors import AttentionConfigError
-from longspan.attention.learned_gates.budget import Schedule
-from longspan.attention.learned_gates.candidates import Candidates
-from longspan.attention.learned_gates.module import LearnedAttention
+from longspan.attention.learned.budget import Schedule
+from longspan.attention.learned.candidates import Candidates
+from longspan.attention.learned.module import LearnedAttention
 
 
 def learned(

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from longspan.attention.learned_gates.candidates import Candidates
+from longspan.attention.learned.candidates import Candidates
 from longspan.patterns import BlockTable, Pattern, PerHead, Strided
 from longspan.patterns.base import causal_part
 from longspan.patterns.without import Without
