@@ -1,11 +1,12 @@
 """Weights & Biases with accuracy drawn over cost: the logger, its axes, and what a run leaves at its end.
 
-Offline is the default: nothing is contacted, and ``wandb sync DIR`` uploads the run later.
+Offline is the default: nothing is contacted, also not W&B's own error reports, and ``wandb sync DIR`` uploads the run later.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 from collections.abc import Iterable
 from pathlib import Path
@@ -39,6 +40,8 @@ def wandb_logger(save_dir: str | Path, *, mode: str = "offline", id: str | None 
     """
     if mode not in MODES:
         raise WandbModeError(f"logger.wandb.mode is {mode!r}; it must be one of {', '.join(MODES)}")
+    if mode != "online":
+        keep_silent()
     import wandb
 
     folder = Path(save_dir)
@@ -55,6 +58,14 @@ def wandb_logger(save_dir: str | Path, *, mode: str = "offline", id: str | None 
     # Lightning always hands it on, and newer releases of wandb warn of it in every run
     logger._wandb_init.pop("anonymous", None)
     return logger
+
+
+def keep_silent() -> None:
+    """Switches off W&B's error reports and telemetry, which it sends in offline runs too; a user's own setting stays.
+
+    It reads the variable when it is imported and when it starts its service, so call this before either.
+    """
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
 
 
 def _kept_id(folder: Path) -> str:

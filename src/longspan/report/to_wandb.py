@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,10 @@ def log_report(project: str, title: str, filled: list[tuple[Section, list[Row]]]
 
     W&B's own settings say where to: ``WANDB_MODE=offline`` keeps it in `folder`, to be sent with ``wandb sync``.
     """
+    if os.environ.get("WANDB_MODE", "online") != "online":
+        from longspan.records.wandb_axes import keep_silent  # loads Lightning
+
+        keep_silent()
     import wandb
 
     run = wandb.init(project=project, name=title, job_type="report", dir=str(folder), settings=wandb.Settings(silent=True))
