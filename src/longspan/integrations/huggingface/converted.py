@@ -1,0 +1,192 @@
+"""Swaps the attention of transformers' Longformer and BigBird for this project's kernels, with the same outputs.
+
+Weights stay where they are and keep their names: a module only changes its class, to one that computes the same attention in
+another way.
+
+Legend: B batch, T tokens, C model width, H heads, D head width, G most global tokens of a sequence, n blocks.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers.models.big_bird.modeling_big_bird import BigBirdBlockSparseAttention
+from transformers.models.longformer.modeling_longformer import LongformerSelfAttention
+
+from longspan.attention.merging import merged
+from longspan.functional import sparse_attention
+from longspan.integrations.huggingface.attention import NO_KEYS, HuggingFaceError
+from longspan.patterns import BlockTable, Full, Local
+
+HIDDEN = -1  # the segment of a key that no query sees
+
+
+def convert(model: torch.nn.Module) -> torch.nn.Module:
+    """The model, with its Longformer and BigBird self-attention computed by this project's kernels.
+
+    Outputs and gradients are those of transformers, in training too (Longformer's dropout draws other numbers): padded
+    batches, global tokens, BigBird's repeated random blocks, which count as often as they are listed. The model is changed
+    in place; its weights keep their names, so checkpoints fit before and after. Attention weights are no longer returned.
+
+    Raises:
+        HuggingFaceError: the model has no such attention.
+    """
+    converted = 0
+    for module in model.modules():
+        for own, ours in CONVERTED.items():
+            if type(module) is own or type(module) is ours:
+                module.__class__ = ours
+                converted += 1
+    if not converted:
+        raise HuggingFaceError(
+            f"convert: {type(model).__name__} has no Longformer or BigBird block-sparse attention; "
+            'load other models with attn_implementation="longspan:..." after register()'
+        )
+    return model
+
+
+class ConvertedLongformerAttention(LongformerSelfAttention):
+    """Longformer's attention (2004.05150): a window without global keys, joined with the global keys; rows of global tokens
+    come from projections of their own."""
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        is_index_masked: Tensor | None = None,
+        is_index_global_attn: Tensor | None = None,
+        is_global_attn: bool | None = None,
+        output_attentions: bool = False,
+    ) -> tuple[Tensor]:
+        """hidden_states [B, T, C] -> ([B, T, C],). attention_mask [B, T]: below 0 padding, above 0 global."""
+        _no_weights(output_attentions)
+        attend = functools.partial(
+            sparse_attention, scale=self.head_dim**-0.5, dropout_p=self.dropout if self.training else 0.0
+        )
+        q, k, v = (self._heads(layer(hidden_states)) for layer in (self.query, self.key, self.value))  # (B, H, T, D)
+        window = Local(2 * self.one_sided_attn_window_size + 1)
+        masked = None if attention_mask is None else attention_mask < 0  # (B, T)
+        if masked is not None and not bool(masked.any()):
+            masked = None
+        if not is_global_attn or is_index_global_attn is None:
+            return (_joined(attend(q, k, v, window, segments=_sides(masked, masked))),)
+        count = is_index_global_attn.sum(1)  # (B,)
+        G = int(count.max())
+        place = is_index_global_attn.int().argsort(dim=1, descending=True, stable=True)[:, :G]  # (B, G)
+        absent = torch.arange(G, device=place.device) >= count[:, None]  # (B, G)
+        rows = place[:, None, :, None].expand(-1, q.shape[1], -1, q.shape[3])  # (B, H, G, D)
+        gone = is_index_global_attn if masked is None else is_index_global_attn | masked
+        near = attend(q, k, v, window, segments=_sides(masked, gone), return_lse=True)
+        pairs = _sides(masked, absent, q.shape[2], G)
+        far = attend(q, k.gather(2, rows), v.gather(2, rows), Full(), segments=pairs, return_lse=True)
+        out = merged([near, far])  # (B, H, T, D)
+        chosen = hidden_states.gather(1, place[:, :, None].expand(-1, -1, hidden_states.shape[2]))  # (B, G, C)
+        q, k, v = (
+            self._heads(self.query_global(chosen)),
+            *(self._heads(layer(hidden_states)) for layer in (self.key_global, self.value_global)),
+        )  # (B, H, G, D), (B, H, T, D) twice
+        own = attend(q, k, v, Full(), segments=_sides(absent, masked, G, k.shape[2]))  # (B, H, G, D)
+        own = torch.where(absent[:, None, :, None], out.gather(2, rows), own)
+        return (_joined(out.scatter(2, rows, own)),)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)  # (B, H, T, D)
+
+
+class ConvertedBigBirdAttention(BigBirdBlockSparseAttention):
+    """BigBird's attention as transformers has it: its plan of blocks, in which a block that is listed twice counts twice."""
+
+    def bigbird_block_sparse_attention(
+        self, query_layer: Tensor, key_layer: Tensor, value_layer: Tensor, band_mask: Any, from_mask: Tensor, to_mask: Tensor,
+        *_: Any, **__: Any,
+    ) -> tuple[Tensor, None]:  # fmt: skip
+        """q, k, v [B, H, T, D] -> ([B, T, H, D], no weights). from_mask [B, 1, T, 1], to_mask [B, 1, 1, T]: 1 for tokens."""
+        table, bias = self._plan(query_layer.shape[2], query_layer.device)
+        padding = to_mask[:, 0, 0] == 0  # (B, T)
+        padding = padding if bool(padding.any()) else None
+        out = sparse_attention(
+            query_layer, key_layer, value_layer, table, segments=_sides(padding, padding),
+            scale=self.attention_head_size**-0.5, block_bias=bias,
+        )  # fmt: skip
+        return cast(Tensor, out).transpose(1, 2), None
+
+    def _plan(self, length: int, device: torch.device) -> tuple[BlockTable, Tensor]:
+        """Which blocks each row sees, and the log of how often: the same at each call of a length and mode."""
+        plans = self.__dict__.setdefault("_plans", {})
+        key = (length, self.training, device)
+        if key not in plans:
+            count = self._counts(length)  # (H, n, n)
+            count = count[:1] if bool((count == count[:1]).all()) else count
+            seen = count > 0
+            table = BlockTable(seen if len(seen) > 1 else seen[0], self.block_size)
+            plans[key] = table, count.clamp(min=1).log().to(device)
+        return plans[key]
+
+    def _counts(self, length: int) -> Tensor:
+        """How often each row of blocks lists each block of keys, [H, n, n] float32."""
+        n, heads = length // self.block_size, self.num_attention_heads
+        row = torch.arange(n)
+        count = ((row[:, None] - row[None, :]).abs() <= 1).float()
+        count[:, 0] = count[:, -1] = 1  # the first and the last block are seen by all
+        count[0] = count[-1] = 1  # and see all
+        count = count.repeat(heads, 1, 1)
+        drawn = torch.as_tensor(self._drawn(length), dtype=torch.long)  # (H, n - 2, blocks drawn)
+        count[:, 1:-1].scatter_add_(2, drawn, torch.ones(drawn.shape))
+        return count
+
+    def _drawn(self, length: int) -> np.ndarray:
+        """transformers' own draw of random blocks; numpy's global generator is left as it was."""
+        size, blocks, heads = self.block_size, self.num_random_blocks, self.num_attention_heads
+        state = np.random.get_state()
+        try:
+            np.random.seed(self.seed)
+            if length in (1024, 3072, 4096):
+                most = self.max_seqlen
+                drawn = [
+                    self._bigbird_block_rand_mask(most, most, size, size, blocks, last_idx=1024)[: length // size - 2]
+                    for _ in range(heads)
+                ]
+            else:
+                until, how_many = self._get_rand_attn_plan(length, size, blocks)
+                drawn = self._bigbird_block_rand_mask_with_head(
+                    from_seq_length=length, to_seq_length=length, from_block_size=size, to_block_size=size, num_heads=heads,
+                    plan_from_length=until, plan_num_rand_blocks=how_many,
+                )  # fmt: skip
+        finally:
+            np.random.set_state(state)
+        return np.stack(drawn)
+
+
+CONVERTED: dict[type, type] = {
+    LongformerSelfAttention: ConvertedLongformerAttention,
+    BigBirdBlockSparseAttention: ConvertedBigBirdAttention,
+}
+
+
+def _no_weights(asked: bool) -> None:
+    if asked:
+        raise HuggingFaceError(
+            "output_attentions=True: converted attention never holds its weights; load the model anew for them"
+        )
+
+
+def _sides(
+    no_queries: Tensor | None, no_keys: Tensor | None, q_len: int | None = None, k_len: int | None = None
+) -> tuple[Tensor, Tensor] | None:
+    """Segments that leave out queries and keys: bool [B, Tq] and [B, Tk], None where all are there."""
+    if no_queries is None and no_keys is None:
+        return None
+    some = cast(Tensor, no_keys if no_queries is None else no_queries)
+    shape = (some.shape[0], some.shape[1])
+    q = some.new_zeros((shape[0], q_len or shape[1]), dtype=torch.int32)
+    k = some.new_zeros((shape[0], k_len or shape[1]), dtype=torch.int32)
+    q = q if no_queries is None else q.masked_fill(no_queries, NO_KEYS)
+    return q, (k if no_keys is None else k.masked_fill(no_keys, HIDDEN))
+
+
+def _joined(x: Any) -> Tensor:
+    return x.transpose(1, 2).flatten(2)  # (B, H, T, D) -> (B, T, C)
