@@ -24,6 +24,7 @@ from longspan.benchmark import first_call, layouts
 from longspan.benchmark.cases import Case, CaseError
 from longspan.benchmark.compare import compare
 from longspan.benchmark.compile_first import compile_first
+from longspan.benchmark.converted import compare_converted
 from longspan.benchmark.end_to_end import Size, compare_steps
 from longspan.benchmark.growth import GrowthError, measure
 from longspan.benchmark.peers import PeerUnavailable, find
@@ -40,7 +41,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--suite", choices=[*SUITES, "end-to-end", "layouts", "first-call"], help="a published comparison, instead of --pattern"
+        "--suite",
+        choices=[*SUITES, "converted", "end-to-end", "layouts", "first-call"],
+        help="a published comparison, instead of --pattern",
     )
     parser.add_argument("--tune", action="store_true", help="search how kernels are best launched on this GPU")
     parser.add_argument(
@@ -193,6 +196,8 @@ def main() -> int:
         return tune(args)
     if args.suite == "first-call":
         return first_calls(args)
+    if args.suite == "converted":
+        return keep(args, compare_converted(args.lengths[0] if args.lengths != [8192] else 16384, args.device, args.seconds))
     if args.suite == "layouts":
         return keep(args, layouts.measure(args.device))
     rows: list[dict] = []

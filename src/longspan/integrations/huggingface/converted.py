@@ -9,6 +9,7 @@ Legend: B batch, T tokens, C model width, H heads, D head width, G most global t
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
@@ -64,7 +65,7 @@ class ConvertedLongformerAttention(LongformerSelfAttention):
     ) -> tuple[Tensor]:
         """hidden_states [B, T, C] -> ([B, T, C],). attention_mask [B, T]: below 0 padding, above 0 global."""
         _no_weights(output_attentions)
-        attend = functools.partial(
+        attend: Callable[..., Any] = functools.partial(
             sparse_attention, scale=self.head_dim**-0.5, dropout_p=self.dropout if self.training else 0.0
         )
         q, k, v = (self._heads(layer(hidden_states)) for layer in (self.query, self.key, self.value))  # (B, H, T, D)
@@ -106,8 +107,8 @@ class ConvertedBigBirdAttention(BigBirdBlockSparseAttention):
     ) -> tuple[Tensor, None]:  # fmt: skip
         """q, k, v [B, H, T, D] -> ([B, T, H, D], no weights). from_mask [B, 1, T, 1], to_mask [B, 1, 1, T]: 1 for tokens."""
         table, bias = self._plan(query_layer.shape[2], query_layer.device)
-        padding = to_mask[:, 0, 0] == 0  # (B, T)
-        padding = padding if bool(padding.any()) else None
+        absent = to_mask[:, 0, 0] == 0  # (B, T)
+        padding = absent if bool(absent.any()) else None
         out = sparse_attention(
             query_layer, key_layer, value_layer, table, segments=_sides(padding, padding),
             scale=self.attention_head_size**-0.5, block_bias=bias,
