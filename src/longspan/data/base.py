@@ -6,7 +6,7 @@ Legend: B sequences a device, T = `max_length`, W windows.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import lightning.pytorch as pl
@@ -17,6 +17,7 @@ from longspan.data import settings
 from longspan.data.batches import Collate
 from longspan.data.errors import DataConfigError
 from longspan.data.loader import EvaluationSampler, EvenBatches, ItemLists, ResumableLoader, TrainSampler, rank_and_world
+from longspan.data.sources import Document, given_documents
 from longspan.data.splits import SPLITS
 from longspan.data.vocabulary import Vocabulary
 from longspan.data.vocabulary import vocabulary as vocabulary_named
@@ -156,6 +157,18 @@ class SequenceDataModule(pl.LightningDataModule):
         self.setup("predict")
         assert self._predict_set is not None
         return DataLoader(self._predict_set, shuffle=False, **self._options(names=True))
+
+    def given_dataloader(self, texts: Sequence[str | bytes], names: Sequence[str] | None = None) -> DataLoader:
+        """Batches of texts from Python, cut and padded as those of `predict_dataloader`; needs no `setup` and no files.
+
+        Raises:
+            DataConfigError: see `given_documents`; or this data is made up, and has no texts.
+        """
+        given = self._given_set(given_documents(texts, self.vocabulary, names))
+        return DataLoader(given, shuffle=False, **{**self._options(names=True), "num_workers": 0, "persistent_workers": False})
+
+    def _given_set(self, documents: list[Document]) -> Dataset:
+        raise DataConfigError("sequences", None, f"{type(self).__name__} makes its own sequences; it reads no texts")
 
     def _train_sampler(self, data: Dataset, rank: int, world: int) -> TrainSampler:
         return TrainSampler(data, self.seed, rank, world)

@@ -197,7 +197,9 @@ class SequenceClassificationDataModule(SequenceDataModule):
     def _load_predict(self) -> Dataset:
         if self.path is None:
             raise DataConfigError("path", None, "prediction reads your own files; set data.path")
-        documents = read_documents("path", self.path, self.vocabulary, self.columns, self.format)
+        return self._given_set(read_documents("path", self.path, self.vocabulary, self.columns, self.format))
+
+    def _given_set(self, documents: list[Document]) -> Dataset:
         return ExampleDataset(documents, None, self.max_length)
 
     def _dataset(self, split: str, examples: list[Example]) -> ExampleDataset:

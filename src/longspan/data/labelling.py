@@ -20,6 +20,7 @@ from longspan.data.errors import DataConfigError, DataFileError
 from longspan.data.files import list_files
 from longspan.data.genes import CLASS_NAMES, OVERLAPS, label_bases
 from longspan.data.readers import FastaRecord, Interval, read_bed, read_fasta
+from longspan.data.sources import Document
 from longspan.data.splits import SPLITS, by_position
 
 
@@ -131,6 +132,9 @@ class TokenLabellingDataModule(SequenceDataModule):
         if self.path is None:
             raise DataConfigError("path", None, "prediction reads your own files; set data.path to a FASTA file")
         return self._whole("predict", _read_fasta("path", self.path), None)
+
+    def _given_set(self, documents: list[Document]) -> WindowDataset:
+        return self._whole("predict", [FastaRecord(d.name, "", d.tokens, d.row.path, d.row.line) for d in documents], None)
 
     def _whole(self, split: str, records: list[FastaRecord], genes: list[Interval] | None) -> WindowDataset:
         corpus = self._corpus(records, genes)

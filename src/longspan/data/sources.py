@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,6 +79,28 @@ def rows_to_documents(rows: Iterable[Row], vocabulary: Vocabulary, columns: Colu
         name = number if columns.name is None else row.get(columns.name, "id_column")
         data = row.text(columns.text).encode("utf-8")
         documents.append(Document(f"{prefix}{name}", _encode(data, vocabulary, row.path, row.line), row))
+    return documents
+
+
+def given_documents(texts: Sequence[str | bytes], vocabulary: Vocabulary, names: Sequence[str] | None = None) -> list[Document]:
+    """A document for each text that a program hands over; without names they are numbered from 0.
+
+    Raises:
+        DataConfigError: no texts, an empty one, one that is no text, or a character outside the vocabulary.
+    """
+    if isinstance(texts, (str, bytes)) or not texts:
+        raise DataConfigError("sequences", texts, "give a list of texts, at least one")
+    if names is not None and len(names) != len(texts):
+        raise DataConfigError("names", list(names)[:3], f"give one for each of the {len(texts)} sequences")
+    documents = []
+    for number, text in enumerate(texts):
+        if not isinstance(text, (str, bytes)) or not text:
+            raise DataConfigError(f"sequences[{number}]", text, "give a text that is not empty")
+        try:
+            tokens = np.asarray(vocabulary.encode(text), dtype=vocabulary.dtype)
+        except ValueError as error:
+            raise DataConfigError(f"sequences[{number}]", text[:40], str(error)) from None
+        documents.append(Document(str(number if names is None else names[number]), tokens, Row("", number + 1, {})))
     return documents
 
 

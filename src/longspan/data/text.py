@@ -155,7 +155,9 @@ class TextDataModule(SequenceDataModule):
     def _load_predict(self) -> WindowDataset:
         if self.path is None:
             raise DataConfigError("path", None, "prediction reads your own files; set data.path")
-        documents = read_documents("path", self.path, self.vocabulary, self.columns, self.format)
+        return self._given_set(read_documents("path", self.path, self.vocabulary, self.columns, self.format))
+
+    def _given_set(self, documents: list[Document]) -> WindowDataset:
         return self._whole("predict", documents)
 
     def _read(self, split: str) -> list[Document] | None:

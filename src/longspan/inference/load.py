@@ -1,0 +1,66 @@
+"""`longspan.load`: a trained model from a checkpoint, a run's folder, or a folder of safetensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from longspan.config.checks import check_targets
+from longspan.config.errors import CheckpointError
+from longspan.inference import pretrained
+from longspan.inference.trained_model import TrainedModel
+from longspan.training.assemble import task_of
+from longspan.training.build import build
+from longspan.training.callbacks.checkpoint_config import load_checkpoint, stored
+
+
+def load(checkpoint: str | Path, device: str | torch.device = "cpu") -> TrainedModel:
+    """The model of a run, ready to predict; reads no data and needs none of the run's files but the checkpoint.
+
+    Args:
+        checkpoint: a `.ckpt` file of a run; a run's folder, of which the best checkpoint is taken, or the last where no best
+            one was kept; or a folder that `save_pretrained` wrote.
+        device: where to put the model.
+
+    Raises:
+        CheckpointError: it is not there, is damaged, is no checkpoint of this project, or names code that `conf/` does not.
+    """
+    path = Path(checkpoint)
+    if path.is_dir() and (path / pretrained.CONFIG_FILE).is_file():
+        config, facts, weights = pretrained.read(path)
+    else:
+        file = _best(path) if path.is_dir() else path
+        saved = load_checkpoint(file)
+        config, facts = stored(saved, file)
+        weights = saved["state_dict"]
+    return assembled(config, facts, weights, str(checkpoint)).to(device)
+
+
+def assembled(config: Mapping[str, Any], facts: Mapping[str, Any], weights: dict[str, Any], where: str) -> TrainedModel:
+    """The model that a checked config describes, with its weights."""
+    config = {**config, "data": {**config["data"]}}
+    if "class_names" in config["data"] and config["data"]["class_names"] is None:
+        config["data"]["class_names"] = facts.get("class_names")
+    check_targets(OmegaConf.create({key: config[key] for key in ("data", "model", "task", "attention")}))
+    task: Any = task_of(config, facts)
+    state = {"state_dict": weights}
+    task.on_load_checkpoint(state)
+    try:
+        task.load_state_dict(state["state_dict"])
+    except RuntimeError as error:
+        raise CheckpointError(f"checkpoint={where} does not fit its own config: {error}") from error
+    return TrainedModel(task, config, facts, build(config, "data"))
+
+
+def _best(folder: Path) -> Path:
+    """The checkpoint of a run's folder that its test used."""
+    found = sorted(folder.glob("checkpoints/*.ckpt")) or sorted(folder.glob("*.ckpt"))
+    if not found:
+        raise CheckpointError(f"checkpoint={folder} holds no checkpoint; give a run's folder, or a .ckpt file")
+    best = [file for file in found if file.name.startswith("best")]
+    last = [file for file in found if file.name == "last.ckpt"]
+    return max(best or last or found, key=lambda file: file.stat().st_mtime)

@@ -1,0 +1,88 @@
+"""A trained model as a folder that other programs read: `config.json` and `model.safetensors`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from longspan.config.errors import CheckpointError
+from longspan.config.stored import check_stored, check_weights
+
+if TYPE_CHECKING:
+    from longspan.inference.trained_model import TrainedModel
+
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+MODEL_TYPE = "longspan"
+LARGEST_CONFIG = 1 << 22  # bytes
+
+
+def save(model: TrainedModel, folder: Path) -> Path:
+    """Writes both files; weights that are one tensor under two names are written once."""
+    folder.mkdir(parents=True, exist_ok=True)
+    held: dict[int, str] = {}
+    weights: dict[str, Tensor] = {}
+    for name, weight in model.task.state_dict().items():
+        if isinstance(weight, Tensor) and held.setdefault(weight.data_ptr(), name) == name:
+            weights[name] = weight.detach().cpu().contiguous()
+    task = type(model.task).__name__
+    content = {
+        "model_type": MODEL_TYPE,
+        "architectures": [f"Longspan{ARCHITECTURES[task]}" if task in ARCHITECTURES else task],
+        "vocab_size": model.model.vocab_size,
+        "max_position_embeddings": model.model.max_length,
+        "hidden_size": model.model.width,
+        "longspan_config": model.config,
+        "longspan_facts": model.facts,
+    }
+    if model.classes:
+        content["id2label"] = dict(enumerate(model.classes))
+    (folder / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    return folder
+
+
+ARCHITECTURES = {
+    "LanguageModelling": "ForCausalLM",
+    "MaskedModelling": "ForMaskedLM",
+    "SequenceClassification": "ForSequenceClassification",
+    "TokenLabelling": "ForTokenClassification",
+}
+
+
+def read(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """(config, facts, weights) of a folder, checked as those of a checkpoint are.
+
+    Raises:
+        CheckpointError: a file is missing or malformed, or the config is not one that may be built.
+    """
+    where = f"checkpoint={folder}"
+    if (folder / CONFIG_FILE).stat().st_size > LARGEST_CONFIG:
+        raise CheckpointError(f"{where}: {CONFIG_FILE} is larger than any config of this project")
+    try:
+        content = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{where}: {CONFIG_FILE} is no JSON ({error})") from None
+    if not isinstance(content, dict) or content.get("model_type") != MODEL_TYPE:
+        raise CheckpointError(f"{where}: {CONFIG_FILE} describes no model of this project; give a folder of save_pretrained")
+    if not (folder / WEIGHTS_FILE).is_file():
+        raise CheckpointError(f"{where} has no {WEIGHTS_FILE}; give a folder of save_pretrained")
+    try:
+        weights: dict[str, Any] = load_file(folder / WEIGHTS_FILE)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{where}: {WEIGHTS_FILE} cannot be read ({error})") from None
+    config, facts = check_stored(content.get("longspan_config"), where), content.get("longspan_facts")
+    check_weights(config, facts, weights, where)
+    return config, dict(facts or {}), with_shared(weights)
+
+
+def with_shared(weights: dict[str, Any]) -> dict[str, Any]:
+    """Weights under each of their names: a head that is tied to the embedding is stored once."""
+    embedding, head = "model.backbone.embedding.weight", "model.head.projection.weight"
+    if head not in weights and embedding in weights:
+        weights[head] = weights[embedding]
+    return weights

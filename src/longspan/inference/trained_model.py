@@ -1,0 +1,96 @@
+"""A trained model in a program: predictions, scores and text, without a config on a command line and without a Trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from longspan.data.base import SequenceDataModule
+from longspan.data.vocabulary import Vocabulary
+from longspan.inference.prediction_files import Row, rows_for
+from longspan.models.heads import HeadedModel
+from longspan.tasks import LanguageModelling, MaskedModelling, Task
+
+
+class TrainedModel:
+    """What `longspan.load` returns.
+
+    Attributes:
+        model: backbone and head, an nn.Module in evaluation mode: tokens [B, T] to logits.
+        task: the task around it, with what it takes to make predictions of logits.
+        config: the run's config, as plain containers.
+        vocabulary: between text and tokens.
+        classes: names of the classes, in the order of their numbers; None where there are none.
+    """
+
+    def __init__(self, task: Task, config: Mapping[str, Any], facts: Mapping[str, Any], data: SequenceDataModule) -> None:
+        self.task, self.config, self.facts, self._data = task.eval(), dict(config), dict(facts), data
+        self.model: HeadedModel = task.model
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        return self._data.vocabulary
+
+    @property
+    def classes(self) -> list[str] | None:
+        names = getattr(self.task, "class_names", None)
+        return None if names is None else list(names)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def to(self, device: str | torch.device) -> TrainedModel:
+        """Moves the model; returns itself."""
+        self.task.to(device)
+        return self
+
+    def predict(self, sequences: Sequence[str | bytes], *, names: Sequence[str] | None = None) -> list[Row]:
+        """The rows that `scripts/predict.py` writes: of a classifier one a sequence with its label and the probability of each
+        class, of a labelling model one a run of equal labels, of a language model one a sequence with the bits it costs.
+
+        Args:
+            sequences: texts, or bytes of them.
+            names: the rows' ids; without them sequences are numbered from 0.
+
+        Raises:
+            DataConfigError: an empty sequence, or a character outside the vocabulary.
+        """
+        return list(self._rows(sequences, names))
+
+    def score(self, sequences: Sequence[str | bytes], *, names: Sequence[str] | None = None) -> list[Row]:
+        """For language models: `tokens`, `bits` and `bits_per_token` of each sequence.
+
+        Raises:
+            TypeError: the model is no language model.
+        """
+        if not isinstance(self.task, (LanguageModelling, MaskedModelling)):
+            raise TypeError(f"score: this model does {type(self.task).__name__}, it is no language model; use predict")
+        return self.predict(sequences, names=names)
+
+    @torch.inference_mode()
+    def _rows(self, sequences: Sequence[str | bytes], names: Sequence[str] | None) -> Iterator[Row]:
+        rows = rows_for(self.task)
+        self.task.eval()
+        for index, batch in enumerate(self._data.given_dataloader(sequences, names)):
+            moved = {name: value.to(self.device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+            yield from rows.add(self.task.predict_step(moved, index))
+        yield from rows.end()
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Writes `config.json` and `model.safetensors`; `longspan.load(folder)` reads them again.
+
+        Returns:
+            The folder.
+        """
+        from longspan.inference.pretrained import save
+
+        return save(self, Path(folder))
+
+    def __repr__(self) -> str:
+        attention, count = self.config.get("attention_name"), sum(p.numel() for p in self.model.parameters())
+        return f"TrainedModel({type(self.task).__name__}, attention={attention}, {count:,} parameters, {self.device})"

@@ -1,0 +1,127 @@
+"""`longspan.load`: the rows of predict.py in a program, from a checkpoint, a run's folder and a folder of safetensors."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+import longspan
+from longspan.config.compose import config_for
+from longspan.config.errors import CheckpointError
+from longspan.data.errors import DataConfigError
+from longspan.inference.predict import predict
+from longspan.training.run import run
+
+CONF = Path(__file__).parents[2] / "conf"
+SMALL = [
+    "model.layers=1", "model.width=32", "model.heads=2", "trainer.max_steps=2", "logger=none", "callbacks.progress=null",
+    "data.batch_size=4", "data.max_length=64", "attention=local", "attention.window=16",
+]  # fmt: skip
+TEXTS = ["a short one", "x" * 150, "The quick brown fox jumps over the lazy dog."]
+
+
+def trained(folder, *words):
+    run(config_for([*SMALL, *words], folder, CONF))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("classifier")
+    draw = random.Random(0)
+    with (folder / "rows.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["text", "label"])
+        for number in range(40):
+            kind = ("calm", "loud")[number % 2]
+            rows.writerow(["".join(draw.choices("abc" if kind == "calm" else "XYZ", k=30)), kind])
+    words = ["data=classification", f"data.path={folder / 'rows.csv'}", "task=sequence_classification"]
+    return trained(folder / "run", *words)
+
+
+@pytest.fixture(scope="module")
+def language_model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("language")
+    (folder / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 60)
+    words = ["data=text", f"data.path={folder / 'text.txt'}", "data.max_validation_windows=2", "data.max_test_windows=2"]
+    return trained(folder / "run", *words)
+
+
+def by_the_script(folder, tmp_path, *words):
+    (tmp_path / "given.jsonl").write_text(
+        "".join(json.dumps({"text": text, "name": str(n)}) + "\n" for n, text in enumerate(TEXTS))
+    )
+    checkpoint = str(folder / "checkpoints" / "last.ckpt")
+    output = tmp_path / "rows.jsonl"
+    predict(checkpoint, [f"data.path={tmp_path / 'given.jsonl'}", *words], CONF, str(output))
+    return [json.loads(line) for line in output.read_text().splitlines()]
+
+
+def assert_rows(rows, others):
+    assert len(rows) == len(others)
+    for row, other in zip(rows, others, strict=True):
+        assert row.keys() == other.keys()
+        for key, value in row.items():
+            assert value == pytest.approx(other[key], rel=1e-5) if isinstance(value, float) else value == other[key]
+
+
+def test_predictions_are_those_of_the_script(classifier, tmp_path):
+    model = longspan.load(classifier / "checkpoints" / "last.ckpt")
+    assert model.classes == ["calm", "loud"] and model.vocabulary.name == "bytes"
+    assert not model.model.training and isinstance(model.model, torch.nn.Module)
+    assert_rows(model.predict(TEXTS), by_the_script(classifier, tmp_path))
+    assert [row["id"] for row in model.predict(TEXTS, names=["a", "b", "c"])] == ["a", "b", "c"]
+    with pytest.raises(TypeError, match="use predict"):
+        model.score(TEXTS)
+
+
+def test_scores_are_those_of_the_script(language_model, tmp_path):
+    model = longspan.load(language_model / "checkpoints" / "last.ckpt")
+    assert_rows(model.score(TEXTS), by_the_script(language_model, tmp_path))
+    assert model.score([b"bytes too"])[0]["tokens"] == len("bytes too")
+
+
+@pytest.mark.parametrize("which", ["classifier", "language_model"])
+def test_a_saved_model_is_loaded_back(which, request, tmp_path):
+    model = longspan.load(request.getfixturevalue(which))
+    folder = model.save_pretrained(tmp_path / "saved")
+    assert {file.name for file in folder.iterdir()} == {"config.json", "model.safetensors"}
+    again = longspan.load(folder)
+    assert_rows(again.predict(TEXTS), model.predict(TEXTS))
+    for name, weight in model.model.state_dict().items():
+        assert torch.equal(weight, again.model.state_dict()[name])
+    assert repr(again) == repr(model)
+
+
+def test_what_cannot_be_predicted_on_is_named(classifier):
+    model = longspan.load(classifier)
+    for given, named in (([], "sequences"), ("text", "sequences"), (["good", ""], r"sequences\[1\]"), ([3], r"sequences\[0\]")):
+        with pytest.raises(DataConfigError, match=named):
+            model.predict(given)
+    with pytest.raises(DataConfigError, match="names"):
+        model.predict(["a", "b"], names=["one"])
+
+
+def test_what_is_no_model_is_refused(classifier, tmp_path):
+    with pytest.raises(CheckpointError, match="does not exist"):
+        longspan.load(tmp_path / "nothing.ckpt")
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        longspan.load(tmp_path)
+    folder = longspan.load(classifier).save_pretrained(tmp_path / "saved")
+    content = json.loads((folder / "config.json").read_text())
+    content["longspan_config"]["optimizer"] = {"_target_": "os.system", "command": "true"}
+    (folder / "config.json").write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=r"os\.system"):
+        longspan.load(folder)
+    (folder / "config.json").write_text(json.dumps({**content, "model_type": "bert"}))
+    with pytest.raises(CheckpointError, match="no model of this project"):
+        longspan.load(folder)
+    (folder / "model.safetensors").write_bytes(b"half")
+    (folder / "config.json").write_text(json.dumps({**content, "longspan_config": longspan.load(classifier).config}))
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        longspan.load(folder)
