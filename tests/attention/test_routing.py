@@ -14,13 +14,12 @@ def made(**change):
     return variants.routing(**PLACE | {"clusters": 5} | change).double().eval()
 
 
-def balanced_oracle(module, q, k, v, ends, segments=None):
+def balanced_oracle(module, q, k, v, ends):
     """Algorithm 1 of the paper, a head at a time."""
     B, H, T, D = q.shape
-    w = module.members(T)
     out = torch.zeros_like(q)
     for b in range(B):
-        rows = []
+        rows, w = [], module.members(ends[b])
         for h in range(H):
             x, y = F.rms_norm(q[b, h], (D,), eps=1e-6), F.rms_norm(k[b, h // 2], (D,), eps=1e-6)
             y = x if module.causal else y
@@ -28,8 +27,6 @@ def balanced_oracle(module, q, k, v, ends, segments=None):
             for centroid in module.centroids.means[h]:
                 q_idx, k_idx = ((z @ centroid)[: ends[b]].topk(min(w, ends[b])).indices.sort().values for z in (x, y))
                 live = q_idx[:, None] >= k_idx if module.causal else torch.ones(len(q_idx), len(k_idx), dtype=torch.bool)
-                if segments is not None:
-                    live = live & (segments[b][q_idx][:, None] == segments[b][k_idx])
                 part = dense(x[q_idx][None, None], y[k_idx][None, None], v[b, h // 2][k_idx][None, None], live[None, None])[
                     0, 0
                 ]
@@ -55,7 +52,9 @@ def test_balanced_clusters_keep_segments_apart():
     module = made(membership="balanced", causal=False)
     q, k, v = draw(50)
     segments = torch.arange(50).expand(2, 50) // 13
-    compare(module(q, k, v, segments=segments), balanced_oracle(module, q, k, v, [50, 50], segments), (q, k, v))
+    documents = [[x[:, :, first : first + 13] for x in (q, k, v)] for first in range(0, 50, 13)]
+    expected = torch.cat([balanced_oracle(module, *parts, [parts[0].shape[2]] * 2) for parts in documents], 2)
+    compare(module(q, k, v, segments=segments), expected, (q, k, v))
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -70,9 +69,10 @@ def test_each_token_sees_its_nearest_cluster(causal, length, lengths, segmented)
     i = torch.arange(length)
     exists = (i < torch.tensor(ends)[:, None])[:, None]
     same = (cluster[..., :, None] == cluster[..., None, :]) & exists[..., None] & exists[..., None, :]
-    rank = (same & (i[:, None] > i)).sum(-1) // 16  # the chunk of each token in its cluster
+    same = same & (segments[:, None, :, None] == segments[:, None, None, :])
+    rank = (same & (i[:, None] > i)).sum(-1) // 16  # the chunk of each token in its cluster and document
     distance = rank[..., :, None] - rank[..., None, :]
-    mask = same & (distance >= 0) & (distance <= 1) & (segments[:, None, :, None] == segments[:, None, None, :])
+    mask = same & (distance >= 0) & (distance <= 1)
     mask = mask & (i[:, None] >= i) if causal else mask
     out = module(q, k, v, lengths=torch.tensor(ends), segments=segments)
     compare(out, dense(x, x, v.repeat_interleave(2, 1), mask), (q, v))

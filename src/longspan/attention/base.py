@@ -78,6 +78,11 @@ class PatternAttention(ShowsWeights):
             backend=self.backend,
         )
 
+    @property
+    def depends_on_padding(self) -> bool:
+        """Whether a token's output changes with the padded length T; predictions then pad each sequence by its own length."""
+        return self.pattern.depends_on_length(self.causal)
+
     def cost(self, length: int) -> Cost:
         """What the forward pass takes for one sequence of `length` tokens, summed over heads.
 

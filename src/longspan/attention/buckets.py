@@ -32,6 +32,7 @@ class Chunks:
         order: [N, places] int64 token at each place, -1 for none.
         bucket: [N, T] int64 bucket of each token, -1 for tokens that stand nowhere.
         looks_back: [N, chunks] bool, whether a chunk sees the one before.
+        before: [N, chunks] int64, which one that is.
         size: places a chunk.
         cut: one of CUTS.
     """
@@ -39,6 +40,7 @@ class Chunks:
     order: Tensor
     bucket: Tensor
     looks_back: Tensor
+    before: Tensor
     size: int
     cut: str
 
@@ -48,16 +50,20 @@ class Chunks:
         N, T = bucket.shape
         if cut == "aligned":
             order, owner = (x[:, 0] for x in order_by_block(bucket[:, None], buckets, size))
-            before = torch.nn.functional.pad(owner[:, :-1], (1, 0), value=-1)
-            return cls(order, bucket, (owner == before) & (owner < buckets), size, cut)
+            earlier = torch.nn.functional.pad(owner[:, :-1], (1, 0), value=-1)
+            number = torch.arange(owner.shape[1], device=bucket.device).expand(N, -1)
+            return cls(order, bucket, (owner == earlier) & (owner < buckets), (number - 1).clamp(min=0), size, cut)
         nowhere = bucket < 0
         order = torch.sort(torch.where(nowhere, buckets, bucket), dim=-1, stable=True).indices
         order = torch.where(nowhere.gather(-1, order), -1, order)
         order = torch.nn.functional.pad(order, (0, -T % size), value=-1)
         chunks = order.shape[1] // size
-        number = torch.arange(chunks, device=bucket.device)
-        looks_back = number > 0 if cut == "sorted" else torch.full_like(number, chunks > 1).bool()
-        return cls(order, bucket, looks_back.expand(N, chunks), size, cut)
+        number = torch.arange(chunks, device=bucket.device).expand(N, -1)
+        if cut == "sorted":
+            return cls(order, bucket, number > 0, (number - 1).clamp(min=0), size, cut)
+        filled = -(-(~nowhere).sum(-1, keepdim=True) // size)  # (N, 1) chunks that hold a token: padding stands behind them
+        before = torch.where(number > 0, number - 1, (filled - 1).clamp(min=0))
+        return cls(order, bucket, (filled > 1).expand(N, chunks), before, size, cut)
 
     def numbers(self) -> Tensor:
         """[N, T] int32, such that a token sees another where its number is that of the other or one more."""
@@ -74,12 +80,11 @@ class Chunks:
         tile = tile_side(q, self.size)
         N, places = self.order.shape
         share, chunks, device = self.size // tile, places // self.size, self.order.device
-        number = torch.arange(chunks, device=device)
-        both = torch.stack([number, (number - 1) % chunks], 1)  # (chunks, 2)
-        index = (both[:, :, None] * share + torch.arange(share, device=device)).flatten(1)  # (chunks, 2 share)
+        both = torch.stack([torch.arange(chunks, device=device).expand(N, -1), self.before], 2)  # (N, chunks, 2)
+        index = (both[..., None] * share + torch.arange(share, device=device)).flatten(2)  # (N, chunks, 2 share)
         used = (self.order.view(N, chunks, self.size) >= 0).any(-1)
         count = share * used * (1 + self.looks_back.long())  # (N, chunks)
-        index = index.repeat_interleave(share, 0).expand(N, 1, chunks * share, 2 * share).int()
+        index = index.repeat_interleave(share, 1)[:, None].int()  # (N, 1, chunks share, 2 share)
         count = count.repeat_interleave(share, 1)[:, None].int()
         order, T = self.order[:, None].int(), q.shape[2]
         return DeviceLayout(index, count, tile, tile, T, T, causal, order, order, excluded)

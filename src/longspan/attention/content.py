@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from longspan.attention.documents import attend_by_document
 from longspan.attention.errors import AttentionCallError, AttentionConfigError, as_fraction
 from longspan.attention.weights import ShowsWeights
 from longspan.cost import Cost
@@ -21,7 +22,9 @@ from longspan_kernels.block_sparse.device_layout import DeviceLayout
 class ContentAttention(ShowsWeights):
     """Base of the variants whose pairs depend on what the tokens hold; there is no fixed pattern.
 
-    A subclass has `attend(q, k, v, lengths, segments)` and `cost(length)`.
+    A subclass has `attend(q, k, v, lengths, segments)` and `cost(length)`. What `attend` gives a token follows from that
+    token's own sequence, up to its length: neither from padding nor from what shares the batch. Where a subclass takes
+    segments, each document is attended as a sequence of its own, and `attend` gets segments=None.
 
     Args:
         heads, kv_heads, head_dim: H, Hkv (it divides H) and D (16 to 256).
@@ -59,7 +62,7 @@ class ContentAttention(ShowsWeights):
 
         Args:
             lengths: [B] int, tokens of each sequence; outputs past it are 0.
-            segments: [B, T] int, tokens see their own segment alone; not every variant takes them.
+            segments: [B, T] int, packed documents, each as if it stood alone; not every variant takes them.
 
         Raises:
             AttentionCallError: tensors that do not fit this module, or segments that it does not take.
@@ -70,7 +73,9 @@ class ContentAttention(ShowsWeights):
         segments = None if segments is None else segments.to(q.device)
         # From here on precision is chosen by hand: autocast would choose blocks and hash in half precision.
         with torch.autocast(q.device.type, enabled=False):
-            return self.attend(q, k, v, lengths, segments)
+            if segments is None:
+                return self.attend(q, k, v, lengths, None)
+            return attend_by_document(lambda q, k, v, ends: self.attend(q, k, v, ends, None), q, k, v, lengths, segments)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, segments: Tensor | None) -> Tensor:
         raise NotImplementedError
@@ -98,7 +103,7 @@ class ContentAttention(ShowsWeights):
         if segments is not None and not self.takes_segments:
             raise AttentionCallError(
                 f"segments: {name} chooses what to see over the whole sequence, packed documents included; give each "
-                "document a sequence of its own"
+                "document a sequence of its own, in training by data.pack=false"
             )
 
     def extra_repr(self) -> str:

@@ -33,13 +33,14 @@ class HashedAttention(ContentAttention):
 
     Args:
         chunk: tokens a chunk, a multiple of 16.
-        buckets: a power of two; None for about twice as many as there are chunks.
+        buckets: a power of two; None for about twice as many as `max_length` has chunks, whatever the length of a
+            sequence, so that its buckets follow neither from padding nor from tokens still to come.
         rounds: R.
         chunks: "aligned" (each bucket begins a chunk: nothing a token sees depends on later ones), "sorted" (the paper's:
             the sorted sequence is cut wherever a chunk is full) or "transformers" (sorted; any bucket counts, the first
             chunk looks back to the last, and pairs count as often as rounds find them).
         seed: of the rotations in evaluation.
-        max_length: the longest sequence, where it is known.
+        max_length: the longest sequence; None, with `buckets` None, makes buckets by the padded length of each call.
         heads, kv_heads, head_dim, causal, dropout, backend: see `ContentAttention`.
     """
 
@@ -62,15 +63,21 @@ class HashedAttention(ContentAttention):
             raise AttentionConfigError("chunks", f"= {chunks!r} is unknown; choose one of {', '.join(CHUNKS)}")
         self.buckets, self.cut, self.once = buckets, CHUNKS[chunks], chunks != "transformers"
         generator = torch.Generator().manual_seed(as_whole("seed", seed, 0, "a seed") + layer)
+        self.max_length = max_length or 0
         bits = self.buckets_at(1 << 24 if max_length is None else max_length).bit_length()
         most = max(directions(1 << b) for b in range(1, bits))
         self.register_buffer(
             "eval_rotations", torch.randn(heads, head_dim, rounds, most, generator=generator), persistent=False
         )
 
+    @property
+    def depends_on_padding(self) -> bool:
+        """Whether buckets follow from the padded length; see `PatternAttention.depends_on_padding`."""
+        return not (self.buckets or self.max_length)
+
     def buckets_at(self, length: int) -> int:
-        """Buckets for `length` tokens; as in the paper a bucket holds half a chunk where they are even."""
-        return self.buckets or max(2, 1 << (2 * -(-length // self.chunk) - 1).bit_length())
+        """Buckets for `length` tokens or the longest sequence; as in the paper a bucket holds half a chunk of that."""
+        return self.buckets or max(2, 1 << (2 * -(-max(length, self.max_length) // self.chunk) - 1).bit_length())
 
     def chunk_at(self, length: int) -> int:
         """Places of a chunk for `length` tokens: no more than all of them fill, in whole tiles."""
@@ -96,7 +103,7 @@ class HashedAttention(ContentAttention):
         with torch.no_grad():
             chunks = self.order(q, lengths)
             excluded = self.excluded(chunks, B * H) if self.once else 2 * torch.arange(T, device=q.device)[None, None].int()
-            same = self._segments(chunks, segments, H)
+            same = chunks.bucket if self.cut == "sorted" else None  # there a pair needs equal buckets
         q_all, k_all, v_all = (x[:, :, None].expand(B, H, R, T, D).reshape(B * H * R, 1, T, D) for x in (q, k, v))
         out, lse = with_lse(
             q_all, k_all, v_all, chunks.layout(q_all, self.causal, excluded), segments=same, scale=1.0,
@@ -125,13 +132,6 @@ class HashedAttention(ContentAttention):
         earlier = torch.ones(R, R, dtype=torch.bool, device=itself.device).tril(-1)  # [round, other round]
         rows = torch.where(earlier[None, :, :, None], numbers, itself)  # (B H, R, R, T)
         return torch.cat([itself.expand(sequences, R, 1, T), rows[:, :, : R - 1]], 2).view(sequences * R, R, T)
-
-    def _segments(self, chunks: Chunks, segments: Tensor | None, heads: int) -> Tensor | None:
-        """What the tokens of a pair must share beside their chunks."""
-        own = None if segments is None else segments.repeat_interleave(heads * self.rounds, 0)
-        if self.cut != "sorted":
-            return own
-        return chunks.bucket if own is None else chunks.bucket + (chunks.bucket.amax() + 1) * own.long()
 
     def cost(self, length: int) -> Cost:
         """Estimates for buckets of equal size: what rounds find depends on the content.

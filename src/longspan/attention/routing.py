@@ -35,11 +35,12 @@ class RoutedAttention(ContentAttention):
 
     Args:
         clusters: C; None for the root of `max_length`.
-        window: w; None for T / C.
+        window: w; None for the tokens of a sequence over C, and with "nearest" for `max_length` over C.
         membership: "balanced", "nearest", or "auto" for nearest where causal and balanced both ways.
         decay: of the centroids; see `Centroids`.
         seed: layer l starts its centroids by seed + l.
-        max_length: the longest sequence, where it is known.
+        max_length: the longest sequence; None, with "nearest" and `window` None, makes chunks by the padded length of each
+            call.
         heads, kv_heads, head_dim, causal, dropout, backend: see `ContentAttention`.
     """
 
@@ -61,6 +62,7 @@ class RoutedAttention(ContentAttention):
             raise AttentionConfigError("window", f"= {window} is more than the {max_length} tokens; give fewer, or null")
         if membership not in MEMBERSHIPS:
             raise AttentionConfigError("membership", f"= {membership!r} is unknown; choose one of {', '.join(MEMBERSHIPS)}")
+        self.max_length = max_length or 0
         self.balanced = membership == "balanced" or (membership == "auto" and not causal)
         # Tokens in the order of their nearest cluster: one order, so queries and keys are clustered as one.
         self.shares_qk = causal or not self.balanced
@@ -68,9 +70,18 @@ class RoutedAttention(ContentAttention):
             heads, self.clusters, head_dim, as_fraction("decay", decay), as_whole("seed", seed, 0, "a seed") + layer
         )
 
+    @property
+    def depends_on_padding(self) -> bool:
+        """Whether chunks follow from the padded length; see `PatternAttention.depends_on_padding`."""
+        return not (self.balanced or self.window or self.max_length)
+
     def members(self, length: int) -> int:
-        """w at a length."""
+        """w of a sequence of that length."""
         return min(length, self.window or -(-length // self.clusters))
+
+    def members_of(self, lengths: Tensor) -> Tensor:
+        """w [B] of sequences of lengths [B]."""
+        return torch.minimum(lengths, lengths.new_tensor(self.window) if self.window else -(-lengths // self.clusters))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, segments: Tensor | None) -> Tensor:
         H = q.shape[1]
@@ -86,43 +97,37 @@ class RoutedAttention(ContentAttention):
                 self.centroids.gather(k, dots_k, exists)
         q, k = q.to(v.dtype), k.to(v.dtype)
         if not self.balanced:
-            return self._among_nearest(q, k, v, dots_q, exists, segments)
-        return self._among_members(q, k, v, dots_q, dots_k, lengths, exists, segments)
+            return self._among_nearest(q, k, v, dots_q, exists)
+        return self._among_members(q, k, v, dots_q, dots_k, lengths, exists)
 
-    def _among_nearest(
-        self, q: Tensor, k: Tensor, v: Tensor, dots: Tensor, exists: Tensor | None, segments: Tensor | None
-    ) -> Tensor:
+    def _among_nearest(self, q: Tensor, k: Tensor, v: Tensor, dots: Tensor, exists: Tensor | None) -> Tensor:
         B, H, T, D = q.shape
         cluster = dots.argmax(-1)
         if exists is not None:
             cluster = cluster.masked_fill(~exists[:, None], -1)
         chunks = Chunks.of(cluster.view(B * H, T), self.clusters, self._chunk(T), "aligned")
         folded = [x.reshape(B * H, 1, T, D) for x in (q, k, v)]
-        own = None if segments is None else segments.repeat_interleave(H, 0)
         layout = chunks.layout(folded[0], self.causal, None)
-        out, _ = with_lse(folded[0], folded[1], folded[2], layout, segments=own, dropout_p=self.dropped, backend=self.backend)
+        out, _ = with_lse(folded[0], folded[1], folded[2], layout, dropout_p=self.dropped, backend=self.backend)
         return out.view(B, H, T, D)
 
     def _chunk(self, length: int) -> int:
-        """The window, rounded up to whole tiles."""
-        return -(-self.members(length) // 16) * 16
+        """The window, rounded up to whole tiles; of the longest sequence, so that padding does not change it."""
+        return -(-self.members(max(length, self.max_length)) // 16) * 16
 
     def _among_members(
-        self, q: Tensor, k: Tensor, v: Tensor, dots_q: Tensor, dots_k: Tensor, lengths: Tensor | None, exists: Tensor | None,
-        segments: Tensor | None,
-    ) -> Tensor:  # fmt: skip
+        self, q: Tensor, k: Tensor, v: Tensor, dots_q: Tensor, dots_k: Tensor, lengths: Tensor | None, exists: Tensor | None
+    ) -> Tensor:
         (B, H, T, D), C, w = q.shape, self.clusters, self.members(q.shape[2])
-        of_q = nearest_members(dots_q, w, exists)  # (B, H, C, w) tokens, T for none
-        of_k = of_q if self.shares_qk else nearest_members(dots_k, w, exists)
+        # A sequence shorter than the batch has smaller clusters.
+        filled = None if lengths is None else self.members_of(lengths)
+        of_q = nearest_members(dots_q, w, exists, filled)  # (B, H, C, w) tokens, T for none
+        of_k = of_q if self.shares_qk else nearest_members(dots_k, w, exists, filled)
         folded = [taken(x, index).view(B * H * C, 1, w, D) for x, index in ((q, of_q), (k, of_k), (v, of_k))]
         # Members stand in their order, those that do not exist last: a triangle is causal, and a length ends them.
-        filled = None if lengths is None else lengths.clamp(max=w).repeat_interleave(H * C)
-        own = None
-        if segments is not None:
-            spread = segments[:, None, :, None].expand(B, H, T, 1)
-            own = (taken(spread, of_q).view(-1, w), taken(spread, of_k).view(-1, w))
+        filled = None if filled is None else filled.repeat_interleave(H * C)
         out, lse = with_lse(
-            folded[0], folded[1], folded[2], Full(), causal=self.causal, lengths=filled, segments=own, dropout_p=self.dropped,
+            folded[0], folded[1], folded[2], Full(), causal=self.causal, lengths=filled, dropout_p=self.dropped,
             backend=self.backend,
         )  # fmt: skip
         place = of_q.flatten(2)  # (B, H, C w)
@@ -158,13 +163,19 @@ def of_one_length(x: Tensor) -> Tensor:
     return F.rms_norm(x.to(torch.promote_types(x.dtype, torch.float32)), x.shape[-1:], eps=1e-6)
 
 
-def nearest_members(dots: Tensor, count: int, exists: Tensor | None) -> Tensor:
-    """dots [B, H, T, C] -> [B, H, C, count]: the tokens nearest to each centroid, in their order, T for those not there."""
+def nearest_members(dots: Tensor, count: int, exists: Tensor | None, counts: Tensor | None) -> Tensor:
+    """dots [B, H, T, C] -> [B, H, C, count]: the tokens nearest to each centroid, in their order, then T for none.
+
+    `exists` [B, T] bool leaves out padding; `counts` [B] is how many of each sequence a centroid takes, at most `count`.
+    """
     T = dots.shape[2]
     if exists is not None:
         dots = dots.masked_fill(~exists[:, None, :, None], float("-inf"))
-    found = dots.transpose(2, 3).topk(count, sorted=False)
-    return torch.where(found.values > float("-inf"), found.indices, T).sort(-1).values
+    found = dots.transpose(2, 3).topk(count)
+    kept = found.values > float("-inf")
+    if counts is not None:
+        kept = kept & (torch.arange(count, device=dots.device) < counts[:, None, None, None])
+    return torch.where(kept, found.indices, T).sort(-1).values
 
 
 def taken(x: Tensor, index: Tensor) -> Tensor:

@@ -20,7 +20,9 @@ class Collate:
     T is `max_length`, so that one pattern layout serves all batches, or with `multiple` the longest item's length
     rounded up to it. Per-token labels are padded with -100. `lengths` "always", or "if_short": only in a batch where
     some item is shorter than T, since attention without lengths is cheaper. "segments" [B, T] int64 (padded with -1)
-    come where an item holds several documents. `names` adds "ids" and "starts".
+    come where an item holds several documents. `names` adds "ids" and "starts". With `multiple`, "widths" lists for each
+    item the T that it would have alone: attention that hangs on T is evaluated at that length, so that a prediction does
+    not depend on the batch.
     """
 
     def __init__(self, max_length: int, pad_id: int, *, lengths: str, multiple: int | None = None, names: bool = False):
@@ -36,8 +38,11 @@ class Collate:
         sizes = np.array([len(item["tokens"]) for item in items], dtype=np.int64)
         width = self.max_length
         if self.multiple is not None:
-            width = min(width, -(-int(sizes.max()) // self.multiple) * self.multiple)
+            widths = [min(width, -(-int(size) // self.multiple) * self.multiple) for size in sizes]
+            width = max(widths)
         batch: dict = {"tokens": self._stack([item["tokens"] for item in items], width, self.pad_id)}
+        if self.multiple is not None:
+            batch["widths"] = widths
         if self.lengths == "always" or (sizes < width).any():
             batch["lengths"] = torch.from_numpy(sizes)
         if any(item["segments"][-1] > 0 for item in items if "segments" in item):

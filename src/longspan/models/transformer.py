@@ -160,6 +160,11 @@ class Transformer(nn.Module):
         """The blocks, first to last, without what a strategy wraps them in (FSDP's own class states no cost)."""
         return [next(inner for inner in block.modules() if isinstance(inner, Block)) for block in self.blocks]
 
+    @property
+    def depends_on_padding(self) -> bool:
+        """Whether the attention of some layer changes with the padded length T."""
+        return any(getattr(module, "depends_on_padding", False) for module in self.attention_modules())
+
     def attention_modules(self) -> list[nn.Module]:
         """The attention module of each layer, first to last."""
         return [block.mixer.attention for block in self.layers()]

@@ -82,6 +82,10 @@ class Pattern:
         """The number of heads that the pattern is made for, None for any."""
         return None
 
+    def depends_on_length(self, causal: bool) -> bool:
+        """Whether the pairs among the first tokens change with how many tokens follow, so that padding moves them."""
+        return False
+
     # What every pattern has.
 
     def head_rules(

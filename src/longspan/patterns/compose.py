@@ -49,6 +49,9 @@ class Composition(Pattern):
         parts = tuple(part.at_head(head, heads) for part in self.parts)
         return self if parts == self.parts else self.of(*parts)
 
+    def depends_on_length(self, causal: bool) -> bool:
+        return any(part.depends_on_length(causal) for part in self.parts)
+
     @property
     def head_count(self) -> int | None:
         return next((part.head_count for part in self.parts if part.head_count is not None), None)

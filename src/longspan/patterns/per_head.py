@@ -46,6 +46,9 @@ class PerHead(Pattern):
             )
         return self.patterns[head].at_head(head, heads)
 
+    def depends_on_length(self, causal: bool) -> bool:
+        return any(pattern.depends_on_length(causal) for pattern in self.patterns)
+
     @property
     def head_count(self) -> int | None:
         return len(self.patterns)

@@ -37,6 +37,9 @@ class Random(Pattern):
             seed=whole_number("Random", "seed", self.seed, 0, "a seed", most=None),
         )
 
+    def depends_on_length(self, causal: bool) -> bool:
+        return not causal
+
     def rule(self, q_len: int, k_len: int, heads: tuple[int, ...], causal: bool, device: torch.device) -> Rule:
         rows = block_rows(q_len, k_len, self.block_size, device)
         available = rows + 1 if causal else torch.full_like(rows, -(-k_len // self.block_size))

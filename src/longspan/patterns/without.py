@@ -38,6 +38,9 @@ class Without(Pattern):
         own, removed = self.pattern.at_head(head, heads), self.removed.at_head(head, heads)
         return self if (own, removed) == (self.pattern, self.removed) else Without(own, removed)
 
+    def depends_on_length(self, causal: bool) -> bool:
+        return self.pattern.depends_on_length(causal) or self.removed.depends_on_length(causal)
+
     @property
     def head_count(self) -> int | None:
         return self.pattern.head_count if self.pattern.head_count is not None else self.removed.head_count

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import MetricCollection
@@ -35,7 +36,8 @@ class SequenceClassification(Task):
         head_dropout: on the pooled vector.
         class_weights: K weights of the loss: of a sequence's class, or with `multi_label` of each label's positives.
 
-    Batches: ``tokens`` [B, T], optional ``lengths`` [B], ``labels`` [B] class numbers or [B, K] of 0 and 1.
+    Batches: ``tokens`` [B, T], optional ``lengths`` [B], ``labels`` [B] class numbers or [B, K] of 0 and 1, optional
+    ``widths``, the padded length of each sequence alone: an attention that hangs on the padded length is evaluated at it.
     """
 
     def __init__(
@@ -87,8 +89,14 @@ class SequenceClassification(Task):
         }
 
     def _logits(self, batch: Batch) -> Tensor:
-        tokens = self.entry(batch, "tokens")
-        return self.model(tokens, lengths=batch.get("lengths"), segments=batch.get("segments")).float()  # (B, K)
+        tokens, widths = self.entry(batch, "tokens"), batch.get("widths")
+        if widths is None or self.training or not self.model.backbone.depends_on_padding:
+            return self.model(tokens, lengths=batch.get("lengths"), segments=batch.get("segments")).float()  # (B, K)
+        logits = tokens.new_zeros((len(tokens), self.num_classes), dtype=torch.float32)
+        for width in sorted(set(widths)):
+            rows = [row for row, own in enumerate(widths) if own == width]
+            logits[rows] = self.model(tokens[rows, :width], lengths=self.entry(batch, "lengths")[rows]).float()
+        return logits
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """[B, K] of logits [B, K]."""
