@@ -90,7 +90,8 @@ def test_scores_are_those_of_the_script(language_model, tmp_path):
 def test_a_saved_model_is_loaded_back(which, request, tmp_path):
     model = longspan.load(request.getfixturevalue(which))
     folder = model.save_pretrained(tmp_path / "saved")
-    assert {file.name for file in folder.iterdir()} == {"config.json", "model.safetensors"}
+    assert {"config.json", "model.safetensors", "README.md"} <= {file.name for file in folder.iterdir()}
+    assert "attention=local" in (folder / "README.md").read_text() and model.record["status"] == "complete"
     again = longspan.load(folder)
     assert_rows(again.predict(TEXTS), model.predict(TEXTS))
     for name, weight in model.model.state_dict().items():

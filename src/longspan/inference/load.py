@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,13 +32,12 @@ def load(checkpoint: str | Path, device: str | torch.device = "cpu") -> TrainedM
     """
     path = Path(checkpoint)
     if path.is_dir() and (path / pretrained.CONFIG_FILE).is_file():
-        config, facts, weights = pretrained.read(path)
-    else:
-        file = _best(path) if path.is_dir() else path
-        saved = load_checkpoint(file)
-        config, facts = stored(saved, file)
-        weights = saved["state_dict"]
-    return assembled(config, facts, weights, str(checkpoint)).to(device)
+        return assembled(*pretrained.read(path), str(checkpoint)).to(device)
+    file = _best(path) if path.is_dir() else path
+    saved = load_checkpoint(file)
+    model = assembled(*stored(saved, file), saved["state_dict"], str(checkpoint)).to(device)
+    model.record = _record_of(file)
+    return model
 
 
 def assembled(config: Mapping[str, Any], facts: Mapping[str, Any], weights: dict[str, Any], where: str) -> TrainedModel:
@@ -64,3 +64,12 @@ def _best(folder: Path) -> Path:
     best = [file for file in found if file.name.startswith("best")]
     last = [file for file in found if file.name == "last.ckpt"]
     return max(best or last or found, key=lambda file: file.stat().st_mtime)
+
+
+def _record_of(file: Path) -> dict[str, Any] | None:
+    """The record of the run that wrote a checkpoint, where it stands in the run's folder still."""
+    try:
+        found = json.loads((file.absolute().parents[1] / "record.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, IndexError):
+        return None
+    return found if isinstance(found, dict) else None

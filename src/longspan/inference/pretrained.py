@@ -12,17 +12,20 @@ from torch import Tensor
 
 from longspan.config.errors import CheckpointError
 from longspan.config.stored import check_stored, check_weights
+from longspan.inference.model_card import model_card
+from longspan.inference.tokenizer_files import write_tokenizer
+from longspan.tasks import LanguageModelling
 
 if TYPE_CHECKING:
     from longspan.inference.trained_model import TrainedModel
 
-CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"
 MODEL_TYPE = "longspan"
 LARGEST_CONFIG = 1 << 22  # bytes
 
 
 def save(model: TrainedModel, folder: Path) -> Path:
-    """Writes both files; weights that are one tensor under two names are written once."""
+    """Writes config and weights, a tokenizer and a model card; weights that are one tensor under two names are written once."""
     folder.mkdir(parents=True, exist_ok=True)
     held: dict[int, str] = {}
     weights: dict[str, Tensor] = {}
@@ -41,8 +44,15 @@ def save(model: TrainedModel, folder: Path) -> Path:
     }
     if model.classes:
         content["id2label"] = dict(enumerate(model.classes))
+        content["label2id"] = {name: number for number, name in enumerate(model.classes)}
+    if getattr(model.task, "multi_label", False):
+        content["problem_type"] = "multi_label_classification"
     (folder / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    begins = isinstance(model.task, LanguageModelling)
+    write_tokenizer(model.vocabulary, folder, max_length=model.model.max_length, begins=begins)
+    card = model_card(model.record, model.config, task, sum(p.numel() for p in model.model.parameters()))
+    (folder / CARD_FILE).write_text(card, encoding="utf-8")
     return folder
 
 

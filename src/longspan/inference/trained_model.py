@@ -25,7 +25,10 @@ class TrainedModel:
         config: the run's config, as plain containers.
         vocabulary: between text and tokens.
         classes: names of the classes, in the order of their numbers; None where there are none.
+        record: the run's record as plain containers, where its folder has one.
     """
+
+    record: Mapping[str, Any] | None = None
 
     def __init__(self, task: Task, config: Mapping[str, Any], facts: Mapping[str, Any], data: SequenceDataModule) -> None:
         self.task, self.config, self.facts, self._data = task.eval(), dict(config), dict(facts), data
@@ -82,7 +85,10 @@ class TrainedModel:
         yield from rows.end()
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Writes `config.json` and `model.safetensors`; `longspan.load(folder)` reads them again.
+        """Writes `config.json`, `model.safetensors`, a tokenizer and a model card made from the run's record.
+
+        `longspan.load(folder)` reads it again; after `longspan.integrations.huggingface.register()`, so do transformers' Auto
+        classes and pipelines.
 
         Returns:
             The folder.

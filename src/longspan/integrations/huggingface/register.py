@@ -50,6 +50,8 @@ def register() -> None:
     a variant, `"longspan:bigbird"`. Padding masks, packed positions, grouped key heads, dropout, dynamic caches and gradient
     checkpointing are served; whether a layer is causal, and a sliding window of its own, are the model's.
 
+    Models that `longspan.load(...).save_pretrained(folder)` wrote are known to the Auto classes and pipelines after it.
+
     Raises:
         ImportError: transformers is not installed, or older than 5.
         PatternError: when a model is loaded with an expression that is no pattern.
@@ -65,6 +67,9 @@ def register() -> None:
             interface._global_mapping = _ByName(interface._global_mapping, make)
         for name in VARIANTS:
             interface.register(f"longspan_{name}", make(f"longspan_{name}", Variant(name)))
+    from longspan.integrations.huggingface.models import register_models
+
+    register_models()
 
 
 def chosen(text: str) -> Choice:

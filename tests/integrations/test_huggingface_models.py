@@ -1,0 +1,102 @@
+"""Trained models as transformers' classes: the same logits, pipelines, generation, and its own way of saving."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+import longspan
+from longspan.config.compose import config_for
+from longspan.integrations.huggingface import HuggingFaceError, register
+from longspan.training.run import run
+
+transformers = pytest.importorskip("transformers")
+CONF = Path(__file__).parents[2] / "conf"
+SMALL = [
+    "model.layers=1", "model.width=32", "model.heads=2", "trainer.max_steps=3", "logger=none", "callbacks.progress=null",
+    "data.batch_size=4", "data.max_length=64", "attention=local", "attention.window=16",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Folders of a classifier of bytes and a language model of bases."""
+    register()
+    folder, draw = tmp_path_factory.mktemp("models"), random.Random(0)
+    rows = [f"{''.join(draw.choices('abc' if n % 2 else 'XYZ', k=30))},{('calm', 'loud')[n % 2]}" for n in range(40)]
+    (folder / "rows.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+    (folder / "bases.fa").write_text(">one\n" + "".join(draw.choices("ACGT", k=4000)) + "\n")
+    tasks = {
+        "classifier": ["data=classification", f"data.path={folder / 'rows.csv'}", "task=sequence_classification"],
+        "bases": [
+            "data=genome_lm",
+            f"data.path={folder / 'bases.fa'}",
+            "data.max_validation_windows=2",
+            "data.max_test_windows=2",
+        ],
+    }
+    for name, words in tasks.items():
+        run(config_for([*SMALL, *words], folder / name, CONF))
+        longspan.load(folder / name).save_pretrained(folder / f"{name}-saved")
+    return {name: (longspan.load(folder / name), folder / f"{name}-saved") for name in tasks}
+
+
+def test_a_classifier_is_an_auto_model_and_a_pipeline(saved):
+    ours, folder = saved["classifier"]
+    texts = ["abcabc", "XYZZ", "a longer text, é"]
+    pipe = transformers.pipeline("text-classification", model=str(folder), top_k=None)
+    for text, rows in zip(texts, pipe(texts, batch_size=3), strict=True):
+        expected = ours.predict([text])[0]
+        for row in rows:
+            assert row["score"] == pytest.approx(expected[f"p({row['label']})"], abs=1e-5)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_batch_that_is_padded_on_either_side_has_the_logits_of_its_sequences(saved, side):
+    ours, folder = saved["bases"]
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, padding_side=side)
+    texts = ["ACGTACGTTTGA", "acgu", "NNACG"]
+    batch = tokenizer(texts, padding=True, return_tensors="pt")
+    for index, text in enumerate(texts):
+        ids = [ours.vocabulary.bos_id, *ours.vocabulary.encode(text)]
+        real = batch["attention_mask"][index].bool()
+        assert batch["input_ids"][index][real].tolist() == ids
+        with torch.no_grad():
+            alone = ours.model(torch.tensor([ids]))[0]
+            together = model(**batch).logits[index][real]
+        torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+
+
+def test_a_language_model_generates_and_is_saved_by_transformers(saved, tmp_path):
+    ours, folder = saved["bases"]
+    pipe = transformers.pipeline("text-generation", model=str(folder))
+    text = pipe("ACGTAC", max_new_tokens=5, do_sample=False, return_full_text=False)[0]["generated_text"]
+    ids = [ours.vocabulary.bos_id, *ours.vocabulary.encode("ACGTAC")]
+    for _ in range(5):
+        with torch.no_grad():
+            ids.append(int(ours.model(torch.tensor([ids]))[0, -1].argmax()))
+    assert text == ours.vocabulary.decode(ids[7:])
+    pipe.model.save_pretrained(tmp_path / "again")
+    again = longspan.load(tmp_path / "again")
+    for name, weight in ours.model.state_dict().items():
+        assert torch.equal(weight, again.model.state_dict()[name]), name
+
+
+def test_losses_are_those_of_the_task(saved):
+    ours, folder = saved["bases"]
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    tokens = torch.randint(0, 4, (2, 20))
+    loss = model(tokens, labels=tokens).loss
+    torch.testing.assert_close(loss, ours.task.step({"tokens": tokens}, 0, "train").loss, atol=1e-5, rtol=1e-5)
+    loss.backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_a_mask_with_holes_is_refused(saved):
+    model = transformers.AutoModelForCausalLM.from_pretrained(saved["bases"][1])
+    with pytest.raises(HuggingFaceError, match="holes"):
+        model(torch.zeros(1, 4, dtype=torch.long), attention_mask=torch.tensor([[1, 0, 1, 1]]))
