@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from longspan.config.command_line import check_command_line
 from longspan.config.errors import readable_errors
-from longspan.training.launched import launcher_overrides
+from longspan.training.launched import end_with_launcher, launcher_overrides
 from longspan.training.threads import patient_threads
 
 CONF = Path(__file__).parent / "conf"
@@ -33,6 +33,7 @@ def main(config: DictConfig) -> float | None:
 
 if __name__ == "__main__":
     patient_threads()
+    end_with_launcher()
     with readable_errors():
         sys.argv += launcher_overrides(sys.argv[1:])
     check_command_line(CONF)

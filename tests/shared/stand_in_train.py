@@ -1,7 +1,8 @@
 """Stands in for train.py in tests of sweeps: seconds of training become a few lines, everything else is as there.
 
 Leaves a record like a run's, resumes from a file, and does what its seed says: 13 fails, 14 runs out of memory, 15 ends
-without a record, 16 is killed once, 17 is killed always, 18 waits to be asked to stop or for the file `go`.
+without a record, 16 is killed once, 17 is killed always, 18 waits to be asked to stop or for the file `go`; 19 and 20 die of
+SIGSEGV, before and after their record is begun, 21 is killed before.
 """
 
 from __future__ import annotations
@@ -53,10 +54,14 @@ with (folder / "starts").open("a") as file:
 print("said")
 if seed == 15:
     sys.exit("no such module")
+if seed in (19, 21):
+    os.kill(os.getpid(), signal.SIGSEGV if seed == 19 else signal.SIGKILL)
 record("interrupted", "still running")
 with steps.open("a") as file:  # the step that a run takes once, however often it is taken up
     if steps.stat().st_size == 0:
         file.write("trained\n")
+if seed == 20:
+    os.kill(os.getpid(), signal.SIGSEGV)
 if seed == 13:
     record("failed", "it failed")
     sys.exit(1)

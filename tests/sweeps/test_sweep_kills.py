@@ -89,6 +89,17 @@ def test_a_killed_run_is_taken_up_again_but_not_for_ever(tmp_path):
     assert (tmp_path / "seed16" / "finished").read_text() == "once\n"
 
 
+def test_a_run_that_dies_of_a_signal_is_recorded_with_it(tmp_path):
+    """A crash would come again; what was killed goes on with the next start, and says so until then."""
+    ended = sweep(tmp_path, "seed=19,20,21", "sweep.attempts=2")
+    assert ended == {"seed19": "failed", "seed20": "failed", "seed21": "interrupted"}
+    assert [len(starts(tmp_path / name)) for name in ended] == [1, 1, 2]
+    for name, word in {"seed19": "SIGSEGV", "seed20": "SIGSEGV", "seed21": "SIGKILL"}.items():
+        record = Record.load(tmp_path / name)
+        assert record.status == ended[name] and word in record.error and record.config["seed"] == int(name[4:])
+    assert "killed by SIGKILL" in Record.load(tmp_path / "seed21").error
+
+
 def test_a_folder_with_a_run_of_other_settings_is_refused(tmp_path):
     sweep(tmp_path, "seed=1,2")
     with pytest.raises(ConfigError, match=r"optimizer\.lr: .* -> 0\.5") as caught:

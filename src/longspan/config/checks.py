@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -60,6 +61,19 @@ def check_machine(config: DictConfig) -> None:
                 f"trainer.devices={devices} but this machine has {torch.cuda.device_count()} GPU(s). "
                 f"Use trainer.devices={torch.cuda.device_count()} or fewer."
             )
+    elif accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available()):
+        _check_processes(config.trainer.get("devices", 1), accelerator)
+
+
+def _check_processes(devices: Any, accelerator: str) -> None:
+    """On a CPU each device is a process of its own, with the whole model in it."""
+    most = max(2, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    text = str(devices)
+    if text.isdigit() and int(text) > most:
+        raise ConfigError(
+            f"trainer.devices={devices} with trainer.accelerator={accelerator} would start {devices} processes, this machine "
+            f"has {most} cores for them. Use trainer.devices={most} or fewer; 1 uses all cores too."
+        )
 
 
 def check_targets(config: DictConfig) -> None:

@@ -16,8 +16,9 @@ from types import FrameType
 
 from longspan.config.errors import ConfigError
 from longspan.records.atomic import write_text
+from longspan.records.lock import note
 from longspan.sweeps.engines import QUEUED, Engine, Slurm, engine_for
-from longspan.sweeps.folders import StillRunningError, ask_to_stop, locked, note_process, status_of, wait_until_free
+from longspan.sweeps.folders import StillRunningError, ask_to_stop, locked, status_of, wait_until_free
 from longspan.sweeps.plan import Job
 from longspan.sweeps.process import Outcome
 from longspan.sweeps.settings import SweepSettings
@@ -93,7 +94,7 @@ class Sweep:
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             with locked(self.folder) as handle:
-                note_process(handle, os.getpid())
+                note(handle, os.getpid())
                 self._stop_file.unlink(missing_ok=True)
                 yield
         except StillRunningError as error:

@@ -6,7 +6,6 @@ The lock is held by the run's own process and goes with it, however it ends; the
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import signal
@@ -19,6 +18,7 @@ from longspan.config.diff import differences
 from longspan.config.errors import ConfigError
 from longspan.records import Record, RecordError
 from longspan.records.atomic import write_text
+from longspan.records.lock import InUseError, described, exclusive, holder_of
 from longspan.sweeps.plan import Job
 
 LOCK = "job.lock"
@@ -64,23 +64,12 @@ def locked(folder: Path) -> Iterator[int]:
     Raises:
         StillRunningError: someone else holds it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise StillRunningError(f"{folder} is in use by {_read(folder)}") from None
+            handle = stack.enter_context(exclusive(folder / LOCK))
+        except InUseError as error:
+            raise StillRunningError(str(error)) from None
         yield handle
-    finally:
-        os.close(handle)
-
-
-def note_process(handle: int, process: int) -> None:
-    """Writes down who holds the lock."""
-    text = json.dumps({"process": process, "host": socket.gethostname()}).encode()
-    os.ftruncate(handle, 0)
-    os.pwrite(handle, text, 0)
 
 
 def begun_at(folder: Path) -> float | None:
@@ -107,7 +96,7 @@ def ask_to_stop(folder: Path, number: int = signal.SIGTERM) -> bool:
     """Signals the process that runs in the folder, if one does, to save a checkpoint and end; whether it was reached."""
     if not is_running(folder):
         return False
-    held = _read(folder)
+    held = holder_of(folder / LOCK)
     process = held.get("process")
     if held.get("host") != socket.gethostname() or not isinstance(process, int):
         return False
@@ -131,7 +120,9 @@ def wait_until_free(folders: list[Path], patience: float, say: Callable[[str], N
     say(f"{len(busy)} run(s) of an earlier start still go on: asking them to save and stop, to take them up again")
     for folder in busy:
         if not ask_to_stop(folder) and is_running(folder):
-            raise StillRunningError(f"{folder} is in use by {_read(folder)}, which cannot be stopped from here: end it first")
+            raise StillRunningError(
+                f"{folder} is in use by {described(holder_of(folder / LOCK))}, which cannot be stopped from here: end it first"
+            )
     end = time.monotonic() + patience
     while busy and time.monotonic() < end:
         time.sleep(0.1)
@@ -141,11 +132,3 @@ def wait_until_free(folders: list[Path], patience: float, say: Callable[[str], N
         ask_to_stop(folder, signal.SIGKILL)
     while any(is_running(folder) for folder in busy):
         time.sleep(0.1)
-
-
-def _read(folder: Path) -> dict[str, object]:
-    try:
-        found = json.loads((folder / LOCK).read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

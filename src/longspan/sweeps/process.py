@@ -12,7 +12,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from longspan.records import Record, RecordError
-from longspan.sweeps.folders import StillRunningError, describe_job, locked, note_process, status_of
+from longspan.records.lock import note
+from longspan.records.schema import Status
+from longspan.sweeps.folders import StillRunningError, describe_job, locked, status_of
 from longspan.sweeps.plan import Job
 
 # of whoever started the driver: a job that saw them would think itself a rank of that
@@ -51,10 +53,11 @@ def run_job(job: Job, train: Path, devices: str | None, environ: Mapping[str, st
             describe_job(job, train)
             code = _run_once(job.command(train), job.folder, environment(environ, devices), handle)
             status = status_of(job)
-            if status not in ("complete", "failed", "out_of_memory") and not _was_stopped(code):
-                _record_failure(job, train, code, status)
-                status = "failed"
-            return Outcome(status or "interrupted", code)
+            if status in ("complete", "failed", "out_of_memory") or _was_asked(code):
+                return Outcome(status or "interrupted", code)
+            ended: Status = "interrupted" if _signal(code) == signal.SIGKILL else "failed"
+            _record_end(job, train, code, ended)
+            return Outcome(ended, code)
     except StillRunningError:
         return Outcome("running elsewhere", 0)
 
@@ -81,28 +84,41 @@ def _run_once(command: Sequence[str], folder: Path, environ: Mapping[str, str], 
             pass_fds=[handle],
             start_new_session=True,
         )
-        note_process(handle, process.pid)
+        note(handle, process.pid)
         code = process.wait()
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)  # ranks that outlived a killed first one
     return code
 
 
-def _was_stopped(code: int) -> bool:
-    """Killed, or ended by a signal that asked it to."""
-    return code < 0 or code in (128 + signal.SIGTERM, 128 + signal.SIGINT, 128 + signal.SIGUSR1)
+def _signal(code: int) -> int | None:
+    """The signal that an exit code tells of, a shell's way of telling it included."""
+    number = -code if code < 0 else code - 128
+    return number if number in set(signal.Signals) else None
 
 
-def _record_failure(job: Job, train: Path, code: int, status: str | None) -> None:
+def _was_asked(code: int) -> bool:
+    """Ended by a signal that asks for it, and at which a run saves a checkpoint."""
+    return _signal(code) in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+
+
+def _record_end(job: Job, train: Path, code: int, status: Status) -> None:
     """A run that ended before it could write its record, or without saying so there, is recorded all the same."""
     log = (job.folder / "log.txt").read_bytes()[-LOG_TAIL:].decode(errors="replace")
-    error = f"exit code {code} with {'no record' if status is None else f'a record that says {status}'}; the log ends:\n{log}"
+    number = _signal(code)
+    if number is None:
+        cause = f"it ended with exit code {code} and no record of its end"
+    elif number == signal.SIGKILL:
+        cause = "it was killed by SIGKILL, as the kernel does where memory is short, or a scheduler"
+    else:
+        cause = f"it died of {signal.Signals(number).name} ({signal.strsignal(number)})"
+    error = f"{cause}; the log ends:\n{log}"
     path = job.folder / "record.json"
     try:
-        record = Record.load(path).model_copy(update={"status": "failed", "error": error})
+        record = Record.load(path).model_copy(update={"status": status, "error": error})
     except RecordError:
         record = Record(
-            status="failed",
+            status=status,
             error=error,
             config=job.config,
             command=" ".join(job.command(train)[1:]),

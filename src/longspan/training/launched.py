@@ -6,14 +6,20 @@ rank would write to a folder of its own, and a job that is started again would b
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import re
+import signal
 import subprocess
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from longspan.config.errors import ConfigError
+
+PR_SET_PDEATHSIG = 1  # of Linux' prctl
 
 
 def launcher_overrides(words: Sequence[str], environ: Mapping[str, str] = os.environ) -> list[str]:
@@ -69,6 +75,44 @@ def check_world(devices_here: int, num_nodes: int, environ: Mapping[str, str] = 
             f"{who} started {world} processes, trainer.devices={devices_here} on trainer.num_nodes={num_nodes} host(s) "
             f"makes {devices_here * num_nodes}: set trainer.num_nodes={max(1, int(world) // devices_here)}"
         )
+
+
+@contextlib.contextmanager
+def own_folder(folder: Path) -> Iterator[None]:
+    """The run's folder as this run's own; of several ranks the first holds it for all.
+
+    Raises:
+        ConfigError: another run writes there.
+    """
+    from lightning.pytorch.utilities import rank_zero_only  # seconds to load, and train.py asks this module first
+
+    from longspan.records.lock import InUseError, described, held_folder
+
+    if getattr(rank_zero_only, "rank", 0):
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(held_folder(folder))
+        except InUseError as error:
+            raise ConfigError(
+                f"hydra.run.dir={folder}: another run writes there, {described(error.holder)}. Wait for it or end it, or give "
+                "this run a folder of its own"
+            ) from None
+        yield
+
+
+def end_with_launcher(environ: Mapping[str, str] = os.environ) -> None:
+    """Has the kernel end this rank when the process that started it dies: it would wait for the others for ever.
+
+    Lightning's launcher is a rank itself, without which no other can go on; torchrun's is none, so its ranks are asked to
+    save first. Only on Linux.
+    """
+    if "LOCAL_RANK" not in environ or on_slurm(environ) or not sys.platform.startswith("linux"):
+        return
+    number = signal.SIGTERM if "TORCHELASTIC_RUN_ID" in environ else signal.SIGKILL
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, int(number), 0, 0, 0)
 
 
 def on_slurm(environ: Mapping[str, str] = os.environ) -> bool:

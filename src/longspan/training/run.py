@@ -20,7 +20,7 @@ from longspan.training.assemble import assemble
 from longspan.training.build import always, build_callbacks, build_named, build_trainer
 from longspan.training.checkpoint_files import damage
 from longspan.training.console import quiet_libraries
-from longspan.training.launched import check_world
+from longspan.training.launched import check_world, own_folder
 from longspan.training.resume import keep_logs, resume_from
 from longspan.training.seeding import seed_run
 from longspan.training.step_size import devices_here, sized, step_size
@@ -36,9 +36,16 @@ def run(config: dict[str, Any]) -> float | None:
 
     Returns:
         The primary metric at the end, which is what a sweep optimises; None where there is none.
+
+    Raises:
+        ConfigError: another process writes to the same folder.
     """
     output_dir = Path(config["output_dir"])
-    output_dir.mkdir(parents=True, exist_ok=True)
+    with own_folder(output_dir):
+        return _run(config, output_dir)
+
+
+def _run(config: dict[str, Any], output_dir: Path) -> float | None:
     record = RecordWriter(
         output_dir / "record.json",
         config=config,
