@@ -147,7 +147,9 @@ def test_tiles_fit_the_device():
             q = torch.empty(1, 1, 1, width, dtype=dtype)
             for capability, kib in SHARED.items():
                 with pytest.MonkeyPatch.context() as patch:
-                    patch.setattr("longspan_kernels.block_sparse.choose_kernel.shared_memory", lambda _, kib=kib: kib * 1024)
+                    patch.setattr(
+                        "longspan_kernels.block_sparse.triton.choose_kernel.shared_memory", lambda _, kib=kib: kib * 1024
+                    )
                     block_q, block_n = tile_of(q)
                 if capability >= (8, 0):  # what the kernels need
                     padded = max(16, 1 << (width - 1).bit_length())

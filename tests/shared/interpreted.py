@@ -5,6 +5,8 @@ switch is taken back at once, so that `backend="auto"` on a CPU is what users ge
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 
 
@@ -20,3 +22,26 @@ def import_interpreted() -> None:
         import longspan_kernels.block_sparse.triton.forward  # noqa: F401
     finally:
         del os.environ["TRITON_INTERPRET"]
+
+
+def _backends_here() -> list[str]:
+    import torch
+
+    return ["dense", "blocked"] + (["triton"] if find_spec("triton") is not None and not torch.cuda.is_available() else [])
+
+
+BACKENDS_HERE = _backends_here()
+
+
+@contextmanager
+def interpreting(backend: str = "triton") -> Iterator[None]:
+    """Lets `backend="triton"` run on the CPU; changes nothing for the others."""
+    before = os.environ.get("TRITON_INTERPRET")
+    if backend == "triton":
+        os.environ["TRITON_INTERPRET"] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop("TRITON_INTERPRET", None)
+        if before is not None:
+            os.environ["TRITON_INTERPRET"] = before

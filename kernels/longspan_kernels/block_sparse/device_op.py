@@ -11,6 +11,7 @@ from torch import Tensor
 from longspan_kernels.block_sparse.blocked import Options
 from longspan_kernels.block_sparse.blocked_passes import blocked_backward, blocked_forward
 from longspan_kernels.block_sparse.device_layout import DeviceLayout
+from longspan_kernels.block_sparse.keyless import without_keyless_rows
 from longspan_kernels.block_sparse.op import BackendError, _empty_lse, _like, cast_as_products, choose_backend, exact_products
 
 
@@ -74,6 +75,7 @@ def device_layout_backward(
     if q.numel() == 0 or k.shape[2] == 0:
         return _like(q).zero_(), _like(k).zero_(), _like(v).zero_()
     layout = _rebuilt(q, k, index, count, q_order, k_order, block_q, block_k, causal, excluded, True)
+    dout = without_keyless_rows(dout, lse)
     options = Options(scale, q_lengths, k_lengths, q_segments, k_segments, dropout_p, seed)
     if backend == "triton":
         from longspan_kernels.block_sparse.triton.backward import triton_backward

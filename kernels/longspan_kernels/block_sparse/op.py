@@ -13,6 +13,7 @@ from longspan_kernels.block_sparse import flops
 from longspan_kernels.block_sparse.blocked import Options
 from longspan_kernels.block_sparse.blocked_passes import blocked_backward, blocked_forward
 from longspan_kernels.block_sparse.cache import block_size_of, blocked_tiling, dense_mask, is_dense, layout_for
+from longspan_kernels.block_sparse.keyless import every_query_sees_itself, same_limits, without_keyless_rows
 from longspan_kernels.block_sparse.layout import Layout
 from longspan_kernels.block_sparse.planner import Tiling
 from longspan_kernels.block_sparse.reference import reference_attention
@@ -153,6 +154,13 @@ def block_sparse_backward(
     if q.numel() == 0 or k.shape[2] == 0:
         return _like(q).zero_(), _like(k).zero_(), _like(v).zero_(), none if bias is None else _like(bias).zero_()
     _, layout, columns = layouts_for(q, k, key, causal, backend, bias_block)
+    # Triton's kernels leave out what lies beyond a length. The copy is spared where no other query can be without keys.
+    same = q.shape[2] == k.shape[2] and same_limits(q_lengths, k_lengths) and same_limits(q_segments, k_segments)
+    if not (
+        q.is_cuda and backend == "triton" and same and bias is None
+        and every_query_sees_itself(key, int(q.shape[2]), int(q.shape[1]), causal, q.device)
+    ):  # fmt: skip
+        dout = without_keyless_rows(dout, lse)
     options = Options(
         scale, q_lengths, k_lengths, q_segments, k_segments, dropout_p, seed, bias, bias_block
     )  # fmt: skip

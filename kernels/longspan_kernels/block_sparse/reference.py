@@ -43,9 +43,10 @@ def reference_attention(
         scores = scores + bias[:, rows][:, :, j // bias_block].to(scores.dtype)
     scores = scores.masked_fill(~live, float("-inf"))
     dead = (scores == float("-inf")).all(-1, keepdim=True)  # no key is live, or a bias of -inf closes those that are
-    lse = torch.logsumexp(scores.masked_fill(dead, 0.0), -1)
-    weights = torch.exp(scores - lse[..., None]).masked_fill(dead, 0.0)
+    scores = scores.masked_fill(dead, 0.0)
+    weights = torch.softmax(scores, -1)
     if dropout_p > 0.0 and seed is not None:
         heads = torch.arange(B * H, device=q.device).view(B, H, 1, 1)
         weights = weights * keep(seed, heads, i[:, None], j[None, :], dropout_p) / (1.0 - dropout_p)
-    return weights @ v, lse.masked_fill(dead[..., 0], float("-inf"))
+    # The last step, so that whatever gradient comes to a query without keys, NaN included, goes no further.
+    return (weights @ v).masked_fill(dead, 0.0), torch.logsumexp(scores, -1).masked_fill(dead[..., 0], float("-inf"))

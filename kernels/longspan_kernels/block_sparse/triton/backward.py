@@ -30,6 +30,7 @@ from longspan_kernels.block_sparse.triton.backward_order import (
 )
 from longspan_kernels.block_sparse.triton.backward_rows import backward_rows
 from longspan_kernels.block_sparse.triton.backward_sums import add_pieces, prepare_rows
+from longspan_kernels.block_sparse.triton.common import interprets_bfloat16
 from longspan_kernels.block_sparse.triton.other_lengths import KEYS, QUERIES, compile_for_other_lengths, given
 from longspan_kernels.block_sparse.triton.schedule import Work
 from longspan_kernels.block_sparse.triton.tuning import launch_of
@@ -56,6 +57,14 @@ def triton_backward(
     Returns:
         dq, dk, dv in the dtype of q, and dbias float32 in the shape of the bias (None without one). The same bits each run.
     """
+    if interprets_bfloat16(q):
+        *found, dbias = triton_backward(
+            dout.float(), dlse, q.float(), k.float(), v.float(), out.float(), lse, layout, scale=scale, q_lengths=q_lengths,
+            k_lengths=k_lengths, q_segments=q_segments, k_segments=k_segments, dropout_p=dropout_p, seed=seed, bias=bias,
+            bias_block=bias_block, columns=columns, sides=sides,
+        )  # fmt: skip
+        dq, dk, dv = (x.to(q.dtype) for x in found)
+        return dq, dk, dv, dbias
     call = Call(q, k, v, layout, scale, q_lengths, k_lengths, q_segments, k_segments, dropout_p, seed, bias, bias_block)
     dout, out = readable(dout), readable(out)
     lse, dlse = from_16_bytes(lse.contiguous()), None if dlse is None else from_16_bytes(dlse.float().contiguous())

@@ -22,14 +22,18 @@ from longspan_kernels.block_sparse.triton.common import (
     LN2,
     LOG2E,
     VARYING,
+    allowing_for_rounding,
     copied_tile,
     dropout_keeps,
     dropout_rows,
+    end_of,
     following,
     included,
     load_tile,
     masked,
+    scores_of,
     tokens_of,
+    weights,
     within,
     work_item,
 )
@@ -90,6 +94,7 @@ def key_gradients(
             lse = lse2 * LN2
         else:
             lse, minus_delta = tl.split(tl.load(tl.where(tl.arange(0, 2)[None, :] == 0, LSE, MINUS_DELTA) + near[:, None]))
+            lse = allowing_for_rounding(lse)
             if BIAS is not None:
                 # All masks leave out the pairs of a row without keys; a bias of -inf is no mask.
                 lse = tl.where(lse == float("-inf"), float("inf"), lse)
@@ -98,7 +103,7 @@ def key_gradients(
             begun = tl.broadcast_to((lse * minus_inverse_scale)[None, :], [BN, BM])
             s = tl.dot(k, tl.trans(q), begun, input_precision=PRECISION) * scale2  # (BN, BM)
         else:
-            s = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale2 - lse2[None, :]
+            s = scores_of(k, tl.trans(q), EXACT) * scale2 - lse2[None, :]
         if IN_SUMS and SEED is None:
             begun = tl.broadcast_to(minus_delta[None, :], [BN, BM])
             dp = tl.dot(v, tl.trans(dout), begun, input_precision=PRECISION)  # (BN, BM)
@@ -106,7 +111,7 @@ def key_gradients(
             dp = tl.dot(v, tl.trans(dout), input_precision=PRECISION)
         if BIAS is not None:
             s += tl.load(BIAS + (tile * BM + bias_first) // BIAS_BLOCK * bias_row) * LOG2E
-        p = tl.exp2(s)
+        p = weights(s, 0.0)
         p = masked(p, 0.0, e, masked_from, bits_from, detail, MASKS, offs_m[None, :], offs_n[:, None], BM, WORDS, MODE,
                    HAS_BANDS, HAS_BITS, True)  # fmt: skip
         if CHECKED:
@@ -155,11 +160,11 @@ def backward_columns(
     q_stop = q_len
     k_stop = k_len
     if Q_LENGTHS is not None:
-        q_stop = tl.minimum(q_stop, tl.load(Q_LENGTHS + b).to(tl.int32))
+        q_stop = end_of(Q_LENGTHS, b, q_len)
     if EXCLUDED is not None:
         EXCLUDED += b64 * EXCLUSIONS * k_len
     if K_LENGTHS is not None:
-        k_stop = tl.minimum(k_stop, tl.load(K_LENGTHS + b).to(tl.int32))
+        k_stop = end_of(K_LENGTHS, b, k_len)
     base, token = tokens_of(K_INDEX, u, k_index_stride, line, k_start, step, k_per, BN, K_STEPPED)
     k_ok = within(token, k_stop)
     K += tl.multiple_of(b64 * k_b + kv64 * k_h, ALIGN)

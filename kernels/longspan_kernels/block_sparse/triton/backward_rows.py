@@ -21,15 +21,19 @@ from longspan_kernels.block_sparse.triton.common import (
     FULL,
     LOG2E,
     VARYING,
+    allowing_for_rounding,
     copied_tile,
     dropout_keeps,
     dropout_rows,
+    end_of,
     following,
     included,
     load_own,
     load_tile,
     masked,
+    scores_of,
     tokens_of,
+    weights,
     widened,
     within,
     work_item,
@@ -38,7 +42,7 @@ from longspan_kernels.block_sparse.triton.common import (
 
 @triton.jit
 def query_gradient(
-    acc, q, dout, lse2, delta, i, rows, segments, K, V, K_INDEX, K_SEGMENTS, INDEX, DETAIL, MASKS, EXCLUDED, BIAS, SUMS,
+    acc, q, dout, lse2, most, delta, i, rows, segments, K, V, K_INDEX, K_SEGMENTS, INDEX, DETAIL, MASKS, EXCLUDED, BIAS, SUMS,
     b, kv_head, u, first, masked_from, bits_from, stop, first_tile, k_stride, v_stride, index_stride, k_len, k_start,
     k_stop, step, k_per, scale2, inverse_keep, threshold, MODE: tl.constexpr, CONTIGUOUS: tl.constexpr,
     CHECKED: tl.constexpr, POSITIONAL: tl.constexpr, STEPPED: tl.constexpr, BY_TMA: tl.constexpr,
@@ -81,11 +85,11 @@ def query_gradient(
         else:
             k = load_tile(K, token, base, k_ok, k_stride, step, offs_d, D, BD, BN, LOOK, K_INDEX is not None, STEPPED)
             v = load_tile(V, token, base, k_ok, v_stride, step, offs_d, D, BD, BN, LOOK, K_INDEX is not None, STEPPED)
-        s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2  # (BM, BN)
+        s = scores_of(q, tl.trans(k), EXACT) * scale2  # (BM, BN)
         dp = tl.dot(dout, tl.trans(v), input_precision=PRECISION)  # (BM, BN)
         if BIAS is not None:
             s += tl.load(BIAS + (tile * BN) // BIAS_BLOCK) * LOG2E
-        p = tl.exp2(s - lse2[:, None])
+        p = weights(s - lse2[:, None], most)
         p = masked(p, 0.0, e, masked_from, bits_from, detail, MASKS, offs_m[:, None], offs_n[None, :], BM, WORDS, MODE,
                    HAS_BANDS, HAS_BITS, False)  # fmt: skip
         if CHECKED:
@@ -141,11 +145,11 @@ def backward_rows(
     q_stop = q_len
     k_stop = k_len
     if Q_LENGTHS is not None:
-        q_stop = tl.minimum(q_stop, tl.load(Q_LENGTHS + b).to(tl.int32))
+        q_stop = end_of(Q_LENGTHS, b, q_len)
     if EXCLUDED is not None:
         EXCLUDED += b64 * EXCLUSIONS * k_len
     if K_LENGTHS is not None:
-        k_stop = tl.minimum(k_stop, tl.load(K_LENGTHS + b).to(tl.int32))
+        k_stop = end_of(K_LENGTHS, b, k_len)
     if K_SEGMENTS is not None:
         K_SEGMENTS += b64 * k_len
     base, row = tokens_of(Q_INDEX, u, q_index_stride, line, q_start, step, q_per, BM, Q_STEPPED)
@@ -155,11 +159,13 @@ def backward_rows(
     dout = load_own(DOUT, row, base, row_ok, q_len - 1, do_t, step, offs_d, D, BD, BM, CHECKED, INDEXED, Q_STEPPED)
     at = (b64 * owners + h64) * q_len + row
     lse = tl.load(LSE + at, mask=row_ok, other=float("-inf"))
-    lse2 = tl.where(lse == float("-inf"), float("inf"), lse * LOG2E)  # a row without keys: all its weights come out 0
+    # A row without keys: all its weights come out 0.
+    lse2 = tl.where(lse == float("-inf"), float("inf"), allowing_for_rounding(lse) * LOG2E)
     # Weights times the scale instead of the sum, where the dtype has digits enough below.
     SCALED: tl.constexpr = SUMS is None and DQ.dtype.element_ty == tl.bfloat16
     if SCALED:
         lse2 -= log2_scale
+    most = log2_scale if SCALED else 0.0
     merge = tl.load(MERGES + h) if MERGE else 0
     if OUT is None:
         delta = -tl.load(MINUS_DELTA + at, mask=row_ok, other=0.0)
@@ -190,7 +196,7 @@ def backward_rows(
             lowest = masked_from if mode == 1 else bits_from if mode == 2 else first
             highest = masked_from if mode == 0 else bits_from if mode == 1 else stop
             acc = query_gradient(
-                acc, q, dout, lse2, delta, i, rows, segments, K, V, K_INDEX, K_SEGMENTS, INDEX, DETAIL, MASKS, EXCLUDED,
+                acc, q, dout, lse2, most, delta, i, rows, segments, K, V, K_INDEX, K_SEGMENTS, INDEX, DETAIL, MASKS, EXCLUDED,
                 BIAS, SUMS, b, kv_head, u, tl.maximum(first, lowest), masked_from, bits_from, tl.minimum(stop, highest),
                 first_tile, k_t, v_t, k_index_stride, k_len, k_start, k_stop, step, k_per, scale2, inverse_keep,
                 threshold, mode, CONTIGUOUS, CHECKED, POSITIONAL, K_STEPPED, BY_TMA, HAS_BANDS, HAS_BITS, EXCLUSIONS,

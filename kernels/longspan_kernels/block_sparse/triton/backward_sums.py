@@ -11,7 +11,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from longspan_kernels.block_sparse.triton.common import LOG2E, READ_AHEAD, VARYING, addresses, load_tile, tokens_of, within
+from longspan_kernels.block_sparse.triton.common import (
+    LOG2E,
+    READ_AHEAD,
+    VARYING,
+    addresses,
+    allowing_for_rounding,
+    load_tile,
+    tokens_of,
+    within,
+)
 
 
 @triton.jit(do_not_specialize=VARYING)
@@ -43,7 +52,7 @@ def prepare_rows(
     minus_delta = tl.where(empty, 0.0, -delta)
     tl.store(MINUS_DELTA + at, minus_delta, mask=ok)
     if PAIRS is not None:
-        both = tl.join(tl.where(empty, float("inf"), lse * LOG2E), minus_delta)
+        both = tl.join(tl.where(empty, float("inf"), allowing_for_rounding(lse) * LOG2E), minus_delta)
         tl.store(PAIRS + 2 * at[:, None] + tl.arange(0, 2)[None, :], both, mask=ok[:, None])
 
 

@@ -21,6 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from longspan_kernels.block_sparse.args import alignment, from_16_bytes, readable, width_of
+from longspan_kernels.block_sparse.triton.common import end_of
 from longspan_kernels.block_sparse.triton.tuning import SMALLEST, shared_memory
 from longspan_kernels.launch.launcher import SMALL, Launch, Plan, on_its_device
 
@@ -84,7 +85,7 @@ def candidates(LENGTHS, b, base, q_len, blocks, BM: tl.constexpr, SIZE: tl.const
     """(tokens of the sequence, the end of the blocks that a tile of queries from row `base` may pick)."""
     tokens = q_len
     if LENGTHS is not None:
-        tokens = tl.minimum(tl.load(LENGTHS + b).to(tl.int32), q_len)
+        tokens = end_of(LENGTHS, b, q_len)
     end = tl.minimum((tokens + SIZE - 1) // SIZE, blocks)
     if CAUSAL:
         end = tl.minimum(end, (tl.minimum(base + BM, tokens) - 1) // SIZE)

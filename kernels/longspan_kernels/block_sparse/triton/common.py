@@ -6,9 +6,12 @@ Legend: BM x BN a tile of queries x keys, m and n places in it. Triton is import
 # ruff: noqa: SIM102, SIM108 (compile-time branches stay statements)
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from triton.language.extra.libdevice import fast_log2f
+
+from longspan_kernels.launch.launcher import only_planned
 
 # What a loop over entries visits: full tiles, those whose mask is a band lo <= m - n <= hi, those with stored bits, or all
 # of them, telling them apart as it goes.
@@ -21,6 +24,8 @@ READ_AHEAD = tl.constexpr(4)  # stages of a loop over the pieces of a cut line, 
 NOWHERE = tl.constexpr(1 << 20)  # beyond every place of a tile
 INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))  # as triton.jit decides, when it is applied
 LN2 = tl.constexpr(0.6931471805599453)
+LARGE = tl.constexpr(32768.0)  # a log-sum-exp up to which a float32 difference from a score is good to a hundredth
+ROUNDING = tl.constexpr(6 * 2.0**-24)  # of that difference, relative to the score: scaling, two changes of base, merges
 # Arguments that follow the lengths: a kernel compiled for one value serves all.
 VARYING = [
     "q_len", "k_len", "q_start", "k_start", "lines", "batch", "owners", "batch_groups", "threshold", "bias_first",
@@ -28,6 +33,14 @@ VARYING = [
     "sums_first", "q_b", "q_h", "k_b", "k_h", "v_b", "v_h", "o_b", "o_h", "do_b", "do_h", "dq_b", "dq_h", "dk_b",
     "dk_h", "dv_b", "dv_h", "x_b", "x_h", "x_len", "x_start", "index_stride", "leaves_delta", "flags",
 ]  # fmt: skip
+
+
+def interprets_bfloat16(x: torch.Tensor) -> bool:
+    """Whether Triton's interpreter is to run on bfloat16, with which it computes nonsense: it keeps them as whole numbers.
+
+    Callers hand it float32, which holds the same numbers.
+    """
+    return bool(INTERPRETED.value) and x.dtype == torch.bfloat16 and x.device.type == "cpu" and not only_planned()
 
 
 @triton.jit
@@ -82,6 +95,41 @@ def quick_log2(x):
 def within(x, stop):
     """0 <= x < stop, in one comparison."""
     return x.to(tl.uint32, bitcast=True) < stop.to(tl.uint32, bitcast=True)
+
+
+@triton.jit
+def end_of(LENGTHS, b, length):
+    """The end of sequence b, brought between 0 and `length` before it is one of 32 bits."""
+    return tl.minimum(tl.maximum(tl.load(LENGTHS + b), 0), length).to(tl.int32)
+
+
+@triton.jit
+def allowing_for_rounding(lse):
+    """A log-sum-exp to recompute weights by, so that the weight of a score that outweighs all others comes out as 1 at least.
+
+    The difference of a score and an lse near 10**8 is off by some units, whose exponential is anything. Weights are held to 1
+    after this, so a lone large one is exact, and one among near equals is off by no more than rounding has it in any case.
+    """
+    return lse - tl.maximum(tl.abs(lse) - LARGE, 0.0) * ROUNDING
+
+
+@triton.jit
+def scores_of(a, b, EXACT: tl.constexpr):
+    """The products of rows of a and columns of b, with the same bits whichever pass asks and whichever side is a.
+
+    A GPU adds them up in the order of the width; the interpreter's library in any, so that one has digits to spare.
+    """
+    if INTERPRETED:
+        s = tl.dot(a.to(tl.float64), b.to(tl.float64), out_dtype=tl.float64).to(tl.float32)
+    else:
+        s = tl.dot(a, b, input_precision="ieee" if EXACT else "tf32")
+    return s
+
+
+@triton.jit
+def weights(s, most):
+    """exp2 of scores less their log-sum-exp, which only rounding brings above `most`; NaN stays."""
+    return tl.exp2(tl.minimum(s, most, propagate_nan=tl.PropagateNan.ALL))
 
 
 @triton.jit

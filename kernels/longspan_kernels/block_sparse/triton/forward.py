@@ -13,6 +13,7 @@ from torch import Tensor
 from longspan_kernels.block_sparse.args import Call, alignment, output_like, streamed
 from longspan_kernels.block_sparse.layout import Component, Layout
 from longspan_kernels.block_sparse.triton.any_length import by_kernels_there_are
+from longspan_kernels.block_sparse.triton.common import interprets_bfloat16
 from longspan_kernels.block_sparse.triton.forward_kernels import forward_rows, merge_pieces
 from longspan_kernels.block_sparse.triton.other_lengths import KEYS, QUERIES, compile_for_other_lengths, given
 from longspan_kernels.block_sparse.triton.schedule import Work, work_of
@@ -44,6 +45,12 @@ def triton_forward(
     Raises:
         UnsupportedCall: a dtype, width or bias that this backend does not serve.
     """
+    if interprets_bfloat16(q):
+        out, lse = triton_forward(
+            q.float(), k.float(), v.float(), layout, scale=scale, q_lengths=q_lengths, k_lengths=k_lengths,
+            q_segments=q_segments, k_segments=k_segments, dropout_p=dropout_p, seed=seed, bias=bias, bias_block=bias_block,
+        )  # fmt: skip
+        return out.to(q.dtype), lse
     call = Call(q, k, v, layout, scale, q_lengths, k_lengths, q_segments, k_segments, dropout_p, seed, bias, bias_block)
     layouts = {"layout": layout}
 

@@ -25,11 +25,13 @@ from longspan_kernels.block_sparse.triton.common import (
     copied_tile,
     dropout_keeps,
     dropout_rows,
+    end_of,
     following,
     included,
     load_tile,
     masked,
     quick_log2,
+    scores_of,
     tokens_of,
     within,
     work_item,
@@ -77,7 +79,7 @@ def attend(
             k = copied_tile(K, b, kv_head, tile, base, k_start, k_per, BN, BD, STEPPED)
         else:
             k = load_tile(K, token, base, k_ok, k_stride, step, offs_d, D, BD, BN, LOOK, K_INDEX is not None, STEPPED)
-        s = tl.dot(q, tl.trans(k), input_precision="ieee" if EXACT else "tf32")  # (BM, BN)
+        s = scores_of(q, tl.trans(k), EXACT)  # (BM, BN)
         if BIAS is not None:
             s = s * scale2 + tl.load(BIAS + bias_at + (tile * BN) // BIAS_BLOCK) * LOG2E
         s = masked(s, float("-inf"), e, masked_from, bits_from, detail, MASKS, offs_m[:, None], offs_n[None, :], BM, WORDS,
@@ -96,11 +98,19 @@ def attend(
             new = tl.maximum(peak, tl.max(s, 1))
             origin = tl.where(new == float("-inf"), 0.0, new)
             p = tl.exp2(s - origin[:, None])
+            shrink = tl.exp2(peak - origin)
+        elif EXACT:
+            # The peak before scaling: its product with the scale is rounded, and for scores near 10**10 by hundreds, which a
+            # fused multiply-add would leave in every exponent.
+            new = tl.maximum(peak, tl.max(s, 1))
+            origin = tl.where(new == float("-inf"), 0.0, new)
+            p = tl.exp2((s - origin[:, None]) * scale2)
+            shrink = tl.exp2((peak - origin) * scale2)
         else:
             new = tl.maximum(peak, tl.max(s, 1) * scale2)
             origin = tl.where(new == float("-inf"), 0.0, new)
             p = tl.exp2(s * scale2 - origin[:, None])
-        shrink = tl.exp2(peak - origin)
+            shrink = tl.exp2(peak - origin)
         total = total * shrink + tl.sum(p, 1)
         acc = acc * shrink[:, None]
         if DROPOUT:
@@ -171,11 +181,11 @@ def forward_rows(
     q_stop = q_len
     k_stop = k_len
     if Q_LENGTHS is not None:
-        q_stop = tl.minimum(q_stop, tl.load(Q_LENGTHS + b).to(tl.int32))
+        q_stop = end_of(Q_LENGTHS, b, q_len)
     if EXCLUDED is not None:
         EXCLUDED += b64 * EXCLUSIONS * k_len
     if K_LENGTHS is not None:
-        k_stop = tl.minimum(k_stop, tl.load(K_LENGTHS + b).to(tl.int32))
+        k_stop = end_of(K_LENGTHS, b, k_len)
     if K_SEGMENTS is not None:
         K_SEGMENTS += b64 * k_len
     base, row = tokens_of(Q_INDEX, u, q_index_stride, line, q_start, step, q_per, BM, Q_STEPPED)
@@ -219,6 +229,8 @@ def forward_rows(
     # A row without keys, and one past the length, whose scores were computed from zeros.
     alive = row_ok & (total > 0.0)
     total = tl.where(alive, total, 1.0)
+    if EXACT and BIAS is None:
+        peak *= scale2
     if EXACT:
         digits = tl.log2(total)
         share = inverse_keep / total
