@@ -8,15 +8,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from longspan.attention.decoding import Decodes
 from longspan.attention.errors import AttentionCallError
 
 MOST_MAPPED = 4096  # tokens; a map holds T * T weights a head
 
 
-class ShowsWeights(nn.Module):
-    """Base of the attention modules: a map of the weights that queries give keys."""
-
-    kv_heads: int
+class ShowsWeights(Decodes):
+    """Base of the attention modules that have weights: a map of what queries give keys."""
 
     @torch.no_grad()
     def attended(self, q: Tensor, k: Tensor, *, lengths: Tensor | None = None, segments: Tensor | None = None) -> Tensor:

@@ -1,0 +1,104 @@
+"""Decoding: what every causal attention offers beside its forward pass, a cache and one call for new tokens.
+
+Legend: B batch, H heads, Hkv key/value heads, n new tokens, D head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from longspan.attention.errors import AttentionCallError
+
+
+class AttentionCache:
+    """What one attention module keeps of the tokens so far.
+
+    A subclass keeps tensors in its attributes (in lists, dicts or parts that are caches themselves, too) and counts tokens
+    in `positions`.
+
+    Attributes:
+        positions: [B] int64, how many tokens each sequence has had: the position of its next one.
+        batch: B.
+    """
+
+    def __init__(self, batch: int, device: torch.device | str | None = None) -> None:
+        if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+            raise AttentionCallError(f"batch = {batch!r}; give a number of sequences, 1 or more")
+        self.batch = batch
+        self.positions = torch.zeros(batch, dtype=torch.int64, device=device)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of every tensor that is kept, positions and other numbers included."""
+        return sum(x.numel() * x.element_size() for x in _tensors(vars(self)))
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, AttentionCache):
+        yield from _tensors(vars(value))
+    elif isinstance(value, dict):
+        for part in value.values():
+            yield from _tensors(part)
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from _tensors(part)
+
+
+class Decodes(nn.Module):
+    """Base of the attention modules: `new_cache` and `decode`, which causal variants implement."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    causal: bool
+
+    def new_cache(
+        self, batch: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> AttentionCache:
+        """An empty cache for `batch` sequences; `dtype` is that of the keys and values to come, float32 unless given.
+
+        Raises:
+            AttentionCallError: an attention that cannot decode; the message says why.
+        """
+        raise AttentionCallError(f"{type(self).__name__} cannot decode: {self.undecodable or 'it has no cache'}")
+
+    def decode(self, q: Tensor, k: Tensor, v: Tensor, cache: Any, *, lengths: Tensor | None = None) -> Tensor:
+        """The outputs [B, H, n, D] of n new tokens, equal to those of one full forward pass over all tokens so far.
+
+        The cache takes the tokens in. It is as in evaluation, without dropout, and without gradients.
+
+        Args:
+            q: [B, H, n, D], n >= 1; k, v: [B, Hkv, n, D]. Rotary positions are in already, those of the whole sequence.
+            lengths: [B] int, how many of the n tokens each sequence has, for prompts of unequal lengths, which are padded
+                on the right: tokens from there on do not exist, get output 0 and do not enter the cache. None for all n.
+
+        Raises:
+            AttentionCallError: tensors that do not fit the cache, or more tokens than the module was made for.
+        """
+        raise AttentionCallError(f"{type(self).__name__} cannot decode: {self.undecodable or 'it has no cache'}")
+
+    @property
+    def undecodable(self) -> str | None:
+        """Why this attention cannot decode, None where it can."""
+        if not getattr(self, "causal", False):
+            return "it looks both ways; build it with causal=True, in a Decoder"
+        return None
+
+    def check_decode(self, q: Tensor, k: Tensor, v: Tensor, cache: AttentionCache, lengths: Tensor | None = None) -> None:
+        """Raises AttentionCallError where tensors do not fit this module or its cache."""
+        B, _, n, _ = q.shape if q.dim() == 4 else (0, 0, 0, 0)
+        fits = (B, self.heads, n, self.head_dim), (B, self.kv_heads, n, self.head_dim)
+        if cache.batch != B or n < 1 or tuple(q.shape) != fits[0] or tuple(v.shape) != fits[1]:
+            raise AttentionCallError(
+                f"q {tuple(q.shape)} and v {tuple(v.shape)} do not fit a cache of {cache.batch} sequences; give "
+                f"[{cache.batch}, {self.heads}, n, {self.head_dim}] and [{cache.batch}, {self.kv_heads}, n, {self.head_dim}], "
+                "n of 1 or more"
+            )
+        if lengths is not None and tuple(lengths.shape) != (B,):
+            raise AttentionCallError(f"lengths has shape {tuple(lengths.shape)}; give one number a sequence, [{B}]")
