@@ -13,6 +13,7 @@ from longspan_kernels.block_sparse.blocked_passes import blocked_backward, block
 from longspan_kernels.block_sparse.device_layout import DeviceLayout
 from longspan_kernels.block_sparse.keyless import without_keyless_rows
 from longspan_kernels.block_sparse.op import BackendError, _empty_lse, _like, cast_as_products, choose_backend, exact_products
+from longspan_kernels.block_sparse.transforms import active_transform
 
 
 def attend_by(
@@ -29,6 +30,12 @@ def attend_by(
     q, k, v = cast_as_products(q, k, v)
     if backend == "dense":
         raise BackendError('backend="dense" cannot serve a DeviceLayout; use "auto" or "blocked"')
+    transform = active_transform(q, k, v)
+    if transform is not None:
+        raise BackendError(
+            f"a DeviceLayout (blocks chosen at run time) has no rule for {transform}; write its blocks as a BlockTable, for "
+            'which backend="dense" has one'
+        )
     excluded = None if layout.excluded is None else layout.excluded.expand(q.shape[0], -1, -1)
     out, lse = torch.ops.longspan.device_layout_forward(
         q, k, v, layout.index, layout.count, layout.q_order, layout.k_order, layout.block_q, layout.block_k, layout.causal,
@@ -103,6 +110,11 @@ def _save(ctx, inputs, output):
 
 
 def _backward(ctx, dout, dlse):
+    if torch.is_grad_enabled():
+        raise BackendError(
+            "create_graph=True: a DeviceLayout (blocks chosen at run time) has no gradients of gradients; write its blocks as "
+            'a BlockTable, for which every backend has them (as backend="dense" does)'
+        )
     q, k, v, out, lse, index, count, q_order, k_order, *tensors = ctx.saved_tensors
     dq, dk, dv = torch.ops.longspan.device_layout_backward(
         torch.zeros_like(out) if dout is None else dout, dlse, q, k, v, out, lse, index, count, q_order, k_order, *ctx.plain,

@@ -17,6 +17,7 @@ from longspan_kernels.block_sparse.keyless import every_query_sees_itself, same_
 from longspan_kernels.block_sparse.layout import Layout
 from longspan_kernels.block_sparse.planner import Tiling
 from longspan_kernels.block_sparse.reference import reference_attention
+from longspan_kernels.block_sparse.transforms import active_transform
 
 BACKENDS = ("auto", "triton", "blocked", "dense")
 DENSE_LIMIT = 1 << 31  # elements of [B, H, Tq, Tk] that the dense backend will hold
@@ -42,21 +43,17 @@ def attend(
         BackendError: the backend cannot serve the call.
     """
     q, k, v = cast_as_products(q, k, v)
-    backend = choose_backend(backend, q, k)
+    backend = choose_backend(backend, q, k, active_transform(q, k, v, block_bias))
     seed = torch.randint(0, 1 << 31, (1,), device=q.device) if dropout_p > 0.0 else None
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     exact = torch.promote_types(q.dtype, torch.float32)
     if block_bias is not None:
         block_bias = block_bias.to(exact)  # as scores are; a bias of two bytes gets its gradient through this cast
     if backend == "dense":
-        mask = dense_mask(key, q.shape[2], k.shape[2], q.shape[1], causal, q.device)
-        with exact_products(q):
-            out, lse = reference_attention(
-                q.to(exact), k.to(exact), v.to(exact), mask, scale=scale, q_lengths=q_lengths, k_lengths=k_lengths,
-                q_segments=q_segments, k_segments=k_segments, dropout_p=dropout_p, seed=seed, bias=block_bias,
-                bias_block=bias_block,
-            )  # fmt: skip
-        out = out.to(q.dtype)
+        options = Options(
+            scale, q_lengths, k_lengths, q_segments, k_segments, dropout_p, seed, block_bias, bias_block
+        )  # fmt: skip
+        out, lse = _dense(q, k, v, key, causal, options)
         return (out, lse) if return_lse else out
     out, lse = torch.ops.longspan.block_sparse_forward(
         q, k, v, key, causal, scale, float(dropout_p), backend, q_lengths, k_lengths, q_segments, k_segments, seed,
@@ -65,10 +62,25 @@ def attend(
     return (out, lse) if return_lse else out
 
 
-def choose_backend(backend: str, q: Tensor, k: Tensor) -> str:
-    """Resolves "auto", and refuses what a backend cannot do."""
+def _dense(q: Tensor, k: Tensor, v: Tensor, key: str, causal: bool, options: Options) -> tuple[Tensor, Tensor]:
+    """The definition, on which torch's own autograd works, in every mode and order."""
+    mask = dense_mask(key, q.shape[2], k.shape[2], q.shape[1], causal, q.device)
+    exact = torch.promote_types(q.dtype, torch.float32)
+    with exact_products(q):
+        out, lse = reference_attention(q.to(exact), k.to(exact), v.to(exact), mask, **vars(options))
+    return out.to(q.dtype), lse
+
+
+def choose_backend(backend: str, q: Tensor, k: Tensor, transform: str | None = None) -> str:
+    """Resolves "auto", and refuses what a backend cannot do; `transform` as `active_transform` says."""
     if backend not in BACKENDS:
         raise BackendError(f"backend={backend!r} is unknown; choose one of {', '.join(BACKENDS)}")
+    if q.device.type == "meta":  # shapes alone, which every backend gives alike
+        return "blocked"
+    if transform is not None:
+        if backend not in ("auto", "dense"):
+            raise BackendError(f'backend={backend!r} has no rule for {transform}; use backend="dense" (or "auto")')
+        backend = "dense"
     reason = triton_refuses(q)
     if backend == "auto":
         return "blocked" if reason else "triton"
@@ -177,7 +189,7 @@ def block_sparse_backward(
 def cast_as_products(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Under autocast, the dtype that matrix products take; float64 stays."""
     kind = q.device.type
-    if not torch.is_autocast_enabled(kind) or q.dtype == torch.float64:
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind) or q.dtype == torch.float64:
         return q, k, v
     dtype = torch.get_autocast_dtype(kind)
     return q.to(dtype), k.to(dtype), v.to(dtype)
@@ -219,10 +231,41 @@ def _backward(ctx, dout, dlse):
     q, k, v, out, lse, *tensors, bias = ctx.saved_tensors
     if dout is None:
         dout = torch.zeros_like(out)
+    if torch.is_grad_enabled():  # create_graph=True
+        return _differentiable_backward(ctx, dout, dlse, q, k, v, tensors, bias)
     dq, dk, dv, dbias = torch.ops.longspan.block_sparse_backward(
         dout, dlse, q, k, v, out, lse, *ctx.call, *tensors, bias, ctx.bias_block
     )
     return dq, dk, dv, *(None,) * 10, None if bias is None else dbias, None
+
+
+def _differentiable_backward(ctx, dout, dlse, q, k, v, tensors, bias):
+    """Gradients that have gradients: the definition's, from torch's own autograd."""
+    key, causal, scale, dropout_p, _ = ctx.call
+    elements = q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2]
+    if elements > DENSE_LIMIT:
+        raise BackendError(
+            f"create_graph=True: gradients of gradients come from the dense definition, which would hold {elements:,} scores "
+            f"here (limit {DENSE_LIMIT:,}); take them over shorter sequences or fewer at once"
+        )
+    q_lengths, k_lengths, q_segments, k_segments, seed = tensors
+    given, needed = [q, k, v, bias], [place for place in (0, 1, 2, 13) if ctx.needs_input_grad[place]]
+    leaves = [given[min(place, 3)] for place in needed]
+    out, lse = _dense(
+        q,
+        k,
+        v,
+        key,
+        causal,
+        Options(scale, q_lengths, k_lengths, q_segments, k_segments, dropout_p, seed, bias, ctx.bias_block),
+    )
+    outputs, grads = [out], [dout]
+    if dlse is not None:
+        outputs, grads = [out, lse], [dout, dlse]
+    found: list[Tensor | None] = [None] * 15
+    for place, grad in zip(needed, torch.autograd.grad(outputs, leaves, grads, create_graph=True), strict=True):
+        found[place] = grad
+    return tuple(found)
 
 
 block_sparse_forward.register_autograd(_backward, setup_context=_save)

@@ -122,7 +122,7 @@ def with_lse(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern | DeviceLayout, *
 def cast_as_products(*tensors: Tensor) -> list[Tensor]:
     """Under autocast, the tensors in the dtype of matrix products, as the attention ops take them."""
     kind = tensors[0].device.type
-    if torch.is_autocast_enabled(kind) and tensors[0].dtype != torch.float64:
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind) and tensors[0].dtype != torch.float64:
         return [x.to(torch.get_autocast_dtype(kind)) for x in tensors]
     return list(tensors)
 
