@@ -34,6 +34,7 @@ from pydantic import (
 
 from longspan.records.atomic import write_text
 from longspan.records.plain import figure, plain
+from longspan.records.ranking import better
 
 SCHEMA_VERSION = 1
 Status = Literal["complete", "failed", "interrupted", "out_of_memory"]
@@ -65,10 +66,10 @@ class Accuracy(_Strict):
 
     @property
     def beats_baseline(self) -> bool | None:
-        """Strictly better than the trivial baseline; None where either figure is missing."""
+        """Better than the trivial baseline by more than rounding; None where either figure is missing."""
         if self.value is None or self.baseline is None:
             return None
-        return self.value > self.baseline if self.higher_is_better else self.value < self.baseline
+        return better(self.value, self.baseline, self.higher_is_better)
 
 
 class Measure(_Strict):

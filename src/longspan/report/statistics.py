@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from longspan.records.ranking import ABSOLUTE, RELATIVE, better
+
 # Student's t at 97.5 %, by degrees of freedom from 1 to 30
 _T_975 = (
     12.706205, 4.302653, 3.182446, 2.776445, 2.570582, 2.446912, 2.364624, 2.306004, 2.262157, 2.228139,
@@ -76,23 +78,25 @@ def paired_difference(these: Mapping[Seed, float], those: Mapping[Seed, float]) 
     assert summary.mean is not None
     if summary.sd is None:
         return Difference(1, summary.mean, None, None)
-    half = t_975(summary.n - 1) * summary.sd / math.sqrt(summary.n)
+    # seeds that differ by rounding alone would make an interval of no width around it
+    rounding = max(ABSOLUTE, RELATIVE * max(abs(those[seed]) for seed in seeds))
+    half = max(t_975(summary.n - 1) * summary.sd / math.sqrt(summary.n), rounding)
     return Difference(summary.n, summary.mean, summary.mean - half, summary.mean + half)
 
 
 def pareto_front(points: Sequence[tuple[float, float]], higher_is_better: bool = True) -> list[int]:
     """Indices, by rising cost, of the (cost, accuracy) points that no other beats.
 
-    One point beats another where it is at least as good in both and better in one; equal points are both kept.
+    One point beats another where it is at least as good in both and better in one. What differs by rounding alone is
+    equal, and equal points are both kept.
     """
-    sign = 1.0 if higher_is_better else -1.0
-    order = sorted(range(len(points)), key=lambda i: (points[i][0], -sign * points[i][1]))
-    front: list[int] = []
-    best = -math.inf
-    best_cost = math.nan
-    for index in order:
-        cost, accuracy = points[index][0], sign * points[index][1]
-        if accuracy > best or (accuracy == best and cost == best_cost):
-            front.append(index)
-            best, best_cost = accuracy, cost
-    return front
+
+    def beaten(index: int, by: int) -> bool:
+        (cost, accuracy), (other_cost, other_accuracy) = points[index], points[by]
+        cheaper, more_accurate = better(other_cost, cost, False), better(other_accuracy, accuracy, higher_is_better)
+        dearer, less_accurate = better(cost, other_cost, False), better(accuracy, other_accuracy, higher_is_better)
+        return (cheaper or more_accurate) and not dearer and not less_accurate
+
+    front = [i for i in range(len(points)) if not any(beaten(i, j) for j in range(len(points)) if j != i)]
+    sign = -1.0 if higher_is_better else 1.0
+    return sorted(front, key=lambda i: (points[i][0], sign * points[i][1]))

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from longspan.records.ranking import better
 from longspan.report.groups import RunGroup, Section
 from longspan.report.numbers import MISSING, plain_number, prefixed, with_spread
 from longspan.report.scaling import Scaling
@@ -75,7 +76,7 @@ def _row(section: Section, group: RunGroup, metric: str, on_front: bool) -> Row:
     accuracy, baseline = group.accuracy(metric), group.baseline(metric)
     beats = None
     if accuracy.mean is not None and baseline is not None:
-        beats = accuracy.mean > baseline if section.metrics[metric] else accuracy.mean < baseline
+        beats = better(accuracy.mean, baseline, section.metrics[metric])
     return Row(
         label=group.label,
         variant=group.variant,

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from longspan.records.ranking import better
 from longspan.report.collect import Collection, Found
 from longspan.report.groups import Section
 from longspan.report.numbers import duration, plain_number, prefixed
@@ -23,11 +24,11 @@ def finding(section: Section, rows: Sequence[Row], cost: str) -> str:
     if metric is None or not known:
         return "No complete run states an accuracy."
     higher = section.metrics[metric]
-    best = (max if higher else min)(known, key=lambda row: row.mean or 0.0)
     name, words = COST_AXES[cost]
-    said = f"Best {metric.replace('_', ' ')}: {best.label}, {plain_number(best.mean)}"
-    if best.costs.get(name) is not None:
-        said += f" at {prefixed(best.costs[name]).strip()} {words}"
+    best = [row for row in known if not any(better(other.mean or 0.0, row.mean or 0.0, higher) for other in known)]
+    said = f"Best {metric.replace('_', ' ')}: {_one_of(best)}, {plain_number(best[0].mean)}"
+    if len(best) == 1 and best[0].costs.get(name) is not None:
+        said += f" at {prefixed(best[0].costs[name]).strip()} {words}"
     said += "."
     reference = next((row for row in known if row.variant == section.reference), None)
     said += _cheapest_as_good(known, reference, name, words, higher)
@@ -35,6 +36,11 @@ def finding(section: Section, rows: Sequence[Row], cost: str) -> str:
     if losers:
         said += f" Not better than the trivial baseline: {', '.join(losers)}."
     return said
+
+
+def _one_of(best: list[Row]) -> str:
+    labels = [row.label for row in best]
+    return labels[0] if len(labels) == 1 else f"{', '.join(labels[:-1])} and {labels[-1]}, which tie"
 
 
 def _cheapest_as_good(known: list[Row], reference: Row | None, name: str, words: str, higher: bool) -> str:

@@ -53,15 +53,18 @@ function hover(part, section, label, title, lines) {
   part.addEventListener("pointerleave", () => { highlight(section, null); TIP.hidden = true; });
 }
 
+// what differs by rounding alone is equal, as in longspan.records.ranking
+function better(one, other, higher) {
+  const tie = Math.max(1e-7, 1e-6 * Math.max(Math.abs(one), Math.abs(other)));
+  return Math.abs(one - other) > tie && (higher ? one > other : one < other);
+}
+
 function paretoFront(points, higher) {
-  const sign = higher ? 1 : -1;
-  const order = points.slice().sort((a, b) => a.cost - b.cost || sign * (b.mean - a.mean));
-  let best = -Infinity, at = null;
-  return order.filter((point) => {
-    const value = sign * point.mean;
-    if (value > best || (value === best && point.cost === at)) { best = value; at = point.cost; return true; }
-    return false;
-  });
+  const beaten = (p, by) => {
+    const ahead = better(by.cost, p.cost, false) || better(by.mean, p.mean, higher);
+    return ahead && !better(p.cost, by.cost, false) && !better(p.mean, by.mean, higher);
+  };
+  return points.filter((p) => !points.some((by) => by !== p && beaten(p, by))).sort((a, b) => a.cost - b.cost);
 }
 
 function drawCost(section, data, axis, metric) {

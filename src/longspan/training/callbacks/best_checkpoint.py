@@ -9,6 +9,8 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from longspan.records.ranking import tied
+
 
 class BestCheckpoint(ModelCheckpoint):
     """Lightning's ModelCheckpoint that, without a `monitor`, takes ``val/<task.primary_metric>`` and its direction.
@@ -32,6 +34,14 @@ class BestCheckpoint(ModelCheckpoint):
             self.mode = "max" if pl_module.metrics_info[metric] else "min"  # type: ignore[index, operator]
             self.kth_value = torch.tensor(float("-inf") if self.mode == "max" else float("inf"))
         super().setup(trainer, pl_module, stage)
+
+    def check_monitor_top_k(self, trainer: pl.Trainer, current: torch.Tensor | None = None) -> bool:
+        """A figure that differs from the kept ones by rounding alone is not among the best: the earlier one stays."""
+        if current is not None and 0 < self.save_top_k <= len(self.best_k_models):
+            worst = self.best_k_models[self.kth_best_model_path]
+            if tied(float(current), float(worst)):
+                return False
+        return super().check_monitor_top_k(trainer, current)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_validation_end(trainer, pl_module)
