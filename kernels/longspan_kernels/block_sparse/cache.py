@@ -13,18 +13,20 @@ from torch import Tensor
 
 from longspan_kernels.block_sparse.layout import Layout
 from longspan_kernels.block_sparse.planner import Tiling, compile_layout, dense, granularity
-from longspan_kernels.block_sparse.registry import lookup
+from longspan_kernels.block_sparse.registry import lookup, state_of
 from longspan_kernels.block_sparse.rules import Arbitrary, Congruent, Keys, KeysPeriodic, Queries, Rule, atoms
 from longspan_kernels.launch.graphs import capturing, made_outside_graphs
 
 MOST_LAYOUTS = 256
 MOST_BYTES = 1 << 30  # of all kept layouts together
+MOST_MASKS = 1 << 28  # bytes of kept dense masks
 PROBE = 1  # a pattern's block size shows at any length, and a block table need not reach far
 SHOWN = 8192  # most of what a pattern is shows at this length
 HOST = torch.device("cpu")
 DRAWN = re.compile(r"seed=\d+|\b[0-9a-f]{32}\b|\b[01]{8,}\b")  # in keys: a seed, the contents of a table, learned gates
 _layouts: OrderedDict[tuple, Layout] = OrderedDict()
 _recorded: dict[tuple, Layout] = {}  # a recorded CUDA graph reads these whenever it is replayed: they stay
+_masks: OrderedDict[tuple, Tensor] = OrderedDict()  # dense ones of users' functions
 _lock = Lock()
 
 
@@ -103,7 +105,8 @@ def layout_for(
     key: str, q_len: int, k_len: int, heads: int, causal: bool, tiling: Tiling, device: torch.device
 ) -> Layout:  # fmt: skip
     """The compiled layout of a registered pattern; the least recently used ones make room."""
-    name = (key, q_len, k_len, heads, causal, tiling, device)
+    state = state_of(key)
+    name = (key, state, q_len, k_len, heads, causal, tiling, device)
     with _lock:
         found = _layouts.get(name) or _recorded.get(name)
         if found is not None:
@@ -124,6 +127,8 @@ def layout_for(
     layout = made_outside_graphs(make, device)
     dropped: list[Layout] = []
     with _lock:
+        if state:  # layouts of a state that has passed serve no call
+            dropped += [_layouts.pop(other) for other in list(_layouts) if other[0] == key and other[1] != state]
         _layouts[name] = layout
         while len(_layouts) > MOST_LAYOUTS or (
             len(_layouts) > 1 and sum(kept.nbytes for kept in _layouts.values()) > MOST_BYTES
@@ -144,6 +149,7 @@ def clear_layouts() -> None:
     """Forgets every compiled layout but those that recorded CUDA graphs read."""
     with _lock:
         _layouts.clear()
+        _masks.clear()
 
 
 @lru_cache(maxsize=1024)
@@ -173,7 +179,26 @@ def blocked_tiling(granularity: int | None, bias_block: int = 0) -> Tiling:
 
 
 def dense_mask(key: str, q_len: int, k_len: int, heads: int, causal: bool, device: torch.device) -> Tensor:
-    """[heads, Tq, Tk] bool: the definition, written out."""
+    """[heads, Tq, Tk] bool: the definition, written out; of a user's function once for each of its states, as layouts are."""
+    state = () if torch.compiler.is_compiling() else state_of(key)
+    if not state:
+        return _dense_mask(key, q_len, k_len, heads, causal, device)
+    name = (key, state, q_len, k_len, heads, causal, device)
+    with _lock:
+        found = _masks.get(name)
+    if found is None:
+        with torch.inference_mode(False), torch.no_grad():
+            found = _dense_mask(key, q_len, k_len, heads, causal, device)
+        with _lock:
+            for other in [other for other in _masks if other[0] == key and other[1] != state]:
+                del _masks[other]
+            _masks[name] = found
+            while len(_masks) > 1 and sum(mask.numel() for mask in _masks.values()) > MOST_MASKS:
+                _masks.popitem(last=False)
+    return found
+
+
+def _dense_mask(key: str, q_len: int, k_len: int, heads: int, causal: bool, device: torch.device) -> Tensor:
     i = torch.arange(q_len, device=device)[:, None] + (k_len - q_len)
     j = torch.arange(k_len, device=device)[None, :]
     mask = torch.zeros((heads, q_len, k_len), dtype=torch.bool, device=device)

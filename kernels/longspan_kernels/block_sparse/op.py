@@ -17,6 +17,7 @@ from longspan_kernels.block_sparse.keyless import every_query_sees_itself, same_
 from longspan_kernels.block_sparse.layout import Layout
 from longspan_kernels.block_sparse.planner import Tiling
 from longspan_kernels.block_sparse.reference import reference_attention
+from longspan_kernels.block_sparse.registry import state_of
 from longspan_kernels.block_sparse.transforms import active_transform
 
 BACKENDS = ("auto", "triton", "blocked", "dense")
@@ -223,12 +224,18 @@ def _save(ctx, inputs, output):
     q, k, v, key, causal, scale, dropout_p, backend, *tensors, bias_block = inputs
     ctx.save_for_backward(q, k, v, *output, *tensors)
     ctx.call = (key, causal, scale, dropout_p, backend)
+    ctx.state = state_of(key)
     ctx.bias_block = bias_block
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx, dout, dlse):
     q, k, v, out, lse, *tensors, bias = ctx.saved_tensors
+    if state_of(ctx.call[0]) != ctx.state:
+        raise BackendError(
+            f"what {ctx.call[0]} reads was changed between a call and its backward pass; change it after backward, or use "
+            'backend="dense", which keeps the mask of each call'
+        )
     if dout is None:
         dout = torch.zeros_like(out)
     if torch.is_grad_enabled():  # create_graph=True

@@ -26,6 +26,12 @@ class LowersToRules(Protocol):
         ...
 
 
+def state_of(key: str) -> tuple[int, ...]:
+    """Numbers that change when what a registered pattern keeps has changed; none for most patterns."""
+    state = getattr(lookup(key), "state", None)
+    return () if state is None else state()
+
+
 class UnknownPatternError(KeyError):
     """No pattern of this process has the key."""
 

@@ -73,6 +73,17 @@ class Pattern:
         family = own.__qualname__ if own.__module__.startswith("longspan.") else f"{own.__module__}.{own.__qualname__}"
         return f"{family}({', '.join(f'{name}={text}' for name, text in self.settings())})"
 
+    def state(self) -> tuple[int, ...]:
+        """Numbers that change when what the pattern keeps has changed; none for patterns that ask no function of the user."""
+        return tuple(number for part in self._parts for number in part.state())
+
+    @functools.cached_property
+    def _parts(self) -> tuple[Pattern, ...]:
+        """The patterns among the settings whose state may change."""
+        values = [getattr(self, f.name) for f in dataclasses.fields(self) if f.init]
+        parts = [x for value in values for x in (value if isinstance(value, tuple) else (value,)) if isinstance(x, Pattern)]
+        return tuple(part for part in parts if part.state())
+
     def at_head(self, head: int, heads: int) -> Pattern:
         """The pattern of one head among `heads`, free of per-head choices."""
         return self
@@ -164,7 +175,7 @@ class Pattern:
             causal: only keys at or before the query.
         """
         length = whole_number(type(self).__name__, "length", length, 0, "a number of tokens")
-        return _live_pairs(self, length, self.heads_or_default(heads), bool(causal))
+        return _live_pairs(self, length, self.heads_or_default(heads), bool(causal), self.state())
 
     def plot(
         self, length: int, *, heads: int | None = None, causal: bool = False, width: float = 4.0
@@ -240,7 +251,7 @@ def pairs_at_distances(length: int, step: int, most: int | None, causal: bool) -
 
 
 @functools.lru_cache(maxsize=1024)
-def _live_pairs(pattern: Pattern, length: int, heads: int, causal: bool) -> int:
+def _live_pairs(pattern: Pattern, length: int, heads: int, causal: bool, state: tuple[int, ...]) -> int:
     if length == 0:
         return 0
     return sum(own.count(length, members, causal) for own, members in pattern.head_groups(heads))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from longspan.patterns.base import Pattern, causal_part
 from longspan.patterns.errors import PatternError
+from longspan.patterns.watched import Watched
 from longspan_kernels.block_sparse.rules import Arbitrary, Rule
 
 MOST_PAIRS = 1 << 31
@@ -20,6 +21,7 @@ MOST_PAIRS = 1 << 31
 
 _numbers: dict[Any, int] = {}
 _next_number = itertools.count()
+_all_watched: dict[Any, Watched] = {}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -28,7 +30,13 @@ class Predicate(Pattern):
 
     The function is called on int64 tensors that broadcast against each other, so it must work elementwise, as
     FlexAttention's do. Positions are in key coordinates; with more queries than keys the first ones are negative. It is
-    evaluated at every pair, in chunks, once a length: the one pattern that takes Tq * Tk time.
+    evaluated at every pair, in chunks: the one pattern that takes Tq * Tk time.
+
+    It is evaluated once a length, and again at the first call after something that it reads has changed, on every backend
+    alike: tensors changed in place or replaced, and numbers, that its closure, its defaults, a `functools.partial`, globals
+    or attributes hold and its code names. Anything else (a file, a NumPy array, what a tensor's `.data` or a library changes
+    unseen) needs `refresh()`. Between a call and its backward pass nothing may change: "blocked" and "triton" raise then. A
+    recorded CUDA graph goes on with what it was recorded with.
 
     Equal by the function's identity; the key is not stable across processes.
 
@@ -46,6 +54,20 @@ class Predicate(Pattern):
                 "Predicate", "mask_mod", f"= {self.mask_mod!r} is not callable; give mask_mod(b, h, q_idx, kv_idx)"
             )
         self.normalise(per_head=bool(self.per_head))
+
+    def refresh(self) -> None:
+        """Has the next call evaluate the function again, and that of every equal pattern and composition with it."""
+        self._watched.refresh()
+
+    def state(self) -> tuple[int, ...]:
+        return (self._watched.state(),)
+
+    @functools.cached_property
+    def _watched(self) -> Watched:
+        try:
+            return _all_watched.setdefault(self.mask_mod, Watched(self.mask_mod))
+        except TypeError:  # not hashable: a pattern of its own
+            return Watched(self.mask_mod)
 
     def settings(self) -> list[tuple[str, str]]:
         name = getattr(self.mask_mod, "__qualname__", type(self.mask_mod).__qualname__)
