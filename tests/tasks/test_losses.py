@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from longspan.tasks.class_loss import ClassLoss
 from longspan.tasks.language_modelling import next_tokens
 from longspan.tasks.losses import IGNORED, token_losses, token_predictions, weighted_mean
 from longspan.tasks.masking import mask_tokens
@@ -23,7 +25,14 @@ def test_pieces_give_the_whole_loss_and_its_gradients(tokens, at_once, weighted,
     hidden = torch.randn(tokens, 6, requires_grad=True)
     targets = torch.randint(5, (tokens,)).masked_fill(torch.rand(tokens) < 0.3, IGNORED)
     weights = torch.rand(5) + 0.1 if weighted else None
-    losses = token_losses(head, hidden, targets, classes=5, class_weights=weights, logits_at_once=at_once)
+    losses = token_losses(
+        head,
+        hidden,
+        targets,
+        classes=5,
+        loss=partial(ClassLoss().single, weights=weights, training=True),
+        logits_at_once=at_once,
+    )
     loss, count = weighted_mean(losses, targets, weights)
     assert count == (targets != IGNORED).sum()
     if count:

@@ -317,6 +317,14 @@ class SequenceClassificationDataModule(SequenceDataModule):
             if (number := form_number(document.row.values["subtype"]))
         ]
 
+    def class_counts(self) -> tuple[np.ndarray, int | None]:
+        """Training sequences of each class, [K]; with several labels a sequence also how many sequences there are."""
+        self.setup()
+        targets = self._targets["train"]
+        if self.multi_label:
+            return targets.sum(0).astype(np.int64), len(targets)
+        return np.bincount(targets, minlength=len(self.class_names or [])), None
+
     def baselines(self, split: str = "test") -> dict[str, float]:
         """Scores of constant answers on a split: see `class_baselines` and `label_baselines`."""
         examples = self.split(split)

@@ -159,6 +159,10 @@ class TokenLabellingDataModule(SequenceDataModule):
             total += np.bincount(labels[labels >= 0], minlength=len(total))
         return total
 
+    def class_counts(self) -> tuple[np.ndarray, int | None]:
+        """Bases of each class in the training windows, [3]."""
+        return self._counts("train"), None
+
     def baselines(self, split: str = "test") -> dict[str, float]:
         """Scores of labelling every base of a split with the training split's commonest class."""
         return class_baselines(self._counts("train"), self._counts(split))

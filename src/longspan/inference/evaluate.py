@@ -54,7 +54,7 @@ def evaluate(checkpoint: str, words: Sequence[str], conf: Path, *, split: str = 
         variant=run.config["attention_name"],
         name=run.config["name"],
         data=run.datamodule.describe(),
-        extra={"checkpoint": str(checkpoint)},
+        extra={"checkpoint": str(checkpoint), **getattr(run.task, "breakdowns", {})},
     )
 
 

@@ -189,7 +189,7 @@ class Task(pl.LightningModule):
         for group, arguments in step.updates.items():
             collection: Any = metrics[group]
             collection.update(*arguments)
-            if group != BREAKDOWN:
+            if not group.startswith(BREAKDOWN):
                 self._log_metrics(collection, stage, batch)
 
     def on_validation_epoch_end(self) -> None:
@@ -204,8 +204,9 @@ class Task(pl.LightningModule):
         return self._breakdown.record_extra()
 
     def _keep_breakdowns(self, stage: str, metrics: nn.ModuleDict) -> None:
-        if BREAKDOWN in metrics:
-            self._breakdown.keep(metrics[BREAKDOWN], stage)
+        for group, collection in metrics.items():
+            if group.startswith(BREAKDOWN):
+                self._breakdown.keep(collection, stage)
 
     def _log_metrics(self, metrics: Any, stage: str, batch: Batch) -> None:
         for name, metric in metrics.items():

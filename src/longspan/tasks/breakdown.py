@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-BREAKDOWN = "breakdown"  # the group of a task's metrics that are kept here
+BREAKDOWN = "breakdown"  # what the groups of a task's metrics that are kept here begin with
+BY_CLASS = "breakdown_by_class"
 
 
 class MeanByLength(Metric):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from longspan.tasks.class_loss import BALANCED
 from longspan.tasks.errors import TaskConfigError
 
 
@@ -29,15 +30,21 @@ def names_of(data: Any) -> list[str] | None:
     return None if names is None else [str(name) for name in names]
 
 
-def checked_weights(class_weights: Sequence[float] | None, num_classes: int) -> list[float] | None:
-    """The weights as plain numbers.
+def checked_weights(class_weights: Sequence[float] | str | None, num_classes: int) -> list[float] | str | None:
+    """The weights as plain numbers, or "balanced", which the training data decides.
 
     Raises:
-        TaskConfigError: not one a class, or one not above 0.
+        TaskConfigError: another word, not one number a class, or one not above 0.
     """
-    if class_weights is None:
-        return None
-    weights = [float(weight) for weight in class_weights]
+    if class_weights is None or class_weights == BALANCED:
+        return class_weights
+    try:
+        if isinstance(class_weights, str):
+            raise ValueError
+        weights = [float(weight) for weight in class_weights]
+    except (TypeError, ValueError):
+        fix = f"give {BALANCED}, or {num_classes} numbers above 0, one a class"
+        raise TaskConfigError("task.class_weights", class_weights, fix) from None
     if len(weights) != num_classes or not all(weight > 0 for weight in weights):
         raise TaskConfigError("task.class_weights", weights, f"give {num_classes} numbers above 0, one a class")
     return weights

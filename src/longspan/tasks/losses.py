@@ -22,7 +22,7 @@ def token_losses(
     targets: Tensor,
     *,
     classes: int,
-    class_weights: Tensor | None = None,
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None,
     logits_at_once: int = LOGITS_AT_ONCE,
 ) -> Tensor:
     """Loss of each token in nats, [N] float32, 0 where the target is ignored.
@@ -32,14 +32,16 @@ def token_losses(
         hidden: [N, C].
         targets: [N] int64.
         classes: V.
-        class_weights: [V], multiplies the loss of tokens of each class.
+        loss: losses [n] of logits [n, V] and targets [n]; cross-entropy unless given.
         logits_at_once: longer inputs go through the head in pieces of so many logits, which the backward recomputes.
     """
     piece = max(1, logits_at_once // classes)
 
     def losses(some_hidden: Tensor, some_targets: Tensor) -> Tensor:
         logits = head(some_hidden).float()  # (n, V)
-        return F.cross_entropy(logits, some_targets, class_weights, reduction="none", ignore_index=IGNORED)
+        if loss is not None:
+            return loss(logits, some_targets)
+        return F.cross_entropy(logits, some_targets, reduction="none", ignore_index=IGNORED)
 
     if hidden.shape[0] <= piece:
         return losses(hidden, targets)

@@ -9,20 +9,23 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import MetricCollection
 
 from longspan.models import SequenceClassificationHead, Transformer
 from longspan.tasks.base import Batch, Step, Task
-from longspan.tasks.breakdown import BREAKDOWN, MeanByLength
-from longspan.tasks.classes import check_classes, checked_weights, names_of
+from longspan.tasks.breakdown import BREAKDOWN, BY_CLASS, MeanByLength
+from longspan.tasks.class_loss import ClassLoss
+from longspan.tasks.class_weights import WeighsClasses
+from longspan.tasks.classes import check_classes, names_of
 from longspan.tasks.errors import BatchError
 from longspan.tasks.language_modelling import identity
+from longspan.tasks.losses import weighted_mean
 from longspan.tasks.metrics import MacroAUROC, label_metrics
+from longspan.tasks.per_class import PerClass
 
 
-class SequenceClassification(Task):
+class SequenceClassification(WeighsClasses, Task):
     """Classification of whole sequences: accuracy, macro F1 (and micro, of several labels), macro AUROC, Matthews
     correlation.
 
@@ -34,7 +37,10 @@ class SequenceClassification(Task):
         class_names: K names, which predictions carry.
         pooling: "mean" of the real tokens, or the "first" token.
         head_dropout: on the pooled vector.
-        class_weights: K weights of the loss: of a sequence's class, or with `multi_label` of each label's positives.
+        class_weights: K weights of the loss: of a sequence's class, or with `multi_label` of each label's positives; or
+            "balanced", by how often each is in the training data.
+        label_smoothing: share of the target that is spread over all classes, in training (1512.00567).
+        focal_gamma: gives less to what is already right, 2 in the paper (1708.02002); 0 is cross-entropy.
 
     Batches: ``tokens`` [B, T], optional ``lengths`` [B], ``labels`` [B] class numbers or [B, K] of 0 and 1, optional
     ``widths``, the padded length of each sequence alone: an attention that hangs on the padded length is evaluated at it.
@@ -50,13 +56,15 @@ class SequenceClassification(Task):
         pooling: str = "mean",
         head_dropout: float = 0.0,
         threshold: float = 0.5,
-        class_weights: Sequence[float] | None = None,
+        class_weights: Sequence[float] | str | None = None,
+        label_smoothing: float = 0.0,
+        focal_gamma: float = 0.0,
         optimizer: Callable[..., Any] | None = None,
         scheduler: Callable[..., Any] | None = None,
         decay_embeddings: bool = False,
     ) -> None:
         self.class_names = check_classes(num_classes, class_names)
-        self.class_weights = checked_weights(class_weights, num_classes)
+        self.class_loss = ClassLoss(label_smoothing, focal_gamma)
         self.num_classes, self.multi_label, self.threshold = num_classes, multi_label, threshold
         self.primary_metric = "macro_f1" if multi_label else "accuracy"
         labels = label_metrics(num_classes, multi_label=multi_label)
@@ -68,6 +76,7 @@ class SequenceClassification(Task):
                 "labels": labels,
                 "scores": MetricCollection({"macro_auroc": MacroAUROC()}, compute_groups=False),
                 BREAKDOWN: MetricCollection({"accuracy_by_length": MeanByLength("accuracy", "tokens of the sequence", True)}),
+                BY_CLASS: MetricCollection({"per_class": PerClass(self.class_names, multi_label=multi_label)}),
             },
             optimizer=optimizer,
             scheduler=scheduler,
@@ -79,6 +88,7 @@ class SequenceClassification(Task):
                 "pooling": pooling,
             },
         )
+        self.weigh_classes(class_weights)
 
     @classmethod
     def data_arguments(cls, data: Any) -> dict[str, Any]:
@@ -112,11 +122,12 @@ class SequenceClassification(Task):
         if labels.shape != wanted:
             raise BatchError(f"labels must be {list(wanted)}; got {list(labels.shape)}")
         logits = self._logits(batch)
-        weights = None if self.class_weights is None else logits.new_tensor(self.class_weights)
+        weights, training = self.class_weights, stage == "train"
         if self.multi_label:
-            loss = F.binary_cross_entropy_with_logits(logits, labels.float(), pos_weight=weights)
+            loss = self.class_loss.several(logits, labels, weights, training=training).mean()
         else:
-            loss = F.cross_entropy(logits, labels.long(), weights)
+            losses = self.class_loss.single(logits, labels.long(), weights, training=training)
+            loss, _ = weighted_mean(losses, labels.long(), weights)
         if stage == "train":
             return Step(loss, len(labels), {})
         probabilities, labels = self.probabilities(logits), labels.long()
@@ -127,7 +138,12 @@ class SequenceClassification(Task):
         return Step(
             loss,
             len(labels),
-            {"labels": (decided, labels), "scores": (probabilities, labels), BREAKDOWN: (right, lengths)},
+            {
+                "labels": (decided, labels),
+                "scores": (probabilities, labels),
+                BREAKDOWN: (right, lengths),
+                BY_CLASS: (decided, labels),
+            },
         )
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Legend: B batch, T tokens, N tokens of a batch, C model width, K classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,15 +15,18 @@ from torchmetrics import MetricCollection
 
 from longspan.models import TokenLabellingHead, Transformer
 from longspan.tasks.base import Batch, Step, Task
-from longspan.tasks.breakdown import BREAKDOWN, MeanByLength, nearer_side
-from longspan.tasks.classes import check_classes, checked_weights, names_of
+from longspan.tasks.breakdown import BREAKDOWN, BY_CLASS, MeanByLength, nearer_side
+from longspan.tasks.class_loss import ClassLoss
+from longspan.tasks.class_weights import WeighsClasses
+from longspan.tasks.classes import check_classes, names_of
 from longspan.tasks.errors import BatchError
 from longspan.tasks.language_modelling import identity
 from longspan.tasks.losses import IGNORED, token_losses, token_predictions, weighted_mean
 from longspan.tasks.metrics import label_metrics
+from longspan.tasks.per_class import PerClass
 
 
-class TokenLabelling(Task):
+class TokenLabelling(WeighsClasses, Task):
     """Labels of single tokens: accuracy, macro F1, Matthews correlation, over all tokens with a label.
 
     Args:
@@ -30,7 +34,9 @@ class TokenLabelling(Task):
         num_classes: K.
         class_names: K names, which predictions carry.
         head_dropout: before the last layer.
-        class_weights: K weights of the loss.
+        class_weights: K weights of the loss; or "balanced", by how often each class is in the training data.
+        label_smoothing: share of the target that is spread over all classes, in training (1512.00567).
+        focal_gamma: gives less to what is already right, 2 in the paper (1708.02002); 0 is cross-entropy.
 
     Batches: ``tokens`` [B, T], optional ``lengths`` [B], ``labels`` [B, T] class numbers, -100 where there is none.
     """
@@ -42,13 +48,15 @@ class TokenLabelling(Task):
         num_classes: int,
         class_names: Sequence[str] | None = None,
         head_dropout: float = 0.0,
-        class_weights: Sequence[float] | None = None,
+        class_weights: Sequence[float] | str | None = None,
+        label_smoothing: float = 0.0,
+        focal_gamma: float = 0.0,
         optimizer: Callable[..., Any] | None = None,
         scheduler: Callable[..., Any] | None = None,
         decay_embeddings: bool = False,
     ) -> None:
         self.class_names = check_classes(num_classes, class_names)
-        self.class_weights = checked_weights(class_weights, num_classes)
+        self.class_loss = ClassLoss(label_smoothing, focal_gamma)
         self.num_classes = num_classes
         self.primary_metric = "macro_f1"
         labels = label_metrics(num_classes, multi_label=False)
@@ -61,12 +69,14 @@ class TokenLabelling(Task):
                 BREAKDOWN: MetricCollection(
                     {"accuracy_by_length": MeanByLength("accuracy", "tokens on its shorter side", True)}
                 ),
+                BY_CLASS: MetricCollection({"per_class": PerClass(self.class_names)}),
             },
             optimizer=optimizer,
             scheduler=scheduler,
             decay_embeddings=decay_embeddings,
             hyperparameters={"num_classes": num_classes, "class_names": self.class_names},
         )
+        self.weigh_classes(class_weights)
 
     @classmethod
     def data_arguments(cls, data: Any) -> dict[str, Any]:
@@ -85,8 +95,9 @@ class TokenLabelling(Task):
     def step(self, batch: Batch, batch_idx: int, stage: str) -> Step:
         hidden = self.hidden(batch).flatten(0, 1)  # (N, C)
         targets = self.targets(batch).flatten()  # (N,)
-        weights = None if self.class_weights is None else torch.tensor(self.class_weights, device=hidden.device)
-        losses = token_losses(self.model.head, hidden, targets, classes=self.num_classes, class_weights=weights)
+        weights = self.class_weights
+        of_class = partial(self.class_loss.single, weights=weights, training=stage == "train")
+        losses = token_losses(self.model.head, hidden, targets, classes=self.num_classes, loss=of_class)
         loss, count = weighted_mean(losses, targets, weights)
         if stage == "train":
             return Step(loss, count, {})
@@ -94,7 +105,8 @@ class TokenLabelling(Task):
         predicted, _ = token_predictions(self.model.head, hidden[labelled], classes=self.num_classes)
         sides = nearer_side(batch["tokens"], batch.get("lengths")).flatten()[labelled]
         right = predicted == targets[labelled]
-        return Step(loss, count, {"labels": (predicted, targets[labelled]), BREAKDOWN: (right, sides)})
+        labels = (predicted, targets[labelled])
+        return Step(loss, count, {"labels": labels, BREAKDOWN: (right, sides), BY_CLASS: labels})
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """``labels`` [B, T], their ``probabilities`` [B, T], and the sequences' ids, starts and lengths."""
