@@ -12,7 +12,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from longspan.config.command_line import check_command_line
+from longspan.config.command_line import check_command_line, readable_words
 from longspan.config.errors import readable_errors
 from longspan.training.launched import end_with_launcher, launcher_overrides
 from longspan.training.threads import patient_threads
@@ -35,6 +35,6 @@ if __name__ == "__main__":
     patient_threads()
     end_with_launcher()
     with readable_errors():
-        sys.argv += launcher_overrides(sys.argv[1:])
+        sys.argv[1:] = readable_words([*sys.argv[1:], *launcher_overrides(sys.argv[1:])])
     check_command_line(CONF)
     main()

@@ -10,8 +10,9 @@ import pytest
 from longspan.config.command_line import check_command_line, choices_of
 from longspan.config.diff import differences
 from longspan.config.errors import ConfigError
+from longspan.config.written import quoted
 from longspan.sweeps.engines import gpus_of, slots
-from longspan.sweeps.plan import grid_jobs, quoted, read_sweep
+from longspan.sweeps.plan import grid_jobs, read_sweep
 
 CONF = Path(__file__).parents[2] / "conf"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hydra.utils import get_object
@@ -12,8 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from longspan.config.errors import ConfigError
 from longspan.config.nearest import did_you_mean, listed, nearest
-
-_HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
+from longspan.config.values import HYDRA_KEYS
 
 
 def check_config(config: DictConfig, *, multirun: bool = False) -> None:
@@ -41,6 +40,31 @@ def _several(devices: Any, nodes: Any) -> bool:
             return len([part for part in devices.split(",") if part.strip()]) > 1
         return devices == "auto" or (devices.lstrip("-").isdigit() and int(devices) not in (0, 1))
     return devices not in (None, 0, 1)
+
+
+def check_steps(config: Mapping[str, Any]) -> None:
+    """Raises ConfigError for a `tokens_per_step` that is no whole number of sequences, where devices are a number."""
+    trainer = config["trainer"]
+    devices, nodes = trainer.get("devices", 1), trainer.get("num_nodes", 1)
+    if config.get("tokens_per_step") is not None and isinstance(devices, int) and devices > 0 and isinstance(nodes, int):
+        accumulated = trainer.get("accumulate_grad_batches") or 1
+        check_tokens(config["tokens_per_step"], devices * nodes, config["data"]["max_length"], accumulated)
+
+
+def check_tokens(tokens: Any, devices: int, length: int, accumulated: int) -> None:
+    """Raises ConfigError where `tokens_per_step` is not whole sequences for every device."""
+    unit = devices * length
+    if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < unit or tokens % unit:
+        below = max(unit, int(tokens) // unit * unit) if isinstance(tokens, (int, float)) else unit
+        raise ConfigError(
+            f"tokens_per_step={tokens} is not a whole number of sequences of data.max_length={length} tokens for each of "
+            f"{devices} device(s): give a multiple of {unit}, such as {below} or {below + unit}"
+        )
+    if accumulated != 1:
+        raise ConfigError(
+            f"trainer.accumulate_grad_batches={accumulated} with tokens_per_step={tokens}: accumulation follows from "
+            "tokens_per_step; leave it 1, or set tokens_per_step=null"
+        )
 
 
 def check_machine(config: DictConfig) -> None:
@@ -91,7 +115,7 @@ def check_targets(config: DictConfig) -> None:
         if allowed is None:
             continue
         for key in node:
-            if key not in allowed and key not in _HYDRA_KEYS:
+            if key not in allowed and key not in HYDRA_KEYS:
                 suggestion = nearest(key, allowed)
                 right = did_you_mean(f"{path}.{suggestion}" if suggestion else None)
                 raise ConfigError(f"{path}.{key} is not a setting of {node['_target_']}.{right}\n  settings: {listed(allowed)}")

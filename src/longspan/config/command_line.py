@@ -10,18 +10,24 @@ import itertools
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from longspan.config.checks import check_config
+from longspan.config.checks import check_config, check_steps
 from longspan.config.errors import ConfigError, readable_errors
 from longspan.config.nearest import did_you_mean, listed, nearest
+from longspan.config.reachable import check_reachable
+from longspan.config.resolved import plain_config
+from longspan.config.values import check_values
+from longspan.config.written import quoted, shown
 
 # More jobs than this are checked only up to it: each costs a fraction of a second.
 CHECKED_JOBS = 64
@@ -29,15 +35,62 @@ CHECKED_JOBS = 64
 
 def check_command_line(conf: Path, arguments: Sequence[str] | None = None) -> None:
     """Composes every job that the command line asks for; exits with code 2 and a short message where one cannot be."""
-    args = get_args_parser().parse_args(list(sys.argv[1:] if arguments is None else arguments))
+    args = get_args_parser().parse_args(readable_words(sys.argv[1:] if arguments is None else arguments))
     if args.help or args.hydra_help or args.info or args.shell_completion or args.experimental_rerun:
         return
     if args.config_path or args.config_dir:
         return  # a user's own config folder: Hydra reads it in its own way
     with readable_errors():
         for job in jobs(args.overrides, args.multirun):
-            config = composed(conf, job, args.config_name or "config")
-            check_config(config, multirun=args.multirun)
+            check_job(conf, job, args.config_name or "config", multirun=args.multirun)
+
+
+def check_job(
+    conf: Path,
+    overrides: Sequence[str],
+    name: str = "config",
+    *,
+    multirun: bool = False,
+    output_dir: str | Path | None = None,
+    elsewhere: bool = False,
+) -> dict[str, Any]:
+    """Composes a job and checks all that needs no torch: names, values, files, folders, devices; returns its plain config.
+
+    Args:
+        output_dir: where the job will write; None takes what the config says.
+        elsewhere: the job runs on another machine, whose devices are not looked at.
+
+    Raises:
+        ConfigError: or another error of this project; its message names the key, the value and what to give.
+    """
+    config = composed(conf, overrides, name, with_hydra=True)
+    check_config(config, multirun=multirun)
+    plain = plain_with_hydra(config, output_dir, multirun=multirun)
+    check_values(plain)
+    check_steps(plain)
+    check_reachable(plain, devices=not elsewhere)
+    return plain
+
+
+def plain_with_hydra(config: DictConfig, output_dir: str | Path | None = None, *, multirun: bool = False) -> dict[str, Any]:
+    """The plain config of a job composed with Hydra's own node, which it then no longer has.
+
+    Args:
+        output_dir: where the job will write; None takes what `hydra.run.dir` says, or `hydra.sweep.dir`.
+    """
+    with open_dict(config):
+        hydra = config.hydra
+        try:
+            folder = output_dir or (hydra.sweep.dir if multirun else hydra.run.dir)
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"hydra.run.dir: {str(error).splitlines()[0]}") from error
+        if not isinstance(folder, (str, Path)) or not str(folder):
+            raise ConfigError(f"hydra.run.dir={shown(folder)}: give a folder to write to")
+        hydra.runtime.output_dir = str(folder)
+        hydra.job.num, hydra.job.id = 0, "0"  # what a job of a sweep is told when it starts
+        HydraConfig.instance().set_config(config)
+        del config["hydra"]  # `${hydra:...}` reads the global HydraConfig, which keeps a copy
+    return plain_config(config)
 
 
 def jobs(overrides: Sequence[str], multirun: bool) -> Iterator[list[str]]:
@@ -63,21 +116,45 @@ def _values(override: Override) -> Sequence[str | None]:
     return [f"{key}={value}" for value in override.sweep_string_iterator()]
 
 
-def composed(conf: Path, overrides: Sequence[str], name: str = "config") -> DictConfig:
-    """The config that these overrides give.
+def composed(conf: Path, overrides: Sequence[str], name: str = "config", *, with_hydra: bool = False) -> DictConfig:
+    """The config that these overrides give, with Hydra's own node where asked for.
 
     Raises:
         ConfigError: an unknown group, choice or key, or an override that does not parse.
     """
+    for word in overrides:
+        if "=" not in word and not word.startswith("~"):
+            raise ConfigError(f"{word} has no value: give {word}=VALUE")
     with initialize_config_dir(config_dir=str(conf.resolve()), version_base="1.3"):
         try:
-            return compose(config_name=name, overrides=list(overrides))
+            return compose(config_name=name, overrides=list(overrides), return_hydra_config=with_hydra)
         except MissingConfigException as error:
             raise ConfigError(_unknown_choice(error, conf)) from None
         except ConfigCompositionException as error:
             raise ConfigError(_unknown_key(error, conf)) from None
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(_first_lines(error)) from None
+        except ValueError as error:  # Hydra's word for a group whose choice is no name
+            for word in overrides:
+                group, _, choice = word.partition("=")
+                if group in groups(conf) and choice not in choices_of(conf, group):
+                    raise ConfigError(_not_a_choice(group, choice, choices_of(conf, group))) from None
+            raise ConfigError(_first_lines(error)) from None
+
+
+def readable_words(words: Sequence[str]) -> list[str]:
+    """The words of a command line, values that Hydra's grammar cannot read in quotes: ``init_from=/runs/lr=1/last.ckpt``."""
+    parser = OverridesParser.create()
+    read = []
+    for word in words:
+        key, equals, value = word.partition("=")
+        if equals and value and value[0] not in "[{'\"" and not word.startswith("-"):
+            try:
+                parser.parse_override(word)
+            except HydraException:
+                word = f"{key}={quoted(value)}"
+        read.append(word)
+    return read
 
 
 def _unknown_choice(error: MissingConfigException, conf: Path) -> str:
@@ -86,6 +163,10 @@ def _unknown_choice(error: MissingConfigException, conf: Path) -> str:
     choices = error.options or choices_of(conf, group)
     if not group or not choices:
         return _first_lines(error)
+    return _not_a_choice(group, choice, choices)
+
+
+def _not_a_choice(group: str, choice: str, choices: Sequence[str]) -> str:
     suggestion = nearest(choice, choices)
     right = did_you_mean(f"{group}={suggestion}" if suggestion else None)
     return f"{group}={choice} is not a choice of {group}.{right}\n  choices: {listed(choices)}"

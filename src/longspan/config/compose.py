@@ -6,11 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import open_dict
-
-from longspan.config.resolved import plain_config
+from longspan.config.command_line import composed, plain_with_hydra
 
 
 def config_for(overrides: Sequence[str], output_dir: str | Path, conf: str | Path) -> dict[str, Any]:
@@ -19,11 +15,4 @@ def config_for(overrides: Sequence[str], output_dir: str | Path, conf: str | Pat
     Args:
         conf: the folder of config groups.
     """
-    with initialize_config_dir(config_dir=str(Path(conf).resolve()), version_base="1.3"):
-        config = compose(config_name="config", overrides=list(overrides), return_hydra_config=True)
-    with open_dict(config.hydra.runtime):
-        config.hydra.runtime.output_dir = str(output_dir)
-    HydraConfig.instance().set_config(config)
-    with open_dict(config):
-        del config["hydra"]  # `${hydra:...}` reads the global HydraConfig, which keeps a copy
-    return plain_config(config)
+    return plain_with_hydra(composed(Path(conf), overrides, with_hydra=True), output_dir)

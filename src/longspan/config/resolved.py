@@ -12,21 +12,26 @@ from omegaconf.errors import OmegaConfBaseException
 
 from longspan.config.checks import check_config
 from longspan.config.errors import ConfigError
+from longspan.config.reachable import check_reachable
+from longspan.config.values import check_values
 
 
 def run_config(config: DictConfig) -> dict[str, Any]:
     """The plain config of a job that Hydra started; in a sweep, `group` is the sweep's folder where none is given.
 
     Raises:
-        ConfigError: a job of a sweep in one process, over several devices; the command line's check cannot see one that a
-            config folder of the user's own or `hydra.mode` asks for.
+        ConfigError: a wrong value; or a job of a sweep in one process, over several devices, which the command line's check
+            cannot see where a config folder of the user's own or `hydra.mode` asks for it.
     """
     hydra = HydraConfig.get()
     check_config(config, multirun=hydra.mode == RunMode.MULTIRUN)
     if hydra.mode == RunMode.MULTIRUN and config.get("group") is None:
         folder, here = Path(hydra.sweep.dir), hydra.runtime.cwd
         config.group = (folder.relative_to(here) if folder.is_relative_to(here) else folder).as_posix()
-    return plain_config(config)
+    plain = plain_config(config)
+    check_values(plain)  # again: of a long sweep, and with a config folder of the user's own, it is the first time
+    check_reachable(plain)
+    return plain
 
 
 def plain_config(config: DictConfig) -> dict[str, Any]:
@@ -35,10 +40,10 @@ def plain_config(config: DictConfig) -> dict[str, Any]:
     Raises:
         ConfigError: a `???` that was not given, or an interpolation that does not resolve.
     """
-    missing = sorted(OmegaConf.missing_keys(config))
-    if missing:
-        raise ConfigError(f"{missing[0]} must be given, e.g. {missing[0]}=VALUE")
     try:
+        missing = sorted(OmegaConf.missing_keys(config))
+        if missing:
+            raise ConfigError(f"{missing[0]} must be given, e.g. {missing[0]}=VALUE")
         plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key or 'the config'}: {str(error).splitlines()[0]}") from error

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from longspan.config.schema.model import head_problem
+
 MLP_KINDS = ("swiglu", "gelu")
-NARROWEST_HEAD, WIDEST_HEAD = 16, 256  # what the attention kernels serve
 
 
 class ModelConfigError(ValueError):
@@ -17,10 +18,6 @@ class ModelConfigError(ValueError):
     def __init__(self, key: str, value: object, fix: str) -> None:
         self.key, self.value, self.fix = f"model.{key}", value, fix
         super().__init__(f"model.{key}={value!r}: {fix}")
-
-
-def _divisors(number: int) -> list[int]:
-    return [d for d in range(1, number + 1) if number % d == 0]
 
 
 REDUCE_OVERHEAD = "reduce-overhead"
@@ -87,29 +84,10 @@ class TransformerSettings:
             raise ModelConfigError("compile", self.compile, f"give true or false, or {REDUCE_OVERHEAD}")
 
     def _check_heads(self) -> None:
-        if self.head_dim is None and self.width % self.heads:
-            below = self.width // self.heads * self.heads
-            widths = " or ".join(str(w) for w in (below, below + self.heads) if w)
-            raise ModelConfigError(
-                "width",
-                self.width,
-                f"must divide by model.heads={self.heads}: take width {widths}, or set model.head_dim",
-            )
-        if self.heads % self.key_value_heads:
-            fits = ", ".join(map(str, _divisors(self.heads)))
-            raise ModelConfigError("kv_heads", self.kv_heads, f"must divide model.heads={self.heads}: one of {fits}")
-        key = "head_dim" if self.head_dim is not None else "heads"
-        if not NARROWEST_HEAD <= self.head_width <= WIDEST_HEAD:
-            raise ModelConfigError(
-                key,
-                getattr(self, key),
-                f"heads would be {self.head_width} wide; width / heads (or model.head_dim) must be"
-                f" {NARROWEST_HEAD} to {WIDEST_HEAD}",
-            )
-        if self.head_width % 2:
-            raise ModelConfigError(
-                key, getattr(self, key), f"heads would be {self.head_width} wide; rotary positions need an even width"
-            )
+        problem = head_problem(self.width, self.heads, self.kv_heads, self.head_dim)
+        if problem is not None:
+            key, fix = problem
+            raise ModelConfigError(key, getattr(self, key), fix)
 
     @property
     def key_value_heads(self) -> int:

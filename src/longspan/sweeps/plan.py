@@ -15,10 +15,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from longspan.config.checks import check_config
-from longspan.config.command_line import composed
-from longspan.config.compose import config_for
+from longspan.config.command_line import check_job, composed, readable_words
 from longspan.config.errors import ConfigError
+from longspan.config.written import quoted, written
 from longspan.records.plain import plain
 from longspan.sweeps.settings import SweepSettings, settings_of
 
@@ -107,9 +106,8 @@ def job_for(settings: SweepSettings, values: Mapping[str, Any], conf: Path, name
             words += more
     folder = Path(str(settings.output)) / (name or _folder_name(values) or "run")
     group = str(settings.name)
-    check_config(composed(conf, words))
-    config = config_for([*words, *([] if any(word.startswith("group=") for word in words) else [f"group={quoted(group)}"])],
-                        folder, conf)  # fmt: skip
+    grouped = words if any(word.startswith("group=") for word in words) else [*words, f"group={quoted(group)}"]
+    config = check_job(conf, grouped, output_dir=folder, elsewhere=True)
     _check_devices(config, settings)
     return Job(tuple(words), folder, plain(config), group)
 
@@ -127,7 +125,7 @@ def _check_devices(config: Mapping[str, Any], settings: SweepSettings) -> None:
 
 def _parsed(words: Sequence[str]) -> Iterable[tuple[str, str, list[Any] | None]]:
     try:
-        parsed = OverridesParser.create().parse_overrides(list(words))
+        parsed = OverridesParser.create().parse_overrides(readable_words(words))
     except HydraException as error:
         raise ConfigError(str(error).splitlines()[0]) from None
     for override in parsed:
@@ -138,24 +136,6 @@ def _parsed(words: Sequence[str]) -> Iterable[tuple[str, str, list[Any] | None]]
             yield key, line, list(override.sweep_string_iterator())
         else:
             raise ConfigError(f"{line}: an interval is for a search; name {key} in sweep.search.space with low and high")
-
-
-def written(value: Any) -> str:
-    """A value as Hydra's command line takes it."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, (list, tuple)):
-        return f"[{','.join(map(written, value))}]"
-    if isinstance(value, Mapping):
-        return f"{{{','.join(f'{key}:{written(item)}' for key, item in value.items())}}}"
-    return str(value)
-
-
-def quoted(text: str) -> str:
-    """Text that Hydra takes as one word."""
-    return text if re.fullmatch(r"[A-Za-z0-9_./-]+", text) else "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def _folder_name(values: Mapping[str, Any]) -> str:

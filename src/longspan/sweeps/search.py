@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from longspan.config.errors import ConfigError
+from longspan.config.written import written
 from longspan.records import Record
 from longspan.sweeps.drive import Sweep
 from longspan.sweeps.engines import INSTALL
 from longspan.sweeps.folders import status_of
-from longspan.sweeps.plan import Job, job_for, written
+from longspan.sweeps.plan import Job, job_for
 from longspan.sweeps.process import Outcome
 from longspan.sweeps.settings import Search, SweepSettings
 

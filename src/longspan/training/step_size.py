@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from longspan.config.errors import ConfigError
+from longspan.config.checks import check_tokens
 
 
 @dataclass(frozen=True)
@@ -61,19 +61,8 @@ def step_size(config: Mapping[str, Any]) -> StepSize:
     tokens = config.get("tokens_per_step")
     if tokens is None:
         return StepSize(devices, at_once, accumulated, length)
-    unit = devices * length
-    if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < unit or tokens % unit:
-        below = max(unit, int(tokens) // unit * unit) if isinstance(tokens, (int, float)) else unit
-        raise ConfigError(
-            f"tokens_per_step={tokens} is not a whole number of sequences of data.max_length={length} tokens for each of "
-            f"{devices} device(s): give a multiple of {unit}, such as {below} or {below + unit}"
-        )
-    if accumulated != 1:
-        raise ConfigError(
-            f"trainer.accumulate_grad_batches={accumulated} with tokens_per_step={tokens}: accumulation follows from "
-            "tokens_per_step; leave it 1, or set tokens_per_step=null"
-        )
-    share = tokens // unit
+    check_tokens(tokens, devices, length, accumulated)
+    share = tokens // (devices * length)
     accumulated = next(count for count in range(1, share + 1) if share % count == 0 and share // count <= at_once)
     return StepSize(devices, share // accumulated, accumulated, length)
 

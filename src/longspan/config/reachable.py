@@ -1,0 +1,138 @@
+"""Checks what a config points to: files that are read, folders that are written, devices; before any work starts."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from longspan.config.errors import CheckpointError, ConfigError
+from longspan.config.written import shown
+from longspan.data.files import list_files
+from longspan.data.settings import bundled
+
+GPU_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # of NVIDIA, of AMD, of Windows
+SEVERAL_FORMATS = ("longspan.data.TextDataModule", "longspan.data.SequenceClassificationDataModule")
+# keys of data nodes that name files, and whether `data.format` says what is in them
+FILES = {
+    "path": True,
+    "validation_path": True,
+    "test_path": True,
+    "labels_path": False,
+    "genes_path": False,
+    "test_genes_path": False,
+}
+# every CPU process computes on all cores that it is given
+PROCESSES_PER_CORE = 2
+
+
+def check_reachable(config: Mapping[str, Any], *, devices: bool = True) -> None:
+    """Raises an error that names the key, for a plain config of train.py; looks at this machine's devices where asked to."""
+    check_folder("hydra.run.dir", config["output_dir"])
+    for path in (("trainer", "default_root_dir"), ("callbacks", "checkpoint", "dirpath"), ("logger", "csv", "save_dir"),
+                 ("logger", "wandb", "save_dir")):  # fmt: skip
+        folder = _at(config, path)
+        if isinstance(folder, str) and not folder.startswith(str(config["output_dir"])):
+            check_folder(".".join(path), folder)
+    for key in ("ckpt_path", "init_from"):
+        if config.get(key) and not (key == "ckpt_path" and config[key] == "auto"):
+            check_checkpoint(key, config[key])
+    check_data_files(config["data"])
+    table = _at(config, ("attention", "table"))
+    if isinstance(table, str) and not Path(table).expanduser().is_file():
+        raise ConfigError(f"attention.table={shown(table)}: no such file; give the path of a .npy, .pt or .csv file, or null")
+    if devices:
+        check_devices(config["trainer"])
+
+
+def check_folder(key: str, folder: str | Path) -> None:
+    """Raises ConfigError where a folder is not there and cannot be made, or cannot be written to."""
+    path = Path(folder).expanduser().absolute()
+    there = path
+    try:
+        while not there.exists():
+            there = there.parent
+        if not there.is_dir():
+            what = "is a file" if there == path else f"cannot be made, as {there} is a file"
+            raise ConfigError(f"{key}={shown(str(folder))} {what}; give a folder to write to")
+        with tempfile.TemporaryDirectory(dir=there, prefix=".longspan-"):
+            pass
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigError(f"{key}={shown(str(folder))} cannot be written to ({reason}); give another folder") from None
+
+
+def check_output(key: str, file: str | Path) -> None:
+    """Raises ConfigError where a file cannot be written."""
+    path = Path(file).expanduser()
+    if path.is_dir():
+        raise ConfigError(f"{key}={shown(str(file))} is a folder; give the name of a file in it")
+    if path.exists() and not os.access(path, os.W_OK):
+        raise ConfigError(f"{key}={shown(str(file))} cannot be written to; give another file")
+    check_folder(key, path.parent)
+
+
+def check_checkpoint(key: str, path: str | Path) -> None:
+    """Raises CheckpointError where there is no such file."""
+    file = Path(path).expanduser()
+    if file.is_dir():
+        found = sorted(file.rglob("*.ckpt"))
+        hint = f"; it holds {found[0]}" if found else ""
+        raise CheckpointError(f"{key}={shown(str(path))} is a folder{hint}. Give the .ckpt file.")
+    if not file.is_file():
+        raise CheckpointError(
+            f"{key}={shown(str(path))} does not exist. Checkpoints are in a run's folder, under checkpoints/."
+        )
+    if not os.access(file, os.R_OK):
+        raise CheckpointError(f"{key}={shown(str(path))} cannot be read; check its permissions.")
+
+
+def check_data_files(data: Mapping[str, Any]) -> None:
+    """Raises DataConfigError where files of data are missing, or no data is named at all."""
+    target = str(data.get("_target_"))
+    if not target.startswith("longspan.data."):
+        return
+    if target in SEVERAL_FORMATS and not data.get("path") and not data.get("name") and not data.get("bundled"):
+        bundled(None, ("addresses", "h37rv", "msmeg") if "Text" in target else ("hiv1",))
+    if "path" in data and not data.get("path") and target not in SEVERAL_FORMATS and not data.get("bundled"):
+        bundled(None, ("h37rv", "msmeg"), named=False)
+    for key, told in FILES.items():
+        if data.get(key):
+            form = data.get("format") if told else None
+            if target not in SEVERAL_FORMATS or key.endswith("genes_path"):
+                form = form or "text"  # which format it must be, its reader says; here only that something is there
+            list_files(key, data[key], form)
+
+
+def check_devices(trainer: Mapping[str, Any]) -> None:
+    """Raises ConfigError for devices that this machine lacks, as far as that can be seen without torch."""
+    accelerator, devices = trainer.get("accelerator", "auto"), trainer.get("devices", 1)
+    if accelerator in ("gpu", "cuda"):
+        build = version("torch")
+        if build.endswith("+cpu") or (sys.platform == "linux" and not any(map(os.path.exists, GPU_FILES))):
+            raise ConfigError(
+                f"trainer.accelerator={accelerator}, but torch {build} sees no GPU here. "
+                "Use trainer=default for the CPU, or install a CUDA build of torch on a machine with a GPU."
+            )
+    if accelerator == "mps" and sys.platform != "darwin":
+        raise ConfigError("trainer.accelerator=mps is for Macs; give cpu, gpu or auto")
+    if accelerator == "cpu":
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        most = max(PROCESSES_PER_CORE * cores, 4)
+        if isinstance(devices, list):
+            raise ConfigError(f"trainer.devices={shown(devices)} with trainer.accelerator=cpu: give a number of processes")
+        if str(devices).isdigit() and int(devices) > most:
+            raise ConfigError(
+                f"trainer.devices={devices} with trainer.accelerator=cpu is so many processes, and this machine has {cores} "
+                f"core(s): give {most} or fewer; 1 process uses all cores"
+            )
+
+
+def _at(node: Any, path: tuple[str, ...]) -> Any:
+    for key in path:
+        node = node.get(key) if isinstance(node, Mapping) else None
+    return node

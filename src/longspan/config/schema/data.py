@@ -1,0 +1,173 @@
+"""What the keys of `conf/data/` take."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from longspan.config.schema.kinds import Count, CountOrZero, FilePath, Fix, Seed, Settings, SplitShare, Text, settings_of, whole
+
+Format = Literal["text", "lines", "jsonl", "csv", "tsv", "parquet", "fasta"]
+Vocabulary = Literal["bytes", "nucleotides"]
+Genome = Literal["h37rv", "msmeg"]
+TokensOrShare = Annotated[
+    Annotated[int, Field(ge=0)] | Annotated[float, Field(gt=0, lt=1)],
+    Fix("tokens, a whole number, or a share of data.max_length between 0 and 1"),
+]
+D = "longspan.data."
+
+
+class Data(Settings):
+    """What all data modules take."""
+
+    required = ("max_length", "batch_size")
+
+    max_length: Annotated[int, Field(ge=2, le=2**40), Fix("a whole number of tokens, 2 or more")]
+    batch_size: Count
+    seed: Seed
+    max_train_windows: Count | None
+    max_validation_windows: Count | None
+    max_test_windows: Count | None
+    num_workers: whole(0, 4096)  # type: ignore[valid-type]
+    drop_last: bool = False
+
+
+class Held(Data):
+    """Data of which a part is held out."""
+
+    path: FilePath | None
+    validation_path: FilePath | None
+    test_path: FilePath | None
+    validation_fraction: SplitShare
+    test_fraction: SplitShare
+
+
+class Tabled(Held):
+    """Tables, also those of the Hub."""
+
+    name: Text | None
+    subset: Text | None
+    train_split: Text
+    validation_split: Text | None
+    test_split: Text | None
+    format: Format | None
+    text_column: Text
+    id_column: Text | None
+    vocabulary: Vocabulary
+
+
+@settings_of(f"{D}TextDataModule")
+class TextData(Tabled):
+    bundled: Literal["addresses", "h37rv", "msmeg"] | None
+    split_by: Literal["auto", "document", "position"]
+    train_stride: Count | None
+    pack: bool
+    validation_years_ending: whole(0, 9, "a digit")  # type: ignore[valid-type]
+    test_years_ending: whole(0, 9, "a digit")  # type: ignore[valid-type]
+
+    def problem(self) -> tuple[str, str] | None:
+        if self.path and self.name:
+            return "name", f"data.path={self.path} is given too; give null for one of them"
+        if self.test_years_ending is not None and self.test_years_ending == self.validation_years_ending:
+            return "test_years_ending", "give another digit than validation_years_ending"
+        return _stride(self, self.train_stride, self.max_length - 1)
+
+
+@settings_of(f"{D}GenomeDataModule")
+class GenomeData(Held):
+    bundled: Genome | None
+    split_by: Literal["auto", "document", "position"]
+    train_stride: Count | None
+
+    def problem(self) -> tuple[str, str] | None:
+        return _stride(self, self.train_stride, self.max_length - 1)
+
+
+@settings_of(f"{D}SequenceClassificationDataModule")
+class ClassificationData(Tabled):
+    bundled: Literal["hiv1"] | None
+    label_column: Text
+    group_column: Text | None
+    labels_path: FilePath | None
+    multi_label: bool
+    label_separator: Text
+    class_names: Annotated[list[Any], Fix("a list of names, or null")] | None
+    min_groups: Count
+    pad_to_multiple: Count | None
+
+    def problem(self) -> tuple[str, str] | None:
+        if self.path and self.name:
+            return "name", f"data.path={self.path} is given too; give null for one of them"
+        if self.class_names is not None and len(set(map(str, self.class_names))) < len(self.class_names):
+            return "class_names", "give each name once"
+        return None
+
+
+@settings_of(f"{D}TokenLabellingDataModule")
+class LabellingData(Held):
+    bundled: Genome | None
+    genes_path: FilePath | None
+    test_bundled: Genome | None
+    test_genes_path: FilePath | None
+    overlap: Literal["ignore", "first"]
+    train_stride: Count | None
+
+    def problem(self) -> tuple[str, str] | None:
+        for key, other in (("test_path", "test_genes_path"), ("test_genes_path", "test_path")):
+            if getattr(self, key) is None and getattr(self, other) is not None:
+                return key, f"give it too: data.{other} is given, and the two go together"
+        return _stride(self, self.train_stride, self.max_length)
+
+
+def _stride(data: Data, stride: int | None, most: int) -> tuple[str, str] | None:
+    if stride is not None and stride > most:
+        return "train_stride", f"give at most {most}, or tokens between windows are left out of training"
+    return None
+
+
+class Diagnostic(Data):
+    """What the made-up tasks take."""
+
+    epoch_windows: Count
+    max_validation_windows: Count
+    max_test_windows: Count
+    distance: TokensOrShare
+    max_distance: TokensOrShare | None
+    fillers: Count
+    questions: Count | None
+    spread: Literal["uniform", "log"]
+
+
+@settings_of(f"{D}AssociativeRecallDataModule")
+class AssociativeRecallData(Diagnostic):
+    pairs: Count
+    keys: Count
+    values: whole(2, meaning="a number of symbols")  # type: ignore[valid-type]
+
+
+@settings_of(f"{D}InductionDataModule")
+class InductionData(Diagnostic):
+    run: Count
+    symbols: Count
+
+
+@settings_of(f"{D}NeedleDataModule")
+class NeedleData(Diagnostic):
+    needles: Count
+    distances: Annotated[list[TokensOrShare], Field(min_length=1), Fix("a list of tokens or of shares, or null")] | None
+    keys: Count
+    values: whole(2, meaning="a number of symbols")  # type: ignore[valid-type]
+
+    def problem(self) -> tuple[str, str] | None:
+        if self.keys < self.needles:
+            return "keys", f"give at least data.needles={self.needles}: the keys of a sequence differ"
+        if self.distances is not None and self.max_distance is not None:
+            return "max_distance", "data.distances is given too; give null for one of them"
+        return None
+
+
+@settings_of(f"{D}SelectiveCopyDataModule")
+class SelectiveCopyData(Diagnostic):
+    copies: CountOrZero
+    values: whole(2, meaning="a number of symbols")  # type: ignore[valid-type]

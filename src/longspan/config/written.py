@@ -1,0 +1,33 @@
+"""Values as Hydra's command line takes them, for messages and for commands."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+LONGEST = 120
+
+
+def written(value: Any) -> str:
+    """A value as it is typed on the command line."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (list, tuple)):
+        return f"[{','.join(map(written, value))}]"
+    if isinstance(value, Mapping):
+        return f"{{{','.join(f'{key}:{written(item)}' for key, item in value.items())}}}"
+    return str(value)
+
+
+def shown(value: Any) -> str:
+    """The same for a message: on one line, and not longer than a line."""
+    text = re.sub(r"[\x00-\x1f]+", " ", written(value)) if value != "" else "''"
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+
+
+def quoted(text: str) -> str:
+    """Text that Hydra takes as one word."""
+    return text if re.fullmatch(r"[A-Za-z0-9_./-]+", text) else "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
