@@ -86,10 +86,10 @@ def check_machine(config: DictConfig) -> None:
                 f"Use trainer.devices={torch.cuda.device_count()} or fewer."
             )
     elif accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available()):
-        _check_processes(config.trainer.get("devices", 1), accelerator)
+        check_processes(config.trainer.get("devices", 1), accelerator)
 
 
-def _check_processes(devices: Any, accelerator: str) -> None:
+def check_processes(devices: Any, accelerator: str) -> None:
     """On a CPU each device is a process of its own, with the whole model in it."""
     most = max(2, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     text = str(devices)

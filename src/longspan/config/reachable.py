@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from longspan.config.checks import check_processes
 from longspan.config.errors import CheckpointError, ConfigError
 from longspan.config.written import shown
 from longspan.data.files import list_files
@@ -26,8 +27,6 @@ FILES = {
     "genes_path": False,
     "test_genes_path": False,
 }
-# every CPU process computes on all cores that it is given
-PROCESSES_PER_CORE = 2
 
 
 def check_reachable(config: Mapping[str, Any], *, devices: bool = True) -> None:
@@ -121,15 +120,9 @@ def check_devices(trainer: Mapping[str, Any]) -> None:
     if accelerator == "mps" and sys.platform != "darwin":
         raise ConfigError("trainer.accelerator=mps is for Macs; give cpu, gpu or auto")
     if accelerator == "cpu":
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        most = max(PROCESSES_PER_CORE * cores, 4)
         if isinstance(devices, list):
             raise ConfigError(f"trainer.devices={shown(devices)} with trainer.accelerator=cpu: give a number of processes")
-        if str(devices).isdigit() and int(devices) > most:
-            raise ConfigError(
-                f"trainer.devices={devices} with trainer.accelerator=cpu is so many processes, and this machine has {cores} "
-                f"core(s): give {most} or fewer; 1 process uses all cores"
-            )
+        check_processes(devices, accelerator)
 
 
 def _at(node: Any, path: tuple[str, ...]) -> Any:
