@@ -21,6 +21,8 @@ def test_every_kernel_compiles_and_fits(capability, cases):
     done = subprocess.run(words, capture_output=True, text=True, check=False, env=settings, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
     rows = [line.split() for line in done.stdout.splitlines()]
-    assert {"forward_rows", "backward_rows", "backward_columns", "prepare_rows", "add_pieces"} <= {row[0] for row in rows}
+    names = {"forward_rows", "backward_rows", "backward_columns", "prepare_rows", "add_pieces"}
+    names |= {"segment_states", "carry_states", "attend_segments"}
+    assert names <= {row[0] for row in rows}
     for name, *_, shared in rows:
         assert int(shared) <= shared_memory((capability // 10, capability % 10)), name

@@ -23,6 +23,7 @@ from longspan_kernels.block_sparse.triton.backward import triton_backward
 from longspan_kernels.block_sparse.triton.choose_kernel import triton_choose, triton_choose_scored
 from longspan_kernels.block_sparse.triton.forward import triton_forward
 from longspan_kernels.launch import launcher as launching
+from longspan_kernels.linear.triton import launches as linear
 
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int32: "i32", torch.int64: "i64",
          torch.int8: "i8", torch.int16: "i16"}  # fmt: skip
@@ -37,6 +38,9 @@ CASES: list[tuple[Pattern, bool, int, torch.dtype]] = [
 ]
 FOR_ALL_LINES = ((64, torch.bfloat16), (128, torch.bfloat16))
 HEADS, LENGTH = 8, 2048
+# Linear attention: widths of q and of v, dtype, whether with decay, runs and lengths.
+LINEAR = [(64, 64, torch.bfloat16, False), (64, 64, torch.bfloat16, True), (128, 256, torch.bfloat16, True),
+          (40, 24, torch.float16, True), (256, 128, torch.float32, True)]  # fmt: skip
 _seen: set[tuple] = set()
 
 
@@ -102,6 +106,19 @@ def main(capability: int, cases: int = len(CASES)) -> None:
         q, means = torch.zeros(1, 4, 512, width, dtype=dtype), torch.zeros(1, 2, 8, width)
         triton_choose(q, means, None, 3, 64, True)
     triton_choose_scored(torch.zeros(1, 2, 512, 8), None, 0, 512, 3, 64, True)
+    for D, Dv, dtype, full in LINEAR[:cases]:
+        compile_linear(D, Dv, dtype, full)
+
+
+def compile_linear(D: int, Dv: int, dtype: torch.dtype, full: bool) -> None:
+    """Compiles what linear attention launches in both passes."""
+    linear.processors = lambda device: 132
+    q, k = torch.zeros(2, 1, HEADS, LENGTH, D, dtype=dtype)
+    v = torch.zeros(1, HEADS, LENGTH, Dv, dtype=dtype)
+    decay, runs = torch.zeros(1, HEADS, LENGTH), torch.zeros(1, LENGTH, dtype=torch.int32)
+    places = (decay, runs, torch.zeros(1, dtype=torch.int64)) if full else (None, None, None)
+    out, _, states = linear.triton_forward(q, k, v, *places, None, 1.0, False)
+    linear.triton_backward(out, None, q, k, v, *places, None, states, 1.0, full)
 
 
 if __name__ == "__main__":

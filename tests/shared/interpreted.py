@@ -19,7 +19,8 @@ def import_interpreted() -> None:
     try:
         import longspan_kernels.block_sparse.triton.backward
         import longspan_kernels.block_sparse.triton.choose_kernel
-        import longspan_kernels.block_sparse.triton.forward  # noqa: F401
+        import longspan_kernels.block_sparse.triton.forward
+        import longspan_kernels.linear.triton.launches  # noqa: F401
     finally:
         del os.environ["TRITON_INTERPRET"]
 

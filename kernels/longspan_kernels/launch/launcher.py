@@ -25,7 +25,7 @@ MOST_THREADS = 16  # that compile at once, in each process of a node
 # What a profile of a device shows of Longspan's attention.
 KERNELS = (
     "forward_rows", "merge_pieces", "prepare_rows", "backward_rows", "backward_columns", "add_pieces", "choose_by_means",
-    "choose_by_scores",
+    "choose_by_scores", "segment_states", "carry_states", "attend_segments",
 )  # fmt: skip
 
 

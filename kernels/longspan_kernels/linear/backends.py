@@ -1,0 +1,47 @@
+"""Which backend serves a call of linear attention, and why another cannot."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from longspan_kernels.block_sparse.op import BackendError, triton_refuses
+
+BACKENDS = ("auto", "triton", "chunked", "reference", "fla")
+
+
+def choose_backend(backend: str, q: Tensor, *, special: bool, decays: bool) -> str:
+    """Resolves "auto", and refuses what a backend cannot do; `special` calls have lengths or segments."""
+    if backend not in BACKENDS:
+        raise BackendError(f"backend={backend!r} is unknown; choose one of {', '.join(BACKENDS)}")
+    reason = triton_refuses(q)
+    if backend == "auto":
+        return "chunked" if reason else "triton"
+    if backend == "triton" and reason:
+        raise BackendError(f'backend="triton" cannot serve this call: {reason}; use backend="chunked" (or "auto")')
+    if backend == "fla":
+        reason = fla_refuses(q, special, decays)
+        if reason:
+            raise BackendError(f'backend="fla" cannot serve this call: {reason}; use backend="auto"')
+    return backend
+
+
+def fla_refuses(q: Tensor, special: bool, decays: bool) -> str | None:
+    """Why flash-linear-attention cannot serve a call, or None."""
+    if find_spec("fla") is None:
+        return "flash-linear-attention is not installed (pip install fla-core)"
+    if not q.is_cuda:
+        return f"its kernels need a CUDA device, not {q.device.type}"
+    if special:
+        return "it is called without lengths and segments"
+    if decays and torch.cuda.get_device_capability(q.device)[0] == 9 and (3, 4) <= _triton_version() < (3, 7, 1):
+        return "Triton 3.4 to 3.7.0 returns wrong gradients for its gated kernels on Hopper"
+    return None
+
+
+def _triton_version() -> tuple[int, ...]:
+    import triton
+
+    return tuple(int(part) for part in triton.__version__.split("+")[0].split(".")[:3] if part.isdigit())

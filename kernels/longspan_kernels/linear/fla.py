@@ -1,0 +1,24 @@
+"""Linear attention by flash-linear-attention, where it is installed: its layout is [B, T, H, D], its autograd its own."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def fla_linear_attention(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, initial_state: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """q [B, H, T, D], k and v [B, Hkv, T, ...], log_decay [B, H, T] -> out [B, H, T, Dv], the last state [B, H, D, Dv]."""
+    from fla.ops.linear_attn import chunk_linear_attn
+    from fla.ops.simple_gla import chunk_simple_gla
+
+    share = q.shape[1] // k.shape[1]
+    if share > 1:
+        k, v = k.repeat_interleave(share, 1), v.repeat_interleave(share, 1)
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    call = {"scale": scale, "initial_state": initial_state, "output_final_state": True}
+    if log_decay is None:
+        out, state = chunk_linear_attn(q, k, v, normalize=False, **call)
+    else:
+        out, state = chunk_simple_gla(q, k, v, g=log_decay.transpose(1, 2), **call)
+    return out.transpose(1, 2), state.float()

@@ -1,0 +1,1 @@
+"""Triton kernels of linear attention; each file that defines kernels imports Triton, so import them lazily."""

@@ -1,0 +1,231 @@
+"""Linear attention through the Triton kernels: how a call is cut into programs, and the launches of both passes.
+
+Legend: B batch, H heads, T tokens, D width of q and k, Dv width of v, n segments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from longspan_kernels.launch.launcher import Launch, Plan, on_its_device, served
+from longspan_kernels.linear.chunked import without_ends
+from longspan_kernels.linear.triton.configs import LEAST_CHUNKS, PROGRAMS, tile_for
+from longspan_kernels.linear.triton.kernels import attend_segments, carry_states, segment_states
+
+CARRY = Launch(4, 2)
+CARRY_BLOCK = 1024
+MOST_PLANS = 4096
+_plans: dict[tuple, Plan] = {}
+
+
+def clear_plans() -> None:
+    """Forgets how calls were launched."""
+    _plans.clear()
+
+
+def launch(kernel: Any, programs: int, tensors: Sequence[Tensor | None], numbers: dict[str, Any], choice: Launch) -> None:
+    """Runs a kernel on tensors whose last stride is 1; a call like one before goes directly to the compiled kernel."""
+    device = next(t.device for t in tensors if t is not None)
+    kinds = tuple(None if t is None else t.dtype for t in tensors)
+    key = (kernel, device, programs, kinds, tuple(numbers.values()), choice)
+    plan = _plans.get(key)
+    if plan is None:
+        if len(_plans) >= MOST_PLANS:
+            _plans.clear()
+        plan = _plans[key] = Plan(kernel, programs, numbers, choice)
+    plan(*tensors)
+
+
+def ready(x: Tensor) -> Tensor:
+    """x as kernels take it: rows without gaps, from a multiple of 16 bytes on."""
+    if (x.stride(-1) != 1 and x.shape[-1] != 1) or (x.is_cuda and x.data_ptr() % 16):
+        return x.clone(memory_format=torch.contiguous_format)
+    return x
+
+
+def rounded(width: int) -> int:
+    """The next power of two, 16 or more."""
+    return max(16, 1 << (width - 1).bit_length())
+
+
+def processors(device: torch.device) -> int:
+    """Multiprocessors of a GPU."""
+    device = served(device)
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
+
+
+def cut(length: int, tokens: int, programs: int, device: torch.device) -> tuple[int, int]:
+    """Segments of a sequence and chunks of `tokens` in each, where each segment has so many `programs`."""
+    chunks = -(-length // tokens)
+    wanted = -(-PROGRAMS * processors(device) // programs)
+    each = max(-(-chunks // max(wanted, 1)), LEAST_CHUNKS)
+    return -(-chunks // each), each
+
+
+def strides(name: str, x: Tensor | None) -> dict[str, int]:
+    """A tensor's first three strides, as the kernels name them."""
+    given = (0, 0, 0) if x is None else x.stride()
+    return {f"{name}_b": given[0], f"{name}_h": given[1], f"{name}_t": given[2]}
+
+
+class Call:
+    """One call's shapes and what decides its cut: the same in both passes."""
+
+    def __init__(self, q: Tensor, v: Tensor, log_decay: Tensor | None, runs: Tensor | None, lengths: Tensor | None) -> None:
+        self.B, self.H, self.T, self.D = q.shape
+        self.Dv, self.dtype, self.device = v.shape[-1], q.dtype, q.device
+        self.log_decay = log_decay
+        self.runs = None if runs is None else runs.contiguous()
+        self.lengths = None if lengths is None else lengths.contiguous()
+        tile = self.tile("attend", self.D, self.Dv)
+        self.tokens = tile.tokens
+        programs = self.B * self.H * -(-self.Dv // tile.columns)
+        self.segments, self.chunks = cut(self.T, self.tokens, programs, self.device)
+        self.precision = "ieee" if self.dtype == torch.float32 else "tf32"
+
+    def tile(self, kernel: str, width: int, columns: int):
+        """The tile of a kernel; widths of both q and v decide how long a chunk is, so that all passes cut alike."""
+        return tile_for(kernel, max(width, columns), rounded(columns), self.dtype)
+
+    def share(self, x: Tensor) -> int:
+        """Query heads a head of x."""
+        return self.H // x.shape[1]
+
+    def common(self, reverse: bool) -> dict[str, Any]:
+        return {
+            "length": self.T, "segments": self.segments, "chunks": self.chunks, "H": self.H, "BM": self.tokens,
+            "REVERSE": reverse, "PRECISION": self.precision,
+        }  # fmt: skip
+
+    def states(self, y: Tensor, z: Tensor, start: Tensor | None, reverse: bool) -> Tensor:
+        """[B * H, n + 1, D, Dv] float32: what state each segment gets, and at the end the last one."""
+        BH, D, Dv = self.B * self.H, y.shape[-1], z.shape[-1]
+        states = torch.empty((BH, self.segments + 1, D, Dv), dtype=torch.float32, device=self.device)
+        kept = torch.empty((BH, self.segments), dtype=torch.float32, device=self.device)
+        tile = self.tile("states", D, Dv)
+        BX = min(rounded(D), 64)
+        numbers = {
+            **strides("y", y), **strides("z", z), **strides("g", self.log_decay), **self.common(reverse),
+            "Y_SHARE": self.share(y), "Z_SHARE": self.share(z), "DX": D, "DZ": Dv, "BX": BX, "BZ": tile.columns,
+        }  # fmt: skip
+        programs = BH * self.segments * -(-D // BX) * -(-Dv // tile.columns)
+        tensors = (y, z, states, kept, self.log_decay, self.runs, self.lengths)
+        launch(segment_states, programs, tensors, _in_order(segment_states, numbers, len(tensors)), tile.launch)
+        start = None if start is None else start.float().contiguous()
+        block = min(CARRY_BLOCK, rounded(D * Dv))
+        numbers = {"segments": self.segments, "SIZE": D * Dv, "BLOCK": block, "REVERSE": reverse}
+        launch(carry_states, BH * -(-D * Dv // block), (states, kept, start), numbers, CARRY)
+        return states
+
+    def carried(self, states: Tensor | None, only: Tensor | None) -> Tensor | None:
+        """[B * H, n, D, Dv]: the states that segments get: those made, or that of the only segment; None for zeros."""
+        if states is not None or only is None:
+            return states
+        return only.float().contiguous().view(-1, 1, self.D, self.Dv)
+
+    def attend(
+        self, x: Tensor, y: Tensor, z: Tensor, carried: Tensor | None, scale: float, reverse: bool, dtype: torch.dtype,
+        other: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+        """[B, H, T, width of z], and its dot products with `other` [B, H, T]; `carried` [B * H, n, width of x, of z]."""
+        DX, DZ = x.shape[-1], z.shape[-1]
+        tile = self.tile("attend", DX, DZ)
+        out = torch.empty((self.B, self.H, self.T, DZ), dtype=dtype, device=self.device)
+        z_tiles = -(-DZ // tile.columns)
+        dots = None
+        if other is not None:
+            dots = torch.empty((z_tiles, self.B, self.H, self.T), dtype=torch.float32, device=self.device)
+        at = (0, 0, 0, 0) if carried is None else carried.stride()
+        numbers = {
+            **strides("x", x), **strides("y", y), **strides("z", z), **strides("g", self.log_decay),
+            **strides("other", other), **strides("out", out), "carried_bh": at[0], "carried_s": at[1], "carried_x": at[2],
+            "carried_z": at[3], "scale": float(scale), "batch_heads": self.B * self.H, **self.common(reverse),
+            "X_SHARE": self.share(x), "Y_SHARE": self.share(y), "Z_SHARE": self.share(z),
+            "OTHER_SHARE": 1 if other is None else self.share(other), "DX": DX, "DZ": DZ, "BX": rounded(DX),
+            "BZ": tile.columns, "HALF": self.dtype == torch.float16,
+        }  # fmt: skip
+        tensors = (x, y, z, out, carried, other, dots, self.log_decay, self.runs, self.lengths)
+        programs = self.B * self.H * self.segments * z_tiles
+        launch(attend_segments, programs, tensors, _in_order(attend_segments, numbers, len(tensors)), tile.launch)
+        return out, None if dots is None else dots.sum(0)
+
+
+def _in_order(kernel: Any, numbers: dict[str, Any], tensors: int) -> dict[str, Any]:
+    return {name: numbers[name] for name in kernel.arg_names[tensors:]}
+
+
+@on_its_device
+def triton_forward(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, runs: Tensor | None, lengths: Tensor | None,
+    initial_state: Tensor | None, scale: float, wants_state: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
+    """out [B, H, T, Dv]; the last state [B, H, D, Dv] where wanted; the states that segments get, where any were made."""
+    q, k, v = ready(q), ready(k), ready(v)
+    call = Call(q, v, log_decay, runs, lengths)
+    states = call.states(k, v, initial_state, False) if call.segments > 1 or wants_state else None
+    out, _ = call.attend(q, k, v, call.carried(states, initial_state), scale, False, q.dtype)
+    last = None
+    if wants_state and states is not None:
+        last = states[:, -1].reshape(call.B, call.H, call.D, call.Dv).clone()
+    return out, last, states
+
+
+@on_its_device
+def triton_backward(
+    dout: Tensor, dstate: Tensor | None, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, runs: Tensor | None,
+    lengths: Tensor | None, initial_state: Tensor | None, states: Tensor | None, scale: float, wants_decay: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:  # fmt: skip
+    """dq, dk, dv; d log_decay [B, H, T] where wanted; d initial_state [B, H, D, Dv] where there is one.
+
+    States going back are held divided by the scale, because what comes out is multiplied by it.
+    """
+    q, k, v, dout = ready(q), ready(k), ready(v), ready(dout)
+    call = Call(q, v, log_decay, runs, lengths)
+    after = None if dstate is None else (dstate.float() / scale).contiguous()
+    if states is None and wants_decay and dstate is not None:
+        states = call.states(k, v, initial_state, False)
+    made = call.states(q, dout, after, True) if call.segments > 1 or initial_state is not None else None
+    carried, back = call.carried(states, initial_state), call.carried(made, after)
+    turned, back_turned = (None if s is None else s.transpose(-1, -2) for s in (carried, back))
+    wide = torch.float32 if k.shape[1] != call.H else k.dtype  # a shared head's gradient is a sum
+    dq, ends = call.attend(dout, v, k, turned, scale, False, q.dtype, q if wants_decay else None)
+    dk, begins = call.attend(v, dout, q, back_turned, scale, True, wide, k if wants_decay else None)
+    dv, _ = call.attend(k, q, dout, back, scale, True, wide)
+    if k.shape[1] != call.H:
+        dk, dv = (t.unflatten(1, (-1, call.H // k.shape[1])).sum(2).to(k.dtype) for t in (dk, dv))
+    dg = None
+    if ends is not None and begins is not None:
+        dg = _decay_gradient(call, ends - begins, states, made, dstate, scale)
+    first = None
+    if initial_state is not None and made is not None:
+        first = (made[:, -1] * scale).reshape(call.B, call.H, call.D, call.Dv)
+    return dq, dk, dv, dg, first
+
+
+def _decay_gradient(
+    call: Call, change: Tensor, states: Tensor | None, back: Tensor | None, dstate: Tensor | None, scale: float
+) -> Tensor:
+    """d log_decay [B, H, T]: what crosses a token, pairs on both its sides, by sums that begin anew in each segment.
+
+    A token l is the later of the pairs in q.dq and the earlier of those in k.dk, so their difference [B, H, T] is how much less
+    crosses l + 1 than l. What crosses the end of a segment is the product of the states on both its sides.
+    """
+    n, each = call.segments, call.chunks * call.tokens
+    padded = torch.nn.functional.pad(change, (0, n * each - call.T)).unflatten(-1, (n, each))
+    dg = padded.flip(-1).cumsum(-1).flip(-1)  # (B, H, n, tokens)
+    if n > 1 and states is not None and back is not None:
+        # The state that segment s + 1 gets, and the one that comes back to segment s; runs that end between do not cross.
+        crossing = (states[:, 1:n] * back[:, : n - 1]).sum((-1, -2)).mul_(scale).view(call.B, call.H, n - 1)
+        if call.runs is not None:
+            ends = torch.arange(1, n, device=change.device) * each
+            crossing = crossing * (call.runs[:, ends] == call.runs[:, ends - 1])[:, None]
+        dg[:, :, :-1] += crossing[..., None]
+    dg = dg.flatten(-2)[..., : call.T]
+    if dstate is not None and states is not None:
+        last = states[:, -1].view(call.B, call.H, call.D, call.Dv)
+        dg[..., (n - 1) * each :] += (last * dstate).sum((-1, -2))[..., None]
+    return without_ends(dg, call.runs, call.lengths)
