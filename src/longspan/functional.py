@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from longspan.nearest import nearest
 from longspan.patterns import Pattern
 from longspan_kernels.block_sparse.cache import block_size_of
 from longspan_kernels.block_sparse.device_layout import DeviceLayout
@@ -41,6 +42,7 @@ def sparse_attention(
     block_bias: Tensor | None = None,
     return_lse: bool = False,
     backend: str = "auto",
+    **others: Any,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Softmax attention over the live pairs of a pattern, at the cost of the blocks that hold them.
 
@@ -71,6 +73,8 @@ def sparse_attention(
         TypeError: an argument of the wrong type.
         BackendError: a backend that cannot serve the call; the message says what would.
     """
+    if others:
+        raise _unknown_argument(next(iter(others)))
     _check_tensors(q, k, v)
     (B, H, q_len, _), k_len = q.shape, k.shape[2]
     if isinstance(pattern, DeviceLayout):
@@ -114,6 +118,29 @@ def sparse_attention(
         return_lse=return_lse,
         backend=backend,
     )
+
+
+# what other libraries call an argument, and what to give here
+ELSEWHERE = {
+    "key_padding_mask": "lengths=..., [B] ints: keys from there on do not exist",
+    "attention_mask": "lengths=... for padding ([B] ints), or a pattern for who sees whom",
+    "attn_mask": "a pattern for who sees whom, lengths=... for padding, or block_bias=... for a bias",
+    "mask": "a pattern for who sees whom, or lengths=... for padding",
+    "block_mask": "a pattern; longspan.integrations.flex_attention reads mask_mods",
+    "score_mod": "block_bias=... for a bias a block; other changes of scores are not served",
+    "is_causal": "causal=...",
+    "dropout": "dropout_p=...",
+    "softmax_scale": "scale=...",
+    "enable_gqa": "nothing: k and v may have fewer heads than q",
+    "window_size": "a pattern: Local(window)",
+    "cu_seqlens": "segments=..., [B, T] ints: a query sees keys of its own segment alone",
+}
+
+
+def _unknown_argument(name: str) -> TypeError:
+    near = nearest(name, ("causal", "lengths", "segments", "scale", "dropout_p", "block_bias", "return_lse", "backend"))
+    instead = ELSEWHERE.get(name) or (f"{near}=..." if near else "causal, lengths, segments, scale, dropout_p or backend")
+    return TypeError(f"sparse_attention takes no {name}=; give {instead}")
 
 
 def _by_device_layout(

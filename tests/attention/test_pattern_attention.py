@@ -163,7 +163,7 @@ WRONG = [
     (lambda: variants.bigbird(window_blocks=4, **PLACE), r"attention\.window_blocks = 4 is even"),
     (
         lambda: variants.bigbird(blocksize=4, **PLACE),
-        r"attention\.blocksize is not .* bigbird; did you mean block_size",
+        r"attention\.blocksize is not .* bigbird. Did you mean block_size",
     ),
     (lambda: variants.local(window="wide", **PLACE), r"attention\.window = 'wide'"),
     (lambda: variants.local(dropout=1.0, **PLACE), r"attention\.dropout = 1.0"),
@@ -183,11 +183,11 @@ WRONG = [
     ),
     (lambda: variants.block_table(block_size=0, **PLACE), r"attention\.block_size = 0"),
     (lambda: variants.per_head(patterns="local", **PLACE), r"attention\.patterns = 'local' is not a list"),
-    (lambda: variants.per_head(patterns=["locl"], **PLACE), r"attention\.patterns\[0\] = 'locl' .*did you mean local"),
+    (lambda: variants.per_head(patterns=["locl"], **PLACE), r"attention\.patterns\[0\] = 'locl' .*Did you mean local"),
     (lambda: variants.per_head(patterns=["full"] * 5, **PLACE), r"attention\.patterns holds 5 patterns for 4 heads"),
     (
         lambda: variants.per_head(patterns=["full", {"name": "local", "windw": 3}], **PLACE),
-        r"attention\.patterns\[1\]\.windw is not a setting of local; did you mean window",
+        r"attention\.patterns\[1\]\.windw is not a setting of local. Did you mean window",
     ),
     (
         lambda: variants.per_head(patterns=[{"name": "local", "window": 0}], **PLACE),

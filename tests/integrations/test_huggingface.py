@@ -135,7 +135,7 @@ def test_a_models_implementation_can_be_changed_later():
 
 
 @pytest.mark.parametrize(
-    "text, told", [("Locl(4)", "did you mean Local"), ("moba", "no variant made of a pattern"), ("Local(0)", "window")]
+    "text, told", [("Locl(4)", "Did you mean Local"), ("moba", "no variant made of a pattern"), ("Local(0)", "window")]
 )
 def test_a_wrong_expression_fails_when_the_model_is_made(text, told):
     with pytest.raises(PatternError, match=told):

@@ -29,7 +29,7 @@ def test_an_expression_is_the_pattern_it_writes(text):
     [
         ("Local(256", "is not written right"),
         ("", "is not written right"),
-        ("Locl(256)", "did you mean Local"),
+        ("Locl(256)", "Did you mean Local"),
         ("Local(256) | 3", "joins 3"),
         ("Local", "without its settings"),
         ("3", "is no pattern"),

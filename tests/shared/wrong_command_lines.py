@@ -92,7 +92,7 @@ WRONG: list[tuple[str, str, str, str]] = [
     ("attention=block_table attention.table=/no/table.npy", "attention.table", "/no/table.npy", "no such file"),
     # tasks
     ("task.tied=7", "task.tied", "7", "true or false"),
-    ("data=h37rv task=token_labelling task.class_weights=balance", "task.class_weights", "balance", "one a class"),
+    ("data=h37rv task=token_labelling task.class_weights=even", "task.class_weights", "even", "or balanced"),
     ("data=h37rv task=token_labelling task.class_weights=[1,0]", "task.class_weights", "[1,0]", "above 0"),
     ("data=hiv1 task=sequence_classification task.pooling=max", "task.pooling", "max", "mean or first"),
     ("data=hiv1 task=sequence_classification task.threshold=1.5", "task.threshold", "1.5", "between 0 and 1"),

@@ -58,7 +58,7 @@ def read_table(path: str | Path) -> Any:
         if file.suffix == ".pt":
             return torch.load(file, weights_only=True, map_location="cpu")
         if file.suffix == ".csv":
-            return np.loadtxt(file, delimiter=",", ndmin=2)
+            return np.loadtxt(file, delimiter=",", ndmin=2, encoding="utf-8-sig")
     except Exception as error:
         raise AttentionConfigError("table", f"= {path} cannot be read as {file.suffix}: {error}") from error
     raise AttentionConfigError("table", f"= {path} has the suffix {file.suffix!r}; give a {FORMATS} file")

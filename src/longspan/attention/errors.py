@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from difflib import get_close_matches
 from typing import Any
 
+from longspan.nearest import did_you_mean, nearest
 from longspan.patterns import PatternError
 
 
@@ -33,9 +33,8 @@ def settings_named(within: str = "") -> Iterator[None]:
 def unknown_setting(name: str, known: Iterable[str], what: str, within: str = "") -> AttentionConfigError:
     """The error for a key that `what` does not take, with the nearest right one."""
     known = sorted(known)
-    near = get_close_matches(name, known, n=1)
-    meant = f"did you mean {near[0]}? " if near else ""
-    return AttentionConfigError(f"{within}{name}", f"is not a setting of {what}; {meant}settings: {', '.join(known)}")
+    meant = did_you_mean(nearest(name, known))
+    return AttentionConfigError(f"{within}{name}", f"is not a setting of {what}.{meant} Settings: {', '.join(known)}")
 
 
 def as_fraction(key: str, value: Any) -> float:

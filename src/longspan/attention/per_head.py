@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from difflib import get_close_matches
 from typing import Any
 
 from longspan.attention.errors import AttentionConfigError, settings_named, unknown_setting
 from longspan.attention.variant import FAMILIES, Place, variant
+from longspan.nearest import did_you_mean, nearest
 from longspan.patterns import Pattern, PerHead
 
 
@@ -40,9 +40,8 @@ def _pattern(entry: Any, where: str, place: Place) -> Pattern:
     name = settings.pop("name", None)
     choices = sorted(set(FAMILIES) - {"per_head"})
     if name not in choices:
-        near = get_close_matches(str(name), choices, n=1)
-        meant = f"did you mean {near[0]}? " if near else ""
-        raise AttentionConfigError(where, f"= {entry!r} names no variant; {meant}choose among {', '.join(choices)}")
+        meant = did_you_mean(nearest(str(name), choices))
+        raise AttentionConfigError(where, f"= {entry!r} names no variant.{meant} Choose among {', '.join(choices)}")
     family = FAMILIES[name]
     for key in settings:
         if key not in family.settings:

@@ -13,7 +13,7 @@ import torch
 
 import longspan.attention
 from longspan.benchmark.timing import peak_memory, time_interleaved
-from longspan.config.nearest import did_you_mean, listed, nearest
+from longspan.nearest import did_you_mean, listed, nearest
 
 
 class GrowthError(ValueError):

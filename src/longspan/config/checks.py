@@ -11,8 +11,8 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from longspan.config.errors import ConfigError
-from longspan.config.nearest import did_you_mean, listed, nearest
 from longspan.config.values import HYDRA_KEYS
+from longspan.nearest import did_you_mean, listed, nearest
 
 
 def check_config(config: DictConfig, *, multirun: bool = False) -> None:

@@ -23,11 +23,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from longspan.config.checks import check_config, check_steps
 from longspan.config.errors import ConfigError, readable_errors
-from longspan.config.nearest import did_you_mean, listed, nearest
 from longspan.config.reachable import check_reachable
 from longspan.config.resolved import plain_config
-from longspan.config.values import check_values
+from longspan.config.values import check_added, check_values
 from longspan.config.written import quoted, shown
+from longspan.nearest import did_you_mean, listed, nearest
 
 # More jobs than this are checked only up to it: each costs a fraction of a second.
 CHECKED_JOBS = 64
@@ -67,6 +67,7 @@ def check_job(
     check_config(config, multirun=multirun)
     plain = plain_with_hydra(config, output_dir, multirun=multirun)
     check_values(plain)
+    check_added(plain, overrides)
     check_steps(plain)
     check_reachable(plain, devices=not elsewhere)
     return plain

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,10 +30,13 @@ def is_explained(error: BaseException) -> bool:
 def readable_errors() -> Iterator[None]:
     """Prints an explained error as one short message and exits with code 2.
 
-    Other exceptions, and all of them under HYDRA_FULL_ERROR=1, keep their traceback.
+    Ctrl-C exits with code 130. Other exceptions, and all of them under HYDRA_FULL_ERROR=1, keep their traceback.
     """
     try:
         yield
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     except Exception as error:
         if not is_explained(error) or os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise

@@ -11,9 +11,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from longspan.config.command_line import composed, groups
 from longspan.config.errors import ConfigError
-from longspan.config.nearest import did_you_mean, listed, nearest
 from longspan.config.resolved import plain_config
 from longspan.config.stored import literal
+from longspan.nearest import did_you_mean, listed, nearest
 
 
 def split_words(words: Sequence[str], own: dict[str, str]) -> tuple[dict[str, str], list[str]]:
@@ -33,10 +33,18 @@ def split_words(words: Sequence[str], own: dict[str, str]) -> tuple[dict[str, st
             usage = "\n".join(f"  {name}=...  {what}" for name, what in own.items())
             raise ConfigError(f"{word!r} is not of the form key=value. This script's own keys:\n{usage}")
         if key in own:
-            mine[key] = value
+            mine[key] = unquoted(value)
         else:
             rest.append(word)
     return mine, rest
+
+
+def unquoted(value: str) -> str:
+    """A value without the quotes that Hydra's command line would want around it."""
+    quote = value[:1]
+    if len(value) >= 2 and quote in ("'", '"') and value[-1] == quote:
+        return value[1:-1].replace(f"\\{quote}", quote)
+    return value
 
 
 def overridden(stored: dict[str, Any], words: Sequence[str], conf: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from longspan.config.errors import CheckpointError
-from longspan.config.nearest import did_you_mean, nearest
+from longspan.nearest import did_you_mean, nearest
 
 # modules whose targets the user trusts, separated by commas: LONGSPAN_TRUST=my_package,other.module
 TRUST = "LONGSPAN_TRUST"

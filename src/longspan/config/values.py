@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
 
 from longspan.config.errors import ConfigError
-from longspan.config.nearest import did_you_mean, listed, nearest
 from longspan.config.schema import attention, data, model  # noqa: F401  (they register their targets)
 from longspan.config.schema.kinds import BY_TARGET, Settings, fix_of
 from longspan.config.schema.run import Run
 from longspan.config.written import shown
+from longspan.nearest import did_you_mean, listed, nearest
 
 MOST_TOLD = 5
 HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
@@ -44,6 +44,18 @@ def _typed(text: str) -> str:
     return text.partition(": ")[0].partition(" ")[0].rpartition(".")[2]
 
 
+def check_added(config: Mapping[str, Any], words: Sequence[str]) -> None:
+    """Raises ConfigError where a word such as ``+data.batchsize=4`` adds a key that its node's target does not take."""
+    for word in words:
+        path, _, key = word.partition("=")[0].lstrip("+").rpartition(".")
+        node: Any = config
+        for part in path.split(".") if word.startswith("+") and path else []:
+            node = node.get(part) if isinstance(node, Mapping) else None
+        settings = BY_TARGET.get(str(node.get("_target_"))) if isinstance(node, Mapping) else None
+        if settings is not None and settings.closed and key not in settings.model_fields and key not in HYDRA_KEYS:
+            raise ConfigError(_unknown(key, settings.model_fields, path))
+
+
 def wrong_values(node: Mapping[str, Any], settings: type[Settings], path: str) -> list[str]:
     """A sentence for each key of a node that has a wrong value. A key that a config of an older version lacks is none."""
     try:
@@ -57,10 +69,6 @@ def wrong_values(node: Mapping[str, Any], settings: type[Settings], path: str) -
             fix = fix_of(_annotated(settings.model_fields[key].annotation, settings.model_fields[key].metadata))
             return [f"{_full(path, key)} is taken away (~{_full(path, key)}), and no run does without: give {fix}"]
     known = settings.model_fields
-    if settings.closed:
-        unknown = [key for key in node if key not in known and key not in HYDRA_KEYS]
-        if unknown:
-            return [_unknown(key, known, path) for key in unknown]
     try:
         problem = settings.model_construct(**{**dict.fromkeys(known), **node}).problem()
     except TypeError:  # a key that two others are compared with is not there

@@ -109,10 +109,10 @@ class SequenceDataModule(pl.LightningDataModule):
             sets = self._load()
             for name in SPLITS:
                 if not len(sets[name]):  # type: ignore[arg-type]
+                    source = next((k for k in ("path", "name", "bundled") if getattr(self, k, None)), "path")
+                    key = f"{name}_fraction" if name != "train" and hasattr(self, f"{name}_fraction") else source
                     raise DataConfigError(
-                        f"{name}_fraction" if name != "train" else "path",
-                        getattr(self, f"{name}_fraction", None),
-                        f"leaves the {name} split empty; give more data or other shares",
+                        key, getattr(self, key, None), f"leaves the {name} split empty; give more data or other shares"
                     )
             self._sets = sets
 

@@ -18,7 +18,7 @@ from longspan.data import bundled as shipped
 from longspan.data import settings
 from longspan.data.base import SequenceDataModule
 from longspan.data.baselines import class_baselines, label_baselines
-from longspan.data.errors import DataConfigError, DataFileError
+from longspan.data.errors import DataConfigError, DataFileError, each
 from longspan.data.files import FORMATS, list_files
 from longspan.data.hiv1 import COMPLEX, form_number, forms_by_number, parents
 from longspan.data.labels import LabelRule, indicator, sort_classes
@@ -186,6 +186,11 @@ class SequenceClassificationDataModule(SequenceDataModule):
             split: 0.0 if given[split] is not None else share
             for split, share in (("validation", self.validation_fraction), ("test", self.test_fraction))
         }
+        settings.enough_groups(
+            "path" if self.path else "name" if self.name else "bundled", self.path or self.name or self.bundled,
+            [example.group for example in pool], 1 + sum(share > 0 for share in shares.values()),
+            self.group_column or "text",
+        )  # fmt: skip
         spread = indicator([example.labels for example in pool], self.class_names)
         chosen = by_groups([example.group for example in pool], spread, seed=self.seed, **shares)
         sets: dict[str, Dataset] = {}
@@ -297,14 +302,14 @@ class SequenceClassificationDataModule(SequenceDataModule):
         return joined
 
     def _label(self, documents: list[Document]) -> list[Example]:
-        examples = []
-        for document in documents:
-            if self.group_column is None:
-                group: str | bytes = hashlib.sha256(document.tokens.tobytes()).digest()
-            else:
-                group = str(document.row.get(self.group_column, "group_column"))
-            examples.append(Example(document, self.rule.read(document.row), group))
-        return examples
+        return each(documents, self._example)
+
+    def _example(self, document: Document) -> Example:
+        if self.group_column is None:
+            group: str | bytes = hashlib.sha256(document.tokens.tobytes()).digest()
+        else:
+            group = str(document.row.get(self.group_column, "group_column"))
+        return Example(document, self.rule.read(document.row), group)
 
     def _read_hiv1(self) -> list[Example]:
         rows = read_csv(shipped.HIV1, "\t")

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from os import PathLike
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class DataFileError(ValueError):
@@ -18,6 +23,25 @@ class DataFileError(ValueError):
 
     def __reduce__(self) -> tuple[type[DataFileError], tuple[str, int | None, str]]:
         return type(self), (self.path, self.line, self.reason)
+
+
+def each(items: Iterable[Item], read: Callable[[Item], Result]) -> list[Result]:
+    """`read` of each item of a file.
+
+    Raises:
+        DataFileError: the first that `read` raised, with how many more lines are wrong.
+    """
+    results, wrong = [], []
+    for item in items:
+        try:
+            results.append(read(item))
+        except DataFileError as error:
+            wrong.append(error)
+    if wrong:
+        first = min(wrong, key=lambda error: error.line or 0)
+        more = f" (and {len(wrong) - 1} more such line{'s' if len(wrong) > 2 else ''})" if len(wrong) > 1 else ""
+        raise DataFileError(first.path, first.line, f"{first.reason}{more}") from first
+    return results
 
 
 class DataConfigError(ValueError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import glob
 import gzip
 import lzma
@@ -34,10 +35,10 @@ def format_of(path: str | Path) -> str | None:
 
 
 def read_bytes(path: str | Path) -> bytes:
-    """A file's content, decompressed by its suffix (.xz, .gz).
+    """A file's content, decompressed by its suffix (.xz, .gz), without the byte order mark that some editors put first.
 
     Raises:
-        DataFileError: the file cannot be opened, is empty, or its compression is damaged.
+        DataFileError: the file cannot be opened, is empty or UTF-16, or its compression is damaged.
     """
     path = Path(path)
     try:
@@ -50,20 +51,23 @@ def read_bytes(path: str | Path) -> bytes:
         raise DataFileError(path, None, f"not a whole {path.suffix} file ({error})") from error
     except OSError as error:
         raise DataFileError(path, None, f"cannot be read ({error.strerror or error})") from error
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise DataFileError(path, 1, "the file is UTF-16, by its byte order mark; convert it to UTF-8")
+    raw = raw.removeprefix(codecs.BOM_UTF8)
     if not raw:
         raise DataFileError(path, None, "the file is empty")
     return raw
 
 
 def read_utf8(path: str | Path) -> str:
-    """A file's content as text, a leading byte order mark dropped.
+    """A file's content as text.
 
     Raises:
         DataFileError: as `read_bytes`, and for bytes that are not UTF-8, with their line.
     """
     raw = read_bytes(path)
     try:
-        return raw.decode("utf-8-sig")
+        return raw.decode("utf-8")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise DataFileError(path, line, f"byte 0x{raw[error.start]:02x} is not UTF-8; convert the file") from error

@@ -46,6 +46,17 @@ def text_or_none(key: str, value: object) -> str | None:
     return None if value is None else text(key, value)
 
 
+def enough_groups(key: str, source: object, groups: Sequence[object], wanted: int, what: str) -> None:
+    """Refuses data of fewer groups than there are splits to make of it: equal ones never go to two splits."""
+    different = len(set(groups))
+    if different < wanted:
+        few = f"its {len(groups)} documents are only {different} different {what}{'s' if different != 1 else ''}"
+        raise DataConfigError(
+            key, source, f"{few}, and equal ones stay in one of the {wanted} splits; give more data, "
+            "or data.validation_path and data.test_path",
+        )  # fmt: skip
+
+
 def bundled(value: object, options: Sequence[str], named: bool = True) -> str:
     """A bundled data set's name; asked for only where the user names no data. `named`: a Hub name would do too."""
     if value is None:

@@ -200,6 +200,9 @@ class TextDataModule(SequenceDataModule):
             # where a cut leaves a part only a document's <bos>, there is nothing to predict
             return {split: [(d, max(0, begin - 1), end) for d, begin, end in parts[split] if end > 1] for split in SPLITS}
         groups = [hashlib.sha256(document.tokens.tobytes()).digest() for document in documents]
+        source = "path" if self.path else "name" if self.name else "bundled"
+        wanted = 1 + sum(share > 0 for share in shares.values())
+        settings.enough_groups(source, getattr(self, source), groups, wanted, "text")
         weights = np.array(sizes, dtype=float)[:, None]
         split_documents = by_groups(groups, weights, validation=shares["validation"], test=shares["test"], seed=self.seed)
         return {split: [(int(d), 0, sizes[d]) for d in split_documents[split]] for split in SPLITS}

@@ -6,12 +6,12 @@ returns a module called as ``module(q, k, v, lengths=, segments=) -> [B, H, T, D
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 
 from torch import nn
 
 from longspan.models.settings import ModelConfigError
+from longspan.nearest import did_you_mean, nearest
 
 AttentionMaker = Callable[..., nn.Module]
 AttentionChoice = AttentionMaker | Sequence[AttentionMaker] | Mapping[str, AttentionMaker]
@@ -57,7 +57,6 @@ def _named(makers: dict[str, AttentionMaker], names: list[str] | None) -> list[A
         raise ModelConfigError("attention_layers", names, f"list at least one of {', '.join(makers)}")
     for name in names:
         if name not in makers:
-            near = difflib.get_close_matches(name, makers, n=1)
-            meant = f"did you mean {near[0]}? " if near else ""
-            raise ModelConfigError("attention_layers", name, f"{meant}known: {', '.join(makers)}")
+            meant = did_you_mean(nearest(name, makers))
+            raise ModelConfigError("attention_layers", name, f"choose among {', '.join(makers)}.{meant}")
     return [makers[name] for name in names]

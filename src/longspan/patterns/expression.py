@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ast
-import difflib
 from typing import Any
 
+from longspan.nearest import did_you_mean, nearest
 from longspan.patterns.base import Pattern
 from longspan.patterns.bigbird import BigBird
 from longspan.patterns.block_table import BlockTable
@@ -64,9 +64,8 @@ def _value(node: ast.expr, text: str) -> Any:
 
 def _called(node: ast.Call, name: str, text: str) -> Pattern:
     if name not in FAMILIES:
-        near = difflib.get_close_matches(name, FAMILIES, n=1, cutoff=0.5)
-        meant = f"did you mean {near[0]}? " if near else ""
-        raise _wrong(text, f"names {name}, which is no pattern; {meant}choose from {', '.join(FAMILIES)}")
+        meant = did_you_mean(nearest(name, FAMILIES))
+        raise _wrong(text, f"names {name}, which is no pattern.{meant} Choose from {', '.join(FAMILIES)}")
     if any(isinstance(a, ast.Starred) for a in node.args) or any(k.arg is None for k in node.keywords):
         raise _wrong(text, "unpacks arguments with *; write them out")
     arguments = [_value(a, text) for a in node.args]

@@ -106,7 +106,7 @@ class RecordWriter(Callback):
         self._earlier_seconds = 0.0
         self._training = False
         self._fitting = True
-        self._signalled = False
+        self._signalled: int | None = None  # the signal that asked for the end
         self._raised: BaseException | None = None
         self._previous_handler: Any = None
 
@@ -132,17 +132,19 @@ class RecordWriter(Callback):
         if error is not None:
             self.extra["traceback"] = full_traceback(error)
         text = describe(error) if error is not None else None
-        if self._signalled and status != "complete":
-            status, text = "interrupted", f"SIGTERM received\n{text}"
+        if self._signalled is None and _caused_by_ctrl_c(error):
+            self._signalled = signal.SIGINT
+        if self._signalled is not None and status != "complete":
+            status, text = "interrupted", f"{signal.Signals(self._signalled).name} received\n{text}"
         self._write(status, text)
         if self.record is not None:
             finish_wandb(self._wandb, self.record)
-        if status == "interrupted" and isinstance(error, SystemExit) and not error.code:
-            # Lightning leaves with code 0 after SIGTERM, which a scheduler would take for a finished run
-            raise SystemExit(128 + signal.SIGTERM) from error
+        if status == "interrupted" and (_caused_by_ctrl_c(error) or (isinstance(error, SystemExit) and not error.code)):
+            # Lightning leaves with code 0 after SIGTERM, which a scheduler would take for a finished run, and 1 after Ctrl-C
+            raise SystemExit(128 + (self._signalled or signal.SIGTERM)) from error
 
     def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
-        again, self._signalled = self._signalled, True
+        again, self._signalled = self._signalled is not None, number
         if self._training and not again:
             return  # Lightning's own handler ends the fit after this step, when a checkpoint can be written
         raise SystemExit(128 + number)
@@ -277,3 +279,9 @@ class RecordWriter(Callback):
         with contextlib.suppress(ValueError, OSError):
             if Record.load(self.path).status == "complete":
                 os.replace(self.path, self.path.with_name(f"{self.path.stem}.previous.json"))
+
+
+def _caused_by_ctrl_c(error: BaseException | None) -> bool:
+    return isinstance(error, KeyboardInterrupt) or (
+        isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt)
+    )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from longspan.config.errors import ConfigError
-from longspan.config.nearest import did_you_mean, listed, nearest
+from longspan.nearest import did_you_mean, listed, nearest
 
 ENGINES = ("auto", "ray", "local", "slurm")
 RETRIABLE = ("failed", "out_of_memory")

@@ -63,7 +63,10 @@ class Model(Settings):
         return head_problem(self.width, self.heads, self.kv_heads, self.head_dim)
 
 
-ClassWeights = Annotated[list[Positive], Fix("a list of numbers above 0, one a class, such as [1.0, 3.0], or null")]
+ClassWeights = Annotated[
+    list[Positive] | Literal["balanced"] | None,
+    Fix("a list of numbers above 0, one a class, such as [1.0, 3.0], or balanced, or null"),
+]
 
 
 class Task(Settings):
@@ -102,13 +105,17 @@ class SequenceClassification(Task):
     pooling: Literal["mean", "first"]
     head_dropout: Fraction
     threshold: Annotated[float, Field(gt=0, lt=1), Fix("a probability between 0 and 1")]
-    class_weights: ClassWeights | None
+    class_weights: ClassWeights
+    label_smoothing: Fraction
+    focal_gamma: NotNegative
 
 
 @settings_of("longspan.tasks.TokenLabelling")
 class TokenLabelling(Task):
     head_dropout: Fraction
-    class_weights: ClassWeights | None
+    class_weights: ClassWeights
+    label_smoothing: Fraction
+    focal_gamma: NotNegative
 
 
 @settings_of("longspan.tasks.adamw")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from longspan.data.errors import DataFileError
+from longspan.data.errors import DataFileError, each
 from longspan.data.files import read_utf8
 
 COLUMNS = ("chrom", "start", "end", "name", "score", "strand")
@@ -35,16 +35,16 @@ def read_bed(path: str | Path) -> list[Interval]:
         DataFileError: with the line: fewer than six columns, a start or end that is no whole number, start >= end, a
             strand other than + or -.
     """
-    intervals = []
+    lines: list[tuple[int, list[str]]] = []
     for number, line in enumerate(read_utf8(path).split("\n"), start=1):
         line = line.rstrip("\r")
         if not line.strip() or line.startswith("#") or line.split(maxsplit=1)[0] in ("track", "browser"):
             continue
         fields = line.split("\t") if "\t" in line else line.split()
-        intervals.append(_interval(path, number, fields))
-    if not intervals:
+        lines.append((number, fields))
+    if not lines:
         raise DataFileError(path, None, "holds no interval")
-    return intervals
+    return each(lines, lambda line: _interval(path, *line))
 
 
 def _interval(path: str | Path, number: int, fields: list[str]) -> Interval:

@@ -7,7 +7,7 @@ import io
 import sys
 from pathlib import Path
 
-from longspan.data.errors import DataFileError
+from longspan.data.errors import DataFileError, each
 from longspan.data.files import read_utf8
 from longspan.data.readers.rows import Row
 
@@ -25,7 +25,7 @@ def read_csv(path: str | Path, delimiter: str = ",") -> list[Row]:
     csv.field_size_limit(sys.maxsize)
     reader = csv.reader(io.StringIO(read_utf8(path), newline=""), delimiter=delimiter, strict=True)
     header: list[str] | None = None
-    rows: list[Row] = []
+    lines: list[tuple[int, list[str]]] = []
     while True:
         line = reader.line_num + 1
         try:
@@ -43,9 +43,14 @@ def read_csv(path: str | Path, delimiter: str = ",") -> list[Row]:
             if twice := {name for name in header if header.count(name) > 1}:
                 raise DataFileError(path, line, f"the header names {', '.join(sorted(twice))} twice")
             continue
-        if len(fields) != len(header):
-            raise DataFileError(path, line, f"{len(fields)} fields where the header has {len(header)}")
-        rows.append(Row(str(path), line, dict(zip(header, fields, strict=True))))
-    if not rows:
+        lines.append((line, fields))
+    if not lines or header is None:
         raise DataFileError(path, None, "holds no row below its header")
-    return rows
+    names = header
+    return each(lines, lambda row: _row(path, names, *row))
+
+
+def _row(path: str | Path, header: list[str], line: int, fields: list[str]) -> Row:
+    if len(fields) != len(header):
+        raise DataFileError(path, line, f"{len(fields)} fields where the header has {len(header)}")
+    return Row(str(path), line, dict(zip(header, fields, strict=True)))

@@ -1,4 +1,4 @@
-"""Plain text: a file is a document, or every line of it is. Bytes are taken as they are, in any encoding."""
+"""Plain text: a file is a document, or every line of it is. Bytes are taken as they are, a byte order mark aside."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ class SaveOnInterrupt(pl.Callback):
         again, self._asked = self._asked is not None, number
         previous = self._previous.get(signal.SIGTERM)
         if callable(previous) and previous is not signal.default_int_handler:
-            previous(signal.SIGTERM, frame)  # the run's record takes note; it ends the process the second time
+            previous(number, frame)  # the run's record takes note; it ends the process the second time
         elif again:
             raise SystemExit(128 + number)
         if number == signal.SIGINT:
