@@ -8,7 +8,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from longspan_kernels.linear import linear_attention, reference_linear_attention
+from longspan_kernels.linear import gated_delta_rule, linear_attention, reference_linear_attention
 
 WIDTHS = (16, 24, 40, 64)
 
@@ -75,7 +75,8 @@ def compare_with_reference(call: LinearCall, backend: str, dtype: torch.dtype, t
         given[name], leaves[name] = x.detach().requires_grad_(), x.detach().double().requires_grad_()
     places = call.places()
     rest = {"scale": 0.5, **places}
-    out, state = linear_attention(**given, return_state=True, backend=backend, **rest)
+    op = gated_delta_rule if call.delta else linear_attention
+    out, state = op(**given, return_state=True, backend=backend, **rest)
     expected, last = reference_linear_attention(**leaves, **rest)
     draw = torch.Generator().manual_seed(5)
     dout = torch.randn(out.shape, generator=draw, dtype=torch.float64).to(dtype).double()

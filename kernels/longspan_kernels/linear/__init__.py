@@ -2,7 +2,8 @@
 
 from longspan_kernels.linear.arguments import LinearAttentionError
 from longspan_kernels.linear.backends import BACKENDS
+from longspan_kernels.linear.delta_op import gated_delta_rule
 from longspan_kernels.linear.op import linear_attention
 from longspan_kernels.linear.reference import reference_linear_attention
 
-__all__ = ["BACKENDS", "LinearAttentionError", "linear_attention", "reference_linear_attention"]
+__all__ = ["BACKENDS", "LinearAttentionError", "gated_delta_rule", "linear_attention", "reference_linear_attention"]

@@ -112,8 +112,8 @@ def forward(
     initial_state: Tensor | None, scale: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """out [B, H, T, Dv] in q's dtype and the last state [B, H, D, Dv], in float32 or wider."""
-    x, y, z, g = _exact(q, k, v, log_decay, lengths)
-    state = _start(initial_state, x, z)
+    x, y, z, g = exact_operands(q, k, v, log_decay, lengths)
+    state = start_state(initial_state, x, z)
     out, state = scan(x, y, z, g, runs, state)
     return out.mul_(scale).to(q.dtype), state
 
@@ -123,11 +123,11 @@ def backward(
     lengths: Tensor | None, initial_state: Tensor | None, scale: float, wants_decay: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:  # fmt: skip
     """dq, dk, dv as q, k, v; d log_decay [B, H, T] where wanted; d initial_state."""
-    x, y, z, g = _exact(q, k, v, log_decay, lengths)
-    do, _, _, _ = _exact(dout, k[..., :0], v[..., :0], None, lengths)
+    x, y, z, g = exact_operands(q, k, v, log_decay, lengths)
+    do, _, _, _ = exact_operands(dout, k[..., :0], v[..., :0], None, lengths)
     do = do * scale
-    first = _start(initial_state, x, z)
-    after = _start(dstate, x, z)
+    first = start_state(initial_state, x, z)
+    after = start_state(dstate, x, z)
     dq, last = scan(do, z, y, g, runs, first.transpose(-1, -2))
     dk, _ = scan_back(z, do, x, g, runs, after.transpose(-1, -2))
     dv, dfirst = scan_back(y, x, do, g, runs, after)
@@ -144,7 +144,7 @@ def backward(
     return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), dg, dfirst
 
 
-def _exact(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, lengths: Tensor | None):
+def exact_operands(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, lengths: Tensor | None):
     """In float32 or wider, keys and values once a query head, zeros beyond the lengths."""
     dtype = torch.promote_types(q.dtype, torch.float32)
     H, T = q.shape[1:3]
@@ -158,7 +158,7 @@ def _exact(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, lengths: T
     return q, k, v, None if log_decay is None else log_decay.to(dtype)
 
 
-def _start(state: Tensor | None, x: Tensor, z: Tensor) -> Tensor:
+def start_state(state: Tensor | None, x: Tensor, z: Tensor) -> Tensor:
     if state is None:
         return x.new_zeros(*x.shape[:2], x.shape[-1], z.shape[-1])
     return state.to(x.dtype)

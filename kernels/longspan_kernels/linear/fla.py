@@ -22,3 +22,20 @@ def fla_linear_attention(
     else:
         out, state = chunk_simple_gla(q, k, v, g=log_decay.transpose(1, 2), **call)
     return out.transpose(1, 2), state.float()
+
+
+def fla_gated_delta_rule(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, initial_state: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """As `fla_linear_attention`, beta [B, H, T]."""
+    from fla.ops.gated_delta_rule import chunk_gated_delta_rule
+
+    share = q.shape[1] // k.shape[1]
+    if share > 1:
+        k, v = k.repeat_interleave(share, 1), v.repeat_interleave(share, 1)
+    decay = beta.new_zeros(beta.shape) if log_decay is None else log_decay
+    q, k, v, beta, decay = (x.transpose(1, 2) for x in (q, k, v, beta, decay))
+    out, state = chunk_gated_delta_rule(
+        q, k, v, g=decay, beta=beta, scale=scale, initial_state=initial_state, output_final_state=True
+    )
+    return out.transpose(1, 2), state.float()

@@ -123,8 +123,8 @@ def linear_attention_forward(
     exact = torch.promote_types(q.dtype, torch.float32)
     nothing = q.new_zeros(0, dtype=exact)
     if not q.numel():
-        state = _state_like(q, v).zero_() if initial_state is None else initial_state.to(exact, copy=True)
-        return q.new_zeros(_out_shape(q, v)), state if wants_state else nothing, nothing
+        state = state_like(q, v).zero_() if initial_state is None else initial_state.to(exact, copy=True)
+        return q.new_zeros(out_shape(q, v)), state if wants_state else nothing, nothing
     if backend == "triton":
         from longspan_kernels.linear.triton.launches import triton_forward
 
@@ -147,10 +147,10 @@ def linear_attention_backward(
     first: Tensor | None = None
     if not q.numel():
         if initial_state is not None:
-            first = _state_like(q, v).zero_() if dstate is None else dstate.to(exact, copy=True)
+            first = state_like(q, v).zero_() if dstate is None else dstate.to(exact, copy=True)
         if log_decay is not None and wants_decay:
             dg = q.new_zeros(q.shape[:3], dtype=exact)
-        dq, dk, dv = (_like(x).zero_() for x in (q, k, v))
+        dq, dk, dv = (like(x).zero_() for x in (q, k, v))
     elif backend == "triton":
         from longspan_kernels.linear.triton.launches import triton_backward
 
@@ -167,15 +167,15 @@ def linear_attention_backward(
     return dq, dk, dv, nothing if dg is None else dg, first if keeps and first is not None else nothing.clone()
 
 
-def _like(x: Tensor) -> Tensor:
+def like(x: Tensor) -> Tensor:
     return torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
 
-def _out_shape(q: Tensor, v: Tensor) -> tuple:
+def out_shape(q: Tensor, v: Tensor) -> tuple:
     return (*q.shape[:3], v.shape[-1])
 
 
-def _state_like(q: Tensor, v: Tensor) -> Tensor:
+def state_like(q: Tensor, v: Tensor) -> Tensor:
     shape = (*q.shape[:2], q.shape[-1], v.shape[-1])
     return torch.empty(shape, dtype=torch.promote_types(q.dtype, torch.float32), device=q.device)
 
@@ -183,18 +183,18 @@ def _state_like(q: Tensor, v: Tensor) -> Tensor:
 @linear_attention_forward.register_fake
 def _(q, k, v, log_decay, runs, lengths, initial_state, scale, wants_state, backend):
     exact = torch.promote_types(q.dtype, torch.float32)
-    state = _state_like(q, v) if wants_state else q.new_empty(0, dtype=exact)
+    state = state_like(q, v) if wants_state else q.new_empty(0, dtype=exact)
     # How many states the backward pass takes is known to the kernels alone.
     count = torch.library.get_ctx().new_dynamic_size() if backend == "triton" else 0
-    return q.new_empty(_out_shape(q, v)), state, q.new_empty(count, dtype=exact)
+    return q.new_empty(out_shape(q, v)), state, q.new_empty(count, dtype=exact)
 
 
 @linear_attention_backward.register_fake
 def _(dout, dstate, q, k, v, log_decay, runs, lengths, initial_state, states, scale, wants_decay, backend):
     exact = torch.promote_types(q.dtype, torch.float32)
     dg = q.new_empty(q.shape[:3] if log_decay is not None and wants_decay else 0, dtype=exact)
-    first = q.new_empty(0, dtype=exact) if initial_state is None else _state_like(q, v)
-    return _like(q), _like(k), _like(v), dg, first
+    first = q.new_empty(0, dtype=exact) if initial_state is None else state_like(q, v)
+    return like(q), like(k), like(v), dg, first
 
 
 def _save(ctx, inputs, output):
@@ -207,7 +207,7 @@ def _save(ctx, inputs, output):
 def _backward(ctx, dout, dstate, _):
     q, k, v, log_decay, runs, lengths, initial_state, states = ctx.saved_tensors
     if dout is None:
-        dout = q.new_zeros(_out_shape(q, v))
+        dout = q.new_zeros(out_shape(q, v))
     if dstate is not None and not dstate.numel():
         dstate = None
     wants_decay = log_decay is not None and ctx.needs_input_grad[3]

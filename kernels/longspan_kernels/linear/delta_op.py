@@ -1,0 +1,122 @@
+"""The gated delta rule as torch custom ops: choice of backend, autograd, fake tensors, autocast.
+
+Legend: B batch, H heads, Hkv key/value heads, T tokens, D width of q and k, Dv width of v.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from longspan_kernels.linear import delta_chunked
+from longspan_kernels.linear.arguments import cast_as_products, check, runs_of
+from longspan_kernels.linear.backends import choose_delta_backend
+from longspan_kernels.linear.op import like, out_shape, state_like
+from longspan_kernels.linear.reference import reference_linear_attention
+
+
+def gated_delta_rule(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None = None, *, initial_state: Tensor | None = None,
+    return_state: bool = False, scale: float = 1.0, lengths: Tensor | None = None, segments: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+    """The gated delta rule (2412.06464), causal, in O(T): linear attention that overwrites what a key held before.
+
+    S_t = a_t (I - beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T, out_t = scale * S_t^T q_t, a_t = exp(log_decay_t). Without
+    log_decay it is DeltaNet (2406.06484). Keys are taken as they are: give them unit length, or the state can grow.
+
+    Args:
+        q: [B, H, T, D], any strides; D from 16 to 256.
+        k, v: [B, Hkv, T, D] and [B, Hkv, T, Dv]; Hkv divides H; Dv from 16 to 256.
+        beta: [B, H, T], how much of the old value gives way, 0 to 1.
+        log_decay: [B, H, T] or [H], 0 or less; or None.
+        initial_state, return_state, scale, lengths, segments: as `linear_attention` takes them.
+        backend: "auto", "triton", "chunked" (plain torch), "reference" (token by token) or "fla" (flash-linear-attention).
+
+    Raises:
+        LinearAttentionError: an argument that cannot work.
+        BackendError: the backend cannot serve the call.
+    """
+    q, k, v = cast_as_products(q, k, v)
+    check(q, k, v, log_decay, initial_state, scale, lengths, segments, beta)
+    backend = choose_delta_backend(backend, q, special=segments is not None or lengths is not None)
+    exact = torch.promote_types(q.dtype, torch.float32)
+    if backend == "reference":
+        out, state = reference_linear_attention(
+            q, k, v, log_decay=log_decay, beta=beta, initial_state=initial_state, scale=scale, lengths=lengths,
+            segments=segments,
+        )  # fmt: skip
+        return (out, state) if return_state else out
+    if log_decay is not None:
+        log_decay = log_decay.to(exact)
+        log_decay = log_decay if log_decay.dim() == 3 else log_decay[:, None].expand(q.shape[:3])
+    beta = beta.to(exact)
+    if backend == "fla":
+        from longspan_kernels.linear.fla import fla_gated_delta_rule
+
+        out, state = fla_gated_delta_rule(q, k, v, beta, log_decay, initial_state, float(scale))
+        return (out, state) if return_state else out
+    out, state = torch.ops.longspan.gated_delta_forward(
+        q, k, v, beta, log_decay, runs_of(segments, lengths), lengths, initial_state, float(scale), backend
+    )
+    return (out, state) if return_state else out
+
+
+@torch.library.custom_op("longspan::gated_delta_forward", mutates_args=())
+def gated_delta_forward(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, runs: Tensor | None, lengths: Tensor | None,
+    initial_state: Tensor | None, scale: float, backend: str,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    if not q.numel():
+        state = state_like(q, v).zero_() if initial_state is None else initial_state.to(state_like(q, v).dtype, copy=True)
+        return q.new_zeros(out_shape(q, v)), state
+    with torch.autocast(q.device.type, enabled=False):
+        return delta_chunked.forward(q, k, v, beta, log_decay, runs, lengths, initial_state, scale)
+
+
+@torch.library.custom_op("longspan::gated_delta_backward", mutates_args=())
+def gated_delta_backward(
+    dout: Tensor, dstate: Tensor | None, q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None,
+    runs: Tensor | None, lengths: Tensor | None, initial_state: Tensor | None, scale: float, backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """dq, dk, dv, d beta, d log_decay (also where there is none) and d initial_state (likewise)."""
+    if not q.numel():
+        first = state_like(q, v).zero_() if dstate is None else dstate.to(state_like(q, v).dtype, copy=True)
+        zero = torch.zeros_like(beta, memory_format=torch.contiguous_format)
+        return like(q).zero_(), like(k).zero_(), like(v).zero_(), zero, zero.clone(), first
+    with torch.autocast(q.device.type, enabled=False):
+        return delta_chunked.backward(
+            dout, dstate, q, k, v, beta, log_decay, runs, lengths, initial_state, scale
+        )  # fmt: skip
+
+
+@gated_delta_forward.register_fake
+def _(q, k, v, beta, log_decay, runs, lengths, initial_state, scale, backend):
+    return q.new_empty(out_shape(q, v)), state_like(q, v)
+
+
+@gated_delta_backward.register_fake
+def _(dout, dstate, q, k, v, beta, log_decay, runs, lengths, initial_state, scale, backend):
+    return like(q), like(k), like(v), like(beta), like(beta), state_like(q, v)
+
+
+def _save(ctx, inputs, output):
+    q, k, v, beta, log_decay, runs, lengths, initial_state, scale, backend = inputs
+    ctx.save_for_backward(q, k, v, beta, log_decay, runs, lengths, initial_state)
+    ctx.scale, ctx.backend = scale, backend
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx, dout, dstate):
+    q, k, v, beta, log_decay, runs, lengths, initial_state = ctx.saved_tensors
+    if dout is None:
+        dout = q.new_zeros(out_shape(q, v))
+    dq, dk, dv, dbeta, dg, first = torch.ops.longspan.gated_delta_backward(
+        dout, dstate, q, k, v, beta, log_decay, runs, lengths, initial_state, ctx.scale, ctx.backend
+    )
+    dg = None if log_decay is None else dg
+    dstart = None if initial_state is None else first.to(initial_state.dtype)
+    return dq, dk, dv, dbeta, dg, None, None, dstart, None, None
+
+
+gated_delta_forward.register_autograd(_backward, setup_context=_save)

@@ -1,0 +1,60 @@
+"""The gated delta rule in plain torch against the reference: outputs, states, every gradient, what it stores."""
+
+import pytest
+import torch
+from drawn_linear import LinearCall, compare_with_reference, linear_calls
+from hypothesis import given, settings
+
+from longspan_kernels.linear import LinearAttentionError, gated_delta_rule
+
+
+@given(linear_calls(110, delta=True))
+@settings(max_examples=12, deadline=None)
+def test_chunks_give_what_tokens_give(call):
+    compare_with_reference(call, "chunked", torch.float64, 1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_narrow_types(dtype):
+    call = LinearCall(2, 2, 2, 130, 24, 40, 0.3, True, True, True, delta=True)
+    compare_with_reference(call, "chunked", dtype, {torch.float32: 5e-6, torch.bfloat16: 6e-3}[dtype])
+
+
+def test_a_key_gives_back_its_last_value():
+    keys = torch.eye(16, dtype=torch.float64)
+    order = torch.randint(0, 16, (200,), generator=torch.Generator().manual_seed(0))
+    v = torch.randn(1, 1, 200, 16, dtype=torch.float64)
+    k = keys[order][None, None]
+    out, state = gated_delta_rule(k, k, v, torch.ones(1, 1, 200, dtype=torch.float64), return_state=True)
+    torch.testing.assert_close(out, v)
+    for key in order.unique().tolist():
+        last = int((order == key).nonzero()[-1])
+        torch.testing.assert_close(state[0, 0, key], v[0, 0, last])
+
+
+def test_a_sequence_in_two_calls():
+    call = LinearCall(B=2, T=150, decay=0.2, delta=True).tensors()
+    q, k, v, g, b = (call[name] for name in ("q", "k", "v", "log_decay", "beta"))
+    whole, last = gated_delta_rule(q, k, v, b, g, return_state=True)
+    parts, state = [], None
+    for first, stop in ((0, 1), (1, 77), (77, 150)):
+        here = slice(first, stop)
+        part, state = gated_delta_rule(
+            q[:, :, here], k[:, :, here], v[:, :, here], b[:, :, here], g[:, :, here], initial_state=state, return_state=True
+        )
+        parts.append(part)
+    torch.testing.assert_close(torch.cat(parts, 2), whole)
+    torch.testing.assert_close(state, last)
+
+
+def test_compiles_whole():
+    q, k, v = (torch.randn(1, 2, 70, 16, requires_grad=True) for _ in range(3))
+    beta = torch.rand(1, 2, 70)
+    compiled = torch.compile(gated_delta_rule, fullgraph=True, backend="aot_eager", dynamic=True)
+    torch.testing.assert_close(compiled(q, k, v, beta), gated_delta_rule(q, k, v, beta))
+
+
+def test_wrong_beta_is_named():
+    q = torch.zeros(1, 2, 8, 16)
+    with pytest.raises(LinearAttentionError, match=r"beta has shape \[8\]; give \[1, 2, 8\]"):
+        gated_delta_rule(q, q, q, torch.zeros(8))
