@@ -33,8 +33,8 @@ def trainer_for(folder, steps):
     keep = BestCheckpoint(dirpath=folder, filename="best", save_last=True, enable_version_counter=False)
     # decay 0.5: 1, 1.5, 2.25, 3.125, ... behind 1, 2, 3, 4, ...
     return tiny_trainer(
-        folder, [AveragedWeights(decay=0.5), keep], enable_checkpointing=True, max_steps=steps, val_check_interval=2,
-        num_sanity_val_steps=0,
+        folder, [AveragedWeights(decay=0.5, warm_up=False), keep], enable_checkpointing=True, max_steps=steps,
+        val_check_interval=2, num_sanity_val_steps=0,
     )  # fmt: skip
 
 
@@ -53,6 +53,17 @@ def test_the_test_is_of_the_checkpoint_s_weights(tmp_path):
     alone = tiny_trainer(tmp_path, [])  # as an evaluation in another process does it
     [again] = alone.test(start(), TinyData(), ckpt_path=tmp_path / "best.ckpt", verbose=False)
     assert again == figures
+
+
+def test_the_decay_rises_so_that_the_start_is_soon_forgotten(tmp_path):
+    task = start()
+    tiny_trainer(tmp_path, [AveragedWeights()], max_steps=60, num_sanity_val_steps=0).fit(task, TinyData())
+    expected = 1.0
+    for updates in range(1, 60):
+        weight = min(0.999, (1 + updates) / (10 + updates))
+        expected = weight * expected + (1 - weight) * (updates + 1)
+    assert abs(float(task.model.weight.bias) - expected) < 1e-3
+    assert 50 < expected < 60, "of the last steps, where a fixed decay of 0.999 would give 2.7"
 
 
 def test_after_training_the_model_is_the_average(tmp_path):

@@ -68,17 +68,24 @@ def step_size(config: Mapping[str, Any]) -> StepSize:
 
 
 def sized(config: Mapping[str, Any], size: StepSize) -> dict[str, Any]:
-    """The config with the step's sizes in it. Intervals that Lightning counts in batches still are so many steps."""
-    if config.get("tokens_per_step") is None:
-        return dict(config)
+    """The config with the step's sizes in it. Intervals that Lightning counts in batches still are so many steps, and a run
+    that is shorter than `trainer.val_check_interval` is validated at its end: without that it has no best checkpoint."""
     own = copy.deepcopy(dict(config))
-    own["data"]["batch_size"] = size.sequences_per_device
     trainer = own["trainer"]
-    trainer["accumulate_grad_batches"] = size.accumulated_batches
-    for key in ("val_check_interval", "limit_train_batches"):
-        if isinstance(trainer.get(key), int) and not isinstance(trainer[key], bool):
-            trainer[key] *= size.accumulated_batches
+    if config.get("tokens_per_step") is not None:
+        own["data"]["batch_size"] = size.sequences_per_device
+        trainer["accumulate_grad_batches"] = size.accumulated_batches
+        for key in ("val_check_interval", "limit_train_batches"):
+            if _is_count(trainer.get(key)):
+                trainer[key] *= size.accumulated_batches
+    every, steps = trainer.get("val_check_interval"), trainer.get("max_steps")
+    if _is_count(every) and _is_count(steps) and steps > 0 and trainer.get("check_val_every_n_epoch") is None:
+        trainer["val_check_interval"] = min(every, steps * size.accumulated_batches)
     return own
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def device_count(trainer: Mapping[str, Any]) -> int:
