@@ -21,6 +21,7 @@ from longspan.training.build import always, build_callbacks, build_named, build_
 from longspan.training.checkpoint_files import damage
 from longspan.training.console import quiet_libraries
 from longspan.training.launched import check_world, own_folder
+from longspan.training.overview import overview, show_overview
 from longspan.training.resume import keep_logs, resume_from
 from longspan.training.seeding import seed_run
 from longspan.training.step_size import devices_here, sized, step_size
@@ -65,12 +66,13 @@ def _run(config: dict[str, Any], output_dir: Path) -> float | None:
         quiet_libraries()
         seed_run(config["seed"])
         datamodule, task, facts = assemble(here)
-        if config["init_from"]:
+        if config["init_from"] and resume is None:  # what is resumed has weights of its own
             _check_undamaged(config["init_from"])
             log.info("init_from=%s\n%s", config["init_from"], warm_start(task, config["init_from"]))
         loggers = build_named(here, "logger")
         callbacks = [*always(config, facts, size), *build_callbacks(here, loggers), record]
         trainer = build_trainer(here, callbacks, loggers)
+        show_overview(overview(here, size, datamodule, task, trainer, resume), config["name"])
         trainer.fit(task, datamodule, ckpt_path=resume, weights_only=True)
         if config["test"]:
             trainer.test(task, datamodule, ckpt_path=best_checkpoint(trainer), weights_only=True, verbose=False)

@@ -1,0 +1,224 @@
+"""Says on one screen what a run is about to do, before it trains: data, model, attention and its cost, device, files."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from longspan.attention import full
+from longspan.config.written import written
+from longspan.cost import Cost
+from longspan.report.numbers import plain_number, prefixed
+from longspan.training.step_size import StepSize
+
+log = logging.getLogger(__name__)
+
+SPLITS = ("train", "validation", "test")
+MOST_CLASSES = 8
+WIDEST = 120
+
+
+@dataclass(frozen=True)
+class AttentionCost:
+    """Counted, of one sequence of `length` tokens, forward, beside full attention in the same model.
+
+    Attributes:
+        density, full_density: live pairs over T * T, a head and layer; causal full attention keeps about half.
+        flops, full_flops: of the whole model.
+        changes: the attention learns its pattern; what is counted is its start.
+    """
+
+    length: int
+    density: float
+    full_density: float
+    flops: int
+    full_flops: int
+    changes: bool
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether at this length the pattern is full attention under another name."""
+        return not self.changes and self.density >= self.full_density
+
+
+def attention_cost(task: pl.LightningModule, length: int) -> AttentionCost | None:
+    """None for a model that states no cost, or not how many heads and layers it has."""
+    model: Any = getattr(task, "model", None)
+    backbone: Any = getattr(model, "backbone", model)
+    settings, causal = getattr(backbone, "settings", None), getattr(backbone, "causal", None)
+    cost = task.cost(length) if hasattr(task, "cost") else None  # type: ignore[operator]
+    if settings is None or causal is None or not isinstance(cost, Cost):
+        return None
+    per_head = length * (length + 1) // 2 if causal else length * length
+    full_layer = full(
+        heads=settings.heads, head_dim=settings.head_width, kv_heads=settings.key_value_heads, causal=causal, max_length=length
+    ).cost(length)
+    changes = any(getattr(module, "cost_changes", False) for module in task.modules())
+    return AttentionCost(
+        length=length,
+        density=cost.density(length, settings.heads, settings.layers),
+        full_density=per_head / length**2,
+        flops=cost.total_flops,
+        full_flops=settings.layers * full_layer.attention_flops + cost.other_flops,
+        changes=changes,
+    )
+
+
+def overview(
+    config: Mapping[str, Any],
+    size: StepSize,
+    datamodule: Any,
+    task: pl.LightningModule,
+    trainer: pl.Trainer,
+    resume: str | None = None,
+) -> Table:
+    """The rows of the screen: what, and what about it."""
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for heading, lines in (
+        ("data", _data(config, datamodule)),
+        ("model", _model(config, task)),
+        ("attention", _attention(config, task)),
+        ("training", _training(config, size, trainer, resume)),
+        ("device", _device(trainer)),
+        ("files", _files(config)),
+    ):
+        for number, line in enumerate(lines):
+            table.add_row("" if number else heading, line)
+    return table
+
+
+@rank_zero_only
+def show_overview(table: Table, name: str, console: Console | None = None) -> None:
+    """Prints the screen, and leaves it in the run's log file."""
+    console = console or Console()
+    panel = Panel(table, title=f"[bold]{name}[/bold]", title_align="left", expand=False, padding=(0, 1))
+    console.print(panel, width=min(console.width, WIDEST))
+    plain = io.StringIO()
+    Console(file=plain, width=WIDEST, color_system=None, legacy_windows=False).print(table)
+    text = "\n".join(line.rstrip() for line in plain.getvalue().splitlines())
+    entry = log.makeRecord(log.name, logging.INFO, __file__, 0, "what this run is about to do:\n%s", (text,), None)
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler):  # the screen has it already
+            handler.handle(entry)
+
+
+def _data(config: Mapping[str, Any], datamodule: Any) -> Iterator[Text]:
+    told: Mapping[str, Any] = datamodule.describe() if hasattr(datamodule, "describe") else {}
+    source = told.get("source") or config["task_name"]
+    yield Text(f"{source}, {told.get('vocabulary', 'symbols')}, sequences of up to {config['data']['max_length']:,} tokens")
+    for split in SPLITS:
+        part = told.get(split)
+        if not isinstance(part, Mapping):
+            continue
+        count = part.get("windows", part.get("sequences"))
+        said = [f"{count:,} sequences" if isinstance(count, int) else f"{count} sequences"]
+        if (tokens := _tokens(datamodule, split)) is not None:
+            said.append(f"{prefixed(tokens).strip()} tokens")
+        if isinstance(part.get("cut"), int):
+            said.append(f"{part['cut']:,} cut at {config['data']['max_length']:,}" if part["cut"] else "none cut")
+        line = Text(f"{split:<11}", style="dim")
+        line.append(", ".join(said), style="not dim")
+        yield line
+        classes = part.get("classes")
+        if split == "train" and isinstance(classes, Mapping) and classes:
+            shown = [f"{name} {plain_number(number)}" for name, number in list(classes.items())[:MOST_CLASSES]]
+            more = f", and {len(classes) - MOST_CLASSES} more" if len(classes) > MOST_CLASSES else ""
+            yield Text(f"{'':<11}{len(classes)} classes: {', '.join(shown)}{more}")
+
+
+def _tokens(datamodule: Any, split: str) -> int | None:
+    try:
+        data = datamodule.split(split)
+    except Exception:  # a data module of the user's own need not have splits by name
+        return None
+    if hasattr(data, "token_count"):
+        return int(data.token_count)
+    documents = getattr(data, "documents", None)
+    if documents is None:
+        return None
+    return sum(min(len(document.tokens), datamodule.max_length) for document in documents)
+
+
+def _model(config: Mapping[str, Any], task: pl.LightningModule) -> Iterator[Text]:
+    model: Any = getattr(task, "model", None)
+    backbone: Any = getattr(model, "backbone", model)
+    settings, causal = getattr(backbone, "settings", None), getattr(backbone, "causal", None)
+    parameters = sum(parameter.numel() for parameter in task.parameters())
+    said = [f"{prefixed(parameters).strip()} parameters"]
+    if settings is not None:
+        grouped = f" ({settings.key_value_heads} of keys)" if settings.key_value_heads != settings.heads else ""
+        said.append(
+            f"{settings.layers} layer{'s' if settings.layers > 1 else ''} of width {settings.width}, {settings.heads} heads{grouped}"
+        )
+    if causal is not None:
+        said.append("a decoder: looks back only" if causal else "an encoder: looks both ways")
+    yield Text("; ".join(said))
+    yield Text(f"task: {type(task).__name__}")
+
+
+def _attention(config: Mapping[str, Any], task: pl.LightningModule) -> Iterator[Text]:
+    node = config["attention"]
+    hidden = {"_target_", "_partial_", "backend"} | ({"dropout"} if node.get("dropout") == 0 else set())
+    shown = {key: value for key, value in node.items() if key not in hidden and value is not None}
+    own = {key: value for key, value in shown.items() if not isinstance(value, Mapping)}
+    line = Text(str(config["attention_name"]), style="bold")
+    line.append("".join(f"  {key}={written(value)}" for key, value in own.items()), style="not bold")
+    yield line
+    cost = attention_cost(task, config["data"]["max_length"])
+    if cost is None:
+        return
+    start = "at the start keeps" if cost.changes else "keeps"
+    kept, all_kept = 100 * cost.density, 100 * cost.full_density
+    yield Text(f"{start} {kept:.3g} % of all pairs at {cost.length:,} tokens; full attention {all_kept:.3g} %")
+    share = cost.flops / cost.full_flops if cost.full_flops else 1.0
+    yield Text(
+        f"{prefixed(cost.flops)}FLOP a sequence forward, counted; with full attention {prefixed(cost.full_flops)}FLOP "
+        f"({share:.2f} of it)"
+    )
+    if cost.keeps_all and config["attention_name"] != "full":
+        yield Text(
+            "This pattern keeps every pair at this length, as attention=full does: the two are the same model. "
+            "Give longer sequences (data.max_length) or a pattern that keeps less.",
+            style="yellow",
+        )
+
+
+def _training(config: Mapping[str, Any], size: StepSize, trainer: pl.Trainer, resume: str | None) -> Iterator[Text]:
+    steps = f"{trainer.max_steps:,} steps" if trainer.max_steps > 0 else f"{trainer.max_epochs} epochs"
+    accumulated = f", {size.accumulated_batches} batches accumulated" if size.accumulated_batches > 1 else ""
+    yield Text(f"{steps} of {size.sequences_per_step:,} sequences, {size.tokens_per_step:,} tokens{accumulated}")
+    rate = config["optimizer"].get("lr")
+    yield Text(f"{str(config['optimizer'].get('_target_')).rpartition('.')[2]}, lr {rate}, seed {config['seed']}")
+    if resume:
+        yield Text(f"goes on from {resume}", style="yellow")
+    elif config.get("init_from"):
+        yield Text(f"starts from the weights of {config['init_from']}")
+
+
+def _device(trainer: pl.Trainer) -> Iterator[Text]:
+    device = trainer.strategy.root_device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU" if device.type == "cpu" else str(device)
+    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    count = f"{trainer.world_size} x " if trainer.world_size > 1 else ""
+    yield Text(f"{count}{name}{threads}, {trainer.precision}")
+
+
+def _files(config: Mapping[str, Any]) -> Iterator[Text]:
+    folder = Path(config["output_dir"])
+    here = Path.cwd()
+    shown = folder.relative_to(here) if folder.is_absolute() and folder.is_relative_to(here) else folder
+    yield Text(f"{shown}/: checkpoints/, record.json, train.log")

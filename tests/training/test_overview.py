@@ -1,0 +1,68 @@
+"""The screen before training: what is counted in it is right, it fits a terminal, and the log file holds it."""
+
+from __future__ import annotations
+
+import io
+import logging
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from longspan.config.compose import config_for
+from longspan.training.assemble import assemble
+from longspan.training.build import build_trainer
+from longspan.training.overview import attention_cost, overview, show_overview
+from longspan.training.step_size import step_size
+
+CONF = Path(__file__).parents[2] / "conf"
+SMALL = [
+    "model.layers=2",
+    "model.width=32",
+    "model.heads=2",
+    "data=hiv1",
+    "task=sequence_classification",
+    "data.max_length=256",
+]
+
+
+@pytest.fixture(scope="module")
+def assembled(tmp_path_factory):
+    """A model of local attention, its data and trainer, by window."""
+    folder = tmp_path_factory.mktemp("runs")
+
+    def make(window: int):
+        config = config_for([*SMALL, "attention=local", f"attention.window={window}"], folder / "run", CONF)
+        datamodule, task, _ = assemble(config)
+        return config, step_size(config), datamodule, task, build_trainer(config, [], [])
+
+    return make
+
+
+def test_the_pairs_and_the_cost_are_those_of_the_pattern(assembled):
+    *_, task, _ = assembled(65)
+    cost = attention_cost(task, 256)
+    live = sum(min(256, i + 33) - max(0, i - 32) for i in range(256))
+    assert cost.density == pytest.approx(live / 256**2) and cost.full_density == 1.0
+    assert cost.flops == task.cost(256).total_flops < cost.full_flops and not cost.keeps_all
+    # 4 FLOPs a pair and unit of width, in 2 layers of 2 heads of 16
+    assert cost.full_flops - task.cost(256).other_flops >= 4 * 16 * 2 * 2 * 256**2
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_screen_says_all_of_it_and_fits(assembled, width, tmp_path):
+    config, *rest = assembled(511)
+    log_file = logging.FileHandler(tmp_path / "train.log")
+    logging.getLogger().addHandler(log_file)
+    seen = Console(file=io.StringIO(), width=width)
+    try:
+        show_overview(overview(config, *rest), "a run", seen)
+    finally:
+        logging.getLogger().removeHandler(log_file)
+    text = seen.file.getvalue()
+    assert max(map(len, text.splitlines())) <= width
+    for kept in (text, (tmp_path / "train.log").read_text()):
+        words = " ".join(kept.replace("│", " ").split())
+        for part in ("bundled hiv1", "cut at 256", "classes:", "2 layers of width 32", "window=511", "keeps 100 %",
+                     "keeps every pair at this length", "checkpoints/", "300 steps", "CPU"):  # fmt: skip
+            assert part in words
