@@ -161,9 +161,8 @@ def _model(config: Mapping[str, Any], task: pl.LightningModule) -> Iterator[Text
     said = [f"{prefixed(parameters).strip()} parameters"]
     if settings is not None:
         grouped = f" ({settings.key_value_heads} of keys)" if settings.key_value_heads != settings.heads else ""
-        said.append(
-            f"{settings.layers} layer{'s' if settings.layers > 1 else ''} of width {settings.width}, {settings.heads} heads{grouped}"
-        )
+        layers = "1 layer" if settings.layers == 1 else f"{settings.layers} layers"
+        said.append(f"{layers} of width {settings.width}, {settings.heads} heads{grouped}")
     if causal is not None:
         said.append("a decoder: looks back only" if causal else "an encoder: looks both ways")
     yield Text("; ".join(said))
