@@ -12,7 +12,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from longspan_kernels.block_sparse.args import Call, alignment, from_16_bytes, output_like, readable, streamed, width_of
+from longspan_kernels.block_sparse.args import (
+    LEAST_SCALE,
+    Call,
+    alignment,
+    from_16_bytes,
+    output_like,
+    readable,
+    streamed,
+    width_of,
+)
 from longspan_kernels.block_sparse.layout import Component, Layout
 from longspan_kernels.block_sparse.triton.any_length import by_kernels_there_are
 from longspan_kernels.block_sparse.triton.backward_columns import backward_columns
@@ -114,6 +123,9 @@ def _backward(
             _all_rows(call, layout, dout, numbers, dq, sums, None)
     if call.negate:
         dq.neg_()
+    if call.scale == LEAST_SCALE:  # stands for 0
+        dq.zero_()
+        dk.zero_()
     return dq, dk, dv, None if sums is None or call.bias is None else sums.reduced(call.bias)
 
 
