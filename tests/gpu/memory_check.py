@@ -1,6 +1,5 @@
 """Forward and backward of many kinds of call at odd sizes, for a memory checker; no test of results.
 
-export LONGSPAN_COMPILE_AHEAD=0
 python tests/gpu/memory_check.py [NAME ...]    # once, so that the kernels are compiled
 PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck python tests/gpu/memory_check.py
 """
@@ -9,19 +8,12 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
 
-import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "shared"))
-from general_kernels import serve_by_general_kernels
 
 from longspan import sparse_attention
 from longspan.attention import moba, nsa
 from longspan.patterns import BigBird, Fixed, Full, Local, Longformer, Pattern, Strided
-from longspan_kernels.block_sparse.cache import clear_layouts
 
 PATTERNS: dict[str, tuple[Pattern, bool]] = {
     "full": (Full(), False),
@@ -37,19 +29,6 @@ PATTERNS: dict[str, tuple[Pattern, bool]] = {
 def tensors(length: int, heads: int, key_heads: int, width: int, dtype: torch.dtype) -> list[torch.Tensor]:
     shapes = [(2, h, length, width) for h in (heads, key_heads, key_heads)]
     return [torch.randn(shape, device="cuda").to(dtype).requires_grad_() for shape in shapes]
-
-
-def in_general_too(done: Callable[[str], None]) -> None:
-    """By kernels for any length."""
-    with pytest.MonkeyPatch.context() as patch:
-        serve_by_general_kernels(patch)
-        clear_layouts()
-        for name in ("bigbird", "longformer", "fixed", "local or strided"):
-            pattern, causal = PATTERNS[name]
-            for length, key_heads, width in ((333, 2, 64), (1111, 1, 40)):
-                q, k, v = tensors(length, 2, key_heads, width, torch.bfloat16)
-                sparse_attention(q, k, v, pattern, causal=causal, backend="triton").square().sum().backward()
-        done("general")
 
 
 def main(names: list[str]) -> None:
@@ -70,8 +49,6 @@ def main(names: list[str]) -> None:
                    "segments": (torch.arange(333, device="cuda") // 100).expand(2, 333)}  # fmt: skip
         sparse_attention(q, k, v, pattern, causal=causal, backend="triton", **options).square().sum().backward()
         done(name)
-    if not names or "general" in names:
-        in_general_too(done)
     if names and "others" not in names:
         return
     q, k, v = tensors(333, 2, 2, 64, torch.bfloat16)

@@ -1,18 +1,17 @@
-"""The Triton kernels at real sizes on a GPU: against dense float64, bit for bit twice, at new lengths without compiling."""
+"""The Triton kernels at real sizes on a GPU: against dense float64, bit for bit twice, and what first calls compile."""
 
 import pytest
 import torch
-from general_kernels import serve_by_general_kernels
 
 from longspan import sparse_attention
 from longspan.patterns import BigBird, Fixed, Full, Global, Local, Longformer, Predicate, Strided
+from longspan_kernels import precompile
 from longspan_kernels.block_sparse.block_rules import BlockBand, BlockLists
 from longspan_kernels.block_sparse.cache import clear_layouts
 from longspan_kernels.block_sparse.planner import compile_layout
 from longspan_kernels.block_sparse.reference import reference_attention
 from longspan_kernels.block_sparse.rules import And, Band, Congruent, Everything, Keys, KeysPeriodic, Or, Queries
 from longspan_kernels.block_sparse.triton.tuning import tilings
-from longspan_kernels.launch import launcher as launching
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -129,81 +128,32 @@ def step(pattern, length, causal=False, heads=16, width=64, key_heads=None):
 @pytest.mark.parametrize(
     ("pattern", "causal"),
     [
-        (Local(512), True), (Local(512), False), (Full(), True), (Longformer(512, range(64)), False), (Fixed(128, 32), True),
-        (BigBird(128, 3, 3, 2), False), (BigBird(64, 3, 3, 2), False), (BigBird(64, 3, 3, 2), True), (Full(), False),
-        (Local(128) | Strided(128), True), (Strided(100), True), (Predicate(near, per_head=False), True),
+        (Local(512), True), (Full(), True), (Longformer(512, range(64)), False), (Fixed(128, 32), True),
+        (BigBird(64, 3, 3, 2), False), (Local(128) | Strided(128), True), (Predicate(near, per_head=False), True),
         (Local(20) | Global(positions=range(0, 8000, 100)), True),
     ],
     ids=lambda x: str(x)[:40],
 )  # fmt: skip
-@pytest.mark.parametrize(("heads", "key_heads", "width"), [(16, 16, 64), (16, 16, 128), (32, 4, 128), (2, 2, 40)])
-def test_a_new_length_compiles_nothing(monkeypatch, pattern, causal, heads, key_heads, width):
+@pytest.mark.parametrize(("heads", "key_heads", "width"), [(16, 16, 64), (32, 4, 128), (2, 2, 40)])
+def test_what_was_compiled_before_is_not_compiled_again(monkeypatch, pattern, causal, heads, key_heads, width):
+    """Neither by a first call, after `precompile`, nor by the same call again after its layouts are forgotten."""
     from triton.runtime.jit import JITFunction
 
-    monkeypatch.setattr(launching, "AHEAD", True)
-    clear_layouts()  # those of other tests have compiled for themselves alone
-    step(pattern, 2048, causal, heads, width, key_heads)
-    monkeypatch.setattr(JITFunction, "_do_compile", lambda *args, **kwargs: pytest.fail("compiled at a new length"))
-    for length in (100, 300, 512, 777, 1000, 1536, 4096, 5999, 6016, 9000, 12288, 16384):
+    lengths = (777, 2048)
+    precompile(pattern, lengths, heads=heads, head_dim=width, causal=causal, key_heads=key_heads)
+    monkeypatch.setattr(JITFunction, "_do_compile", lambda *args, **kwargs: pytest.fail("compiled a kernel"))
+    for length in (*lengths, *lengths):
         step(pattern, length, causal, heads, width, key_heads)
+        clear_layouts()
 
 
-@pytest.mark.parametrize(
-    ("pattern", "causal"), [(Local(128) | Strided(128), True), (BigBird(64, 3, 3, 2), False)], ids=lambda x: str(x)[:40]
-)
-def test_nor_do_queries_and_keys_in_another_proportion(monkeypatch, pattern, causal):
+def test_the_first_forward_pass_compiles_the_backward_kernels_too(monkeypatch):
     from triton.runtime.jit import JITFunction
 
-    monkeypatch.setattr(launching, "AHEAD", True)
-    clear_layouts()
-    lengths = [(1000, 2048), (2048, 2049), (100, 333), (4000, 9000)], [(1, 2048), (16, 777), (300, 9000), (5, 64)]
-    for first, *others in lengths:
-        steps_at(pattern, causal, [first])
-        with monkeypatch.context() as patch:
-            patch.setattr(JITFunction, "_do_compile", lambda *args, **kwargs: pytest.fail("compiled at a new length"))
-            steps_at(pattern, causal, others)
-
-
-def steps_at(pattern, causal, lengths):
-    for q_len, k_len in lengths:
-        q, k = (torch.randn(1, 4, n, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True) for n in (q_len, k_len))
-        sparse_attention(q, k, k, pattern, causal=causal, backend="triton").sum().backward()
-
-
-@pytest.mark.parametrize("name", ["bigbird 64", "longformer", "fixed", "local or strided", "causal"])
-@pytest.mark.parametrize(
-    ("width", "dtype"), [(64, torch.bfloat16), (128, torch.bfloat16), (40, torch.float16), (64, torch.float32)]
-)
-def test_general_kernels(monkeypatch, name, width, dtype):
-    serve_by_general_kernels(monkeypatch)
-    check(*problem(RULES[name], 1000, width, dtype, key_heads=2))
-
-
-def test_general_kernels_with_lengths_segments_and_dropout(monkeypatch):
-    serve_by_general_kernels(monkeypatch)
-    test_lengths_segments_and_dropout("local or strided")
-
-
-@pytest.mark.parametrize("pattern", [Full(), BigBird(64, 3, 3, 2)], ids=lambda x: str(x)[:40])
-def test_nor_does_one_that_tiles_divide_after_one_that_they_do_not(monkeypatch, pattern):
-    from triton.runtime.jit import JITFunction
-
-    monkeypatch.setattr(launching, "AHEAD", True)
-    clear_layouts()
-    step(pattern, 5999)
-    monkeypatch.setattr(JITFunction, "_do_compile", lambda *args, **kwargs: pytest.fail("compiled at a new length"))
-    step(pattern, 8192)
-
-
-def test_nothing_is_compiled_ahead_where_that_is_not_wanted(monkeypatch):
-    from triton.runtime.jit import JITFunction
-
-    compiled = []
-    clear_layouts()
-    do = JITFunction._do_compile
-    monkeypatch.setattr(JITFunction, "_do_compile", lambda *args, **kwargs: compiled.append(args[0]) or do(*args, **kwargs))
-    step(Strided(48), 1024, True, width=56)  # of no other test
-    assert len(compiled) == 3
+    x = torch.randn(1, 4, 1000, 56, device="cuda", dtype=torch.bfloat16, requires_grad=True)  # of no other test
+    out = sparse_attention(x, x, x, Strided(48), causal=True, backend="triton")
+    monkeypatch.setattr(JITFunction, "_do_compile", lambda *args, **kwargs: pytest.fail("compiled in the backward pass"))
+    out.backward(torch.ones_like(out))
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,7 @@ def test_opcheck(extra):
         seed,
         bias,
         16 if extra == "bias" else 0,
+        False,
     )
     torch.library.opcheck(torch.ops.longspan.block_sparse_forward.default, args)
 

@@ -3,7 +3,6 @@
 import pytest
 import torch
 from drawn_rules import HEADS, Call, calls
-from general_kernels import serve_by_general_kernels
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -91,13 +90,11 @@ def _element(leaves, mask, extras, b):
     return out[b : b + 1], lse[b : b + 1]
 
 
-@pytest.fixture(params=["whole", "cut", "general"])
+@pytest.fixture(params=["whole", "cut"])
 def cutting(request, monkeypatch):
-    """Lines whole, lines cut into pieces of one tile, and those as kernels for any length take them."""
+    """Rows and columns whole, or cut into parts of one tile."""
     if request.param != "whole":
         monkeypatch.setattr(schedule, "SHORTEST_PIECE", 1)
-    if request.param == "general":
-        serve_by_general_kernels(monkeypatch)
 
 
 few = settings(max_examples=10, deadline=None)

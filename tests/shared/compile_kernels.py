@@ -18,7 +18,6 @@ from triton.compiler import ASTSource
 from longspan.patterns import BigBird, Fixed, Full, Local, Longformer, Pattern, Strided
 from longspan_kernels.block_sparse.planner import compile_layout, granularity
 from longspan_kernels.block_sparse.triton import choose_kernel, schedule, tuning
-from longspan_kernels.block_sparse.triton.any_length import stand_in
 from longspan_kernels.block_sparse.triton.backward import triton_backward
 from longspan_kernels.block_sparse.triton.choose_kernel import triton_choose, triton_choose_scored
 from longspan_kernels.block_sparse.triton.forward import triton_forward
@@ -36,7 +35,6 @@ CASES: list[tuple[Pattern, bool, int, torch.dtype]] = [
     (Local(256), True, 64, torch.float32),
     (Full(), False, 128, torch.bfloat16),
 ]
-FOR_ALL_LINES = ((64, torch.bfloat16), (128, torch.bfloat16))
 HEADS, LENGTH = 8, 2048
 # Linear attention: widths of q and of v, dtype, whether with decay, runs and lengths.
 LINEAR = [(64, 64, torch.bfloat16, False), (64, 64, torch.bfloat16, True), (128, 256, torch.bfloat16, True),
@@ -96,12 +94,8 @@ def main(capability: int, cases: int = len(CASES)) -> None:
         tiles = tuning.tilings(width, dtype, (capability // 10, capability % 10), blocks)
         first, second = (compile_layout(rules, LENGTH, LENGTH, HEADS, tiling, "cpu") for tiling in tiles)
         q, k, v, dout = (torch.zeros(1, HEADS, LENGTH, width, dtype=dtype) for _ in range(4))
-        lines = ("bits", "gathered", "middle", "long")[: 4 if (width, dtype) in FOR_ALL_LINES else 2]
-        forms = [[(tiling.block_q, tiling.block_k, name) for name in lines] for tiling in tiles]
-        general = (stand_in(form, LENGTH, LENGTH, HEADS) for form in forms)
-        for one, other in ((first, second), general):
-            out, lse = triton_forward(q, k, v, one, scale=0.1)
-            triton_backward(dout, None, q, k, v, out, lse, other, scale=0.1)
+        out, lse = triton_forward(q, k, v, first, scale=0.1)
+        triton_backward(dout, None, q, k, v, out, lse, second, scale=0.1)
     for dtype, width in ((torch.bfloat16, 64), (torch.float32, 64), (torch.bfloat16, 128), (torch.float32, 128)):
         q, means = torch.zeros(1, 4, 512, width, dtype=dtype), torch.zeros(1, 2, 8, width)
         triton_choose(q, means, None, 3, 64, True)

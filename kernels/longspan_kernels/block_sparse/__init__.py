@@ -7,6 +7,7 @@ from longspan_kernels.block_sparse.device_op import attend_by
 from longspan_kernels.block_sparse.layout import Component, Layout, Lists
 from longspan_kernels.block_sparse.op import BackendError, attend
 from longspan_kernels.block_sparse.planner import Tiling, compile_layout
+from longspan_kernels.block_sparse.precompile import precompile
 from longspan_kernels.block_sparse.reference import reference_attention
 
 __all__ = [
@@ -25,5 +26,6 @@ __all__ = [
     "compile_layout",
     "dense_mask",
     "layout_for",
+    "precompile",
     "reference_attention",
 ]  # fmt: skip

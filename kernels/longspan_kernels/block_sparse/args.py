@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from longspan_kernels.block_sparse.layout import Component, Layout, Lists
 LOG2E = math.log2(math.e)
 LEAST_SCALE = 1e-20  # the pass over columns divides by the scale; this one makes all weights equal as 0 does
 ONE_CLASS = 1 << 30  # tiles, more than any
+NO_DEVICE = torch.device("meta")
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -39,6 +40,11 @@ def output_like(q: Tensor) -> Tensor:
     return torch.empty(q.shape, dtype=q.dtype, device=q.device)
 
 
+def on_meta(x: Tensor) -> Tensor:
+    """A tensor of the same shape and strides without memory."""
+    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")
+
+
 def alignment(head_dim: int, *tensors: Tensor) -> int:
     """Elements that every row of the tensors starts at a multiple of. It depends on the length only for odd layouts."""
     align = min(16, head_dim & -head_dim)
@@ -55,6 +61,7 @@ class Call:
 
     Attributes:
         negate: the scale was negative, and q was negated in its place.
+        device: where the kernels run, though the tensors may be without memory.
         key: what launches depend on beside the layout.
     """
 
@@ -63,19 +70,21 @@ class Call:
     v: Tensor
     layout: Layout
     scale: float
-    q_lengths: Tensor | None
-    k_lengths: Tensor | None
-    q_segments: Tensor | None
-    k_segments: Tensor | None
-    dropout_p: float
-    seed: Tensor | None
-    bias: Tensor | None
-    bias_block: int
+    q_lengths: Tensor | None = None
+    k_lengths: Tensor | None = None
+    q_segments: Tensor | None = None
+    k_segments: Tensor | None = None
+    dropout_p: float = 0.0
+    seed: Tensor | None = None
+    bias: Tensor | None = None
+    bias_block: int = 0
     negate: bool = False
+    device: torch.device = NO_DEVICE
     key: tuple = field(init=False)
 
     def __post_init__(self):
         q, k, v = self.q, self.k, self.v
+        self.device = q.device if self.device == NO_DEVICE else self.device
         if q.dtype not in FLOATS or k.dtype != q.dtype or v.dtype != q.dtype:
             raise UnsupportedCall(
                 f"q, k and v are {q.dtype}, {k.dtype}, {v.dtype}; the triton backend takes one of float16, bfloat16 and "
@@ -114,9 +123,10 @@ class Call:
             *[None if x is None else x.dtype for x in tensors],
         )  # fmt: skip
 
-    def by(self, layout: Layout) -> Call:
-        """The same call by another layout of its pattern."""
-        return self if layout is self.layout else replace(self, layout=layout)
+    def without_memory(self, layout: Layout | None = None) -> Call:
+        """The same call, or the one by another layout of its pattern, on tensors that have shapes and strides alone."""
+        tensors: dict[str, Any] = {name: on_meta(x) for name, x in vars(self).items() if isinstance(x, Tensor)}
+        return replace(self, **tensors, layout=self.layout if layout is None else layout)
 
     @property
     def share(self) -> int:
@@ -175,7 +185,7 @@ def has_bits(component: Component) -> bool:
 
 def one_group(component: Component) -> bool:
     """Whether all heads and batch elements share one set of lists."""
-    if component.general or component.rows.start.shape[0] != 1 or component.batch_groups:
+    if component.rows.start.shape[0] != 1 or component.batch_groups:
         return False
     if component.dynamic:
         return True

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from collections import OrderedDict
-from dataclasses import dataclass
 from functools import lru_cache
 from threading import Lock
 
@@ -14,91 +12,17 @@ from torch import Tensor
 from longspan_kernels.block_sparse.layout import Layout
 from longspan_kernels.block_sparse.planner import Tiling, compile_layout, dense, granularity
 from longspan_kernels.block_sparse.registry import lookup, state_of
-from longspan_kernels.block_sparse.rules import Arbitrary, Congruent, Keys, KeysPeriodic, Queries, Rule, atoms
 from longspan_kernels.launch.graphs import capturing, made_outside_graphs
 
 MOST_LAYOUTS = 256
 MOST_BYTES = 1 << 30  # of all kept layouts together
 MOST_MASKS = 1 << 28  # bytes of kept dense masks
 PROBE = 1  # a pattern's block size shows at any length, and a block table need not reach far
-SHOWN = 8192  # most of what a pattern is shows at this length
 HOST = torch.device("cpu")
-DRAWN = re.compile(r"seed=\d+|\b[0-9a-f]{32}\b|\b[01]{8,}\b")  # in keys: a seed, the contents of a table, learned gates
 _layouts: OrderedDict[tuple, Layout] = OrderedDict()
 _recorded: dict[tuple, Layout] = {}  # a recorded CUDA graph reads these whenever it is replayed: they stay
 _masks: OrderedDict[tuple, Tensor] = OrderedDict()  # dense ones of users' functions
 _lock = Lock()
-
-
-@dataclass(frozen=True)
-class PatternRecipe:
-    """See layout.Recipe."""
-
-    key: str
-    heads: int
-    causal: bool
-    tiling: Tiling
-
-    @property
-    def family(self) -> tuple:
-        return (DRAWN.sub("", self.key), self.heads, self.causal, self.tiling)
-
-    @property
-    def foreseen(self) -> bool:
-        return not any(isinstance(atom, Arbitrary) for atom in _atoms(self))  # which would ask the user's function
-
-    @property
-    def periods(self) -> frozenset[int]:
-        return frozenset(period for atom in _atoms(self) if (period := _period(atom)) is not None)
-
-    @property
-    def ends(self) -> frozenset[int]:
-        found: set[int] = set()
-        for atom in _atoms(self):
-            if isinstance(atom, (Keys, Queries)):
-                found |= {stop for _, stop in atom.set.ranges}
-        return frozenset(found)
-
-    @property
-    def forms(self) -> list[tuple[int, int, str]]:
-        natural = self.tiling.block_q, self.tiling.block_k
-        found = [(*natural, lines) for lines in (("bits",) if self.foreseen else ("bits", "middle", "long"))]
-        kinds = tuple({type(atom) for atom in _atoms(self)})
-        if not self.tiling.one_pass and any(issubclass(kind, (Congruent, Keys, KeysPeriodic, Queries)) for kind in kinds):
-            found.append((*natural, "gathered"))
-            if Congruent in kinds:
-                found += [(side, side, "gathered") for side in self.tiling.sizes if (side, side) != natural]
-        return found
-
-    def on_host(self, q_len: int, k_len: int) -> Layout | None:
-        try:
-            with torch.inference_mode(False), torch.no_grad():
-                groups = lookup(self.key).head_rules(q_len, k_len, self.heads, self.causal, HOST)
-                return compile_layout(groups, q_len, k_len, self.heads, self.tiling, HOST)
-        except Exception:  # the pattern does not know the length, or keeps too many tiles: no call has it
-            return None
-
-
-@lru_cache(maxsize=32)
-def _atoms(recipe: PatternRecipe) -> tuple[Rule, ...]:
-    """What the pattern is composed of, at a length that shows it, or at any where it does not reach so far."""
-
-    def at(length: int) -> tuple[Rule, ...]:
-        groups = lookup(recipe.key).head_rules(length, length, recipe.heads, recipe.causal, HOST)
-        return tuple(atom for _, rule in groups for atom in atoms(rule))
-
-    try:
-        return at(SHOWN)
-    except Exception:
-        return at(PROBE)
-
-
-def _period(atom: Rule) -> int | None:
-    if isinstance(atom, (Congruent, KeysPeriodic)):
-        return atom.stride
-    if isinstance(atom, Keys) and len(atom.set.ranges) > 1:
-        return atom.set.ranges[1][0] - atom.set.ranges[0][0]  # of keys in equal steps
-    return granularity(atom)
 
 
 def layout_for(
@@ -120,9 +44,7 @@ def layout_for(
         # Compiling under inference mode would leave tensors that autograd refuses to save later.
         with torch.inference_mode(False), torch.no_grad():
             groups = lookup(key).head_rules(q_len, k_len, heads, causal, device)
-            made = compile_layout(groups, q_len, k_len, heads, tiling, device)
-        made.recipe = PatternRecipe(key, heads, causal, tiling)
-        return made
+            return compile_layout(groups, q_len, k_len, heads, tiling, device)
 
     layout = made_outside_graphs(make, device)
     dropped: list[Layout] = []
@@ -137,12 +59,6 @@ def layout_for(
     if dropped and device.type == "cuda":
         torch.cuda.synchronize(device)  # kernels on other streams than that which made them may still read them
     return layout
-
-
-def kept_layouts() -> list[Layout]:
-    """Every layout that is kept for later calls."""
-    with _lock:
-        return list(_layouts.values())
 
 
 def clear_layouts() -> None:

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import register_flop_formula
 from longspan_kernels.block_sparse.cache import block_size_of, blocked_tiling, layout_for
 
 FORWARD, BACKWARD = 4, 10  # times D, a pair
+BIAS_BLOCK = 6  # its place among the arguments after the backend
 
 
 def visited_pairs(q_shape, k_shape, key: str, causal: bool, backend: str, bias_block: int, backward: bool) -> int:
@@ -27,7 +28,7 @@ def visited_pairs(q_shape, k_shape, key: str, causal: bool, backend: str, bias_b
 
 
 def forward_flops(q_shape, k_shape, v_shape, key, causal, scale, dropout_p, backend, *rest, out_shape=None, **kwargs) -> int:
-    pairs = visited_pairs(q_shape, k_shape, key, causal, backend, rest[-1] if rest else 0, backward=False)
+    pairs = visited_pairs(q_shape, k_shape, key, causal, backend, rest[BIAS_BLOCK] if rest else 0, backward=False)
     return FORWARD * q_shape[3] * q_shape[0] * pairs
 
 
@@ -35,7 +36,7 @@ def backward_flops(
     dout_shape, dlse_shape, q_shape, k_shape, v_shape, o_shape, lse_shape, key, causal, scale, dropout_p, backend, *rest,
     out_shape=None, **kwargs,
 ) -> int:  # fmt: skip
-    pairs = visited_pairs(q_shape, k_shape, key, causal, backend, rest[-1] if rest else 0, backward=True)
+    pairs = visited_pairs(q_shape, k_shape, key, causal, backend, rest[BIAS_BLOCK] if rest else 0, backward=True)
     return BACKWARD * q_shape[3] * q_shape[0] * pairs
 
 

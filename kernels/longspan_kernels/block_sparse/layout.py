@@ -7,7 +7,6 @@ Memory is O(visited tiles); nothing here is Tq * Tk.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -69,7 +68,6 @@ class Component:
         grows: whether its lines get longer with the sequence, in natural order.
         even: (step, run, first) where its keys are gathered in runs of equal lengths and distances, at any length of the
             sequence. Places without a token compute to any.
-        general: in the form that kernels for any length take (any_length.py), launched as for these lines; else empty.
         masks: [M, block_q, block_k] bool; the first `bands` of them equal lo <= m - n <= hi, m <= last_m, n <= last_n for the
             place offsets m, n in the tile (a sequence may end inside one), with (lo, hi, last_m, last_n) in `band` [M, 4]
             int32.
@@ -99,7 +97,6 @@ class Component:
     k_len: int = 0
     grows: bool = False
     even: tuple[int, int, int] | None = None
-    general: str = ""
     _packed: Tensor | None = field(default=None, repr=False)
     cache: dict = field(default_factory=dict, repr=False)  # what a backend derives once (work lists)
 
@@ -114,50 +111,12 @@ class Component:
         return [t for t in own if t is not None] + self.rows.tensors() + self.columns.tensors()
 
 
-class Recipe(Protocol):
-    """How a layout is made. Equal ones make equal layouts."""
-
-    def __hash__(self) -> int: ...
-
-    @property
-    def family(self) -> tuple:
-        """Equal for recipes that differ in what is drawn or learned alone, and are taken to launch the same."""
-        ...
-
-    @property
-    def foreseen(self) -> bool:
-        """Whether it may be followed for lengths that nobody asked for."""
-        ...
-
-    @property
-    def periods(self) -> frozenset[int]:
-        """Strides of its residue classes, sides of its blocks, steps of its gathered keys."""
-        ...
-
-    @property
-    def ends(self) -> frozenset[int]:
-        """Lengths from which a position that it names is there."""
-        ...
-
-    @property
-    def forms(self) -> list[tuple[int, int, str]]:
-        """Of general components at any length: tile sides, and the lines that they are launched for; "gathered" ones list
-        their tokens."""
-        ...
-
-    def on_host(self, q_len: int, k_len: int) -> Layout | None:
-        """The layout at other lengths, on a CPU; None where there is none."""
-        ...
-
-
 @dataclass
 class Layout:
     """Everything a backend needs to attend by a pattern at one length.
 
     `origin` is Tk - Tq: query row r is at position r + origin. `live_pairs` and `visited_pairs` are summed over heads.
-    `covered` says whether the first component of every head writes every query row. `recipe` makes it for other lengths, where
-    it was made of a registered pattern; `general_for` says of each kind of call that it was asked for whether it takes general
-    kernels (any_length.py), and `general` is what those take.
+    `covered` says whether the first component of every head writes every query row.
     """
 
     q_len: int
@@ -167,9 +126,6 @@ class Layout:
     live_pairs: int
     visited_pairs: int
     covered: bool
-    recipe: Recipe | None = None
-    general: Layout | None = field(default=None, repr=False)
-    general_for: dict[tuple, bool] = field(default_factory=dict, repr=False)
 
     @property
     def origin(self) -> int:

@@ -58,7 +58,7 @@ def attend(
         return (out, lse) if return_lse else out
     out, lse = torch.ops.longspan.block_sparse_forward(
         q, k, v, key, causal, scale, float(dropout_p), backend, q_lengths, k_lengths, q_segments, k_segments, seed,
-        block_bias, bias_block,
+        block_bias, bias_block, wants_gradient(q, k, v, block_bias),
     )  # fmt: skip
     return (out, lse) if return_lse else out
 
@@ -96,44 +96,58 @@ def choose_backend(backend: str, q: Tensor, k: Tensor, transform: str | None = N
     return backend
 
 
-def triton_refuses(q: Tensor) -> str | None:
-    """Why the Triton backend cannot take these tensors, or None."""
+def wants_gradient(*tensors: Tensor | None) -> bool:
+    """Whether a backward pass may follow."""
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+
+
+def triton_refuses(q: Tensor, device: torch.device | None = None) -> str | None:
+    """Why the Triton backend cannot take such tensors on a device (their own unless given), or None."""
     from longspan_kernels.launch.availability import triton_runs_on
 
     if q.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"it has no {q.dtype} kernels"
     if not 16 <= q.shape[-1] <= 256:
         return f"its head width is 16 to 256, not {q.shape[-1]}"
-    return triton_runs_on(q.device)
+    return triton_runs_on(q.device if device is None else device)
 
 
-def tilings_for(backend: str, q: Tensor, key: str, causal: bool, bias_block: int) -> tuple[Tiling, Tiling]:
+def tilings_for(
+    backend: str, q: Tensor, key: str, causal: bool, bias_block: int, device: torch.device | None = None
+) -> tuple[Tiling, Tiling]:
     """Tile sizes of the forward and the backward pass."""
+    device = q.device if device is None else device
     size = block_size_of(key, int(q.shape[1]), causal)
     if backend == "triton":
         from longspan_kernels.block_sparse.triton.tuning import tilings
 
-        capability = torch.cuda.get_device_capability(q.device) if q.is_cuda else (9, 0)
+        capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
         return tilings(int(q.shape[3]), q.dtype, capability, size, bias_block)
     tiling = blocked_tiling(size, bias_block)
     return tiling, tiling
 
 
-def layouts_for(q: Tensor, k: Tensor, key: str, causal: bool, backend: str, bias_block: int) -> tuple[Layout, Layout, Layout]:
-    """The layouts of the forward pass, of the backward pass over rows (dq), and of that over columns (dk, dv)."""
+def layouts_for(
+    q: Tensor, k: Tensor, key: str, causal: bool, backend: str, bias_block: int, device: torch.device | None = None
+) -> tuple[Layout, Layout, Layout]:
+    """The layouts of the forward pass, of the backward pass over rows (dq), and of that over columns (dk, dv).
+
+    They lie on `device`, that of q where none is given.
+    """
+    device = q.device if device is None else device
     H, q_len, k_len = int(q.shape[1]), int(q.shape[2]), int(k.shape[2])
-    forward, backward = tilings_for(backend, q, key, causal, bias_block)
-    first = layout_for(key, q_len, k_len, H, causal, forward, q.device)
-    second = first if backward == forward else layout_for(key, q_len, k_len, H, causal, backward, q.device)
+    forward, backward = tilings_for(backend, q, key, causal, bias_block, device)
+    first = layout_for(key, q_len, k_len, H, causal, forward, device)
+    second = first if backward == forward else layout_for(key, q_len, k_len, H, causal, backward, device)
     layouts = [first, second, second]
     if backend == "triton" and is_dense(key, H, causal):  # by the pattern alone: a length must not choose another kernel
         from longspan_kernels.block_sparse.triton.tuning import wide_tiling
 
         size = block_size_of(key, H, causal)
         for place, kernel in enumerate(("forward", "backward_rows", "backward_columns")):
-            tiling = wide_tiling(kernel, q, size, bias_block)
+            tiling = wide_tiling(kernel, q, size, bias_block, device)
             if tiling is not None:
-                layouts[place] = layout_for(key, q_len, k_len, H, causal, tiling, q.device)
+                layouts[place] = layout_for(key, q_len, k_len, H, causal, tiling, device)
     return layouts[0], layouts[1], layouts[2]
 
 
@@ -141,18 +155,18 @@ def layouts_for(q: Tensor, k: Tensor, key: str, causal: bool, backend: str, bias
 def block_sparse_forward(
     q: Tensor, k: Tensor, v: Tensor, key: str, causal: bool, scale: float, dropout_p: float, backend: str,
     q_lengths: Tensor | None, k_lengths: Tensor | None, q_segments: Tensor | None, k_segments: Tensor | None,
-    seed: Tensor | None, bias: Tensor | None, bias_block: int,
+    seed: Tensor | None, bias: Tensor | None, bias_block: int, with_backward: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     if q.numel() == 0 or k.shape[2] == 0:
         return torch.zeros_like(q, memory_format=torch.contiguous_format), _empty_lse(q).fill_(float("-inf"))
-    layout, _, _ = layouts_for(q, k, key, causal, backend, bias_block)
+    layout, *others = layouts_for(q, k, key, causal, backend, bias_block)
     options = Options(
         scale, q_lengths, k_lengths, q_segments, k_segments, dropout_p, seed, bias, bias_block
     )  # fmt: skip
     if backend == "triton":
         from longspan_kernels.block_sparse.triton.forward import triton_forward
 
-        return triton_forward(q, k, v, layout, **vars(options))
+        return triton_forward(q, k, v, layout, **vars(options), backward=(others[0], others[1]) if with_backward else None)
     with exact_products(q):
         return blocked_forward(q, k, v, layout, options)
 
@@ -210,7 +224,7 @@ def _empty_lse(q: Tensor) -> Tensor:
 
 
 @block_sparse_forward.register_fake
-def _(q, k, v, key, causal, scale, dropout_p, backend, q_lengths, k_lengths, q_segments, k_segments, seed, bias, bias_block):
+def _(q, k, v, *rest):
     return _like(q), _empty_lse(q)
 
 
@@ -221,7 +235,7 @@ def _(dout, dlse, q, k, v, out, lse, key, causal, scale, dropout_p, backend, q_l
 
 
 def _save(ctx, inputs, output):
-    q, k, v, key, causal, scale, dropout_p, backend, *tensors, bias_block = inputs
+    q, k, v, key, causal, scale, dropout_p, backend, *tensors, bias_block, _ = inputs
     ctx.save_for_backward(q, k, v, *output, *tensors)
     ctx.call = (key, causal, scale, dropout_p, backend)
     ctx.state = state_of(key)
@@ -243,7 +257,7 @@ def _backward(ctx, dout, dlse):
     dq, dk, dv, dbias = torch.ops.longspan.block_sparse_backward(
         dout, dlse, q, k, v, out, lse, *ctx.call, *tensors, bias, ctx.bias_block
     )
-    return dq, dk, dv, *(None,) * 10, None if bias is None else dbias, None
+    return dq, dk, dv, *(None,) * 10, None if bias is None else dbias, None, None
 
 
 def _differentiable_backward(ctx, dout, dlse, q, k, v, tensors, bias):

@@ -1,4 +1,4 @@
-"""How kernels are launched: how they are compiled, and what of a launch is worked out once.
+"""Launches Triton kernels: works out a launch once, compiles several kernels at once, then calls the compiled kernel directly.
 
 Triton's own dispatch costs some 200 microseconds for kernels with this many arguments, more than many of these kernels run.
 So it is gone through once for each set of compile-time values, and the compiled kernel is called directly after that, as Triton
@@ -8,7 +8,6 @@ So it is gone through once for each set of compile-time values, and the compiled
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -20,7 +19,6 @@ from typing import Any, TypeVar, cast
 import torch
 
 DIRECT = os.environ.get("LONGSPAN_DIRECT_LAUNCH") != "0"
-AHEAD = os.environ.get("LONGSPAN_COMPILE_AHEAD") != "0"
 MOST_THREADS = 16  # that compile at once, in each process of a node
 # What a profile of a device shows of Longspan's attention.
 KERNELS = (
@@ -58,19 +56,13 @@ class Launch:
 Function = TypeVar("Function", bound=Callable)
 _stages: dict[tuple, int] = {}  # (kernel, tile, ...) -> the pipeline depth that fits
 _compiled: dict[tuple, Any] = {}  # (kernel, device, all that it is compiled for) -> the compiled kernel
-_ahead: dict[tuple, int] = {}  # what was compiled and not launched, and with how deep a pipeline
-
-
-class NotCompiled(Exception):
-    """A launch would have compiled where only what is compiled may be launched."""
+_ahead: dict[tuple, int] = {}  # kernels that are compiled and not launched yet, with the pipeline depth they have
 
 
 class _Here(local):
-    """What this thread plans for, and whether it may compile: see `only_compiling` and `only_compiled`."""
+    """The launches that this thread collects instead of making them: see `compiling`."""
 
-    device: torch.device | None = None
     wanted: dict[tuple, tuple[Plan, tuple]] | None = None
-    only_compiled = False
 
 
 _here = _Here()
@@ -99,11 +91,6 @@ class Plan:
         elif all(self.grid):
             self._first(tensors)
 
-    def foresee(self, *tensors) -> None:
-        """Where only compiling, compiles what lengths launch in whose place this one launches nothing."""
-        if _here.wanted is not None:
-            self._want(tensors, _here.wanted)
-
     def _want(self, tensors: tuple, wanted: dict) -> None:
         key = self._key(tensors, self.kernel.arg_names[len(tensors) :])
         if all(self.grid) and key not in _compiled and key not in _ahead:
@@ -130,8 +117,6 @@ class Plan:
         if DIRECT and hasattr(self.kernel, "params"):
             key = self._key(tensors, names)
         compiled = _compiled.get(key) if key is not None else None
-        if key is not None and compiled is None and _here.only_compiled and key not in _ahead:
-            raise NotCompiled
         self.tail = [self.numbers[name] for name in names]
         if compiled is None:
             compiled = self._dispatch(tensors, key)
@@ -180,67 +165,48 @@ class Plan:
         return {} if self.choice.registers is None else {"maxnreg": self.choice.registers}
 
 
-def compiles_ahead(x: torch.Tensor) -> bool:
-    """Whether kernels for other lengths are compiled with those for this one."""
-    return AHEAD and x.is_cuda and not only_planned()
+@contextmanager
+def compiling(device: torch.device) -> Iterator[dict[tuple, tuple[Plan, tuple]]]:
+    """Collects what is launched in here, and compiles it for a device at the end instead; tensors need no memory."""
+    wanted: dict[tuple, tuple[Plan, tuple]] = {}
+    _here.wanted = wanted
+    try:
+        yield wanted
+    finally:
+        _here.wanted = None
+    if wanted:
+        compile_all(wanted, device)
 
 
-def only_planned() -> bool:
-    """Whether this thread plans launches that are compiled and not made: see `only_compiling`."""
+def collecting() -> bool:
+    """Whether this thread collects launches instead of making them."""
     return _here.wanted is not None
 
 
-def served(device: torch.device) -> torch.device:
-    """The device that launches are planned for: that of the tensors, but where they are planned without."""
-    return device if _here.device is None else _here.device
-
-
-@contextmanager
-def only_compiling(device: torch.device) -> Iterator[None]:
-    """What is launched in here, on tensors without memory, is compiled for a device at the end, and not launched."""
-    wanted: dict[tuple, tuple[Plan, tuple]] = {}
-    _here.device, _here.wanted = device, wanted
-    try:
-        yield
-    finally:
-        _here.device = _here.wanted = None
-    compile_all(wanted, device)
-
-
-@contextmanager
-def only_compiled() -> Iterator[None]:
-    """What is launched in here and not compiled yet raises NotCompiled."""
-    _here.only_compiled = True
-    try:
-        yield
-    finally:
-        _here.only_compiled = False
-
-
 def compile_all(wanted: dict[tuple, tuple[Plan, tuple]], device: torch.device) -> None:
-    """Compiles plans by their keys, several at once, each with a pipeline that fits, and loads them. A failure is a warning."""
+    """Compiles plans by their keys, several at once, each with a pipeline that fits, and loads them.
+
+    What cannot be compiled is left to its launch, which raises.
+    """
     from triton import AsyncCompileMode, FutureKernel
 
     most = shared_memory_of(device) if wanted else 0
     while wanted:
         with ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1), "longspan-compile") as pool:
             with AsyncCompileMode(pool, ignore_errors=True):
-                made = {key: _kernel_or_error(plan, tensors) for key, (plan, tensors) in wanted.items()}
-            for key, (plan, tensors) in wanted.items():
-                if isinstance(made[key], FutureKernel):  # without a kernel once more, for its error
-                    made[key] = made[key].kernel or _kernel_or_error(plan, tensors)
+                made = {key: _kernel_or_none(plan, tensors) for key, (plan, tensors) in wanted.items()}
+            made = {key: kernel.kernel if isinstance(kernel, FutureKernel) else kernel for key, kernel in made.items()}
             list(pool.map(lambda kernel: _load(kernel, device), made.values()))
-        deep = set()
+        too_deep = set()
         for key, (plan, _) in wanted.items():
             kernel = made[key]
-            if isinstance(kernel, Exception):
-                warnings.warn(f"{plan.kernel.__name__} cannot be compiled ahead for other lengths: {kernel}", stacklevel=2)
-            elif kernel.metadata.shared > most:
-                deep.add(plan.depth_key())
-            _ahead[key] = plan.depth()
+            if kernel is not None and kernel.metadata.shared > most:
+                too_deep.add(plan.depth_key())
+            if kernel is not None:
+                _ahead[key] = plan.depth()
         plans = {plan.depth_key(): plan for plan, _ in wanted.values()}
-        deep = {key for key in deep if plans[key].shallower()}
-        wanted = {key: plan for key, plan in wanted.items() if plan[0].depth_key() in deep}
+        too_deep = {key for key in too_deep if plans[key].shallower()}
+        wanted = {key: plan for key, plan in wanted.items() if plan[0].depth_key() in too_deep}
 
 
 def _load(kernel: Any, device: torch.device) -> None:
@@ -257,11 +223,10 @@ def shared_memory_of(device: torch.device) -> int:
     return driver.active.utils.get_device_properties(index)["max_shared_mem"]
 
 
-def _kernel_or_error(plan: Plan, tensors: tuple) -> Any:
-    try:
+def _kernel_or_none(plan: Plan, tensors: tuple) -> Any:
+    with suppress(Exception):
         return plan.compile(tensors)
-    except Exception as error:
-        return error
+    return None
 
 
 def on_its_device(function: Function) -> Function:

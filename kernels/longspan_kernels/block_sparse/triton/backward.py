@@ -17,13 +17,13 @@ from longspan_kernels.block_sparse.args import (
     Call,
     alignment,
     from_16_bytes,
+    on_meta,
     output_like,
     readable,
     streamed,
     width_of,
 )
 from longspan_kernels.block_sparse.layout import Component, Layout
-from longspan_kernels.block_sparse.triton.any_length import by_kernels_there_are
 from longspan_kernels.block_sparse.triton.backward_columns import backward_columns
 from longspan_kernels.block_sparse.triton.backward_order import (
     PAIRED_WIDTH,
@@ -40,11 +40,11 @@ from longspan_kernels.block_sparse.triton.backward_order import (
 from longspan_kernels.block_sparse.triton.backward_rows import backward_rows
 from longspan_kernels.block_sparse.triton.backward_sums import add_pieces, prepare_rows
 from longspan_kernels.block_sparse.triton.common import interprets_bfloat16
-from longspan_kernels.block_sparse.triton.other_lengths import KEYS, QUERIES, compile_for_other_lengths, given
+from longspan_kernels.block_sparse.triton.forward import compile_first
 from longspan_kernels.block_sparse.triton.schedule import Work
 from longspan_kernels.block_sparse.triton.tuning import launch_of
 from longspan_kernels.launch.graphs import capturing, made_outside_graphs
-from longspan_kernels.launch.launcher import PIECE_ROWS, SMALL, Plan, on_its_device, only_planned, without_tma
+from longspan_kernels.launch.launcher import PIECE_ROWS, SMALL, Plan, on_its_device, without_tma
 
 PREPARED_AT_ONCE = 64  # rows a program
 
@@ -77,21 +77,21 @@ def triton_backward(
     call = Call(q, k, v, layout, scale, q_lengths, k_lengths, q_segments, k_segments, dropout_p, seed, bias, bias_block)
     dout, out = readable(dout), readable(out)
     lse, dlse = from_16_bytes(lse.contiguous()), None if dlse is None else from_16_bytes(dlse.float().contiguous())
-    layouts = {"layout": layout, "columns": layout if columns is None else columns}
+    columns = layout if columns is None else columns
+    key = ("backward", call.key, *sides, dout.stride(), out.stride(), dlse is None)
+    compile_first(call, key, lambda: plan_backward(call, layout, columns, dout, dlse, out, sides))
+    return _backward(call, dout, dlse, out, lse, columns.components, sides)
 
-    def others_known() -> bool:
-        tensors = {
-            "dout": (dout, 2, QUERIES), "dlse": (dlse, 2, QUERIES), "q": (call.q, 2, QUERIES), "k": (call.k, 2, KEYS),
-            "v": (call.v, 2, KEYS), "out": (out, 2, QUERIES), "lse": (lse, 2, QUERIES), **given(call),
-        }  # fmt: skip
-        rest = {"scale": call.scale, "dropout_p": dropout_p, "bias_block": bias_block, "sides": sides}
-        return compile_for_other_lengths(triton_backward, call, layouts, tensors, rest)
 
-    def run(found: dict[str, Layout]) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        return _backward(call.by(found["layout"]), dout, dlse, out, lse, found["columns"].components, sides)
-
-    key = ("backward", call.key, sides, dout.stride(), out.stride(), dlse is None)
-    return by_kernels_there_are(layouts, key, others_known, run)
+def plan_backward(
+    call: Call, layout: Layout, columns: Layout, dout: Tensor, dlse: Tensor | None, out: Tensor,
+    sides: tuple[str, ...] = ("rows", "columns"),
+) -> None:  # fmt: skip
+    """Has `launcher.compiling` collect what the backward pass of a call launches, whatever its layout."""
+    given = call.without_memory(layout)
+    lse = torch.empty(call.q.shape[:3], dtype=torch.float32, device="meta")
+    dlse = None if dlse is None else lse
+    _backward(given, on_meta(dout), dlse, on_meta(out), lse, columns.components, sides)
 
 
 def _backward(
@@ -104,8 +104,6 @@ def _backward(
     if len(sides) == 2 and rows_go_first(call, layout, by_columns):
         # Rows work out delta and leave it behind; their partial results lie in dk's memory, which is written after them.
         numbers = RowNumbers(lse, torch.empty_like(lse), out, dlse, left=True)
-        if only_planned():
-            _prepare(call, dout, numbers, foreseen=True)  # columns may be cut at other lengths
         _all_rows(call, layout, dout, numbers, dq, sums, Room(dk))
         _all_columns(call, by_columns, dout, numbers, dk, dv, None)
     else:
@@ -148,8 +146,8 @@ def _all_columns(
         _keys(call, component, dout, numbers, dk, dv, room, adding=adds_up(number, component))
 
 
-def _prepare(call: Call, dout: Tensor, numbers: RowNumbers, foreseen: bool = False) -> None:
-    """Writes -delta [B, H, Tq], or foresees that."""
+def _prepare(call: Call, dout: Tensor, numbers: RowNumbers) -> None:
+    """Writes -delta [B, H, Tq]."""
     out, dlse = numbers.out, numbers.dlse
     B, H, Tq, D = out.shape
     cache = call.layout.components[0].cache if call.layout.components else {}
@@ -162,8 +160,7 @@ def _prepare(call: Call, dout: Tensor, numbers: RowNumbers, foreseen: bool = Fal
             "o_b": o_b, "o_h": o_h, "o_t": o_t, "do_b": do_b, "do_h": do_h, "do_t": do_t, "q_len": Tq, "owners": H,
             "lines": lines, "D": D, "BD": width_of(D), "BM": PREPARED_AT_ONCE, "ALIGN": alignment(D, out, dout),
         }, SMALL)  # fmt: skip
-    run = plan.foresee if foreseen else plan
-    run(out, dout, numbers.lse, dlse, numbers.minus_delta, numbers.pairs)
+    plan(out, dout, numbers.lse, dlse, numbers.minus_delta, numbers.pairs)
 
 
 @dataclass
@@ -187,7 +184,7 @@ def _queries(
     side = component.cache.get(key)
     if side is None:
         side = made_outside_graphs(
-            lambda: _plan_rows(call, component, dout, numbers, dq, sums, merging), dq.device, not component.dynamic
+            lambda: _plan_rows(call, component, dout, numbers, dq, sums, merging), call.device, not component.dynamic
         )
         component.cache[key] = side
     part = _no_row_pieces(side, numbers)
@@ -220,7 +217,7 @@ def _plan_rows(
 ) -> _Side:  # fmt: skip
     B, H, Tq, D = call.q.shape
     work = row_work(call, component)
-    choice = launch_of("backward_rows", call.q, component)
+    choice = launch_of("backward_rows", call.q, component, call.device)
     numbers = call.numbers(component)
     by_tma = streamed((call.k, call.v), component, "k", choice.by_tma, call)[1]
     choice = choice if by_tma else without_tma(choice)
@@ -243,8 +240,6 @@ def _plan_rows(
         "D": D, "BD": numbers["BD"], "B": numbers["BM"], "BX": PIECE_ROWS, "SHARE": 1, "MERGE": merging,
         "ALIGN": alignment(D, dq),
     }, SMALL)  # fmt: skip
-    if work.items is not None and not work.cut:
-        add.foresee(dq, row_numbers.lse, component.group, component.group, component.merge, component.q_index)
     part = (work.slots * B, component.block_q, numbers["BD"]) if work.slots else None
     pattern = call.pattern(component, "rows", work.items is not None)
     return _Side(work, pattern, by_tma, part, main, [add] if work.cut else [])
@@ -261,7 +256,7 @@ def _keys(
     side = component.cache.get(key)
     if side is None:
         side = made_outside_graphs(
-            lambda: _plan_columns(call, component, dout, numbers.lse, dk, dv, adding), dk.device, not component.dynamic
+            lambda: _plan_columns(call, component, dout, numbers.lse, dk, dv, adding), call.device, not component.dynamic
         )
         component.cache[key] = side
     part_k = part_v = _no_column_pieces(side, numbers, dk)
@@ -301,7 +296,7 @@ def _flags(work: Work, call: Call, component: Component) -> Tensor | None:
         return None
     if not work.flags:
         return component.group
-    device, count = call.q.device, work.flags * call.q.shape[0]
+    device, count = call.device, work.flags * call.q.shape[0]
     if capturing(device):
         return torch.zeros(count, dtype=torch.int32, device=device)  # the graph's own, wherever it is replayed
     # Every launch leaves them at 0, and launches on one stream come one after another.
@@ -316,7 +311,7 @@ def _plan_columns(
 ) -> _Side:  # fmt: skip
     B, Hkv, Tk, D = call.k.shape
     work = column_work(call, component, adding)
-    choice = launch_of("backward_columns", call.q, component)
+    choice = launch_of("backward_columns", call.q, component, call.device)
     numbers = call.numbers(component)
     by_tma = streamed((call.q, dout), component, "q", choice.by_tma, call)[1]
     choice = choice if by_tma else without_tma(choice)
@@ -339,8 +334,6 @@ def _plan_columns(
         }, SMALL)
         for x_b, x_h, x_t, _ in (dk.stride(), dv.stride())
     ]  # fmt: skip
-    if work.items is not None and not work.in_two and not work.cut:
-        add[0].foresee(dk, _kept_as(dk, lse), component.group, component.group, None, component.k_index)
     part = (work.slots * B, component.block_k, numbers["BD"]) if work.slots else None
     pattern = call.pattern(component, "columns", work.items is not None and call.share == 1)
     return _Side(work, pattern, by_tma, part, main, add if work.cut else [])

@@ -51,7 +51,7 @@ def rows_go_first(call: Call, layout: Layout, by_columns: list[Component]) -> bo
 
     cache, key = by_columns[0].cache, ("rows go first", call.key)
     if key not in cache:
-        cache[key] = made_outside_graphs(whole_columns, call.q.device, not by_columns[0].dynamic)
+        cache[key] = made_outside_graphs(whole_columns, call.device, not by_columns[0].dynamic)
     return cache[key]
 
 
@@ -72,7 +72,7 @@ def rows_are_listed(call: Call) -> bool:
 
     cache, key = components[0].cache, ("listed", call.key)
     if key not in cache:
-        cache[key] = made_outside_graphs(any_list, call.q.device)
+        cache[key] = made_outside_graphs(any_list, call.device)
     return cache[key]
 
 
@@ -88,13 +88,13 @@ def column_work(call: Call, component: Component, adding: bool) -> Work:
 def steady(component: Component) -> bool:
     """Whether a line is as long beside a fair share at any length: which kernel runs may depend on it then. Lines that grow
     with the length, or are gathered, are not."""
-    return not (component.grows or component.general) and component.q_index is None and component.k_index is None
+    return not component.grows and component.q_index is None and component.k_index is None
 
 
 def adds_up(number: int, component: Component) -> bool:
     """Whether a component's columns add to what is there: all but the first, and one whose order has no place for some keys."""
     everywhere = component.k_index is None or component.order.startswith("residue")
-    return number > 0 or bool(component.general) or not everywhere
+    return number > 0 or not everywhere
 
 
 def orders_keys_by_head(call: Call, component: Component) -> bool:

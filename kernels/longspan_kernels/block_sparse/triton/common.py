@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.libdevice import fast_log2f
 
-from longspan_kernels.launch.launcher import only_planned
+from longspan_kernels.launch.launcher import collecting
 
 # What a loop over entries visits: full tiles, those whose mask is a band lo <= m - n <= hi, those with stored bits, or all
 # of them, telling them apart as it goes.
@@ -40,7 +40,7 @@ def interprets_bfloat16(x: torch.Tensor) -> bool:
 
     Callers hand it float32, which holds the same numbers.
     """
-    return bool(INTERPRETED.value) and x.dtype == torch.bfloat16 and x.device.type == "cpu" and not only_planned()
+    return bool(INTERPRETED.value) and x.dtype == torch.bfloat16 and x.device.type == "cpu" and not collecting()
 
 
 @triton.jit

@@ -5,21 +5,21 @@ Triton is imported here: import this file lazily. The kernels are in forward_ker
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from longspan_kernels.block_sparse.args import Call, alignment, output_like, streamed
 from longspan_kernels.block_sparse.layout import Component, Layout
-from longspan_kernels.block_sparse.triton.any_length import by_kernels_there_are
 from longspan_kernels.block_sparse.triton.common import interprets_bfloat16
 from longspan_kernels.block_sparse.triton.forward_kernels import forward_rows, merge_pieces
-from longspan_kernels.block_sparse.triton.other_lengths import KEYS, QUERIES, compile_for_other_lengths, given
 from longspan_kernels.block_sparse.triton.schedule import Work, work_of
-from longspan_kernels.block_sparse.triton.tuning import launch_of
-from longspan_kernels.launch.graphs import made_outside_graphs
-from longspan_kernels.launch.launcher import PIECE_ROWS, SMALL, Plan, on_its_device, without_tma
+from longspan_kernels.block_sparse.triton.tuning import launch_of, lines_of
+from longspan_kernels.launch.graphs import capturing, made_outside_graphs
+from longspan_kernels.launch.launcher import PIECE_ROWS, SMALL, Plan, collecting, compiling, on_its_device, without_tma
 
 
 @on_its_device
@@ -28,6 +28,7 @@ def triton_forward(
     q_lengths: Tensor | None = None, k_lengths: Tensor | None = None,
     q_segments: Tensor | None = None, k_segments: Tensor | None = None,
     dropout_p: float = 0.0, seed: Tensor | None = None, bias: Tensor | None = None, bias_block: int = 0,
+    backward: tuple[Layout, Layout] | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Attention over the tiles of a layout.
 
@@ -38,6 +39,7 @@ def triton_forward(
         q_segments: [B, Tq], k_segments: [B, Tk]; a pair also needs equal segments.
         seed: int64 scalar on the device, for dropout of the weights (the normaliser is undropped).
         bias: [H or 1, query blocks, key blocks] float32, added to scaled scores.
+        backward: the layouts of a backward pass that follows (over rows, over columns): its kernels compile with these.
 
     Returns:
         out [B, H, Tq, D] in q's dtype and lse [B, H, Tq] float32, natural log; 0 and -inf for a query without keys.
@@ -52,14 +54,42 @@ def triton_forward(
         )  # fmt: skip
         return out.to(q.dtype), lse
     call = Call(q, k, v, layout, scale, q_lengths, k_lengths, q_segments, k_segments, dropout_p, seed, bias, bias_block)
-    layouts = {"layout": layout}
+    compile_first(call, ("forward", call.key, backward is not None), lambda: plan_call(call, backward))
+    return _forward(call)
 
-    def others_known() -> bool:
-        tensors = {"q": (call.q, 2, QUERIES), "k": (call.k, 2, KEYS), "v": (call.v, 2, KEYS), **given(call)}
-        numbers = {"scale": call.scale, "dropout_p": dropout_p, "bias_block": bias_block}
-        return compile_for_other_lengths(triton_forward, call, layouts, tensors, numbers)
 
-    return by_kernels_there_are(layouts, ("forward", call.key), others_known, lambda found: _forward(call.by(**found)))
+def compile_first(call: Call, key: tuple, plan: Callable[[], None]) -> None:
+    """Compiles what a call launches before it launches anything, several kernels at once; `plan` does so once for each key."""
+    components = call.layout.components
+    if call.device.type != "cuda" or not components or collecting() or capturing(call.device):
+        return
+    # A layout that is made at run time is a new one in each call: its form stands for it.
+    dynamic = components[0].dynamic
+    done: Any = _forms_compiled if dynamic else components[0].cache
+    key = (*key, call.device, *map(_form, components)) if dynamic else key
+    if key not in done:
+        with compiling(call.device):
+            plan()
+        done[key] = True
+
+
+_forms_compiled: dict[tuple, bool] = {}
+
+
+def _form(component: Component) -> tuple:
+    """What kernels are compiled for of a component that is made at run time."""
+    c = component
+    orders = c.q_index is None, c.k_index is None, c.positional, c.batch_groups > 0, len(c.rows.start) == 1
+    return c.block_q, c.block_k, *orders, lines_of(c), None if c.excluded is None else c.excluded.shape[1]
+
+
+def plan_call(call: Call, backward: tuple[Layout, Layout] | None) -> None:
+    """Has `launcher.compiling` collect what the forward pass of a call launches, and the backward pass by two layouts."""
+    from longspan_kernels.block_sparse.triton.backward import plan_backward
+
+    out, _ = _forward(call.without_memory())
+    if backward is not None:
+        plan_backward(call, *backward, out, None, out)
 
 
 def _forward(call: Call) -> tuple[Tensor, Tensor]:
@@ -90,7 +120,7 @@ def _component(call: Call, component: Component, out: Tensor, lse: Tensor, mergi
     key = ("forward", merging, call.key)
     rows = component.cache.get(key)
     if rows is None:
-        rows = made_outside_graphs(lambda: _plan(call, component, out, lse, merging), out.device, not component.dynamic)
+        rows = made_outside_graphs(lambda: _plan(call, component, out, lse, merging), call.device, not component.dynamic)
         component.cache[key] = rows
     part = part_lse = _no_pieces(rows, lse)
     if rows.part is not None:
@@ -117,7 +147,7 @@ def _tensors(
 def _plan(call: Call, component: Component, out: Tensor, lse: Tensor, merging: bool) -> _Rows:
     B, H, Tq, D = call.q.shape
     work = work_of(component, "rows", 1, B, everything=call.layout.covered and component.covers)
-    choice = launch_of("forward", call.q, component)
+    choice = launch_of("forward", call.q, component, call.device)
     numbers = call.numbers(component)
     by_tma = streamed((call.k, call.v), component, "k", choice.by_tma, call)[1]
     choice = choice if by_tma else without_tma(choice)
@@ -133,8 +163,5 @@ def _plan(call: Call, component: Component, out: Tensor, lse: Tensor, merging: b
         "q_start": component.q_start, "batch": B, "owners": H, "batch_groups": component.batch_groups,
         "D": D, "BD": numbers["BD"], "BM": numbers["BM"], "BX": PIECE_ROWS, "MERGE": merging, "ALIGN": alignment(D, out),
     }, SMALL)  # fmt: skip
-    if work.items is not None and not work.cut:
-        # Rows of another length may be cut.
-        merge.foresee(out, lse, lse, lse, component.group, component.group, component.merge, component.q_index)
     part = (work.slots * B, component.block_q, numbers["BD"]) if work.slots else None
     return _Rows(work, call.pattern(component, "rows", work.items is not None), by_tma, part, main, merge if work.cut else None)

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from longspan_kernels.block_sparse.layout import Component, Lists
-from longspan_kernels.launch.launcher import served
 
 SHORTEST_PIECE = 8  # entries; less is not worth a partial result
 EVEN = 1.5  # longest line over the mean, up to which the order does not matter
@@ -62,7 +61,6 @@ class Work:
 
 
 def processors(device: torch.device) -> int:
-    device = served(device)
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).multi_processor_count
     return 2
@@ -88,14 +86,12 @@ def work_of(
     if key not in component.cache:
         groups = component.group.view(owners, share)
         side = component.block_q if name == "rows" else component.block_k
-        component.cache[key] = _schedule(
-            lists, name, groups, 1 << key[3], everything, in_two, whole, side, listed=bool(component.general)
-        )
+        component.cache[key] = _schedule(lists, name, groups, 1 << key[3], everything, in_two, whole, side)
     return component.cache[key]
 
 
 def _schedule(
-    lists: Lists, name: str, groups: Tensor, batch: int, everything: bool, in_two: bool, whole: bool, side: int, listed: bool
+    lists: Lists, name: str, groups: Tensor, batch: int, everything: bool, in_two: bool, whole: bool, side: int
 ) -> Work:  # fmt: skip
     owners, lines = len(groups), lists.start.shape[1]
     served = groups >= 0
@@ -115,7 +111,7 @@ def _schedule(
     even = longest * max(busy, 1) <= EVEN * total and (everything or 2 * busy >= owners * lines)
     # A line of a larger tile has more warps, and counts as the lines that it holds.
     enough = batch * owners * lines * max(1, side // USUAL_SIDE) >= FEWEST_PROGRAMS * processors(weight.device)
-    if not listed and even and (enough or longest <= max(piece, SHORTEST_CUT)):
+    if even and (enough or longest <= max(piece, SHORTEST_CUT)):
         return Work(lines * owners)
     pieces = (weight + piece - 1) // piece
     if everything:

@@ -17,7 +17,7 @@ from longspan_kernels.block_sparse.args import has_bits, stepped, width_of
 from longspan_kernels.block_sparse.layout import Component
 from longspan_kernels.block_sparse.planner import Tiling
 from longspan_kernels.block_sparse.triton.configs import TABLES
-from longspan_kernels.launch.launcher import Launch, served
+from longspan_kernels.launch.launcher import Launch
 
 # KiB of shared memory a program may use, by compute capability; others by the nearest below.
 SHARED = {(7, 5): 64, (8, 0): 163, (8, 6): 99, (8, 7): 163, (8, 9): 99, (9, 0): 227, (10, 0): 227, (12, 0): 99}
@@ -76,20 +76,18 @@ def _side(head_dim: int, dtype: torch.dtype, budget: int, granularity: int | Non
     return Tiling(block, block, sizes=sizes, one_pass=bias_block > 0)
 
 
-def _major(device: torch.device) -> int:
-    return _major_of(served(device))
-
-
 @lru_cache(maxsize=16)
-def _major_of(device: torch.device) -> int:
+def _major(device: torch.device) -> int:
     return torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 0
 
 
-def wide_tiling(kernel: str, q: Tensor, granularity: int | None, bias_block: int) -> Tiling | None:
+def wide_tiling(
+    kernel: str, q: Tensor, granularity: int | None, bias_block: int, device: torch.device | None = None
+) -> Tiling | None:
     """Larger tiles for a kernel over dense patterns, where the table has any that divide what a call speaks of."""
     if q.dtype.itemsize > 2 or q.shape[3] > 128:
         return None
-    found = TABLES.get(_major(q.device), {}).get((kernel, 128 if q.shape[3] > 64 else 64, "wide"))
+    found = TABLES.get(_major(device or q.device), {}).get((kernel, 128 if q.shape[3] > 64 else 64, "wide"))
     if found is None or found.tile is None or bias_block or (granularity and granularity % max(found.tile)):
         return None
     return Tiling(*found.tile, sizes=(64,))
@@ -113,11 +111,6 @@ def launched_as(**kernels: Launch) -> Iterator[None]:
         _chosen.update(before)
 
 
-def asked_for() -> tuple:
-    """What `launched_as` is in force."""
-    return tuple(sorted(_chosen.items(), key=lambda item: item[0]))
-
-
 def lines_of(component: Component) -> str:
     """Whether a component's lines are "gathered", "long", "middle", or short: "bits" with masks that are no bands, "blocks"
     without any mask, else "short". Keys gathered in equal steps, more than a tile of them, are "steps".
@@ -126,8 +119,6 @@ def lines_of(component: Component) -> str:
     length are long at any, others are as long as the median one.
     """
     gathered = component.q_index is not None or component.k_index is not None
-    if component.general:
-        return component.general
     if gathered and not component.dynamic and not component.order.startswith("residue"):
         return "gathered" if stepped(component) is None else "steps"
     if component.grows:
@@ -150,15 +141,15 @@ def _typical_line(component: Component) -> float:
     return component.cache["typical line"]
 
 
-def launch_of(kernel: str, q: Tensor, component: Component) -> Launch:
-    """How to launch "forward", "backward_rows" or "backward_columns" over a component's tiles."""
+def launch_of(kernel: str, q: Tensor, component: Component, device: torch.device | None = None) -> Launch:
+    """How to launch "forward", "backward_rows" or "backward_columns" over a component's tiles; q may lie on another device."""
     if kernel in _chosen:
         return _chosen[kernel]
     area = component.block_q * component.block_k
     if q.dtype.itemsize > 2 or q.shape[3] > 128:
         return Launch(8 if area >= 64 * 64 else 4, 2)
     width = 128 if q.shape[3] > 64 else 64
-    table, tile = TABLES.get(_major(q.device), {}), (component.block_q, component.block_k)
+    table, tile = TABLES.get(_major(device or q.device), {}), (component.block_q, component.block_k)
     wide = table.get((kernel, width, "wide"))
     if wide is not None and wide.tile == tile:
         return wide

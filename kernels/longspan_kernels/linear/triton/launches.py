@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longspan_kernels.launch.launcher import Launch, Plan, on_its_device, served
+from longspan_kernels.launch.launcher import Launch, Plan, on_its_device
 from longspan_kernels.linear.chunked import without_ends
 from longspan_kernels.linear.triton.configs import LEAST_CHUNKS, PROGRAMS, tile_for
 from longspan_kernels.linear.triton.kernels import attend_segments, carry_states, segment_states
@@ -54,7 +54,6 @@ def rounded(width: int) -> int:
 
 def processors(device: torch.device) -> int:
     """Multiprocessors of a GPU."""
-    device = served(device)
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
 
 
