@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_MASK = 1 << 34  # bytes that a dense mask may take
+NEVER_ENDS = 1 << 40  # the length of a sequence that may go on for ever
+MOST_SEARCHED = 1 << 13  # positions up to which the last query of a key is looked for pair by pair
 PAIRS_AT_ONCE = 1 << 22  # pairs whose positions are held at a time while a mask is evaluated
 
 
@@ -96,6 +98,22 @@ class Pattern:
     def depends_on_length(self, causal: bool) -> bool:
         """Whether the pairs among the first tokens change with how many tokens follow, so that padding moves them."""
         return False
+
+    def last_query(self, keys: Tensor, stop: int, head: int = 0) -> Tensor:
+        """The last query position that sees each key under causal attention: from there on decoding may forget the key.
+
+        Exact in every family of this package that has a formula. `&`, `Without`, `Predicate` and families of your own are
+        searched up to `MOST_SEARCHED` positions; beyond, the answer may be later than the last query, never earlier.
+
+        Args:
+            keys: int64 positions, any shape, below `stop`.
+            stop: the longest sequence; `NEVER_ENDS` where it is not known.
+            head: of a pattern that differs by head.
+
+        Returns:
+            int64 positions below `stop`, -1 for keys that no query sees.
+        """
+        return searched(self, keys, stop, head, torch.full_like(keys, stop - 1))
 
     # What every pattern has.
 
@@ -255,6 +273,25 @@ def _live_pairs(pattern: Pattern, length: int, heads: int, causal: bool, state: 
     if length == 0:
         return 0
     return sum(own.count(length, members, causal) for own, members in pattern.head_groups(heads))
+
+
+def searched(pattern: Pattern, keys: Tensor, stop: int, head: int, latest: Tensor) -> Tensor:
+    """`Pattern.last_query` by evaluating pairs, where `latest` is known to be no earlier."""
+    if stop > MOST_SEARCHED:
+        return latest
+    rule = pattern.rule(stop, stop, (head,), True, pattern.home)
+    flat = keys.flatten().to(pattern.home)
+    found = torch.full_like(flat, -1)
+    for rows in torch.arange(stop, device=flat.device).split(max(1, PAIRS_AT_ONCE // max(1, len(flat)))):
+        live = rule.live(head, rows[:, None], flat[None, :])
+        found = torch.maximum(found, torch.where(live, rows[:, None], -1).amax(0))
+    return torch.minimum(found.view(keys.shape).to(keys.device), latest)
+
+
+def end_of_block(keys: Tensor, block: Tensor, size: int, stop: int) -> Tensor:
+    """The last position of a query block below `stop`, -1 where it lies before the key or the block is -1."""
+    last = ((block + 1) * size).clamp(max=stop) - 1
+    return torch.where((block >= 0) & (last >= keys), last, -1)
 
 
 def _construct(family: type[Pattern], settings: dict[str, Any]) -> Pattern:

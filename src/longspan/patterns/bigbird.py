@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from longspan.patterns.base import Pattern, causal_part
-from longspan.patterns.draws import block_rows, distinct_draws
+from longspan.patterns.base import Pattern, causal_part, end_of_block
+from longspan.patterns.draws import MOST_ROWS, block_rows, distinct_draws, last_rows
 from longspan.patterns.errors import PatternError, whole_number
 from longspan.patterns.global_tokens import global_rule
 from longspan.patterns.random_blocks import block_lists
@@ -67,6 +67,17 @@ class BigBird(Pattern):
             lists = self._randoms(rows, at_start, blocks - at_end, heads, causal)
             parts.append(causal_part(block_lists(size, lists, heads, rows), causal))
         return Or(*parts)
+
+    def last_query(self, keys: Tensor, stop: int, head: int = 0) -> Tensor:
+        size, count, block = self.block_size, -(-stop // self.block_size), keys // self.block_size
+        last = block + self.window_blocks // 2
+        if self.random_blocks and count <= MOST_ROWS:
+            drawn = self._randoms(torch.arange(count), self.global_blocks, count, (head,), True)[0]
+            last = torch.maximum(last, last_rows(drawn, count).to(keys.device)[block])
+        elif self.random_blocks:  # any block may be drawn again
+            last = torch.full_like(last, count)
+        last = torch.where(block < self.global_blocks, count, last)
+        return end_of_block(keys, last, size, stop)
 
     def _randoms(self, rows: Tensor, low: int, high: int, heads: tuple[int, ...], causal: bool) -> Tensor:
         """[len(heads), R, n] key blocks drawn from [low, high) without each row's window, -1 for none."""

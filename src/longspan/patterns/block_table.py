@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from longspan.patterns.base import Pattern, causal_part
+from longspan.patterns.base import Pattern, causal_part, end_of_block
 from longspan.patterns.errors import PatternError, whole_number
 from longspan_kernels.block_sparse.block_rules import BlockTableRule
 from longspan_kernels.block_sparse.rules import Rule
@@ -61,6 +61,14 @@ class BlockTable(Pattern):
         self.check_reach(k_len)
         table = self.table if self.table.dim() == 3 else self.table[None]
         return causal_part(BlockTableRule(self.block_size, table.to(device)), causal)
+
+    def last_query(self, keys: torch.Tensor, stop: int, head: int = 0) -> torch.Tensor:
+        table = self.table if self.table.dim() == 2 else self.table[head if len(self.table) > 1 else 0]
+        table = table[: -(-stop // self.block_size)]
+        rows = torch.where(table, torch.arange(len(table))[:, None], -1).amax(0)  # (nk,) the last row of each column
+        block = keys // self.block_size
+        last = torch.where(block < len(rows), rows.to(keys.device)[block.clamp(max=len(rows) - 1)], -1)
+        return end_of_block(keys, last, self.block_size, stop)
 
     def check_reach(self, length: int) -> None:
         """Raises PatternError where the table does not cover `length` tokens."""

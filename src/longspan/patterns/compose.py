@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from longspan.patterns.base import Pattern
+from longspan.patterns.base import Pattern, searched
 from longspan.patterns.errors import PatternError
 from longspan.patterns.predicate import Predicate
 from longspan_kernels.block_sparse.rules import And, Or, Rule
@@ -67,6 +67,9 @@ class Union(Composition):
 
     sign = " | "
 
+    def last_query(self, keys: torch.Tensor, stop: int, head: int = 0) -> torch.Tensor:
+        return torch.stack([part.last_query(keys, stop, head) for part in self.parts]).amax(0)
+
     def rule(self, q_len: int, k_len: int, heads: tuple[int, ...], causal: bool, device: torch.device) -> Rule:
         return Or(*(part.rule(q_len, k_len, heads, causal, device) for part in self.parts))
 
@@ -76,6 +79,10 @@ class Intersection(Composition):
     """`p & q`: a pair is live where every part keeps it."""
 
     sign = " & "
+
+    def last_query(self, keys: torch.Tensor, stop: int, head: int = 0) -> torch.Tensor:
+        latest = torch.stack([part.last_query(keys, stop, head) for part in self.parts]).amin(0)
+        return searched(self, keys, stop, head, latest)
 
     def rule(self, q_len: int, k_len: int, heads: tuple[int, ...], causal: bool, device: torch.device) -> Rule:
         known = [p.rule(q_len, k_len, heads, causal, device) for p in self.parts if not isinstance(p, Predicate)]

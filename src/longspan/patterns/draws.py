@@ -12,6 +12,7 @@ from torch import Tensor
 
 MASK = 0xFFFFFFFF
 GOLDEN = 0x9E3779B9
+MOST_ROWS = 1 << 17  # query blocks whose draws are looked at to know when a key block is drawn last
 Number = TypeVar("Number", int, Tensor)
 
 
@@ -57,6 +58,13 @@ def distinct_draws(seed: int, heads: Tensor, rows: Tensor, available: Tensor, dr
         pick = torch.where(repeated, top, pick)
         out[:, :, n] = torch.where(scarce, torch.where(available > n, n, -1), pick)
     return out
+
+
+def last_rows(drawn: Tensor, blocks: int) -> Tensor:
+    """[blocks] int64: the last row whose list [R, n] of key blocks (-1 for none) holds each block, -1 where none does."""
+    rows = torch.arange(drawn.shape[0], device=drawn.device)[:, None].expand_as(drawn)
+    out = torch.full((blocks + 1,), -1, dtype=torch.int64, device=drawn.device)
+    return out.scatter_reduce(0, torch.where(drawn < 0, blocks, drawn).flatten(), rows.flatten(), "amax")[:blocks]
 
 
 def per_head_lists(heads: tuple[int, ...], drawn: Tensor) -> Tensor:

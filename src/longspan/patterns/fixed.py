@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from longspan.patterns.base import Pattern, causal_part
+from longspan.patterns.base import Pattern, causal_part, end_of_block
 from longspan.patterns.errors import PatternError, whole_number
 from longspan_kernels.block_sparse.block_rules import BlockBand
 from longspan_kernels.block_sparse.rules import KeysPeriodic, Or, Rule
@@ -34,6 +34,10 @@ class Fixed(Pattern):
     def rule(self, q_len: int, k_len: int, heads: tuple[int, ...], causal: bool, device: torch.device) -> Rule:
         own = causal_part(BlockBand(self.stride), causal)
         return Or(own, causal_part(KeysPeriodic(self.stride, self.summary), causal))
+
+    def last_query(self, keys: torch.Tensor, stop: int, head: int = 0) -> torch.Tensor:
+        own = end_of_block(keys, keys // self.stride, self.stride, stop)
+        return torch.where(keys % self.stride >= self.stride - self.summary, stop - 1, own)
 
     def count(self, length: int, heads: tuple[int, ...], causal: bool) -> int:
         stride, summary = self.stride, self.summary

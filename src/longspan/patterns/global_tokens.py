@@ -50,6 +50,9 @@ class Global(Pattern):
     def rule(self, q_len: int, k_len: int, heads: tuple[int, ...], causal: bool, device: torch.device) -> Rule:
         return global_rule(self.ranges, k_len, causal)
 
+    def last_query(self, keys: torch.Tensor, stop: int, head: int = 0) -> torch.Tensor:
+        return last_global_query(self.ranges, keys, stop)
+
     def count(self, length: int, heads: tuple[int, ...], causal: bool) -> int:
         others = length - sum(min(stop, length) - start for start, stop in self.ranges if start < length)
         # All pairs but those between tokens that are not global.
@@ -60,6 +63,17 @@ def global_rule(ranges: list[tuple[int, int]], k_len: int, causal: bool) -> Rule
     """i or j lies in one of the half-open ranges, cut at `k_len`."""
     inside = [(start, min(stop, k_len)) for start, stop in ranges if start < k_len]
     return Or(causal_part(Keys(inside, ranges), causal), causal_part(Queries(inside), causal))
+
+
+def last_global_query(ranges: list[tuple[int, int]], keys: torch.Tensor, stop: int) -> torch.Tensor:
+    """`Pattern.last_query` where i or j lies in one of the half-open ranges: a global key is seen to the end, and the last
+    global query sees what is before it."""
+    inside = [(start, min(end, stop)) for start, end in ranges if start < stop]
+    last = max((end for _, end in inside), default=0) - 1
+    out = torch.where(keys <= last, last, -1)
+    for start, end in inside:
+        out = torch.where((keys >= start) & (keys < end), stop - 1, out)
+    return out
 
 
 def ranges_text(ranges: list[tuple[int, int]]) -> str:

@@ -37,6 +37,10 @@ class Local(Pattern):
         band = Band(0 if causal else -reach, reach)
         return band if self.dilation == 1 else And(band, Congruent(self.dilation))
 
+    def last_query(self, keys: torch.Tensor, stop: int, head: int = 0) -> torch.Tensor:
+        steps = ((stop - 1 - keys) // self.dilation).clamp(max=self.window - 1)
+        return keys + steps * self.dilation
+
     def count(self, length: int, heads: tuple[int, ...], causal: bool) -> int:
         most = self.window - 1 if causal else self.window // 2
         return len(heads) * pairs_at_distances(length, self.dilation, most, causal)

@@ -9,7 +9,7 @@ import torch
 
 from longspan.patterns.base import Pattern
 from longspan.patterns.errors import position_ranges, position_set, whole_number
-from longspan.patterns.global_tokens import global_rule, ranges_text
+from longspan.patterns.global_tokens import global_rule, last_global_query, ranges_text
 from longspan.patterns.local import Local
 from longspan_kernels.block_sparse.rules import Or, Rule
 
@@ -38,6 +38,10 @@ class Longformer(Pattern):
     @property
     def _ranges(self) -> list[tuple[int, int]]:
         return position_ranges(tuple(self.global_positions))
+
+    def last_query(self, keys: torch.Tensor, stop: int, head: int = 0) -> torch.Tensor:
+        window = Local(self.window).last_query(keys, stop)
+        return torch.maximum(window, last_global_query(self._ranges, keys, stop))
 
     def rule(self, q_len: int, k_len: int, heads: tuple[int, ...], causal: bool, device: torch.device) -> Rule:
         window = Local(self.window).rule(q_len, k_len, heads, causal, device)

@@ -49,6 +49,9 @@ class PerHead(Pattern):
     def depends_on_length(self, causal: bool) -> bool:
         return any(pattern.depends_on_length(causal) for pattern in self.patterns)
 
+    def last_query(self, keys: torch.Tensor, stop: int, head: int = 0) -> torch.Tensor:
+        return self.patterns[head].last_query(keys, stop, head)
+
     @property
     def head_count(self) -> int | None:
         return len(self.patterns)

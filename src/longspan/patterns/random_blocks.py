@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from longspan.patterns.base import Pattern, causal_part
-from longspan.patterns.draws import block_rows, distinct_draws, per_head_lists
+from longspan.patterns.base import Pattern, causal_part, end_of_block
+from longspan.patterns.draws import MOST_ROWS, block_rows, distinct_draws, last_rows, per_head_lists
 from longspan.patterns.errors import whole_number
 from longspan_kernels.block_sparse.block_rules import BlockLists
 from longspan_kernels.block_sparse.rules import Rule
@@ -39,6 +39,15 @@ class Random(Pattern):
 
     def depends_on_length(self, causal: bool) -> bool:
         return not causal
+
+    def last_query(self, keys: torch.Tensor, stop: int, head: int = 0) -> torch.Tensor:
+        count = -(-stop // self.block_size)
+        if count > MOST_ROWS:  # any block may be drawn again
+            return torch.full_like(keys, stop - 1)
+        rows = torch.arange(count)
+        drawn = distinct_draws(self.seed, torch.tensor([head]), rows, rows + 1, self.blocks)[0]
+        last = last_rows(drawn, count).to(keys.device)[keys // self.block_size]
+        return end_of_block(keys, last, self.block_size, stop)
 
     def rule(self, q_len: int, k_len: int, heads: tuple[int, ...], causal: bool, device: torch.device) -> Rule:
         rows = block_rows(q_len, k_len, self.block_size, device)

@@ -27,5 +27,8 @@ class Strided(Pattern):
     def rule(self, q_len: int, k_len: int, heads: tuple[int, ...], causal: bool, device: torch.device) -> Rule:
         return causal_part(Congruent(self.stride), causal)
 
+    def last_query(self, keys: torch.Tensor, stop: int, head: int = 0) -> torch.Tensor:
+        return keys + (stop - 1 - keys) // self.stride * self.stride
+
     def count(self, length: int, heads: tuple[int, ...], causal: bool) -> int:
         return len(heads) * pairs_at_distances(length, self.stride, None, causal)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from longspan.patterns.base import Pattern
+from longspan.patterns.base import Pattern, searched
 from longspan.patterns.errors import PatternError
 from longspan_kernels.block_sparse.rules import And, Not, Rule
 
@@ -48,6 +48,9 @@ class Without(Pattern):
     @property
     def home(self) -> torch.device:
         return self.pattern.home if self.pattern.home.type != "cpu" else self.removed.home
+
+    def last_query(self, keys: torch.Tensor, stop: int, head: int = 0) -> torch.Tensor:
+        return searched(self, keys, stop, head, self.pattern.last_query(keys, stop, head))
 
     def rule(self, q_len: int, k_len: int, heads: tuple[int, ...], causal: bool, device: torch.device) -> Rule:
         kept = self.pattern.rule(q_len, k_len, heads, causal, device)
