@@ -1,22 +1,30 @@
 """Block-sparse attention: patterns as rules, rules compiled to layouts, layouts attended by torch or Triton."""
 
+from longspan_kernels.block_sparse.block_rules import BlockTableRule
 from longspan_kernels.block_sparse.cache import clear_layouts, dense_mask, layout_for
 from longspan_kernels.block_sparse.choose import choose_blocks, choose_scored_blocks
-from longspan_kernels.block_sparse.device_layout import DeviceLayout, DeviceLayoutError
+from longspan_kernels.block_sparse.device_layout import DeviceLayout, DeviceLayoutError, tile_side
 from longspan_kernels.block_sparse.device_op import attend_by
 from longspan_kernels.block_sparse.layout import Component, Layout, Lists
-from longspan_kernels.block_sparse.op import BackendError, attend
+from longspan_kernels.block_sparse.op import BackendError, attend, tilings_for
 from longspan_kernels.block_sparse.planner import Tiling, compile_layout
 from longspan_kernels.block_sparse.precompile import precompile
 from longspan_kernels.block_sparse.reference import reference_attention
+from longspan_kernels.block_sparse.rules import And, Congruent, Not, Or, Rule
 
 __all__ = [
+    "And",
     "BackendError",
+    "BlockTableRule",
     "Component",
+    "Congruent",
     "DeviceLayout",
     "DeviceLayoutError",
     "Layout",
     "Lists",
+    "Not",
+    "Or",
+    "Rule",
     "Tiling",
     "attend",
     "attend_by",
@@ -28,4 +36,6 @@ __all__ = [
     "layout_for",
     "precompile",
     "reference_attention",
+    "tile_side",
+    "tilings_for",
 ]  # fmt: skip

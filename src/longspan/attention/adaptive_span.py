@@ -32,7 +32,7 @@ class AdaptiveSpan(ShowsWeights):
 
     Args:
         heads, kv_heads, head_dim, causal, dropout, backend: as in `PatternAttention`.
-        max_length: tokens of the longest sequence.
+        max_length: tokens of the longest sequence, which has to be known.
         ramp: tokens over which weights fall to 0.
         max_span: longest span in tokens; None for `max_length`.
         initial_span: tokens at the start.
@@ -51,11 +51,6 @@ class AdaptiveSpan(ShowsWeights):
     def __init__(
         self,
         *,
-        heads: int,
-        head_dim: int,
-        causal: bool,
-        max_length: int,
-        kv_heads: int | None = None,
         ramp: int = 32,
         max_span: int | None = None,
         initial_span: int = 0,
@@ -64,8 +59,16 @@ class AdaptiveSpan(ShowsWeights):
         harden_at: float = 0.8,
         dropout: float = 0.0,
         backend: str = "auto",
+        heads: int,
+        head_dim: int,
+        causal: bool,
+        kv_heads: int | None = None,
+        layer: int = 0,
+        max_length: int | None = None,
     ) -> None:
         super().__init__()
+        if max_length is None:
+            raise AttentionConfigError("max_span", f"= {max_span} needs a known longest sequence; give max_length")
         self.length = _whole("max_length", max_length, 1)
         self.max_span = self.length if max_span is None else _whole("max_span", max_span, 1)
         if self.max_span > self.length:
@@ -284,31 +287,7 @@ class AdaptiveSpan(ShowsWeights):
         return f"ramp={self.ramp}, max_span={self.max_span}, coefficient={self.coefficient}, hardened={self.hardened}"
 
 
-def adaptive_span(
-    *,
-    ramp: int = 32,
-    max_span: int | None = None,
-    initial_span: int = 0,
-    coefficient: float = 1e-4,
-    span_learning_rate: float | None = None,
-    harden_at: float = 0.8,
-    dropout: float = 0.0,
-    backend: str = "auto",
-    heads: int,
-    head_dim: int,
-    causal: bool,
-    kv_heads: int | None = None,
-    layer: int = 0,
-    max_length: int | None = None,
-) -> AdaptiveSpan:
-    """A learned span in each head, alike in all layers at the start (arXiv:1905.07799); see `AdaptiveSpan`."""
-    if max_length is None:
-        raise AttentionConfigError("max_span", f"= {max_span} needs a known longest sequence; give max_length")
-    return AdaptiveSpan(
-        heads=heads, head_dim=head_dim, causal=causal, max_length=max_length, kv_heads=kv_heads, ramp=ramp, max_span=max_span,
-        initial_span=initial_span, coefficient=coefficient, span_learning_rate=span_learning_rate, harden_at=harden_at,
-        dropout=dropout, backend=backend,
-    )  # fmt: skip
+adaptive_span = AdaptiveSpan
 
 
 def _per_head(patterns: list[Pattern]) -> Pattern:

@@ -13,8 +13,7 @@ from longspan.attention.weights import ShowsWeights
 from longspan.cost import Cost
 from longspan.functional import BACKENDS, sparse_attention
 from longspan.patterns import Pattern
-from longspan_kernels.block_sparse.cache import layout_for
-from longspan_kernels.block_sparse.op import tilings_for
+from longspan_kernels.block_sparse import layout_for, tilings_for
 
 Lengths = Tensor | tuple[Tensor, Tensor]
 
@@ -28,6 +27,7 @@ class PatternAttention(ShowsWeights):
         causal: only keys at or before the query.
         dropout: share of attention weights that fall away, in training only.
         backend: "auto", "triton", "blocked" or "dense".
+        max_length: the longest sequence, where it is known.
 
     Raises:
         AttentionConfigError: a setting that cannot work, by its config key.
@@ -41,6 +41,7 @@ class PatternAttention(ShowsWeights):
         kv_heads: int | None = None,
         head_dim: int,
         causal: bool,
+        max_length: int | None = None,
         dropout: float = 0.0,
         backend: str = "auto",
     ):
@@ -54,7 +55,7 @@ class PatternAttention(ShowsWeights):
             )
         with settings_named():
             pattern.head_groups(heads)  # a pattern made for another number of heads says so
-        self.pattern = pattern
+        self.pattern, self.max_length = pattern, max_length
         self.heads, self.kv_heads, self.head_dim, self.causal = heads, kv_heads, head_dim, causal
         self.dropout, self.backend = as_fraction("dropout", dropout), backend
         self._costs: dict[int, Cost] = {}

@@ -2,27 +2,52 @@
 
 from __future__ import annotations
 
-from longspan.attention.variant import Place, variant
-from longspan.patterns import BigBird, Pattern
+from longspan.attention.base import PatternAttention
+from longspan.attention.errors import settings_named
+from longspan.patterns import BigBird
 
 
-@variant("bigbird")
-def bigbird(
-    place: Place,
-    *,
-    block_size: int = 64,
-    window_blocks: int = 3,
-    random_blocks: int = 3,
-    global_blocks: int = 2,
-    seed: int = 0,
-) -> Pattern:
-    """BigBird's block attention (arXiv:2007.14062); randoms are drawn for each head, row and layer.
+class BigBirdAttention(PatternAttention):
+    """BigBird's block attention (arXiv:2007.14062); random blocks are drawn for each head, row and layer.
 
     Args:
         block_size: tokens a block.
         window_blocks: blocks of the window, odd, centred on the query's own.
         random_blocks: random key blocks for each query block.
-        global_blocks: blocks that see and are seen by all.
+        global_blocks: blocks that see and are seen by all: half at the start and half at the end, causal all at the start.
         seed: layer l draws by seed + l.
+        heads, kv_heads, head_dim, causal, dropout, backend, max_length: see `PatternAttention`.
     """
-    return BigBird(block_size, window_blocks, random_blocks, global_blocks, seed + place.layer)
+
+    def __init__(
+        self,
+        *,
+        block_size: int = 64,
+        window_blocks: int = 3,
+        random_blocks: int = 3,
+        global_blocks: int = 2,
+        seed: int = 0,
+        dropout: float = 0.0,
+        backend: str = "auto",
+        heads: int,
+        head_dim: int,
+        causal: bool,
+        kv_heads: int | None = None,
+        layer: int = 0,
+        max_length: int | None = None,
+    ) -> None:
+        with settings_named():
+            pattern = BigBird(block_size, window_blocks, random_blocks, global_blocks, seed + layer)
+        super().__init__(
+            pattern,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            causal=causal,
+            max_length=max_length,
+            dropout=dropout,
+            backend=backend,
+        )
+
+
+bigbird = BigBirdAttention

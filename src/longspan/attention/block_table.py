@@ -9,31 +9,65 @@ from typing import Any
 import numpy as np
 import torch
 
-from longspan.attention.errors import AttentionConfigError
-from longspan.attention.variant import Place, variant
-from longspan.patterns import BlockTable, Pattern
+from longspan.attention.base import PatternAttention
+from longspan.attention.errors import AttentionConfigError, settings_named
+from longspan.patterns import BlockTable
 
 FORMATS = ".npy, .pt or .csv"
 
 
-@variant("block_table")
-def block_table(place: Place, *, table: str | Sequence[Any] | None = None, block_size: int = 64) -> Pattern:
+class BlockTableAttention(PatternAttention):
     """Query block a sees key block b where the table has a 1 in row a, column b.
 
     Args:
         table: a file of 0s and 1s or bools, [nq, nk] or [H, nq, nk] (.npy, .pt; .csv holds [nq, nk]), or nested lists;
-            null for blocks at power-of-two distances, which reach far in few steps (LogSparse, arXiv:1907.00235).
+            None for blocks at power-of-two distances, which reach far in few steps (LogSparse, arXiv:1907.00235).
         block_size: tokens a block.
+        heads, kv_heads, head_dim, causal, dropout, backend, max_length: see `PatternAttention`.
     """
+
+    def __init__(
+        self,
+        *,
+        table: str | Sequence[Any] | None = None,
+        block_size: int = 64,
+        dropout: float = 0.0,
+        backend: str = "auto",
+        heads: int,
+        head_dim: int,
+        causal: bool,
+        kv_heads: int | None = None,
+        layer: int = 0,
+        max_length: int | None = None,
+    ) -> None:
+        with settings_named():
+            pattern = block_table_pattern(table, block_size, max_length)
+        super().__init__(
+            pattern,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            causal=causal,
+            max_length=max_length,
+            dropout=dropout,
+            backend=backend,
+        )
+
+
+block_table = BlockTableAttention
+
+
+def block_table_pattern(table: str | Path | Sequence[Any] | None, block_size: int, max_length: int | None) -> BlockTable:
+    """The pattern of a table, a file of one or None, which covers `max_length` tokens."""
     if table is None:
-        if place.max_length is None:
+        if max_length is None:
             raise AttentionConfigError("table", "= null needs a known longest sequence; give a table")
         BlockTable([[1]], block_size)  # the block size is checked before it divides
-        return BlockTable(log_sparse_table(-(-place.max_length // block_size)), block_size)
+        return BlockTable(log_sparse_table(-(-max_length // block_size)), block_size)
     content = read_table(table) if isinstance(table, (str, Path)) else as_array(table, "is no table")
     pattern = BlockTable(content, block_size)
-    if place.max_length is not None:
-        pattern.check_reach(place.max_length)
+    if max_length is not None:
+        pattern.check_reach(max_length)
     return pattern
 
 

@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 
 from longspan.attention.picked_blocks import order_by_block
-from longspan_kernels.block_sparse.device_layout import DeviceLayout
-from longspan_kernels.block_sparse.triton.tuning import fitting, tilings
+from longspan_kernels.block_sparse import DeviceLayout, tile_side
 
 CUTS = ("aligned", "sorted", "around")
 
@@ -88,12 +87,6 @@ class Chunks:
         count = count.repeat_interleave(share, 1)[:, None].int()
         order, T = self.order[:, None].int(), q.shape[2]
         return DeviceLayout(index, count, tile, tile, T, T, causal, order, order, excluded)
-
-
-def tile_side(q: Tensor, size: int) -> int:
-    """Places of a tile; it divides a chunk."""
-    capability = torch.cuda.get_device_capability(q.device) if q.is_cuda else (9, 0)
-    return fitting(tilings(q.shape[-1], q.dtype, capability)[1].block_q, size)
 
 
 def pairs_of_even_buckets(length: int, buckets: int, size: int, cut: str, causal: bool) -> tuple[int, int]:

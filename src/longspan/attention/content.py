@@ -16,7 +16,7 @@ from longspan.attention.weights import ShowsWeights
 from longspan.cost import Cost
 from longspan.functional import BACKENDS, sparse_attention
 from longspan.patterns import Pattern
-from longspan_kernels.block_sparse.device_layout import DeviceLayout
+from longspan_kernels.block_sparse import DeviceLayout
 
 
 class ContentAttention(ShowsWeights):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from longspan.attention.errors import AttentionConfigError
-from longspan.attention.variant import Place, variant
+from longspan.attention.base import PatternAttention
+from longspan.attention.errors import AttentionConfigError, settings_named
 from longspan.patterns import Local, Pattern, PerHead
 
 
-@variant("dilated")
-def dilated(place: Place, *, window: int = 128, dilation: int = 4, dilated_heads: int | None = None) -> Pattern:
+class DilatedAttention(PatternAttention):
     """A window with gaps in some heads, and without them in the others, as in Longformer (arXiv:2004.05150).
 
     With gaps in every head, tokens of different residues of `dilation` would never meet.
@@ -16,13 +15,44 @@ def dilated(place: Place, *, window: int = 128, dilation: int = 4, dilated_heads
     Args:
         window: keys a query sees.
         dilation: tokens from one of them to the next.
-        dilated_heads: how many of the last heads have gaps; null for half of them (all, where there is one head).
+        dilated_heads: how many of the last heads have gaps; None for half of them (all, where there is one head).
+        heads, kv_heads, head_dim, causal, dropout, backend, max_length: see `PatternAttention`.
     """
-    gaps, plain = Local(window, dilation), Local(window)
-    if dilated_heads is None:
-        dilated_heads = place.heads - place.heads // 2
-    if isinstance(dilated_heads, bool) or not isinstance(dilated_heads, int) or not 0 <= dilated_heads <= place.heads:
-        raise AttentionConfigError("dilated_heads", f"= {dilated_heads!r}; give 0 to {place.heads}, the number of heads")
-    if dilated_heads in (0, place.heads):
-        return gaps if dilated_heads else plain
-    return PerHead([plain] * (place.heads - dilated_heads) + [gaps] * dilated_heads)
+
+    def __init__(
+        self,
+        *,
+        window: int = 128,
+        dilation: int = 4,
+        dilated_heads: int | None = None,
+        dropout: float = 0.0,
+        backend: str = "auto",
+        heads: int,
+        head_dim: int,
+        causal: bool,
+        kv_heads: int | None = None,
+        layer: int = 0,
+        max_length: int | None = None,
+    ) -> None:
+        if dilated_heads is None:
+            dilated_heads = heads - heads // 2
+        if isinstance(dilated_heads, bool) or not isinstance(dilated_heads, int) or not 0 <= dilated_heads <= heads:
+            raise AttentionConfigError("dilated_heads", f"= {dilated_heads!r}; give 0 to {heads}, the number of heads")
+        with settings_named():
+            gaps, plain = Local(window, dilation), Local(window)
+        pattern: Pattern = gaps if dilated_heads else plain
+        if 0 < dilated_heads < heads:
+            pattern = PerHead([plain] * (heads - dilated_heads) + [gaps] * dilated_heads)
+        super().__init__(
+            pattern,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            causal=causal,
+            max_length=max_length,
+            dropout=dropout,
+            backend=backend,
+        )
+
+
+dilated = DilatedAttention

@@ -2,11 +2,46 @@
 
 from __future__ import annotations
 
-from longspan.attention.variant import Place, variant
-from longspan.patterns import Fixed, Pattern
+from longspan.attention.base import PatternAttention
+from longspan.attention.errors import settings_named
+from longspan.patterns import Fixed
 
 
-@variant("fixed")
-def fixed(place: Place, *, stride: int = 128, summary: int = 16) -> Pattern:
-    """The query's own block of `stride` tokens, and the last `summary` tokens of every block (arXiv:1904.10509)."""
-    return Fixed(stride, summary)
+class FixedAttention(PatternAttention):
+    """The query's own block of tokens, and the last tokens of every block (arXiv:1904.10509).
+
+    Args:
+        stride: tokens a block.
+        summary: tokens at the end of each block that every query sees.
+        heads, kv_heads, head_dim, causal, dropout, backend, max_length: see `PatternAttention`.
+    """
+
+    def __init__(
+        self,
+        *,
+        stride: int = 128,
+        summary: int = 16,
+        dropout: float = 0.0,
+        backend: str = "auto",
+        heads: int,
+        head_dim: int,
+        causal: bool,
+        kv_heads: int | None = None,
+        layer: int = 0,
+        max_length: int | None = None,
+    ) -> None:
+        with settings_named():
+            pattern = Fixed(stride, summary)
+        super().__init__(
+            pattern,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            causal=causal,
+            max_length=max_length,
+            dropout=dropout,
+            backend=backend,
+        )
+
+
+fixed = FixedAttention

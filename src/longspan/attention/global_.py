@@ -4,20 +4,49 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from longspan.attention.errors import AttentionConfigError
-from longspan.attention.variant import Place, variant
-from longspan.patterns import Global, Pattern
+from longspan.attention.base import PatternAttention
+from longspan.attention.errors import AttentionConfigError, settings_named
+from longspan.patterns import Global
 
 
-@variant("global")
-def global_(place: Place, *, first: int | None = 64, positions: Sequence[int] | None = None) -> Pattern:
+class GlobalAttention(PatternAttention):
     """Global tokens alone (arXiv:2004.05150, arXiv:2007.14062).
 
     Args:
-        first: the first `first` tokens are global; null where `positions` is given.
+        first: the first `first` tokens are global; None where `positions` is given.
         positions: these tokens are; those past the length are ignored.
+        heads, kv_heads, head_dim, causal, dropout, backend, max_length: see `PatternAttention`.
     """
-    if (first is None) == (positions is None):
-        given = "neither is given" if first is None else f"= {first} and attention.positions = {list(positions or [])}"
-        raise AttentionConfigError("first", f"{given}; give one of first and positions, and null for the other")
-    return Global(first=first, positions=positions)
+
+    def __init__(
+        self,
+        *,
+        first: int | None = 64,
+        positions: Sequence[int] | None = None,
+        dropout: float = 0.0,
+        backend: str = "auto",
+        heads: int,
+        head_dim: int,
+        causal: bool,
+        kv_heads: int | None = None,
+        layer: int = 0,
+        max_length: int | None = None,
+    ) -> None:
+        if (first is None) == (positions is None):
+            given = "neither is given" if first is None else f"= {first} and attention.positions = {list(positions or [])}"
+            raise AttentionConfigError("first", f"{given}; give one of first and positions, and null for the other")
+        with settings_named():
+            pattern = Global(first=first, positions=positions)
+        super().__init__(
+            pattern,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            causal=causal,
+            max_length=max_length,
+            dropout=dropout,
+            backend=backend,
+        )
+
+
+global_ = GlobalAttention

@@ -2,11 +2,44 @@
 
 from __future__ import annotations
 
-from longspan.attention.variant import Place, variant
-from longspan.patterns import Local, Pattern
+from longspan.attention.base import PatternAttention
+from longspan.attention.errors import settings_named
+from longspan.patterns import Local
 
 
-@variant("local")
-def local(place: Place, *, window: int = 256) -> Pattern:
-    """A sliding window (arXiv:2004.05150): causal `window` keys up to the query, both ways window // 2 on each side."""
-    return Local(window)
+class LocalAttention(PatternAttention):
+    """A sliding window (arXiv:2004.05150).
+
+    Args:
+        window: keys a query sees: causal the last `window`, both ways window // 2 on each side and itself.
+        heads, kv_heads, head_dim, causal, dropout, backend, max_length: see `PatternAttention`.
+    """
+
+    def __init__(
+        self,
+        *,
+        window: int = 256,
+        dropout: float = 0.0,
+        backend: str = "auto",
+        heads: int,
+        head_dim: int,
+        causal: bool,
+        kv_heads: int | None = None,
+        layer: int = 0,
+        max_length: int | None = None,
+    ) -> None:
+        with settings_named():
+            pattern = Local(window)
+        super().__init__(
+            pattern,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            causal=causal,
+            max_length=max_length,
+            dropout=dropout,
+            backend=backend,
+        )
+
+
+local = LocalAttention

@@ -4,16 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from longspan.attention.variant import Place, variant
-from longspan.patterns import Longformer, Pattern
+from longspan.attention.base import PatternAttention
+from longspan.attention.errors import settings_named
+from longspan.patterns import Longformer
 
 
-@variant("longformer")
-def longformer(place: Place, *, window: int = 256, global_positions: Sequence[int] = (0,)) -> Pattern:
+class LongformerAttention(PatternAttention):
     """A sliding window and global tokens (arXiv:2004.05150), one set of projections for both.
 
     Args:
         window: keys of the window, as in `local`.
         global_positions: tokens that see and are seen by all; those past the length are ignored.
+        heads, kv_heads, head_dim, causal, dropout, backend, max_length: see `PatternAttention`.
     """
-    return Longformer(window, global_positions)
+
+    def __init__(
+        self,
+        *,
+        window: int = 256,
+        global_positions: Sequence[int] = (0,),
+        dropout: float = 0.0,
+        backend: str = "auto",
+        heads: int,
+        head_dim: int,
+        causal: bool,
+        kv_heads: int | None = None,
+        layer: int = 0,
+        max_length: int | None = None,
+    ) -> None:
+        with settings_named():
+            pattern = Longformer(window, global_positions)
+        super().__init__(
+            pattern,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            causal=causal,
+            max_length=max_length,
+            dropout=dropout,
+            backend=backend,
+        )
+
+
+longformer = LongformerAttention

@@ -3,51 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
-from longspan.attention.errors import AttentionConfigError, settings_named, unknown_setting
-from longspan.attention.variant import FAMILIES, Place, variant
-from longspan.nearest import did_you_mean, nearest
+from longspan.attention.base import PatternAttention
+from longspan.attention.errors import AttentionConfigError
+from longspan.attention.named import built, named_settings
 from longspan.patterns import Pattern, PerHead
 
 
-@variant("per_head")
-def per_head(place: Place, *, patterns: Sequence[str | Mapping[str, Any]] = ("local", "strided", "bigbird", "full")) -> Pattern:
-    """Consecutive heads share a pattern, as evenly as they divide.
+class PerHeadAttention(PatternAttention):
+    """Consecutive heads share a pattern, as evenly as they divide (arXiv:1904.10509, section 4.3).
 
     Args:
-        patterns: names of variants, or mappings of a `name` and that variant's settings:
+        patterns: names of variants that are one pattern, or mappings of a `name` and that variant's settings:
             [local, {name: strided, stride: 64}].
+        heads, kv_heads, head_dim, causal, dropout, backend, max_length: see `PatternAttention`.
+        layer: number of the layer, from 0, which random patterns draw by.
     """
-    if isinstance(patterns, (str, Mapping)) or not isinstance(patterns, Sequence) or not patterns:
-        raise AttentionConfigError("patterns", f"= {patterns!r} is not a list; give one, such as [local, full]")
-    if len(patterns) > place.heads:
-        raise AttentionConfigError(
-            "patterns", f"holds {len(patterns)} patterns for {place.heads} heads; give at most one a head"
+
+    def __init__(
+        self,
+        *,
+        patterns: Sequence[str | Mapping[str, Any]] = ("local", "strided", "bigbird", "full"),
+        dropout: float = 0.0,
+        backend: str = "auto",
+        heads: int,
+        head_dim: int,
+        causal: bool,
+        kv_heads: int | None = None,
+        layer: int = 0,
+        max_length: int | None = None,
+    ) -> None:
+        entries = named_settings("patterns", patterns, heads)
+        each: list[Pattern] = []
+        for n, (name, settings) in enumerate(entries):
+            share = -(-(n + 1) * heads // len(entries)) - len(each)  # heads of this entry
+            place = {"heads": share, "head_dim": head_dim, "causal": causal, "layer": layer, "max_length": max_length}
+            module = built(name, settings, place, f"patterns[{n}]")
+            if not isinstance(module, PatternAttention) or name == "per_head":
+                raise AttentionConfigError(f"patterns[{n}]", f"= {name!r} is not one pattern; see attention=mixed_heads")
+            each += [module.pattern.at_head(head, share) for head in range(share)]
+        pattern = PerHead(each)
+        super().__init__(
+            pattern,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            causal=causal,
+            max_length=max_length,
+            dropout=dropout,
+            backend=backend,
         )
-    out: list[Pattern] = []
-    for n, entry in enumerate(patterns):
-        stop = -(-(n + 1) * place.heads // len(patterns))
-        share = stop - len(out)  # heads of this entry
-        pattern = _pattern(entry, f"patterns[{n}]", replace(place, heads=share))
-        out += [pattern.at_head(head, share) for head in range(share)]
-    return PerHead(out)
 
 
-def _pattern(entry: Any, where: str, place: Place) -> Pattern:
-    settings = dict(entry) if isinstance(entry, Mapping) else {"name": entry}
-    name = settings.pop("name", None)
-    choices = sorted(set(FAMILIES) - {"per_head"})
-    if name not in choices:
-        meant = did_you_mean(nearest(str(name), choices))
-        raise AttentionConfigError(where, f"= {entry!r} names no variant.{meant} Choose among {', '.join(choices)}")
-    family = FAMILIES[name]
-    for key in settings:
-        if key not in family.settings:
-            raise unknown_setting(key, family.settings, name, f"{where}.")
-    try:
-        with settings_named():
-            return family.build(place, **settings)
-    except AttentionConfigError as error:
-        raise AttentionConfigError(f"{where}.{error.key}", error.problem) from error
+per_head = PerHeadAttention

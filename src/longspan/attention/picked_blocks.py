@@ -13,16 +13,13 @@ import torch
 from torch import Tensor
 
 from longspan.attention.content import with_lse
-from longspan_kernels.block_sparse.device_layout import DeviceLayout
-from longspan_kernels.block_sparse.triton.tuning import fitting, tilings
+from longspan_kernels.block_sparse import DeviceLayout, tile_side
 
 
 def tile_sides(q: Tensor, block_size: int) -> tuple[int, int]:
     """Query and key places of a tile; the key side divides a block."""
-    capability = torch.cuda.get_device_capability(q.device) if q.is_cuda else (9, 0)
-    tile = tilings(q.shape[-1], q.dtype, capability)[1]
     # Each pick spreads T queries over T / bs blocks, so bs queries a block: larger tiles would be mostly padding.
-    return min(tile.block_q, 1 << (block_size.bit_length() - 1)), fitting(tile.block_k, block_size)
+    return tile_side(q, 1 << (block_size.bit_length() - 1)), tile_side(q, block_size)
 
 
 def order_by_block(picks: Tensor, blocks: int, tile: int) -> tuple[Tensor, Tensor]:

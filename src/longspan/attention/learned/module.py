@@ -37,7 +37,7 @@ class LearnedAttention(ShowsWeights):
     A gate's log is added to the scores of its pairs, one number a block, inside the sparse kernel. Blocks of closed gates
     are not visited, so that a step costs less as gates close. Whoever trains calls `begin_step` before each step and adds
     `auxiliary_loss` to the loss; without `begin_step` gates are used as they are, without noise. `harden` turns them into
-    a plain pattern.
+    a plain pattern. Its settings and their defaults are those of `learned`.
 
     Args:
         candidates: what the gates stand for.
@@ -71,15 +71,15 @@ class LearnedAttention(ShowsWeights):
         schedule: Schedule,
         heads: int,
         head_dim: int,
-        kv_heads: int | None = None,
-        dropout: float = 0.0,
-        backend: str = "auto",
-        update_every: int = 20,
-        closed_below: float = 0.3,
-        gate_learning_rate: float | None = None,
-        multiplier_rate: float = 30.0,
-        seed: int = 0,
-        layer: int = 0,
+        kv_heads: int | None,
+        dropout: float,
+        backend: str,
+        update_every: int,
+        closed_below: float,
+        gate_learning_rate: float | None,
+        multiplier_rate: float,
+        seed: int,
+        layer: int,
     ) -> None:
         super().__init__()
         self.candidates, self.schedule, self.density_wanted = candidates, schedule, float(density)

@@ -15,8 +15,7 @@ from longspan.attention.learned.candidates import Candidates
 from longspan.patterns import BlockTable, Pattern, PerHead, Strided
 from longspan.patterns.base import causal_part
 from longspan.patterns.without import Without
-from longspan_kernels.block_sparse.block_rules import BlockTableRule
-from longspan_kernels.block_sparse.rules import And, Congruent, Not, Or, Rule
+from longspan_kernels.block_sparse import And, BlockTableRule, Congruent, Not, Or, Rule
 
 
 @dataclass(frozen=True, eq=False, repr=False)
