@@ -7,7 +7,6 @@ from chosen_by_content import PLACE, checked_against, configured, draw
 import longspan.attention as variants
 from longspan.attention import AttentionConfigError
 from longspan.attention.content import AttentionCallError
-from longspan.attention.picked_blocks import order_by_block
 
 
 def picked(q, k, size, top_k, causal, length):
@@ -42,7 +41,7 @@ def test_outputs_and_gradients_are_the_papers(causal, length, lengths):
 def test_choices_are_of_tokens_not_of_blocks():
     module = variants.moba(block_size=16, top_k=2, **PLACE)
     q, k, _ = draw(96)
-    picks = module.picks(q, k)[..., 0]
+    picks = module.picks(q, k)[..., 1]
     assert (picks[:, :, 80:96].amax(-1) > picks[:, :, 80:96].amin(-1)).any()
     weights = module.attended(q, k)
     assert weights.shape == (2, 4, 96, 96)
@@ -84,11 +83,13 @@ def test_as_many_blocks_as_exist_is_full_attention():
     assert module.cost(73).live_pairs == 4 * 73 * 73
 
 
-def test_rows_stand_in_tiles_of_their_block():
-    picks = torch.tensor([[[2, 0, -1, 2, 2, 0, 2, 2]]])
-    order, block = order_by_block(picks, 3, 4)
-    assert order.view(5, 4).tolist() == [[1, 5, -1, -1], [0, 3, 4, 6], [7, -1, -1, -1], [-1] * 4, [-1] * 4]
-    assert block.flatten().tolist() == [0, 2, 2, 3, 3]
+def test_documents_are_attended_alone():
+    module = variants.moba(block_size=16, top_k=2, **PLACE)
+    q, k, v = draw(70)
+    segments = (torch.arange(70) >= 41).long().expand(2, 70)
+    out = module(q, k, v, segments=segments)
+    alone = [module(q[:, :, part], k[:, :, part], v[:, :, part]) for part in (slice(0, 41), slice(41, 70))]
+    torch.testing.assert_close(out, torch.cat(alone, 2))
 
 
 def test_dropout_falls_in_training_only():
@@ -135,8 +136,6 @@ def test_wrong_settings_name_their_config_key(change, message):
 def test_wrong_calls_are_named():
     module = variants.moba(block_size=16, top_k=2, **PLACE)
     q, k, v = draw(32)
-    with pytest.raises(AttentionCallError, match="segments: MixtureOfBlocks chooses"):
-        module(q, k, v, segments=torch.zeros(2, 32).long())
     with pytest.raises(AttentionCallError, match=r"do not fit .* give \[B, 4, T, 16\]"):
         module(q[:, :2], k, v)
     with pytest.raises(AttentionCallError, match="32 queries and 16 keys"):
@@ -144,7 +143,7 @@ def test_wrong_calls_are_named():
 
 
 def test_choosing_in_parts_changes_nothing(monkeypatch):
-    from longspan_kernels.block_sparse import choose
+    from longspan_kernels.selected import choose
 
     module = variants.moba(block_size=16, top_k=3, **PLACE)
     q, k, _ = draw(90)

@@ -1,15 +1,13 @@
 """`attention=nsa` against the paper's definition, written densely in float64; selection by token and group, cost, errors."""
 
-import importlib
-
 import pytest
 import torch
 from chosen_by_content import PLACE, compare, configured, dense, draw
 
 import longspan.attention as variants
 from longspan.attention import AttentionConfigError
-from longspan.attention.compression import overlaps
-from longspan.attention.content import AttentionCallError
+from longspan_kernels.selected import importance
+from longspan_kernels.selected.importance import overlaps
 
 SIZES = {"block_size": 16, "top_k": 3, "compressed_block": 8, "compressed_stride": 4, "window": 12}
 
@@ -170,17 +168,18 @@ def test_wrong_settings_name_their_config_key(change, message):
         variants.nsa(**PLACE | SIZES | change)
 
 
-def test_segments_are_refused():
-    q, k, v = draw(32)
-    with pytest.raises(AttentionCallError, match="segments"):
-        made()(q, k, v, segments=torch.zeros(2, 32).long())
+def test_documents_are_attended_alone():
+    module = made()
+    q, k, v = draw(70)
+    segments = (torch.arange(70) >= 41).long().expand(2, 70)
+    out = module(q, k, v, segments=segments)
+    alone = [module(q[:, :, part], k[:, :, part], v[:, :, part]) for part in (slice(0, 41), slice(41, 70))]
+    torch.testing.assert_close(out, torch.cat(alone, 2))
 
 
 def test_choosing_in_parts_changes_nothing(monkeypatch):
-    module_file = importlib.import_module("longspan.attention.nsa")  # the package's `nsa` is the class
-
     module = made()
     q, k, v = draw(90)
     whole = module(q, k, v)
-    monkeypatch.setattr(module_file, "SCORES_AT_ONCE", 1500)
+    monkeypatch.setattr(importance, "SCORES_AT_ONCE", 1500)
     torch.testing.assert_close(module(q, k, v), whole)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import longspan.attention as variants
-from longspan_kernels.block_sparse import choose_blocks, choose_scored_blocks
+from longspan_kernels.selected import choose_blocks, choose_scored_blocks
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from longspan_kernels.block_sparse import BackendError, choose, choose_blocks, choose_scored_blocks
+from longspan_kernels.block_sparse import BackendError
+from longspan_kernels.selected import choose, choose_blocks, choose_scored_blocks
 
 HERE = torch.cuda.is_available()
 interpreted = pytest.mark.skipif(HERE, reason="a GPU is here: tests/gpu runs the compiled kernels")
@@ -130,7 +131,7 @@ def test_what_lies_past_the_length_does_not_matter(monkeypatch):
 
 def test_parts_hold_all_of_a_float32():
     pytest.importorskip("triton")
-    from longspan_kernels.block_sparse.triton.choose_kernel import bfloat16_parts
+    from longspan_kernels.selected.triton.choose_kernels import bfloat16_parts
 
     x = torch.randn(2, 1000) * torch.logspace(-20, 20, 1000)
     parts = bfloat16_parts(x)
@@ -139,8 +140,8 @@ def test_parts_hold_all_of_a_float32():
 
 def test_tiles_fit_the_device():
     pytest.importorskip("triton")
-    from longspan_kernels.block_sparse.triton.choose_kernel import PARTS, tile_of
     from longspan_kernels.block_sparse.triton.tuning import SHARED
+    from longspan_kernels.selected.triton.choose_kernels import PARTS, tile_of
 
     for dtype, parts in PARTS.items():
         for width in (16, 64, 80, 128, 256):
@@ -148,7 +149,7 @@ def test_tiles_fit_the_device():
             for capability, kib in SHARED.items():
                 with pytest.MonkeyPatch.context() as patch:
                     patch.setattr(
-                        "longspan_kernels.block_sparse.triton.choose_kernel.shared_memory", lambda _, kib=kib: kib * 1024
+                        "longspan_kernels.selected.triton.choose_kernels.shared_memory", lambda _, kib=kib: kib * 1024
                     )
                     block_q, block_n = tile_of(q)
                 if capability >= (8, 0):  # what the kernels need

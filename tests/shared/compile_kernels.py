@@ -17,12 +17,13 @@ from triton.compiler import ASTSource
 
 from longspan.patterns import BigBird, Fixed, Full, Local, Longformer, Pattern, Strided
 from longspan_kernels.block_sparse.planner import compile_layout, granularity
-from longspan_kernels.block_sparse.triton import choose_kernel, schedule, tuning
+from longspan_kernels.block_sparse.triton import schedule, tuning
 from longspan_kernels.block_sparse.triton.backward import triton_backward
-from longspan_kernels.block_sparse.triton.choose_kernel import triton_choose, triton_choose_scored
 from longspan_kernels.block_sparse.triton.forward import triton_forward
 from longspan_kernels.launch import launcher as launching
 from longspan_kernels.linear.triton import launches as linear
+from longspan_kernels.selected.triton import choose_kernels
+from longspan_kernels.selected.triton.choose_kernels import triton_choose, triton_choose_scored
 
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int32: "i32", torch.int64: "i64",
          torch.int8: "i8", torch.int16: "i16"}  # fmt: skip
@@ -86,7 +87,7 @@ def compiles(capability: int) -> None:
 def main(capability: int, cases: int = len(CASES)) -> None:
     compiles(capability)
     tuning._major = lambda device: capability // 10  # type: ignore[assignment]
-    choose_kernel.capability_of = lambda device: (capability // 10, capability % 10)  # type: ignore[assignment]
+    choose_kernels.capability_of = lambda device: (capability // 10, capability % 10)  # type: ignore[assignment]
     schedule.processors = lambda device: 132
     for pattern, causal, width, dtype in CASES[:cases]:
         rules = pattern.head_rules(LENGTH, LENGTH, HEADS, causal, torch.device("cpu"))

@@ -18,9 +18,12 @@ def import_interpreted() -> None:
     os.environ["TRITON_INTERPRET"] = "1"
     try:
         import longspan_kernels.block_sparse.triton.backward
-        import longspan_kernels.block_sparse.triton.choose_kernel
         import longspan_kernels.block_sparse.triton.forward
-        import longspan_kernels.linear.triton.launches  # noqa: F401
+        import longspan_kernels.linear.triton.launches
+        import longspan_kernels.selected.triton.backward
+        import longspan_kernels.selected.triton.choose_important
+        import longspan_kernels.selected.triton.choose_kernels
+        import longspan_kernels.selected.triton.tokens  # noqa: F401
     finally:
         del os.environ["TRITON_INTERPRET"]
 

@@ -2,7 +2,6 @@
 
 from longspan_kernels.block_sparse.block_rules import BlockTableRule
 from longspan_kernels.block_sparse.cache import clear_layouts, dense_mask, layout_for
-from longspan_kernels.block_sparse.choose import choose_blocks, choose_scored_blocks
 from longspan_kernels.block_sparse.device_layout import DeviceLayout, DeviceLayoutError, tile_side
 from longspan_kernels.block_sparse.device_op import attend_by
 from longspan_kernels.block_sparse.layout import Component, Layout, Lists
@@ -28,8 +27,6 @@ __all__ = [
     "Tiling",
     "attend",
     "attend_by",
-    "choose_blocks",
-    "choose_scored_blocks",
     "clear_layouts",
     "compile_layout",
     "dense_mask",

@@ -9,14 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from longspan.attention.base import visited_pairs
-from longspan.attention.content import ContentAttention, with_lse, without_padding
+from longspan.attention.chosen_pairs import picked_pairs
+from longspan.attention.content import ContentAttention, without_padding
 from longspan.attention.errors import AttentionConfigError, as_block_size, as_whole
-from longspan.attention.merging import merged
-from longspan.attention.picked_blocks import attend_to_picks, tile_sides
 from longspan.cost import Cost
-from longspan.patterns import BigBird
-from longspan_kernels.block_sparse import choose_blocks
+from longspan_kernels.selected import choose_blocks, selected_attention
 
 
 class MixtureOfBlocks(ContentAttention):
@@ -33,8 +30,6 @@ class MixtureOfBlocks(ContentAttention):
         heads, kv_heads, head_dim, causal, dropout, backend: see `ContentAttention`.
     """
 
-    takes_segments = False
-
     def __init__(
         self, *, block_size: int = 64, top_k: int = 4, dropout: float = 0.0, backend: str = "auto", heads: int,
         head_dim: int, causal: bool, kv_heads: int | None = None, layer: int = 0, max_length: int | None = None,
@@ -47,25 +42,16 @@ class MixtureOfBlocks(ContentAttention):
                 "top_k", f"= {top_k} is more than the {-(-max_length // block_size)} blocks of {block_size} in {max_length} "
                 f"tokens; give 1 to {-(-max_length // block_size)}, or a smaller attention.block_size",
             )  # fmt: skip
-        self.own_block = BigBird(block_size, window_blocks=1, random_blocks=0, global_blocks=0)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, segments: Tensor | None) -> Tensor:
-        own = with_lse(
-            q, k, v, self.own_block, causal=self.causal, lengths=lengths, dropout_p=self.dropped, backend=self.backend
-        )
-        picks = self.picks(q, k, lengths)
-        if picks.shape[-1] == 0:
-            return own[0]
-        # Causal picks are whole blocks before an existing query: they need no lengths.
-        parts = attend_to_picks(
-            q, k, v, picks, self.block_size, k_lengths=None if self.causal else lengths, dropout_p=self.dropped,
+        return selected_attention(
+            q, k, v, self.picks(q, k, lengths), self.block_size, causal=self.causal, lengths=lengths, dropout_p=self.dropped,
             backend=self.backend,
         )  # fmt: skip
-        return merged([own, *parts])
 
     @torch.no_grad()
     def picks(self, q: Tensor, k: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """[B, H, T, up to top_k - 1] blocks that each query picks beside its own, -1 for none."""
+        """[B, H, T, up to top_k] int32: the blocks that each query picks, its own first, -1 for none."""
         T, size = q.shape[2], self.block_size
         blocks = -(-T // size)
         n = min(self.top_k, blocks) - 1
@@ -77,29 +63,20 @@ class MixtureOfBlocks(ContentAttention):
         filled = (tokens - number * size).clamp(1, size)  # (B or 1, nb) tokens of each block, 1 for none
         total = keys.unflatten(2, (blocks, size)).sum(3, dtype=torch.promote_types(q.dtype, torch.float32))
         means = total / filled[:, None, :, None]  # (B, Hkv, nb, D)
-        return choose_blocks(q, means, n, size, causal=self.causal, lengths=lengths, backend=self.backend)
+        others = choose_blocks(q, means, n, size, causal=self.causal, lengths=lengths, backend=self.backend)
+        own = (torch.arange(T, device=q.device, dtype=torch.int32) // size)[:, None].expand(*q.shape[:3], 1)
+        return torch.cat((own, others.to(torch.int32)), -1)
 
     def cost(self, length: int) -> Cost:
-        """Live pairs are exact where causal: how many blocks a query picks does not depend on what it holds. Both ways, a
-        pick of the last block counts as a whole one though it may be cut short.
-
-        Visited pairs are at most these: of each pick, a key block pads its queries by less than a tile. `other_flops` is the
-        choice, a dot product for each query and block that it may pick.
-        """
-        size, D = self.block_size, self.head_dim
-        blocks = -(-length // size)
-        live = candidates = 0
+        """Live pairs as `picked_pairs` counts them; visited ones are those of whole blocks. `other_flops` is the choice, a dot
+        product for each query and block that it may pick."""
+        size, D, H = self.block_size, self.head_dim, self.heads
+        blocks, candidates = -(-length // size), 0
         for block in range(blocks):
-            tokens = min(size, length - block * size)
-            others = block if self.causal else blocks - 1
-            picked = min(self.top_k - 1, others) * size
-            live += tokens * picked + tokens * (tokens + 1) // 2 if self.causal else tokens * min(length, tokens + picked)
-            candidates += tokens * others
-        tile_q, _ = tile_sides(torch.empty((1, self.heads, 1, D), dtype=torch.bfloat16), size)
-        visited = visited_pairs(self.own_block, length, self.heads, D, self.causal, self.backend)
-        visited += self.heads * max(0, min(self.top_k, blocks) - 1) * (length + blocks * (tile_q - 1)) * size
-        live *= self.heads
-        return Cost(live, visited, 4 * D * live, 4 * D * visited, other_flops=2 * D * self.heads * candidates)
+            candidates += min(size, length - block * size) * (block if self.causal else blocks - 1)
+        live = H * picked_pairs(length, size, self.top_k, self.causal)
+        visited = H * length * min(self.top_k, blocks) * size
+        return Cost(live, visited, 4 * D * live, 4 * D * visited, other_flops=2 * D * H * candidates)
 
 
 moba = MixtureOfBlocks

@@ -7,21 +7,17 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from longspan.attention.base import visited_pairs
-from longspan.attention.compression import BlockCompression, compressed_count, overlaps
+from longspan.attention.chosen_pairs import picked_pairs
+from longspan.attention.compression import BlockCompression, attend_to_compressed, compressed_count
 from longspan.attention.content import ContentAttention, with_lse, without_padding
 from longspan.attention.errors import AttentionConfigError, as_block_size, as_whole
-from longspan.attention.merging import merged
-from longspan.attention.picked_blocks import attend_to_picks, tile_sides
 from longspan.cost import Cost
-from longspan.patterns import BigBird, Local
-from longspan_kernels.block_sparse import choose_scored_blocks
+from longspan.patterns import Local
+from longspan_kernels.selected import choose_important_blocks, selected_attention
 
 COMPRESSIONS = ("mlp", "mean")
-SCORES_AT_ONCE = 1 << 23  # query-block scores held at a time
-ALWAYS = torch.finfo(torch.float32).max  # the importance of blocks that every query selects
 
 
 class NativeSparseAttention(ContentAttention):
@@ -45,8 +41,6 @@ class NativeSparseAttention(ContentAttention):
         compression: "mlp" or "mean".
         heads, kv_heads, head_dim, causal, dropout, backend: see `ContentAttention`.
     """
-
-    takes_segments = False
 
     def __init__(
         self, *, block_size: int = 64, top_k: int = 4, compressed_block: int = 32, compressed_stride: int = 16,
@@ -72,7 +66,6 @@ class NativeSparseAttention(ContentAttention):
         if compression not in COMPRESSIONS:
             raise AttentionConfigError("compression", f"= {compression!r} is unknown; choose one of {', '.join(COMPRESSIONS)}")
         self.window = Local(as_whole("window", window, 1, "a number of keys"))
-        self.own_block = BigBird(block_size, window_blocks=1, random_blocks=0, global_blocks=0)
         learned = compression == "mlp"
         self.compress_k = BlockCompression(compressed_block, compressed_stride, head_dim, learned)
         self.compress_v = BlockCompression(compressed_block, compressed_stride, head_dim, learned)
@@ -94,100 +87,52 @@ class NativeSparseAttention(ContentAttention):
 
     def _mixed(self, q: Tensor, k: Tensor, v: Tensor, coarse_v: Tensor | None, lengths: Tensor | None) -> Tensor:
         gates = torch.sigmoid(q @ self.gate_weight.to(q.dtype) + self.gate_bias.to(q.dtype))  # (B, H, T, 3)
-        call = {"causal": self.causal, "lengths": lengths, "dropout_p": self.dropped, "backend": self.backend}
-        near, _ = with_lse(q, k, v, self.window, **call)
-        own = with_lse(q, k, v, self.own_block, **call)
         coarse, picks = self._coarse(q, k, coarse_v, lengths)
-        parts = [own]
-        if picks.shape[-1]:
-            parts += attend_to_picks(
-                q, k, v, picks, self.block_size, k_lengths=None if self.causal else lengths, dropout_p=self.dropped,
-                backend=self.backend,
-            )  # fmt: skip
-        out = gates[..., 1:2] * merged(parts) + gates[..., 2:3] * near
+        selected = selected_attention(
+            q, k, v, picks, self.block_size, causal=self.causal, lengths=lengths, dropout_p=self.dropped, backend=self.backend
+        )
+        near, _ = with_lse(
+            q, k, v, self.window, causal=self.causal, lengths=lengths, dropout_p=self.dropped, backend=self.backend
+        )
+        out = gates[..., 1:2] * selected + gates[..., 2:3] * near
         if coarse is not None:
             out = out + gates[..., 0:1] * coarse
         return without_padding(out.to(v.dtype), lengths)
 
     def _coarse(self, q: Tensor, k: Tensor, coarse_v: Tensor | None, lengths: Tensor | None) -> tuple[Tensor | None, Tensor]:
-        """The compressed branch [B, H, T, D] (None where no block fits), and the picks [B, Hkv, T, n] beside a token's own."""
-        (B, H, T, _), Hkv = q.shape, k.shape[1]
-        blocks = -(-T // self.block_size)
-        n = min(self.top_k, blocks) - 1
-        keys = None if coarse_v is None else self.compress_k(k)  # (B, Hkv, nc, D)
-        nc = 0 if keys is None else keys.shape[2]
-        share = overlaps(nc, blocks, self.compressed_block, self.stride, self.block_size, q.device)
-        last = torch.arange(nc, device=q.device) * self.stride + self.compressed_block - 1  # (nc) last token of each
-        tokens = torch.full((1,), T, device=q.device) if lengths is None else lengths
-        out, picks = [], []
-        step = max(1, SCORES_AT_ONCE // (B * H * max(nc, blocks)))
-        for first in range(0, T, step):
-            rows = torch.arange(first, min(T, first + step), device=q.device)
-            part = q[:, :, first : first + step]
-            importance = torch.zeros((B, Hkv, len(rows), blocks), device=q.device)
-            if keys is not None and coarse_v is not None:
-                seen = last <= (rows[:, None] if self.causal else tokens[:, None, None] - 1)  # (B or 1 or none, rows or 1, nc)
-                seen = seen.expand(len(tokens), len(rows), nc)[:, None]
-                out.append(self._over_compressed(part, keys, coarse_v, seen))
-                importance = self._importance(part, keys, seen, share)
-            picks.append(self._picks(importance, first, T, lengths, n))
-        return torch.cat(out, 2) if out else None, torch.cat(picks, 2)
-
-    def _over_compressed(self, q: Tensor, keys: Tensor, values: Tensor, seen: Tensor) -> Tensor:
-        dead = ~seen.any(-1, keepdim=True)
-        # Repeated, as torch's kernels for masks know no groups; compressed keys are few.
-        keys, values = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (keys, values))
-        out = F.scaled_dot_product_attention(q, keys, values, attn_mask=seen | dead, dropout_p=self.dropped)
-        return out.masked_fill(dead, 0.0)
-
-    @torch.no_grad()
-    def _importance(self, q: Tensor, keys: Tensor, seen: Tensor, share: Tensor) -> Tensor:
-        """[B, Hkv, rows, nb] weight that the compressed branch gives each selection block, summed over the group (eq. 10)."""
-        B, H, R, D = q.shape
-        Hkv, exact = keys.shape[1], torch.promote_types(q.dtype, torch.float32)
-        grouped = q.view(B, Hkv, H // Hkv, R, D).to(exact)
-        scores = grouped @ keys.to(exact)[:, :, None].transpose(-1, -2) * D**-0.5
-        seen = seen[:, None]
-        weights = scores.masked_fill(~seen, float("-inf")).softmax(-1).masked_fill(~seen, 0.0)
-        return weights.sum(2) @ share.to(exact)
-
-    @torch.no_grad()
-    def _picks(self, importance: Tensor, first: int, length: int, lengths: Tensor | None, n: int) -> Tensor:
-        """[B, Hkv, rows, n] by the importance [B, Hkv, rows, nb] of the tokens from `first` on."""
-        number = torch.arange(importance.shape[-1], device=importance.device)
-        own = (first + torch.arange(importance.shape[2], device=importance.device))[:, None] // self.block_size
-        always = (number == own - 1) | (number == 0)
-        return choose_scored_blocks(
-            importance.masked_fill(always, ALWAYS), n, self.block_size, length, causal=self.causal, first_row=first,
-            lengths=lengths, backend=self.backend,
+        """The compressed branch [B, H, T, D] (None where no block fits), and the picks [B, Hkv, T, n]."""
+        (B, H, T, D), Hkv = q.shape, k.shape[1]
+        if coarse_v is None:
+            out, keys = None, q.new_empty((B, Hkv, 0, D))
+            lse = q.new_full((B, H, T), float("-inf"), dtype=torch.promote_types(q.dtype, torch.float32))
+        else:
+            keys = self.compress_k(k)  # (B, Hkv, nc, D)
+            out, lse = attend_to_compressed(
+                q, keys, coarse_v, self.compressed_block, self.stride, causal=self.causal, lengths=lengths,
+                dropout_p=self.dropped, backend=self.backend,
+            )  # fmt: skip
+        picks = choose_important_blocks(
+            q, keys, lse, min(self.top_k, -(-T // self.block_size)), self.block_size, self.compressed_block, self.stride,
+            causal=self.causal, lengths=lengths, backend=self.backend,
         )  # fmt: skip
+        return out, picks
 
     def cost(self, length: int) -> Cost:
         """Pairs of a query with a compressed key count as pairs; pairs that several branches hold count once at most.
 
-        Live FLOPs are those of all branches. Visited pairs: the compressed branch scores all its keys, twice (for its output
-        and for the choice); of each pick, a key block pads its queries by less than a tile at most. `other_flops` is the
-        compression and the gates.
+        Live FLOPs are those of all branches. Visited pairs: each pick is visited whole, and the compressed branch scores the
+        keys that a query sees twice, for its output and for the choice. `other_flops` is the compression and the gates.
         """
         size, D, H = self.block_size, self.head_dim, self.heads
         blocks, nc = -(-length // size), self._compressed(length)
-        selected = 0
-        for block in range(blocks):
-            tokens = min(size, length - block * size)
-            picked = min(self.top_k - 1, block if self.causal else blocks - 1) * size
-            own = tokens * (tokens + 1) // 2 if self.causal else tokens * tokens
-            selected += own + tokens * picked if self.causal else tokens * min(length, tokens + picked)
+        selected = picked_pairs(length, size, self.top_k, self.causal)
         last = self.compressed_block - 1
         coarse = sum(length - c * self.stride - last for c in range(nc)) if self.causal else length * nc
         window = self.window.live_pairs(length, causal=self.causal)
         scored = H * (selected + coarse + window)
         whole = length * (length + 1) // 2 if self.causal else length * length
-        tile_q, _ = tile_sides(torch.empty((1, H, 1, D), dtype=torch.bfloat16), size)
-        visited = H * 2 * nc * length + sum(
-            visited_pairs(p, length, H, D, self.causal, self.backend) for p in (self.window, self.own_block)
-        )
-        n = max(0, min(self.top_k, blocks) - 1)
-        visited += n * (H * length + self.kv_heads * blocks * (tile_q - 1)) * size
+        visited = H * (length * min(self.top_k, blocks) * size + 2 * coarse)
+        visited += visited_pairs(self.window, length, H, D, self.causal, self.backend)
         other = self.kv_heads * (self.compress_k.flops(length) + self.compress_v.flops(length)) + H * length * 2 * D * 3
         return Cost(min(scored, H * whole), visited, 4 * D * scored, 4 * D * visited, other)
 

@@ -92,7 +92,7 @@ def _choose_blocks(
     if q.numel() == 0 or means.shape[2] == 0 or picks == 0:
         return _picks_like(q, picks).fill_(-1)
     if backend == "triton":
-        from longspan_kernels.block_sparse.triton.choose_kernel import triton_choose
+        from longspan_kernels.selected.triton.choose_kernels import triton_choose
 
         return triton_choose(q, means, lengths, picks, block_size, causal)
     with exact_products(q):
@@ -123,7 +123,7 @@ def _choose_scored_blocks(
     if scores.numel() == 0 or picks == 0:
         return _picks_like(scores, picks).fill_(-1)
     if backend == "triton":
-        from longspan_kernels.block_sparse.triton.choose_kernel import triton_choose_scored
+        from longspan_kernels.selected.triton.choose_kernels import triton_choose_scored
 
         return triton_choose_scored(scores, lengths, first_row, length, picks, block_size, causal)
     rows = torch.arange(first_row, first_row + scores.shape[2], device=scores.device)

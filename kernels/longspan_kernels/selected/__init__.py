@@ -1,0 +1,19 @@
+"""Attention of each query token to the key blocks that it picked: choice, attention and gradients, on any device."""
+
+from longspan_kernels.selected.choose import choose_blocks, choose_scored_blocks
+from longspan_kernels.selected.importance import choose_important_blocks
+from longspan_kernels.selected.lists import queries_of_blocks
+from longspan_kernels.selected.op import SelectionError, selected_attention
+from longspan_kernels.selected.reference import selected_reference
+from longspan_kernels.selected.tokens import attend_to_tokens
+
+__all__ = [
+    "SelectionError",
+    "attend_to_tokens",
+    "choose_blocks",
+    "choose_important_blocks",
+    "choose_scored_blocks",
+    "queries_of_blocks",
+    "selected_attention",
+    "selected_reference",
+]  # fmt: skip

@@ -1,0 +1,207 @@
+"""Selected attention as torch custom ops: choice of backend, autograd, fake tensors, autocast, FLOP formula.
+
+Legend: B batch, H heads, Hkv key/value heads, P heads that pick for themselves, T tokens, D head width, n picks a query.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, overload
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from longspan_kernels.block_sparse.op import BackendError, cast_as_products, choose_backend, exact_products
+from longspan_kernels.block_sparse.transforms import active_transform
+from longspan_kernels.selected.attend import torch_backward, torch_forward
+from longspan_kernels.selected.lists import MOST_ENTRIES, queries_of_blocks
+from longspan_kernels.selected.options import Selection
+from longspan_kernels.selected.reference import selected_reference
+
+
+class SelectionError(ValueError):
+    """Picks that do not fit the tensors; the message says which, and what would."""
+
+
+@overload
+def selected_attention(
+    q: Tensor, k: Tensor, v: Tensor, picks: Tensor, block_size: int, *, causal: bool = ..., lengths: Tensor | None = ...,
+    segments: Tensor | None = ..., scale: float | None = ..., dropout_p: float = ..., return_lse: Literal[False] = ...,
+    backend: str = ...,
+) -> Tensor: ...  # fmt: skip
+
+
+@overload
+def selected_attention(
+    q: Tensor, k: Tensor, v: Tensor, picks: Tensor, block_size: int, *, causal: bool = ..., lengths: Tensor | None = ...,
+    segments: Tensor | None = ..., scale: float | None = ..., dropout_p: float = ..., return_lse: Literal[True],
+    backend: str = ...,
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+
+
+def selected_attention(
+    q: Tensor, k: Tensor, v: Tensor, picks: Tensor, block_size: int, *, causal: bool = False, lengths: Tensor | None = None,
+    segments: Tensor | None = None, scale: float | None = None, dropout_p: float = 0.0, return_lse: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+    """Softmax attention of each query token to the tokens of the key blocks that it picked.
+
+    Picks get no gradient. Two runs give the same bits: gradients of keys and values are summed in the order of the tokens.
+
+    Args:
+        q: [B, H, T, D]; k, v: [B, Hkv, T, D]; any strides.
+        picks: [B, P, T, n] whole numbers of key blocks, distinct for a query, -1 for none. P is H, or a divisor of H that Hkv
+            divides: heads of a group then share their picks.
+        block_size: tokens a key block; block c holds those from c * block_size on.
+        causal: only keys at or before the query, inside of blocks too.
+        lengths: [B] int, tokens of each sequence; what lies at or past it is neither query nor key, and its output is 0.
+        segments: [B, T] int; a query sees keys of its own segment alone.
+        scale: of the scores; 1 / sqrt(D) unless given.
+        dropout_p: share of the weights that fall away.
+        return_lse: whether to return the log-sum-exp of the scores too, differentiable.
+        backend: "auto", "triton", "blocked" (plain torch) or "dense" (the definition).
+
+    Returns:
+        out [B, H, T, D], and lse [B, H, T] in float32 (float64 of float64); 0 and -inf where a query has no key.
+
+    Raises:
+        SelectionError: shapes that do not fit.
+        BackendError: the backend cannot serve the call.
+    """
+    q, k, v = cast_as_products(q, k, v)
+    _check(q, k, v, picks, block_size)
+    backend = choose_backend(backend, q, k, active_transform(q, k, v))
+    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    seed = torch.randint(0, 1 << 31, (1,), device=q.device) if dropout_p > 0.0 else None
+    if backend == "dense":
+        exact = torch.promote_types(q.dtype, torch.float32)
+        with exact_products(q):
+            out, lse = selected_reference(
+                q.to(exact), k.to(exact), v.to(exact), picks, block_size, causal=causal, lengths=lengths, segments=segments,
+                scale=scale, dropout_p=dropout_p, seed=seed,
+            )  # fmt: skip
+        return (out.to(q.dtype), lse) if return_lse else out.to(q.dtype)
+    picks = picks.detach().to(torch.int32)
+    order, start = queries_of_blocks(picks, lengths, -(-q.shape[2] // block_size))
+    out, lse = torch.ops.longspan.selected_forward(
+        q, k, v, picks, order, start, lengths, segments, seed, block_size, causal, scale, float(dropout_p), backend
+    )
+    return (out, lse) if return_lse else out
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, picks: Tensor, block_size: int) -> None:
+    B, H, T, D = q.shape
+    if k.shape != v.shape or k.shape[0] != B or k.shape[2:] != q.shape[2:]:
+        raise SelectionError(
+            f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}: selected attention is self-attention; give k and v "
+            f"[{B}, key/value heads, {T}, {D}]"
+        )
+    if picks.dim() != 4 or picks.shape[0] != B or picks.shape[2] != T or H % picks.shape[1] or picks.shape[1] % k.shape[1]:
+        raise SelectionError(
+            f"picks {tuple(picks.shape)} do not fit q {tuple(q.shape)} and k {tuple(k.shape)}; give [{B}, heads that pick, "
+            f"{T}, picks a query], of which {k.shape[1]} divides the heads that pick, and these divide {H}"
+        )
+    if picks.dtype.is_floating_point or picks.dtype == torch.bool:
+        raise SelectionError(f"picks are {picks.dtype}; give whole numbers, such as torch.int32")
+    if block_size < 1:
+        raise SelectionError(f"block_size = {block_size} leaves no token a block; give 1 or more")
+    if picks.numel() >= MOST_ENTRIES:
+        raise SelectionError(f"{picks.numel():,} picks are more than 32 bits number; give fewer sequences at once")
+
+
+@torch.library.custom_op("longspan::selected_forward", mutates_args=())
+def selected_forward(
+    q: Tensor, k: Tensor, v: Tensor, picks: Tensor, order: Tensor, start: Tensor, lengths: Tensor | None,
+    segments: Tensor | None, seed: Tensor | None, block_size: int, causal: bool, scale: float, dropout_p: float, backend: str,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    if q.numel() == 0 or picks.numel() == 0:
+        return _like(q).zero_(), _lse_like(q).fill_(float("-inf"))
+    chosen = Selection(picks, order, start, lengths, segments, seed, block_size, causal, scale, dropout_p)
+    if backend == "triton":
+        from longspan_kernels.block_sparse.triton.common import interprets_bfloat16
+        from longspan_kernels.selected.triton.forward import triton_forward
+
+        if interprets_bfloat16(q):
+            out, lse = triton_forward(q.float(), k.float(), v.float(), chosen)
+            return out.to(q.dtype), lse
+        return triton_forward(q, k, v, chosen)
+    with exact_products(q):
+        return torch_forward(q, k, v, chosen)
+
+
+@torch.library.custom_op("longspan::selected_backward", mutates_args=())
+def selected_backward(
+    dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, picks: Tensor,
+    order: Tensor, start: Tensor, lengths: Tensor | None, segments: Tensor | None, seed: Tensor | None, block_size: int,
+    causal: bool, scale: float, dropout_p: float, backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    if q.numel() == 0 or picks.numel() == 0:
+        return _like(q).zero_(), _like(k).zero_(), _like(v).zero_()
+    chosen = Selection(picks, order, start, lengths, segments, seed, block_size, causal, scale, dropout_p)
+    if backend == "triton":
+        from longspan_kernels.block_sparse.triton.common import interprets_bfloat16
+        from longspan_kernels.selected.triton.backward import triton_backward
+
+        if interprets_bfloat16(q):
+            grads = triton_backward(dout.float(), dlse, q.float(), k.float(), v.float(), out.float(), lse, chosen)
+            return grads[0].to(q.dtype), grads[1].to(q.dtype), grads[2].to(q.dtype)
+        return triton_backward(dout, dlse, q, k, v, out, lse, chosen)
+    with exact_products(q):
+        return torch_backward(dout, dlse, q, k, v, out, lse, chosen)
+
+
+def _like(x: Tensor) -> Tensor:
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+
+
+def _lse_like(q: Tensor) -> Tensor:
+    return torch.empty(q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32), device=q.device)
+
+
+@selected_forward.register_fake
+def _(q, k, v, picks, order, start, lengths, segments, seed, block_size, causal, scale, dropout_p, backend):
+    return _like(q), _lse_like(q)
+
+
+@selected_backward.register_fake
+def _(dout, dlse, q, k, v, out, lse, picks, order, start, lengths, segments, seed, block_size, causal, scale, dropout_p,
+      backend):  # fmt: skip
+    return _like(q), _like(k), _like(v)
+
+
+def _save(ctx, inputs, output):
+    *tensors, block_size, causal, scale, dropout_p, backend = inputs
+    ctx.save_for_backward(*tensors, *output)
+    ctx.call = (block_size, causal, scale, dropout_p, backend)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx, dout, dlse):
+    if torch.is_grad_enabled():
+        raise BackendError('create_graph=True: selected attention has gradients of gradients with backend="dense" alone')
+    q, k, v, *lists, out, lse = ctx.saved_tensors
+    if dout is None:
+        dout = torch.zeros_like(out)
+    grads = torch.ops.longspan.selected_backward(dout, dlse, q, k, v, out, lse, *lists, *ctx.call)
+    return *grads, *(None,) * 11
+
+
+selected_forward.register_autograd(_backward, setup_context=_save)
+
+
+def picked_pairs(q_shape, picks_shape, block_size: int) -> int:
+    """Pairs that the kernels visit: whole blocks of every pick, over the heads."""
+    B, _, T, n = picks_shape
+    return B * q_shape[1] * T * n * block_size
+
+
+@register_flop_formula(torch.ops.longspan.selected_forward)
+def forward_flops(q_shape, k_shape, v_shape, picks_shape, *rest, out_shape=None, **kwargs) -> int:
+    return 4 * q_shape[3] * picked_pairs(q_shape, picks_shape, rest[5])
+
+
+@register_flop_formula(torch.ops.longspan.selected_backward)
+def backward_flops(
+    dout_shape, dlse_shape, q_shape, k_shape, v_shape, out_shape_, lse_shape, picks_shape, *rest, out_shape=None, **kwargs
+) -> int:
+    return 10 * q_shape[3] * picked_pairs(q_shape, picks_shape, rest[5])

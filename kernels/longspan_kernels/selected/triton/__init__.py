@@ -1,0 +1,1 @@
+"""Selected attention's Triton kernels; Triton is imported in here: import lazily."""

@@ -1,0 +1,239 @@
+"""Triton kernels of selected attention's backward pass: gradients of a block's keys and values, and parts of the queries'.
+
+    p = exp(s - lse)    ds = p * (dp - delta)    delta = sum(dout * out) - dlse
+
+Every sum has one order, so that two runs give the same bits. Legend: see common.py. PART [pickers of the launch, T, N, GC, D]
+holds what each pick adds to dq / scale; SLOTS [pickers, runs, 2, SIZE, D] float32 holds
+those of lists that several programs work on.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from longspan_kernels.selected.triton.common import (
+    LOG2E,
+    VARYING,
+    elements,
+    live_pairs,
+    of_row,
+    queries_of,
+    rows_at,
+    served,
+    store_rows,
+    survivors,
+    tokens_of,
+    work_of,
+)
+
+
+@triton.jit(do_not_specialize=VARYING)
+def row_numbers(
+    OUT, DOUT, LSE, DLSE, ROWS, do_b: tl.int64, do_h: tl.int64, do_t: tl.int64, length: tl.int32, tiles: tl.int32,
+    HEADS: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr,
+):  # fmt: skip
+    """ROWS [B, H, T, 2]: lse in base 2 and delta of each row, side by side, so that one gather brings both."""
+    pid = tl.program_id(0)
+    line = pid // tiles
+    token = pid % tiles * BM + tl.arange(0, BM)
+    exists = token < length
+    row = line.to(tl.int64) * length + token
+    lse = tl.load(LSE + row, mask=exists, other=float("-inf"))
+    some = exists & (lse > float("-inf"))  # what no query sees may be NaN
+    out = rows_at(OUT, of_row(row, D), some, D, BD).to(tl.float32)
+    of_head = (line // HEADS).to(tl.int64) * do_b + (line % HEADS).to(tl.int64) * do_h
+    dout = rows_at(DOUT, of_head + token.to(tl.int64) * do_t, some, D, BD).to(tl.float32)
+    delta = tl.sum(out * dout, 1)
+    if DLSE is not None:
+        delta -= tl.load(DLSE + row, mask=some, other=0.0)
+    # A row without keys has no weights.
+    tl.store(ROWS + 2 * row, tl.where(some, lse * LOG2E, float("inf")), mask=exists)
+    tl.store(ROWS + 2 * row + 1, delta, mask=exists)
+
+
+@triton.jit
+def numbers_of(ROWS, row):
+    """(lse in base 2, delta) of rows, loaded as one tensor."""
+    return tl.split(tl.load(ROWS + 2 * row[:, None] + tl.arange(0, 2)[None, :]))
+
+
+@triton.jit
+def gradients_of(DOUT, ROWS, exists, token, h, length, q_h, q_t, D: tl.constexpr, BD: tl.constexpr):
+    """(lse in base 2, delta, rows of dout [BM, BD]) of gathered queries."""
+    lse2, delta = numbers_of(ROWS, h.to(tl.int64) * length + token)
+    # What reaches a row without keys may be NaN, which a weight of 0 would not silence.
+    some = exists & (lse2 < float("inf"))
+    return lse2, delta, rows_at(DOUT, h.to(tl.int64) * q_h + token.to(tl.int64) * q_t, some, D, BD)
+
+
+@triton.jit
+def store_or_add(X, x, mask, ADD: tl.constexpr):
+    if ADD:
+        x += tl.load(X, mask=mask, other=0.0)
+    tl.store(X, x.to(X.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=VARYING)
+def selected_columns(
+    Q, K, V, DOUT, ROWS, ORDER, LISTS, ITEMS, LENGTHS, SEGMENTS, SEED, PART, DK, DV, SLOTS, q_b: tl.int64, q_h: tl.int64,
+    q_t: tl.int64, kv_b: tl.int64, kv_h: tl.int64, kv_t: tl.int64, length: tl.int32, items: tl.int32, pickers: tl.int32,
+    first: tl.int32, entries: tl.int32, slots: tl.int32, threshold: tl.int32, scale, P: tl.constexpr, G: tl.constexpr,
+    GC: tl.constexpr, SHARE: tl.constexpr, N: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr,
+    BN: tl.constexpr, SIZE: tl.constexpr, CAUSAL: tl.constexpr,
+    ADD: tl.constexpr,
+):  # fmt: skip
+    """dk and dv of BN keys of a block from a run of the queries that picked it, and these queries' parts of dq.
+
+    Tiles are transposed: (BN, BM). A block of several tiles of keys has a program for each, and no parts of dq from here.
+    """
+    pid = tl.program_id(0)
+    SUBS: tl.constexpr = (SIZE + BN - 1) // BN
+    sub = pid % SUBS
+    u = pid // SUBS // items
+    b, p, line = served(u, first, pickers, P, G, SHARE)
+    blocks = (length + SIZE - 1) // SIZE
+    block, start, stop, run, runs, slot = work_of(LISTS, ITEMS, line, pid // SUBS % items, items, blocks, entries)
+    if block < blocks:
+        b64 = b.to(tl.int64)
+        end = tl.minimum(tokens_of(LENGTHS, b, length), (block + 1) * SIZE)
+        Q += elements(b64 * q_b, D)
+        DOUT += elements(b64 * q_b, D)
+        of_keys = elements(b64 * kv_b + (p // SHARE).to(tl.int64) * kv_h, D)
+        K += of_keys
+        V += of_keys
+        ROWS += b64 * (P * G) * length * 2
+        if SEGMENTS is not None:
+            SEGMENTS += b64 * length
+        begin = block * SIZE + sub * BN
+        key = begin + tl.arange(0, BN)
+        k = rows_at(K, key.to(tl.int64) * kv_t, key < end, D, BD)
+        v = rows_at(V, key.to(tl.int64) * kv_t, key < end, D, BD)
+        dk = tl.zeros([BN, BD], tl.float32)
+        dv = tl.zeros([BN, BD], tl.float32)
+        inverse_keep = 1.0 / (1.0 - threshold * (1.0 / 16777216.0))
+        place = start
+        if CAUSAL and SUBS > 1:
+            # Tokens rise, and most often all of the block's own are there: those before these keys see none of them.
+            jump = start + sub * BN
+            if (run == 0) & (jump < stop) & (sub > 0):
+                before = (tl.load(ORDER + jump - 1) - line * (length * N)) // N
+                place = tl.where(before < begin, jump, start)
+        for at in tl.range(place, stop, BM // GC):
+            exists, entry, token, head, h, q, segment = queries_of(
+                Q, ORDER, SEGMENTS, at, stop, line, p, length, first, q_h, q_t, G, GC, N, D, BD, BM
+            )
+            lse2, delta, dout = gradients_of(DOUT, ROWS, exists, token, h, length, q_h, q_t, D, BD)
+            live = tl.trans(live_pairs(exists, token, segment, key, end, SEGMENTS, CAUSAL))
+            s = tl.dot(k, tl.trans(q), input_precision="ieee") * (scale * LOG2E) - lse2[None, :]  # (BN, BM)
+            w = tl.where(live, tl.exp2(tl.minimum(s, 0.0)), 0.0)
+            dp = tl.dot(v, tl.trans(dout), input_precision="ieee")
+            dropped = w
+            if SEED is not None:
+                kept = tl.trans(survivors(SEED, b, h, token, key, threshold, P * G))
+                dropped = tl.where(kept, w * inverse_keep, 0.0)
+                dp = tl.where(kept, dp * inverse_keep, 0.0)
+            dv = tl.dot(dropped.to(dout.dtype), dout, dv, input_precision="ieee")  # (BN, BD)
+            ds = (w * (dp - delta[None, :])).to(q.dtype)
+            dk = tl.dot(ds, q, dk, input_precision="ieee")
+            if SUBS == 1:
+                dq = tl.dot(tl.trans(ds), k, input_precision="ieee")  # (BM, BD)
+                store_rows(PART, (u.to(tl.int64) * length * N + entry) * GC + head, exists, dq, D, BD)
+        offs_d = tl.arange(0, BD)
+        inside = (offs_d < D)[None, :]
+        if runs <= 1:
+            here = (b64 * (P // SHARE) + p // SHARE) * length + key
+            rows = (here * D)[:, None] + offs_d[None, :]
+            mask = (key < tl.minimum((block + 1) * SIZE, length))[:, None] & inside
+            store_or_add(DK + rows, dk * scale, mask, ADD)
+            store_or_add(DV + rows, dv, mask, ADD)
+        else:
+            here = (u * slots + slot + run).to(tl.int64) * (2 * SIZE) + sub * BN + tl.arange(0, BN)
+            store_rows(SLOTS, here, sub * BN + tl.arange(0, BN) < SIZE, dk * scale, D, BD)
+            store_rows(SLOTS, here + SIZE, sub * BN + tl.arange(0, BN) < SIZE, dv, D, BD)
+
+
+@triton.jit(do_not_specialize=VARYING)
+def add_runs(
+    LISTS, SLOTS, DK, DV, length: tl.int32, pickers: tl.int32, first: tl.int32, entries: tl.int32, slots: tl.int32,
+    P: tl.constexpr, G: tl.constexpr, SHARE: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr,
+    SIZE: tl.constexpr, ADD: tl.constexpr,
+):  # fmt: skip
+    """dk and dv of BN keys of a block whose list several programs worked on: their sums, first run first."""
+    SUBS: tl.constexpr = (SIZE + BN - 1) // BN
+    pid = tl.program_id(0)
+    sub = pid % SUBS
+    blocks = (length + SIZE - 1) // SIZE
+    block = pid // SUBS % blocks
+    u = pid // SUBS // blocks
+    b, p, line = served(u, first, pickers, P, G, SHARE)
+    list_of = LISTS + (line * blocks + block) * 4
+    runs = (tl.load(list_of + 1) - tl.load(list_of) + entries - 1) // entries
+    if runs > 1:
+        offs_n = sub * BN + tl.arange(0, BN)
+        offs_d = tl.arange(0, BD)
+        at = offs_n[:, None] * D + offs_d[None, :]
+        mask = (offs_n < SIZE)[:, None] & (offs_d < D)[None, :]
+        mine = SLOTS + (u * slots + tl.load(list_of + 3)).to(tl.int64) * (2 * SIZE * D)
+        dk = tl.zeros([BN, BD], tl.float32)
+        dv = tl.zeros([BN, BD], tl.float32)
+        for _ in tl.range(0, runs):
+            dk += tl.load(mine + at, mask=mask, other=0.0)
+            dv += tl.load(mine + SIZE * D + at, mask=mask, other=0.0)
+            mine += 2 * SIZE * D
+        key = block * SIZE + offs_n
+        here = (b.to(tl.int64) * (P // SHARE) + p // SHARE) * length + key
+        rows = (here * D)[:, None] + offs_d[None, :]
+        mask = mask & (key < length)[:, None]
+        store_or_add(DK + rows, dk, mask, ADD)
+        store_or_add(DV + rows, dv, mask, ADD)
+
+
+@triton.jit(do_not_specialize=VARYING)
+def selected_rows(
+    Q, K, V, DOUT, ROWS, ORDER, LISTS, ITEMS, LENGTHS, SEGMENTS, SEED, PART, q_b: tl.int64, q_h: tl.int64, q_t: tl.int64,
+    kv_b: tl.int64, kv_h: tl.int64, kv_t: tl.int64, length: tl.int32, items: tl.int32, pickers: tl.int32, first: tl.int32,
+    entries: tl.int32, threshold: tl.int32, scale, P: tl.constexpr, G: tl.constexpr, GC: tl.constexpr,
+    SHARE: tl.constexpr, N: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    SIZE: tl.constexpr, CAUSAL: tl.constexpr,
+):  # fmt: skip
+    """Parts of dq / scale of one tile of the queries that picked a block of several tiles of keys."""
+    pid = tl.program_id(0)
+    u = pid // items
+    b, p, line = served(u, first, pickers, P, G, SHARE)
+    blocks = (length + SIZE - 1) // SIZE
+    block, start, stop, _, _, _ = work_of(LISTS, ITEMS, line, pid % items, items, blocks, entries)
+    if (block < blocks) & (start < stop):
+        b64 = b.to(tl.int64)
+        end = tl.minimum(tokens_of(LENGTHS, b, length), (block + 1) * SIZE)
+        Q += elements(b64 * q_b, D)
+        DOUT += elements(b64 * q_b, D)
+        of_keys = elements(b64 * kv_b + (p // SHARE).to(tl.int64) * kv_h, D)
+        K += of_keys
+        V += of_keys
+        ROWS += b64 * (P * G) * length * 2
+        if SEGMENTS is not None:
+            SEGMENTS += b64 * length
+        inverse_keep = 1.0 / (1.0 - threshold * (1.0 / 16777216.0))
+        exists, entry, token, head, h, q, segment = queries_of(
+            Q, ORDER, SEGMENTS, start, stop, line, p, length, first, q_h, q_t, G, GC, N, D, BD, BM
+        )
+        lse2, delta, dout = gradients_of(DOUT, ROWS, exists, token, h, length, q_h, q_t, D, BD)
+        dq = tl.zeros([BM, BD], tl.float32)
+        last = end
+        if CAUSAL:  # tokens of a list rise
+            last = tl.minimum(end, tl.max(token) + 1)
+        for begin in tl.range(block * SIZE, last, BN):
+            key = begin + tl.arange(0, BN)
+            k = rows_at(K, key.to(tl.int64) * kv_t, key < end, D, BD)
+            v = rows_at(V, key.to(tl.int64) * kv_t, key < end, D, BD)
+            live = live_pairs(exists, token, segment, key, end, SEGMENTS, CAUSAL)
+            s = tl.dot(q, tl.trans(k), input_precision="ieee") * (scale * LOG2E) - lse2[:, None]  # (BM, BN)
+            w = tl.where(live, tl.exp2(tl.minimum(s, 0.0)), 0.0)
+            dp = tl.dot(dout, tl.trans(v), input_precision="ieee")
+            if SEED is not None:
+                kept = survivors(SEED, b, h, token, key, threshold, P * G)
+                dp = tl.where(kept, dp * inverse_keep, 0.0)
+            ds = (w * (dp - delta[:, None])).to(k.dtype)
+            dq = tl.dot(ds, k, dq, input_precision="ieee")
+        store_rows(PART, (u.to(tl.int64) * length * N + entry) * GC + head, exists, dq, D, BD)

@@ -1,0 +1,125 @@
+"""Device functions that the kernels of selected attention share: what a program works on, gathered rows, live pairs.
+
+A list is the entries (picks) that chose one key block, a work item a run of one list, and a launch serves some heads: `first`
+is the first of them, one head group of each key head or GC heads of a group. Legend: BM rows of a tile (entries x GC heads), BN
+keys, BD the head width D rounded up to a power of two, P heads that pick, G heads a picker, SHARE pickers a key head, N picks a
+query, SIZE tokens a block. Strides of q, k and v come in units of 16 elements (see `elements`).
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from longspan_kernels.block_sparse.triton.common import dropout_keeps, dropout_rows, end_of
+
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+# A kernel compiled for one value of these serves all.
+VARYING = [
+    "q_b", "q_h", "q_t", "kv_b", "kv_h", "kv_t", "do_b", "do_h", "do_t", "length", "items", "pickers", "first", "entries",
+    "slots", "tiles", "threshold",
+]  # fmt: skip
+
+
+@triton.jit
+def served(u, first, pickers, P: tl.constexpr, G: tl.constexpr, SHARE: tl.constexpr):
+    """(b, the picker p, its line b * P + p) of the launch's picker u."""
+    b = u // pickers
+    p = first // G + (u % pickers) * SHARE
+    return b, p, b * P + p
+
+
+@triton.jit
+def work_of(LISTS, ITEMS, line, item, items, blocks, entries):
+    """(block, its first place in the order, the end, which run of its list, runs, slot): `blocks` where there is no work."""
+    block = tl.load(ITEMS + line * items + item)
+    here = LISTS + (line * blocks + tl.minimum(block, blocks - 1)) * 4
+    start, stop = tl.load(here), tl.load(here + 1)
+    run = item - tl.load(here + 2)
+    slot = tl.load(here + 3)
+    runs = (stop - start + entries - 1) // entries
+    start += run * entries
+    return block, start, tl.minimum(stop, start + entries), run, runs, slot
+
+
+@triton.jit
+def gathered(ORDER, place, stop, line, length, g0, G: tl.constexpr, GC: tl.constexpr, N: tl.constexpr, BM: tl.constexpr):
+    """Rows of a tile: (whether they exist, entry within the line, token, head within the launch, head within the group)."""
+    row = tl.arange(0, BM)
+    at = place + row // GC
+    head = row % GC
+    exists = (at < stop) & (g0 + head < G)
+    entry = tl.load(ORDER + tl.minimum(at, stop - 1)) - line * (length * N)
+    return exists, entry, entry // N, head, tl.minimum(g0 + head, G - 1)
+
+
+@triton.jit
+def elements(units, D: tl.constexpr):
+    """Elements of an offset in units: 16 of them, or as many as divide the width. So the compiler sees how rows are aligned."""
+    return units * (16 if D % 16 == 0 else 8 if D % 8 == 0 else 1)
+
+
+@triton.jit
+def of_row(row, D: tl.constexpr):
+    """The offset in units of a row among rows of D numbers, one after another."""
+    return row.to(tl.int64) * (D // (16 if D % 16 == 0 else 8 if D % 8 == 0 else 1))
+
+
+@triton.jit
+def rows_at(X, units, exists, D: tl.constexpr, BD: tl.constexpr):
+    """Rows [len(units), BD] that begin at these offsets; zeros where they do not exist."""
+    offs_d = tl.arange(0, BD)
+    place = X + elements(units, D)[:, None] + offs_d[None, :]
+    return tl.load(place, mask=exists[:, None] & (offs_d < D)[None, :], other=0.0)
+
+
+@triton.jit
+def store_rows(X, row, exists, rows, D: tl.constexpr, BD: tl.constexpr):
+    """Rows of D numbers, one after another in memory."""
+    offs_d = tl.arange(0, BD)
+    place = X + (row.to(tl.int64) * D)[:, None] + offs_d[None, :]
+    tl.store(place, rows.to(X.dtype.element_ty), mask=exists[:, None] & (offs_d < D)[None, :])
+
+
+@triton.jit
+def queries_of(
+    Q, ORDER, SEGMENTS, place, stop, line, p, length, first, q_h, q_t, G: tl.constexpr, GC: tl.constexpr, N: tl.constexpr,
+    D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr,
+):  # fmt: skip
+    """A tile of gathered queries: (exist, entry, token, head within the launch, head of all, rows [BM, BD], their segments)."""
+    exists, entry, token, head, g = gathered(ORDER, place, stop, line, length, first % G, G, GC, N, BM)
+    h = p * G + g
+    q = rows_at(Q, h.to(tl.int64) * q_h + token.to(tl.int64) * q_t, exists, D, BD)
+    segment = token
+    if SEGMENTS is not None:
+        segment = tl.load(SEGMENTS + token)
+    return exists, entry, token, head, h, q, segment
+
+
+@triton.jit
+def live_pairs(exists, token, segment, key, end, K_SEGMENTS, CAUSAL: tl.constexpr):
+    """[rows, keys] bool. `segment` are those of the rows; K_SEGMENTS points at the sequence, or is None."""
+    live = exists[:, None] & (key < end)[None, :]
+    if CAUSAL:
+        live = live & (key[None, :] <= token[:, None])
+    if K_SEGMENTS is not None:
+        theirs = tl.load(K_SEGMENTS + key, mask=key < end, other=0)
+        live = live & (segment[:, None] == theirs[None, :])
+    return live
+
+
+@triton.jit
+def tokens_of(LENGTHS, b, length):
+    """Tokens of sequence b."""
+    end = length
+    if LENGTHS is not None:
+        end = end_of(LENGTHS, b, length)
+    return end
+
+
+@triton.jit
+def survivors(SEED, b, head, token, key, threshold, HEADS: tl.constexpr):
+    """[rows, keys] bool: which weights dropout leaves."""
+    drawn = dropout_rows(SEED, b * HEADS + head, token)
+    return dropout_keeps(drawn[:, None], key[None, :], threshold)

@@ -1,0 +1,61 @@
+"""Tile sizes and launches of selected attention's kernels, by head width, dtype and block size: the place to change them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from longspan_kernels.launch.launcher import Launch
+
+WIDEST_KEYS = 128  # keys of a tile: blocks up to here are loaded once for all their queries
+MERGE = Launch(4, 1)
+MERGED_ROWS = 16  # tokens of a program that merges
+PART_BYTES = 2  # memory of the parts of picks: times that of q
+LEAST_PART_BYTES = 64 << 20  # below which memory does not matter
+WORK_ITEMS = 1024  # programs of a pass over lists that fill any device
+FORWARD_TILES = 8  # tiles of queries a program of the forward pass serves with one load of the keys
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Rows (gathered queries) x keys, and how the kernel over such tiles is launched."""
+
+    rows: int
+    keys: int
+    launch: Launch
+
+
+def width_of_keys(block_size: int, most: int) -> int:
+    return max(16, min(most, 1 << (block_size - 1).bit_length()))
+
+
+def forward_tile(width: int, itemsize: int, block_size: int) -> Tile:
+    if itemsize == 4:
+        return Tile(32, width_of_keys(block_size, 64 if width <= 64 else 32), Launch(4, 1))
+    if block_size <= WIDEST_KEYS:
+        return Tile(64, width_of_keys(block_size, WIDEST_KEYS), Launch(4, 2))
+    return Tile(128, 64, Launch(8 if width > 64 else 4, 3 if width <= 128 else 2))
+
+
+def columns_tile(width: int, itemsize: int, block_size: int) -> Tile:
+    """dk and dv, and parts of dq where a block is one tile."""
+    if itemsize == 4:
+        return Tile(32, width_of_keys(block_size, 64 if width <= 64 else 32), Launch(4, 1))
+    if block_size <= WIDEST_KEYS:
+        keys = width_of_keys(block_size, WIDEST_KEYS)
+        return Tile(64 if width <= 128 else 32, keys, Launch(8 if keys > 64 or width > 64 else 4, 2 if width <= 128 else 1))
+    return Tile(64 if width <= 128 else 32, 128, Launch(8, 2 if width <= 128 else 1))
+
+
+def rows_tile(width: int, itemsize: int, block_size: int) -> Tile:
+    """dq, where a block is several tiles."""
+    if itemsize == 4:
+        return Tile(32, width_of_keys(block_size, 64 if width <= 64 else 32), Launch(4, 1))
+    return Tile(128 if width <= 64 else 64, 64, Launch(8 if width <= 64 else 4, 2))
+
+
+TOKEN_BYTES = 256 << 20  # of the rows that picks of single tokens add to dk and dv, held at a time
+
+
+def tokens_tile(width: int, itemsize: int) -> Tile:
+    """Attention to tokens chosen one by one: the rows are the heads of one query."""
+    return Tile(16, 64 if itemsize == 2 else 32, Launch(4, 3 if itemsize == 2 and width <= 64 else 1))

@@ -1,0 +1,174 @@
+"""Triton kernels of selected attention's forward pass: partial outputs of every pick, and their merge.
+
+Legend: see common.py. PART [pickers of the launch, T, N, GC, D] holds one output a pick in q's dtype, normalised by itself, and
+PART_LSE its log-sum-exp in base 2; a launch serves as many heads as its memory is meant for.
+"""
+
+# ruff: noqa: SIM108 (compile-time branches stay statements)
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from longspan_kernels.selected.triton.common import (
+    LN2,
+    LOG2E,
+    VARYING,
+    elements,
+    live_pairs,
+    of_row,
+    queries_of,
+    rows_at,
+    served,
+    store_rows,
+    survivors,
+    tokens_of,
+    work_of,
+)
+
+
+@triton.jit
+def softmax_step(
+    acc, top, total, q, k, v, live, kept, inverse_keep, scale2, DROPS: tl.constexpr, FIRST: tl.constexpr
+):  # fmt: skip
+    """One tile of keys more: unnormalised sums, the largest score and the normaliser of every row, in base 2."""
+    s = tl.where(live, tl.dot(q, tl.trans(k), input_precision="ieee") * scale2, float("-inf"))  # (BM, BN)
+    higher = tl.max(s, 1)
+    if not FIRST:
+        higher = tl.maximum(top, higher)
+    shift = tl.where(higher == float("-inf"), 0.0, higher)
+    p = tl.exp2(s - shift[:, None])
+    if FIRST:
+        total = tl.sum(p, 1)
+    else:
+        old = tl.exp2(top - shift)
+        total = total * old + tl.sum(p, 1)
+        acc = acc * old[:, None]
+    if DROPS:
+        p = tl.where(kept, p * inverse_keep, 0.0)
+    if FIRST:
+        acc = tl.dot(p.to(v.dtype), v, input_precision="ieee")
+    else:
+        acc = tl.dot(p.to(v.dtype), v, acc, input_precision="ieee")
+    return acc, higher, total
+
+
+@triton.jit
+def store_part(PART, PART_LSE, u, entry, head, exists, acc, top, total, length, N: tl.constexpr, GC: tl.constexpr,
+               D: tl.constexpr, BD: tl.constexpr):  # fmt: skip
+    acc = acc / tl.where(total == 0.0, 1.0, total)[:, None]
+    lse = tl.where(total == 0.0, float("-inf"), top + tl.log2(total))
+    cell = (u.to(tl.int64) * length * N + entry) * GC + head
+    tl.store(PART_LSE + cell, lse, mask=exists)
+    store_rows(PART, cell, exists, acc, D, BD)
+
+
+@triton.jit(do_not_specialize=VARYING)
+def selected_parts(
+    Q, K, V, ORDER, LISTS, ITEMS, LENGTHS, SEGMENTS, SEED, PART, PART_LSE, q_b: tl.int64, q_h: tl.int64, q_t: tl.int64,
+    kv_b: tl.int64, kv_h: tl.int64, kv_t: tl.int64, length: tl.int32, items: tl.int32, pickers: tl.int32, first: tl.int32,
+    entries: tl.int32, threshold: tl.int32, scale, P: tl.constexpr, G: tl.constexpr, GC: tl.constexpr,
+    SHARE: tl.constexpr, N: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    SIZE: tl.constexpr, CAUSAL: tl.constexpr,
+):  # fmt: skip
+    """Outputs of the queries that picked a block over that block's keys.
+
+    A block that fits a tile of keys is loaded once, for tile after tile of gathered queries; of a larger one the keys pass one
+    tile of queries, and a work item is no more than that.
+    """
+    pid = tl.program_id(0)
+    u = pid // items
+    b, p, line = served(u, first, pickers, P, G, SHARE)
+    blocks = (length + SIZE - 1) // SIZE
+    block, start, stop, _, _, _ = work_of(LISTS, ITEMS, line, pid % items, items, blocks, entries)
+    if (block < blocks) & (start < stop):
+        end = tl.minimum(tokens_of(LENGTHS, b, length), (block + 1) * SIZE)
+        b64 = b.to(tl.int64)
+        Q += elements(b64 * q_b, D)
+        of_keys = elements(b64 * kv_b + (p // SHARE).to(tl.int64) * kv_h, D)
+        K += of_keys
+        V += of_keys
+        if SEGMENTS is not None:
+            SEGMENTS += b64 * length
+        scale2 = scale * LOG2E
+        inverse_keep = 1.0 / (1.0 - threshold * (1.0 / 16777216.0))
+        DROPS: tl.constexpr = SEED is not None
+        if SIZE <= BN:
+            key = block * SIZE + tl.arange(0, BN)
+            k = rows_at(K, key.to(tl.int64) * kv_t, key < end, D, BD)
+            v = rows_at(V, key.to(tl.int64) * kv_t, key < end, D, BD)
+            for place in tl.range(start, stop, BM // GC):
+                exists, entry, token, head, h, q, segment = queries_of(
+                    Q, ORDER, SEGMENTS, place, stop, line, p, length, first, q_h, q_t, G, GC, N, D, BD, BM
+                )
+                live = live_pairs(exists, token, segment, key, end, SEGMENTS, CAUSAL)
+                kept = 0
+                if DROPS:
+                    kept = survivors(SEED, b, h, token, key, threshold, P * G)
+                acc, top, total = softmax_step(0, 0, 0, q, k, v, live, kept, inverse_keep, scale2, DROPS, True)
+                store_part(PART, PART_LSE, u, entry, head, exists, acc, top, total, length, N, GC, D, BD)
+        else:
+            # One tile of queries, so that the loop over keys is the only one, which Triton pipelines.
+            exists, entry, token, head, h, q, segment = queries_of(
+                Q, ORDER, SEGMENTS, start, stop, line, p, length, first, q_h, q_t, G, GC, N, D, BD, BM
+            )
+            acc = tl.zeros([BM, BD], tl.float32)
+            top = tl.full([BM], float("-inf"), tl.float32)
+            total = tl.zeros([BM], tl.float32)
+            last = end
+            if CAUSAL:  # tokens of a list rise
+                last = tl.minimum(end, tl.max(token) + 1)
+            for begin in tl.range(block * SIZE, last, BN):
+                key = begin + tl.arange(0, BN)
+                k = rows_at(K, key.to(tl.int64) * kv_t, key < end, D, BD)
+                v = rows_at(V, key.to(tl.int64) * kv_t, key < end, D, BD)
+                live = live_pairs(exists, token, segment, key, end, SEGMENTS, CAUSAL)
+                kept = 0
+                if DROPS:
+                    kept = survivors(SEED, b, h, token, key, threshold, P * G)
+                acc, top, total = softmax_step(acc, top, total, q, k, v, live, kept, inverse_keep, scale2, DROPS, False)
+            store_part(PART, PART_LSE, u, entry, head, exists, acc, top, total, length, N, GC, D, BD)
+
+
+@triton.jit(do_not_specialize=VARYING)
+def merge_parts(
+    PART, PART_LSE, PICKS, LENGTHS, OUT, LSE, length: tl.int32, tiles: tl.int32, pickers: tl.int32, first: tl.int32, scale,
+    P: tl.constexpr, G: tl.constexpr, GC: tl.constexpr, SHARE: tl.constexpr, N: tl.constexpr, BP: tl.constexpr, D: tl.constexpr,
+    BD: tl.constexpr, BM: tl.constexpr, WEIGHTED: tl.constexpr,
+):  # fmt: skip
+    """OUT and LSE of BM tokens of one head from the parts of their picks; without WEIGHTED, OUT is their sum times `scale`."""
+    pid = tl.program_id(0)
+    rest = pid // tiles
+    head = rest % GC
+    u = rest // GC
+    b, p, line = served(u, first, pickers, P, G, SHARE)
+    g = first % G + head
+    if g < G:
+        token = pid % tiles * BM + tl.arange(0, BM)
+        exists = token < tokens_of(LENGTHS, b, length)
+        picks = PICKS + (line.to(tl.int64) * length + token) * N
+        cell = (u.to(tl.int64) * length + token) * N * GC + head
+        lse = tl.zeros([BM], tl.float32)
+        if WEIGHTED:
+            pick = tl.arange(0, BP)
+            among = exists[:, None] & (pick < N)[None, :]
+            made = tl.load(picks[:, None] + pick[None, :], mask=among, other=-1) >= 0
+            each = tl.load(PART_LSE + cell[:, None] + pick[None, :] * GC, mask=made, other=float("-inf"))
+            top = tl.max(each, 1)
+            top = tl.where(top == float("-inf"), 0.0, top)
+            lse = top + tl.log2(tl.sum(tl.exp2(each - top[:, None]), 1))
+        dead = lse == float("-inf")
+        acc = tl.zeros([BM, BD], tl.float32)
+        for n in tl.range(0, N):
+            picked = (tl.load(picks + n, mask=exists, other=-1) >= 0) & (dead == 0)
+            part = rows_at(PART, of_row(cell + n * GC, D), picked, D, BD).to(tl.float32)
+            if WEIGHTED:
+                weight = tl.exp2(tl.load(PART_LSE + cell + n * GC, mask=picked, other=float("-inf")) - tl.where(dead, 0.0, lse))
+                part = part * weight[:, None]
+            acc += part
+        if not WEIGHTED:
+            acc = acc * scale
+        row = (b * (P * G) + p * G + g).to(tl.int64) * length + token
+        store_rows(OUT, row, token < length, acc, D, BD)
+        if WEIGHTED:
+            tl.store(LSE + row, lse * LN2, mask=token < length)

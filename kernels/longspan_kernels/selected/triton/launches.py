@@ -1,0 +1,249 @@
+"""What the kernels of selected attention are launched with: worked out once for each shape, kept with their compiled kernels.
+
+A launch serves as many heads as the memory of their parts is meant for. Legend: see common.py; B batch, H heads, Hkv key/value
+heads, T tokens, n picks a query, R = T * n entries of a line, nb blocks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import torch
+from torch import Tensor
+
+from longspan_kernels.block_sparse.args import width_of
+from longspan_kernels.launch.launcher import Launch, Plan
+from longspan_kernels.selected.options import Selection
+from longspan_kernels.selected.triton import configs
+from longspan_kernels.selected.triton.backward_kernels import add_runs, row_numbers, selected_columns, selected_rows
+from longspan_kernels.selected.triton.call_layout import in_units
+from longspan_kernels.selected.triton.forward_kernels import merge_parts, selected_parts
+from longspan_kernels.selected.triton.schedule_kernel import cut_lists
+
+
+@dataclass(frozen=True)
+class Shape:
+    """All that launches depend on; tensors of one shape differ in their pointers alone."""
+
+    batch: int
+    heads: int
+    kv_heads: int
+    pickers: int
+    length: int
+    width: int
+    picks: int
+    block_size: int
+    causal: bool
+    scale: float
+    dropout_p: float
+    dtype: torch.dtype
+    device: torch.device
+    q_strides: tuple[int, ...]
+    kv_strides: tuple[int, ...]
+
+    @property
+    def group(self) -> int:
+        return self.heads // self.pickers
+
+    @property
+    def share(self) -> int:
+        return self.pickers // self.kv_heads
+
+    @property
+    def blocks(self) -> int:
+        return -(-self.length // self.block_size)
+
+    @property
+    def entries(self) -> int:
+        """R: entries of a line."""
+        return self.length * self.picks
+
+
+@dataclass(frozen=True)
+class Served:
+    """Heads that one launch serves: GC heads of the group of each of `pickers` heads that pick.
+
+    Attributes:
+        first: the first of them.
+        adds: whether an earlier launch has written gradients of the same keys.
+    """
+
+    first: int
+    pickers: int
+    adds: bool
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Lists cut into work items of `entries` entries or less."""
+
+    plan: Plan
+    lines: int
+    blocks: int
+    items: int
+
+    def __call__(self, start: Tensor) -> tuple[Tensor, Tensor]:
+        lists = start.new_empty(self.lines * self.blocks * 4)
+        items = start.new_empty(self.lines * self.items)
+        self.plan(start, lists, items)
+        return lists, items
+
+
+def shape_of(q: Tensor, k: Tensor, chosen: Selection) -> Shape:
+    (B, H, T, D), (_, P, _, n) = q.shape, chosen.picks.shape
+    return Shape(
+        B, H, k.shape[1], P, T, D, n, chosen.block_size, chosen.causal, chosen.scale, chosen.dropout_p, q.dtype, q.device,
+        in_units(q), in_units(k),
+    )  # fmt: skip
+
+
+class Launches:
+    """The launches of one shape, forward and backward."""
+
+    def __init__(self, shape: Shape):
+        self.shape = s = shape
+        itemsize = s.dtype.itemsize
+        budget = max(configs.PART_BYTES * s.heads * s.length * s.width * itemsize * s.batch, configs.LEAST_PART_BYTES)
+        at_once = max(1, budget // (s.batch * s.entries * s.width * itemsize))  # heads
+        pickers = min(s.kv_heads, at_once)
+        widest = 1 << (s.group - 1).bit_length()
+        self.heads = min(widest, 1 << ((at_once // pickers).bit_length() - 1))  # GC
+        self.served = [
+            Served((kv * s.share + j) * s.group + g, min(pickers, s.kv_heads - kv), bool(j or g))
+            for j in range(s.share)
+            for g in range(0, s.group, self.heads)
+            for kv in range(0, s.kv_heads, pickers)
+        ]
+        self.cells = s.batch * pickers * s.entries * self.heads  # rows of parts at most
+        self.several = self.served[-1].adds
+
+    @cached_property
+    def numbers(self) -> dict:
+        """What kernels over gathered queries are told."""
+        s = self.shape
+        return {
+            "q_b": s.q_strides[0], "q_h": s.q_strides[1], "q_t": s.q_strides[2], "kv_b": s.kv_strides[0],
+            "kv_h": s.kv_strides[1], "kv_t": s.kv_strides[2], "length": s.length, "threshold": int(s.dropout_p * (1 << 24)),
+            "scale": s.scale, "CAUSAL": s.causal, **self.constants,
+        }  # fmt: skip
+
+    @cached_property
+    def constants(self) -> dict:
+        s = self.shape
+        return {
+            "P": s.pickers, "G": s.group, "GC": self.heads, "SHARE": s.share, "N": s.picks, "D": s.width,
+            "BD": width_of(s.width), "SIZE": s.block_size,
+        }  # fmt: skip
+
+    def cut(self, entries: int, least: int) -> Cut:
+        s = self.shape
+        items = s.entries // entries + s.blocks
+        lines = s.batch * s.pickers
+        numbers = {"length": s.length, "items": items, "entries": entries, "BL": max(16, 1 << (s.blocks - 1).bit_length()),
+                   "BI": 1024, "SIZE": s.block_size, "LEAST": least}  # fmt: skip
+        return Cut(Plan(cut_lists, lines, numbers, configs.MERGE), lines, s.blocks, items)
+
+    def over_rows(self, kernel, tile: configs.Tile) -> tuple[Cut, list[Plan]]:
+        """Launches of a kernel whose programs write parts of gathered queries."""
+        entries = self.entries_of(tile) * (configs.FORWARD_TILES if self.shape.block_size <= tile.keys else 1)
+        cut = self.cut(entries, 0)
+        plans = []
+        for served in self.served:
+            numbers = {"items": cut.items, "entries": entries, "pickers": served.pickers, "first": served.first,
+                       "BM": tile.rows, "BN": tile.keys, **self.numbers}  # fmt: skip
+            plans.append(Plan(kernel, self.shape.batch * served.pickers * cut.items, numbers, tile.launch))
+        return cut, plans
+
+    def entries_of(self, tile: configs.Tile) -> int:
+        """Entries of a tile of rows."""
+        return max(1, tile.rows // self.heads)
+
+    def merges(self, weighted: bool, scale: float) -> list[Plan]:
+        s, rows = self.shape, configs.MERGED_ROWS
+        tiles = -(-s.length // rows)
+        constants = {name: value for name, value in self.constants.items() if name != "SIZE"}
+        plans = []
+        for served in self.served:
+            numbers = {"length": s.length, "tiles": tiles, "pickers": served.pickers, "first": served.first, "scale": scale,
+                       "BP": 1 << (s.picks - 1).bit_length(), "BM": rows, "WEIGHTED": weighted, **constants}  # fmt: skip
+            plans.append(Plan(merge_parts, tiles * s.batch * served.pickers * self.heads, numbers, configs.MERGE))
+        return plans
+
+    @cached_property
+    def forward(self) -> tuple[Cut, list[Plan], list[Plan]]:
+        s = self.shape
+        cut, parts = self.over_rows(selected_parts, configs.forward_tile(s.width, s.dtype.itemsize, s.block_size))
+        return cut, parts, self.merges(True, 1.0)
+
+    @cached_property
+    def merges_of_gradients(self) -> list[Plan]:
+        return self.merges(False, self.shape.scale)
+
+    @cached_property
+    def queries(self) -> tuple[Cut, list[Plan]] | None:
+        """Launches for parts of dq; None where those for keys make them."""
+        s = self.shape
+        if s.block_size <= self.key_tile.keys:
+            return None
+        return self.over_rows(selected_rows, configs.rows_tile(s.width, s.dtype.itemsize, s.block_size))
+
+    @cached_property
+    def key_tile(self) -> configs.Tile:
+        s = self.shape
+        return configs.columns_tile(s.width, s.dtype.itemsize, s.block_size)
+
+    @cached_property
+    def keys(self) -> tuple[Cut, list[Plan], list[Plan]]:
+        """Launches for dk and dv, and for the sums of lists that several programs work on."""
+        s, tile = self.shape, self.key_tile
+        subs = -(-s.block_size // tile.keys)
+        entries = self.run_entries
+        cut = self.cut(entries, 1)
+        columns, sums = [], []
+        for served in self.served:
+            here = {"entries": entries, "pickers": served.pickers, "first": served.first, "slots": self.slots,
+                    "ADD": served.adds}  # fmt: skip
+            numbers = {"items": cut.items, "BM": tile.rows, "BN": tile.keys, **here, **self.numbers}
+            columns.append(Plan(selected_columns, subs * s.batch * served.pickers * cut.items, numbers, tile.launch))
+            numbers = {"length": s.length, "BN": tile.keys, **here, **self.constants}
+            del numbers["GC"], numbers["N"]
+            sums.append(Plan(add_runs, subs * s.batch * served.pickers * s.blocks, numbers, Launch(8, 1)))
+        return cut, columns, sums
+
+    @cached_property
+    def run_entries(self) -> int:
+        """Entries of a run: few enough to fill the device, and many enough that their float32 sums take little memory."""
+        s, tile = self.shape, self.key_tile
+        pickers = max(served.pickers for served in self.served)
+        subs = -(-s.block_size // tile.keys)
+        even = s.batch * pickers * s.entries * subs // configs.WORK_ITEMS
+        step = self.entries_of(tile)
+        entries = max(4 * step, min(even, 2 * s.picks * s.block_size))
+        room = max(configs.LEAST_PART_BYTES, s.batch * s.heads * s.length * s.width * s.dtype.itemsize)
+        while entries < s.length and 2 * s.entries // entries * s.batch * pickers * 2 * s.block_size * s.width * 4 > room:
+            entries *= 2
+        return -(-entries // step) * step
+
+    @cached_property
+    def slots(self) -> int:
+        """Slots a line: a list of several runs has at most twice the runs that it would fill."""
+        return min(2 * self.shape.entries // self.run_entries, self.shape.entries // self.run_entries + self.shape.blocks)
+
+    def slot_numbers(self) -> int:
+        """Numbers in all slots of a launch."""
+        s = self.shape
+        return s.batch * max(served.pickers for served in self.served) * self.slots * 2 * s.block_size * s.width
+
+    @cached_property
+    def numbers_of_rows(self) -> Plan:
+        s, rows = self.shape, 64
+        tiles = -(-s.length // rows)
+        numbers = {"do_b": s.q_strides[0], "do_h": s.q_strides[1], "do_t": s.q_strides[2], "length": s.length, "tiles": tiles,
+                   "HEADS": s.heads, "D": s.width, "BD": width_of(s.width), "BM": rows}  # fmt: skip
+        return Plan(row_numbers, tiles * s.batch * s.heads, numbers, configs.MERGE)
+
+
+@lru_cache(maxsize=256)
+def launches_of(shape: Shape) -> Launches:
+    return Launches(shape)
