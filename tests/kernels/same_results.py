@@ -163,7 +163,7 @@ def attention_call(draw: random.Random, g: torch.Generator, device: str) -> tupl
 
 
 def choice_call(draw: random.Random, g: torch.Generator, device: str) -> tuple[str, dict[str, Tensor]]:
-    from longspan_kernels.block_sparse import choose_blocks, choose_scored_blocks
+    from longspan_kernels.selected import choose_blocks, choose_scored_blocks
 
     backend = "triton" if device == "cuda" else draw.choice(("triton", "auto"))
     size, length = draw.choice((16, 32, 64)), draw.randint(20, 3000 if device == "cuda" else 200)

@@ -6,7 +6,7 @@ from interpreted import BACKENDS_HERE, interpreting
 
 from longspan.functional import sparse_attention
 from longspan.patterns import BigBird, Global, Local, Strided
-from longspan_kernels.block_sparse import choose_blocks, choose_scored_blocks
+from longspan_kernels.selected import choose_blocks, choose_scored_blocks
 
 FAST = [b for b in BACKENDS_HERE if b != "dense"]
 PATTERNS = [Local(16), Strided(5) | Local(4), BigBird(16, 1, 1, 1), Global(first=3)]
