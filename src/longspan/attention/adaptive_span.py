@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from longspan.attention.base import Lengths, PatternAttention, visited_pairs
+from longspan.attention.decoding import as_in_evaluation
 from longspan.attention.errors import AttentionConfigError
+from longspan.attention.key_cache import KeyCache
 from longspan.attention.merging import merged
-from longspan.attention.ramp import CHUNK, banded_attention
+from longspan.attention.ramp import CHUNK, banded_attention, ramp_weight
 from longspan.attention.weights import ShowsWeights
 from longspan.cost import Cost
 from longspan.functional import sparse_attention
@@ -242,6 +244,33 @@ class AdaptiveSpan(ShowsWeights):
         blocks = -(-self.length // UNIT)
         nothing = BlockTable(torch.zeros(blocks, blocks, dtype=torch.bool), UNIT)
         return _per_head([Local(core if self.causal else 2 * core - 1) if core else nothing for core in cores])
+
+    # -- decoding ---------------------------------------------------------------------------------------------------
+
+    def new_cache(self, batch: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> KeyCache:
+        """Keeps the keys within each head's span; see `Decodes.new_cache`."""
+        if self.undecodable:
+            super().new_cache(batch)
+        return KeyCache(
+            self.pattern, batch, heads=self.heads, kv_heads=self.kv_heads, head_dim=self.head_dim, max_length=self.length,
+            device=device, dtype=dtype,
+        )  # fmt: skip
+
+    def decode(self, q: Tensor, k: Tensor, v: Tensor, cache: KeyCache, *, lengths: Tensor | None = None) -> Tensor:
+        """q [B, H, n, D], k and v [B, Hkv, n, D] -> [B, H, n, D]; see `Decodes.decode`."""
+        self.check_decode(q, k, v, cache, lengths)
+        spans, ramp = self.spans().detach().float(), float(self.ramp)
+
+        def soft(head: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            return ramp_weight(i - j, spans[head], ramp).clamp(min=1e-30).log()
+
+        with as_in_evaluation(self):
+            if cache.seen:
+                out = cache.attend(q, k, v, lengths, bias=None if self.hardened else soft)
+            else:
+                out = self(q, k, v, lengths=lengths)
+            cache.add(k, v, lengths)
+        return out
 
     # -- what it is -----------------------------------------------------------------------------------------------
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from longspan.attention.decoding import as_in_evaluation
 from longspan.attention.errors import AttentionConfigError, as_fraction, settings_named
+from longspan.attention.key_cache import KeyCache
 from longspan.attention.weights import ShowsWeights
 from longspan.cost import Cost
 from longspan.functional import BACKENDS, sparse_attention
@@ -83,6 +85,30 @@ class PatternAttention(ShowsWeights):
     def depends_on_padding(self) -> bool:
         """Whether a token's output changes with the padded length T; predictions then pad each sequence by its own length."""
         return self.pattern.depends_on_length(self.causal)
+
+    def new_cache(self, batch: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> KeyCache:
+        """Keeps the keys that later queries still see; see `Decodes.new_cache`."""
+        if self.undecodable:
+            super().new_cache(batch)
+        return KeyCache(
+            self.pattern,
+            batch,
+            heads=self.heads,
+            kv_heads=self.kv_heads,
+            head_dim=self.head_dim,
+            max_length=self.max_length,
+            device=device,
+            dtype=dtype,
+        )
+
+    def decode(self, q: Tensor, k: Tensor, v: Tensor, cache: KeyCache, *, lengths: Tensor | None = None) -> Tensor:
+        """q [B, H, n, D], k and v [B, Hkv, n, D] -> [B, H, n, D]; see `Decodes.decode`."""
+        self.check_decode(q, k, v, cache, lengths)
+        with as_in_evaluation(self):
+            # A prompt is what training sees: the sparse kernel attends.
+            out = cache.attend(q, k, v, lengths) if cache.seen else self(q, k, v, lengths=lengths)
+            cache.add(k, v, lengths)
+        return out
 
     def cost(self, length: int) -> Cost:
         """What the forward pass takes for one sequence of `length` tokens, summed over heads.

@@ -6,6 +6,7 @@ Legend: B batch, H heads, Hkv key/value heads, n new tokens, D head width.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -35,6 +36,18 @@ class AttentionCache:
     def nbytes(self) -> int:
         """Bytes of every tensor that is kept, positions and other numbers included."""
         return sum(x.numel() * x.element_size() for x in _tensors(vars(self)))
+
+
+@contextmanager
+def as_in_evaluation(module: nn.Module) -> Iterator[None]:
+    """No dropout, no noise and no gradients inside."""
+    before = module.training
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        module.train(before)
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from longspan.attention.base import Lengths, PatternAttention, visited_pairs
 from longspan.attention.errors import AttentionConfigError
+from longspan.attention.key_cache import KeyCache
 from longspan.attention.learned import hard_concrete as gate
 from longspan.attention.learned.budget import Schedule, chosen_gates
 from longspan.attention.learned.candidates import Candidates
@@ -107,6 +108,7 @@ class LearnedAttention(ShowsWeights):
         # Also checks heads, dropout and backend.
         self.plain = PatternAttention(
             Full(),
+            max_length=candidates.length,
             heads=heads,
             kv_heads=kv_heads,
             head_dim=head_dim,
@@ -308,6 +310,21 @@ class LearnedAttention(ShowsWeights):
             patterns = [open_blocks(self.candidates, chosen), *(open_residues(self.candidates, n, chosen) for n in strides)]
             known = self._known[name] = (version, patterns)
         return known[1]
+
+    # -- decoding ---------------------------------------------------------------------------------------------------
+
+    @property
+    def undecodable(self) -> str | None:
+        """Gates decode once they are a pattern."""
+        return super().undecodable or (None if self.hardened else "its gates are not hardened yet; call harden() first")
+
+    def new_cache(self, batch: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> KeyCache:
+        """Of the hardened pattern; see `Decodes.new_cache`."""
+        return super().new_cache(batch) if self.undecodable else self.plain.new_cache(batch, device=device, dtype=dtype)  # type: ignore[return-value]
+
+    def decode(self, q: Tensor, k: Tensor, v: Tensor, cache: KeyCache, *, lengths: Tensor | None = None) -> Tensor:
+        """By the hardened pattern; see `Decodes.decode`."""
+        return self.plain.decode(q, k, v, cache, lengths=lengths)
 
     # -- what it is -----------------------------------------------------------------------------------------------
 

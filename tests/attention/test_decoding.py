@@ -1,0 +1,148 @@
+"""Decoding with a cache against one full forward pass: every causal variant, prompts cut at drawn places, what is kept."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import longspan.attention as variants
+from longspan.attention.errors import AttentionCallError
+
+torch.set_num_threads(1)
+LONGEST, HEADS, KV, D = 96, 4, 2, 16
+PLACE = {"heads": HEADS, "kv_heads": KV, "head_dim": D, "causal": True, "max_length": LONGEST}
+CASES = {
+    "full": {},
+    "local": {"window": 9},
+    "dilated": {"window": 4, "dilation": 3, "dilated_heads": 1},
+    "longformer": {"window": 9, "global_positions": (0, 40, 60)},
+    "bigbird": {"block_size": 16, "window_blocks": 1, "random_blocks": 1, "global_blocks": 1},
+    "random": {"block_size": 16, "blocks": 1},
+    "block_table": {"block_size": 16},
+    "strided": {"stride": 7, "window": 5},
+    "fixed": {"stride": 16, "summary": 3},
+    "global_": {"first": 4},
+    "per_head": {"patterns": ["local", {"name": "bigbird", "block_size": 16, "random_blocks": 1}, "full"]},
+    "learned": {"block_size": 16, "strides": [24], "stride_from": 2, "density": 0.3},
+    "adaptive_span": {"initial_span": 20, "ramp": 9},
+}
+
+
+def made(name):
+    torch.manual_seed(0)
+    module = getattr(variants, name)(**PLACE, **CASES[name]).eval()
+    if name == "learned":
+        with torch.no_grad():
+            module.log_alpha.copy_(torch.randn(module.log_alpha.shape))
+        module.harden()
+    if name == "adaptive_span":
+        with torch.no_grad():
+            module.share.copy_(torch.tensor([0.0, 0.1, 0.3, 0.5]))
+    return module
+
+
+def draw(length, batch=2, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(batch, heads, length, D, generator=generator) for heads in (HEADS, KV, KV)]
+
+
+def decoded(module, tensors, cuts):
+    cache = module.new_cache(tensors[0].shape[0], dtype=torch.float32)
+    edges = [0, *cuts, tensors[0].shape[2]]
+    parts = [module.decode(*(x[:, :, a:b] for x in tensors), cache) for a, b in pairwise(edges) if b > a]
+    return torch.cat(parts, 2), cache
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_decoding_is_the_full_forward_pass(name):
+    module = made(name)
+    tensors = draw(LONGEST)
+    expected = module(*tensors)
+
+    @settings(max_examples=6, deadline=None)
+    @given(st.sets(st.integers(1, LONGEST - 1), max_size=5), st.integers(1, LONGEST))
+    def run(cuts, length):
+        cuts = sorted(cut for cut in cuts if cut < length)
+        out, cache = decoded(module, [x[:, :, :length] for x in tensors], cuts)
+        torch.testing.assert_close(out, expected[:, :, :length], atol=1e-5, rtol=1e-4)
+        assert cache.positions.tolist() == [length, length]
+
+    run()
+    out, _ = decoded(module, tensors, range(20, LONGEST))  # a prompt, then token by token
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_prompts_of_unequal_lengths_are_padded_on_the_right(name):
+    module = made(name)
+    tensors = draw(LONGEST)
+    lengths = torch.tensor([37, 5])
+    cache = module.new_cache(2)
+    poisoned = [x[:, :, :40].clone() for x in tensors]
+    for x in poisoned:
+        for b, end in enumerate(lengths.tolist()):
+            x[b, :, end:] = float("nan")
+    out = [module.decode(*poisoned, cache, lengths=lengths)]
+    for step in range(30):
+        at = lengths + step
+        token = [x[torch.arange(2), :, at][:, :, None] for x in tensors]
+        out.append(module.decode(*token, cache))
+    expected = module(*tensors)
+    for b, end in enumerate(lengths.tolist()):
+        torch.testing.assert_close(out[0][b, :, :end], expected[b, :, :end], atol=1e-5, rtol=1e-4)
+        assert out[0][b, :, end:].abs().max() == 0
+        later = torch.cat([x[b] for x in out[1:]], 1)
+        torch.testing.assert_close(later, expected[b, :, end : end + 30], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != "adaptive_span"])
+def test_what_is_kept_is_what_a_later_query_sees(name):
+    module = made(name)
+    pattern = module.plain.pattern if name == "learned" else module.pattern
+    mask = pattern.mask(LONGEST, heads=HEADS, causal=True)
+    for length in (1, 33, 80):
+        _, cache = decoded(module, [x[:, :, :length] for x in draw(LONGEST)], [length - 1])
+        seen = mask[:, length:, :length].any(1).view(KV, HEADS // KV, length).any(1)  # (Hkv, keys)
+        for group, store in zip(cache.groups, cache.stores, strict=True):
+            for place, head in enumerate(group.members):
+                kept = store.position[0, place][store.last[0, place] >= length]
+                assert sorted(kept.tolist()) == seen[head].nonzero()[:, 0].tolist()
+
+
+def test_a_window_keeps_a_window():
+    module = variants.local(window=16, **PLACE | {"max_length": None})
+    q, k, v = draw(1)
+    cache = module.new_cache(2)
+    sizes = []
+    for _ in range(400):
+        module.decode(q, k, v, cache)
+        sizes.append(cache.nbytes)
+    assert sizes[-1] == sizes[100] and cache.stores[0].keys.shape[2] <= 16 + 2 * 33
+
+
+def test_decoding_is_without_dropout_and_without_gradients():
+    module = variants.local(window=9, dropout=0.5, **PLACE).train()
+    tensors = [x.requires_grad_() for x in draw(30)]
+    out, _ = decoded(module, tensors, [11, 12])
+    assert module.training and not out.requires_grad
+    torch.testing.assert_close(out, module.eval()(*tensors).detach(), atol=1e-5, rtol=1e-4)
+
+
+def test_what_cannot_decode_says_why():
+    both_ways = variants.local(window=9, **PLACE | {"causal": False})
+    with pytest.raises(AttentionCallError, match="looks both ways; build it with causal=True"):
+        both_ways.new_cache(2)
+    with pytest.raises(AttentionCallError, match=r"call harden\(\) first"):
+        variants.learned(**PLACE, density=0.5, block_size=16).new_cache(2)
+    module = made("local")
+    q, k, v = draw(LONGEST)
+    with pytest.raises(AttentionCallError, match="do not fit a cache of 3 sequences"):
+        module.decode(q, k, v, module.new_cache(3))
+    cache = module.new_cache(2)
+    module.decode(q, k, v, cache)
+    with pytest.raises(AttentionCallError, match="97 tokens are more than the 96 of the longest sequence"):
+        module.decode(*(x[:, :, :1] for x in (q, k, v)), cache)
+    with pytest.raises(AttentionCallError, match="batch = 0"):
+        module.new_cache(0)
