@@ -17,6 +17,7 @@ def import_interpreted() -> None:
         return
     os.environ["TRITON_INTERPRET"] = "1"
     try:
+        _patch_once()
         import longspan_kernels.block_sparse.triton.backward
         import longspan_kernels.block_sparse.triton.forward
         import longspan_kernels.linear.triton.launches
@@ -26,6 +27,35 @@ def import_interpreted() -> None:
         import longspan_kernels.selected.triton.tokens  # noqa: F401
     finally:
         del os.environ["TRITON_INTERPRET"]
+
+
+def _patch_once() -> None:
+    """Has Triton's interpreter prepare its language once a launch, not again for each device function that a kernel calls.
+
+    It looks through all of triton.language each time, which takes most of a small launch.
+    """
+    from types import SimpleNamespace
+
+    from triton import language
+    from triton.runtime import interpreter
+
+    original = interpreter._patch_lang
+    everything = SimpleNamespace(__globals__={"tl": language, "core": language.core})
+    nothing = SimpleNamespace(restore=lambda: None)
+    running = [False]
+
+    def patch(function):
+        if running[0]:
+            return nothing
+        scope, running[0] = original(everything), True
+
+        def restore() -> None:
+            scope.restore()
+            running[0] = False
+
+        return SimpleNamespace(restore=restore)
+
+    interpreter._patch_lang = patch
 
 
 def _backends_here() -> list[str]:
