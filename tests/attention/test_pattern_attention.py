@@ -80,10 +80,37 @@ def test_cost_counts_the_mask(name):
     assert module.cost(150) is cost and module.cost(0).visited_pairs == 0
 
 
-def test_dense_backend_visits_everything():
-    module = variants.local(window=8, backend="dense", **PLACE)
-    assert module.cost(100).visited_pairs == 4 * 100 * 100
-    assert module.cost(100).live_pairs == 4 * Local(8).live_pairs(100, causal=True)
+def test_counted_cost_is_the_same_on_every_machine(monkeypatch):
+    counts = set()
+    for on_gpu in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda on_gpu=on_gpu: on_gpu)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+        for backend in ("auto", "triton", "blocked", "dense"):
+            for dtype in (torch.float32, torch.bfloat16):
+                module = PatternAttention(Strided(128), heads=4, head_dim=16, causal=True, backend=backend).to(dtype)
+                cost = module.cost(4096)
+                counts.add((cost.live_pairs, cost.visited_pairs, cost.attention_flops))
+    assert counts == {(4 * 67584, 4 * 131072, 64 * 4 * 131072)}
+
+
+@pytest.mark.parametrize("backend", ["triton", "blocked", "dense"])
+def test_counted_cost_does_not_ask_for_the_device(backend, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("a counted cost asked for this machine's device")
+
+    monkeypatch.setattr(torch.cuda, "is_available", refuse)
+    counted = variants.bigbird(block_size=16, backend=backend, **PLACE).cost(200)
+    assert counted == variants.bigbird(block_size=16, **PLACE).cost(200)
+
+
+def test_what_ran_is_told_beside_what_is_counted():
+    here = torch.float32, torch.device("cpu")
+    assert variants.local(window=8, backend="dense", **PLACE).ran(2, 100, *here) == ("dense", 4 * 100 * 100)
+    blocked = variants.local(window=8, backend="blocked", **PLACE)
+    assert blocked.ran(2, 100, *here) == ("blocked", blocked.cost(100).visited_pairs)
+    assert variants.local(window=8, **PLACE).ran(2, 100, *here) == ("dense", 4 * 5050)  # short: all pairs up to the diagonal
+    assert variants.full(**PLACE).ran(1, 4096, *here)[0] == "dense"
+    assert variants.local(window=64, **PLACE).ran(1, 16384, *here)[0] == "blocked"
 
 
 def test_patterns_of_the_settings():

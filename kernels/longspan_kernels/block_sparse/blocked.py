@@ -18,7 +18,9 @@ from longspan_kernels.block_sparse.dropout import keep
 from longspan_kernels.block_sparse.layout import Component, Layout, Lists
 
 SCORES_AT_ONCE = 1 << 20  # score elements of one piece
-TOKENS_AT_ONCE = 1 << 19  # elements of q that are put in order at once
+TOKENS_AT_ONCE = 1 << 21  # elements of q that are put in order at once
+GATHERED_AT_ONCE = 1 << 22  # elements of gathered keys of one piece of torch's fused kernel, which holds no scores
+MOST_SIGNATURES = 16  # of masks beside each other, for which rows are batched apart
 COLUMNS_AT_ONCE = 1 << 14  # keys of a row before it is split
 NEGATIVE = -1e30  # a dead score: finite, so that nothing becomes NaN
 
@@ -51,6 +53,10 @@ class RowBatch:
     index: Tensor  # [R, n] key tiles
     kinds: Tensor | None  # [R, n] masks, -1 for full; None where all are full
     own: bool = False  # each row visits exactly the tile of its own number, so nothing needs gathering
+    alike: bool = False  # all rows have the same masks
+    window: bool = False  # consecutive rows visit consecutive tiles, one further each row: overlapping views will do
+    shared: bool = False  # consecutive rows visit the same consecutive tiles: one problem of many queries
+    first: int = 0  # of the tiles of a window, or of those shared
 
     def row_numbers(self, device: torch.device) -> Tensor:
         if isinstance(self.rows, slice):
@@ -59,7 +65,7 @@ class RowBatch:
 
 
 def row_batches(lists: Lists, u: int) -> list[RowBatch]:
-    """Groups the rows of group `u` by how many tiles they visit; over-long rows are cut."""
+    """Groups the rows of group `u` by how many tiles they visit, and by their masks where those are few kinds of rows."""
     count = lists.count[u]
     out = []
     for n in torch.unique(count).tolist():
@@ -67,12 +73,31 @@ def row_batches(lists: Lists, u: int) -> list[RowBatch]:
             continue
         rows = (count == n).nonzero().flatten()
         entries = lists.start[u][rows].long()[:, None] + torch.arange(n, device=rows.device)
-        index, kinds = lists.index[entries].long(), lists.kind[entries].long()
-        consecutive = len(rows) == int(rows[-1] - rows[0]) + 1
-        chosen = slice(int(rows[0]), int(rows[-1]) + 1) if consecutive else rows
-        own = n == 1 and consecutive and bool((index[:, 0] == rows).all())
-        out.append(RowBatch(chosen, n, index, kinds if bool((kinds >= 0).any()) else None, own))
+        index, place = lists.index[entries].long().sort(1)
+        kinds = lists.kind[entries].long().gather(1, place)
+        signatures, which = torch.unique(kinds, dim=0, return_inverse=True)
+        if len(signatures) > MOST_SIGNATURES:
+            out.append(_row_batch(rows, index, kinds, False))
+            continue
+        for number in range(len(signatures)):
+            chosen = which == number
+            out.append(_row_batch(rows[chosen], index[chosen], kinds[chosen], True))
     return out
+
+
+def _row_batch(rows: Tensor, index: Tensor, kinds: Tensor, alike: bool) -> RowBatch:
+    """Rows [R] with their tiles and masks [R, n], and what shows in them once and for all."""
+    n = index.shape[1]
+    consecutive = len(rows) == int(rows[-1] - rows[0]) + 1
+    chosen = slice(int(rows[0]), int(rows[-1]) + 1) if consecutive else rows
+    masked = bool((kinds >= 0).any())
+    steady = consecutive and alike and bool((index == index[:, :1] + torch.arange(n, device=index.device)).all())
+    return RowBatch(
+        chosen, n, index, kinds if masked else None,
+        own=n == 1 and consecutive and bool((index[:, 0] == rows).all()), alike=alike, first=int(index[0, 0]),
+        window=steady and bool((index[:, 0] - rows == index[0, 0] - rows[0]).all()),
+        shared=steady and not masked and bool((index[:, 0] == index[0, 0]).all()),
+    )  # fmt: skip
 
 
 def split_width(block_k: int) -> int:

@@ -8,21 +8,31 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from longspan_kernels.block_sparse import fused, fused_pieces
 from longspan_kernels.block_sparse.blocked import NEGATIVE, Options, Piece, RowBatch, cut, gathered, pieces, split_width
 from longspan_kernels.block_sparse.layout import Layout
 
-DEAD_ROW = 1e30  # stands for the log-sum-exp of a row without keys: exp(score - DEAD_ROW) is 0
+DEAD_ROW = fused.DEAD_ROW
 
 
 def blocked_forward(q: Tensor, k: Tensor, v: Tensor, layout: Layout, options: Options) -> tuple[Tensor, Tensor]:
     """q [B, H, Tq, D], k and v [B, Hkv, Tk, D] -> out in q's dtype, lse [B, H, Tq] (float32, float64 for float64)."""
+    if fused.takes(q, options):
+        out, lse = _forward(q, k, v, layout, options, fused_pieces.forward_piece)
+        if not fused.too_large(lse):
+            return out, lse
+    return _forward(q, k, v, layout, options, _forward_piece)
+
+
+def _forward(q: Tensor, k: Tensor, v: Tensor, layout: Layout, options: Options, forward_piece) -> tuple[Tensor, Tensor]:
+    """The forward pass, with one way or another to do a piece."""
     B, H, Tq, D = q.shape
     exact = torch.promote_types(q.dtype, torch.float32)
     out = q.new_zeros((B, H, Tq, D), dtype=exact)
     lse = q.new_full((B, H, Tq), float("-inf"), dtype=exact)
     for component in layout.components:
         for piece, batches in pieces(component, layout, options, q):
-            values, sums = _forward_piece(piece, batches, q, k, v)
+            values, sums = forward_piece(piece, batches, q, k, v)
             _merge_into(out, lse, piece, values, sums)
     return out.to(q.dtype), lse
 
@@ -118,6 +128,8 @@ def blocked_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Gradients of q, k, v and the block bias, from the merged log-sum-exp: ds = p * (dp - delta + dlse)."""
     exact = torch.promote_types(q.dtype, torch.float32)
+    if fused.takes(q, options) and not fused.too_large(lse):
+        return *fused_pieces.backward(dout, dlse, q, k, v, out, lse, layout, options), None
     delta = (dout.to(exact) * out.to(exact)).sum(-1)
     if dlse is not None:
         delta = delta - torch.where(torch.isinf(lse), 0.0, dlse)
@@ -127,9 +139,9 @@ def blocked_backward(
     for component in layout.components:
         for piece, batches in pieces(component, layout, options, q):
             parts = _backward_piece(piece, batches, dout, q, k, v, floor, delta, dbias)
-            _add_into(dq, piece, parts[0], True, q.shape[1])
-            _add_into(dk, piece, parts[1], False, q.shape[1])
-            _add_into(dv, piece, parts[2], False, q.shape[1])
+            add_into(dq, piece, parts[0], True, q.shape[1])
+            add_into(dk, piece, parts[1], False, q.shape[1])
+            add_into(dv, piece, parts[2], False, q.shape[1])
     if dbias is not None and options.bias is not None:
         dbias = dbias.to(options.bias.dtype)
     return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), dbias
@@ -198,7 +210,7 @@ def _add_bias(dbias: Tensor, piece: Piece, batch, ds: Tensor) -> None:
             flat[head].index_add_(0, cell, sums[place].flatten())
 
 
-def _add_into(target: Tensor, piece: Piece, values: Tensor, queries: bool, H: int) -> None:
+def add_into(target: Tensor, piece: Piece, values: Tensor, queries: bool, H: int) -> None:
     """Adds a piece's gradient to the token rows and heads it belongs to."""
     length, D = target.shape[2], target.shape[3]
     part, rows = piece.restored(values, queries, length)

@@ -83,15 +83,28 @@ def is_dense(key: str, heads: int, causal: bool) -> bool:
     return all(dense(rule) for _, rule in groups)
 
 
-def blocked_tiling(granularity: int | None, bias_block: int = 0) -> Tiling:
-    """Tiles for the plain-torch backend: the pattern's own blocks where they are of a good size, else 64."""
-    side = 64
+def reference_tiling(granularity: int | None, bias_block: int = 0) -> Tiling:
+    """Tiles that counted costs are counted on, whatever device, dtype or backend runs: the pattern's own blocks where they are
+    of a good size, else 64. A change of it changes every counted figure; backends choose tiles of their own."""
+    side, sizes = 64, (16, 32, 64, 128)
     if bias_block:
         side = next(size for size in (64, 48, 32, 24, 16, 8, 4, 2, 1) if bias_block % size == 0)
-        return Tiling(side, side, one_pass=True)
-    if granularity is not None and granularity >= 16:
+    elif granularity is not None and granularity >= 16:
         side = next((size for size in (64, 48, 32, 24, 16) if granularity % size == 0), 64)
-    return Tiling(side, side)
+    return Tiling(side, side, sizes=sizes, overhead=1024, one_pass=bool(bias_block))
+
+
+def blocked_tiling(granularity: int | None, bias_block: int = 0) -> Tiling:
+    """Tiles of the plain-torch backend, which serves well by those that costs are counted on."""
+    return reference_tiling(granularity, bias_block)
+
+
+def counted_pairs(key: str, q_len: int, k_len: int, heads: int, causal: bool, bias_block: int = 0) -> int:
+    """Visited pairs of one sequence on the reference tiling, summed over heads: the same on every machine."""
+    if q_len == 0 or k_len == 0:
+        return 0
+    tiling = reference_tiling(block_size_of(key, heads, causal), bias_block)
+    return layout_for(key, q_len, k_len, heads, causal, tiling, HOST).visited_pairs
 
 
 def dense_mask(key: str, q_len: int, k_len: int, heads: int, causal: bool, device: torch.device) -> Tensor:

@@ -1,8 +1,7 @@
-"""FLOPs of the ops for torch.utils.flop_counter: what the kernels compute, so visited pairs, not live ones.
+"""FLOPs of the ops for torch.utils.flop_counter: those of visited pairs, not live ones, on the reference tiling.
 
 A visited pair costs 4 * D forward (its score and its share of the output, a multiply-add each D) and 10 * D backward (score
-again, dp, dq, dk, dv). Shapes are all that a formula is told, so Triton's pairs are those of its bfloat16 tiles on Hopper;
-larger tiles, which passes over dense patterns may take, visit more by a block on the diagonal.
+again, dp, dq, dk, dv). Pairs are counted as costs are, so that a count is the same on every device and backend.
 """
 
 from __future__ import annotations
@@ -10,25 +9,14 @@ from __future__ import annotations
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
-from longspan_kernels.block_sparse.cache import block_size_of, blocked_tiling, layout_for
+from longspan_kernels.block_sparse.cache import counted_pairs
 
 FORWARD, BACKWARD = 4, 10  # times D, a pair
 BIAS_BLOCK = 6  # its place among the arguments after the backend
 
 
-def visited_pairs(q_shape, k_shape, key: str, causal: bool, backend: str, bias_block: int, backward: bool) -> int:
-    """Visited pairs of one sequence, over all heads."""
-    size = block_size_of(key, q_shape[1], causal)
-    tiling = blocked_tiling(size, bias_block)
-    if backend == "triton":
-        from longspan_kernels.block_sparse.triton.tuning import tilings
-
-        tiling = tilings(q_shape[3], torch.bfloat16, (9, 0), size, bias_block)[int(backward)]
-    return layout_for(key, q_shape[2], k_shape[2], q_shape[1], causal, tiling, torch.device("cpu")).visited_pairs
-
-
 def forward_flops(q_shape, k_shape, v_shape, key, causal, scale, dropout_p, backend, *rest, out_shape=None, **kwargs) -> int:
-    pairs = visited_pairs(q_shape, k_shape, key, causal, backend, rest[BIAS_BLOCK] if rest else 0, backward=False)
+    pairs = counted_pairs(key, q_shape[2], k_shape[2], q_shape[1], causal, rest[BIAS_BLOCK] if rest else 0)
     return FORWARD * q_shape[3] * q_shape[0] * pairs
 
 
@@ -36,7 +24,7 @@ def backward_flops(
     dout_shape, dlse_shape, q_shape, k_shape, v_shape, o_shape, lse_shape, key, causal, scale, dropout_p, backend, *rest,
     out_shape=None, **kwargs,
 ) -> int:  # fmt: skip
-    pairs = visited_pairs(q_shape, k_shape, key, causal, backend, rest[BIAS_BLOCK] if rest else 0, backward=True)
+    pairs = counted_pairs(key, q_shape[2], k_shape[2], q_shape[1], causal, rest[BIAS_BLOCK] if rest else 0)
     return BACKWARD * q_shape[3] * q_shape[0] * pairs
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from longspan_kernels.block_sparse import flops
+from longspan_kernels.block_sparse import cpu_choice, flops, fused
 from longspan_kernels.block_sparse.blocked import Options
 from longspan_kernels.block_sparse.blocked_passes import blocked_backward, blocked_forward
 from longspan_kernels.block_sparse.cache import block_size_of, blocked_tiling, dense_mask, is_dense, layout_for
@@ -21,6 +21,7 @@ from longspan_kernels.block_sparse.registry import state_of
 from longspan_kernels.block_sparse.transforms import active_transform
 
 BACKENDS = ("auto", "triton", "blocked", "dense")
+CPU = "cpu"  # what "auto" is on a CPU until the op knows the lengths: blocks, or all pairs by torch's fused kernel
 DENSE_LIMIT = 1 << 31  # elements of [B, H, Tq, Tk] that the dense backend will hold
 
 
@@ -44,7 +45,9 @@ def attend(
         BackendError: the backend cannot serve the call.
     """
     q, k, v = cast_as_products(q, k, v)
-    backend = choose_backend(backend, q, k, active_transform(q, k, v, block_bias))
+    asked, backend = backend, choose_backend(backend, q, k, active_transform(q, k, v, block_bias))
+    if asked == "auto" and backend == "blocked" and cpu_may_choose(q, dropout_p, block_bias):
+        backend = CPU
     seed = torch.randint(0, 1 << 31, (1,), device=q.device) if dropout_p > 0.0 else None
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     exact = torch.promote_types(q.dtype, torch.float32)
@@ -99,6 +102,34 @@ def choose_backend(backend: str, q: Tensor, k: Tensor, transform: str | None = N
 def wants_gradient(*tensors: Tensor | None) -> bool:
     """Whether a backward pass may follow."""
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+
+
+def cpu_may_choose(q: Tensor, dropout_p: float, block_bias: Tensor | None) -> bool:
+    """Whether all pairs by torch's fused kernel may serve in the place of blocks."""
+    return fused.takes(q, Options(1.0, dropout_p=dropout_p, bias=block_bias))
+
+
+def what_runs(
+    q: Tensor, k: Tensor, key: str, causal: bool, backend: str, dropout_p: float = 0.0, bias_block: int = 0
+) -> tuple[str, int]:
+    """(backend, visited pairs of one sequence over all heads) of the forward pass of a call, on this machine.
+
+    "dense" is all pairs: torch's fused kernel where "auto" chose it.
+    """
+    shape = _shape(q, k)
+    if q.numel() == 0 or k.shape[2] == 0:
+        return backend, 0
+    took = choose_backend(backend, q, k)
+    if backend == "auto" and took == "blocked" and not bias_block and cpu_may_choose(q, dropout_p, None):
+        took = cpu_choice.chosen(key, shape, causal, "forward")
+        return took, cpu_choice.visited_by(took, key, shape, causal)
+    if took == "dense":
+        return took, shape.heads * shape.q_len * shape.k_len
+    return took, layouts_for(q, k, key, causal, took, bias_block)[0].visited_pairs
+
+
+def _shape(q: Tensor, k: Tensor) -> cpu_choice.Shape:
+    return cpu_choice.Shape(int(q.shape[0]), int(q.shape[1]), int(q.shape[2]), int(k.shape[2]), int(q.shape[3]))
 
 
 def triton_refuses(q: Tensor, device: torch.device | None = None) -> str | None:
@@ -159,10 +190,15 @@ def block_sparse_forward(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     if q.numel() == 0 or k.shape[2] == 0:
         return torch.zeros_like(q, memory_format=torch.contiguous_format), _empty_lse(q).fill_(float("-inf"))
-    layout, *others = layouts_for(q, k, key, causal, backend, bias_block)
     options = Options(
         scale, q_lengths, k_lengths, q_segments, k_segments, dropout_p, seed, bias, bias_block
     )  # fmt: skip
+    if backend == CPU and cpu_choice.chosen(key, _shape(q, k), causal, "forward") == "dense":
+        with exact_products(q):
+            out, lse = fused.dense_forward(q, k, v, key, causal, options)
+        if not fused.too_large(lse):
+            return out, lse
+    layout, *others = layouts_for(q, k, key, causal, backend, bias_block)
     if backend == "triton":
         from longspan_kernels.block_sparse.triton.forward import triton_forward
 
@@ -180,6 +216,12 @@ def block_sparse_backward(
     none = q.new_zeros(0)  # a custom op cannot return an optional tensor
     if q.numel() == 0 or k.shape[2] == 0:
         return _like(q).zero_(), _like(k).zero_(), _like(v).zero_(), none if bias is None else _like(bias).zero_()
+    options = Options(
+        scale, q_lengths, k_lengths, q_segments, k_segments, dropout_p, seed, bias, bias_block
+    )  # fmt: skip
+    if backend == CPU and cpu_choice.chosen(key, _shape(q, k), causal, "backward") == "dense" and not fused.too_large(lse):
+        with exact_products(q):
+            return *fused.dense_backward(without_keyless_rows(dout, lse), dlse, q, k, v, out, lse, key, causal, options), none
     _, layout, columns = layouts_for(q, k, key, causal, backend, bias_block)
     # Triton's kernels leave out what lies beyond a length. The copy is spared where no other query can be without keys.
     same = q.shape[2] == k.shape[2] and same_limits(q_lengths, k_lengths) and same_limits(q_segments, k_segments)
@@ -188,9 +230,6 @@ def block_sparse_backward(
         and every_query_sees_itself(key, int(q.shape[2]), int(q.shape[1]), causal, q.device)
     ):  # fmt: skip
         dout = without_keyless_rows(dout, lse)
-    options = Options(
-        scale, q_lengths, k_lengths, q_segments, k_segments, dropout_p, seed, bias, bias_block
-    )  # fmt: skip
     if backend == "triton":
         from longspan_kernels.block_sparse.triton.backward import triton_backward
 

@@ -297,7 +297,7 @@ class AdaptiveSpan(ShowsWeights):
         pattern = self._core_pattern(cores)
         visited = 0
         if pattern is not None:
-            visited = visited_pairs(pattern, length, self.heads, self.head_dim, self.causal, self.backend)
+            visited = visited_pairs(pattern, length, self.heads, self.causal)
         rows = -(-length // CHUNK) * CHUNK
         for core in cores:
             for start in (core,) if self.causal else (core, max(core, 1)):

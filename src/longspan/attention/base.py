@@ -15,7 +15,7 @@ from longspan.attention.weights import ShowsWeights
 from longspan.cost import Cost
 from longspan.functional import BACKENDS, sparse_attention
 from longspan.patterns import Pattern
-from longspan_kernels.block_sparse import layout_for, tilings_for
+from longspan_kernels.block_sparse import counted_pairs, what_runs
 
 Lengths = Tensor | tuple[Tensor, Tensor]
 
@@ -81,6 +81,12 @@ class PatternAttention(ShowsWeights):
             backend=self.backend,
         )
 
+    def ran(self, batch: int, length: int, dtype: torch.dtype, device: torch.device) -> tuple[str, int]:
+        """(backend, visited pairs of one sequence over all heads): what the forward pass takes in training on this machine."""
+        shape = (batch, self.heads, length, self.head_dim)
+        q = torch.empty(1, dtype=dtype, device=device).expand(shape)
+        return what_runs(q, q, self.pattern.key, self.causal, self.backend, self.dropout)
+
     @property
     def depends_on_padding(self) -> bool:
         """Whether a token's output changes with the padded length T; predictions then pad each sequence by its own length."""
@@ -114,11 +120,11 @@ class PatternAttention(ShowsWeights):
         """What the forward pass takes for one sequence of `length` tokens, summed over heads.
 
         A pair takes one dot product of width D for its score and one multiply-add of width D for its value: 4 * D FLOPs.
-        Visited pairs are those of the layout that the backend uses on this machine.
+        Visited pairs are those of the reference tiling, the same on every machine; `ran` says what this one's backend visits.
         """
         if length not in self._costs:
             live = self.pattern.live_pairs(length, heads=self.heads, causal=self.causal)
-            visited = self._visited_pairs(length)
+            visited = visited_pairs(self.pattern, length, self.heads, self.causal)
             self._costs[length] = Cost(
                 live_pairs=live,
                 visited_pairs=visited,
@@ -126,9 +132,6 @@ class PatternAttention(ShowsWeights):
                 attention_flops=4 * self.head_dim * visited,
             )
         return self._costs[length]
-
-    def _visited_pairs(self, length: int) -> int:
-        return visited_pairs(self.pattern, length, self.heads, self.head_dim, self.causal, self.backend)
 
     def repattern(self, pattern: Pattern) -> None:
         """Goes on with another pattern."""
@@ -143,16 +146,10 @@ class PatternAttention(ShowsWeights):
         )
 
 
-def visited_pairs(
-    pattern: Pattern, length: int, heads: int, head_dim: int, causal: bool, backend: str, bias_block: int = 0
-) -> int:
-    """Pairs whose scores a backend computes on this machine, summed over heads; `bias_block` as the call's block bias has."""
-    if length == 0:
-        return 0
-    if backend == "dense":
-        return heads * length * length
-    on_gpu = torch.cuda.is_available() and backend in ("auto", "triton")
-    device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
-    q = torch.empty((1, heads, 1, head_dim), dtype=torch.bfloat16 if on_gpu else torch.float32, device=device)
-    tiling, _ = tilings_for("triton" if on_gpu else "blocked", q, pattern.key, causal, bias_block)
-    return layout_for(pattern.key, length, length, heads, causal, tiling, device).visited_pairs
+def visited_pairs(pattern: Pattern, length: int, heads: int, causal: bool, bias_block: int = 0) -> int:
+    """Pairs of the blocks that a pattern reaches into, summed over heads; `bias_block` as the call's block bias has.
+
+    They are counted on one reference tiling, whatever device, dtype or backend runs. `PatternAttention.ran` says what the
+    backend of this machine visits.
+    """
+    return counted_pairs(pattern.key, length, length, heads, causal, bias_block)

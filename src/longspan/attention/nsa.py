@@ -132,7 +132,7 @@ class NativeSparseAttention(ContentAttention):
         scored = H * (selected + coarse + window)
         whole = length * (length + 1) // 2 if self.causal else length * length
         visited = H * (length * min(self.top_k, blocks) * size + 2 * coarse)
-        visited += visited_pairs(self.window, length, H, D, self.causal, self.backend)
+        visited += visited_pairs(self.window, length, H, self.causal)
         other = self.kv_heads * (self.compress_k.flops(length) + self.compress_v.flops(length)) + H * length * 2 * D * 3
         return Cost(min(scored, H * whole), visited, 4 * D * scored, 4 * D * visited, other)
 

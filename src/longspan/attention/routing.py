@@ -150,7 +150,7 @@ class RoutedAttention(ContentAttention):
         if self.balanced:
             w = self.members(length)
             live = min(C * (w * (w + 1) // 2 if self.causal else w * w), whole)
-            visited = visited_pairs(Full(), w, C, D, self.causal, self.backend)
+            visited = visited_pairs(Full(), w, C, self.causal)
         else:
             live, visited = pairs_of_even_buckets(length, C, self._chunk(length), "aligned", self.causal)
         live, visited = H * live, H * visited

@@ -124,8 +124,8 @@ class SinkhornAttention(ContentAttention):
         queries = length - (blocks - rows) * min(size, length)
         scored = H * (own + queries * min(size, length))
         whole = H * (length * (length + 1) // 2 if self.causal else length * length)
-        visited = visited_pairs(self.own_block, length, H, D, self.causal, self.backend)
-        visited += visited_pairs(self.own_block, rows * size, H, D, False, self.backend)
+        visited = visited_pairs(self.own_block, length, H, self.causal)
+        visited += visited_pairs(self.own_block, rows * size, H, False)
         mixing = H * (2 * D * blocks * blocks + 2 * rows * blocks * size * 2 * D)
         return Cost(min(scored, whole), visited, 4 * D * scored, 4 * D * visited, mixing)
 

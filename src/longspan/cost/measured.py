@@ -36,7 +36,8 @@ class MeasuredCost(Callback):
     device has done it. Waiting for data is a figure of its own (`data_time`); validation, checkpoints and the first
     `warmup_steps` after each start are in none. The figures, with None where there is nothing to say:
 
-        live_pairs, visited_pairs     pairs of one sequence, forward, all heads and layers
+        live_pairs, visited_pairs     pairs of one sequence, forward, all heads and layers; visited ones on a reference tiling
+        backend_visited_pairs         those that this machine's backend visits instead; the unit names the backends that ran
         density                       live pairs over those of full two-way attention
         attention_flops_live, attention_flops   of one sequence, forward, on live and on visited pairs
         attention_share               of attention in all FLOPs that run
@@ -79,6 +80,7 @@ class MeasuredCost(Callback):
         self._speeds: deque[float] = deque(maxlen=REMEMBERED_STEPS)
         self._counted: dict[int, Cost] = {}
         self._length = 0
+        self._ran: dict[str, int] = {}  # pairs that each backend of this machine visits, for a sequence of `_length`
         self._changing = False
         self._world = 1
         self._device: Any = None
@@ -204,6 +206,11 @@ class MeasuredCost(Callback):
             found["flops_per_step"] = (self._flops_of_last_step[0], "FLOP a step")
             found["total_flops"] = (self._spent["total_flops"], "FLOP, training so far")
             found["total_flops_live"] = (self._spent["total_flops_live"], "FLOP, training so far")
+        if self._ran:
+            found["backend_visited_pairs"] = (
+                sum(self._ran.values()),
+                f"pairs a sequence, forward, by {' and '.join(sorted(self._ran))} on this machine",
+            )
         found["tokens"] = (self._spent["tokens"], "tokens, training so far")
         if self._step_seconds:
             seconds = statistics.median(self._step_seconds)
@@ -270,7 +277,9 @@ class MeasuredCost(Callback):
             if counted is None:
                 return
             self._counted[length] = counted
-        self._length = max(self._length, length)
+        if length > self._length:
+            self._length = length
+            self._ran = _ran_by(pl_module, *_size(batch)[:2])
         step = self._counted[length].training()
         self._step_flops += sequences * step.total_flops
         self._step_flops_live += sequences * step.total_flops_live
@@ -300,6 +309,21 @@ def _size(batch: Any) -> tuple[int, int, int]:
     sequences, length = int(tokens.shape[0]), int(tokens.shape[1])
     lengths = batch.get("lengths") if isinstance(batch, dict) else None
     return sequences, length, int(lengths.sum()) if isinstance(lengths, Tensor) else sequences * length
+
+
+def _ran_by(pl_module: LightningModule, sequences: int, length: int) -> dict[str, int]:
+    """{backend: pairs of one sequence, all layers} of the attention modules that say what runs."""
+    device = getattr(pl_module, "device", torch.device("cpu"))
+    dtype = next((parameter.dtype for parameter in pl_module.parameters()), torch.float32)
+    if torch.is_autocast_enabled(device.type):
+        dtype = torch.get_autocast_dtype(device.type)
+    found: dict[str, int] = {}
+    for module in pl_module.modules():
+        tell = getattr(module, "ran", None)
+        if callable(tell):
+            backend, pairs = tell(sequences, length, dtype, device)
+            found[backend] = found.get(backend, 0) + pairs
+    return found
 
 
 def _cost_of(pl_module: LightningModule, length: int) -> Cost | None:

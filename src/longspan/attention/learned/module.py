@@ -341,7 +341,7 @@ class LearnedAttention(ShowsWeights):
             live = int((self.open.cpu() * self.candidates.pairs(length)).sum())
             visited = sum(
                 visited_pairs(
-                    pattern, length, self.heads, self.head_dim, self.causal, self.backend,
+                    pattern, length, self.heads, self.causal,
                     self.candidates.block_size if isinstance(pattern, OpenBlocks) else 0,
                 )
                 for pattern in self._remembered("training", None, lambda: self.open)
