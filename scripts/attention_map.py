@@ -13,6 +13,7 @@ from pathlib import Path
 
 from longspan.config.errors import ConfigError, readable_errors
 from longspan.config.overrides import split_words
+from longspan.config.reachable import check_checkpoint, check_output
 
 CONF = Path(__file__).parents[1] / "conf"
 KEYS = {
@@ -31,6 +32,8 @@ def main(arguments: list[str]) -> None:
                 raise ConfigError(f"{key}=... must be given: {KEYS[key].removesuffix(' (required)')}")
         if not own.get("tokens", "1").isdigit():
             raise ConfigError(f"tokens={own['tokens']} must be a whole number")
+        check_checkpoint("checkpoint", own["checkpoint"])
+        check_output("output", own["output"])
         from longspan.inference.attention_map import attention_weights
         from longspan.training.callbacks.attention_weights import attended_figure
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from longspan.config.errors import ConfigError, readable_errors
 from longspan.config.overrides import split_words
+from longspan.config.reachable import check_checkpoint, check_output
 
 CONF = Path(__file__).parents[1] / "conf"
 KEYS = {
@@ -27,6 +28,9 @@ def main(arguments: list[str]) -> None:
         own, words = split_words(arguments, KEYS)
         if "checkpoint" not in own:
             raise ConfigError("checkpoint=... must be given: a .ckpt file in a run's checkpoints/ folder")
+        check_checkpoint("checkpoint", own["checkpoint"])
+        if "output" in own:
+            check_output("output", own["output"])
         from longspan.inference.evaluate import evaluate
         from longspan.report import print_summary
 

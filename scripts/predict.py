@@ -13,6 +13,7 @@ from pathlib import Path
 
 from longspan.config.errors import ConfigError, readable_errors
 from longspan.config.overrides import split_words
+from longspan.config.reachable import check_checkpoint, check_output
 
 CONF = Path(__file__).parents[1] / "conf"
 KEYS = {
@@ -28,6 +29,8 @@ def main(arguments: list[str]) -> None:
         for key, what in KEYS.items():
             if key not in own:
                 raise ConfigError(f"{key}=... must be given: {what.removesuffix(' (required)')}")
+        check_checkpoint("checkpoint", own["checkpoint"])
+        check_output("output", own["output"])
         from longspan.inference.predict import predict
 
         rows = predict(own["checkpoint"], words, CONF, own["output"])

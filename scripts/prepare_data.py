@@ -16,6 +16,7 @@ from typing import Any
 
 from longspan.config.errors import readable_errors
 from longspan.config.overrides import split_words
+from longspan.config.reachable import check_output
 
 CONF = Path(__file__).parents[1] / "conf"
 KEYS = {"output": "a JSON file for what is said"}
@@ -25,10 +26,14 @@ def main(arguments: list[str]) -> None:
     """Prints sizes, splits and classes of the data, the trivial baselines of its splits, and one batch's shapes."""
     with readable_errors():
         own, words = split_words(arguments, KEYS)
-        from longspan.config.command_line import composed
+        from longspan.config.command_line import check_job, readable_words
+
+        if "output" in own:
+            check_output("output", own["output"])
+        config = check_job(CONF, readable_words(words), elsewhere=True)
         from longspan.training.build import build
 
-        module = build(composed(CONF, words), "data")
+        module = build(config, "data")
         module.setup("fit")
         said: dict[str, Any] = {
             "data": module.describe(),

@@ -16,9 +16,7 @@ import sys
 from pathlib import Path
 
 from longspan.config.errors import readable_errors
-from longspan.sweeps.drive import Sweep
 from longspan.sweeps.plan import grid_jobs, read_sweep
-from longspan.sweeps.search import SearchSweep
 
 ROOT = Path(__file__).parents[1]
 
@@ -29,6 +27,8 @@ def main(arguments: list[str]) -> int:
         settings = read_sweep(arguments, ROOT / "conf")
         train = ROOT / "train.py"
         if settings.search is not None:
+            from longspan.sweeps.search import SearchSweep
+
             search = SearchSweep(settings, train, ROOT / "conf")
             if settings.dry_run:
                 print(search.shown())
@@ -39,6 +39,8 @@ def main(arguments: list[str]) -> int:
             if settings.dry_run:
                 print("\n".join(shlex.join(["python", *job.command(Path("train.py"))[1:]]) for job in jobs))
                 return 0
+            from longspan.sweeps.drive import Sweep  # only now: it loads torch
+
             statuses = Sweep(settings, train).run(jobs)
     complete = sum(status == "complete" for status in statuses.values())
     for name, status in statuses.items():

@@ -13,6 +13,8 @@ from longspan.config.command_line import composed, groups
 from longspan.config.errors import ConfigError
 from longspan.config.resolved import plain_config
 from longspan.config.stored import literal
+from longspan.config.values import check_words
+from longspan.config.written import parsed_value
 from longspan.nearest import did_you_mean, listed, nearest
 
 
@@ -23,7 +25,7 @@ def split_words(words: Sequence[str], own: dict[str, str]) -> tuple[dict[str, st
         own: the script's keys, each with what it is for.
 
     Raises:
-        ConfigError: a word without `=`.
+        ConfigError: a word without `=`, or a value that its key takes in no config.
     """
     mine: dict[str, str] = {}
     rest: list[str] = []
@@ -36,6 +38,7 @@ def split_words(words: Sequence[str], own: dict[str, str]) -> tuple[dict[str, st
             mine[key] = unquoted(value)
         else:
             rest.append(word)
+    check_words(rest)
     return mine, rest
 
 
@@ -57,19 +60,40 @@ def overridden(stored: dict[str, Any], words: Sequence[str], conf: Path) -> dict
     """
     config = OmegaConf.create(literal(stored))
     assert isinstance(config, DictConfig)
-    for word in words:
-        key, _, value = word.partition("=")
-        if key in groups(conf):
+    known = groups(conf)
+    for word in sorted(words, key=lambda word: word.partition("=")[0] not in known):  # as Hydra: groups, then keys
+        key, equals, value = word.partition("=")
+        if key in known:
             config[key] = composed(conf, [word])[key]
+            _rename(config, key, unquoted(value))
             continue
-        adds, key = key.startswith("+"), key.removeprefix("+")
+        adds, key = key.startswith("+"), key.lstrip("+~")
         if not adds:
             _must_exist(config, key)
         try:
-            OmegaConf.update(config, key, OmegaConf.from_dotlist([f"value={value}"]).value, merge=False)
+            if word.startswith("~"):
+                node, _, last = key.rpartition(".")
+                del (OmegaConf.select(config, node) if node else config)[last]
+            elif not equals:
+                raise ConfigError(f"{word} has no value: give {word}=VALUE")
+            else:
+                OmegaConf.update(config, key, parsed_value(value), merge=False)
         except OmegaConfBaseException as error:
             raise ConfigError(f"{word}: {str(error).splitlines()[0]}") from error
     return plain_config(config)
+
+
+def _rename(config: DictConfig, group: str, choice: str) -> None:
+    """Names that say which choice was made follow the new one."""
+    key = {"attention": "attention_name", "data": "task_name"}.get(group)
+    if key is None or key not in config:
+        return
+    before = f"{config.get('task_name')}-{config.get('attention_name')}"
+    config[key] = choice
+    if config.get("name") == before:
+        config.name = f"{config.task_name}-{config.attention_name}"
+        if OmegaConf.select(config, "logger.wandb.name") == before:
+            config.logger.wandb.name = config.name
 
 
 def _must_exist(config: DictConfig, key: str) -> None:

@@ -48,8 +48,13 @@ def check_reachable(config: Mapping[str, Any], *, devices: bool = True) -> None:
         check_devices(config["trainer"])
 
 
-def check_folder(key: str, folder: str | Path) -> None:
-    """Raises ConfigError where a folder is not there and cannot be made, or cannot be written to."""
+def check_folder(key: str, folder: str | Path, given: str | Path | None = None) -> None:
+    """Raises ConfigError where a folder is not there and cannot be made, or cannot be written to.
+
+    Args:
+        given: what the key has, where that is a file in the folder.
+    """
+    value = shown(str(given or folder))
     path = Path(folder).expanduser().absolute()
     there = path
     try:
@@ -57,12 +62,12 @@ def check_folder(key: str, folder: str | Path) -> None:
             there = there.parent
         if not there.is_dir():
             what = "is a file" if there == path else f"cannot be made, as {there} is a file"
-            raise ConfigError(f"{key}={shown(str(folder))} {what}; give a folder to write to")
+            raise ConfigError(f"{key}={value} {what}; give a folder to write to")
         with tempfile.TemporaryDirectory(dir=there, prefix=".longspan-"):
             pass
     except OSError as error:
         reason = error.strerror or str(error)
-        raise ConfigError(f"{key}={shown(str(folder))} cannot be written to ({reason}); give another folder") from None
+        raise ConfigError(f"{key}={value} cannot be written to ({reason}); give another folder") from None
 
 
 def check_output(key: str, file: str | Path) -> None:
@@ -72,7 +77,7 @@ def check_output(key: str, file: str | Path) -> None:
         raise ConfigError(f"{key}={shown(str(file))} is a folder; give the name of a file in it")
     if path.exists() and not os.access(path, os.W_OK):
         raise ConfigError(f"{key}={shown(str(file))} cannot be written to; give another file")
-    check_folder(key, path.parent)
+    check_folder(key, path.parent, file)
 
 
 def check_checkpoint(key: str, path: str | Path) -> None:

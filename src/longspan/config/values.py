@@ -11,7 +11,8 @@ from longspan.config.errors import ConfigError
 from longspan.config.schema import attention, data, model  # noqa: F401  (they register their targets)
 from longspan.config.schema.kinds import BY_TARGET, Settings, fix_of
 from longspan.config.schema.run import Run
-from longspan.config.written import shown
+from longspan.config.stored import TARGETS
+from longspan.config.written import parsed_value, shown
 from longspan.nearest import did_you_mean, listed, nearest
 
 MOST_TOLD = 5
@@ -44,6 +45,23 @@ def _typed(text: str) -> str:
     return text.partition(": ")[0].partition(" ")[0].rpartition(".")[2]
 
 
+def check_words(words: Sequence[str]) -> None:
+    """Looks at `key=value` words alone, before the config that they change is known.
+
+    Raises:
+        ConfigError: a value that no choice of its group takes.
+    """
+    for word in words:
+        key, _, text = word.partition("=")
+        group, _, last = key.lstrip("+").rpartition(".")
+        kinds = [BY_TARGET[name] for name in sorted(TARGETS.get(group, ())) if name in BY_TARGET] if group else [Run]
+        kinds = [kind for kind in kinds if last in kind.model_fields and (group or last not in TARGETS)]  # no choices
+        if kinds and "${" not in text and not key.startswith("~"):
+            told = [wrong_values({last: parsed_value(text)}, kind, group, alone=True) for kind in kinds]
+            if all(told):
+                raise ConfigError(told[0][0])
+
+
 def check_added(config: Mapping[str, Any], words: Sequence[str]) -> None:
     """Raises ConfigError where a word such as ``+data.batchsize=4`` adds a key that its node's target does not take."""
     for word in words:
@@ -56,14 +74,20 @@ def check_added(config: Mapping[str, Any], words: Sequence[str]) -> None:
             raise ConfigError(_unknown(key, settings.model_fields, path))
 
 
-def wrong_values(node: Mapping[str, Any], settings: type[Settings], path: str) -> list[str]:
-    """A sentence for each key of a node that has a wrong value. A key that a config of an older version lacks is none."""
+def wrong_values(node: Mapping[str, Any], settings: type[Settings], path: str, *, alone: bool = False) -> list[str]:
+    """A sentence for each key of a node that has a wrong value. A key that a config of an older version lacks is none.
+
+    Args:
+        alone: each value is looked at by itself, not whether they go together.
+    """
     try:
         settings.model_validate(dict(node))
     except ValidationError as error:
         keys = dict.fromkeys(str(part["loc"][0]) for part in error.errors(include_url=False) if part["type"] != "missing")
         if keys:
             return [_told(key, node[key], settings, path) for key in keys]
+    if alone:
+        return []
     for key in settings.required:
         if key not in node:
             fix = fix_of(_annotated(settings.model_fields[key].annotation, settings.model_fields[key].metadata))

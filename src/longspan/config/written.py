@@ -6,6 +6,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
 LONGEST = 120
 
 
@@ -31,3 +34,12 @@ def shown(value: Any) -> str:
 def quoted(text: str) -> str:
     """Text that Hydra takes as one word."""
     return text if re.fullmatch(r"[A-Za-z0-9_./-]+", text) else "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def parsed_value(text: str) -> Any:
+    """What `key=TEXT` means on the command line; text where Hydra's grammar does not read it, or reads a sweep."""
+    try:
+        override = OverridesParser.create().parse_override(f"key={text}")
+    except HydraException:
+        return text
+    return text if override.is_sweep_override() else override.value()

@@ -18,7 +18,6 @@ from omegaconf import OmegaConf
 from longspan.config.command_line import check_job, composed, readable_words
 from longspan.config.errors import ConfigError
 from longspan.config.written import quoted, written
-from longspan.records.plain import plain
 from longspan.sweeps.settings import SweepSettings, settings_of
 
 LONGEST_NAME = 80
@@ -109,6 +108,8 @@ def job_for(settings: SweepSettings, values: Mapping[str, Any], conf: Path, name
     grouped = words if any(word.startswith("group=") for word in words) else [*words, f"group={quoted(group)}"]
     config = check_job(conf, grouped, output_dir=folder, elsewhere=True)
     _check_devices(config, settings)
+    from longspan.records.plain import plain  # only now: it loads torch, which a wrong word should not wait for
+
     return Job(tuple(words), folder, plain(config), group)
 
 

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from longspan.config.errors import ConfigError, is_explained
+from longspan.nearest import did_you_mean, nearest
 from longspan.training.callbacks.checkpoint_config import StoreConfig
 from longspan.training.callbacks.device_change import KeepStepSize
 from longspan.training.callbacks.interrupts import SaveOnInterrupt
@@ -87,6 +88,21 @@ def build_callbacks(config: Mapping[str, Any], loggers: list[Logger]) -> list[pl
     """What `callbacks` names; the learning rate is watched only where there is a logger to tell."""
     built = build_named(config, "callbacks")
     return [callback for callback in built if loggers or not isinstance(callback, LearningRateMonitor)]
+
+
+def check_monitors(callbacks: list[pl.Callback], task: pl.LightningModule) -> None:
+    """Raises ConfigError where a callback watches a validation figure that the task does not log."""
+    metrics = getattr(task, "metrics_info", None)
+    if not isinstance(metrics, Mapping):
+        return
+    known = ["val/loss", *(f"val/{name}" for name in metrics)]
+    for callback in callbacks:
+        monitor = getattr(callback, "monitor", None)
+        if isinstance(monitor, str) and monitor.startswith("val/") and monitor not in known:
+            raise ConfigError(
+                f"monitor={monitor} of {type(callback).__name__} in callbacks is no figure of this task."
+                f"{did_you_mean(nearest(monitor, known))} It logs {', '.join(known)}"
+            )
 
 
 def always(config: dict[str, Any], facts: dict[str, Any], size: StepSize) -> list[pl.Callback]:

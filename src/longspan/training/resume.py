@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,10 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from longspan.config.diff import differences
 from longspan.config.errors import CheckpointError
-from longspan.training.callbacks.checkpoint_config import CONFIG, load_checkpoint
+from longspan.config.overrides import overridden
+from longspan.config.reachable import check_reachable
+from longspan.config.values import check_values
+from longspan.training.callbacks.checkpoint_config import CONFIG, load_checkpoint, stored
 from longspan.training.checkpoint_files import damage
 
 log = logging.getLogger(__name__)
@@ -59,8 +62,39 @@ def resume_from(config: Mapping[str, Any]) -> str | None:
     )
 
 
-def _check_same_run(stored: Mapping[str, Any], config: Mapping[str, Any], path: Path) -> None:
-    changed = differences(stored, config)
+def resumed_config(composed: Mapping[str, Any], words: Sequence[str], conf: Path) -> dict[str, Any]:
+    """The config of the run that wrote the checkpoint `ckpt_path`, with the words on top, writing where this run does.
+
+    Args:
+        composed: this run's plain config, of which `ckpt_path` and `output_dir` count.
+        conf: the folder of config groups, for words such as `trainer=gpu`.
+
+    Raises:
+        CheckpointError: see `resume_from` and `longspan.config.stored`.
+        ConfigError: a wrong word.
+    """
+    path = resume_from(composed)
+    assert path is not None
+    config, _ = stored(load_checkpoint(path, key="ckpt_path"), path)
+    config = _moved(config, str(config.get("output_dir") or ""), str(composed["output_dir"]))
+    config = overridden({**config, "output_dir": composed["output_dir"], "ckpt_path": path}, words, conf)
+    check_values(config)
+    check_reachable(config)
+    return config
+
+
+def _moved(node: Any, before: str, after: str) -> Any:
+    """Paths of the earlier run's folder, in that of this one."""
+    if isinstance(node, Mapping):
+        return {key: _moved(value, before, after) for key, value in node.items()}
+    if isinstance(node, (list, tuple)):
+        return [_moved(value, before, after) for value in node]
+    inside = isinstance(node, str) and before and (node == before or node.startswith(f"{before}/"))
+    return after + node[len(before) :] if inside else node
+
+
+def _check_same_run(kept: Mapping[str, Any], config: Mapping[str, Any], path: Path) -> None:
+    changed = differences(kept, config)
     if changed:
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise CheckpointError(

@@ -17,7 +17,7 @@ from longspan.models import warm_start
 from longspan.records import RecordWriter
 from longspan.report import print_summary
 from longspan.training.assemble import assemble
-from longspan.training.build import always, build_callbacks, build_named, build_trainer
+from longspan.training.build import always, build_callbacks, build_named, build_trainer, check_monitors
 from longspan.training.checkpoint_files import damage
 from longspan.training.console import quiet_libraries
 from longspan.training.launched import check_world, own_folder
@@ -71,6 +71,7 @@ def _run(config: dict[str, Any], output_dir: Path) -> float | None:
             log.info("init_from=%s\n%s", config["init_from"], warm_start(task, config["init_from"]))
         loggers = build_named(here, "logger")
         callbacks = [*always(config, facts, size), *build_callbacks(here, loggers), record]
+        check_monitors(callbacks, task)
         trainer = build_trainer(here, callbacks, loggers)
         show_overview(overview(here, size, datamodule, task, trainer, resume), config["name"])
         trainer.fit(task, datamodule, ckpt_path=resume, weights_only=True)
