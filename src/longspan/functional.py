@@ -54,9 +54,11 @@ def sparse_attention(
         pattern: which keys each query sees; or a `longspan_kernels.block_sparse.DeviceLayout`, blocks chosen at run time,
             which brings its own `causal`.
         causal: only keys at or before the query; needs Tq <= Tk.
-        lengths: [B] int, or a pair (q_lengths, k_lengths): tokens from there on do not exist, and their outputs are 0. The
-            pattern stays that of Tk keys: both ways, the globals at the end of `BigBird` and the draws of `BigBird` and
-            `Random` follow from Tk (`Pattern.depends_on_length`), so call with a Tk that follows from the sequence alone.
+        lengths: [B] int, or a pair (q_lengths, k_lengths): tokens from there on do not exist, their outputs are 0, and what
+            comes back to them as a gradient is dropped. A number below 0 counts as 0, one above T as T: nothing waits for the
+            device to look. The pattern stays that of Tk keys: both ways, the globals at the end of `BigBird` and the draws of
+            `BigBird` and `Random` follow from Tk (`Pattern.depends_on_length`), so call with a Tk that follows from the
+            sequence alone.
         segments: [B, T] int, or a pair: a query sees keys of its own segment alone.
         scale: of the scores, 1/sqrt(D) unless given.
         dropout_p: share of weights that fall away, from 0 up to but not including 1; the normaliser is undropped.
@@ -67,6 +69,9 @@ def sparse_attention(
 
     Returns:
         [B, H, Tq, D], and lse [B, H, Tq] with `return_lse`.
+
+    Every backend gives gradients of gradients (`create_graph=True`), by the dense definition. Forward-mode AD and the
+    transforms of torch.func are served by "auto" and "dense", which hold Tq * Tk scores for them. Meta tensors give shapes.
 
     Raises:
         SparseAttentionError, PatternError: an argument that cannot work.

@@ -80,6 +80,30 @@ def test_an_output_does_not_depend_on_padding(name, settings, causal):
 
 @pytest.mark.parametrize("causal", [False, True])
 @every_case
+def test_gradients_do_not_depend_on_padding(name, settings, causal):
+    module = made(name, settings, causal)
+    generator = torch.Generator().manual_seed(1)
+    tensors = [torch.randn(3, heads, LONG, 16, generator=generator) for heads in (2, 1, 1, 2)]
+    lengths, wide = torch.tensor([SHORT, LONG, 0]), torch.tensor([SHORT, 2**40, -3])
+    beyond = (torch.arange(LONG) >= lengths[:, None])[:, None, :, None]
+    results = []
+    for ends, dirt in ((lengths, 0.0), (wide, float("nan")), (lengths, float("inf"))):
+        q, k, v, grad = (x.masked_fill(beyond, dirt) for x in tensors)
+        leaves = [x.requires_grad_() for x in (q, k, v)]
+        module.zero_grad()
+        out = module(*leaves, lengths=ends)
+        out.backward(grad)
+        weights = [p.grad.clone() for p in module.parameters() if p.grad is not None]
+        grads = [torch.zeros_like(x) if x.grad is None else x.grad for x in leaves]  # queries may be keys too
+        results.append([out.detach(), *grads, *weights])
+        assert not any(x.masked_select(beyond).any() for x in results[-1][:4])
+    for other in results[1:]:
+        for right, got in zip(results[0], other, strict=True):
+            torch.testing.assert_close(got, right, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@every_case
 def test_packed_documents_do_not_see_each_other(name, settings, causal):
     module = made(name, settings, causal)
     generator = torch.Generator().manual_seed(2)

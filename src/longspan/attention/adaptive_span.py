@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from longspan.attention.base import Lengths, PatternAttention, visited_pairs
+from longspan.attention.content import cast_as_products, without_padding
 from longspan.attention.decoding import as_in_evaluation
 from longspan.attention.errors import AttentionConfigError
 from longspan.attention.key_cache import KeyCache
@@ -171,9 +172,9 @@ class AdaptiveSpan(ShowsWeights):
 
     @torch.compiler.disable
     def _soft(self, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, segments: Tensor | None) -> Tensor:
-        if torch.is_autocast_enabled(q.device.type) and q.dtype != torch.float64:
-            dtype = torch.get_autocast_dtype(q.device.type)
-            q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+        q, k, v = cast_as_products(q, k, v)
+        # Bands work on what lies beyond a length too: it is zeros to them, and the gradient that comes to it is dropped.
+        q, k, v = (without_padding(x, lengths) for x in (q, k, v))
         dropout_p = self.dropout if self.training else 0.0
         cores = self._cores()
         pattern = self._core_pattern(cores)
@@ -188,7 +189,7 @@ class AdaptiveSpan(ShowsWeights):
             parts.append(self._band(q, k, v, cores, lengths, segments, dropout_p, ahead=False))
             if not self.causal:
                 parts.append(self._band(q, k, v, cores, lengths, segments, dropout_p, ahead=True))
-        return merged(parts)
+        return without_padding(merged(parts), lengths)
 
     def _band(
         self, q: Tensor, k: Tensor, v: Tensor, cores: list[int], lengths: Tensor | None, segments: Tensor | None,

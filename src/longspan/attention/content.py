@@ -61,7 +61,7 @@ class ContentAttention(ShowsWeights):
         """q [B, H, T, D], k and v [B, Hkv, T, D] -> [B, H, T, D].
 
         Args:
-            lengths: [B] int, tokens of each sequence; outputs past it are 0.
+            lengths: [B] int, tokens of each sequence, taken as 0 below and as T above; outputs past it are 0.
             segments: [B, T] int, packed documents, each as if it stood alone; not every variant takes them.
 
         Raises:
@@ -69,7 +69,7 @@ class ContentAttention(ShowsWeights):
         """
         self._check(q, v, lengths, segments)
         q, k, v = cast_as_products(q, k, v)
-        lengths = None if lengths is None else lengths.to(q.device)
+        lengths = None if lengths is None else lengths.to(q.device).clamp(0, q.shape[2])
         segments = None if segments is None else segments.to(q.device)
         # From here on precision is chosen by hand: autocast would choose blocks and hash in half precision.
         with torch.autocast(q.device.type, enabled=False):
