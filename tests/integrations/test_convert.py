@@ -56,7 +56,8 @@ def assert_same(before, after):
 
 @pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize(
-    "length, padded, tokens", [(64, False, "none"), (61, True, "none"), (70, True, "unequal"), (48, False, "first")]
+    "length, padded, tokens",
+    [(64, False, "none"), (61, True, "none"), (70, True, "unequal"), (48, False, "first"), (53, True, "first")],
 )
 def test_longformer(length, padded, tokens, train):
     ids = torch.randint(3, 64, (3, length))

@@ -52,7 +52,7 @@ def compare_converted(length: int, device: str, seconds: float = 1.0, batch: int
             difference = float((call(own, x).float() - call(ours, x).float()).abs().max())
         sides: dict[str, Work] = {"longspan": partial(step, ours), "transformers": partial(step, own)}
         peaks = {side: peak_memory(work, device) for side, work in sides.items()}
-        times = time_interleaved(sides, device, seconds, most=20)
+        times = time_interleaved(sides, device, seconds, most=30)
         rows.append(
             {
                 "case": f"{name} self-attention, converted",

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers.models.big_bird.modeling_big_bird import BigBirdBlockSparseAttention
 from transformers.models.longformer.modeling_longformer import LongformerSelfAttention
@@ -21,7 +22,7 @@ from transformers.models.longformer.modeling_longformer import LongformerSelfAtt
 from longspan.attention.merging import merged
 from longspan.functional import sparse_attention
 from longspan.integrations.huggingface.attention import NO_KEYS, HuggingFaceError
-from longspan.patterns import BlockTable, Full, Local
+from longspan.patterns import BlockTable, Full, Global, Local
 
 HIDDEN = -1  # the segment of a key that no query sees
 
@@ -80,17 +81,21 @@ class ConvertedLongformerAttention(LongformerSelfAttention):
         place = is_index_global_attn.int().argsort(dim=1, descending=True, stable=True)[:, :G]  # (B, G)
         absent = torch.arange(G, device=place.device) >= count[:, None]  # (B, G)
         rows = place[:, None, :, None].expand(-1, q.shape[1], -1, q.shape[3])  # (B, H, G, D)
-        gone = is_index_global_attn if masked is None else is_index_global_attn | masked
-        near = attend(q, k, v, window, segments=_sides(masked, gone), return_lse=True)
-        pairs = _sides(masked, absent, q.shape[2], G)
-        far = attend(q, k.gather(2, rows), v.gather(2, rows), Full(), segments=pairs, return_lse=True)
-        out = merged([near, far])  # (B, H, T, D)
+        if bool((place == place[:1]).all()) and not bool(absent.any()):
+            # the same global tokens in each sequence are a pattern; their own rows, computed with it, are written over below
+            pattern = window | Global(positions=tuple(place[0].tolist()))
+            out = attend(q, k, v, pattern, segments=_sides(masked, masked))  # (B, H, T, D)
+        else:
+            gone = is_index_global_attn if masked is None else is_index_global_attn | masked
+            near = attend(q, k, v, window, segments=_sides(masked, gone), return_lse=True)
+            pairs = _sides(masked, absent, q.shape[2], G)
+            far = attend(q, k.gather(2, rows), v.gather(2, rows), Full(), segments=pairs, return_lse=True)
+            out = merged([near, far])  # (B, H, T, D)
         chosen = hidden_states.gather(1, place[:, :, None].expand(-1, -1, hidden_states.shape[2]))  # (B, G, C)
-        q, k, v = (
-            self._heads(self.query_global(chosen)),
-            *(self._heads(layer(hidden_states)) for layer in (self.key_global, self.value_global)),
-        )  # (B, H, G, D), (B, H, T, D) twice
-        own = attend(q, k, v, Full(), segments=_sides(absent, masked, G, k.shape[2]))  # (B, H, G, D)
+        q = self._heads(self.query_global(chosen))  # (B, H, G, D)
+        k, v = (self._heads(layer(hidden_states)) for layer in (self.key_global, self.value_global))  # (B, H, T, D)
+        real = None if masked is None else ~masked[:, None, None, :]  # (B, 1, 1, T)
+        own = F.scaled_dot_product_attention(q, k, v, real, dropout_p=self.dropout if self.training else 0.0)  # (B, H, G, D)
         own = torch.where(absent[:, None, :, None], out.gather(2, rows), own)
         return (_joined(out.scatter(2, rows, own)),)
 
@@ -115,8 +120,8 @@ class ConvertedBigBirdAttention(BigBirdBlockSparseAttention):
         )  # fmt: skip
         return cast(Tensor, out).transpose(1, 2), None
 
-    def _plan(self, length: int, device: torch.device) -> tuple[BlockTable, Tensor]:
-        """Which blocks each row sees, and the log of how often: the same at each call of a length and mode."""
+    def _plan(self, length: int, device: torch.device) -> tuple[BlockTable, Tensor | None]:
+        """Which blocks each row sees, and the log of how often (None: each once): the same for a length and mode."""
         plans = self.__dict__.setdefault("_plans", {})
         key = (length, self.training, device)
         if key not in plans:
@@ -124,7 +129,7 @@ class ConvertedBigBirdAttention(BigBirdBlockSparseAttention):
             count = count[:1] if bool((count == count[:1]).all()) else count
             seen = count > 0
             table = BlockTable(seen if len(seen) > 1 else seen[0], self.block_size)
-            plans[key] = table, count.clamp(min=1).log().to(device)
+            plans[key] = table, count.clamp(min=1).log().to(device) if bool((count > 1).any()) else None
         return plans[key]
 
     def _counts(self, length: int) -> Tensor:
