@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 from transformers.models.big_bird.modeling_big_bird import BigBirdBlockSparseAttention
 from transformers.models.longformer.modeling_longformer import LongformerSelfAttention
 
@@ -71,23 +73,17 @@ class ConvertedLongformerAttention(LongformerSelfAttention):
         )
         q, k, v = (self._heads(layer(hidden_states)) for layer in (self.query, self.key, self.value))  # (B, H, T, D)
         window = Local(2 * self.one_sided_attn_window_size + 1)
-        masked = None if attention_mask is None else attention_mask < 0  # (B, T)
-        if masked is not None and not bool(masked.any()):
-            masked = None
-        if not is_global_attn or is_index_global_attn is None:
+        marks = _marks(attention_mask, is_index_global_attn if is_global_attn else None)
+        masked, place, absent = marks.masked, marks.place, marks.absent
+        if place is None:
             return (_joined(attend(q, k, v, window, segments=_sides(masked, masked))),)
-        count = is_index_global_attn.sum(1)  # (B,)
-        G = int(count.max())
-        place = is_index_global_attn.int().argsort(dim=1, descending=True, stable=True)[:, :G]  # (B, G)
-        absent = torch.arange(G, device=place.device) >= count[:, None]  # (B, G)
+        G = place.shape[1]
         rows = place[:, None, :, None].expand(-1, q.shape[1], -1, q.shape[3])  # (B, H, G, D)
-        if bool((place == place[:1]).all()) and not bool(absent.any()):
+        if marks.shared is not None:
             # the same global tokens in each sequence are a pattern; their own rows, computed with it, are written over below
-            pattern = window | Global(positions=tuple(place[0].tolist()))
-            out = attend(q, k, v, pattern, segments=_sides(masked, masked))  # (B, H, T, D)
+            out = attend(q, k, v, window | marks.shared, segments=_sides(masked, masked))  # (B, H, T, D)
         else:
-            gone = is_index_global_attn if masked is None else is_index_global_attn | masked
-            near = attend(q, k, v, window, segments=_sides(masked, gone), return_lse=True)
+            near = attend(q, k, v, window, segments=_sides(masked, marks.gone), return_lse=True)
             pairs = _sides(masked, absent, q.shape[2], G)
             far = attend(q, k.gather(2, rows), v.gather(2, rows), Full(), segments=pairs, return_lse=True)
             out = merged([near, far])  # (B, H, T, D)
@@ -96,11 +92,61 @@ class ConvertedLongformerAttention(LongformerSelfAttention):
         k, v = (self._heads(layer(hidden_states)) for layer in (self.key_global, self.value_global))  # (B, H, T, D)
         real = None if masked is None else ~masked[:, None, None, :]  # (B, 1, 1, T)
         own = F.scaled_dot_product_attention(q, k, v, real, dropout_p=self.dropout if self.training else 0.0)  # (B, H, G, D)
-        own = torch.where(absent[:, None, :, None], out.gather(2, rows), own)
+        if absent is not None:
+            own = torch.where(absent[:, None, :, None], out.gather(2, rows), own)
         return (_joined(out.scatter(2, rows, own)),)
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)  # (B, H, T, D)
+
+
+@dataclass(frozen=True)
+class Marks:
+    """What a Longformer's mask says: the same for all layers of a forward pass, so it is read from the device once.
+
+    Attributes:
+        masked: bool [B, T], padding; None where there is none.
+        gone: bool [B, T], keys that the window leaves out, padding and global ones.
+        place: [B, G], positions of global tokens, those of others after them; None where no token is global.
+        absent: bool [B, G], which of them stand for no global token; None where each sequence has G.
+        shared: the global tokens as a pattern, where all sequences have the same.
+    """
+
+    masked: Tensor | None = None
+    gone: Tensor | None = None
+    place: Tensor | None = None
+    absent: Tensor | None = None
+    shared: Global | None = None
+
+
+_known_marks: Any = WeakTensorKeyDictionary()  # {mask: (its version, whether no token is global, marks)}
+
+
+def _marks(mask: Tensor | None, is_global: Tensor | None) -> Marks:
+    if mask is None:
+        return Marks()
+    known = _known_marks.get(mask)
+    if known is None or known[:2] != (mask._version, is_global is None):
+        known = mask._version, is_global is None, _read_marks(mask, is_global)
+        _known_marks[mask] = known
+    return known[2]
+
+
+def _read_marks(mask: Tensor, is_global: Tensor | None) -> Marks:
+    padding = mask < 0  # (B, T)
+    masked = padding if bool(padding.any()) else None
+    if is_global is None:
+        return Marks(masked)
+    count = is_global.sum(1)  # (B,)
+    G, least = (int(number) for number in torch.stack([count.max(), count.min()]))
+    if not G:
+        return Marks(masked)
+    place = is_global.int().argsort(dim=1, descending=True, stable=True)[:, :G]  # (B, G)
+    absent = None if least == G else torch.arange(G, device=place.device) >= count[:, None]  # (B, G)
+    shared = None
+    if absent is None and bool((place == place[:1]).all()):
+        shared = Global(positions=tuple(place[0].tolist()))
+    return Marks(masked, is_global if masked is None else is_global | padding, place, absent, shared)
 
 
 class ConvertedBigBirdAttention(BigBirdBlockSparseAttention):
@@ -113,7 +159,7 @@ class ConvertedBigBirdAttention(BigBirdBlockSparseAttention):
         """q, k, v [B, H, T, D] -> ([B, T, H, D], no weights). from_mask [B, 1, T, 1], to_mask [B, 1, 1, T]: 1 for tokens."""
         table, bias = self._plan(query_layer.shape[2], query_layer.device)
         absent = to_mask[:, 0, 0] == 0  # (B, T)
-        padding = absent if bool(absent.any()) else None
+        padding = absent if _any_padding(to_mask, absent) else None
         out = sparse_attention(
             query_layer, key_layer, value_layer, table, segments=_sides(padding, padding),
             scale=self.attention_head_size**-0.5, block_bias=bias,
@@ -171,6 +217,17 @@ CONVERTED: dict[type, type] = {
     LongformerSelfAttention: ConvertedLongformerAttention,
     BigBirdBlockSparseAttention: ConvertedBigBirdAttention,
 }
+
+
+_known_padding: Any = WeakTensorKeyDictionary()  # {mask: (its version, whether it hides any)}
+
+
+def _any_padding(mask: Tensor, absent: Tensor) -> bool:
+    """Whether a mask hides any token, read from the device once for all layers that it is handed to."""
+    known = _known_padding.get(mask)
+    if known is None or known[0] != mask._version:
+        known = _known_padding[mask] = mask._version, bool(absent.any())
+    return known[1]
 
 
 def _no_weights(asked: bool) -> None:
