@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from longspan.attention import AttentionConfigError
-from longspan.benchmark import first_call, layouts
+from longspan.benchmark import first_call, layouts, linear
 from longspan.benchmark.cases import Case, CaseError
 from longspan.benchmark.compare import compare
 from longspan.benchmark.compile_first import compile_first
@@ -42,7 +42,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--suite",
-        choices=[*SUITES, "converted", "end-to-end", "layouts", "first-call"],
+        choices=[*SUITES, "converted", "linear", "end-to-end", "layouts", "first-call"],
         help="a published comparison, instead of --pattern",
     )
     parser.add_argument("--tune", action="store_true", help="search how kernels are best launched on this GPU")
@@ -135,6 +135,25 @@ def first_calls(args: argparse.Namespace) -> int:
     return keep(args, found)
 
 
+def linear_attentions(args: argparse.Namespace) -> int:
+    """Linear attention and the gated delta rule beside flash-linear-attention."""
+    found: list[dict] = []
+    on_gpu = args.device.startswith("cuda")
+    lengths = args.lengths if args.lengths != [8192] else [16384, 65536, 1 << 20] if on_gpu else [4096, 8192, 65536]
+    for row in linear.measure(lengths, args.device, args.seconds, args.only or linear.OPS):
+        found.append(row)
+        sides = ", ".join(
+            f"{name} {side['forward']['ms']:.3f} / {side['both']['ms']:.3f} ms, {side['peak_mib']:.0f} MiB"
+            if "both" in side
+            else f"{name}: {side['unavailable']}"
+            for name, side in row["sides"].items()
+        )
+        print(f"{row['case']}, T={row['shape']['T']:,}: {sides}", file=sys.stderr, flush=True)
+        if args.output:  # after each, so that an interrupt loses nothing
+            save(args.output, result(command_line(), args.device, found))
+    return 0 if args.output else keep(args, found)
+
+
 def tune(args: argparse.Namespace) -> int:
     """Every candidate launch of every kernel, and the table of the best."""
     from longspan.benchmark import tune as tuning
@@ -198,6 +217,8 @@ def main() -> int:
         return first_calls(args)
     if args.suite == "converted":
         return keep(args, compare_converted(args.lengths[0] if args.lengths != [8192] else 16384, args.device, args.seconds))
+    if args.suite == "linear":
+        return linear_attentions(args)
     if args.suite == "layouts":
         return keep(args, layouts.measure(args.device))
     rows: list[dict] = []
