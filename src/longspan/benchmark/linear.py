@@ -6,8 +6,7 @@ Legend: B batch, H heads, T tokens, D head width.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -91,8 +90,9 @@ def _ours(op: str, length: int, device: str) -> tuple[Callable[[], Tensor], Work
     leaves, gradient = _inputs(op, length, device, False)
     q, k, v, *more = leaves
     if op == "delta":
-        return _pair(partial(gated_delta_rule, q, k, v, more[1], more[0]), leaves, gradient)
-    return _pair(partial(linear_attention, q, k, v, log_decay=more[0] if more else None), leaves, gradient)
+        return _pair(lambda: cast(Tensor, gated_delta_rule(q, k, v, more[1], more[0])), leaves, gradient)
+    decay = more[0] if more else None
+    return _pair(lambda: cast(Tensor, linear_attention(q, k, v, log_decay=decay)), leaves, gradient)
 
 
 def _fla(op: str, length: int, device: str) -> tuple[Callable[[], Tensor], Work]:

@@ -47,6 +47,12 @@ def ready(x: Tensor) -> Tensor:
     return x
 
 
+def widened(x: Tensor, width: int, rows: int | None = None) -> Tensor:
+    """x with zeros up to a width that is a power of two, and for a state up to so many rows."""
+    more = (0, width - x.shape[-1]) if rows is None else (0, width - x.shape[-1], 0, rows - x.shape[-2])
+    return torch.nn.functional.pad(x, more) if any(more) else x
+
+
 def rounded(width: int) -> int:
     """The next power of two, 16 or more."""
     return max(16, 1 << (width - 1).bit_length())
@@ -162,7 +168,16 @@ def triton_forward(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, runs: Tensor | None, lengths: Tensor | None,
     initial_state: Tensor | None, scale: float, wants_state: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
-    """out [B, H, T, Dv]; the last state [B, H, D, Dv] where wanted; the states that segments get, where any were made."""
+    """out [B, H, T, Dv]; the last state [B, H, D, Dv] where wanted; the states that segments get, where any were made.
+
+    Kernels take widths that are powers of two: with both widths masked, Triton 3.6 reads shared memory out of bounds on Hopper.
+    """
+    D, Dv = q.shape[-1], v.shape[-1]
+    if (rounded(D), rounded(Dv)) != (D, Dv):
+        q, k, v = widened(q, rounded(D)), widened(k, rounded(D)), widened(v, rounded(Dv))
+        start = None if initial_state is None else widened(initial_state, rounded(Dv), rounded(D))
+        out, last, states = triton_forward(q, k, v, log_decay, runs, lengths, start, scale, wants_state)
+        return out[..., :Dv].contiguous(), None if last is None else last[..., :D, :Dv].contiguous(), states
     q, k, v = ready(q), ready(k), ready(v)
     call = Call(q, v, log_decay, runs, lengths)
     states = call.states(k, v, initial_state, False) if call.segments > 1 or wants_state else None
@@ -182,6 +197,14 @@ def triton_backward(
 
     States going back are held divided by the scale, because what comes out is multiplied by it.
     """
+    D, Dv = q.shape[-1], v.shape[-1]
+    if (rounded(D), rounded(Dv)) != (D, Dv):
+        q, k, v, dout = widened(q, rounded(D)), widened(k, rounded(D)), widened(v, rounded(Dv)), widened(dout, rounded(Dv))
+        start, end = (None if s is None else widened(s, rounded(Dv), rounded(D)) for s in (initial_state, dstate))
+        more = (log_decay, runs, lengths, start, states, scale, wants_decay)
+        dq, dk, dv, dg, first = triton_backward(dout, end, q, k, v, *more)
+        narrow = (dq[..., :D].contiguous(), dk[..., :D].contiguous(), dv[..., :Dv].contiguous(), dg)
+        return *narrow, None if first is None else first[..., :D, :Dv].contiguous()
     q, k, v, dout = ready(q), ready(k), ready(v), ready(dout)
     call = Call(q, v, log_decay, runs, lengths)
     after = None if dstate is None else (dstate.float() / scale).contiguous()
