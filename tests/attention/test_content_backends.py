@@ -12,6 +12,7 @@ pytest.importorskip("triton")
 
 CASES = [
     ("moba", {"block_size": 16, "top_k": 3}),
+    ("dsa", {"top_k": 5, "indexer_width": 16}),
     ("nsa", {"block_size": 16, "top_k": 3, "compressed_block": 8, "compressed_stride": 4, "window": 12}),
     ("reformer", {"chunk": 16, "buckets": 4, "rounds": 2}),
     ("reformer", {"chunk": 32, "buckets": 4, "rounds": 2, "chunks": "sorted"}),

@@ -29,6 +29,7 @@ SETTINGS = {
     "learned": [{"block_size": 16, "strides": [24], "stride_from": 2, "density": 0.5}],
     "adaptive_span": [{"initial_span": 40, "ramp": 9}],
     "moba": [{"block_size": 16, "top_k": 2}],
+    "dsa": [{"top_k": 5, "indexer_width": 16}],
     "nsa": [{"block_size": 16, "top_k": 3, "compressed_block": 16, "compressed_stride": 8, "window": 9}],
     "reformer": [{"chunk": 16, "chunks": cut, "rounds": 2} for cut in ("aligned", "sorted", "transformers")],
     "routing": [
@@ -51,6 +52,8 @@ def test_every_variant_is_among_the_cases():
 
 
 def made(name, settings, causal):
+    if name == "dsa" and not causal:
+        pytest.skip("dsa is causal")
     torch.manual_seed(0)
     return getattr(variants, name)(**PLACE, **settings, causal=causal, backend="auto").eval()
 
@@ -109,7 +112,7 @@ def test_packed_documents_do_not_see_each_other(name, settings, causal):
     generator = torch.Generator().manual_seed(2)
     q, k, v = (torch.randn(1, heads, LONG, 16, generator=generator) for heads in (2, 1, 1))
     segments = (torch.arange(LONG) >= SHORT).long()[None] * 5
-    if name in ("moba", "nsa", "sinkhorn"):
+    if name == "sinkhorn":
         with pytest.raises(AttentionCallError, match=r"segments: .* data\.pack=false"):
             module(q, k, v, segments=segments)
         return
@@ -118,7 +121,7 @@ def test_packed_documents_do_not_see_each_other(name, settings, causal):
     for x in other:
         x[:, :, :SHORT] = torch.randn(x[:, :, :SHORT].shape, generator=generator)
     torch.testing.assert_close(module(*other, segments=segments)[:, :, SHORT:], before[:, :, SHORT:], atol=1e-5, rtol=1e-5)
-    if name in ("reformer", "routing"):  # each document as if it stood alone
+    if name in ("dsa", "moba", "nsa", "reformer", "routing"):  # each document as if it stood alone
         for part in (slice(0, SHORT), slice(SHORT, LONG)):
             alone = module(*(x[:, :, part] for x in (q, k, v)))
             torch.testing.assert_close(before[:, :, part], alone, atol=1e-5, rtol=1e-5)
@@ -158,6 +161,9 @@ def table(tmp_path_factory):
 
 @every_case
 def test_a_prediction_does_not_depend_on_its_batch(name, settings, table):
+    if name == "dsa":
+        pytest.skip("dsa is causal, and an encoder is not")
+
     def attention(**place):
         return getattr(variants, name)(**place, **settings)
 

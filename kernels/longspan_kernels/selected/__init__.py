@@ -2,6 +2,7 @@
 
 from longspan_kernels.selected.choose import choose_blocks, choose_scored_blocks
 from longspan_kernels.selected.importance import choose_important_blocks
+from longspan_kernels.selected.index import choose_tokens
 from longspan_kernels.selected.lists import queries_of_blocks
 from longspan_kernels.selected.op import SelectionError, selected_attention
 from longspan_kernels.selected.reference import selected_reference
@@ -13,6 +14,7 @@ __all__ = [
     "choose_blocks",
     "choose_important_blocks",
     "choose_scored_blocks",
+    "choose_tokens",
     "queries_of_blocks",
     "selected_attention",
     "selected_reference",

@@ -5,6 +5,8 @@ Legend: B batch, H heads, Hkv key/value heads, G = H / Hkv, T tokens, D head wid
 
 from __future__ import annotations
 
+from typing import Literal, overload
+
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
@@ -15,6 +17,20 @@ from longspan_kernels.selected.op import SelectionError
 from longspan_kernels.selected.reference import selected_reference
 
 NUMBERS_AT_ONCE = 1 << 23  # of gathered keys that plain torch holds: they stay near the processor
+
+
+@overload
+def attend_to_tokens(
+    q: Tensor, k: Tensor, v: Tensor, picks: Tensor, *, scale: float | None = ..., return_lse: Literal[False] = ...,
+    backend: str = ...,
+) -> Tensor: ...  # fmt: skip
+
+
+@overload
+def attend_to_tokens(
+    q: Tensor, k: Tensor, v: Tensor, picks: Tensor, *, scale: float | None = ..., return_lse: Literal[True],
+    backend: str = ...,
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 
 
 def attend_to_tokens(

@@ -12,6 +12,7 @@ from longspan.attention.base import PatternAttention
 from longspan.attention.bigbird import bigbird
 from longspan.attention.block_table import block_table
 from longspan.attention.dilated import dilated
+from longspan.attention.dsa import DeepSeekSparseAttention, dsa
 from longspan.attention.errors import AttentionConfigError
 from longspan.attention.fixed import fixed
 from longspan.attention.full import full
@@ -31,6 +32,7 @@ from longspan.attention.strided import strided
 __all__ = [
     "AdaptiveSpan",
     "AttentionConfigError",
+    "DeepSeekSparseAttention",
     "HashedAttention",
     "LearnedAttention",
     "MixtureOfBlocks",
@@ -42,6 +44,7 @@ __all__ = [
     "bigbird",
     "block_table",
     "dilated",
+    "dsa",
     "fixed",
     "full",
     "global_",

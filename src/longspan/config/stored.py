@@ -26,6 +26,7 @@ TARGETS: dict[str, frozenset[str]] = {
             "longspan.attention.bigbird",
             "longspan.attention.block_table",
             "longspan.attention.dilated",
+            "longspan.attention.dsa",
             "longspan.attention.fixed",
             "longspan.attention.full",
             "longspan.attention.global_",

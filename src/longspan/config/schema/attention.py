@@ -144,6 +144,15 @@ class Moba(Attention):
     top_k: Count
 
 
+@settings_of(f"{A}dsa")
+class Dsa(Attention):
+    top_k: Count
+    indexer_heads: Count
+    indexer_width: whole(16, meaning="numbers a head")  # type: ignore[valid-type]
+    warmup_steps: CountOrZero
+    indexer_loss: NotNegative
+
+
 @settings_of(f"{A}nsa")
 class Nsa(Attention):
     block_size: BlockSize
