@@ -11,6 +11,7 @@ from torch import Tensor
 
 from longspan.data.base import SequenceDataModule
 from longspan.data.vocabulary import Vocabulary
+from longspan.inference.generate import Sampling, StreamedText, generate
 from longspan.inference.prediction_files import Row, rows_for
 from longspan.models.heads import HeadedModel
 from longspan.tasks import LanguageModelling, MaskedModelling, Task
@@ -74,6 +75,63 @@ class TrainedModel:
         if not isinstance(self.task, (LanguageModelling, MaskedModelling)):
             raise TypeError(f"score: this model does {type(self.task).__name__}, it is no language model; use predict")
         return self.predict(sequences, names=names)
+
+    def generate(
+        self,
+        prompts: Sequence[str | bytes],
+        max_new_tokens: int = 200,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+    ) -> list[str]:
+        """What a language model writes after each prompt, the prompt left out.
+
+        A prompt's text depends on its place and the seed, not on the others.
+
+        Args:
+            prompts: texts of any lengths from one character on.
+            max_new_tokens: tokens to add; the end-of-sequence token ends a text before that.
+            temperature, top_k, top_p, seed: see `longspan.inference.generate.Sampling`.
+
+        Raises:
+            TypeError: the model is no language model.
+            ConfigError: a setting that cannot work, an empty prompt, or more tokens than the model was built for.
+        """
+        found: list[list[int]] = [[] for _ in prompts]
+        for step in self._tokens(prompts, max_new_tokens, Sampling(temperature, top_k, top_p, seed)):
+            for row, token in zip(found, step, strict=True):
+                row += [] if token is None else [token]
+        return [self.vocabulary.decode(row) for row in found]
+
+    def stream(
+        self,
+        prompt: str | bytes,
+        max_new_tokens: int = 200,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+    ) -> Iterator[str]:
+        """As `generate` of one prompt, piece by piece as it is chosen."""
+        text = StreamedText(self.vocabulary)
+        for (token,) in self._tokens([prompt], max_new_tokens, Sampling(temperature, top_k, top_p, seed)):
+            yield text.add(token)
+        yield text.end()
+
+    def _tokens(self, prompts: Sequence[str | bytes], count: int, sampling: Sampling) -> Iterator[list[int | None]]:
+        if not isinstance(self.task, LanguageModelling):
+            raise TypeError(f"generate: this model does {type(self.task).__name__}; it takes task=language_modelling")
+        if isinstance(prompts, (str, bytes)):
+            raise TypeError("prompts is one text; give a list of them")
+        self.task.eval()
+        known, tokens = self.vocabulary, [self.vocabulary.encode(prompt) for prompt in prompts]
+        return generate(
+            self.model, tokens, count, sampling, stop_tokens=[known.eos_id],
+            forbidden=[known.pad_id, known.bos_id, known.mask_id],
+        )  # fmt: skip
 
     @torch.inference_mode()
     def _rows(self, sequences: Sequence[str | bytes], names: Sequence[str] | None) -> Iterator[Row]:

@@ -44,13 +44,19 @@ class MultiHeadAttention(nn.Module):
         self.k_norm = HeadNorm(self.head_dim, settings.norm_eps) if settings.qk_norm and self.key_heads else nn.Identity()
         self.attention: Any = attention  # a module with a `cost`
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, lengths: Tensor | None, segments: Tensor | None) -> Tensor:
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, lengths: Tensor | None, segments: Tensor | None, cache: Any = None
+    ) -> Tensor:
+        """[B, T, C] of x [B, T, C]; with a cache, of new tokens after those that it holds."""
         qkv = self.qkv(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, H + 2 Hkv, T, D)
         q, k, v = qkv.split((self.heads, self.key_heads, self.kv_heads), dim=1)  # (B, H, T, D), (B, Hkv, T, D) twice
         q = rotate(self.q_norm(q), cos, sin)
         k = rotate(self.k_norm(k), cos, sin) if self.key_heads else q
         q, k = q.to(v.dtype), k.to(v.dtype)  # norms hand back float32
-        mixed = self.attention(q, k, v, lengths=lengths, segments=segments)  # (B, H, T, D)
+        if cache is None:
+            mixed = self.attention(q, k, v, lengths=lengths, segments=segments)  # (B, H, T, D)
+        else:
+            mixed = self.attention.decode(q, k, v, cache, lengths=lengths)
         return self.out(mixed.transpose(1, 2).flatten(2))  # (B, T, C)
 
     def cost(self, length: int) -> Cost:
@@ -106,9 +112,15 @@ class Block(nn.Module):
             linear.weight.mul_((2 * layers) ** -0.5)
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, lengths: Tensor | None = None, segments: Tensor | None = None
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        lengths: Tensor | None = None,
+        segments: Tensor | None = None,
+        cache: Any = None,
     ) -> Tensor:
-        x = x + self.dropout(self.mixer(self.attention_norm(x), cos, sin, lengths, segments))  # (B, T, C)
+        x = x + self.dropout(self.mixer(self.attention_norm(x), cos, sin, lengths, segments, cache))  # (B, T, C)
         return x + self.dropout(self.mlp(self.mlp_norm(x)))  # (B, T, C)
 
     def cost(self, length: int) -> Cost:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from longspan.cost import Cost, linear_flops
+from longspan.models.cache import ModelCache
 from longspan.models.settings import ModelConfigError
 from longspan.models.transformer import Transformer, parameter_count
 
@@ -141,9 +142,16 @@ class HeadedModel(nn.Module):
     def causal(self) -> bool:
         return self.backbone.causal
 
-    def forward(self, tokens: Tensor, *, lengths: Tensor | None = None, segments: Tensor | None = None) -> Tensor:
-        """Logits, [B, T, V], [B, T, K] or [B, K], as the head gives them."""
-        return self.head(self.backbone(tokens, lengths=lengths, segments=segments), lengths)
+    def forward(
+        self,
+        tokens: Tensor,
+        *,
+        lengths: Tensor | None = None,
+        segments: Tensor | None = None,
+        cache: ModelCache | None = None,
+    ) -> Tensor:
+        """Logits, [B, T, V], [B, T, K] or [B, K], as the head gives them; `cache` as in `Transformer.forward`."""
+        return self.head(self.backbone(tokens, lengths=lengths, segments=segments, cache=cache), lengths)
 
     def cost(self, length: int) -> Cost:
         """Cost of one sequence of `length` tokens, forward: backbone and head; tied weights count once."""

@@ -21,7 +21,7 @@ def rotary_tables(length: int, head_dim: int, base: float, device: torch.device)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn x [B, H, T, D] by tables [T, D/2]; computed in float32, returned in x's dtype."""
+    """Turn x [B, H, T, D] by tables [T, D/2], or [B, 1, T, D/2] a sequence; in float32, returned in x's dtype."""
     first, second = x.float().chunk(2, dim=-1)  # (B, H, T, D/2) twice
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)  # (B, H, T, D)
 

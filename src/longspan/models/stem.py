@@ -32,6 +32,11 @@ class Stem(nn.Module):
         with torch.no_grad():
             self.weight[list(self.offsets).index(0)] += 1.0  # a token is itself first of all
 
+    @property
+    def past(self) -> int:
+        """Embeddings before a token that a causal stem looks at."""
+        return len(self.offsets) - 1
+
     def forward(self, x: Tensor, lengths: Tensor | None = None, segments: Tensor | None = None) -> Tensor:
         """[B, T, C] of embeddings [B, T, C]."""
         T = x.shape[1]
@@ -48,3 +53,12 @@ class Stem(nn.Module):
             pad = (0, 0, here.start, T - here.stop)
             out = out + nn.functional.pad(neighbours, pad)
         return out
+
+    def decode(self, x: Tensor, past: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+        """[B, n, C] of n new embeddings [B, n, C] after `past` [B, K - 1, C], and the past of the tokens after them."""
+        B, n, C = x.shape
+        both = torch.cat((past, x), 1)  # (B, K - 1 + n, C)
+        out = sum((weight * both[:, tap : tap + n] for tap, weight in enumerate(self.weight)), torch.zeros_like(x))
+        ends = torch.full((B,), n, device=x.device) if lengths is None else lengths.to(x.device)
+        kept = (ends[:, None] + torch.arange(past.shape[1], device=x.device))[..., None].expand(B, past.shape[1], C)
+        return out, both.gather(1, kept)

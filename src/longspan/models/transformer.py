@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from longspan.cost import Cost, total_cost
 from longspan.models.attention_choice import AttentionChoice, attention_of_each_layer
 from longspan.models.block import Block
+from longspan.models.cache import ModelCache
 from longspan.models.rotary import RotaryPositions
 from longspan.models.settings import REDUCE_OVERHEAD, ModelConfigError, TransformerSettings
 from longspan.models.stem import Stem
@@ -93,16 +94,26 @@ class Transformer(nn.Module):
         if settings.compile:
             self._compile_blocks()
 
-    def forward(self, tokens: Tensor, *, lengths: Tensor | None = None, segments: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        *,
+        lengths: Tensor | None = None,
+        segments: Tensor | None = None,
+        cache: ModelCache | None = None,
+    ) -> Tensor:
         """Hidden states [B, T, C] of tokens [B, T]; what stands at or past `lengths` [B] is padding and means nothing.
 
-        `segments` [B, T] keeps packed documents apart.
+        `segments` [B, T] keeps packed documents apart. With a `cache` of `new_cache`, tokens are those that follow the ones it
+        holds, `lengths` says how many of them each sequence has, and hidden states are those of one pass over all.
 
         Raises:
             TokensError: wrong shapes or dtypes, a sequence longer than `max_length`, ids outside the vocabulary (on
                 a CPU; a GPU stops with a device assertion).
         """
         self._check(tokens, lengths, segments)
+        if cache is not None:
+            return self._decode(tokens, lengths, segments, cache)
         if self.settings.compile == REDUCE_OVERHEAD and not torch.compiler.is_compiling():
             torch.compiler.cudagraph_mark_step_begin()  # what the last step's graphs hold may be overwritten
         cos, sin = self.rotary(tokens.shape[1], tokens.device)  # (T, D/2)
@@ -117,6 +128,42 @@ class Transformer(nn.Module):
             else:
                 x = block(x, cos, sin, lengths, segments)
         return self.norm(x)  # (B, T, C)
+
+    def new_cache(
+        self, batch: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> ModelCache:
+        """An empty cache for `batch` sequences, on the device and of the dtype of the weights unless given.
+
+        Raises:
+            AttentionCallError: an attention that cannot decode; the message says why.
+        """
+        weight = self.embedding.weight
+        device, dtype = weight.device if device is None else device, weight.dtype if dtype is None else dtype
+        layers: list[Any] = self.attention_modules()
+        stem = None if self.stem is None else torch.zeros((batch, self.stem.past, self.width), device=device, dtype=dtype)
+        caches = [layer.new_cache(batch, device=device, dtype=dtype) for layer in layers]
+        return ModelCache(caches, stem, torch.zeros(batch, dtype=torch.int64, device=device))
+
+    @torch.no_grad()
+    def _decode(self, tokens: Tensor, lengths: Tensor | None, segments: Tensor | None, cache: ModelCache) -> Tensor:
+        """Hidden states [B, n, C] of tokens [B, n] after those in the cache, which takes them in."""
+        n = tokens.shape[1]
+        if segments is not None:
+            raise TokensError("segments with a cache: packed documents are not decoded; give each a sequence of its own")
+        if cache.seen + n > self.max_length:
+            longest = int((cache.positions + (n if lengths is None else lengths.to(cache.positions.device))).max())
+            if longest > self.max_length:
+                raise TokensError(f"{longest} tokens with those in the cache, but the model was built for {self.max_length}")
+        tables = self.rotary(min(cache.seen + n, self.max_length), tokens.device)
+        places = cache.places(n, len(tables[0]))
+        cos, sin = (table[places][:, None] for table in tables)  # (B, 1, n, D/2)
+        x = self.embedding(tokens)  # (B, n, C)
+        if self.stem is not None and cache.stem is not None:
+            x, cache.stem = self.stem.decode(x, cache.stem.to(x.dtype), lengths)
+        for block, layer in zip(self.layers(), cache.layers, strict=True):
+            x = block.forward(x, cos, sin, lengths, None, layer)  # not a compiled one: shapes change at every call
+        cache.advance(n, lengths)
+        return self.norm(x)
 
     def _compile_blocks(self) -> None:
         """In place, so that weights keep their names; a block at a time, so that equal blocks share their code.

@@ -1,0 +1,54 @@
+"""Goes on with a text, by a trained language model; what it writes comes to the terminal as it is chosen.
+
+    python scripts/generate.py checkpoint=RUN prompt="The quick brown"
+    python scripts/generate.py checkpoint=RUN prompt=ACGT max_new_tokens=500 temperature=0.8 top_k=5 seed=1
+
+`checkpoint` is a .ckpt file, a run's folder or a folder of save_pretrained. temperature=0 takes the most likely token.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from longspan.config.errors import ConfigError, readable_errors
+from longspan.config.overrides import split_words
+
+KEYS = {
+    "checkpoint": "a .ckpt file of a run, its folder, or a folder of save_pretrained (required)",
+    "prompt": "the text to go on from (required)",
+    "max_new_tokens": "tokens to add; 200 unless given",
+    "temperature": "1 unless given; 0 takes the most likely token",
+    "top_k": "draw among this many tokens only",
+    "top_p": "draw among the most likely tokens that together have this probability",
+    "seed": "of the draws; 0 unless given",
+    "device": "cpu unless given",
+}
+
+
+def main(arguments: list[str]) -> None:
+    """Prints the prompt and what follows it."""
+    with readable_errors():
+        own, words = split_words(arguments, KEYS)
+        for word in words:
+            raise ConfigError(f"{word}: generate.py takes {', '.join(KEYS)}, and no other key")
+        for key in ("checkpoint", "prompt"):
+            if key not in own:
+                raise ConfigError(f"{key}=... must be given: {KEYS[key].removesuffix(' (required)')}")
+        import longspan
+        from longspan.inference.generate import number
+
+        wanted = {
+            key: number(key, own[key]) for key in ("max_new_tokens", "temperature", "top_k", "top_p", "seed") if key in own
+        }
+        model = longspan.load(own["checkpoint"], device=own.get("device", "cpu"))
+        print(own["prompt"], end="", flush=True)
+        for part in model.stream(own["prompt"], **wanted):
+            print(part, end="", flush=True)
+        print()
+
+
+if __name__ == "__main__":
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(__doc__)
+    else:
+        main(sys.argv[1:])
