@@ -22,6 +22,7 @@ from longspan.attention.weights import ShowsWeights
 from longspan.cost import Cost
 from longspan.functional import sparse_attention
 from longspan.patterns import BlockTable, Full, Local, Pattern, PerHead
+from longspan.values import is_number, is_whole
 
 UNIT = 64  # the part that the sparse kernel computes grows in these steps, so that its pattern rarely changes
 
@@ -325,13 +326,13 @@ def _per_head(patterns: list[Pattern]) -> Pattern:
 
 
 def _whole(key: str, value: Any, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if not is_whole(value, least):
         raise AttentionConfigError(key, f"= {value!r}; give a whole number of tokens, {least} or more")
     return value
 
 
 def _number(key: str, value: Any, least: float, most: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
+    if not is_number(value, least, most):
         upper = "or more" if math.isinf(most) else f"to {most}"
         raise AttentionConfigError(key, f"= {value!r}; give a number, {least} {upper}")
     return float(value)

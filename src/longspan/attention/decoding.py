@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from longspan.attention.errors import AttentionCallError
+from longspan.values import is_whole
 
 
 class AttentionCache:
@@ -27,7 +28,7 @@ class AttentionCache:
     """
 
     def __init__(self, batch: int, device: torch.device | str | None = None) -> None:
-        if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+        if not is_whole(batch, 1):
             raise AttentionCallError(f"batch = {batch!r}; give a number of sequences, 1 or more")
         self.batch = batch
         self.positions = torch.zeros(batch, dtype=torch.int64, device=device)

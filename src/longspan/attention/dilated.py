@@ -5,6 +5,7 @@ from __future__ import annotations
 from longspan.attention.base import PatternAttention
 from longspan.attention.errors import AttentionConfigError, settings_named
 from longspan.patterns import Local, Pattern, PerHead
+from longspan.values import is_whole
 
 
 class DilatedAttention(PatternAttention):
@@ -36,7 +37,7 @@ class DilatedAttention(PatternAttention):
     ) -> None:
         if dilated_heads is None:
             dilated_heads = heads - heads // 2
-        if isinstance(dilated_heads, bool) or not isinstance(dilated_heads, int) or not 0 <= dilated_heads <= heads:
+        if not is_whole(dilated_heads, 0, heads):
             raise AttentionConfigError("dilated_heads", f"= {dilated_heads!r}; give 0 to {heads}, the number of heads")
         with settings_named():
             gaps, plain = Local(window, dilation), Local(window)

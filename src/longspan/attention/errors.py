@@ -8,6 +8,7 @@ from typing import Any
 
 from longspan.nearest import did_you_mean, nearest
 from longspan.patterns import PatternError
+from longspan.values import is_number, is_whole
 
 
 class AttentionConfigError(ValueError):
@@ -39,14 +40,14 @@ def unknown_setting(name: str, known: Iterable[str], what: str, within: str = ""
 
 def as_fraction(key: str, value: Any) -> float:
     """`value` as a float in [0, 1)."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value < 1.0:
+    if not is_number(value, 0.0) or value >= 1.0:
         raise AttentionConfigError(key, f"= {value!r} is not a fraction; give 0.0 up to but not including 1.0")
     return float(value)
 
 
 def as_whole(key: str, value: Any, least: int, meaning: str) -> int:
     """`value` as a whole number, `least` or more."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if not is_whole(value, least):
         raise AttentionConfigError(key, f"= {value!r}; give {meaning}, {least} or more")
     return value
 

@@ -15,6 +15,7 @@ from longspan.attention.errors import AttentionConfigError, as_block_size, as_wh
 from longspan.attention.merging import NOTHING, merged
 from longspan.cost import Cost
 from longspan.patterns import BigBird
+from longspan.values import is_number
 
 LEAST_MASS = 1e-6  # of a matched place, below which it counts as empty
 
@@ -49,7 +50,7 @@ class SinkhornAttention(ContentAttention):
         self.block_size = as_block_size(block_size)
         self.iterations = as_whole("iterations", iterations, 1, "normalisations of rows and columns")
         for key, value, least in (("temperature", temperature, 1e-3), ("noise", noise, 0.0)):
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value < float("inf"):
+            if not is_number(value, least) or value == float("inf"):
                 raise AttentionConfigError(key, f"= {value!r}; give a number, {least} or more")
         self.temperature, self.noise = float(temperature), float(noise)
         self.own_block = BigBird(block_size, window_blocks=1, random_blocks=0, global_blocks=0)

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from longspan.config.errors import ConfigError
 from longspan.config.values import HYDRA_KEYS
 from longspan.nearest import did_you_mean, listed, nearest
+from longspan.values import is_whole
 
 
 def check_config(config: DictConfig, *, multirun: bool = False) -> None:
@@ -54,7 +55,7 @@ def check_steps(config: Mapping[str, Any]) -> None:
 def check_tokens(tokens: Any, devices: int, length: int, accumulated: int) -> None:
     """Raises ConfigError where `tokens_per_step` is not whole sequences for every device."""
     unit = devices * length
-    if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < unit or tokens % unit:
+    if not is_whole(tokens, unit) or tokens % unit:
         below = max(unit, int(tokens) // unit * unit) if isinstance(tokens, (int, float)) else unit
         raise ConfigError(
             f"tokens_per_step={tokens} is not a whole number of sequences of data.max_length={length} tokens for each of "

@@ -14,6 +14,7 @@ from typing import Any
 
 from longspan.config.errors import CheckpointError
 from longspan.nearest import did_you_mean, nearest
+from longspan.values import is_whole
 
 # modules whose targets the user trusts, separated by commas: LONGSPAN_TRUST=my_package,other.module
 TRUST = "LONGSPAN_TRUST"
@@ -178,7 +179,7 @@ def _check_groups(config: Mapping[str, Any], where: str) -> None:
             raise CheckpointError(f"{where} holds a config without {group}; give a checkpoint that train.py wrote")
     for key in ("layers", "width", "heads"):
         value = config["model"].get(key)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+        if value is not None and not is_whole(value):
             raise CheckpointError(f"{where} has model.{key}={value!r} in its config, which is no whole number")
     length, batch = config["data"].get("max_length"), config["data"].get("batch_size")
     if isinstance(length, int) and isinstance(batch, int) and length * batch > TOKENS_A_BATCH:
@@ -209,7 +210,7 @@ def check_weights(config: Mapping[str, Any], facts: Any, weights: Any, where: st
 def _check_at_most(what: str, told: Any, held: int, where: str) -> None:
     if told is None:
         return
-    if isinstance(told, bool) or not isinstance(told, int) or told > held:
+    if not is_whole(told, most=held):
         raise CheckpointError(f"{where} says that {what} is {told}, and its weights have {held}: they do not belong together")
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Integral
 
 from longspan.data.errors import DataConfigError
+from longspan.values import is_number, is_whole
 
 
 def whole(key: str, value: object, minimum: int) -> int:
     """A whole number of at least `minimum`."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < minimum:
+    if not is_whole(value, minimum):
         raise DataConfigError(key, value, f"give a whole number, {minimum} or more")
     return int(value)
 
@@ -22,7 +22,7 @@ def whole_or_none(key: str, value: object, minimum: int) -> int | None:
 
 def share(key: str, value: object) -> float:
     """A part of the data, above 0 and at most a half."""
-    if isinstance(value, bool) or not isinstance(value, float | int) or not 0 < value <= 0.5:
+    if not is_number(value, 0, 0.5) or value == 0:
         raise DataConfigError(key, value, "give a share of the data above 0 and at most 0.5")
     return float(value)
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from longspan.patterns import BlockTable, Full, Pattern, PatternError
+from longspan.values import is_whole
 
 _SHARED = {"mode", "block", "different_layout_per_head"}
 _ATTENTION = {"attention", "horizontal_global_attention"}
@@ -180,7 +181,7 @@ def _global_ranges(config: Mapping[str, Any], blocks: int) -> list[tuple[int, in
 
 def _count(config: Mapping[str, Any], key: str, default: int, least: int = 1) -> int:
     value = config.get(key, default)
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+    if not is_whole(value, least):
         raise _wrong(key, value, f"give a whole number, {least} or more")
     return value
 

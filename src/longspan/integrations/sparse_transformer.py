@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from longspan.functional import SparseAttentionError, sparse_attention
 from longspan.patterns import Full, Local, Pattern, Strided
+from longspan.values import is_whole
 
 MODES = ("all", "local", "strided")
 
@@ -66,7 +67,7 @@ def blocksparse_attention_impl(
         raise SparseAttentionError(
             f"{given}: only the mode 'fixed' has summary columns; use sparse_attention(..., Fixed(stride, summary)) for it"
         )
-    if not isinstance(blocksize, int) or isinstance(blocksize, bool) or blocksize < 1:
+    if not is_whole(blocksize, 1):
         raise SparseAttentionError(f"blocksize={blocksize!r} is not a number of tokens; give a whole number, 1 or more")
     return attention_impl(q, k, v, heads, attn_mode, local_attn_ctx)
 
@@ -105,7 +106,7 @@ def _pattern(mode: str, context: int | None) -> Pattern:
         raise SparseAttentionError(f"attn_mode={mode!r} is unknown; choose one of {', '.join(MODES)}")
     if mode == "all":
         return Full()
-    if not isinstance(context, int) or isinstance(context, bool) or context < 1:
+    if not is_whole(context, 1):
         what = "keys in the window" if mode == "local" else "tokens a stride"
         raise SparseAttentionError(f"local_attn_ctx={context!r} with attn_mode={mode!r}; give the number of {what}, 1 or more")
     return Local(context) if mode == "local" else Strided(context)

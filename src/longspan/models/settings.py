@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from longspan.config.schema.model import head_problem
+from longspan.values import is_whole
 
 MLP_KINDS = ("swiglu", "gelu")
 
@@ -67,7 +68,7 @@ class TransformerSettings:
             value = getattr(self, key)
             if value is None and key in ("kv_heads", "head_dim", "mlp_width", "stem"):
                 continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            if not is_whole(value, 1):
                 raise ModelConfigError(key, value, "give a whole number, 1 or more")
         self._check_heads()
         if self.mlp not in MLP_KINDS:

@@ -8,6 +8,7 @@ from typing import Any
 
 from longspan.config.errors import ConfigError
 from longspan.nearest import did_you_mean, listed, nearest
+from longspan.values import is_whole
 
 ENGINES = ("auto", "ray", "local", "slurm")
 RETRIABLE = ("failed", "out_of_memory")
@@ -109,5 +110,5 @@ def settings_of(node: Mapping[str, Any]) -> SweepSettings:
 
 
 def _whole(key: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if not is_whole(value, 1):
         raise ConfigError(f"sweep.{key}={value} must be a whole number, 1 or more")

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from longspan.config.checks import check_tokens
+from longspan.values import is_whole
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def sized(config: Mapping[str, Any], size: StepSize) -> dict[str, Any]:
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return is_whole(value)
 
 
 def device_count(trainer: Mapping[str, Any]) -> int:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from longspan.attention.errors import AttentionConfigError
+from longspan.values import is_number
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Schedule:
         earlier = 0.0
         for key in ("open_until", "reached_at", "harden_at"):
             value = getattr(self, key)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not earlier <= value <= 1.0:
+            if not is_number(value, earlier, 1.0):
                 raise AttentionConfigError(
                     key, f"= {value!r}; give a share of the run from {earlier} to 1.0 "
                     "(open_until <= reached_at <= harden_at)",

@@ -9,6 +9,7 @@ from longspan.attention.errors import AttentionConfigError
 from longspan.attention.learned.budget import Schedule
 from longspan.attention.learned.candidates import Candidates
 from longspan.attention.learned.module import LearnedAttention
+from longspan.values import is_number, is_whole
 
 
 def learned(
@@ -54,7 +55,7 @@ def learned(
     _number("multiplier_rate", multiplier_rate, 0.0, float("inf"), "a number above 0")
     if gate_learning_rate is not None:
         _number("gate_learning_rate", gate_learning_rate, 0.0, float("inf"), "a number above 0, or null")
-    if isinstance(update_every, bool) or not isinstance(update_every, int) or update_every < 1:
+    if not is_whole(update_every, 1):
         raise AttentionConfigError("update_every", f"= {update_every!r}; give a number of steps, 1 or more")
     if isinstance(strides, (str, int)) or not isinstance(strides, Sequence):
         raise AttentionConfigError("strides", f"= {strides!r} is not a list; give one, such as [128], or [] for none")
@@ -77,5 +78,5 @@ def learned(
 
 
 def _number(key: str, value: Any, above: float, most: float, meaning: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not above < value <= most:
+    if not is_number(value, above, most) or value == above:
         raise AttentionConfigError(key, f"= {value!r}; give {meaning}")

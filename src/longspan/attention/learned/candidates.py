@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from longspan.attention.errors import AttentionConfigError
+from longspan.values import is_whole
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ class Candidates:
 
 
 def _whole(key: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if not is_whole(value, least):
         raise AttentionConfigError(key, f"= {value!r}; give a whole number, {least} or more")
 
 

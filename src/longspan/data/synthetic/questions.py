@@ -14,6 +14,7 @@ import numpy as np
 from longspan.data.errors import DataConfigError
 from longspan.data.synthetic.draws import Draws
 from longspan.data.synthetic.examples import Examples
+from longspan.values import is_whole
 
 SPREADS = ("uniform", "log")
 
@@ -27,7 +28,7 @@ def tokens_or_share(key: str, value: object, max_length: int, minimum: int = 1) 
     tokens = value
     if isinstance(value, Real) and not isinstance(value, Integral) and 0 < float(value) < 1:
         tokens = round(float(value) * max_length)
-    if isinstance(tokens, bool) or not isinstance(tokens, Integral) or tokens < minimum:
+    if not is_whole(tokens, minimum):
         raise DataConfigError(
             key, value, f"give tokens, a whole number from {minimum} on, or a share of max_length between 0 and 1"
         )
