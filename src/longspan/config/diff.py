@@ -9,7 +9,12 @@ from typing import Any
 MOVABLE = {"output_dir", "ckpt_path", "group", "name"}
 # where and on how much it runs, not what is trained
 MACHINE = {"accelerator", "devices", "num_nodes", "strategy", "enable_progress_bar", "default_root_dir", "plugins"}
-# callbacks that watch a run and change nothing in it
+# how it is shown and fed, not what is trained
+SHOWN = {
+    "trainer.default_root_dir", "trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.log_every_n_steps",
+    "trainer.profiler", "data.num_workers", "data.pin_memory", "callbacks.checkpoint.dirpath",
+}  # fmt: skip
+# callbacks that watch a run; any other, such as averaged weights, makes another model of it
 WATCHING = {"learning_rate", "progress", "cost", "pattern"}
 
 
@@ -29,6 +34,8 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any], *, machine: bo
 
 def _ignored(key: str, machine: bool) -> bool:
     head, _, rest = key.partition(".")
+    if key in SHOWN:
+        return True
     if head == "callbacks" and rest.split(".")[0] in WATCHING:
         return True
     return head in MOVABLE or head == "logger" or (not machine and head == "trainer" and rest.split(".")[0] in MACHINE)

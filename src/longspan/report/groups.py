@@ -12,22 +12,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from longspan.config.diff import MOVABLE, SHOWN, WATCHING
 from longspan.records.schema import Record
 from longspan.report.collect import Collection, Found
 from longspan.report.statistics import Difference, Summary, paired_difference, summarise
 
-# settings that decide where things go or how they are shown, not what is trained
-_IGNORED_ROOTS = {
-    "seed", "name", "group", "output_dir", "logger", "hydra", "ckpt_path", "task_name", "attention_name",
-    "experiment", "sweep", "test",
-}  # fmt: skip
-_IGNORED_KEYS = {
-    "trainer.default_root_dir", "trainer.enable_progress_bar", "trainer.enable_model_summary",
-    "trainer.log_every_n_steps", "trainer.profiler", "data.num_workers", "data.pin_memory", "data.seed",
-    "callbacks.checkpoint.dirpath",
-}  # fmt: skip
-# callbacks that watch a run; any other, such as averaged weights, makes another model of it
-_WATCHING = {"learning_rate", "progress", "cost", "pattern"}
+# beside what may differ within one run: the seed, and names that follow from other settings
+_IGNORED_ROOTS = MOVABLE | {"seed", "logger", "hydra", "task_name", "attention_name", "experiment", "sweep", "test"}
+_IGNORED_KEYS = SHOWN | {"data.seed"}
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -55,7 +47,7 @@ def _acting(callbacks: Any) -> dict[str, Any]:
     """The callbacks that act on what they watch: that they are on, and their settings."""
     flat: dict[str, Any] = {}
     for name, node in callbacks.items() if isinstance(callbacks, dict) else ():
-        if isinstance(node, dict) and name not in _WATCHING:
+        if isinstance(node, dict) and name not in WATCHING:
             flat |= {f"callbacks.{name}": "on", **flatten(node, f"callbacks.{name}.")}
     return flat
 
