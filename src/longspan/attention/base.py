@@ -15,6 +15,7 @@ from longspan.attention.weights import ShowsWeights
 from longspan.cost import Cost
 from longspan.functional import BACKENDS, sparse_attention
 from longspan.patterns import Pattern
+from longspan.patterns.base import NEVER_ENDS
 from longspan_kernels.block_sparse import counted_pairs, what_runs
 
 Lengths = Tensor | tuple[Tensor, Tensor]
@@ -130,8 +131,27 @@ class PatternAttention(ShowsWeights):
                 visited_pairs=visited,
                 attention_flops_live=4 * self.head_dim * live,
                 attention_flops=4 * self.head_dim * visited,
+                state_bytes=4 * self.head_dim * self._held_keys(length),  # keys and values, two bytes a number
             )
         return self._costs[length]
+
+    def _held_keys(self, length: int) -> int:
+        """Keys that a later query can still see, summed over key/value heads; both ways all."""
+        if not self.causal:
+            return self.kv_heads * length
+        keys = torch.arange(length)
+        share = self.heads // self.kv_heads
+        seen: dict[Pattern, Tensor] = {}
+        held = 0
+        for first in range(0, self.heads, share):
+            needed = torch.zeros(length, dtype=torch.bool)
+            for head in range(first, first + share):
+                pattern = self.pattern.at_head(head, self.heads)
+                if pattern not in seen:
+                    seen[pattern] = pattern.last_query(keys, NEVER_ENDS) >= length
+                needed |= seen[pattern]
+            held += int(needed.sum())
+        return held
 
     def repattern(self, pattern: Pattern) -> None:
         """Goes on with another pattern."""

@@ -196,7 +196,9 @@ class MeasuredCost(Callback):
             found["visited_pairs"] = (counted.visited_pairs, "pairs a sequence")
             if self._shape is not None:
                 heads, layers = self._shape
+                # none where tokens do not mix in pairs
                 found["density"] = (counted.density(self._length, heads=heads, layers=layers), "live / all pairs")
+            found["state_bytes"] = (counted.state_bytes, "bytes a sequence, decoding")
             found["attention_flops_live"] = (counted.attention_flops_live, "FLOP a sequence, forward")
             found["attention_flops"] = (counted.attention_flops, "FLOP a sequence, forward")
             if counted.total_flops:

@@ -24,6 +24,7 @@ class Cost:
         attention_flops: the same on visited pairs, which is what runs.
         other_flops: FLOPs of the matmuls outside attention (projections, MLP, heads).
         parameters: trainable and frozen parameters, shared ones once.
+        state_bytes: what decoding holds of a sequence of this length: states in float32; keys and values in two bytes a number.
     """
 
     live_pairs: int = 0
@@ -32,6 +33,7 @@ class Cost:
     attention_flops: int = 0
     other_flops: int = 0
     parameters: int = 0
+    state_bytes: int = 0
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -66,8 +68,10 @@ class Cost:
         """Visited over live pairs; 1.0 where nothing is live (nothing is wasted either)."""
         return self.visited_pairs / self.live_pairs if self.live_pairs else 1.0
 
-    def density(self, length: int, heads: int = 1, layers: int = 1) -> float:
-        """Live pairs over the pairs of full two-way attention at this length."""
+    def density(self, length: int, heads: int = 1, layers: int = 1) -> float | None:
+        """Live pairs over the pairs of full two-way attention at this length; None for what mixes tokens without pairs."""
+        if not self.live_pairs and not self.visited_pairs and self.attention_flops:
+            return None
         return self.live_pairs / (heads * layers * length * length) if length else 0.0
 
     def training(self) -> Cost:

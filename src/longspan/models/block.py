@@ -29,7 +29,8 @@ class HeadNorm(nn.RMSNorm):
 class MultiHeadAttention(nn.Module):
     """Projections around an attention module, which gets q [B, H, T, D] and k, v [B, Hkv, T, D] with positions in.
 
-    A module that says `shares_qk` makes its keys from the queries: none are projected, and k is q.
+    A module that says `shares_qk` makes its keys from the queries: none are projected, and k is q. One whose `rotary` is false
+    gets queries and keys without positions.
     """
 
     def __init__(self, settings: TransformerSettings, attention: nn.Module) -> None:
@@ -42,6 +43,7 @@ class MultiHeadAttention(nn.Module):
         self.out = nn.Linear(self.heads * self.head_dim, settings.width, bias=False)
         self.q_norm = HeadNorm(self.head_dim, settings.norm_eps) if settings.qk_norm else nn.Identity()
         self.k_norm = HeadNorm(self.head_dim, settings.norm_eps) if settings.qk_norm and self.key_heads else nn.Identity()
+        self.rotary = getattr(attention, "rotary", True)
         self.attention: Any = attention  # a module with a `cost`
 
     def forward(
@@ -50,8 +52,10 @@ class MultiHeadAttention(nn.Module):
         """[B, T, C] of x [B, T, C]; with a cache, of new tokens after those that it holds."""
         qkv = self.qkv(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, H + 2 Hkv, T, D)
         q, k, v = qkv.split((self.heads, self.key_heads, self.kv_heads), dim=1)  # (B, H, T, D), (B, Hkv, T, D) twice
-        q = rotate(self.q_norm(q), cos, sin)
-        k = rotate(self.k_norm(k), cos, sin) if self.key_heads else q
+        q = self.q_norm(q)
+        k = self.k_norm(k) if self.key_heads else q
+        if self.rotary:
+            q, k = (rotate(q, cos, sin), rotate(k, cos, sin)) if self.key_heads else (rotate(q, cos, sin),) * 2
         q, k = q.to(v.dtype), k.to(v.dtype)  # norms hand back float32
         if cache is None:
             mixed = self.attention(q, k, v, lengths=lengths, segments=segments)  # (B, H, T, D)
@@ -63,7 +67,10 @@ class MultiHeadAttention(nn.Module):
         projections = linear_flops(length, self.qkv.in_features, self.qkv.out_features) + linear_flops(
             length, self.out.in_features, self.out.out_features
         )
-        return self.attention.cost(length) + Cost(other_flops=projections)
+        cost = self.attention.cost(length)
+        # Of attention that does not say what it holds: all keys and values, two bytes a number.
+        held = 0 if cost.state_bytes else 4 * self.kv_heads * self.head_dim * length
+        return cost + Cost(other_flops=projections, state_bytes=held)
 
 
 class FeedForward(nn.Module):

@@ -88,6 +88,11 @@ class RunGroup:
             ]
         )
 
+    def lacks(self, name: str) -> bool:
+        """Whether its runs say that they have no such cost, as the density of attention without pairs."""
+        stated = [run.record.cost[name].value for run in self.runs if name in run.record.cost]
+        return bool(stated) and all(value is None for value in stated)
+
     def _with(self, metric: str) -> list[Found]:
         return [run for run in self.runs if metric in run.record.accuracy]
 

@@ -20,10 +20,12 @@ COST_AXES: dict[str, tuple[str, str]] = {
     "time": ("step_time", "ms a step"),
     "memory": ("peak_memory", "peak memory (MiB)"),
     "energy": ("energy", "energy (J)"),
+    "state": ("state_bytes", "bytes of state that decoding holds"),
 }
 
 _COLUMNS: dict[str, tuple[str, Callable[[float | None], str]]] = {
     "density": ("density", lambda value: plain_number(value, 3)),
+    "state_bytes": ("state (bytes)", lambda value: prefixed(value).strip()),
     "total_flops": ("FLOPs", lambda value: prefixed(value).strip()),
     "step_time": ("ms/step", lambda value: plain_number(value, 3)),
     "attention_time_share": ("in attention", lambda value: MISSING if value is None else f"{100 * value:.0f} %"),
@@ -48,6 +50,7 @@ class Row:
     difference: Difference | None
     costs: dict[str, float | None]
     on_front: bool
+    without: frozenset[str] = frozenset()  # costs that it does not have, rather than that were not measured
     others: dict[str, tuple[float | None, float | None]] = field(default_factory=dict)
 
 
@@ -88,6 +91,7 @@ def _row(section: Section, group: RunGroup, metric: str, on_front: bool) -> Row:
         difference=section.difference(group, metric),
         costs={name: group.cost(name).mean for name in _COLUMNS if name in section.costs},
         on_front=on_front,
+        without=frozenset(name for name in _COLUMNS if group.lacks(name)),
         others={
             name: (summary.mean, summary.sd)
             for name in section.metrics
@@ -118,7 +122,7 @@ def cells(section: Section, row: Row) -> list[str]:
         _difference(section, row),
     ]
     found += [with_spread(*row.others.get(name, (None, None))) for name in section.metrics if name != section.primary]
-    return found + [_COLUMNS[name][1](row.costs[name]) for name in row.costs]
+    return found + ["none" if name in row.without else _COLUMNS[name][1](row.costs[name]) for name in row.costs]
 
 
 def _difference(section: Section, row: Row) -> str:

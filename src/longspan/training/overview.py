@@ -35,13 +35,14 @@ class AttentionCost:
     """Counted, of one sequence of `length` tokens, forward, beside full attention in the same model.
 
     Attributes:
-        density, full_density: live pairs over T * T, a head and layer; causal full attention keeps about half.
+        density, full_density: live pairs over T * T, a head and layer; causal full attention keeps about half. None where
+            tokens mix through a state and not in pairs.
         flops, full_flops: of the whole model.
         changes: the attention learns its pattern; what is counted is its start.
     """
 
     length: int
-    density: float
+    density: float | None
     full_density: float
     flops: int
     full_flops: int
@@ -50,7 +51,7 @@ class AttentionCost:
     @property
     def keeps_all(self) -> bool:
         """Whether at this length the pattern is full attention under another name."""
-        return not self.changes and self.density >= self.full_density
+        return not self.changes and self.density is not None and self.density >= self.full_density
 
 
 def attention_cost(task: pl.LightningModule, length: int) -> AttentionCost | None:
@@ -181,8 +182,11 @@ def _attention(config: Mapping[str, Any], task: pl.LightningModule) -> Iterator[
     if cost is None:
         return
     start = "at the start keeps" if cost.changes else "keeps"
-    kept, all_kept = 100 * cost.density, 100 * cost.full_density
-    yield Text(f"{start} {kept:.3g} % of all pairs at {cost.length:,} tokens; full attention {all_kept:.3g} %")
+    if cost.density is None:
+        yield Text("density none: tokens mix through a state, not in pairs")
+    else:
+        kept, all_kept = 100 * cost.density, 100 * cost.full_density
+        yield Text(f"{start} {kept:.3g} % of all pairs at {cost.length:,} tokens; full attention {all_kept:.3g} %")
     share = cost.flops / cost.full_flops if cost.full_flops else 1.0
     yield Text(
         f"{prefixed(cost.flops)}FLOP a sequence forward, counted; with full attention {prefixed(cost.full_flops)}FLOP "

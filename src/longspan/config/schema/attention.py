@@ -24,6 +24,8 @@ from longspan.config.schema.kinds import (
 
 Position = Annotated[int, Field(ge=0), Fix("a token position, 0 or more")]
 Backend = Literal["auto", "triton", "blocked", "dense", "flash"]
+LinearBackend = Literal["auto", "triton", "chunked", "reference", "fla"]
+Parts = Annotated[list[str | dict[str, Any]], Field(min_length=1), Fix("a list of variants, such as [gated_delta*3, full]")]
 A = "longspan.attention."
 
 
@@ -209,3 +211,79 @@ class AdaptiveSpan(Attention):
     coefficient: NotNegative
     span_learning_rate: Share | None
     harden_at: Share
+
+
+class StateAttention(Settings):
+    """What every variant takes that keeps a state."""
+
+    backend: LinearBackend
+
+
+@settings_of(f"{A}linear")
+class Linear(StateAttention):
+    feature_map: Literal["elu1", "relu", "exp", "learned"]
+    normalise: bool
+
+
+@settings_of(f"{A}performer")
+class Performer(StateAttention):
+    features: Annotated[int, Field(ge=16, le=256), Fix("a number of random features, 16 to 256, or null")] | None
+    redraw: Count | None
+    seed: CountOrZero
+
+
+@settings_of(f"{A}retention")
+class Retention(StateAttention):
+    output_gate: bool
+
+
+class Convolved(StateAttention):
+    """What variants take that have a short convolution before them."""
+
+    short_conv: CountOrZero
+    output_gate: bool
+
+    def problem(self) -> tuple[str, str] | None:
+        return ("short_conv", "give 2 tokens or more, or 0 for none") if self.short_conv == 1 else None
+
+
+@settings_of(f"{A}gated_linear")
+class GatedLinear(Convolved):
+    """Gated linear attention."""
+
+
+@settings_of(f"{A}gated_delta")
+class GatedDelta(Convolved):
+    decay: bool
+
+
+@settings_of(f"{A}linformer")
+class Linformer(Attention):
+    projected: Count
+    share: bool
+
+
+@settings_of(f"{A}synthesizer")
+class Synthesizer(Attention):
+    kind: Literal["random", "dense", "factorised", "factorised_dense"]
+    rank: Count
+
+
+@settings_of(f"{A}compressed")
+class Compressed(Attention):
+    window: Count
+    rate: Count
+    compression: Literal["pooled", "strided", "convolved"]
+
+    def problem(self) -> tuple[str, str] | None:
+        return ("rate", f"give at most window={self.window}") if self.rate > self.window else None
+
+
+@settings_of(f"{A}hybrid")
+class Hybrid(Settings):
+    layers: Parts
+
+
+@settings_of(f"{A}mixed_heads")
+class MixedHeads(Settings):
+    parts: Parts

@@ -1,0 +1,124 @@
+"""`attention=compressed`: a window of single tokens, and what is older in compressed keys and values.
+
+Legend: B batch, H heads, Hkv key/value heads, T tokens, D head width, r tokens a compressed key, N compressed keys.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from longspan.attention.content import ContentAttention, without_padding
+from longspan.attention.errors import AttentionConfigError, as_whole
+from longspan.cost import Cost
+
+COMPRESSIONS = ("pooled", "strided", "convolved")
+ROWS = 256  # queries that are attended at once
+
+
+class CompressedAttention(ContentAttention):
+    """Compressed memory (arXiv:1911.05507, 1801.10198): one softmax over a window and the blocks of r tokens outside of it.
+
+    A block is seen, as one key and value, where any of its tokens lies outside the window; causal, where the first does, which
+    is older than the window then, and all of the block in the past.
+
+    Args:
+        window: causal the last `window` keys, both ways window // 2 on each side and the token's own.
+        rate: r, at most the window.
+        compression: "pooled", the mean of a block; "strided", its first token; "convolved", a learned map of its tokens, one
+            for keys and one for values, shared by the heads (it starts as the mean).
+        heads, kv_heads, head_dim, causal, dropout, backend: see `ContentAttention`.
+    """
+
+    def __init__(
+        self, *, window: int = 128, rate: int = 16, compression: str = "pooled", dropout: float = 0.0, backend: str = "auto",
+        heads: int, head_dim: int, causal: bool, kv_heads: int | None = None, layer: int = 0, max_length: int | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(heads=heads, kv_heads=kv_heads, head_dim=head_dim, causal=causal, dropout=dropout, backend=backend)
+        self.window = as_whole("window", window, 1, "a number of keys")
+        self.rate = as_whole("rate", rate, 1, "tokens a compressed key")
+        if rate > window:
+            raise AttentionConfigError("rate", f"= {rate} is more than attention.window = {window}; give that many at most")
+        if compression not in COMPRESSIONS:
+            raise AttentionConfigError("compression", f"= {compression!r} is unknown; choose one of {', '.join(COMPRESSIONS)}")
+        self.compression = compression
+        if compression == "convolved":
+            mean = torch.eye(head_dim).repeat(rate, 1, 1) / rate  # (r, D, D)
+            self.map_k, self.map_v = nn.Parameter(mean.clone()), nn.Parameter(mean.clone())
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, segments: Tensor | None) -> Tensor:
+        T = q.shape[2]
+        q, k, v = (without_padding(x, lengths) for x in (q, k, v))
+        compressed_k, compressed_v = self.compress(k, True, lengths), self.compress(v, False, lengths)
+        ends = torch.full((1,), T, device=q.device) if lengths is None else lengths
+        out = [self._rows(q, k, v, compressed_k, compressed_v, ends, first) for first in range(0, T, ROWS)]
+        return without_padding(torch.cat(out, 2), lengths) if out else q.new_zeros(q.shape)
+
+    def compress(self, x: Tensor, is_key: bool, lengths: Tensor | None) -> Tensor:
+        """[B, Hkv, N, D] of x [B, Hkv, T, D], which holds zeros beyond the lengths."""
+        T, r = x.shape[2], self.rate
+        if self.compression == "strided":
+            return x[:, :, ::r]
+        blocks = F.pad(x, (0, 0, 0, -T % r)).unflatten(2, (-1, r))  # (B, Hkv, N, r, D)
+        if self.compression == "convolved":
+            maps = (self.map_k if is_key else self.map_v).to(x.dtype)
+            return blocks.flatten(3) @ maps.flatten(0, 1)
+        ends = torch.full((1,), T, device=x.device) if lengths is None else lengths
+        first = torch.arange(blocks.shape[2], device=x.device) * r
+        count = (ends[:, None] - first).clamp(1, r)  # (B or 1, N) tokens that exist
+        return blocks.sum(3) / count[:, None, :, None].to(x.dtype)
+
+    def _rows(
+        self, q: Tensor, k: Tensor, v: Tensor, compressed_k: Tensor, compressed_v: Tensor, ends: Tensor, first: int
+    ) -> Tensor:
+        """The output of the queries from `first` on, at most ROWS."""
+        T, r = q.shape[2], self.rate
+        stop = min(T, first + ROWS)
+        behind = self.window - 1 if self.causal else self.window // 2
+        near_first, near_stop = max(0, first - behind), stop if self.causal else min(T, stop + behind)
+        blocks = compressed_k.shape[2]
+        if self.causal:
+            blocks = max(0, min(blocks, -(-(stop - self.window) // r)))
+        i = torch.arange(first, stop, device=q.device)[:, None]
+        j = torch.arange(near_first, near_stop, device=q.device)
+        start = torch.arange(blocks, device=q.device) * r
+        if self.causal:
+            near, far = (i >= j) & (i - j <= behind), start <= i - self.window
+        else:
+            near, far = (i - j).abs() <= behind, (start < i - behind) | (start + r - 1 > i + behind)
+        ends = ends[:, None, None]
+        seen = torch.cat((near & (j < ends), far & (start < ends)), -1)[:, None]  # (B or 1, 1, rows, keys)
+        seen = seen | ~seen.any(-1, keepdim=True)  # rows beyond a length are thrown away, but must not be NaN
+        keys = torch.cat((k[:, :, near_first:near_stop], compressed_k[:, :, :blocks]), 2)
+        values = torch.cat((v[:, :, near_first:near_stop], compressed_v[:, :, :blocks]), 2)
+        keys, values = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (keys, values))
+        return F.scaled_dot_product_attention(q[:, :, first:stop], keys, values, attn_mask=seen, dropout_p=self.dropped)
+
+    def cost(self, length: int) -> Cost:
+        """A query and a compressed key are a pair. `other_flops` is the compression."""
+        r, w, H, D = self.rate, self.window, self.heads, self.head_dim
+        behind = w - 1 if self.causal else w // 2
+        blocks = -(-length // r)
+        near = sum(min(i, behind) + 1 + (0 if self.causal else min(length - 1 - i, behind)) for i in range(length))
+        far = 0
+        for i in range(length):
+            older = min(blocks, max(0, -(-(i - w + 1) // r) if self.causal else -(-(i - behind) // r)))
+            if not self.causal:
+                newer = blocks - min(blocks, max(0, (i + behind + 1) // r))
+                both = max(0, older + newer - blocks)
+                older += newer - both
+            far += older
+        visited = 0
+        for first in range(0, length, ROWS):
+            stop = min(length, first + ROWS)
+            keys = (stop if self.causal else min(length, stop + behind)) - max(0, first - behind)
+            seen = max(0, min(blocks, -(-(stop - w) // r))) if self.causal else blocks
+            visited += (stop - first) * (keys + seen)
+        live, visited = H * (near + far), H * visited
+        other = 4 * length * D * D * self.kv_heads if self.compression == "convolved" else 0
+        held = 4 * self.kv_heads * D * (min(length, w) + length // r)  # keys and values of two bytes a number
+        return Cost(live, visited, 4 * D * live, 4 * D * visited, other, state_bytes=held)
+
+
+compressed = CompressedAttention

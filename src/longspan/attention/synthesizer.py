@@ -1,0 +1,108 @@
+"""`attention=synthesizer`: weights that no key is asked for: learned for each pair of positions, or said by the query alone.
+
+Legend: B batch, H heads, Hkv key/value heads, T tokens, D head width, L longest sequence, r rank.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from longspan.attention.content import ContentAttention, without_padding
+from longspan.attention.errors import AttentionCallError, AttentionConfigError, as_whole
+from longspan.cost import Cost
+
+KINDS = ("random", "dense", "factorised", "factorised_dense")
+MOST_WEIGHTS = 1 << 31  # of a call, which are held
+
+
+class Synthesizer(ContentAttention):
+    """The Synthesizer (arXiv:2005.00743): softmax(S) v, where S [H, T, T] is not made of queries and keys.
+
+    Its weights grow with T * T. Positions are those of the weights: the model turns no queries (`rotary` is false).
+
+    Args:
+        kind: "random", S a learned matrix of each head; "factorised", one of rank `rank`; "dense", each row said by its query,
+            W2 relu(W1 q + b1) + b2; "factorised_dense", a row the product of two shorter ones.
+        rank: r, of "factorised".
+        heads, kv_heads, head_dim, causal, dropout, backend: see `ContentAttention`.
+        max_length: L.
+    """
+
+    rotary = False
+
+    def __init__(
+        self, *, kind: str = "factorised", rank: int = 8, dropout: float = 0.0, backend: str = "auto", heads: int,
+        head_dim: int, causal: bool, kv_heads: int | None = None, layer: int = 0, max_length: int | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(heads=heads, kv_heads=kv_heads, head_dim=head_dim, causal=causal, dropout=dropout, backend=backend)
+        if kind not in KINDS:
+            raise AttentionConfigError("kind", f"= {kind!r} is unknown; choose one of {', '.join(KINDS)}")
+        if max_length is None:
+            raise AttentionConfigError("", "synthesizer has weights for each position; give max_length")
+        self.kind, self.max_length, self.rank = kind, max_length, as_whole("rank", rank, 1, "the rank of the factors")
+        L, D = max_length, head_dim
+
+        def weight(*shape: int, fan_in: int) -> nn.Parameter:
+            return nn.Parameter(torch.randn(heads, *shape) * fan_in**-0.5)
+
+        if kind == "random":
+            self.table = weight(L, L, fan_in=1)
+        elif kind == "factorised":
+            self.rows, self.columns = weight(L, rank, fan_in=rank), weight(L, rank, fan_in=1)
+        else:
+            self.inner, self.inner_bias = weight(D, D, fan_in=D), nn.Parameter(torch.zeros(heads, 1, D))
+            self.short = 1 if kind == "dense" else int(L**0.5)  # columns j % short and j // short have a weight each
+            widths = [-(-L // self.short), *([self.short] if self.short > 1 else [])]
+            self.outer = nn.ParameterList(weight(D, width, fan_in=D) for width in widths)
+            self.outer_bias = nn.ParameterList(nn.Parameter(torch.zeros(heads, 1, width)) for width in widths)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, segments: Tensor | None) -> Tensor:
+        (B, H, T, _), L = q.shape, self.max_length
+        if L < T:
+            raise AttentionCallError(f"synthesizer was built for {L} tokens and got {T}; build it for more")
+        if B * H * T * T > MOST_WEIGHTS:
+            raise AttentionCallError(
+                f"synthesizer would hold {B * H * T * T:,} weights (limit {MOST_WEIGHTS:,}); give shorter sequences"
+            )
+        q, v = (without_padding(x, lengths) for x in (q, v))
+        scores = self.scores(q)  # (B or 1, H, T, T), float32 or wider
+        live = torch.ones(T, T, dtype=torch.bool, device=q.device)
+        if self.causal:
+            live = live.tril()
+        elif lengths is not None:  # a causal query has no key beyond its own place
+            live = (torch.arange(T, device=q.device) < lengths[:, None])[:, None, None]
+        scores = scores.masked_fill(~live, torch.finfo(scores.dtype).min)
+        weights = F.dropout(scores.softmax(-1), self.dropped).to(v.dtype)
+        out = weights @ v.repeat_interleave(H // v.shape[1], 1)
+        return without_padding(out, lengths)
+
+    def scores(self, q: Tensor) -> Tensor:
+        """S before the softmax."""
+        T, wide = q.shape[2], torch.promote_types(q.dtype, torch.float32)
+        if self.kind == "random":
+            return self.table[None, :, :T, :T].to(wide)
+        if self.kind == "factorised":
+            return (self.rows[:, :T] @ self.columns[:, :T].transpose(-1, -2))[None].to(wide)
+        hidden = F.relu(q.to(wide) @ self.inner.to(wide) + self.inner_bias.to(wide))
+        parts = [hidden @ w.to(wide) + b.to(wide) for w, b in zip(self.outer, self.outer_bias, strict=True)]
+        if len(parts) == 1:
+            return parts[0][..., :T]
+        column = torch.arange(T, device=q.device)
+        return parts[0][..., column // self.short] * parts[1][..., column % self.short]
+
+    def cost(self, length: int) -> Cost:
+        """A pair takes its value, 2 D FLOPs, and its score: nothing, 2 r, or 2 D."""
+        H, D = self.heads, self.head_dim
+        pairs = H * (length * (length + 1) // 2 if self.causal else length * length)
+        visited = H * length * length
+        of_score = {"random": 0, "factorised": 2 * self.rank, "dense": 2 * D, "factorised_dense": 1}[self.kind]
+        other = 0 if self.kind in ("random", "factorised") else 2 * H * length * D * D
+        if self.kind == "factorised_dense":
+            other += 2 * H * length * D * sum(w.shape[-1] for w in self.outer)
+        held = 2 * self.kv_heads * D * length  # values of two bytes a number; keys are not asked for
+        return Cost(pairs, visited, (2 * D + of_score) * pairs, (2 * D + of_score) * visited, other, state_bytes=held)
+
+
+synthesizer = Synthesizer
