@@ -27,7 +27,10 @@ CASES = {
     "per_head": {"patterns": ["local", {"name": "bigbird", "block_size": 16, "random_blocks": 1}, "full"]},
     "learned": {"block_size": 16, "strides": [24], "stride_from": 2, "density": 0.3},
     "adaptive_span": {"initial_span": 20, "ramp": 9},
+    "moba": {"block_size": 16, "top_k": 2},
+    "nsa": {"block_size": 16, "top_k": 4, "compressed_block": 16, "compressed_stride": 8, "window": 9},
 }
+PATTERNS = [name for name in CASES if name not in ("adaptive_span", "moba", "nsa")]
 
 
 def made(name):
@@ -37,6 +40,8 @@ def made(name):
         with torch.no_grad():
             module.log_alpha.copy_(torch.randn(module.log_alpha.shape))
         module.harden()
+    if name == "nsa":
+        torch.nn.init.normal_(module.gate_weight)
     if name == "adaptive_span":
         with torch.no_grad():
             module.share.copy_(torch.tensor([0.0, 0.1, 0.3, 0.5]))
@@ -97,7 +102,7 @@ def test_prompts_of_unequal_lengths_are_padded_on_the_right(name):
         torch.testing.assert_close(later, expected[b, :, end : end + 30], atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name != "adaptive_span"])
+@pytest.mark.parametrize("name", PATTERNS)
 def test_what_is_kept_is_what_a_later_query_sees(name):
     module = made(name)
     pattern = module.plain.pattern if name == "learned" else module.pattern

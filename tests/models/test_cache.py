@@ -17,7 +17,8 @@ CASES = {
     "bigbird": {"block_size": 16, "random_blocks": 1, "window_blocks": 1}, "random": {"block_size": 16, "blocks": 1},
     "block_table": {"block_size": 16}, "strided": {"stride": 7, "window": 5}, "fixed": {"stride": 16, "summary": 3},
     "global_": {"first": 4}, "per_head": {"patterns": ["local", "full"]}, "learned": {"block_size": 16, "density": 0.3},
-    "adaptive_span": {"initial_span": 20, "ramp": 9},
+    "adaptive_span": {"initial_span": 20, "ramp": 9}, "moba": {"block_size": 16, "top_k": 2},
+    "nsa": {"block_size": 16, "top_k": 3, "compressed_block": 16, "compressed_stride": 8, "window": 9},
 }  # fmt: skip
 
 

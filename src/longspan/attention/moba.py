@@ -11,7 +11,9 @@ from torch.nn import functional as F
 
 from longspan.attention.chosen_pairs import picked_pairs
 from longspan.attention.content import ContentAttention, without_padding
+from longspan.attention.decoding import as_in_evaluation
 from longspan.attention.errors import AttentionConfigError, as_block_size, as_whole
+from longspan.attention.token_cache import BlockMeanCache
 from longspan.cost import Cost
 from longspan_kernels.selected import choose_blocks, selected_attention
 
@@ -66,6 +68,26 @@ class MixtureOfBlocks(ContentAttention):
         others = choose_blocks(q, means, n, size, causal=self.causal, lengths=lengths, backend=self.backend)
         own = (torch.arange(T, device=q.device, dtype=torch.int32) // size)[:, None].expand(*q.shape[:3], 1)
         return torch.cat((own, others.to(torch.int32)), -1)
+
+    def new_cache(
+        self, batch: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> BlockMeanCache:
+        """Keeps every token, as any block may be picked again, and the mean key of each block; see `Decodes.new_cache`."""
+        if self.undecodable:
+            super().new_cache(batch)
+        return BlockMeanCache(batch, self.kv_heads, self.head_dim, device, dtype, self.block_size)
+
+    def decode(self, q: Tensor, k: Tensor, v: Tensor, cache: BlockMeanCache, *, lengths: Tensor | None = None) -> Tensor:
+        """q [B, H, n, D], k and v [B, Hkv, n, D] -> [B, H, n, D]; see `Decodes.decode`."""
+        self.check_decode(q, k, v, cache, lengths)
+        with as_in_evaluation(self):
+            if not cache.seen:
+                cache.add(k, v, lengths)
+                return self(q, k, v, lengths=lengths)
+            position, exists = cache.add(k, v, lengths)
+            picks = cache.picks(q, position, self.top_k - 1)
+            out = cache.attend_to_blocks(q, picks, self.block_size, position)
+        return out.masked_fill(~exists[:, None, :, None], 0.0)
 
     def cost(self, length: int) -> Cost:
         """Live pairs as `picked_pairs` counts them; visited ones are those of whole blocks. `other_flops` is the choice, a dot

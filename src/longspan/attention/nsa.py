@@ -12,10 +12,12 @@ from longspan.attention.base import visited_pairs
 from longspan.attention.chosen_pairs import picked_pairs
 from longspan.attention.compression import BlockCompression, attend_to_compressed, compressed_count
 from longspan.attention.content import ContentAttention, with_lse, without_padding
+from longspan.attention.decoding import as_in_evaluation
 from longspan.attention.errors import AttentionConfigError, as_block_size, as_whole
+from longspan.attention.token_cache import CompressedCache
 from longspan.cost import Cost
 from longspan.patterns import Local
-from longspan_kernels.selected import choose_important_blocks, selected_attention
+from longspan_kernels.selected import choose_important_blocks, overlaps, selected_attention
 
 COMPRESSIONS = ("mlp", "mean")
 
@@ -116,6 +118,49 @@ class NativeSparseAttention(ContentAttention):
             causal=self.causal, lengths=lengths, backend=self.backend,
         )  # fmt: skip
         return out, picks
+
+    def new_cache(
+        self, batch: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> CompressedCache:
+        """Keeps every token, as any block may be selected again, and each full block compressed; see `Decodes.new_cache`."""
+        if self.undecodable:
+            super().new_cache(batch)
+        return CompressedCache(batch, self.kv_heads, self.head_dim, device, dtype, self.compressed_block, self.stride)
+
+    def decode(self, q: Tensor, k: Tensor, v: Tensor, cache: CompressedCache, *, lengths: Tensor | None = None) -> Tensor:
+        """q [B, H, n, D], k and v [B, Hkv, n, D] -> [B, H, n, D]; see `Decodes.decode`."""
+        self.check_decode(q, k, v, cache, lengths)
+        with as_in_evaluation(self):
+            empty, before = not cache.seen, cache.positions
+            position, exists = cache.add(k, v, lengths)
+            cache.compress(before, q.shape[2], self.compress_k, self.compress_v)
+            if empty:
+                return self(q, k, v, lengths=lengths)
+            return self._decoded(q, cache, position).masked_fill(~exists[:, None, :, None], 0.0)
+
+    def _decoded(self, q: Tensor, cache: CompressedCache, position: Tensor) -> Tensor:
+        """All three branches for new tokens at position [B, n] that the cache holds already."""
+        (B, H, n, D), Hkv, size = q.shape, self.kv_heads, self.block_size
+        gates = torch.sigmoid(q @ self.gate_weight.to(q.dtype) + self.gate_bias.to(q.dtype))  # (B, H, n, 3)
+        keys, values = cache.coarse_keys, cache.coarse_values
+        last = torch.arange(keys.shape[2], device=q.device) * self.stride + self.compressed_block - 1
+        seen = (last <= position[..., None]) & (last < last[-1])  # (B, n, nc), without the place for blocks that are not full
+        scores = q.view(B, Hkv, H // Hkv, n, D) @ keys[:, :, None].transpose(-1, -2) * D**-0.5  # (B, Hkv, G, n, nc)
+        kept, nothing = seen[:, None, None], ~seen.any(-1)[:, None, None, :, None]
+        scores = scores.to(torch.promote_types(q.dtype, torch.float32)).masked_fill(~kept, float("-inf"))
+        weights = scores.masked_fill(nothing, 0.0).softmax(-1).masked_fill(nothing, 0.0)
+        coarse = (weights.to(q.dtype) @ values[:, :, None]).view(B, H, n, D)
+        blocks = -(-cache.places // size)
+        shared = overlaps(keys.shape[2], blocks, self.compressed_block, self.stride, size, q.device).to(weights.dtype)
+        importance = weights.sum(2) @ shared  # (B, Hkv, n, nb)
+        number, own = torch.arange(blocks, device=q.device), (position // size)[:, None, :, None]
+        importance = importance.masked_fill((number == own - 1) | (number == 0), torch.finfo(importance.dtype).max)
+        best = importance.masked_fill(number >= own, float("-inf")).topk(min(self.top_k - 1, blocks), -1)
+        picks = torch.where(best.values > float("-inf"), best.indices, -1)
+        selected = cache.attend_to_blocks(q, torch.cat((own.expand(B, Hkv, n, 1), picks), -1), size, position)
+        recent = position[:, None, :, None] - torch.arange(self.window.window, device=q.device)
+        near = cache.attend(q, recent.expand(B, Hkv, n, -1), (recent >= 0).expand(B, Hkv, n, -1))
+        return gates[..., 0:1] * coarse + gates[..., 1:2] * selected + gates[..., 2:3] * near
 
     def cost(self, length: int) -> Cost:
         """Pairs of a query with a compressed key count as pairs; pairs that several branches hold count once at most.
