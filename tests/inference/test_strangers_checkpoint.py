@@ -16,29 +16,14 @@ from longspan.inference.evaluate import evaluate
 from longspan.inference.predict import predict
 
 CONF = Path(__file__).parents[2] / "conf"
-SMALL = (
-    "model.layers=1", "model.width=32", "model.heads=2", "data.max_length=64", "data.batch_size=2", "data.max_train_windows=4",
-    "data.max_validation_windows=2", "data.max_test_windows=2", "attention=local", "attention.window=16", "logger=none",
-    "trainer.max_steps=1", "trainer.val_check_interval=1", "test=false", "callbacks.pattern=null", "callbacks.cost=null",
-)  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
-    from longspan.config.compose import config_for
-    from longspan.training.run import run
-
-    folder = tmp_path_factory.mktemp("run")
-    run(config_for(SMALL, folder, CONF))
-    return folder / "checkpoints" / "last.ckpt"
 
 
 @pytest.fixture
-def changed(checkpoint, tmp_path):
+def changed(small_checkpoint, tmp_path):
     """`changed(change)`: the checkpoint with `change(content)` done to it."""
 
     def make(change) -> str:
-        content = torch.load(checkpoint, weights_only=True)
+        content = torch.load(small_checkpoint, weights_only=True)
         change(content)
         torch.save(content, tmp_path / "changed.ckpt")
         return str(tmp_path / "changed.ckpt")
@@ -108,10 +93,10 @@ def test_no_more_is_allocated_than_the_file_holds(changed, change):
     assert time.monotonic() - begun < 5
 
 
-def test_a_compressed_file_is_refused(checkpoint, tmp_path):
+def test_a_compressed_file_is_refused(small_checkpoint, tmp_path):
     """Zeros compress a thousand times, and torch would unpack them."""
     bomb = tmp_path / "bomb.ckpt"
-    with zipfile.ZipFile(checkpoint) as whole, zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as small:
+    with zipfile.ZipFile(small_checkpoint) as whole, zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as small:
         for part in whole.infolist():
             small.writestr(part.filename, whole.read(part))
     with pytest.raises(CheckpointError, match="compressed"):

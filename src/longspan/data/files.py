@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import bz2
 import codecs
 import glob
 import gzip
 import lzma
 import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from longspan.data.errors import DataConfigError, DataFileError
 
@@ -22,7 +25,12 @@ SUFFIXES: dict[str, tuple[str, ...]] = {
 }
 # "lines" has no suffix of its own: a text file in which every line is a document
 FORMATS = ("text", "lines", "jsonl", "csv", "tsv", "parquet", "fasta")
-COMPRESSION = (".xz", ".gz")
+# {suffix: what opens it}
+_OPENERS: dict[str, Callable[..., Any]] = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}
+COMPRESSION = tuple(_OPENERS)
+# Sequences and texts shrink 3 to 30 times; what shrinks more than MOST_TIMES is a file made to fill the memory. It is told
+# once FREE bytes are read, so that small repetitive files pass.
+MOST_TIMES, FREE, CHUNK = 200, 64 * 2**20, 2**20
 
 
 def format_of(path: str | Path) -> str | None:
@@ -35,18 +43,16 @@ def format_of(path: str | Path) -> str | None:
 
 
 def read_bytes(path: str | Path) -> bytes:
-    """A file's content, decompressed by its suffix (.xz, .gz), without the byte order mark that some editors put first.
+    """A file's content, decompressed by its suffix (.xz, .gz, .bz2), without the byte order mark that some editors put first.
 
     Raises:
-        DataFileError: the file cannot be opened, is empty or UTF-16, or its compression is damaged.
+        DataFileError: the file cannot be opened, is empty or UTF-16, its compression is damaged, or it unpacks to more
+            than `MOST_TIMES` its size.
     """
     path = Path(path)
     try:
-        raw = path.read_bytes()
-        if path.suffix.lower() == ".xz":
-            raw = lzma.decompress(raw)
-        elif path.suffix.lower() == ".gz":
-            raw = gzip.decompress(raw)
+        opener = _OPENERS.get(path.suffix.lower())
+        raw = path.read_bytes() if opener is None else _decompressed(path, opener)
     except (lzma.LZMAError, gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise DataFileError(path, None, f"not a whole {path.suffix} file ({error})") from error
     except OSError as error:
@@ -57,6 +63,24 @@ def read_bytes(path: str | Path) -> bytes:
     if not raw:
         raise DataFileError(path, None, "the file is empty")
     return raw
+
+
+def _decompressed(path: Path, opener: Callable[..., Any]) -> bytes:
+    """The content, read a piece at a time, so that a small file that unpacks to gigabytes is refused early."""
+    most = max(FREE, MOST_TIMES * path.stat().st_size)
+    pieces, read = [], 0
+    with opener(path, "rb") as file:
+        while piece := file.read(CHUNK):
+            pieces.append(piece)
+            read += len(piece)
+            if read > most:
+                raise DataFileError(
+                    path,
+                    None,
+                    f"unpacks to more than {MOST_TIMES} times its size and {FREE // 2**20} MiB, as no sequences do; unpack it "
+                    "yourself if it is what you want to read",
+                )
+    return b"".join(pieces)
 
 
 def read_utf8(path: str | Path) -> str:

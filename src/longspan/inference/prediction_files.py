@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +15,7 @@ from typing import Any, TextIO
 from torch import Tensor
 
 from longspan.config.errors import ConfigError
+from longspan.records.inert import inert
 from longspan.tasks import SequenceClassification, TokenLabelling
 
 Row = dict[str, Any]
@@ -21,7 +23,9 @@ SUFFIXES = (".csv", ".tsv", ".jsonl", ".bed")
 
 
 class PredictionFile:
-    """A CSV, TSV, JSONL or BED file, by its suffix; complete, or not there under its name.
+    """A CSV, TSV, JSONL or BED file, by its suffix, written as the rows come: what stands in it is whole rows at any time.
+
+    A file of that name is replaced once the first rows are there.
 
     BED (0-based, half open) has the records' runs of labels: name, 1000 times the mean probability, and the strand
     where a label ends in + or -. Runs of the first label, "nothing here", are left out of it.
@@ -34,40 +38,50 @@ class PredictionFile:
         self.path = Path(path)
         if self.path.suffix not in SUFFIXES:
             raise ConfigError(f"output={path} must end in one of {', '.join(SUFFIXES)}")
-        self._partial = self.path.with_name(self.path.name + ".partial")
         self._file: TextIO | None = None
-        self._table: Any = None
+        self._headed = False
         self.rows = 0
 
     def __enter__(self) -> PredictionFile:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self._partial.open("w", encoding="utf-8", newline="")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        assert self._file is not None
-        self._file.close()
         if error is None:
-            self._partial.replace(self.path)
-        else:
-            self._partial.unlink(missing_ok=True)
+            self.write([])  # no row at all is a file too
+        if self._file is not None:
+            self._file.close()
 
-    def write(self, row: Row) -> None:
-        assert self._file is not None
+    def write(self, rows: Iterable[Row]) -> None:
+        """Appends rows and hands them to the system at once, so that whoever looks, or a kill, finds them whole."""
+        text = "".join(self._line(row) for row in rows)
+        if self._file is None:
+            self._file = self.path.open("w", encoding="utf-8", newline="")
+        self._file.write(text)
+        self._file.flush()
+
+    def _line(self, row: Row) -> str:
         if self.path.suffix == ".bed":
             line = _bed(row)
             if line is None:
-                return
-            self._file.write(line + "\n")
+                return ""
+            text = line + "\n"
         elif self.path.suffix == ".jsonl":
-            self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            text = json.dumps(row, ensure_ascii=False) + "\n"
         else:
-            if self._table is None:
-                dialect = "excel-tab" if self.path.suffix == ".tsv" else "excel"
-                self._table = csv.DictWriter(self._file, list(row), dialect=dialect, lineterminator="\n")
-                self._table.writeheader()
-            self._table.writerow({name: _cell(value) for name, value in row.items()})
+            text = self._table_line(row)
         self.rows += 1
+        return text
+
+    def _table_line(self, row: Row) -> str:
+        buffer = io.StringIO()
+        dialect = "excel-tab" if self.path.suffix == ".tsv" else "excel"
+        table = csv.DictWriter(buffer, [inert(name) for name in row], dialect=dialect, lineterminator="\n")
+        if not self._headed:
+            table.writeheader()
+            self._headed = True
+        table.writerow({inert(name): inert(_cell(value)) for name, value in row.items()})
+        return buffer.getvalue()
 
 
 def _cell(value: Any) -> Any:

@@ -12,6 +12,9 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+# beyond it a figure was measured and is no number: its square would not be finite
+LARGEST_FIGURE = 1e100
+
 
 class NotPlainError(ValueError):
     """Something in a config or a description that JSON cannot state."""
@@ -28,6 +31,8 @@ def figure(value: Any) -> Any:
         except (RuntimeError, ValueError):  # more than one element
             return value
     if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, (int, float)) and abs(value) > LARGEST_FIGURE:
         return None
     return value
 

@@ -37,6 +37,7 @@ from longspan.records.plain import figure, plain
 from longspan.records.ranking import better
 
 SCHEMA_VERSION = 1
+LARGEST_FILE = 64 * 2**20
 Status = Literal["complete", "failed", "interrupted", "out_of_memory"]
 
 Figure = Annotated[StrictInt | StrictFloat | None, BeforeValidator(figure)]
@@ -93,7 +94,7 @@ class Record(_Strict):
     accuracy: dict[str, Accuracy] = Field(default_factory=dict)
     cost: dict[str, Measure] = Field(default_factory=dict)
     started: AwareDatetime
-    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    seconds: Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)] = 0.0
     error: str | None = None
 
     variant: str | None = None
@@ -102,7 +103,7 @@ class Record(_Strict):
     group: str | None = None
     commit_dirty: bool | None = None
     data: Plain = Field(default_factory=dict)
-    curves: dict[str, list[tuple[int, Figure]]] = Field(default_factory=dict)
+    curves: dict[str, list[tuple[Annotated[int, Field(ge=0, le=2**53)], Figure]]] = Field(default_factory=dict)
     extra: Plain = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -149,6 +150,8 @@ class Record(_Strict):
         if path.is_dir():
             path = path / "record.json"
         try:
+            if path.stat().st_size > LARGEST_FILE:
+                raise ValueError(f"it is larger than {LARGEST_FILE // 2**20} MiB, and no run leaves such a record")
             content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
             if not isinstance(content, dict):
                 raise ValueError(f"a record is a JSON object, this is a {type(content).__name__}")
@@ -161,6 +164,8 @@ class Record(_Strict):
             return cls.model_validate_json(json.dumps(content))
         except (OSError, ValueError) as error:
             raise RecordError(f"{path}: {_reason(error)}") from error
+        except RecursionError as error:
+            raise RecordError(f"{path}: it is nested too deeply") from error
 
 
 def _refuse_constant(name: str) -> NoReturn:

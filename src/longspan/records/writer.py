@@ -50,6 +50,12 @@ STILL_RUNNING = "the run had not ended when this was written: it is still going,
 CURVE_SPLITS = ("train/", "val/")
 
 
+def asking_signals() -> list[int]:
+    """The signals that ask a process to end: SIGTERM, and SIGHUP of a closed terminal where `nohup` does not ignore it."""
+    asking = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    return [number for number in asking if signal.getsignal(number) is not signal.SIG_IGN]
+
+
 class RecordWriter(Callback):
     """Lightning callback and context manager around a run; writes on rank zero only.
 
@@ -108,7 +114,7 @@ class RecordWriter(Callback):
         self._fitting = True
         self._signalled: int | None = None  # the signal that asked for the end
         self._raised: BaseException | None = None
-        self._previous_handler: Any = None
+        self._previous_handlers: dict[int, Any] = {}
 
     # -- the context ---------------------------------------------------------------------------------------------
 
@@ -118,14 +124,15 @@ class RecordWriter(Callback):
         self._fields["hardware"] = hardware()
         self._keep_complete_record()
         if threading.current_thread() is threading.main_thread():
-            self._previous_handler = signal.signal(signal.SIGTERM, self._on_sigterm)
+            self._previous_handlers = {number: signal.signal(number, self._on_signal) for number in asking_signals()}
         self._write("interrupted", STILL_RUNNING)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._previous_handler is not None and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._previous_handler)
-            self._previous_handler = None
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in self._previous_handlers.items():
+                signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+            self._previous_handlers = {}
         if isinstance(error, SystemExit) and self._raised is not None:
             error = self._raised  # Lightning turns a KeyboardInterrupt into an exit with code 1
         status = status_of(error)
@@ -143,7 +150,7 @@ class RecordWriter(Callback):
             # Lightning leaves with code 0 after SIGTERM, which a scheduler would take for a finished run, and 1 after Ctrl-C
             raise SystemExit(128 + (self._signalled or signal.SIGTERM)) from error
 
-    def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
         again, self._signalled = self._signalled is not None, number
         if self._training and not again:
             return  # Lightning's own handler ends the fit after this step, when a checkpoint can be written

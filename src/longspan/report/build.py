@@ -5,13 +5,14 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from longspan.records.atomic import write_text
 from longspan.report import figures, html_page, markdown, tables
 from longspan.report.charts import Chart, accuracy_charts
-from longspan.report.collect import collect, copied
+from longspan.report.collect import Collection, collect, copied
 from longspan.report.content import Content
 from longspan.report.groups import Section, sections
 from longspan.report.scaling import of_section, read_benchmark
@@ -52,6 +53,7 @@ def write_report(
         raise CostAxisError(f"cost is {cost!r}; it must be one of {', '.join(COST_AXES)}")
     folder = Path(folder)
     collection = collect(paths, folder / "records")
+    collection = usable(collection, reference, cost)
     if keep_records:
         collection = copied(collection, folder / "records")
     found, repeats = sections(collection, reference)
@@ -85,6 +87,31 @@ def write_report(
     if wandb_project:
         log_report(wandb_project, title, filled, folder, cost)
     return page
+
+
+def usable(collection: Collection, reference: str, cost: str) -> Collection:
+    """The same without records of which no page can be made: they fit the schema, and something in them is of another kind
+    than any run leaves. They are named among those that cannot be read."""
+    runs, broken = [], list(collection.broken)
+    for run in collection.runs:
+        try:
+            _pages_of(Collection(runs=[run]), reference, cost)
+        except Exception as error:  # whatever a stranger's values make the page's code raise
+            broken.append((run.path, f"no page can be made of it ({type(error).__name__}: {str(error)[:200]})"))
+        else:
+            runs.append(run)
+    return replace(collection, runs=runs, broken=broken)
+
+
+def _pages_of(collection: Collection, reference: str, cost: str) -> None:
+    found, repeats = sections(collection, reference)
+    filled = [(section, tables.rows_of(section, cost)) for section in found]
+    content = Content("", collection, filled, repeats, cost, {}, figures.colours_of(found), [], [])
+    tables.csv_text(filled)
+    for section, rows in filled:
+        tables.latex(section, rows)
+    markdown.page(content)
+    html_page.page(content)
 
 
 def draw_scaling(benchmark: Path, target: Path) -> Path | None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from longspan.records.plain import LARGEST_FIGURE
 from longspan.report.curves import Line
 from longspan.report.groups import RunGroup, Section
 
@@ -115,8 +116,8 @@ def _read(held: Any, line: Callable[[Any], Line]) -> Line:
         return []
     told = held.get("test", held.get("val"))
     try:
-        return line(told)
-    except (TypeError, KeyError, ValueError):
+        return [(x, y) for x, y in line(told) if abs(x) <= LARGEST_FIGURE and abs(y) <= LARGEST_FIGURE]  # and no NaN
+    except (TypeError, KeyError, ValueError, OverflowError):
         return []
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from longspan.records.inert import markdown_block, markdown_code, markdown_text
 from longspan.report import tables, words
 from longspan.report.collect import Collection, Found
 from longspan.report.content import Content
@@ -25,15 +26,15 @@ FITTED = "Exponents are fitted by least squares of logarithms over all lengths: 
 
 def page(content: Content) -> str:
     """The whole page; its pictures are files beside it."""
-    lines = [f"# {content.title}", "", words.overview(content.collection, content.sections), ""]
+    lines = [f"# {markdown_text(content.title)}", "", words.overview(content.collection, content.sections), ""]
     for place, (section, rows) in enumerate(content.filled):
-        lines += [f"## {section.title}", "", words.finding(section, rows, content.cost), ""]
+        lines += [f"## {markdown_text(section.title)}", "", markdown_text(words.finding(section, rows, content.cost)), ""]
         drawn = content.pictures.get(place, {})
         if "cost" in drawn:
-            lines += [f"![{section.primary} against {COST_AXES[content.cost][1]}]({drawn['cost'].name})", ""]
+            lines += [f"![{markdown_text(section.primary)} against {COST_AXES[content.cost][1]}]({drawn['cost'].name})", ""]
         if rows:
             lines += [tables.markdown(section, rows), "", _legend(section, rows, content.cost), ""]
-        lines += [f"- {note}" for note in words.notes(section, rows, content.cost)]
+        lines += [f"- {markdown_text(note)}" for note in words.notes(section, rows, content.cost)]
         for kind, said in PICTURES.items():
             if kind in drawn:
                 lines += ["", f"![{said}]({drawn[kind].name})"]
@@ -41,10 +42,10 @@ def page(content: Content) -> str:
             lines += ["", *_growth(grown)]
         lines.append("")
     for (path, scaling), picture in zip(content.benchmarks, content.benchmark_pictures, strict=True):
-        lines += [f"## {scaling.title}", ""]
+        lines += [f"## {markdown_text(scaling.title)}", ""]
         if picture is not None:
             lines += [f"![time and memory against the length]({picture.name})", ""]
-        lines += [*_growth(scaling), "", f"`{path}`: `{scaling.command}`", ""]
+        lines += [*_growth(scaling), "", f"{markdown_code(path)}: {markdown_code(scaling.command)}", ""]
     lines += _troubles(content.collection, content.repeats)
     lines += _repeat(content.collection)
     return "\n".join(lines).rstrip() + "\n"
@@ -55,12 +56,12 @@ def _growth(scaling: Scaling) -> list[str]:
         return ["Nothing in it was measured at two lengths."]
     names = scaling.headings()
     lines = ["| " + " | ".join(names) + " |", "|" + "|".join([" :-- "] + [" --: "] * (len(names) - 1)) + "|"]
-    lines += ["| " + " | ".join(text.replace("|", "\\|") for text in scaling.cells(line)) + " |" for line in scaling.lines]
-    return [*lines, "", " ".join([*scaling.notes, FITTED])]
+    lines += ["| " + " | ".join(markdown_text(text) for text in scaling.cells(line)) + " |" for line in scaling.lines]
+    return [*lines, "", markdown_text(" ".join([*scaling.notes, FITTED]))]
 
 
 def _legend(section: Section, rows: Sequence[Row], cost: str) -> str:
-    bold = f"Bold: on the Pareto front of {section.primary} against {COST_AXES[cost][1]}. "
+    bold = f"Bold: on the Pareto front of {markdown_text(section.primary)} against {COST_AXES[cost][1]}. "
     return (
         f"{bold if any(row.on_front for row in rows) else ''}±: standard deviation over seeds. "
         f"Difference: paired by seed, with its 95 % interval (Student's t). Density: live pairs over all pairs."
@@ -79,32 +80,32 @@ def _troubles(collection: Collection, repeats: list[Found]) -> list[str]:
         for run in collection.unfinished:
             record = run.record
             error = (record.error or "").splitlines()[:1]
-            lines.append(
-                f"| {record.variant_name} | {'' if record.seed is None else record.seed} | {record.status.replace('_', ' ')} "
-                f"| {duration(record.seconds)} | {_cell(error[0] if error else '')} | `{run.path}` |"
-            )
+            told = [
+                markdown_text(record.variant_name),
+                "" if record.seed is None else str(record.seed),
+                record.status.replace("_", " "),
+                duration(record.seconds),
+                markdown_text(error[0] if error else "", 120),
+                markdown_code(run.path),
+            ]
+            lines.append(f"| {' | '.join(told)} |")
         lines.append("")
     if collection.broken:
         lines += ["## Records that cannot be read", ""]
-        lines += [f"- `{path}`: {reason}" for path, reason in collection.broken] + [""]
+        lines += [f"- {markdown_code(path)}: {markdown_text(reason)}" for path, reason in collection.broken] + [""]
     if repeats:
         lines += ["## Runs left out, since a later one repeats them", ""]
-        lines += [f"- `{run.path}` ({run.record.variant_name}, seed {run.record.seed})" for run in repeats] + [""]
+        for run in repeats:
+            lines.append(f"- {markdown_code(run.path)} ({markdown_text(run.record.variant_name)}, seed {run.record.seed})")
+        lines.append("")
     return lines
-
-
-def _cell(text: str, limit: int = 120) -> str:
-    cut = text if len(text) <= limit else text[: limit - 1] + "…"
-    return cut.replace("|", "\\|")
 
 
 def _repeat(collection: Collection) -> list[str]:
     if not collection.runs:
         return []
-    lines = ["## To repeat it", "", "```bash"]
-    lines += words.commands(collection.complete)
-    lines += ["```", ""]
+    lines = ["## To repeat it", "", *markdown_block(words.commands(collection.complete), "bash"), ""]
     for count, details in words.environments(collection.runs):
         versions = ", ".join(f"{name} {value}" for name, value in details["versions"].items())
-        lines.append(f"- {count}: commit {details['commit']}; {details['hardware']}; {versions}")
+        lines.append("- " + markdown_text(f"{count}: commit {details['commit']}; {details['hardware']}; {versions}"))
     return lines

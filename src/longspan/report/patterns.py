@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from longspan.report.groups import RunGroup, Section
 
+MOST_CELLS = 1024  # a side
 _FUTURE = (0, 0, 0, 0)  # what a causal model never sees is left clear
 
 
@@ -37,6 +38,8 @@ def _of_group(group: RunGroup) -> Sketch | None:
         try:
             first = held[0]  # type: ignore[index]
             rows, causal = first["rows"], bool(first["causal"])
+            if not 1 <= len(rows) <= MOST_CELLS or any(len(row) != len(rows[0]) for row in rows) or len(rows[0]) > MOST_CELLS:
+                continue  # no picture
             cells = [
                 [None if causal and key > query else int(shade, 16) / 15 for key, shade in enumerate(row)]
                 for query, row in enumerate(rows)

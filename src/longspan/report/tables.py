@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from longspan.records.inert import inert, markdown_text
 from longspan.records.ranking import better
 from longspan.report.groups import RunGroup, Section
 from longspan.report.numbers import MISSING, plain_number, prefixed, with_spread
@@ -146,10 +147,10 @@ def _signed(value: float) -> str:
 
 def markdown(section: Section, rows: list[Row]) -> str:
     """A GitHub table; rows of the Pareto front are bold."""
-    names = headings(section)
+    names = [markdown_text(name) for name in headings(section)]
     lines = ["| " + " | ".join(names) + " |", "|" + "|".join([" :-- "] + [" --: "] * (len(names) - 1)) + "|"]
     for row in rows:
-        texts = [text.replace("|", "\\|") for text in cells(section, row)]
+        texts = [markdown_text(text) for text in cells(section, row)]
         if row.on_front:
             texts[0] = f"**{texts[0]}**"
         lines.append("| " + " | ".join(texts) + " |")
@@ -172,7 +173,8 @@ def csv_text(tables: list[tuple[Section, list[Row]]]) -> str:
         for row in rows:
             d = row.difference
             writer.writerow(
-                [section.title, row.variant, row.label, row.n, section.primary, section.metrics[section.primary or ""]]
+                [inert(section.title), inert(row.variant), inert(row.label), row.n, inert(section.primary)]
+                + [section.metrics[section.primary or ""]]
                 + [row.mean, row.sd, row.baseline, row.beats]
                 + ([d.pairs, d.mean, d.low, d.high] if d else [None] * 4)
                 + [row.on_front]
@@ -214,7 +216,15 @@ def scaling_csv(scalings: list[Scaling]) -> str:
             memory = dict(line.memory)
             for length, ms in line.time:
                 writer.writerow(
-                    [scaling.title, line.label, int(length), ms, memory.get(length), line.time_exponent, line.memory_exponent]
+                    [
+                        inert(scaling.title),
+                        inert(line.label),
+                        int(length),
+                        ms,
+                        memory.get(length),
+                        line.time_exponent,
+                        line.memory_exponent,
+                    ]
                 )
     return buffer.getvalue()
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from longspan.records.ranking import better
 from longspan.report.collect import Collection, Found
+from longspan.report.equals import differing, keep_every_pair
 from longspan.report.groups import Section
 from longspan.report.numbers import duration, plain_number, prefixed
 from longspan.report.tables import COST_AXES, Row, difference_text
@@ -30,6 +31,8 @@ def finding(section: Section, rows: Sequence[Row], cost: str) -> str:
     if len(best) == 1 and best[0].costs.get(name) is not None:
         said += f" at {prefixed(best[0].costs[name]).strip()} {words}"
     said += "."
+    if unequal := differing(section):
+        said = f"Not comparable as they stand: {'; '.join(unequal)}. Among all of them: {said}"
     reference = next((row for row in known if row.variant == section.reference), None)
     said += _cheapest_as_good(known, reference, name, words, higher)
     losers = [row.label for row in known if row.beats is False]
@@ -83,6 +86,12 @@ def notes(section: Section, rows: Sequence[Row], cost: str) -> list[str]:
         found.append("One seed for some variants: no standard deviation and no interval there; differences may be chance.")
     elif len(set(seeds.values())) > 1:
         found.append("Variants have different numbers of seeds; differences use the seeds that both have.")
+    if whole := keep_every_pair(section):
+        verb = "keeps" if len(whole) == 1 else "keep"
+        found.append(
+            f"{', '.join(whole)} {verb} every pair at this length, as full attention does: what differs there is not the "
+            "pattern. Take longer sequences, or a smaller window or block."
+        )
     hardware = Counter(hardware_of(run) for group in section.groups for run in group.runs)
     if len(hardware) > 1:
         found.append(

@@ -18,6 +18,7 @@ from longspan.config.reachable import check_reachable
 from longspan.config.values import check_values
 from longspan.training.callbacks.checkpoint_config import CONFIG, load_checkpoint, stored
 from longspan.training.checkpoint_files import damage
+from longspan.training.fitting_checkpoint import check_whole_state
 
 log = logging.getLogger(__name__)
 
@@ -44,13 +45,14 @@ def resume_from(config: Mapping[str, Any]) -> str | None:
     else:
         first = Path(asked)
         if not first.is_file() or damage(first) is None:
-            load_checkpoint(first, key="ckpt_path")
+            check_whole_state(load_checkpoint(first, key="ckpt_path"), first)
             return str(first)
         candidates = [first, *(path for path in by_age(first.parent) if path != first)]
     for path in candidates:
         wrong = damage(path)
         if wrong is None:
             checkpoint = load_checkpoint(path, key="ckpt_path")
+            check_whole_state(checkpoint, path)
             if str(asked) == AUTO:
                 _check_same_run(checkpoint.get(CONFIG, {}), config, path)
             log.warning("ckpt_path=%s: going on from %s, step %s", asked, path, checkpoint.get("global_step"))

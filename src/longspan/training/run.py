@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,12 @@ from omegaconf import OmegaConf
 
 from longspan.config.checks import check_machine, check_targets
 from longspan.config.errors import CheckpointError
-from longspan.models import warm_start
+from longspan.models import WarmStart, WarmStartError, warm_start
 from longspan.records import RecordWriter
 from longspan.report import print_summary
 from longspan.training.assemble import assemble
 from longspan.training.build import always, build_callbacks, build_named, build_trainer, check_monitors
+from longspan.training.callbacks.checkpoint_config import load_weights
 from longspan.training.checkpoint_files import damage
 from longspan.training.console import quiet_libraries
 from longspan.training.launched import check_world, own_folder
@@ -96,10 +96,12 @@ def best_checkpoint(trainer: pl.Trainer) -> str | None:
     return path if wrong is None else None
 
 
-def _check_undamaged(path: str) -> None:
-    """Of what a run starts from; another kind of file than torch's is for its reader to refuse."""
-    if zipfile.is_zipfile(path) and (wrong := damage(path)) is not None:
-        raise CheckpointError(f"init_from={path} is damaged ({wrong}). Give another of its folder.")
+def _started_from(task: pl.LightningModule, path: str) -> WarmStart:
+    weights = load_weights(path, key="init_from")
+    try:
+        return warm_start(task, weights)
+    except WarmStartError as error:
+        raise CheckpointError(f"init_from={path}: {error}") from error
 
 
 def _primary(task: pl.LightningModule, record: RecordWriter) -> float | None:

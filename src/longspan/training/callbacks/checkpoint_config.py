@@ -39,6 +39,28 @@ def load_checkpoint(path: str | Path, *, key: str = "checkpoint") -> dict[str, A
     Raises:
         CheckpointError: no such file, or not a checkpoint.
     """
+    checkpoint = _read(path, key)
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise CheckpointError(f"{key}={path} holds no state_dict; give a checkpoint that train.py wrote.")
+    check_tensors(checkpoint["state_dict"], f"{key}={path}")
+    return checkpoint
+
+
+def load_weights(path: str | Path, *, key: str) -> dict[str, Any]:
+    """The weights of a checkpoint, or of a file that holds a state dict alone, under their names.
+
+    Raises:
+        CheckpointError: no such file, or no weights in it.
+    """
+    content = _read(path, key)
+    weights = content.get("state_dict", content) if isinstance(content, dict) else content
+    if not isinstance(weights, dict) or not weights or not all(isinstance(one, torch.Tensor) for one in weights.values()):
+        raise CheckpointError(f"{key}={path} holds no weights: neither a run's checkpoint nor a state dict")
+    check_tensors(weights, f"{key}={path}")
+    return weights
+
+
+def _read(path: str | Path, key: str) -> Any:
     file = Path(path)
     if file.is_dir():
         found = sorted(file.rglob("*.ckpt"))
@@ -49,13 +71,10 @@ def load_checkpoint(path: str | Path, *, key: str = "checkpoint") -> dict[str, A
     if (wrong := damage(file)) is not None:
         raise CheckpointError(f"{key}={path} is damaged or no checkpoint ({wrong}). Give another of its folder.")
     try:
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+        return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise CheckpointError(f"{key}={path} cannot be read as a checkpoint: {error}") from error
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise CheckpointError(f"{key}={path} holds no state_dict; give a checkpoint that train.py wrote.")
-    check_tensors(checkpoint["state_dict"], f"{key}={path}")
-    return checkpoint
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{key}={path} cannot be read as a checkpoint: {said[:300]}") from error
 
 
 def check_tensors(weights: Any, where: str) -> None:

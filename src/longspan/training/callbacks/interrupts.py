@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM, a scheduler's warning: the step in hand is finished, a checkpoint is saved, then the run ends."""
+"""Ctrl-C, SIGTERM, a closed terminal, a scheduler's warning: the step is finished, a checkpoint saved, then the run ends."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from longspan.training.launched import requeue
 
 log = logging.getLogger(__name__)
 
-# SIGUSR1 is what `sbatch --signal=USR1@90` sends some time before the end
-ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+# SIGUSR1 is what `sbatch --signal=USR1@90` sends some time before the end, SIGHUP what a closed terminal leaves behind
+ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 class SaveOnInterrupt(pl.Callback):
@@ -53,6 +53,8 @@ class SaveOnInterrupt(pl.Callback):
         self._trainer, self._asked, self._agreed = trainer, None, False
         before = getattr(trainer._signal_connector, "_original_handlers", {})
         for number in ASKING:
+            if signal.getsignal(number) is signal.SIG_IGN:
+                continue  # as nohup asks for
             now = signal.signal(number, self._on_signal)
             # Lightning's own SIGTERM handler is left out, not whoever was there before it
             self._previous[number] = before.get(number, now)
