@@ -67,14 +67,14 @@ def _run(config: dict[str, Any], output_dir: Path) -> float | None:
         seed_run(config["seed"])
         datamodule, task, facts = assemble(here)
         if config["init_from"] and resume is None:  # what is resumed has weights of its own
-            _check_undamaged(config["init_from"])
-            log.info("init_from=%s\n%s", config["init_from"], warm_start(task, config["init_from"]))
+            log.info("init_from=%s\n%s", config["init_from"], _started_from(task, config["init_from"]))
         loggers = build_named(here, "logger")
         callbacks = [*always(config, facts, size), *build_callbacks(here, loggers), record]
         check_monitors(callbacks, task)
         trainer = build_trainer(here, callbacks, loggers)
         show_overview(overview(here, size, datamodule, task, trainer, resume), config["name"])
-        trainer.fit(task, datamodule, ckpt_path=resume, weights_only=True)
+        with fitting_checkpoint(resume, config):
+            trainer.fit(task, datamodule, ckpt_path=resume, weights_only=True)
         if config["test"]:
             trainer.test(task, datamodule, ckpt_path=best_checkpoint(trainer), weights_only=True, verbose=False)
     if trainer.is_global_zero and record.record is not None:
