@@ -20,6 +20,7 @@ from longspan.training.build import always, build_callbacks, build_named, build_
 from longspan.training.callbacks.checkpoint_config import load_weights
 from longspan.training.checkpoint_files import damage
 from longspan.training.console import quiet_libraries
+from longspan.training.fitting_checkpoint import fitting_checkpoint
 from longspan.training.launched import check_world, own_folder
 from longspan.training.overview import overview, show_overview
 from longspan.training.resume import keep_logs, resume_from
