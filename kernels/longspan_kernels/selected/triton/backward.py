@@ -24,7 +24,8 @@ def triton_backward(
     lengths, segments = companions(chosen)
     picks = from_16_bytes(chosen.picks.contiguous())
     rows = torch.empty((*lse.shape, 2), dtype=torch.float32, device=q.device)
-    launches.numbers_of_rows(out, dout, lse, None if dlse is None else from_16_bytes(dlse.contiguous()), rows)
+    dlse = None if dlse is None else from_16_bytes(dlse.contiguous())
+    launches.numbers_of_rows[dlse is not None](out, dout, lse, dlse, rows)
 
     start = from_16_bytes(chosen.start)
     cut, columns, sums = launches.keys

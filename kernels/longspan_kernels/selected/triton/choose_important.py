@@ -13,10 +13,11 @@ import triton.language as tl
 from torch import Tensor
 
 from longspan_kernels.block_sparse.args import from_16_bytes, width_of
-from longspan_kernels.launch.launcher import Launch, Plan, on_its_device
+from longspan_kernels.launch.launcher import Launch, on_its_device
 from longspan_kernels.selected.triton.call_layout import by_rows, in_units
 from longspan_kernels.selected.triton.choose_kernels import none_yet, with_chunk
 from longspan_kernels.selected.triton.common import LOG2E, elements, of_row, rows_at, tokens_of
+from longspan_kernels.selected.triton.planned import planned
 
 VARYING = ["q_b", "q_h", "q_t", "length", "compressed", "tiles", "kv_heads"]
 
@@ -110,10 +111,10 @@ def triton_choose_important(
     out = torch.empty((B, Hkv, T, picks), dtype=torch.int32, device=q.device)
     rows = 32 if q.dtype == torch.float32 or D > 128 else 64
     tiles = -(-T // rows)
-    plan = Plan(choose_by_importance, tiles * B * Hkv, {
-        "q_b": q_b, "q_h": q_h, "q_t": q_t, "length": T, "compressed": nc, "tiles": tiles,
-        "kv_heads": Hkv, "scale": D**-0.5, "G": H // Hkv, "D": D, "BD": width_of(D), "BM": rows, "BN": 32, "N": picks - 1,
-        "SIZE": block_size, "SPAN": compressed_block // stride, "STRIDES": block_size // stride, "CAUSAL": causal,
-    }, Launch(4, 2))  # fmt: skip
-    plan(q, keys, lse, lengths, out)
+    numbers = {
+        "q_b": q_b, "q_h": q_h, "q_t": q_t, "length": T, "compressed": nc, "tiles": tiles, "kv_heads": Hkv, "scale": D**-0.5,
+        "G": H // Hkv, "D": D, "BD": width_of(D), "BM": rows, "BN": 32, "N": picks - 1, "SIZE": block_size,
+        "SPAN": compressed_block // stride, "STRIDES": block_size // stride, "CAUSAL": causal,
+    }  # fmt: skip
+    planned(choose_by_importance, tiles * B * Hkv, Launch(4, 2), q, keys, lse, lengths, out, **numbers)
     return out

@@ -23,7 +23,8 @@ from torch import Tensor
 from longspan_kernels.block_sparse.args import alignment, from_16_bytes, readable, width_of
 from longspan_kernels.block_sparse.triton.common import end_of
 from longspan_kernels.block_sparse.triton.tuning import SMALLEST, shared_memory
-from longspan_kernels.launch.launcher import SMALL, Launch, Plan, on_its_device
+from longspan_kernels.launch.launcher import SMALL, Launch, on_its_device
+from longspan_kernels.selected.triton.planned import planned
 
 PARTS = {torch.bfloat16: 1, torch.float16: 2, torch.float32: 3}  # bfloat16 numbers, 8 bits each, that hold one of a dtype
 CANDIDATES = 64  # scored at a time
@@ -213,12 +214,13 @@ def triton_choose(q: Tensor, means: Tensor, lengths: Tensor | None, picks: int, 
     # Two programs of 8 warps fit a processor then: while one picks, the other's products run. No more picks go without spills.
     registers = 128 if block_q == 128 and picks < 16 else None
     q_b, q_h, q_t, _ = q.stride()
-    plan = Plan(choose_by_means, lines * B * H, {
+    numbers = {
         "q_b": q_b, "q_h": q_h, "q_t": q_t, "q_len": T, "blocks": blocks, "owners": H, "lines": lines, "batch": B, "D": D,
         "BD": width_of(D), "BM": block_q, "BN": block_n, "N": picks, "SIZE": block_size, "SHARE": H // Hkv,
         "PARTS": PARTS[q.dtype], "CAUSAL": causal, "ALIGN": alignment(D, q), "INTERPRETED": not q.is_cuda,
-    }, Launch(8 if block_q == 128 else 4, 2, registers=registers))  # fmt: skip
-    plan(q, split, lengths, out)
+    }  # fmt: skip
+    launch = Launch(8 if block_q == 128 else 4, 2, registers=registers)
+    planned(choose_by_means, lines * B * H, launch, q, split, lengths, out, **numbers)
     return out
 
 
@@ -233,11 +235,11 @@ def triton_choose_scored(
     block_q = 32  # scores take no shared memory, and small tiles hide the wait for them
     lengths = None if lengths is None else from_16_bytes(lengths.contiguous())
     s_b, s_h, s_t, _ = scores.stride()
-    plan = Plan(choose_by_scores, -(-rows // block_q) * B * H, {
+    numbers = {
         "s_b": s_b, "s_h": s_h, "s_t": s_t, "q_len": length, "rows": rows, "first_row": first_row, "blocks": blocks,
         "owners": H, "batch": B, "BM": block_q, "BN": CANDIDATES, "N": picks, "SIZE": block_size, "CAUSAL": causal,
-    }, SMALL)  # fmt: skip
-    plan(scores, lengths, out)
+    }  # fmt: skip
+    planned(choose_by_scores, -(-rows // block_q) * B * H, SMALL, scores, lengths, out, **numbers)
     return out
 
 

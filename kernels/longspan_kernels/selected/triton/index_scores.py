@@ -12,8 +12,9 @@ from torch import Tensor
 
 from longspan_kernels.block_sparse.args import from_16_bytes, width_of
 from longspan_kernels.block_sparse.triton.common import interprets_bfloat16
-from longspan_kernels.launch.launcher import Launch, Plan, on_its_device
+from longspan_kernels.launch.launcher import Launch, on_its_device
 from longspan_kernels.selected.triton.common import of_row, rows_at
+from longspan_kernels.selected.triton.planned import planned
 
 
 @triton.jit(do_not_specialize=["rows", "keys", "tiles"])
@@ -67,7 +68,8 @@ def triton_compact(scores: Tensor, least: Tensor, equals: Tensor, out: Tensor) -
     rows, keys = scores.shape
     numbers = {"keys": keys, "width": out.shape[1], "out_row": out.stride(0), "BN": 1024}
     aligned = out if out.data_ptr() % 16 == 0 else out.clone()
-    Plan(compact_best, rows, numbers, Launch(4, 1))(scores, from_16_bytes(least), from_16_bytes(equals), aligned)
+    tensors = (scores, from_16_bytes(least), from_16_bytes(equals), aligned)
+    planned(compact_best, rows, Launch(4, 1), *tensors, **numbers)
     if aligned is not out:
         out.copy_(aligned)
 
@@ -83,5 +85,6 @@ def triton_index_scores(queries: Tensor, keys: Tensor, weights: Tensor) -> Tenso
     side = 128 if queries.dtype.itemsize == 2 and E <= 128 else 32
     tiles = -(-C // side)
     numbers = {"rows": C, "keys": S, "tiles": tiles, "J": J, "E": E, "BE": width_of(E), "BM": side, "BN": side}
-    Plan(index_scores, tiles * -(-S // side), numbers, Launch(8 if side > 32 else 4, 2))(queries, keys, weights, out)
+    launch = Launch(8 if side > 32 else 4, 2)
+    planned(index_scores, tiles * -(-S // side), launch, queries, keys, weights, out, **numbers)
     return out

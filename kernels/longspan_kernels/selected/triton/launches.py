@@ -41,6 +41,7 @@ class Shape:
     device: torch.device
     q_strides: tuple[int, ...]
     kv_strides: tuple[int, ...]
+    companions: tuple[torch.dtype | None, ...]  # of lengths, segments and seed: kernels differ where one is absent
 
     @property
     def group(self) -> int:
@@ -94,7 +95,7 @@ def shape_of(q: Tensor, k: Tensor, chosen: Selection) -> Shape:
     (B, H, T, D), (_, P, _, n) = q.shape, chosen.picks.shape
     return Shape(
         B, H, k.shape[1], P, T, D, n, chosen.block_size, chosen.causal, chosen.scale, chosen.dropout_p, q.dtype, q.device,
-        in_units(q), in_units(k),
+        in_units(q), in_units(k), tuple(None if x is None else x.dtype for x in (chosen.lengths, chosen.segments, chosen.seed)),
     )  # fmt: skip
 
 
@@ -236,12 +237,13 @@ class Launches:
         return s.batch * max(served.pickers for served in self.served) * self.slots * 2 * s.block_size * s.width
 
     @cached_property
-    def numbers_of_rows(self) -> Plan:
+    def numbers_of_rows(self) -> dict[bool, Plan]:
+        """With and without a gradient of the log-sum-exp."""
         s, rows = self.shape, 64
         tiles = -(-s.length // rows)
         numbers = {"do_b": s.q_strides[0], "do_h": s.q_strides[1], "do_t": s.q_strides[2], "length": s.length, "tiles": tiles,
                    "HEADS": s.heads, "D": s.width, "BD": width_of(s.width), "BM": rows}  # fmt: skip
-        return Plan(row_numbers, tiles * s.batch * s.heads, numbers, configs.MERGE)
+        return {given: Plan(row_numbers, tiles * s.batch * s.heads, numbers, configs.MERGE) for given in (False, True)}
 
 
 @lru_cache(maxsize=256)

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from longspan_kernels.block_sparse.args import from_16_bytes, width_of
 from longspan_kernels.block_sparse.triton.common import interprets_bfloat16
-from longspan_kernels.launch.launcher import Launch, Plan, on_its_device
+from longspan_kernels.launch.launcher import Launch, on_its_device
 from longspan_kernels.selected.lists import queries_of_blocks
 from longspan_kernels.selected.triton import configs
 from longspan_kernels.selected.triton.backward_kernels import row_numbers
 from longspan_kernels.selected.triton.call_layout import in_units, laid_out, like_queries
+from longspan_kernels.selected.triton.planned import planned
 from longspan_kernels.selected.triton.token_kernels import add_tokens, attend_tokens, differentiate_tokens
 
 
@@ -31,15 +32,6 @@ def _numbers(batch, heads, kv_heads, length, width, picks, scale, q_strides, kv_
     }  # fmt: skip
 
 
-@lru_cache(maxsize=1024)
-def _plan(kernel, programs: int, launch: Launch, device: torch.device, dtype: torch.dtype, numbers: tuple) -> Plan:
-    return Plan(kernel, programs, dict(numbers), launch)
-
-
-def _planned(kernel, programs: int, launch: Launch, q: Tensor, **numbers) -> Plan:
-    return _plan(kernel, programs, launch, q.device, q.dtype, tuple(numbers.items()))
-
-
 @on_its_device
 def triton_tokens_forward(q: Tensor, k: Tensor, v: Tensor, picks: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """out [B, H, T, D] and lse [B, H, T]."""
@@ -52,8 +44,8 @@ def triton_tokens_forward(q: Tensor, k: Tensor, v: Tensor, picks: Tensor, scale:
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
     numbers = _numbers(B, H, Hkv, T, D, picks.shape[2], scale, in_units(q), in_units(k))
     tile = configs.tokens_tile(D, q.dtype.itemsize)
-    plan = _planned(attend_tokens, B * Hkv * T, tile.launch, q, BN=tile.keys, **numbers)
-    plan(q, k, v, from_16_bytes(picks.contiguous()), out, lse)
+    picks = from_16_bytes(picks.contiguous())
+    planned(attend_tokens, B * Hkv * T, tile.launch, q, k, v, picks, out, lse, BN=tile.keys, **numbers)
     return out, lse
 
 
@@ -72,8 +64,8 @@ def triton_tokens_backward(
     rows = torch.empty((*lse.shape, 2), dtype=torch.float32, device=q.device)
     tiles = -(-T // 64)
     strides = dict(zip(("do_b", "do_h", "do_t"), in_units(q), strict=True))
-    _planned(row_numbers, tiles * B * H, configs.MERGE, q, length=T, tiles=tiles, HEADS=H, D=D, BD=width_of(D), BM=64,
-             **strides)(out, dout, lse, None, rows)  # fmt: skip
+    planned(row_numbers, tiles * B * H, configs.MERGE, out, dout, lse, None, rows, length=T, tiles=tiles, HEADS=H, D=D,
+            BD=width_of(D), BM=64, **strides)  # fmt: skip
     numbers = _numbers(B, H, Hkv, T, D, n, scale, in_units(q), in_units(k))
     row_bytes = B * Hkv * n * D * 2 * q.dtype.itemsize
     chunk = min(T, max(16, configs.TOKEN_BYTES // row_bytes))
@@ -83,15 +75,12 @@ def triton_tokens_backward(
     part_k, part_v = (torch.empty(B * Hkv * chunk * n * D, dtype=q.dtype, device=q.device) for _ in range(2))
     tile = configs.tokens_tile(D, q.dtype.itemsize)
     for start in range(0, T, chunk):
-        plan = _planned(
-            differentiate_tokens, B * Hkv * chunk, tile.launch, q, start=start, chunk=chunk, BN=tile.keys, **numbers
-        )
-        plan(q, k, v, dout, rows, picks, dq, part_k, part_v)
+        planned(differentiate_tokens, B * Hkv * chunk, tile.launch, q, k, v, dout, rows, picks, dq, part_k, part_v,
+                start=start, chunk=chunk, BN=tile.keys, **numbers)  # fmt: skip
         here = picks[:, start : start + chunk]
         if here.shape[1] < chunk:
             here = torch.nn.functional.pad(here, (0, 0, 0, chunk - here.shape[1]), value=-1)
         order, first = queries_of_blocks(here[:, None], None, T)
-        add = _planned(add_tokens, B * Hkv * T, Launch(1, 1), q, length=T, kv_heads=Hkv, chunk=chunk, n=n, D=D, BD=width_of(D),
-                       BN=16, ADD=start > 0)  # fmt: skip
-        add(part_k, part_v, order, first, dk, dv)
+        planned(add_tokens, B * Hkv * T, Launch(1, 1), part_k, part_v, order, first, dk, dv, length=T, kv_heads=Hkv,
+                chunk=chunk, n=n, D=D, BD=width_of(D), BN=16, ADD=start > 0)  # fmt: skip
     return dq, dk.to(k.dtype), dv.to(v.dtype)
