@@ -22,8 +22,15 @@ from longspan_kernels.block_sparse.triton.backward import triton_backward
 from longspan_kernels.block_sparse.triton.forward import triton_forward
 from longspan_kernels.launch import launcher as launching
 from longspan_kernels.linear.triton import launches as linear
+from longspan_kernels.selected.lists import queries_of_blocks
+from longspan_kernels.selected.options import Selection
 from longspan_kernels.selected.triton import choose_kernels
+from longspan_kernels.selected.triton.backward import triton_backward as selected_backward
+from longspan_kernels.selected.triton.choose_important import triton_choose_important
 from longspan_kernels.selected.triton.choose_kernels import triton_choose, triton_choose_scored
+from longspan_kernels.selected.triton.forward import triton_forward as selected_forward
+from longspan_kernels.selected.triton.index_scores import triton_compact, triton_index_scores
+from longspan_kernels.selected.triton.tokens import triton_tokens_backward, triton_tokens_forward
 
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int32: "i32", torch.int64: "i64",
          torch.int8: "i8", torch.int16: "i16"}  # fmt: skip
@@ -101,6 +108,7 @@ def main(capability: int, cases: int = len(CASES)) -> None:
         q, means = torch.zeros(1, 4, 512, width, dtype=dtype), torch.zeros(1, 2, 8, width)
         triton_choose(q, means, None, 3, 64, True)
     triton_choose_scored(torch.zeros(1, 2, 512, 8), None, 0, 512, 3, 64, True)
+    selected()
     for D, Dv, dtype, full in LINEAR[:cases]:
         compile_linear(D, Dv, dtype, full)
 
@@ -114,6 +122,26 @@ def compile_linear(D: int, Dv: int, dtype: torch.dtype, full: bool) -> None:
     places = (decay, runs, torch.zeros(1, dtype=torch.int64)) if full else (None, None, None)
     out, _, states = linear.triton_forward(q, k, v, *places, None, 1.0, False)
     linear.triton_backward(out, None, q, k, v, *places, None, states, 1.0, full)
+
+
+def selected() -> None:
+    """Attention to chosen blocks, small and large, shared by a group or not, and to chosen tokens; and the choices."""
+    for dtype, heads, kv_heads, pickers, picks, size in (
+        (torch.bfloat16, 16, 2, 2, 16, 64), (torch.bfloat16, 4, 4, 4, 3, 512), (torch.float32, 4, 2, 4, 3, 128),
+    ):  # fmt: skip
+        q, k = torch.zeros(1, heads, 1024, 64, dtype=dtype), torch.zeros(1, kv_heads, 1024, 64, dtype=dtype)
+        chosen = torch.zeros(1, pickers, 1024, picks, dtype=torch.int32)
+        order, start = queries_of_blocks(chosen, None, -(-1024 // size))
+        selection = Selection(chosen, order, start, None, None, None, size, True, 0.125, 0.0)
+        out, lse = selected_forward(q, k, k, selection)
+        selected_backward(q, None, q, k, k, out, lse, selection)
+        keys = torch.zeros(1, kv_heads, 63, 64, dtype=dtype)
+        triton_choose_important(q, keys, torch.zeros(1, heads, 1024), None, 8, 64, 32, 16, True)
+        tokens = torch.zeros(1, 1024, 128, dtype=torch.int32)
+        out, lse = triton_tokens_forward(q, k, k, tokens, 0.125)
+        triton_tokens_backward(q, q, k, k, out, lse, tokens, 0.125)
+        scores = triton_index_scores(q[0], k[0, 0], torch.zeros(heads, 1024, dtype=dtype))
+        triton_compact(scores, torch.zeros(1024), torch.zeros(1024, dtype=torch.int32), tokens[0])
 
 
 if __name__ == "__main__":
