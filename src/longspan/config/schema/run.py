@@ -187,6 +187,7 @@ class AveragedWeights(Settings):
 
     decay: Fraction
     update_every_n_steps: Count
+    warm_up: bool
 
 
 @settings_of("longspan.training.callbacks.progress.progress_bar")
