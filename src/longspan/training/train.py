@@ -1,0 +1,54 @@
+"""The training command: what `python train.py` runs, and `longspan-train` from any folder.
+
+longspan-train attention=bigbird
+longspan-train --config-dir my_conf attention=mine
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from longspan.config.command_line import check_command_line, readable_words
+from longspan.config.errors import readable_errors
+from longspan.config.folder import conf_folder
+from longspan.config.resuming import hide_words, shown_again
+from longspan.training.launched import end_with_launcher, launcher_overrides
+from longspan.training.threads import patient_threads
+
+
+def train(conf: Path) -> None:
+    """Reads the command line, checks it, and runs each job that it asks for.
+
+    Args:
+        conf: the folder of config groups.
+    """
+
+    @hydra.main(version_base="1.3", config_path=str(conf.resolve()), config_name="config")
+    def job(config: DictConfig) -> float | None:
+        """One run; returns the figure that a sweep optimises."""
+        # only now: torch and Lightning take seconds to load, a slip on the command line should not
+        from longspan.config.resolved import run_config
+        from longspan.training.resume import resumed_config
+        from longspan.training.run import run
+
+        with readable_errors():
+            words = shown_again()
+            plain = run_config(config)
+            return run(plain if words is None else resumed_config(plain, words, conf))
+
+    patient_threads()
+    end_with_launcher()
+    with readable_errors():
+        sys.argv[1:] = readable_words([*sys.argv[1:], *launcher_overrides(sys.argv[1:])])
+        hide_words()
+    check_command_line(conf)
+    job()
+
+
+def main() -> None:
+    """`longspan-train`."""
+    train(conf_folder())

@@ -1,0 +1,24 @@
+"""`longspan-train`: the same command as train.py, from any folder."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from longspan.config.folder import conf_folder
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_config_folder_is_the_repositorys():
+    assert conf_folder() == ROOT / "conf"
+    wheel = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert '"conf" = "longspan/conf"' in wheel and 'longspan-train = "longspan.training.train:main"' in wheel
+
+
+def test_the_command_reads_its_words_in_any_folder(tmp_path):
+    command = [sys.executable, "-c", "from longspan.training.train import main; main()", "attention=bigbrid"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and "attention=bigbird" in done.stderr and "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
