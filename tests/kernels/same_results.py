@@ -119,8 +119,8 @@ def attention_call(draw: random.Random, g: torch.Generator, device: str) -> tupl
     most = 150 if backend == "triton" else 260  # Triton's interpreter is slow
     k_len = draw.choice((64, 512, 1000, 2048, 4096, 6000) if on_gpu else (draw.randint(1, 60), 128, draw.randint(61, most)))
     q_len = k_len if draw.random() < 0.75 else draw.randint(1, k_len)
-    D = draw.choice((64, 64, 64, 128, 40, 96, 16, 256) if on_gpu else (16, 16, 64, 40))
-    dtypes = [torch.bfloat16, torch.bfloat16, torch.float16, torch.float32] if on_gpu else [torch.float32, torch.float16]
+    D = draw.choice((64, 64, 64, 128, 40) if on_gpu else (16, 16, 64, 40))
+    dtypes = [torch.bfloat16] * 4 + [torch.float16, torch.float32] if on_gpu else [torch.float32, torch.float16]
     if not on_gpu and backend != "triton":
         dtypes += [torch.bfloat16, torch.float64]
     dtype = draw.choice(dtypes)
@@ -224,12 +224,13 @@ def main() -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--save", type=Path)
     parser.add_argument("--against", type=Path)
-    parser.add_argument("--every", type=int, default=1, help="compare each N-th call alone")
+    parser.add_argument("--every", type=int, default=1, help="each N-th call alone")
+    parser.add_argument("--first", type=int, default=0, help="from this one on")
     given = parser.parse_args()
     if given.device == "cpu":
         os.environ["TRITON_INTERPRET"] = "1"
         torch.set_num_threads(1)
-    chosen = set(range(0, given.calls, given.every)) if given.every > 1 else None
+    chosen = set(range(given.first, given.calls, given.every))
     if given.save is not None:
         entries = list(results(given.calls, given.device, chosen))
         given.save.write_text(json.dumps(entries))

@@ -21,7 +21,7 @@ def test_every_kernel_compiles_and_fits(capability, cases):
     done = subprocess.run(words, capture_output=True, text=True, check=False, env=settings, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
     rows = [line.split() for line in done.stdout.splitlines()]
-    names = {"forward_rows", "backward_rows", "backward_columns", "prepare_rows", "add_pieces"}
+    names = {"forward_rows", "backward_rows", "backward_columns", "prepare_rows", "add_splits"}
     names |= {"segment_states", "carry_states", "attend_segments"}
     names |= {"selected_parts", "merge_parts", "selected_columns", "selected_rows", "attend_tokens", "differentiate_tokens"}
     assert names <= {row[0] for row in rows}

@@ -94,7 +94,7 @@ def _element(leaves, mask, extras, b):
 def cutting(request, monkeypatch):
     """Rows and columns whole, or cut into parts of one tile."""
     if request.param != "whole":
-        monkeypatch.setattr(schedule, "SHORTEST_PIECE", 1)
+        monkeypatch.setattr(schedule, "SHORTEST_SPLIT", 1)
 
 
 few = settings(max_examples=10, deadline=None)

@@ -100,7 +100,7 @@ def test_gathered_keys_in_equal_steps_are_computed(monkeypatch, launch, name, q_
 
 
 def test_two_runs_give_the_same_bits(monkeypatch):
-    monkeypatch.setattr(schedule, "SHORTEST_PIECE", 1)
+    monkeypatch.setattr(schedule, "SHORTEST_SPLIT", 1)
     layout = compile_layout([((0, 1), RULES["residues"])], 64, 64, 2, Tiling(16, 16, sizes=(16,), overhead=0))
     for a, b in zip(run(layout, 64, 64, 16)[1], run(layout, 64, 64, 16)[1], strict=True):
         assert torch.equal(a, b)
@@ -120,7 +120,7 @@ def test_residue_classes_are_computed_where_their_tiles_are_regular():
 
 
 def test_schedules_cover_every_entry_once_and_start_the_heaviest(monkeypatch):
-    monkeypatch.setattr(schedule, "SHORTEST_PIECE", 3)
+    monkeypatch.setattr(schedule, "SHORTEST_SPLIT", 3)
     monkeypatch.setattr(schedule, "processors", lambda device: 1000)
     layout = compile_layout([((0, 1), CAUSAL)], 300, 300, 2, Tiling(16, 16))
     component = layout.components[0]
@@ -195,7 +195,7 @@ def test_wide_heads_read_lse_in_pairs_where_lines_grow(name):
 @pytest.mark.parametrize("adding", [False, True])
 def test_halves_of_a_column_add_up_in_place(monkeypatch, adding):
     """The second half waits for the first; flags are down again after each launch; two runs give the same bits."""
-    for name, value in (("SHORTEST_PIECE", 1), ("HALVED", 0.0), ("IN_TWO", 100.0)):
+    for name, value in (("SHORTEST_SPLIT", 1), ("HALVED", 0.0), ("IN_TWO", 100.0)):
         monkeypatch.setattr(schedule, name, value)
     monkeypatch.setattr(schedule, "processors", lambda device: 1)
     ((_, rule),) = Longformer(16, (0, 1, 2)).head_rules(200, 200, 2, False, torch.device("cpu"))
@@ -222,7 +222,7 @@ def test_halves_of_a_column_add_up_in_place(monkeypatch, adding):
 @pytest.mark.parametrize("rule", [RULES["full"], CAUSAL], ids=["full", "causal"])
 def test_pieces_of_rows_and_columns_add_up(monkeypatch, side, rule):
     """A tile of 16 is added up by one program, one of 64 by four."""
-    for name, value in (("SHORTEST_PIECE", 1), ("SHORTEST_CUT", 1), ("IN_TWO", 0.0), ("EVEN", 0.0)):
+    for name, value in (("SHORTEST_SPLIT", 1), ("SHORTEST_CUT", 1), ("IN_TWO", 0.0), ("EVEN", 0.0)):
         monkeypatch.setattr(schedule, name, value)
     monkeypatch.setattr(schedule, "processors", lambda device: 1000)
     layout = compile_layout([((0, 1), rule)], 150, 170, 2, Tiling(side, side, sizes=(side,)))
@@ -235,7 +235,7 @@ def test_pieces_of_rows_and_columns_add_up(monkeypatch, side, rule):
 def test_rows_go_first_where_no_column_is_cut(monkeypatch):
     q = torch.zeros(1, 2, 64, 16)
     for name, piece, first in (("window", 8, True), ("full", 8, True), ("full", 1, False)):
-        monkeypatch.setattr(schedule, "SHORTEST_PIECE", piece)
+        monkeypatch.setattr(schedule, "SHORTEST_SPLIT", piece)
         monkeypatch.setattr(schedule, "SHORTEST_CUT", piece)
         monkeypatch.setattr(schedule, "processors", lambda device: 1000)
         layout = compile_layout([((0, 1), RULES[name])], 64, 64, 2, Tiling(16, 16, sizes=(16,)))

@@ -1,6 +1,6 @@
 """Compiles, without a GPU, every kernel that some calls launch, for a compute capability; prints a line for each.
 
-python tests/shared/compile_kernels.py 90 [CASES]    # kernel, tile, warps, stages, bytes of shared memory
+python tests/shared/compile_kernels.py 90 [CASES]    # kernel, tile, warps, stages, seconds, shared memory
 
 Triton's interpreter takes what its compiler refuses, and knows no shared memory.
 """
@@ -8,12 +8,13 @@ Triton's interpreter takes what its compiler refuses, and knows no shared memory
 from __future__ import annotations
 
 import sys
+import time
 
 import torch
 import triton
-from torch import Tensor
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.compiler import ASTSource, make_backend
+from triton.runtime.jit import create_function_from_signature
 
 from longspan.patterns import BigBird, Fixed, Full, Local, Longformer, Pattern, Strided
 from longspan_kernels.block_sparse.planner import compile_layout, granularity
@@ -32,8 +33,6 @@ from longspan_kernels.selected.triton.forward import triton_forward as selected_
 from longspan_kernels.selected.triton.index_scores import triton_compact, triton_index_scores
 from longspan_kernels.selected.triton.tokens import triton_tokens_backward, triton_tokens_forward
 
-TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int32: "i32", torch.int64: "i64",
-         torch.int8: "i8", torch.int16: "i16"}  # fmt: skip
 CASES: list[tuple[Pattern, bool, int, torch.dtype]] = [
     (BigBird(64, 3, 1, 2), False, 64, torch.bfloat16),
     (Longformer(256, (0, 5)), False, 128, torch.bfloat16),
@@ -53,46 +52,37 @@ _seen: set[tuple] = set()
 def compiles(capability: int) -> None:
     """From here on a launch compiles its kernel, once for each set of compile-time values, and runs nothing."""
 
+    target = GPUTarget("cuda", capability, 32)
+    backend = make_backend(target)
+
     def dispatch(plan: launching.Plan, tensors: tuple) -> None:
-        kernel, numbers, choice = plan.kernel, plan.numbers, plan.choice
-        signature, constants, attributes = {}, {}, {}
-        given = dict(zip(kernel.arg_names, tensors, strict=False))
-        for number, parameter in enumerate(kernel.params):
-            name, at = parameter.name, (number,)
-            value = given[name] if name in given else numbers[name]
-            if value is None or parameter.is_constexpr:
-                signature[name], constants[at] = "constexpr", value
-            elif isinstance(value, Tensor):
-                signature[name], attributes[at] = f"*{TYPES[value.dtype]}", [["tt.divisibility", 16]]
-            elif not isinstance(value, (int, float)):
-                signature[name] = f"tensordesc<{TYPES[value.base.dtype]}{value.block_shape}>"
-            elif isinstance(value, float):
-                signature[name] = "fp32"
-            else:
-                signature[name] = parameter.annotation_type or "i32"
-                if not parameter.do_not_specialize and value == 1:
-                    signature[name], constants[at] = "constexpr", 1
-                elif not parameter.do_not_specialize and value % 16 == 0:
-                    attributes[at] = [["tt.divisibility", 16]]
-        key = (kernel.__name__, choice, *signature.values(), *constants.items(), *attributes)
+        kernel, choice = plan.kernel, plan.choice
+        key = plan._key(tensors, kernel.arg_names[len(tensors) :])
         if key in _seen:
             return
         _seen.add(key)
         limit = {} if choice.registers is None else {"maxnreg": choice.registers}
+        bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+        began = time.perf_counter()
         for stages in range(choice.stages, 0, -1):  # as a launch does where the pipeline does not fit
-            options = {"num_warps": choice.warps, "num_stages": stages, **limit}
+            options = {"num_warps": choice.warps, "num_stages": stages, "debug": False, **limit}
+            bound, specialization, rest = bind(*tensors, **plan.numbers, **options)
+            packed, signature, constants, attributes = kernel._pack_args(backend, options, bound, specialization, rest)
             source = ASTSource(kernel, signature, constants, attributes)
-            made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+            made = triton.compile(source, target=target, options=packed.__dict__)
             if made.metadata.shared <= tuning.shared_memory((capability // 10, capability % 10)) or stages == 1:
                 break
-        tile = (numbers.get("BM"), numbers.get("BN"), numbers.get("BD"))
-        print(kernel.__name__, *tile, choice.warps, stages, made.metadata.shared, flush=True)
+        constants = plan.numbers["C"]._asdict() if "C" in plan.numbers else plan.numbers
+        tile = (constants.get("BM"), constants.get("BN"), constants.get("BD"))
+        seconds = round(time.perf_counter() - began, 1)
+        print(kernel.__name__, *tile, choice.warps, stages, seconds, made.metadata.shared, flush=True)
 
     launching.Plan._first = dispatch  # type: ignore[method-assign]
 
 
 def main(capability: int, cases: int = len(CASES)) -> None:
     compiles(capability)
+    torch.cuda.current_device = lambda: 0
     tuning._major = lambda device: capability // 10  # type: ignore[assignment]
     choose_kernels.capability_of = lambda device: (capability // 10, capability % 10)  # type: ignore[assignment]
     schedule.processors = lambda device: 132

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from longspan_kernels.block_sparse.layout import Component, Layout, Lists
+from longspan_kernels.launch.launcher import Launch
 
 LOG2E = math.log2(math.e)
 LEAST_SCALE = 1e-20  # the pass over columns divides by the scale; this one makes all weights equal as 0 does
@@ -130,52 +131,156 @@ class Call:
 
     @property
     def share(self) -> int:
+        """Query heads a key head."""
         return self.q.shape[1] // self.k.shape[1]
 
-    def numbers(self, component: Component) -> dict:
-        """Arguments that the kernels over rows and over columns share."""
-        B, _, Tq, D = self.q.shape
-        Tk = self.k.shape[2]
-        (q_b, q_h, q_t, _), (k_b, k_h, k_t, _), (v_b, v_h, v_t, _) = self.q.stride(), self.k.stride(), self.v.stride()
+    def sizes(self, component: Component) -> dict[str, int]:
+        """The whole numbers that the kernels over rows and over columns share; they follow the lengths."""
+        Tq, Tk = self.q.shape[2], self.k.shape[2]
         origin = Tk - Tq
         bias, block = self.bias, self.bias_block if self.bias is not None else 1
         steps = stepped(component) or Steps(1, 0, 1, component.q_start, 0, 1, component.k_start)
-        step, q_run, q_per, q_first, k_run, k_per, k_first = steps
-        # Places are in key coordinates: the bias row of a tile counts from that of the first query.
-        first = component.q_start + origin - origin // block * block
         return {
-            "q_b": q_b, "q_h": q_h, "q_t": q_t, "k_b": k_b, "k_h": k_h, "k_t": k_t, "v_b": v_b, "v_h": v_h, "v_t": v_t,
-            "q_len": Tq, "k_len": Tk, "q_start": q_first, "k_start": k_first, "batch": B,
-            "step": step, "q_per": q_per, "k_per": k_per, "Q_STEPPED": q_run, "K_STEPPED": k_run,
-            "q_index_stride": index_stride(component.q_index), "k_index_stride": index_stride(component.k_index),
+            "q_len": Tq, "k_len": Tk, "q_start": steps.q_first, "k_start": steps.k_first, "batch": self.q.shape[0],
             "batch_groups": component.batch_groups, "threshold": int(self.dropout_p * (1 << 24)),
+            # Places are in key coordinates: the bias row of a tile counts from that of the first query.
+            "bias_first": component.q_start + origin - origin // block * block,
             "bias_h": 0 if bias is None or bias.shape[0] == 1 else bias.stride(0),
-            "bias_row": 0 if bias is None else bias.stride(1), "bias_first": first,
-            "scale2": self.scale * LOG2E, "inverse_keep": 1.0 / (1.0 - self.dropout_p),
-            "D": D, "BD": width_of(D), "BM": component.block_q, "BN": component.block_k,
-            "WORDS": -(-component.block_k // 32), "SHARE": self.share,
-            "CHECKED": component.dynamic or self.q_lengths is not None or self.k_lengths is not None,
-            "POSITIONAL": component.positional, "HAS_BANDS": component.bands > 0, "HAS_BITS": has_bits(component),
-            "EXCLUSIONS": 0 if component.excluded is None else component.excluded.shape[1],
-            "BIAS_BLOCK": self.bias_block if bias is not None else max(component.block_q, component.block_k),
-            "EXACT": self.q.dtype == torch.float32, "ONE_GROUP": one_group(component),
+            "bias_row": 0 if bias is None else bias.stride(1),
+            "step": steps.step, "q_per": steps.q_per, "k_per": steps.k_per,
+            "q_index_stride": index_stride(component.q_index), "k_index_stride": index_stride(component.k_index),
         }  # fmt: skip
 
-    def pattern(self, component: Component, name: str, listed: bool) -> tuple:
-        """(LINES, INDEX, DETAIL, MASKS, Q_INDEX, K_INDEX, GROUP) of a component's rows or columns.
+    def factors(self) -> Factors:
+        """The numbers that scores and weights are multiplied by."""
+        scale = float(self.scale)
+        return Factors(scale * LOG2E, 1.0 / (1.0 - self.dropout_p), scale, math.log2(scale))
 
-        `listed` says that a list of items tells all that LINES does.
-        """
-        return (
-            None if listed else packed_lines(component, name), getattr(component, name).index, entry_details(component, name),
-            component.packed_masks() if has_bits(component) else None, component.q_index, component.k_index,
-            component.group,
+    def constants(self, component: Component, lists: Lists, align: int, choice: Launch, merge: bool) -> Constants:
+        """What the kernels over rows and over columns are compiled for."""
+        D, bits = self.q.shape[3], has_bits(component)
+        steps = stepped(component)
+        in_one = choice.one_loop and len(component.masks) > 0
+        return Constants(
+            D=D, BD=width_of(D), BM=component.block_q, BN=component.block_k, WORDS=-(-component.block_k // 32),
+            SHARE=self.share, CONTIGUOUS=lists.contiguous,
+            CHECKED=component.dynamic or self.q_lengths is not None or self.k_lengths is not None,
+            POSITIONAL=component.positional, Q_STEPPED=0 if steps is None else steps.q_run,
+            K_STEPPED=0 if steps is None else steps.k_run, HAS_BANDS=component.bands > 0, HAS_BITS=bits,
+            MODES=(not in_one, not in_one and component.bands > 0, not in_one and bits, in_one),
+            EXCLUSIONS=0 if component.excluded is None else component.excluded.shape[1], ONE_GROUP=one_group(component),
+            BY_TMA=choice.by_tma, DROPOUT=self.seed is not None, MERGE=merge,
+            BIAS_BLOCK=self.bias_block if self.bias is not None else max(component.block_q, component.block_k), ALIGN=align,
+            EXACT=self.q.dtype == torch.float32, SERIAL_MASKS=choice.serial_masks, IN_SUMS=choice.in_sums,
         )  # fmt: skip
 
-    def limits(self, component: Component) -> tuple:
-        """(Q_LENGTHS, K_LENGTHS, Q_SEGMENTS, K_SEGMENTS, SEED, EXCLUDED, BIAS)."""
+    def limits(self, component: Component) -> Limits:
+        """What else a pair needs to be live, and what is added to its score."""
         rest = self.q_segments, self.k_segments, self.seed, component.excluded, self.bias
-        return self.q_lengths, self.k_lengths, *rest
+        return Limits(self.q_lengths, self.k_lengths, *rest)
+
+
+class Strides(NamedTuple):
+    """Of a tensor [B, H, T, D]."""
+
+    b: int
+    h: int
+    t: int
+
+
+def strides_of(x: Tensor) -> Strides:
+    return Strides(*x.stride()[:3])
+
+
+class Visits(NamedTuple):
+    """Which tiles a program visits, and their tokens. See `visits_of`."""
+
+    RECORDS: Tensor | None
+    INDEX: Tensor
+    DETAIL: Tensor | None
+    MASKS: Tensor | None
+    Q_INDEX: Tensor | None
+    K_INDEX: Tensor | None
+    GROUP: Tensor
+    MERGE: Tensor
+    ITEMS: Tensor | None
+
+
+class Limits(NamedTuple):
+    """See `reference_attention`; EXCLUDED as in `Component`."""
+
+    Q_LENGTHS: Tensor | None
+    K_LENGTHS: Tensor | None
+    Q_SEGMENTS: Tensor | None
+    K_SEGMENTS: Tensor | None
+    SEED: Tensor | None
+    EXCLUDED: Tensor | None
+    BIAS: Tensor | None
+
+
+class Factors(NamedTuple):
+    """`scale2` turns a score to base 2; `log2_scale` is log2 of the scale."""
+
+    scale2: float
+    inverse_keep: float
+    scale: float
+    log2_scale: float
+
+
+class Constants(NamedTuple):
+    """What a kernel is compiled for.
+
+    Attributes:
+        D, BD: head width, and the power of two that it is padded to.
+        BM, BN, WORDS: queries and keys a tile; int32 a row of a mask.
+        SHARE: query heads a key head.
+        CONTIGUOUS: full tiles of a row follow one another, so that the list is not read for them.
+        CHECKED: tokens of any tile may not exist.
+        POSITIONAL: a pair also needs its key at or before its query.
+        Q_STEPPED, K_STEPPED: tokens of a tile in runs of so many, in steps; 0 for none.
+        HAS_BANDS, HAS_BITS, MODES: which masks there are, and which loops over full, band, bit-masked and mixed tiles.
+        EXCLUSIONS: rows of `Component.excluded`.
+        ONE_GROUP: all heads and sequences share one set of lists.
+        MERGE: results add to what is there.
+        BIAS_BLOCK: side of the blocks of a bias.
+        ALIGN: elements that every row of the tensors starts at a multiple of.
+        EXACT: products of float32, not rounded to tf32.
+        BY_TMA, SERIAL_MASKS, IN_SUMS: see `Launch`.
+    """
+
+    D: int
+    BD: int
+    BM: int
+    BN: int
+    WORDS: int
+    SHARE: int
+    CONTIGUOUS: bool
+    CHECKED: bool
+    POSITIONAL: bool
+    Q_STEPPED: int
+    K_STEPPED: int
+    HAS_BANDS: bool
+    HAS_BITS: bool
+    MODES: tuple[bool, bool, bool, bool]
+    EXCLUSIONS: int
+    ONE_GROUP: bool
+    BY_TMA: bool
+    DROPOUT: bool
+    MERGE: bool
+    BIAS_BLOCK: int
+    ALIGN: int
+    EXACT: bool
+    SERIAL_MASKS: bool
+    IN_SUMS: bool
+
+
+def visits_of(component: Component, name: str, items: Tensor | None, listed: bool) -> Visits:
+    """A component's `rows` or `columns` as kernels take them; `listed` says that items tell all that the records do."""
+    return Visits(
+        None if listed else packed_records(component, name), getattr(component, name).index, entry_details(component, name),
+        component.packed_masks() if has_bits(component) else None, component.q_index, component.k_index, component.group,
+        component.merge, items,
+    )  # fmt: skip
 
 
 def has_bits(component: Component) -> bool:
@@ -224,10 +329,13 @@ def streamed(tensors: tuple[Tensor, ...], component: Component, side: str, by_tm
     return tuple(found), True
 
 
-def packed_lines(component: Component, name: str) -> Tensor:
-    """[U * lines, 8] int32, what a program of a whole line reads, side by side: its first entry, the first masked one, the
-    first bit-masked one, the end, the tile of the first entry, and three places that only lists of items use."""
-    key = ("lines", name)
+def packed_records(component: Component, name: str) -> Tensor:
+    """[U * tile rows, 8] int32, what a program of a whole tile row (or column) reads, side by side.
+
+    Its first entry, the first masked one, the first bit-masked one, the end, the tile of the first entry, and three places that
+    only lists of items use.
+    """
+    key = ("records", name)
     if key not in component.cache:
         lists: Lists = getattr(component, name)
         start = lists.start.flatten()

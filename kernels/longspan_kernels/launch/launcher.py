@@ -22,7 +22,7 @@ DIRECT = os.environ.get("LONGSPAN_DIRECT_LAUNCH") != "0"
 MOST_THREADS = 16  # that compile at once, in each process of a node
 # What a profile of a device shows of Longspan's attention.
 KERNELS = (
-    "forward_rows", "merge_pieces", "prepare_rows", "backward_rows", "backward_columns", "add_pieces", "choose_by_means",
+    "forward_rows", "merge_splits", "prepare_rows", "backward_rows", "backward_columns", "add_splits", "choose_by_means",
     "choose_by_scores", "segment_states", "carry_states", "attend_segments",
 )  # fmt: skip
 
@@ -129,19 +129,16 @@ class Plan:
             self.run(*tensors, *self.tail)
 
     def _key(self, tensors: tuple, names: list[str]) -> tuple:
-        # Triton compiles anew for constants, types, absent tensors, and whether a stride divides by 16 or is 1.
+        # Triton compiles anew for constants, types, absent tensors, and whether a number divides by 16 or is 1.
         params = {param.name: param for param in self.kernel.params}
         compiled_for: list = []
         for name in names:
             value = self.numbers[name]
             if params[name].is_constexpr:
                 compiled_for.append(value)
-            elif not params[name].do_not_specialize and isinstance(value, int):
-                compiled_for.append((value % 16 == 0, value == 1))
-        kinds = (
-            None if x is None else x.dtype if isinstance(x, torch.Tensor) else (x.base.dtype, *x.block_shape) for x in tensors
-        )
-        return (self.kernel.__name__, torch.cuda.current_device(), self.choice, *kinds, *compiled_for)
+            elif not params[name].do_not_specialize and isinstance(value, (int, tuple)):
+                compiled_for.append(_kind(value))
+        return (self.kernel.__name__, torch.cuda.current_device(), self.choice, *map(_kind, tensors), *compiled_for)
 
     def _dispatch(self, tensors: tuple, key: tuple | None):
         """Through Triton, as it was compiled ahead; where the pipeline does not fit in shared memory, with a shallower one,
@@ -158,7 +155,8 @@ class Plan:
 
     def depth_key(self) -> tuple:
         """What the depth of the pipeline that fits is remembered by."""
-        of = (self.numbers.get(n) for n in ("BM", "BN", "BD", "EXACT", "HAS_BITS", "MERGE"))
+        constants = self.numbers["C"]._asdict() if "C" in self.numbers else self.numbers
+        of = (constants.get(name) for name in ("BM", "BN", "BD", "EXACT", "HAS_BITS", "MERGE"))
         return (self.kernel.__name__, self.choice, *of)
 
     def _options(self) -> dict:
@@ -209,6 +207,17 @@ def compile_all(wanted: dict[tuple, tuple[Plan, tuple]], device: torch.device) -
         wanted = {key: plan for key, plan in wanted.items() if plan[0].depth_key() in too_deep}
 
 
+def _kind(value: Any) -> Any:
+    """What a kernel is compiled for of an argument: a tensor, a descriptor, a number or a tuple of these."""
+    if isinstance(value, tuple):
+        return tuple(map(_kind, value))
+    if isinstance(value, int):
+        return value % 16 == 0, value == 1, -(1 << 31) <= value < 1 << 31
+    if value is None or isinstance(value, float):
+        return None
+    return value.dtype if isinstance(value, torch.Tensor) else (value.base.dtype, *value.block_shape)
+
+
 def _load(kernel: Any, device: torch.device) -> None:
     """Loads a kernel and compiles what launches it, which Triton leaves to the first launch."""
     with suppress(Exception), torch.cuda.device(device):  # a launch says why, and one that does not fit becomes shallower
@@ -251,4 +260,4 @@ def without_tma(choice: Launch) -> Launch:
 
 
 SMALL = Launch(4, 1)  # for kernels that only pass over rows
-PIECE_ROWS = 16  # of a cut line's partial results, a program: every tile side is a multiple
+SPLIT_ROWS = 16  # of partial results, that a program adds up: every tile side is a multiple

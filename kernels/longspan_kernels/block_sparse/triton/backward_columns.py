@@ -1,4 +1,4 @@
-"""Triton kernels of the backward pass: dk and dv, column by column. Triton is imported here: import this file lazily.
+"""The pass of the backward over columns in Triton: dk and dv, tile column by tile column.
 
 Weights are recomputed from the merged log-sum-exp, so the components of a layout are independent, and every sum has one
 order, so that two runs give the same bits.
@@ -6,86 +6,84 @@ order, so that two runs give the same bits.
     p = exp(s - lse)    ds = p * (dp - delta)    delta = sum(dout * out) - dlse
 
 Legend: BM x BN the tile of queries x keys, BD the head width D rounded up to a power of two, SHARE query heads a key head.
+Triton is imported here: import this file lazily.
 """
 
-# ruff: noqa: SIM109, SIM300 (compile-time branches stay statements)
+# ruff: noqa: SIM109 (compile-time branches stay statements)
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from longspan_kernels.block_sparse.triton.backward_sums import add_rows, add_rows_or_keep, is_second, tell_second
+from longspan_kernels.block_sparse.args import Call, Visits, alignment, index_stride, streamed, strides_of, visits_of
+from longspan_kernels.block_sparse.layout import Component
 from longspan_kernels.block_sparse.triton.common import (
     BAND,
     BITS,
-    FULL,
     LN2,
     LOG2E,
     VARYING,
     allowing_for_rounding,
-    copied_tile,
-    dropout_keeps,
-    dropout_rows,
-    end_of,
-    following,
-    included,
+    begin_entries,
+    ends,
+    entries_of,
+    head_of,
     load_tile,
-    masked,
+    next_entry,
+    part_of,
     scores_of,
+    streamed_tile,
     tokens_of,
     weights,
+    wide,
     within,
     work_item,
 )
+from longspan_kernels.block_sparse.triton.masks import dropout_keeps, dropout_rows, kept, masked
+from longspan_kernels.block_sparse.triton.schedule import Work
+from longspan_kernels.block_sparse.triton.tuning import launch_of
+from longspan_kernels.block_sparse.triton.workspace import (
+    RowNumbers,
+    Workspace,
+    add_rows,
+    add_rows_or_keep,
+    add_splits,
+    column_work,
+    flags_of,
+    is_second,
+    kept_as,
+    orders_keys_by_head,
+    tell_second,
+)
+from longspan_kernels.launch.graphs import made_outside_graphs
+from longspan_kernels.launch.launcher import SMALL, SPLIT_ROWS, Plan, without_tma
 
 
 @triton.jit
 def key_gradients(
-    dk, dv, k, v, token, k_ok, segments, Q, DOUT, LSE, MINUS_DELTA, Q_INDEX, Q_SEGMENTS, SEED, INDEX, DETAIL, MASKS,
-    EXCLUDED, BIAS, b, head, u, batch_head, first, masked_from, bits_from, stop, first_tile, q_stride, do_stride,
-    index_stride, q_start, q_len, q_stop, step, q_per, origin, scale2, minus_inverse_scale, inverse_keep, threshold, bias_row,
-    bias_first,
-    MODE: tl.constexpr, CONTIGUOUS: tl.constexpr, CHECKED: tl.constexpr, POSITIONAL: tl.constexpr,
-    STEPPED: tl.constexpr, BY_TMA: tl.constexpr, HAS_BANDS: tl.constexpr,
-    HAS_BITS: tl.constexpr, EXCLUSIONS: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr,
-    BN: tl.constexpr, WORDS: tl.constexpr, BIAS_BLOCK: tl.constexpr, EXACT: tl.constexpr, SERIAL_MASKS: tl.constexpr,
-    IN_SUMS: tl.constexpr,
+    dk, dv, k, v, token, k_ok, segments, Q, DOUT, LSE, MINUS_DELTA, EXCLUDED, Q_SEGMENTS, SEED, BIAS, visits, b, head, u,
+    batch_head, first, masked_from, bits_from, stop, first_tile, q_stride, do_stride, index_stride, q_start, q_len, q_stop,
+    step, q_per, origin, factors, threshold, bias_row, bias_first, C: tl.constexpr, MODE: tl.constexpr,
 ):  # fmt: skip
-    """Adds what the entries [first, stop) of a column give to dk / scale and dv. Tiles are transposed: (BN, BM)."""
-    offs_m = tl.arange(0, BM)
-    offs_n = tl.arange(0, BN)
-    offs_d = tl.arange(0, BD)
-    RUN: tl.constexpr = CONTIGUOUS and MODE == FULL
-    LOOK: tl.constexpr = CHECKED or MODE != FULL
-    PRECISION: tl.constexpr = "ieee" if EXACT else "tf32"
-    upcoming = first_tile
-    # Pointers of their own: INDEX + e would make e a number of 64 bits.
-    AHEAD = INDEX + first + 1
-    DETAILS = DETAIL
-    if MODE != FULL:
-        DETAILS += first
-    if MODE == BAND or MODE == BITS:
-        upcoming = tl.load(INDEX + first, mask=stop > first, other=0)
-    STAGES: tl.constexpr = 1 if SERIAL_MASKS and (MODE == BAND or MODE == BITS) else None
+    """Adds what the entries [first, stop) of a tile column give to dk / scale and dv. Tiles are transposed: (BN, BM)."""
+    INDEXED: tl.constexpr = visits.Q_INDEX is not None
+    PRECISION: tl.constexpr = "ieee" if C.EXACT else "tf32"
+    STAGES: tl.constexpr = 1 if C.SERIAL_MASKS and (MODE == BAND or MODE == BITS) else None
+    upcoming, AHEAD, DETAILS = begin_entries(visits, first, stop, first_tile, MODE)
     for e in tl.range(first, stop, num_stages=STAGES):
-        if RUN:
-            tile = upcoming + (e - first)
-        else:
-            tile = upcoming
-            upcoming = following(AHEAD, e, stop, CHECKED)
-            AHEAD += 1
-        detail = 0
-        if MODE != FULL:
-            detail = tl.load(DETAILS)
-            DETAILS += 1
-        base, row = tokens_of(Q_INDEX, u, index_stride, tile, q_start, step, q_per, BM, STEPPED)
+        tile, detail, upcoming, AHEAD, DETAILS = next_entry(upcoming, AHEAD, DETAILS, e, first, stop, C, MODE)
+        base, row = tokens_of(visits.Q_INDEX, u, index_stride, tile, q_start, step, q_per, C.BM, C.Q_STEPPED)
         row_ok = within(row, q_stop)
-        if BY_TMA:
-            q = copied_tile(Q, b, head, tile, base, q_start, q_per, BM, BD, STEPPED)
-            dout = copied_tile(DOUT, b, head, tile, base, q_start, q_per, BM, BD, STEPPED)
-        else:
-            q = load_tile(Q, row, base, row_ok, q_stride, step, offs_d, D, BD, BM, LOOK, Q_INDEX is not None, STEPPED)
-            dout = load_tile(DOUT, row, base, row_ok, do_stride, step, offs_d, D, BD, BM, LOOK, Q_INDEX is not None, STEPPED)
+        q = streamed_tile(
+            Q, b, head, tile, base, row, row_ok, q_start, q_stride, step, q_per, C.BM, INDEXED, C.Q_STEPPED, C, MODE
+        )
+        dout = streamed_tile(
+            DOUT, b, head, tile, base, row, row_ok, q_start, do_stride, step, q_per, C.BM, INDEXED, C.Q_STEPPED, C, MODE
+        )
         # The layout of s wants each of these in many threads. Loaded as one tensor of both they are fetched once and spread,
         # instead of once a thread.
         near = tl.minimum(tl.maximum(row, 0), q_len - 1)
@@ -99,37 +97,28 @@ def key_gradients(
                 # All masks leave out the pairs of a row without keys; a bias of -inf is no mask.
                 lse = tl.where(lse == float("-inf"), float("inf"), lse)
             lse2 = lse * LOG2E
-        if IN_SUMS:
-            begun = tl.broadcast_to((lse * minus_inverse_scale)[None, :], [BN, BM])
-            s = tl.dot(k, tl.trans(q), begun, input_precision=PRECISION) * scale2  # (BN, BM)
+        if C.IN_SUMS:
+            begun = tl.broadcast_to((lse * (-1.0 / factors.scale))[None, :], [C.BN, C.BM])
+            s = tl.dot(k, tl.trans(q), begun, input_precision=PRECISION) * factors.scale2  # (BN, BM)
         else:
-            s = scores_of(k, tl.trans(q), EXACT) * scale2 - lse2[None, :]
-        if IN_SUMS and SEED is None:
-            begun = tl.broadcast_to(minus_delta[None, :], [BN, BM])
+            s = scores_of(k, tl.trans(q), C.EXACT) * factors.scale2 - lse2[None, :]
+        if C.IN_SUMS and SEED is None:
+            begun = tl.broadcast_to(minus_delta[None, :], [C.BN, C.BM])
             dp = tl.dot(v, tl.trans(dout), begun, input_precision=PRECISION)  # (BN, BM)
         else:
             dp = tl.dot(v, tl.trans(dout), input_precision=PRECISION)
         if BIAS is not None:
-            s += tl.load(BIAS + (tile * BM + bias_first) // BIAS_BLOCK * bias_row) * LOG2E
+            s += tl.load(BIAS + (tile * C.BM + bias_first) // C.BIAS_BLOCK * bias_row) * LOG2E
         p = weights(s, 0.0)
-        p = masked(p, 0.0, e, masked_from, bits_from, detail, MASKS, offs_m[None, :], offs_n[:, None], BM, WORDS, MODE,
-                   HAS_BANDS, HAS_BITS, True)  # fmt: skip
-        if CHECKED:
-            p = tl.where(row_ok[None, :], p, 0.0)
-        if POSITIONAL:
-            p = tl.where(row[None, :] + origin >= token[:, None], p, 0.0)
-        if EXCLUDED is not None:
-            p = included(p, 0.0, EXCLUDED, row, token, q_len, EXCLUSIONS, True)
-        if Q_SEGMENTS is not None:
-            same = tl.load(Q_SEGMENTS + row, mask=row_ok, other=0)
-            p = tl.where(segments[:, None] == same[None, :], p, 0.0)
+        p = masked(p, 0.0, e, masked_from, bits_from, detail, visits.MASKS, C, MODE, True)
+        p = kept(p, 0.0, row + origin, token, row, row_ok, segments, Q_SEGMENTS, EXCLUDED, q_len, C, True)
         dropped = p
         if SEED is not None:
             drawn = dropout_rows(SEED, batch_head, row + origin)
             survives = dropout_keeps(drawn[None, :], token[:, None], threshold)
-            dropped = tl.where(survives, p * inverse_keep, 0.0)
-            dp = tl.where(survives, dp * inverse_keep, 0.0)
-        if not IN_SUMS or SEED is not None:
+            dropped = tl.where(survives, p * factors.inverse_keep, 0.0)
+            dp = tl.where(survives, dp * factors.inverse_keep, 0.0)
+        if not C.IN_SUMS or SEED is not None:
             dp += minus_delta[None, :]
         dv = tl.dot(dropped.to(dout.dtype), dout, dv, input_precision=PRECISION)  # (BN, BD)
         ds = p * dp
@@ -139,129 +128,193 @@ def key_gradients(
 
 @triton.jit(do_not_specialize=VARYING)
 def backward_columns(
-    Q, K, V, DOUT, LSE, MINUS_DELTA, DK, DV, LINES, INDEX, DETAIL, MASKS, Q_INDEX, K_INDEX, GROUP, ITEMS, PART_K,
-    PART_V, FLAGS, Q_LENGTHS, K_LENGTHS, Q_SEGMENTS, K_SEGMENTS, SEED, EXCLUDED, BIAS, q_b: tl.int64, q_h: tl.int64,
-    q_t: tl.int64, k_b: tl.int64, k_h: tl.int64, k_t: tl.int64, v_b: tl.int64, v_h:     tl.int64, v_t: tl.int64,
-    do_b: tl.int64, do_h: tl.int64, do_t: tl.int64, dk_b: tl.int64, dk_h: tl.int64, dk_t: tl.int64, dv_b: tl.int64,
-    dv_h: tl.int64, dv_t: tl.int64, q_index_stride: tl.int64, k_index_stride: tl.int64, bias_h: tl.int64,
-    bias_row: tl.int64, q_len: tl.int32, k_len: tl.int32, q_start: tl.int32, k_start: tl.int32,
-    lines: tl.int32, batch: tl.int32, owners:     tl.int32, batch_groups: tl.int32, threshold: tl.int32,
-    bias_first: tl.int32, step: tl.int32, q_per: tl.int32, k_per: tl.int32, flags: tl.int32, scale, scale2, inverse_keep,
-    D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, WORDS: tl.constexpr, SHARE: tl.constexpr,
-    CONTIGUOUS: tl.constexpr, CHECKED: tl.constexpr, POSITIONAL: tl.constexpr, Q_STEPPED: tl.constexpr, K_STEPPED: tl.constexpr,
-    HAS_BANDS: tl.constexpr, HAS_BITS: tl.constexpr, EXCLUSIONS: tl.constexpr, ONE_GROUP: tl.constexpr,
-    ONE_LOOP: tl.constexpr, BY_TMA: tl.constexpr, MERGE: tl.constexpr,
-    BIAS_BLOCK: tl.constexpr, ALIGN: tl.constexpr, EXACT: tl.constexpr, SERIAL_MASKS: tl.constexpr,
-    IN_SUMS: tl.constexpr,
+    Q, K, V, DOUT, LSE, MINUS_DELTA, DK, DV, PARTIAL_K, PARTIAL_V, FLAGS, visits, limits, q_strides, k_strides, v_strides,
+    do_strides, dk_strides, dv_strides, factors,
+    q_len: tl.int32, k_len: tl.int32, q_start: tl.int32, k_start: tl.int32, tile_rows: tl.int32, batch: tl.int32,
+    heads: tl.int32, batch_groups: tl.int32, threshold: tl.int32, bias_first: tl.int32, bias_h: tl.int64, bias_row: tl.int64,
+    step: tl.int32, q_per: tl.int32, k_per: tl.int32, q_index_stride: tl.int64, k_index_stride: tl.int64,
+    flags: tl.int32, C: tl.constexpr,
 ):  # fmt: skip
-    b, owner, line, slot, u, served, entries = work_item(ITEMS, LINES, GROUP, owners, lines, batch, batch_groups, ONE_GROUP)
+    """Writes dk and dv of the keys of one tile column, or of a part of its entries as a partial result; heads are key heads."""
+    BN: tl.constexpr = C.BN
+    BD: tl.constexpr = C.BD
+    INDEXED: tl.constexpr = visits.K_INDEX is not None
+    b, head, tile_column, partial, u, served, entries = work_item(visits, heads, tile_rows, batch, batch_groups, C)
     offs_d = tl.arange(0, BD)
-    b64, kv64 = b.to(tl.int64), owner.to(tl.int64)
-    q_stop = q_len
-    k_stop = k_len
-    if Q_LENGTHS is not None:
-        q_stop = end_of(Q_LENGTHS, b, q_len)
+    b64 = b.to(tl.int64)
+    q_stop, k_stop = ends(limits, b, q_len, k_len)
+    EXCLUDED, Q_SEGMENTS, BIAS = limits.EXCLUDED, limits.Q_SEGMENTS, limits.BIAS
     if EXCLUDED is not None:
-        EXCLUDED += b64 * EXCLUSIONS * k_len
-    if K_LENGTHS is not None:
-        k_stop = end_of(K_LENGTHS, b, k_len)
-    base, token = tokens_of(K_INDEX, u, k_index_stride, line, k_start, step, k_per, BN, K_STEPPED)
+        EXCLUDED += b64 * C.EXCLUSIONS * k_len
+    base, token = tokens_of(visits.K_INDEX, u, k_index_stride, tile_column, k_start, step, k_per, BN, C.K_STEPPED)
     k_ok = within(token, k_stop)
-    K += tl.multiple_of(b64 * k_b + kv64 * k_h, ALIGN)
-    V += tl.multiple_of(b64 * v_b + kv64 * v_h, ALIGN)
-    k = load_tile(K, token, base, k_ok, k_t, step, offs_d, D, BD, BN, True, K_INDEX is not None, K_STEPPED)
-    v = load_tile(V, token, base, k_ok, v_t, step, offs_d, D, BD, BN, True, K_INDEX is not None, K_STEPPED)
+    K = head_of(K, b, head, k_strides, C)
+    V = head_of(V, b, head, v_strides, C)
+    k = load_tile(K, token, base, k_ok, wide(k_strides.t), step, offs_d, C.D, BD, BN, True, INDEXED, C.K_STEPPED)
+    v = load_tile(V, token, base, k_ok, wide(v_strides.t), step, offs_d, C.D, BD, BN, True, INDEXED, C.K_STEPPED)
     segments = None
-    if K_SEGMENTS is not None:
-        segments = tl.load(K_SEGMENTS + b64 * k_len + token, mask=k_ok, other=0)
+    if limits.K_SEGMENTS is not None:
+        segments = tl.load(limits.K_SEGMENTS + b64 * k_len + token, mask=k_ok, other=0)
         Q_SEGMENTS += b64 * q_len
     dk = tl.zeros([BN, BD], tl.float32)
     dv = tl.zeros([BN, BD], tl.float32)
     seen = 0
-    for share in tl.range(0, SHARE):
-        h = owner * SHARE + share
-        h64 = h.to(tl.int64)
+    for number in tl.range(0, C.SHARE):
+        h = head * C.SHARE + number
         u_of = u
-        if SHARE > 1:
+        if C.SHARE > 1:
             # An item is a range of the entries of all the heads that share this key head, one head after another. Queries
-            # may have an order for each head; where keys have, each key head has one query head: see backward.py.
-            group = tl.load(GROUP + h)
+            # may have an order for each head; where keys have, each key head has one query head: see `_of_each_head`.
+            group = tl.load(visits.GROUP + h)
             u_of = tl.maximum(group, 0) + b * batch_groups
-            line_at = LINES + (u_of.to(tl.int64) * lines + line) * 8
-            start = tl.load(line_at)
-            count = tl.where(group < 0, 0, tl.load(line_at + 3) - start)
-            masked_from = tl.load(line_at + 1)
-            bits_from = tl.load(line_at + 2)
+            record = visits.RECORDS + (u_of.to(tl.int64) * tile_rows + tile_column) * 8
+            start = tl.load(record)
+            count = tl.where(group < 0, 0, tl.load(record + 3) - start)
+            masked_from = tl.load(record + 1)
+            bits_from = tl.load(record + 2)
             first = start
             stop = start + count
-            if ITEMS is not None:
+            if visits.ITEMS is not None:
                 first = start + tl.maximum(tl.load(entries) - seen, 0)
                 stop = start + tl.minimum(tl.load(entries + 3) - seen, count)
-            first_tile = tl.load(INDEX + first, mask=first < stop, other=0)
+            first_tile = tl.load(visits.INDEX + first, mask=first < stop, other=0)
             seen += count
         else:
-            first = tl.load(entries)
-            masked_from = tl.load(entries + 1)
-            bits_from = tl.load(entries + 2)
-            stop = tl.where(served, tl.load(entries + 3), first)
-            first_tile = tl.load(entries + 4)
-        batch_head = b * (owners * SHARE) + h
-        if BY_TMA:
+            first, masked_from, bits_from, stop, first_tile = entries_of(entries, served)
+        batch_head = b * (heads * C.SHARE) + h
+        if C.BY_TMA:
             Q_OF = Q
             DOUT_OF = DOUT
         else:
-            Q_OF = Q + tl.multiple_of(b64 * q_b + h64 * q_h, ALIGN)
-            DOUT_OF = DOUT + tl.multiple_of(b64 * do_b + h64 * do_h, ALIGN)
+            Q_OF = head_of(Q, b, h, q_strides, C)
+            DOUT_OF = head_of(DOUT, b, h, do_strides, C)
         MINUS_DELTA_OF = MINUS_DELTA
-        if MINUS_DELTA is None:  # in pairs with lse
-            LSE_OF = LSE + batch_head.to(tl.int64) * (2 * q_len)
+        if MINUS_DELTA is None:
+            LSE_OF = LSE + 2 * batch_head.to(tl.int64) * q_len
         else:
             LSE_OF = LSE + batch_head.to(tl.int64) * q_len
             MINUS_DELTA_OF += batch_head.to(tl.int64) * q_len
         BIAS_OF = BIAS
         if BIAS is not None:
-            BIAS_OF = BIAS + h64 * bias_h + (line * BN) // BIAS_BLOCK
+            BIAS_OF = BIAS + h.to(tl.int64) * bias_h + (tile_column * BN) // C.BIAS_BLOCK
         for mode in tl.static_range(4):
-            if ONE_LOOP == (mode == 3) and (mode == 0 or mode == 3 or (mode == 1 and HAS_BANDS) or (mode == 2 and HAS_BITS)):
-                lowest = masked_from if mode == 1 else bits_from if mode == 2 else first
-                highest = masked_from if mode == 0 else bits_from if mode == 1 else stop
-                begin, end = tl.maximum(first, lowest), tl.minimum(stop, highest)
+            if C.MODES[mode]:
+                begin, end = part_of(mode, first, masked_from, bits_from, stop)
                 if begin < end:
                     dk, dv = key_gradients(
-                        dk, dv, k, v, token, k_ok, segments, Q_OF, DOUT_OF, LSE_OF, MINUS_DELTA_OF, Q_INDEX,
-                        Q_SEGMENTS, SEED, INDEX, DETAIL, MASKS, EXCLUDED, BIAS_OF, b, h, u_of, batch_head, begin,
-                        masked_from, bits_from, end, first_tile, q_t, do_t, q_index_stride, q_start,
-                        q_len, q_stop, step, q_per, k_len - q_len, scale2, -1.0 / scale, inverse_keep, threshold, bias_row,
-                        bias_first, mode, CONTIGUOUS, CHECKED, POSITIONAL, Q_STEPPED, BY_TMA, HAS_BANDS, HAS_BITS,
-                        EXCLUSIONS, D, BD, BM, BN, WORDS, BIAS_BLOCK, EXACT, SERIAL_MASKS, IN_SUMS,
+                        dk, dv, k, v, token, k_ok, segments, Q_OF, DOUT_OF, LSE_OF, MINUS_DELTA_OF, EXCLUDED, Q_SEGMENTS,
+                        limits.SEED, BIAS_OF, visits, b, h, u_of, batch_head, begin, masked_from, bits_from, end, first_tile,
+                        wide(q_strides.t), wide(do_strides.t), q_index_stride, q_start, q_len, q_stop, step, q_per,
+                        k_len - q_len, factors, threshold, bias_row, bias_first, C, mode,
                     )  # fmt: skip
-    dk *= scale
-    if CHECKED:
+    dk *= factors.scale
+    if C.CHECKED:
         # Keys past the length were computed from zeros; their rows mix with no others.
         dk = tl.where(k_ok[:, None], dk, 0.0)
         dv = tl.where(k_ok[:, None], dv, 0.0)
-    dk_at = DK + tl.multiple_of(b64 * dk_b + kv64 * dk_h, ALIGN)
-    dv_at = DV + tl.multiple_of(b64 * dv_b + kv64 * dv_h, ALIGN)
-    INDEXED: tl.constexpr = K_INDEX is not None
-    PAIRED: tl.constexpr = PART_K is not None and PART_K.dtype.element_ty != tl.float32
+    dk_at = head_of(DK, b, head, dk_strides, C)
+    dv_at = head_of(DV, b, head, dv_strides, C)
+    k_stride, v_stride = wide(dk_strides.t), wide(dv_strides.t)
+    PAIRED: tl.constexpr = PARTIAL_K is not None and PARTIAL_K.dtype.element_ty != tl.float32
     if PAIRED:
-        written = within(token, k_len)
-        add_rows_or_keep(dk_at, PART_K, dk, slot, token, base, written, dk_t, step, D, BD, BN, MERGE, INDEXED, K_STEPPED)
-        add_rows_or_keep(dv_at, PART_V, dv, slot, token, base, written, dv_t, step, D, BD, BN, MERGE, INDEXED, K_STEPPED)
+        ok = within(token, k_len)
+        add_rows_or_keep(dk_at, PARTIAL_K, dk, partial, token, base, ok, k_stride, step, C, INDEXED)
+        add_rows_or_keep(dv_at, PARTIAL_V, dv, partial, token, base, ok, v_stride, step, C, INDEXED)
     else:
         limit = k_len
-        if PART_K is not None:
-            if slot >= 0:
-                piece = (slot.to(tl.int64) * BN + tl.arange(0, BN))[:, None] * BD + offs_d[None, :]
-                tl.store(PART_K + piece, dk)
-                tl.store(PART_V + piece, dv)
-            limit = tl.where(slot < 0, limit, 0)
-        written = within(token, limit)
+        if PARTIAL_K is not None:
+            if partial >= 0:
+                place = (partial.to(tl.int64) * BN + tl.arange(0, BN))[:, None] * BD + offs_d[None, :]
+                tl.store(PARTIAL_K + place, dk)
+                tl.store(PARTIAL_V + place, dv)
+            limit = tl.where(partial < 0, limit, 0)
+        ok = within(token, limit)
         adds = 1
         if FLAGS is not None:
-            adds = tl.where(is_second(FLAGS, slot, flags), 1, 1 if MERGE else 0)
-        ADDS: tl.constexpr = MERGE or FLAGS is not None
-        add_rows(dk_at, dk, token, base, written, dk_t, step, adds, D, BD, BN, ADDS, INDEXED, K_STEPPED)
-        add_rows(dv_at, dv, token, base, written, dv_t, step, adds, D, BD, BN, ADDS, INDEXED, K_STEPPED)
+            adds = tl.where(is_second(FLAGS, partial, flags), 1, 1 if C.MERGE else 0)
+        ADDS: tl.constexpr = C.MERGE or FLAGS is not None
+        add_rows(dk_at, dk, token, base, ok, k_stride, step, adds, C.D, BD, BN, ADDS, INDEXED, C.K_STEPPED)
+        add_rows(dv_at, dv, token, base, ok, v_stride, step, adds, C.D, BD, BN, ADDS, INDEXED, C.K_STEPPED)
         if FLAGS is not None:
-            tell_second(FLAGS, slot, flags)
+            tell_second(FLAGS, partial, flags)
+
+
+@dataclass
+class _Columns:
+    """What the launches over one component's columns have in common for all calls of one kind."""
+
+    work: Work
+    visits: Visits
+    by_tma: bool
+    partial: tuple[int, int, int] | None  # shape of the partial results
+    main: Plan
+    add: list[Plan]
+
+
+def gradients_of_keys(
+    call: Call, component: Component, dout: Tensor, numbers: RowNumbers, dk: Tensor, dv: Tensor, workspace: Workspace | None,
+    adding: bool,
+) -> None:  # fmt: skip
+    """Writes what a component gives to dk and dv, or adds it; partial results lie in the workspace."""
+    if orders_keys_by_head(call, component):
+        _of_each_head(call, component, dout, numbers, dk, dv, workspace)
+        return
+    key = ("columns", adding, call.key, dout.stride(), dk.dtype)
+    columns = component.cache.get(key)
+    if columns is None:
+        columns = made_outside_graphs(lambda: _plan(call, component, dout, dk, dv, adding), call.device, not component.dynamic)
+        component.cache[key] = columns
+    work = columns.work
+    partial_k = partial_v = None if work.items is None or work.in_two else kept_as(dk, numbers.lse)
+    if columns.partial is not None:
+        assert workspace is not None  # rows that go first leave none, and wait for columns that are not split
+        rest, dtype = workspace.rest(), kept_as(dk, numbers.lse).dtype
+        partial_k, partial_v = (rest.take(*columns.partial).view(dtype) for _ in range(2))
+    of_rows = (numbers.lse, numbers.minus_delta) if numbers.pairs is None else (numbers.pairs, None)
+    (queries, douts), _ = streamed((call.q, dout), component, "q", columns.by_tma, call)
+    columns.main(
+        queries, call.k, call.v, douts, *of_rows, dk, dv, partial_k, partial_v, flags_of(work, call, component), columns.visits,
+        call.limits(component),
+    )  # fmt: skip
+    for plan, gradient, partial in zip(columns.add, (dk, dv), (partial_k, partial_v), strict=False):
+        plan(gradient, partial, work.splits, component.group, None, component.k_index)
+
+
+def _plan(call: Call, component: Component, dout: Tensor, dk: Tensor, dv: Tensor, adding: bool) -> _Columns:
+    B, Hkv, Tk, D = call.k.shape
+    work = column_work(call, component, adding)
+    choice = launch_of("backward_columns", call.q, component, call.device)
+    by_tma = streamed((call.q, dout), component, "q", choice.by_tma, call)[1]
+    choice = choice if by_tma else without_tma(choice)
+    lists = component.columns
+    C = call.constants(component, lists, alignment(D, call.q, call.k, call.v, dout, dk, dv), choice, adding)
+    main = Plan(backward_columns, work.programs(B), call.sizes(component) | {
+        "q_strides": strides_of(call.q), "k_strides": strides_of(call.k), "v_strides": strides_of(call.v),
+        "do_strides": strides_of(dout), "dk_strides": strides_of(dk), "dv_strides": strides_of(dv),
+        "factors": call.factors(), "tile_rows": lists.start.shape[1], "heads": Hkv, "flags": work.flags * B, "C": C,
+    }, choice)  # fmt: skip
+    add = [
+        Plan(add_splits, max(1, work.cut) * B * (component.block_k // SPLIT_ROWS), {
+            "x_b": x_b, "x_h": x_h, "x_t": x_t, "index_stride": index_stride(component.k_index), "x_len": Tk,
+            "x_start": component.k_start, "batch": B, "batch_groups": component.batch_groups,
+            "D": D, "BD": C.BD, "B": C.BN, "BX": SPLIT_ROWS, "SHARE": call.share, "MERGE": adding, "ALIGN": alignment(D, dk),
+        }, SMALL)
+        for x_b, x_h, x_t in (strides_of(dk), strides_of(dv))
+    ]  # fmt: skip
+    partial = (work.partials * B, component.block_k, C.BD) if work.partials else None
+    visits = visits_of(component, "columns", work.items, work.items is not None and call.share == 1)
+    return _Columns(work, visits, by_tma, partial, main, add if work.cut else [])
+
+
+def _of_each_head(
+    call: Call, component: Component, dout: Tensor, numbers: RowNumbers, dk: Tensor, dv: Tensor, workspace: Workspace | None
+) -> None:
+    """Adds to dk and dv what the heads of each key head give, one gradient a query head."""
+    (B, Hkv, Tk, D), share = call.k.shape, call.share
+    k, v = call.k.repeat_interleave(share, 1), call.v.repeat_interleave(share, 1)
+    own_k = torch.zeros((B, Hkv * share, Tk, D), dtype=torch.float32, device=k.device)
+    own_v = torch.zeros_like(own_k)
+    repeated = replace(call, k=k, v=v)
+    gradients_of_keys(repeated, component, dout, numbers, own_k, own_v, workspace, adding=True)
+    for gradient, own in ((dk, own_k), (dv, own_v)):
+        gradient.add_(own.view(B, Hkv, share, Tk, D).sum(2).to(gradient.dtype))

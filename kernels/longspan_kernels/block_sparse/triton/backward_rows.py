@@ -1,108 +1,82 @@
-"""Triton kernels of the backward pass: dq, row by row. Triton is imported here: import this file lazily.
+"""The pass of the backward over rows in Triton: dq, tile row by tile row.
 
 Weights are recomputed from the merged log-sum-exp, so the components of a layout are independent, and every sum has one
 order, so that two runs give the same bits.
 
     p = exp(s - lse)    ds = p * (dp - delta)    delta = sum(dout * out) - dlse
 
-Legend: BM x BN the tile of queries x keys, BD the head width D rounded up to a power of two, SHARE query heads a key head.
+Legend: BM x BN the tile of queries x keys, BD the head width D rounded up to a power of two. Triton is imported here: import
+this file lazily.
 """
 
-# ruff: noqa: SIM109, SIM300 (compile-time branches stay statements)
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from longspan_kernels.block_sparse.triton.backward_sums import add_rows
+from longspan_kernels.block_sparse.args import Call, Visits, alignment, index_stride, streamed, strides_of, visits_of
+from longspan_kernels.block_sparse.layout import Component
 from longspan_kernels.block_sparse.triton.common import (
-    BAND,
-    BITS,
-    FULL,
     LOG2E,
     VARYING,
     allowing_for_rounding,
-    copied_tile,
-    dropout_keeps,
-    dropout_rows,
-    end_of,
-    following,
-    included,
+    begin_entries,
+    ends,
+    entries_of,
+    head_of,
     load_own,
-    load_tile,
-    masked,
+    next_entry,
+    part_of,
     scores_of,
+    streamed_tile,
     tokens_of,
     weights,
+    wide,
     widened,
     within,
     work_item,
 )
+from longspan_kernels.block_sparse.triton.masks import dropout_keeps, dropout_rows, kept, masked
+from longspan_kernels.block_sparse.triton.schedule import Work
+from longspan_kernels.block_sparse.triton.tuning import launch_of
+from longspan_kernels.block_sparse.triton.workspace import BiasSums, RowNumbers, Workspace, add_rows, add_splits, row_work
+from longspan_kernels.launch.graphs import made_outside_graphs
+from longspan_kernels.launch.launcher import SMALL, SPLIT_ROWS, Plan, without_tma
 
 
 @triton.jit
 def query_gradient(
-    acc, q, dout, lse2, most, delta, i, rows, segments, K, V, K_INDEX, K_SEGMENTS, INDEX, DETAIL, MASKS, EXCLUDED, BIAS, SUMS,
-    b, kv_head, u, first, masked_from, bits_from, stop, first_tile, k_stride, v_stride, index_stride, k_len, k_start,
-    k_stop, step, k_per, scale2, inverse_keep, threshold, MODE: tl.constexpr, CONTIGUOUS: tl.constexpr,
-    CHECKED: tl.constexpr, POSITIONAL: tl.constexpr, STEPPED: tl.constexpr, BY_TMA: tl.constexpr,
-    HAS_BANDS: tl.constexpr, HAS_BITS: tl.constexpr, EXCLUSIONS: tl.constexpr, DROPOUT: tl.constexpr, D: tl.constexpr,
-    BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, WORDS: tl.constexpr, BIAS_BLOCK: tl.constexpr,
-    EXACT: tl.constexpr,
+    acc, q, dout, lse2, most, delta, i, drawn, segments, K, V, EXCLUDED, K_SEGMENTS, BIAS, SUMS, visits, b, kv_head, u, first,
+    masked_from, bits_from, stop, first_tile, k_stride, v_stride, index_stride, k_len, k_start, k_stop, step, k_per, factors,
+    threshold, C: tl.constexpr, MODE: tl.constexpr,
 ):  # fmt: skip
-    """Adds what the entries [first, stop) of a row give to dq / scale."""
-    offs_m = tl.arange(0, BM)
-    offs_n = tl.arange(0, BN)
-    offs_d = tl.arange(0, BD)
-    RUN: tl.constexpr = CONTIGUOUS and MODE == FULL
-    LOOK: tl.constexpr = CHECKED or MODE != FULL
-    PRECISION: tl.constexpr = "ieee" if EXACT else "tf32"
-    upcoming = first_tile
-    # Pointers of their own: INDEX + e would make e a number of 64 bits.
-    AHEAD = INDEX + first + 1
-    DETAILS = DETAIL
-    if MODE != FULL:
-        DETAILS += first
-    if MODE == BAND or MODE == BITS:
-        upcoming = tl.load(INDEX + first, mask=stop > first, other=0)
+    """Adds what the entries [first, stop) of a tile row give to dq / scale."""
+    INDEXED: tl.constexpr = visits.K_INDEX is not None
+    PRECISION: tl.constexpr = "ieee" if C.EXACT else "tf32"
+    upcoming, AHEAD, DETAILS = begin_entries(visits, first, stop, first_tile, MODE)
     for e in tl.range(first, stop):
-        if RUN:
-            tile = upcoming + (e - first)
-        else:
-            # Read one entry ahead: the loads of keys wait for this number.
-            tile = upcoming
-            upcoming = following(AHEAD, e, stop, CHECKED)
-            AHEAD += 1
-        detail = 0
-        if MODE != FULL:
-            detail = tl.load(DETAILS)
-            DETAILS += 1
-        base, token = tokens_of(K_INDEX, u, index_stride, tile, k_start, step, k_per, BN, STEPPED)
+        tile, detail, upcoming, AHEAD, DETAILS = next_entry(upcoming, AHEAD, DETAILS, e, first, stop, C, MODE)
+        base, token = tokens_of(visits.K_INDEX, u, index_stride, tile, k_start, step, k_per, C.BN, C.K_STEPPED)
         k_ok = within(token, k_stop)
-        if BY_TMA:
-            k = copied_tile(K, b, kv_head, tile, base, k_start, k_per, BN, BD, STEPPED)
-            v = copied_tile(V, b, kv_head, tile, base, k_start, k_per, BN, BD, STEPPED)
-        else:
-            k = load_tile(K, token, base, k_ok, k_stride, step, offs_d, D, BD, BN, LOOK, K_INDEX is not None, STEPPED)
-            v = load_tile(V, token, base, k_ok, v_stride, step, offs_d, D, BD, BN, LOOK, K_INDEX is not None, STEPPED)
-        s = scores_of(q, tl.trans(k), EXACT) * scale2  # (BM, BN)
+        k = streamed_tile(
+            K, b, kv_head, tile, base, token, k_ok, k_start, k_stride, step, k_per, C.BN, INDEXED, C.K_STEPPED, C, MODE
+        )
+        v = streamed_tile(
+            V, b, kv_head, tile, base, token, k_ok, k_start, v_stride, step, k_per, C.BN, INDEXED, C.K_STEPPED, C, MODE
+        )
+        s = scores_of(q, tl.trans(k), C.EXACT) * factors.scale2  # (BM, BN)
         dp = tl.dot(dout, tl.trans(v), input_precision=PRECISION)  # (BM, BN)
         if BIAS is not None:
-            s += tl.load(BIAS + (tile * BN) // BIAS_BLOCK) * LOG2E
+            s += tl.load(BIAS + (tile * C.BN) // C.BIAS_BLOCK) * LOG2E
         p = weights(s - lse2[:, None], most)
-        p = masked(p, 0.0, e, masked_from, bits_from, detail, MASKS, offs_m[:, None], offs_n[None, :], BM, WORDS, MODE,
-                   HAS_BANDS, HAS_BITS, False)  # fmt: skip
-        if CHECKED:
-            p = tl.where(k_ok[None, :], p, 0.0)
-        if POSITIONAL:
-            p = tl.where(i[:, None] >= token[None, :], p, 0.0)
-        if EXCLUDED is not None:
-            p = included(p, 0.0, EXCLUDED, i, token, k_len, EXCLUSIONS, False)
-        if K_SEGMENTS is not None:
-            same = tl.load(K_SEGMENTS + token, mask=k_ok, other=0)
-            p = tl.where(segments[:, None] == same[None, :], p, 0.0)
-        if DROPOUT:
-            dp = tl.where(dropout_keeps(rows[:, None], token[None, :], threshold), dp * inverse_keep, 0.0)
+        p = masked(p, 0.0, e, masked_from, bits_from, detail, visits.MASKS, C, MODE, False)
+        p = kept(p, 0.0, i, token, token, k_ok, segments, K_SEGMENTS, EXCLUDED, k_len, C, False)
+        if C.DROPOUT:
+            dp = tl.where(dropout_keeps(drawn[:, None], token[None, :], threshold), dp * factors.inverse_keep, 0.0)
         ds = p * (dp - delta[:, None])
         if SUMS is not None:
             tl.store(SUMS + tile, tl.sum(tl.sum(ds, 1), 0))
@@ -112,103 +86,156 @@ def query_gradient(
 
 @triton.jit(do_not_specialize=VARYING)
 def backward_rows(
-    Q, K, V, DOUT, LSE, MINUS_DELTA, OUT, DLSE, DQ, LINES, INDEX, DETAIL, MASKS, Q_INDEX, K_INDEX, GROUP, MERGES, ITEMS, PART,
-    Q_LENGTHS, K_LENGTHS, Q_SEGMENTS, K_SEGMENTS, SEED, EXCLUDED, BIAS, SUMS, q_b: tl.int64, q_h: tl.int64, q_t: tl.int64,
-    k_b: tl.int64, k_h: tl.int64, k_t: tl.int64, v_b: tl.int64, v_h: tl.int64, v_t: tl.int64, o_b: tl.int64, o_h: tl.int64,
-    o_t: tl.int64, do_b: tl.int64, do_h: tl.int64, do_t: tl.int64, dq_b: tl.int64, dq_h: tl.int64, dq_t: tl.int64,
-    q_index_stride: tl.int64, k_index_stride: tl.int64, bias_h: tl.int64, bias_row: tl.int64, sums_h: tl.int64,
-    sums_row: tl.int64, q_len: tl.int32, k_len: tl.int32, q_start: tl.int32, k_start: tl.int32, lines: tl.int32,
-    batch: tl.int32, owners: tl.int32, batch_groups: tl.int32, threshold: tl.int32, bias_first: tl.int32,
-    sums_first: tl.int32, step: tl.int32, q_per: tl.int32, k_per: tl.int32, leaves_delta: tl.int32, scale, log2_scale,
-    scale2, inverse_keep, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, WORDS: tl.constexpr,
-    SHARE: tl.constexpr, CONTIGUOUS: tl.constexpr, CHECKED: tl.constexpr, POSITIONAL: tl.constexpr,
-    Q_STEPPED: tl.constexpr, K_STEPPED: tl.constexpr, HAS_BANDS: tl.constexpr, HAS_BITS: tl.constexpr,
-    EXCLUSIONS: tl.constexpr, ONE_GROUP: tl.constexpr, ONE_LOOP: tl.constexpr, BY_TMA: tl.constexpr, DROPOUT: tl.constexpr,
-    MERGE: tl.constexpr, BIAS_BLOCK: tl.constexpr, ALIGN: tl.constexpr, EXACT: tl.constexpr,
+    Q, K, V, DOUT, numbers, DQ, PARTIAL, SUMS, visits, limits, q_strides, k_strides, v_strides, o_strides, do_strides,
+    dq_strides, factors,
+    q_len: tl.int32, k_len: tl.int32, q_start: tl.int32, k_start: tl.int32, tile_rows: tl.int32, batch: tl.int32,
+    heads: tl.int32, batch_groups: tl.int32, threshold: tl.int32, bias_first: tl.int32, bias_h: tl.int64, bias_row: tl.int64,
+    step: tl.int32, q_per: tl.int32, k_per: tl.int32, q_index_stride: tl.int64, k_index_stride: tl.int64,
+    sums_h: tl.int64, sums_row: tl.int64, sums_first: tl.int32, leaves_delta: tl.int32, C: tl.constexpr,
 ):  # fmt: skip
-    b, h, line, slot, u, served, entries = work_item(ITEMS, LINES, GROUP, owners, lines, batch, batch_groups, ONE_GROUP)
-    first = tl.load(entries)
-    masked_from = tl.load(entries + 1)
-    bits_from = tl.load(entries + 2)
-    stop = tl.where(served, tl.load(entries + 3), first)
-    first_tile = tl.load(entries + 4)
+    """Writes dq of the queries of one tile row, or of a part of its entries as a partial result."""
+    BM: tl.constexpr = C.BM
+    BD: tl.constexpr = C.BD
+    INDEXED: tl.constexpr = visits.Q_INDEX is not None
+    b, h, tile_row, partial, u, served, entries = work_item(visits, heads, tile_rows, batch, batch_groups, C)
+    first, masked_from, bits_from, stop, first_tile = entries_of(entries, served)
     offs_m = tl.arange(0, BM)
     offs_d = tl.arange(0, BD)
     b64, h64 = b.to(tl.int64), h.to(tl.int64)
-    kv_head = h // SHARE
-    kv64 = kv_head.to(tl.int64)
-    Q += tl.multiple_of(b64 * q_b + h64 * q_h, ALIGN)
-    DOUT += tl.multiple_of(b64 * do_b + h64 * do_h, ALIGN)
-    if not BY_TMA:
-        K += tl.multiple_of(b64 * k_b + kv64 * k_h, ALIGN)
-        V += tl.multiple_of(b64 * v_b + kv64 * v_h, ALIGN)
-    q_stop = q_len
-    k_stop = k_len
-    if Q_LENGTHS is not None:
-        q_stop = end_of(Q_LENGTHS, b, q_len)
+    kv_head = h // C.SHARE
+    Q = head_of(Q, b, h, q_strides, C)
+    DOUT = head_of(DOUT, b, h, do_strides, C)
+    if not C.BY_TMA:
+        K = head_of(K, b, kv_head, k_strides, C)
+        V = head_of(V, b, kv_head, v_strides, C)
+    q_stop, k_stop = ends(limits, b, q_len, k_len)
+    EXCLUDED, K_SEGMENTS, BIAS = limits.EXCLUDED, limits.K_SEGMENTS, limits.BIAS
     if EXCLUDED is not None:
-        EXCLUDED += b64 * EXCLUSIONS * k_len
-    if K_LENGTHS is not None:
-        k_stop = end_of(K_LENGTHS, b, k_len)
+        EXCLUDED += b64 * C.EXCLUSIONS * k_len
     if K_SEGMENTS is not None:
         K_SEGMENTS += b64 * k_len
-    base, row = tokens_of(Q_INDEX, u, q_index_stride, line, q_start, step, q_per, BM, Q_STEPPED)
+    base, row = tokens_of(visits.Q_INDEX, u, q_index_stride, tile_row, q_start, step, q_per, BM, C.Q_STEPPED)
     row_ok = within(row, q_stop)
-    INDEXED: tl.constexpr = Q_INDEX is not None
-    q = load_own(Q, row, base, row_ok, q_len - 1, q_t, step, offs_d, D, BD, BM, CHECKED, INDEXED, Q_STEPPED)
-    dout = load_own(DOUT, row, base, row_ok, q_len - 1, do_t, step, offs_d, D, BD, BM, CHECKED, INDEXED, Q_STEPPED)
-    at = (b64 * owners + h64) * q_len + row
-    lse = tl.load(LSE + at, mask=row_ok, other=float("-inf"))
+    last = q_len - 1
+    q = load_own(Q, row, base, row_ok, last, wide(q_strides.t), step, offs_d, C, BM, INDEXED, C.Q_STEPPED)
+    dout = load_own(DOUT, row, base, row_ok, last, wide(do_strides.t), step, offs_d, C, BM, INDEXED, C.Q_STEPPED)
+    at = (b64 * heads + h64) * q_len + row
+    lse = tl.load(numbers.LSE + at, mask=row_ok, other=float("-inf"))
     # A row without keys: all its weights come out 0.
     lse2 = tl.where(lse == float("-inf"), float("inf"), allowing_for_rounding(lse) * LOG2E)
     # Weights times the scale instead of the sum, where the dtype has digits enough below.
     SCALED: tl.constexpr = SUMS is None and DQ.dtype.element_ty == tl.bfloat16
     if SCALED:
-        lse2 -= log2_scale
-    most = log2_scale if SCALED else 0.0
-    merge = tl.load(MERGES + h) if MERGE else 0
-    if OUT is None:
-        delta = -tl.load(MINUS_DELTA + at, mask=row_ok, other=0.0)
+        lse2 -= factors.log2_scale
+    most = factors.log2_scale if SCALED else 0.0
+    merge = tl.load(visits.MERGE + h) if C.MERGE else 0
+    if numbers.OUT is None:
+        delta = -tl.load(numbers.MINUS_DELTA + at, mask=row_ok, other=0.0)
     else:
-        OUT += tl.multiple_of(b64 * o_b + h64 * o_h, ALIGN)
-        out = load_own(OUT, row, base, row_ok, q_len - 1, o_t, step, offs_d, D, BD, BM, CHECKED, INDEXED, Q_STEPPED)
+        OUT = head_of(numbers.OUT, b, h, o_strides, C)
+        out = load_own(OUT, row, base, row_ok, last, wide(o_strides.t), step, offs_d, C, BM, INDEXED, C.Q_STEPPED)
         delta = tl.sum(widened(out) * widened(dout), 1)
-        if DLSE is not None:
+        if numbers.DLSE is not None:
             # The out of a row without keys is 0.
-            delta -= tl.where(lse == float("-inf"), 0.0, tl.load(DLSE + at, mask=row_ok, other=0.0))
-        # For the columns, which come after. Every piece of a row finds the same.
+            delta -= tl.where(lse == float("-inf"), 0.0, tl.load(numbers.DLSE + at, mask=row_ok, other=0.0))
+        # For the columns, which come after. Every part of a tile row finds the same.
         left = tl.where(served & (leaves_delta != 0) & (merge == 0), q_len, 0)
-        tl.store(MINUS_DELTA + at, -delta, mask=within(row, left))
+        tl.store(numbers.MINUS_DELTA + at, -delta, mask=within(row, left))
     i = row + (k_len - q_len)
-    rows = None
-    if DROPOUT:
-        rows = dropout_rows(SEED, b * owners + h, i)
+    drawn = None
+    if C.DROPOUT:
+        drawn = dropout_rows(limits.SEED, b * heads + h, i)
     segments = None
-    if Q_SEGMENTS is not None:
-        segments = tl.load(Q_SEGMENTS + b64 * q_len + row, mask=row_ok, other=0)
+    if limits.Q_SEGMENTS is not None:
+        segments = tl.load(limits.Q_SEGMENTS + b64 * q_len + row, mask=row_ok, other=0)
     if BIAS is not None:
-        BIAS += h64 * bias_h + (line * BM + bias_first) // BIAS_BLOCK * bias_row
+        BIAS += h64 * bias_h + (tile_row * BM + bias_first) // C.BIAS_BLOCK * bias_row
     if SUMS is not None:
-        SUMS += (b64 * owners + h64) * sums_h + (line + sums_first) * sums_row
+        SUMS += (b64 * heads + h64) * sums_h + (tile_row + sums_first) * sums_row
     acc = tl.zeros([BM, BD], tl.float32)
     for mode in tl.static_range(4):
-        if ONE_LOOP == (mode == 3) and (mode == 0 or mode == 3 or (mode == 1 and HAS_BANDS) or (mode == 2 and HAS_BITS)):
-            lowest = masked_from if mode == 1 else bits_from if mode == 2 else first
-            highest = masked_from if mode == 0 else bits_from if mode == 1 else stop
+        if C.MODES[mode]:
+            begin, end = part_of(mode, first, masked_from, bits_from, stop)
             acc = query_gradient(
-                acc, q, dout, lse2, most, delta, i, rows, segments, K, V, K_INDEX, K_SEGMENTS, INDEX, DETAIL, MASKS, EXCLUDED,
-                BIAS, SUMS, b, kv_head, u, tl.maximum(first, lowest), masked_from, bits_from, tl.minimum(stop, highest),
-                first_tile, k_t, v_t, k_index_stride, k_len, k_start, k_stop, step, k_per, scale2, inverse_keep,
-                threshold, mode, CONTIGUOUS, CHECKED, POSITIONAL, K_STEPPED, BY_TMA, HAS_BANDS, HAS_BITS, EXCLUSIONS,
-                DROPOUT, D, BD, BM, BN, WORDS, BIAS_BLOCK, EXACT,
+                acc, q, dout, lse2, most, delta, i, drawn, segments, K, V, EXCLUDED, K_SEGMENTS, BIAS, SUMS, visits, b, kv_head,
+                u, begin, masked_from, bits_from, end, first_tile, wide(k_strides.t), wide(v_strides.t), k_index_stride, k_len,
+                k_start, k_stop, step, k_per, factors, threshold, C, mode,
             )  # fmt: skip
     if not SCALED:
-        acc *= scale
+        acc *= factors.scale
     limit = tl.where(served, q_len, 0)
-    if PART is not None:
-        if slot >= 0:
-            tl.store(PART + (slot.to(tl.int64) * BM + offs_m)[:, None] * BD + offs_d[None, :], acc)
-        limit = tl.where(slot < 0, limit, 0)
+    if PARTIAL is not None:
+        if partial >= 0:
+            tl.store(PARTIAL + (partial.to(tl.int64) * BM + offs_m)[:, None] * BD + offs_d[None, :], acc)
+        limit = tl.where(partial < 0, limit, 0)
     ok = within(row, limit)
-    dq = DQ + tl.multiple_of(b64 * dq_b + h64 * dq_h, ALIGN)
-    add_rows(dq, acc, row, base, ok, dq_t, step, merge, D, BD, BM, MERGE, INDEXED, Q_STEPPED)
+    dq = head_of(DQ, b, h, dq_strides, C)
+    add_rows(dq, acc, row, base, ok, wide(dq_strides.t), step, merge, C.D, BD, BM, C.MERGE, INDEXED, C.Q_STEPPED)
+
+
+@dataclass
+class _Rows:
+    """What the launches over one component's rows have in common for all calls of one kind."""
+
+    work: Work
+    visits: Visits
+    by_tma: bool
+    partial: tuple[int, int, int] | None  # shape of the partial results
+    main: Plan
+    add: Plan | None
+
+
+def gradient_of_queries(
+    call: Call, component: Component, dout: Tensor, numbers: RowNumbers, dq: Tensor, sums: BiasSums | None,
+    workspace: Workspace | None, merging: bool,
+) -> None:  # fmt: skip
+    """Writes what a component gives to dq, or adds it; partial results lie in the workspace."""
+    key = ("rows", merging, numbers.left, numbers.read, call.key, dout.stride(), numbers.out.stride(),
+           numbers.dlse is None, dq.dtype)  # fmt: skip
+    rows = component.cache.get(key)
+    if rows is None:
+        rows = made_outside_graphs(
+            lambda: _plan(call, component, dout, numbers, dq, sums, merging), call.device, not component.dynamic
+        )
+        component.cache[key] = rows
+    # As in the forward: listed rows that are not split take any address for partials.
+    partial = None if rows.work.items is None else numbers.lse
+    if rows.partial is not None:
+        if workspace is None:
+            partial = torch.empty(rows.partial, dtype=torch.float32, device=dq.device)
+        else:
+            partial = workspace.rest().take(*rows.partial)
+    keys, _ = streamed((call.k, call.v), component, "k", rows.by_tma, call)
+    tiles = None if sums is None else sums.tiles
+    rows.main(call.q, *keys, dout, numbers.pointers(), dq, partial, tiles, rows.visits, call.limits(component))
+    if rows.add is not None:
+        rows.add(dq, partial, rows.work.splits, component.group, component.merge, component.q_index)
+
+
+def _plan(
+    call: Call, component: Component, dout: Tensor, numbers: RowNumbers, dq: Tensor, sums: BiasSums | None, merging: bool
+) -> _Rows:
+    B, H, Tq, D = call.q.shape
+    work = row_work(call, component)
+    choice = launch_of("backward_rows", call.q, component, call.device)
+    by_tma = streamed((call.k, call.v), component, "k", choice.by_tma, call)[1]
+    choice = choice if by_tma else without_tma(choice)
+    lists = component.rows
+    align = alignment(D, call.q, call.k, call.v, dout, dq, numbers.out)
+    C = call.constants(component, lists, align, choice, merging)
+    main = Plan(backward_rows, work.programs(B), call.sizes(component) | {
+        "q_strides": strides_of(call.q), "k_strides": strides_of(call.k), "v_strides": strides_of(call.v),
+        "o_strides": strides_of(numbers.out), "do_strides": strides_of(dout), "dq_strides": strides_of(dq),
+        "factors": call.factors(), "tile_rows": lists.start.shape[1], "heads": H,
+        "sums_h": 0 if sums is None else sums.tiles.stride(1), "sums_row": 0 if sums is None else sums.tiles.stride(2),
+        "sums_first": 0 if sums is None else sums.first, "leaves_delta": int(numbers.left), "C": C,
+    }, choice)  # fmt: skip
+    x_b, x_h, x_t = strides_of(dq)
+    add = Plan(add_splits, max(1, work.cut) * B * (component.block_q // SPLIT_ROWS), {
+        "x_b": x_b, "x_h": x_h, "x_t": x_t, "index_stride": index_stride(component.q_index), "x_len": Tq,
+        "x_start": component.q_start, "batch": B, "batch_groups": component.batch_groups,
+        "D": D, "BD": C.BD, "B": C.BM, "BX": SPLIT_ROWS, "SHARE": 1, "MERGE": merging, "ALIGN": alignment(D, dq),
+    }, SMALL)  # fmt: skip
+    partial = (work.partials * B, component.block_q, C.BD) if work.partials else None
+    visits = visits_of(component, "rows", work.items, work.items is not None)
+    return _Rows(work, visits, by_tma, partial, main, add if work.cut else None)

@@ -1,9 +1,11 @@
-"""Device functions that the forward and the backward share: work items, tokens of a tile, masks, dropout bits.
+"""Device functions that the kernels over rows and over columns share: what a program works for, its loop over tiles, addresses.
 
-Legend: BM x BN a tile of queries x keys, m and n places in it. Triton is imported here: import this file lazily.
+Legend: BM x BN a tile of queries x keys, m and n places in it, C the constants of a kernel (args.Constants). A program works
+for one tile row (the queries of one tile) or, in the pass over columns, for one tile column; both are called a tile row here.
+Triton is imported here: import this file lazily.
 """
 
-# ruff: noqa: SIM102, SIM108 (compile-time branches stay statements)
+# ruff: noqa: SIM108, SIM109 (compile-time branches stay statements)
 from __future__ import annotations
 
 import torch
@@ -21,17 +23,16 @@ BITS = tl.constexpr(2)
 MIXED = tl.constexpr(3)
 LOG2E = tl.constexpr(1.4426950408889634)
 READ_AHEAD = tl.constexpr(4)  # stages of a loop over the pieces of a cut line, so that it does not wait for each
-NOWHERE = tl.constexpr(1 << 20)  # beyond every place of a tile
 INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))  # as triton.jit decides, when it is applied
 LN2 = tl.constexpr(0.6931471805599453)
 LARGE = tl.constexpr(32768.0)  # a log-sum-exp up to which a float32 difference from a score is good to a hundredth
 ROUNDING = tl.constexpr(6 * 2.0**-24)  # of that difference, relative to the score: scaling, two changes of base, merges
-# Arguments that follow the lengths: a kernel compiled for one value serves all.
+# Arguments that follow the lengths: a kernel compiled for one value serves all. (Triton specialises what tuples hold, so these
+# come one by one.)
 VARYING = [
-    "q_len", "k_len", "q_start", "k_start", "lines", "batch", "owners", "batch_groups", "threshold", "bias_first",
-    "bias_h", "bias_row", "q_index_stride", "k_index_stride", "step", "q_per", "k_per", "sums_h", "sums_row",
-    "sums_first", "q_b", "q_h", "k_b", "k_h", "v_b", "v_h", "o_b", "o_h", "do_b", "do_h", "dq_b", "dq_h", "dk_b",
-    "dk_h", "dv_b", "dv_h", "x_b", "x_h", "x_len", "x_start", "index_stride", "leaves_delta", "flags",
+    "q_len", "k_len", "q_start", "k_start", "tile_rows", "batch", "heads", "batch_groups", "threshold", "bias_first",
+    "bias_h", "bias_row", "step", "q_per", "k_per", "q_index_stride", "k_index_stride", "sums_h", "sums_row", "sums_first",
+    "leaves_delta", "flags", "x_b", "x_h", "x_len", "x_start", "index_stride", "o_b", "o_h", "do_b", "do_h",
 ]  # fmt: skip
 
 
@@ -44,41 +45,119 @@ def interprets_bfloat16(x: torch.Tensor) -> bool:
 
 
 @triton.jit
-def work_item(ITEMS, LINES, GROUP, owners, lines, batch, batch_groups, ONE_GROUP: tl.constexpr):
-    """What this program does: (b, owner, line, slot of its partial result or -1, group, served, entries).
+def work_item(visits, heads, tile_rows, batch, batch_groups, C: tl.constexpr):
+    """What this program does: (b, head, tile row, partial result or -1, group, served, entries).
 
-    An owner is a head (rows) or a key head (columns). Without a list of items, one program serves each line. `entries` points
-    at a record of 8: first entry, first masked one, first bit-masked one, end, tile of the first entry, owner, line, slot.
+    Heads are those of the keys in the pass over columns. With a list of items a program serves one of them, else one tile row.
+    `entries` points at a record of 8: first entry, first masked one, first bit-masked one, end, tile of the first entry, head,
+    tile row, partial.
     """
     pid = tl.program_id(0)
     served = pid >= 0
-    if ITEMS is None:
+    if visits.ITEMS is None:
         # A grid of three dimensions would spare these divisions, but made dense patterns of D = 128 1% slower.
-        line = pid % lines
-        rest = pid // lines
-        owner = rest % owners
-        b = rest // owners
-        slot = -1
+        tile_row = pid % tile_rows
+        rest = pid // tile_rows
+        head = rest % heads
+        b = rest // heads
+        partial = -1
         group = 0
-        if not ONE_GROUP:
-            group = tl.load(GROUP + owner)
+        if not C.ONE_GROUP:
+            group = tl.load(visits.GROUP + head)
             served = group >= 0
             group = tl.maximum(group, 0) + b * batch_groups
-            entries = LINES + (group.to(tl.int64) * lines + line) * 8
+            entries = visits.RECORDS + (group.to(tl.int64) * tile_rows + tile_row) * 8
         else:
-            entries = LINES + line.to(tl.int64) * 8
+            entries = visits.RECORDS + tile_row.to(tl.int64) * 8
     else:
         item, b = pid, pid * 0
         if batch > 1:  # the loads below wait for a division
             item = pid // batch
             b = pid - item * batch
-        entries = ITEMS + item.to(tl.int64) * 8
-        owner = tl.load(entries + 5)
-        line = tl.load(entries + 6)
-        slot = tl.load(entries + 7)
-        slot = tl.where(slot < 0, -1, slot * batch + b)
+        entries = visits.ITEMS + item.to(tl.int64) * 8
+        head = tl.load(entries + 5)
+        tile_row = tl.load(entries + 6)
+        partial = tl.load(entries + 7)
+        partial = tl.where(partial < 0, -1, partial * batch + b)
         group = 0
-    return b, owner, line, slot, group, served, entries
+    return b, head, tile_row, partial, group, served, entries
+
+
+@triton.jit
+def entries_of(entries, served):
+    """(first, first masked, first bit-masked, end, tile of the first) entry of a record; none where it is not served."""
+    first = tl.load(entries)
+    masked_from = tl.load(entries + 1)
+    bits_from = tl.load(entries + 2)
+    stop = tl.where(served, tl.load(entries + 3), first)
+    first_tile = tl.load(entries + 4)
+    return first, masked_from, bits_from, stop, first_tile
+
+
+@triton.jit
+def part_of(mode, first, masked_from, bits_from, stop):
+    """The entries [begin, end) that the loop of a mode visits."""
+    lowest = masked_from if mode == 1 else bits_from if mode == 2 else first
+    highest = masked_from if mode == 0 else bits_from if mode == 1 else stop
+    return tl.maximum(first, lowest), tl.minimum(stop, highest)
+
+
+@triton.jit
+def ends(limits, b, q_len, k_len):
+    """Where the queries and the keys of sequence b end."""
+    q_stop = q_len
+    k_stop = k_len
+    if limits.Q_LENGTHS is not None:
+        q_stop = end_of(limits.Q_LENGTHS, b, q_len)
+    if limits.K_LENGTHS is not None:
+        k_stop = end_of(limits.K_LENGTHS, b, k_len)
+    return q_stop, k_stop
+
+
+@triton.jit
+def head_of(X, b, h, strides, C: tl.constexpr):
+    """Where head h of sequence b begins. Without its alignment it would be read number by number."""
+    return X + tl.multiple_of(b.to(tl.int64) * strides.b + h.to(tl.int64) * strides.h, C.ALIGN)
+
+
+@triton.jit
+def wide(stride):
+    """A stride in 64 bits: Triton makes one that fits 32 bits, and one of 1 a constant."""
+    return tl.zeros([], tl.int64) + stride
+
+
+@triton.jit
+def begin_entries(visits, first, stop, first_tile, MODE: tl.constexpr):
+    """What a loop over entries carries along: (tile to come, where the next but one stands, where details stand)."""
+    upcoming = first_tile
+    # Pointers of their own: INDEX + e would make e a number of 64 bits.
+    AHEAD = visits.INDEX + first + 1
+    DETAILS = AHEAD  # of no use to full tiles
+    if MODE != FULL:
+        DETAILS = visits.DETAIL + first
+    if MODE == BAND or MODE == BITS:
+        upcoming = tl.load(visits.INDEX + first, mask=stop > first, other=0)
+    return upcoming, AHEAD, DETAILS
+
+
+@triton.jit
+def next_entry(upcoming, AHEAD, DETAILS, e, first, stop, C: tl.constexpr, MODE: tl.constexpr):
+    """(tile, detail of its mask) of entry e, and what `begin_entries` gave, one entry on."""
+    if C.CONTIGUOUS and MODE == FULL:
+        tile = upcoming + (e - first)
+    else:
+        # Read one entry ahead: the loads of keys wait for this number. Lists made on the host end with a sentinel.
+        tile = upcoming
+        if C.CHECKED:
+            upcoming = tl.load(AHEAD, mask=e + 1 < stop, other=0)
+        else:
+            upcoming = tl.load(AHEAD)
+        AHEAD += 1
+    detail = 0
+    if MODE != FULL:
+        detail = tl.load(DETAILS)
+        DETAILS += 1
+    return tile, detail, upcoming, AHEAD, DETAILS
 
 
 @triton.jit
@@ -130,16 +209,6 @@ def scores_of(a, b, EXACT: tl.constexpr):
 def weights(s, most):
     """exp2 of scores less their log-sum-exp, which only rounding brings above `most`; NaN stays."""
     return tl.exp2(tl.minimum(s, most, propagate_nan=tl.PropagateNan.ALL))
-
-
-@triton.jit
-def following(AHEAD, e, stop, CHECKED: tl.constexpr):
-    """The tile of the entry after e; anything after the last one, which lists made on the host have room to read."""
-    if CHECKED:
-        tile = tl.load(AHEAD, mask=e + 1 < stop, other=0)
-    else:
-        tile = tl.load(AHEAD)
-    return tile
 
 
 @triton.jit
@@ -206,17 +275,17 @@ def load_tile(
 
 @triton.jit
 def load_own(
-    X, token, base, ok, last, stride, step, offs_d, D: tl.constexpr, BD: tl.constexpr, B: tl.constexpr,
-    CHECKED: tl.constexpr, INDEXED: tl.constexpr, STEPPED: tl.constexpr,
+    X, token, base, ok, last, stride, step, offs_d, C: tl.constexpr, B: tl.constexpr, INDEXED: tl.constexpr,
+    STEPPED: tl.constexpr,
 ):  # fmt: skip
     """The rows that a program works for, [B, BD]. Those before the first and past the last hold it again: nobody stores what
-    comes of them, and it takes fewer instructions than zeros. Under CHECKED they are 0."""
-    if CHECKED or INDEXED or STEPPED > 0:
-        tile = load_tile(X, token, base, ok, stride, step, offs_d, D, BD, B, True, INDEXED, STEPPED)
+    comes of them, and it takes fewer instructions than zeros. Where tokens may not exist they are 0."""
+    if C.CHECKED or INDEXED or STEPPED > 0:
+        tile = load_tile(X, token, base, ok, stride, step, offs_d, C.D, C.BD, B, True, INDEXED, STEPPED)
     else:
         near = tl.maximum(tl.minimum(tl.arange(0, B), last - base), -base)
         at = X + base.to(tl.int64) * stride + (near[:, None] * stride.to(tl.int32) + offs_d[None, :])
-        tile = tl.load(at) if D == BD else tl.load(at, mask=(offs_d < D)[None, :], other=0.0)
+        tile = tl.load(at) if C.D == C.BD else tl.load(at, mask=(offs_d < C.D)[None, :], other=0.0)
     return tile
 
 
@@ -233,107 +302,20 @@ def widened(x):
 
 
 @triton.jit
-def copied_tile(X, b, h, tile, base, origin, per, B: tl.constexpr, BD: tl.constexpr, STEPPED: tl.constexpr):
-    """A tile [B, BD] by descriptor; what lies outside the tensor comes as 0."""
-    if STEPPED == 1:
-        x = X.load([b, h, (tile % per) * B, origin + tile // per, 0])
-    elif STEPPED > 1:
-        x = X.load([b, h, tile * (B // STEPPED), origin, 0])
-    else:
-        x = X.load([b, h, base, 0])
-    return x.reshape([B, BD])
-
-
-@triton.jit
-def band_keeps(detail, offs_m, offs_n, TRANSPOSED: tl.constexpr):
-    """The mask of a band tile, lo <= m - n <= hi, m <= last_m, n <= last_n; `detail` holds the four in its bytes.
-
-    One unsigned comparison a pair, against bounds for each line of the tile.
-    """
-    lo = detail >> 24
-    hi = (detail << 8) >> 24
-    last_m = (detail >> 8) & 0xFF
-    last_n = detail & 0xFF
-    if TRANSPOSED:
-        line, place = offs_n, offs_m
-        first = tl.maximum(line + lo, 0)
-        last = tl.minimum(line + hi, last_m)
-        empty = (line > last_n) | (last < first)
-    else:
-        line, place = offs_m, offs_n
-        first = tl.maximum(line - hi, 0)
-        last = tl.minimum(line - lo, last_n)
-        empty = (line > last_m) | (last < first)
-    first = tl.where(empty, NOWHERE, first)
-    return (place - first).to(tl.uint32) <= tl.where(empty, 0, last - first).to(tl.uint32)
-
-
-@triton.jit
-def bits_keep(detail, MASKS, offs_m, offs_n, BM: tl.constexpr, WORDS: tl.constexpr):
-    """The mask of a tile with stored bits; `detail` is its number."""
-    word = tl.load(MASKS + detail.to(tl.int64) * (BM * WORDS) + (offs_m * WORDS + offs_n // 32))
-    return ((word >> (offs_n % 32)) & 1) != 0
-
-
-@triton.jit
-def masked(
-    x, other, e, masked_from, bits_from, detail, MASKS, offs_m, offs_n, BM: tl.constexpr, WORDS: tl.constexpr,
-    MODE: tl.constexpr, HAS_BANDS: tl.constexpr, HAS_BITS: tl.constexpr, TRANSPOSED: tl.constexpr,
+def streamed_tile(
+    X, b, h, tile, base, token, ok, start, stride, step, per, B: tl.constexpr, INDEXED: tl.constexpr, STEPPED: tl.constexpr,
+    C: tl.constexpr, MODE: tl.constexpr,
 ):  # fmt: skip
-    """x where the mask of entry e keeps a pair, else `other`; offsets broadcast against each other ([BM, 1] and [1, BN], or
-    transposed)."""
-    if MODE == BAND:
-        x = tl.where(band_keeps(detail, offs_m, offs_n, TRANSPOSED), x, other)
-    elif MODE == BITS:
-        x = tl.where(bits_keep(detail, MASKS, offs_m, offs_n, BM, WORDS), x, other)
-    elif MODE == MIXED:
-        if HAS_BANDS:
-            if (e >= masked_from) & (e < bits_from):
-                x = tl.where(band_keeps(detail, offs_m, offs_n, TRANSPOSED), x, other)
-        if HAS_BITS:
-            if e >= bits_from:
-                x = tl.where(bits_keep(detail, MASKS, offs_m, offs_n, BM, WORDS), x, other)
-    return x
-
-
-@triton.jit
-def included(
-    x, other, EXCLUDED, row, token, length, EXCLUSIONS: tl.constexpr, TRANSPOSED: tl.constexpr
-):  # fmt: skip
-    """x but for the pairs that numbers of the tokens leave out: those with 0 <= number[row] - number[token] <= 1."""
-    row = tl.minimum(tl.maximum(row, 0), length - 1)
-    token = tl.minimum(tl.maximum(token, 0), length - 1)
-    for line in tl.static_range(EXCLUSIONS):
-        ours = tl.load(EXCLUDED + line * length + row)
-        theirs = tl.load(EXCLUDED + line * length + token)
-        if TRANSPOSED:
-            distance = ours[None, :] - theirs[:, None]
+    """A tile [B, BD] that a loop visits: by descriptor, where what lies outside the tensor comes as 0, or by addresses."""
+    if C.BY_TMA:
+        if STEPPED == 1:
+            x = X.load([b, h, (tile % per) * B, start + tile // per, 0])
+        elif STEPPED > 1:
+            x = X.load([b, h, tile * (B // STEPPED), start, 0])
         else:
-            distance = ours[:, None] - theirs[None, :]
-        x = tl.where((distance < 0) | (distance > 1), x, other)
+            x = X.load([b, h, base, 0])
+        x = x.reshape([B, C.BD])
+    else:
+        CHECK: tl.constexpr = C.CHECKED or MODE != FULL
+        x = load_tile(X, token, base, ok, stride, step, tl.arange(0, C.BD), C.D, C.BD, B, CHECK, INDEXED, STEPPED)
     return x
-
-
-@triton.jit
-def mix(x):
-    """The bijection of dropout.py on uint32."""
-    x = x ^ (x >> 16)
-    x = x * tl.full([], 0x7FEB352D, tl.uint32)
-    x = x ^ (x >> 15)
-    x = x * tl.full([], 0x846CA68B, tl.uint32)
-    return x ^ (x >> 16)
-
-
-@triton.jit
-def dropout_rows(SEED, batch_head, i):
-    """What the bits of query positions i begin with."""
-    seed = tl.load(SEED).to(tl.uint32)
-    head = mix(seed + tl.full([], 0x9E3779B9, tl.uint32) * (batch_head + 1).to(tl.uint32))
-    return mix(head ^ (i.to(tl.uint32) * tl.full([], 0x85EBCA6B, tl.uint32)))
-
-
-@triton.jit
-def dropout_keeps(rows, j, threshold):
-    """Whether weights survive; `rows` and j broadcast against each other."""
-    bits = mix(rows ^ (j.to(tl.uint32) * tl.full([], 0xC2B2AE35, tl.uint32)))
-    return (bits >> 8).to(tl.int32) >= threshold

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from longspan_kernels.block_sparse.layout import Component, Lists
 
-SHORTEST_PIECE = 8  # entries; less is not worth a partial result
+SHORTEST_SPLIT = 8  # entries; less is not worth a partial result
 EVEN = 1.5  # longest line over the mean, up to which the order does not matter
 PROGRAMS_PER_PROCESSOR = 2
 # Where no line is longer than this part of a fair share, columns are cut at most in two, those above the second part of it.
@@ -38,7 +38,7 @@ class Work:
             slot or -1), or None for one program a line: even lines, and lists made at run time. Where several heads share an
             owner, the first entry and the end count from the first entry of the first of them.
         splits: [n, 4] int32 (owner, line, first slot, pieces) of the lines that were cut, or None.
-        slots: partial results for one batch element.
+        partials: partial results for one batch element.
         in_two: lines are cut at most in two, and no results are partial: the second half adds to what the first has written.
             The slot of a first half is the number of its flag, that of a second one comes `flags` later.
         flags: lines cut in two, for one batch element.
@@ -47,7 +47,7 @@ class Work:
     lines: int
     items: Tensor | None = None
     splits: Tensor | None = None
-    slots: int = 0
+    partials: int = 0
     in_two: bool = False
     flags: int = 0
 
@@ -100,13 +100,13 @@ def _schedule(
     total, longest = int(weight.sum()), int(weight.max())
     fair = batch * total / (PROGRAMS_PER_PROCESSOR * processors(weight.device))
     # A piece of half a fair share, started first, cannot keep the launch waiting.
-    piece = max(SHORTEST_PIECE, 1 << max(0, int(fair / 2)).bit_length() >> 1)
+    piece = max(SHORTEST_SPLIT, 1 << max(0, int(fair / 2)).bit_length() >> 1)
     if whole and longest <= WHOLE * fair:
         piece = max(piece, longest)
     # The ratio hardly follows the length, so that one kind of launch serves them all.
     in_two = in_two and longest <= IN_TWO * fair
     if in_two:
-        piece = max(SHORTEST_PIECE, int(HALVED * fair), -(-longest // 2))
+        piece = max(SHORTEST_SPLIT, int(HALVED * fair), -(-longest // 2))
     busy = int((weight > 0).sum())
     even = longest * max(busy, 1) <= EVEN * total and (everything or 2 * busy >= owners * lines)
     # A line of a larger tile has more warps, and counts as the lines that it holds.

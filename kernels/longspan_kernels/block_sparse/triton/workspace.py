@@ -1,0 +1,352 @@
+"""What the backward pass keeps between its launches: delta, partial results of split tile rows and columns, sums for a bias.
+
+It says which pass goes first and where these numbers lie, and has the kernels that make them and add them up.
+
+Legend: BM x BN the tile of queries x keys, BD the head width D rounded up to a power of two, SHARE query heads a key head.
+Triton is imported here: import this file lazily.
+"""
+
+# ruff: noqa: SIM102 (compile-time branches stay statements)
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from longspan_kernels.block_sparse.args import Call, alignment, width_of
+from longspan_kernels.block_sparse.layout import Component, Layout
+from longspan_kernels.block_sparse.triton.common import (
+    LOG2E,
+    READ_AHEAD,
+    VARYING,
+    addresses,
+    allowing_for_rounding,
+    load_tile,
+    tokens_of,
+    within,
+)
+from longspan_kernels.block_sparse.triton.schedule import Work, work_of
+from longspan_kernels.block_sparse.triton.tuning import lines_of
+from longspan_kernels.launch.graphs import capturing, made_outside_graphs
+from longspan_kernels.launch.launcher import SMALL, Plan
+
+PREPARED_AT_ONCE = 64  # rows a program
+# Up to this head width partial results of columns are kept as pairs of the gradient's dtype: no spills at 168 registers, where
+# a float32 store in the epilogue has the loop spill 88 bytes a thread. Wider ones have no registers to spare either way.
+PAIRED_WIDTH = 64
+
+
+@triton.jit(do_not_specialize=VARYING)
+def prepare_rows(
+    OUT, DOUT, LSE, DLSE, MINUS_DELTA, PAIRS, o_b: tl.int64, o_h: tl.int64, o_t: tl.int64, do_b: tl.int64, do_h: tl.int64,
+    do_t: tl.int64, q_len: tl.int32, heads: tl.int32, tile_rows: tl.int32, D: tl.constexpr, BD: tl.constexpr,
+    BM: tl.constexpr, ALIGN: tl.constexpr,
+):  # fmt: skip
+    """-delta of each row, 0 for one without keys; and where PAIRS is, there too, beside lse in base 2 or +inf."""
+    pid = tl.program_id(0)
+    tile_row = pid % tile_rows
+    batch_head = (pid // tile_rows).to(tl.int64)
+    b, h = batch_head // heads, batch_head % heads
+    base = tile_row * BM
+    row = base + tl.arange(0, BM)
+    offs_d = tl.arange(0, BD)
+    ok = row < q_len
+    # Without its alignment a head would be read number by number.
+    OUT += tl.multiple_of(b * o_b + h * o_h, ALIGN)
+    DOUT += tl.multiple_of(b * do_b + h * do_h, ALIGN)
+    out = load_tile(OUT, row, base, ok, o_t, 1, offs_d, D, BD, BM, True, False, False).to(tl.float32)
+    dout = load_tile(DOUT, row, base, ok, do_t, 1, offs_d, D, BD, BM, True, False, False).to(tl.float32)
+    delta = tl.sum(out * dout, 1)
+    at = batch_head * q_len + row
+    if DLSE is not None:
+        delta -= tl.load(DLSE + at, mask=ok, other=0.0)
+    lse = tl.load(LSE + at, mask=ok, other=float("-inf"))
+    empty = lse == float("-inf")
+    minus_delta = tl.where(empty, 0.0, -delta)
+    tl.store(MINUS_DELTA + at, minus_delta, mask=ok)
+    if PAIRS is not None:
+        both = tl.join(tl.where(empty, float("inf"), allowing_for_rounding(lse) * LOG2E), minus_delta)
+        tl.store(PAIRS + 2 * at[:, None] + tl.arange(0, 2)[None, :], both, mask=ok[:, None])
+
+
+@triton.jit
+def is_second(FLAGS, partial, flags):
+    """Whether this program has the second half of a tile column, see `Work.in_two`; then it waits until the first is written.
+
+    The first comes earlier among the programs, so it runs or has run. The flag is taken down again, for the next launch.
+    """
+    second = partial >= flags
+    if second:
+        while tl.atomic_cas(FLAGS + (partial - flags), 1, 0) != 1:
+            pass
+    return second
+
+
+@triton.jit
+def tell_second(FLAGS, partial, flags):
+    """Says that the first half of a tile column is written."""
+    if partial >= 0:
+        if partial < flags:
+            tl.debug_barrier()
+            tl.atomic_xchg(FLAGS + partial, 1)
+
+
+@triton.jit
+def add_rows(
+    X, value, token, base, ok, stride, step, merge, D: tl.constexpr, BD: tl.constexpr, B: tl.constexpr, MERGE: tl.constexpr,
+    INDEXED: tl.constexpr, STEPPED: tl.constexpr,
+):  # fmt: skip
+    """Writes rows of a gradient, or adds them to what earlier components wrote."""
+    offs_d = tl.arange(0, BD)
+    at = addresses(X, token, base, stride, step, offs_d, B, INDEXED, STEPPED)
+    keep = ok[:, None] & (offs_d < D)[None, :]
+    if MERGE:
+        if merge != 0:
+            # Past the cache of this processor: another may have written it a moment ago.
+            value += tl.load(at, mask=keep, other=0.0, cache_modifier=".cg").to(tl.float32)
+    tl.store(at, value.to(X.dtype.element_ty), mask=keep)
+
+
+@triton.jit
+def add_rows_or_keep(X, PARTIAL, value, partial, token, base, ok, stride, step, C: tl.constexpr, INDEXED: tl.constexpr):
+    """As `add_rows` for keys; or keeps the rows of a partial result, one with partial >= 0, in PARTIAL [partials, 2, BN, BD].
+
+    As two numbers of the gradient's own dtype, whose sum is as good as a float32 here: one store serves both, which leaves
+    registers to the loop before it (see PAIRED_WIDTH).
+    """
+    B: tl.constexpr = C.BN
+    BD: tl.constexpr = C.BD
+    offs_d = tl.arange(0, BD)
+    at = addresses(X, token, base, stride, step, offs_d, B, INDEXED, C.K_STEPPED)
+    keep = ok[:, None] & (offs_d < C.D)[None, :]
+    split = (partial + tl.zeros([B, 1], tl.int32)) >= 0
+    place = PARTIAL + (partial.to(tl.int64) * (2 * B) + tl.arange(0, B))[:, None] * BD + offs_d[None, :]
+    if C.MERGE:
+        value += tl.load(at, mask=keep & ~split, other=0.0).to(tl.float32)
+    high = value.to(X.dtype.element_ty)
+    tl.store(tl.where(split, place, at), high, mask=keep | split)
+    if partial >= 0:
+        tl.store(place + B * BD, (value - high.to(tl.float32)).to(X.dtype.element_ty))
+
+
+@triton.jit(do_not_specialize=VARYING)
+def add_splits(
+    X, PARTIAL, SPLITS, GROUP, MERGES, X_INDEX, x_b: tl.int64, x_h: tl.int64, x_t: tl.int64, index_stride: tl.int64,
+    x_len: tl.int32, x_start: tl.int32, batch: tl.int32, batch_groups: tl.int32, D: tl.constexpr, BD: tl.constexpr,
+    B: tl.constexpr, BX: tl.constexpr, SHARE: tl.constexpr, MERGE: tl.constexpr, ALIGN: tl.constexpr,
+):  # fmt: skip
+    """Adds up the partial results of one split tile row or column, in their order: BX of its B tokens a program."""
+    PARTS: tl.constexpr = B // BX
+    pid = tl.program_id(0)
+    part = pid % PARTS
+    pid = pid // PARTS
+    b = pid % batch
+    at = SPLITS + (pid // batch).to(tl.int64) * 4
+    head = tl.load(at)
+    tile_row = tl.load(at + 1)
+    first_partial = tl.load(at + 2)
+    count = tl.load(at + 3)
+    offs_x = part * BX + tl.arange(0, BX)
+    offs_d = tl.arange(0, BD)
+    HALVES: tl.constexpr = 1 if PARTIAL.dtype.element_ty == tl.float32 else 2
+    acc = tl.zeros([BX, BD], tl.float32)
+    for number in tl.range(0, count, num_stages=READ_AHEAD):
+        place = ((first_partial + number) * batch + b).to(tl.int64) * (HALVES * B) + offs_x
+        found = tl.load(PARTIAL + place[:, None] * BD + offs_d[None, :]).to(tl.float32)
+        if HALVES == 2:
+            found += tl.load(PARTIAL + B * BD + place[:, None] * BD + offs_d[None, :]).to(tl.float32)
+        acc += found
+    u = (tl.maximum(tl.load(GROUP + head * SHARE), 0) + b * batch_groups).to(tl.int64)
+    base, token = tokens_of(X_INDEX, u, index_stride, tile_row * PARTS + part, x_start, 1, 1, BX, False)
+    merge = 1
+    if MERGES is not None:
+        merge = tl.load(MERGES + head)
+    x = X + tl.multiple_of(b.to(tl.int64) * x_b + head.to(tl.int64) * x_h, ALIGN)
+    ok = within(token, x_len)
+    add_rows(x, acc, token, base, ok, x_t, 1, merge, D, BD, BX, MERGE, X_INDEX is not None, False)
+
+
+@dataclass
+class RowNumbers:
+    """What the passes know of each query: lse, -delta, and what delta is made of.
+
+    `left` says that the pass over rows, which works delta out from out and dout, writes -delta; else it was written before.
+    With `pairs` [B, H, Tq, 2], it lies there too, beside lse in base 2. `read` says that the pass over rows reads it.
+    """
+
+    lse: Tensor
+    minus_delta: Tensor
+    out: Tensor
+    dlse: Tensor | None
+    left: bool
+    pairs: Tensor | None = None
+    read: bool = False
+
+    def pointers(self) -> RowPointers:
+        """As the pass over rows takes them: out and dlse where it works delta out from them."""
+        made_of = (None, None) if self.read else (self.out, self.dlse)
+        return RowPointers(self.lse, self.minus_delta, *made_of)
+
+
+class RowPointers(NamedTuple):
+    """See `RowNumbers`."""
+
+    LSE: Tensor
+    MINUS_DELTA: Tensor
+    OUT: Tensor | None
+    DLSE: Tensor | None
+
+
+def rows_go_first(call: Call, layout: Layout, by_columns: list[Component]) -> bool:
+    """Whether every row is visited, and no tile column is split, whose partial results would take memory of their own."""
+    if not layout.covered or not by_columns or in_pairs(call, by_columns):
+        return False
+
+    def whole_columns() -> bool:
+        works = (column_work(call, component, adds_up(number, component)) for number, component in enumerate(by_columns))
+        return not any(work.partials for work in works) and not any(orders_keys_by_head(call, c) for c in by_columns)
+
+    cache, key = by_columns[0].cache, ("rows go first", call.key)
+    if key not in cache:
+        cache[key] = made_outside_graphs(whole_columns, call.device, not by_columns[0].dynamic)
+    return cache[key]
+
+
+def in_pairs(call: Call, by_columns: list[Component]) -> bool:
+    """Whether columns find lse and delta in pairs: for wide heads the one pass more costs less than the work on lse in a long
+    loop."""
+    return width_of(call.q.shape[3]) > PAIRED_WIDTH and any(component.grows for component in by_columns)
+
+
+def rows_are_listed(call: Call) -> bool:
+    """Whether rows are listed: their partial results take the memory that delta would."""
+    components = call.layout.components
+    if not components or any(component.dynamic for component in components):
+        return False
+
+    def any_list() -> bool:
+        return any(row_work(call, component).items is not None for component in components)
+
+    cache, key = components[0].cache, ("listed", call.key)
+    if key not in cache:
+        cache[key] = made_outside_graphs(any_list, call.device)
+    return cache[key]
+
+
+def row_work(call: Call, component: Component) -> Work:
+    everything, whole = call.layout.covered and component.covers, lines_of(component) == "blocks"
+    return work_of(component, "rows", 1, call.q.shape[0], everything=everything, whole=whole)
+
+
+def column_work(call: Call, component: Component, adding: bool) -> Work:
+    return work_of(component, "columns", call.share, call.q.shape[0], everything=not adding, in_two=steady(component))
+
+
+def steady(component: Component) -> bool:
+    """Whether a line is as long beside a fair share at any length: which kernel runs may depend on it then. Lines that grow
+    with the length, or are gathered, are not."""
+    return not component.grows and component.q_index is None and component.k_index is None
+
+
+def adds_up(number: int, component: Component) -> bool:
+    """Whether a component's columns add to what is there: all but the first, and one whose order has no place for some keys."""
+    everywhere = component.k_index is None or component.order.startswith("residue")
+    return number > 0 or not everywhere
+
+
+def orders_keys_by_head(call: Call, component: Component) -> bool:
+    """Whether heads that share keys each have an order of their own."""
+    return component.k_index is not None and component.k_index.dim() == 2 and call.share > 1
+
+
+class Workspace:
+    """The memory of a contiguous tensor that is not written yet, for float32 numbers; memory of their own once it is full."""
+
+    def __init__(self, x: Tensor, used: int = 0):
+        self.x, self.used = x, used
+
+    def take(self, *shape: int) -> Tensor:
+        count = 4 * math.prod(shape)
+        stop = self.used + count
+        if stop > self.x.numel() * self.x.element_size():
+            return torch.empty(shape, dtype=torch.float32, device=self.x.device)
+        found = self.x.view(-1).view(torch.uint8)[self.used : stop].view(torch.float32).view(shape)
+        self.used = -(-stop // 256) * 256
+        return found
+
+    def rest(self) -> Workspace:
+        """What is not taken; what is taken from it does not count here."""
+        return Workspace(self.x, self.used)
+
+
+def prepare(call: Call, dout: Tensor, numbers: RowNumbers) -> None:
+    """Writes -delta [B, H, Tq]."""
+    out, dlse = numbers.out, numbers.dlse
+    B, H, Tq, D = out.shape
+    cache = call.layout.components[0].cache if call.layout.components else {}
+    key = ("prepare", call.key, dout.stride(), out.stride(), dlse is None, numbers.pairs is None)
+    plan = cache.get(key)
+    if plan is None:
+        (o_b, o_h, o_t, _), (do_b, do_h, do_t, _) = out.stride(), dout.stride()
+        tile_rows = -(-Tq // PREPARED_AT_ONCE)
+        plan = cache[key] = Plan(prepare_rows, tile_rows * B * H, {
+            "o_b": o_b, "o_h": o_h, "o_t": o_t, "do_b": do_b, "do_h": do_h, "do_t": do_t, "q_len": Tq, "heads": H,
+            "tile_rows": tile_rows, "D": D, "BD": width_of(D), "BM": PREPARED_AT_ONCE, "ALIGN": alignment(D, out, dout),
+        }, SMALL)  # fmt: skip
+    plan(out, dout, numbers.lse, dlse, numbers.minus_delta, numbers.pairs)
+
+
+def kept_as(dk: Tensor, lse: Tensor) -> Tensor:
+    """A tensor of the type that partial results of columns are kept in."""
+    return dk if width_of(dk.shape[3]) <= PAIRED_WIDTH else lse
+
+
+def flags_of(work: Work, call: Call, component: Component) -> Tensor | None:
+    """[flags] int32, 0 until the first half of a line is written; any numbers where none is cut in two; None for other cuts."""
+    if not work.in_two or work.items is None:
+        return None
+    if not work.flags:
+        return component.group
+    device, count = call.device, work.flags * call.q.shape[0]
+    if capturing(device):
+        return torch.zeros(count, dtype=torch.int32, device=device)  # the graph's own, wherever it is replayed
+    # Every launch leaves them at 0, and launches on one stream come one after another.
+    key = ("flags", count, torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0)
+    if key not in component.cache:
+        component.cache[key] = made_outside_graphs(lambda: torch.zeros(count, dtype=torch.int32, device=device), device)
+    return component.cache[key]
+
+
+class BiasSums:
+    """ds summed over each visited tile, then over the tiles of a bias block and over the batch.
+
+    Attributes:
+        tiles: [B, H, query tiles, key tiles] float32, whole bias blocks of tiles.
+        first: place of the first query tile among them.
+    """
+
+    def __init__(self, tiles: Tensor, first: int, a: int, b: int):
+        self.tiles, self.first, self.a, self.b = tiles, first, a, b
+
+    @classmethod
+    def empty(cls, call: Call) -> BiasSums:
+        component, bias = call.layout.components[0], call.bias
+        assert bias is not None
+        a, b = call.bias_block // component.block_q, call.bias_block // component.block_k
+        B, H = call.q.shape[:2]
+        first = call.sizes(component)["bias_first"] // component.block_q
+        rows = max(bias.shape[1] * a, first + component.q_blocks)
+        rows, columns = -(-rows // a) * a, max(bias.shape[2], -(-component.k_blocks // b)) * b
+        tiles = torch.zeros((B, H, rows, columns), dtype=torch.float32, device=call.q.device)
+        return cls(tiles, first, a, b)
+
+    def reduced(self, bias: Tensor) -> Tensor:
+        B, H, rows, columns = self.tiles.shape
+        blocks = self.tiles.view(B, H, rows // self.a, self.a, columns // self.b, self.b).sum((0, 3, 5))
+        blocks = blocks[:, : bias.shape[1], : bias.shape[2]]
+        return blocks.sum(0, keepdim=True) if bias.shape[0] == 1 and H > 1 else blocks.contiguous()
