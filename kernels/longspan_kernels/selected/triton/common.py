@@ -11,7 +11,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from longspan_kernels.block_sparse.triton.common import dropout_keeps, dropout_rows, end_of
+from longspan_kernels.block_sparse.triton.common import end_of
+from longspan_kernels.block_sparse.triton.masks import dropout_keeps, dropout_rows
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
