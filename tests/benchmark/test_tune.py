@@ -9,8 +9,7 @@ pytest.importorskip("triton")
 
 from longspan.benchmark import tune
 from longspan.benchmark.tune import Problem, Runner, candidates, problems, source, table, tune_one
-from longspan_kernels.block_sparse.triton.configs import HOPPER
-from longspan_kernels.block_sparse.triton.tuning import launch_of, launched_as, lines_of
+from longspan_kernels.block_sparse.triton.configs import HOPPER, launch_of, launched_as, lines_of
 from longspan_kernels.launch.launcher import Launch
 
 

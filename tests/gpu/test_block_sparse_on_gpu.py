@@ -11,7 +11,7 @@ from longspan_kernels.block_sparse.cache import clear_layouts
 from longspan_kernels.block_sparse.planner import compile_layout
 from longspan_kernels.block_sparse.reference import reference_attention
 from longspan_kernels.block_sparse.rules import And, Band, Congruent, Everything, Keys, KeysPeriodic, Or, Queries
-from longspan_kernels.block_sparse.triton.tuning import tilings
+from longspan_kernels.block_sparse.triton.configs import tilings
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

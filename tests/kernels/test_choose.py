@@ -140,7 +140,7 @@ def test_parts_hold_all_of_a_float32():
 
 def test_tiles_fit_the_device():
     pytest.importorskip("triton")
-    from longspan_kernels.block_sparse.triton.tuning import SHARED
+    from longspan_kernels.block_sparse.triton.configs import SHARED
     from longspan_kernels.selected.triton.choose_kernels import PARTS, tile_of
 
     for dtype, parts in PARTS.items():

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("triton")
 
-from longspan_kernels.block_sparse.triton.tuning import shared_memory
+from longspan_kernels.block_sparse.triton.configs import shared_memory
 
 SCRIPT = Path(__file__).parents[1] / "shared" / "compile_kernels.py"
 

@@ -7,12 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("triton")
 
 from longspan.patterns import Full
-from longspan_kernels import precompile
-from longspan_kernels.block_sparse import BackendError
+from longspan_kernels import clear_caches, precompile
+from longspan_kernels.block_sparse import BackendError, Tiling, layout_for
+from longspan_kernels.launch import launcher
 
 SCRIPT = Path(__file__).parents[1] / "shared" / "kernels_of_calls.py"
 MOST_AT_ONE_LENGTH, MOST_AT_TEN = 12, 24  # kernels of a forward and a backward pass
@@ -49,3 +51,12 @@ def test_precompile_says_where_it_cannot_work(monkeypatch):
         precompile(Full(), [1024], heads=2, head_dim=8, device="cpu")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert precompile(Full(), [1024], heads=2, head_dim=64, device="cpu") == 0
+
+
+def test_clear_caches_forgets_layouts_and_kernels(monkeypatch):
+    monkeypatch.setattr(launcher, "_compiled", {("a kernel",): None})
+    asked = Full().key, 64, 64, 1, False, Tiling(), torch.device("cpu")
+    before = layout_for(*asked)
+    assert layout_for(*asked) is before
+    clear_caches()
+    assert layout_for(*asked) is not before and launcher._compiled == {}

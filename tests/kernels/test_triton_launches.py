@@ -12,7 +12,7 @@ from longspan_kernels.block_sparse.args import Call, stepped, streamed
 from longspan_kernels.block_sparse.planner import Tiling, compile_layout
 from longspan_kernels.block_sparse.reference import reference_attention
 from longspan_kernels.block_sparse.rules import And, Band, Congruent, Keys, KeysPeriodic, Or
-from longspan_kernels.block_sparse.triton import backward, forward, schedule, tuning
+from longspan_kernels.block_sparse.triton import backward, configs, forward, schedule
 from longspan_kernels.launch.launcher import Launch
 
 CAUSAL = Band(0, None)
@@ -140,13 +140,13 @@ def test_tiles_suit_width_granularity_and_bias():
     for width in (16, 24, 64, 80, 128, 256):
         for dtype in (torch.bfloat16, torch.float32):
             for capability in ((8, 0), (8, 6), (9, 0), (12, 0)):
-                for tiling in tuning.tilings(width, dtype, capability, 48, 32):
+                for tiling in configs.tilings(width, dtype, capability, 48, 32):
                     assert tiling.block_q == tiling.block_k == 16 and tiling.one_pass
-                for tiling in tuning.tilings(width, dtype, capability):
+                for tiling in configs.tilings(width, dtype, capability):
                     rows = 2 * tiling.block_q * max(16, 1 << (width - 1).bit_length()) * dtype.itemsize
-                    assert rows <= tuning.shared_memory(capability) and tiling.block_q >= 16
-    with pytest.raises(tuning.TilingError, match="multiple of 16"):
-        tuning.tilings(64, torch.bfloat16, (9, 0), None, 24)
+                    assert rows <= configs.shared_memory(capability) and tiling.block_q >= 16
+    with pytest.raises(configs.TilingError, match="multiple of 16"):
+        configs.tilings(64, torch.bfloat16, (9, 0), None, 24)
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -157,8 +157,8 @@ def test_tiles_of_their_own_for_each_pass(monkeypatch, causal):
 
     wide = {"forward": (128, 64), "backward_rows": (64, 64), "backward_columns": (64, 128)}
     table = {(kernel, 64, "wide"): Launch(8, 2, tile=tile) for kernel, tile in wide.items()}
-    monkeypatch.setattr(tuning, "_major", lambda device: 9)
-    monkeypatch.setattr(tuning, "TABLES", {9: table})
+    monkeypatch.setattr(configs, "_major", lambda device: 9)
+    monkeypatch.setattr(configs, "TABLES", {9: table})
     g = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, 2, 384, 16, generator=g).half().requires_grad_() for _ in range(3))
     layouts = op.layouts_for(q, k, Full().key, causal, "triton", 0)

@@ -18,7 +18,7 @@ from triton.runtime.jit import create_function_from_signature
 
 from longspan.patterns import BigBird, Fixed, Full, Local, Longformer, Pattern, Strided
 from longspan_kernels.block_sparse.planner import compile_layout, granularity
-from longspan_kernels.block_sparse.triton import schedule, tuning
+from longspan_kernels.block_sparse.triton import configs, schedule
 from longspan_kernels.block_sparse.triton.backward import triton_backward
 from longspan_kernels.block_sparse.triton.forward import triton_forward
 from longspan_kernels.launch import launcher as launching
@@ -70,7 +70,7 @@ def compiles(capability: int) -> None:
             packed, signature, constants, attributes = kernel._pack_args(backend, options, bound, specialization, rest)
             source = ASTSource(kernel, signature, constants, attributes)
             made = triton.compile(source, target=target, options=packed.__dict__)
-            if made.metadata.shared <= tuning.shared_memory((capability // 10, capability % 10)) or stages == 1:
+            if made.metadata.shared <= configs.shared_memory((capability // 10, capability % 10)) or stages == 1:
                 break
         constants = plan.numbers["C"]._asdict() if "C" in plan.numbers else plan.numbers
         tile = (constants.get("BM"), constants.get("BN"), constants.get("BD"))
@@ -83,13 +83,13 @@ def compiles(capability: int) -> None:
 def main(capability: int, cases: int = len(CASES)) -> None:
     compiles(capability)
     torch.cuda.current_device = lambda: 0
-    tuning._major = lambda device: capability // 10  # type: ignore[assignment]
+    configs._major = lambda device: capability // 10  # type: ignore[assignment]
     choose_kernels.capability_of = lambda device: (capability // 10, capability % 10)  # type: ignore[assignment]
     schedule.processors = lambda device: 132
     for pattern, causal, width, dtype in CASES[:cases]:
         rules = pattern.head_rules(LENGTH, LENGTH, HEADS, causal, torch.device("cpu"))
         blocks = min(filter(None, (granularity(rule) for _, rule in rules)), default=None)
-        tiles = tuning.tilings(width, dtype, (capability // 10, capability % 10), blocks)
+        tiles = configs.tilings(width, dtype, (capability // 10, capability % 10), blocks)
         first, second = (compile_layout(rules, LENGTH, LENGTH, HEADS, tiling, "cpu") for tiling in tiles)
         q, k, v, dout = (torch.zeros(1, HEADS, LENGTH, width, dtype=dtype) for _ in range(4))
         out, lse = triton_forward(q, k, v, first, scale=0.1)

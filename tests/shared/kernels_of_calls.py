@@ -14,7 +14,7 @@ from longspan.patterns import BigBird, Fixed, Full, Local, Longformer, Pattern, 
 from longspan_kernels.block_sparse import clear_layouts, op
 from longspan_kernels.block_sparse.args import Call
 from longspan_kernels.block_sparse.device_layout import DeviceLayout
-from longspan_kernels.block_sparse.triton import schedule, tuning
+from longspan_kernels.block_sparse.triton import configs, schedule
 from longspan_kernels.block_sparse.triton.backward import triton_backward
 from longspan_kernels.block_sparse.triton.forward import plan_call, triton_forward
 from longspan_kernels.launch import launcher
@@ -38,7 +38,7 @@ class Machine:
         stand_in: Any = setattr
         stand_in(torch.cuda, "current_device", lambda: 0)
         stand_in(schedule, "processors", lambda device: 132)
-        stand_in(tuning, "_major", lambda device: 9)
+        stand_in(configs, "_major", lambda device: 9)
         stand_in(launcher, "compile_all", lambda wanted, device: self.compiled.update(wanted))
         stand_in(launcher.Plan, "_first", lambda plan, tensors: self.launch(plan, tensors))
 

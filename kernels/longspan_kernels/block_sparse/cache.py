@@ -68,6 +68,21 @@ def clear_layouts() -> None:
         _masks.clear()
 
 
+def clear_caches() -> None:
+    """Forgets all that is kept from call to call: layouts, dense masks, what was asked of patterns, compiled kernels.
+
+    What recorded CUDA graphs read stays. A pattern that is used again is compiled again.
+    """
+    from longspan_kernels.block_sparse.keyless import forget_diagonals
+    from longspan_kernels.launch.launcher import forget_kernels
+
+    clear_layouts()
+    block_size_of.cache_clear()
+    is_dense.cache_clear()
+    forget_diagonals()
+    forget_kernels()
+
+
 @lru_cache(maxsize=1024)
 def block_size_of(key: str, heads: int, causal: bool) -> int | None:
     """The side of the blocks that a pattern speaks of: the smallest one, or None where it knows no blocks."""

@@ -162,7 +162,7 @@ class DeviceLayout:
 
 def tile_side(q: Tensor, size: int) -> int:
     """Tokens of the largest tile for q [B, H, T, D] that divides blocks of `size` tokens, a multiple of 16."""
-    from longspan_kernels.block_sparse.triton.tuning import fitting, tilings
+    from longspan_kernels.block_sparse.triton.configs import fitting, tilings
 
     capability = torch.cuda.get_device_capability(q.device) if q.is_cuda else (9, 0)
     return fitting(tilings(q.shape[-1], q.dtype, capability)[1].block_q, size)

@@ -44,3 +44,8 @@ def _diagonal(key: str, length: int, heads: int, causal: bool, device: torch.dev
         if not all(bool(rule.live(head, place, place).all()) for head in (members if rule.per_head else members[:1])):
             return False
     return True
+
+
+def forget_diagonals() -> None:
+    """Asks patterns again whether every query sees itself."""
+    _diagonal.cache_clear()

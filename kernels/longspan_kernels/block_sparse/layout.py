@@ -15,6 +15,7 @@ from longspan_kernels.block_sparse.grid import PAD, Tiles, hash_rows
 from longspan_kernels.block_sparse.rules import Rule
 
 EVALUATED_AT_ONCE = 1 << 24  # pairs
+SENTINEL = 0  # follows the last entry of a list: a block that exists, read and never visited
 
 
 @dataclass
@@ -25,7 +26,8 @@ class Lists:
 
     Attributes:
         start, count, full, band: [U, n] int32; `full` and `band` count the first two kinds of a row.
-        index: [entries] int32, block number on the other side.
+        index: [entries + 1] int32, block number on the other side, then SENTINEL: kernels read the next number one entry ahead.
+            Layouts made at run time have none, and kernels look before they read there.
         kind: [entries] int8, int16 or int32, the mask of the entry, -1 for full.
         contiguous: every row's full blocks are consecutive, so index need not be read for them.
         longest: the largest count.
@@ -296,8 +298,8 @@ def make_lists(entries: Entries, groups: int, rows: int, columns: int, bands: in
     line = entries.group * rows + entries.row
     order = torch.argsort((line * 3 + rank) * columns + entries.column)
     line, rank = line[order], rank[order]
-    # One more in memory than in the list: kernels read an entry ahead.
-    index = torch.cat([entries.column[order].int(), torch.zeros(1, dtype=torch.int32, device=line.device)])[:-1]
+    tiles = entries.column[order].int()
+    index = torch.cat([tiles, tiles.new_full((1,), SENTINEL)])
 
     def per_row(keep: Tensor | None = None) -> Tensor:
         chosen = line if keep is None else line[keep]
@@ -306,9 +308,9 @@ def make_lists(entries: Entries, groups: int, rows: int, columns: int, bands: in
     count, full, band = per_row(), per_row(rank == 0), per_row(rank == 1)
     start = torch.cumsum(count, 0) - count
     contiguous = True
-    if len(index) > 1:
+    if len(tiles) > 1:
         follows = (line[1:] == line[:-1]) & (rank[1:] == 0) & (rank[:-1] == 0)
-        contiguous = bool((~follows | (index[1:] == index[:-1] + 1)).all())
+        contiguous = bool((~follows | (tiles[1:] == tiles[:-1] + 1)).all())
     kind = entries.kind[order]
     most = int(kind.max()) if len(kind) else 0
     narrow = torch.int8 if most < (1 << 7) - 1 else torch.int16 if most < (1 << 15) - 1 else torch.int32

@@ -150,7 +150,7 @@ def tilings_for(
     device = q.device if device is None else device
     size = block_size_of(key, int(q.shape[1]), causal)
     if backend == "triton":
-        from longspan_kernels.block_sparse.triton.tuning import tilings
+        from longspan_kernels.block_sparse.triton.configs import tilings
 
         capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
         return tilings(int(q.shape[3]), q.dtype, capability, size, bias_block)
@@ -172,7 +172,7 @@ def layouts_for(
     second = first if backward == forward else layout_for(key, q_len, k_len, H, causal, backward, device)
     layouts = [first, second, second]
     if backend == "triton" and is_dense(key, H, causal):  # by the pattern alone: a length must not choose another kernel
-        from longspan_kernels.block_sparse.triton.tuning import wide_tiling
+        from longspan_kernels.block_sparse.triton.configs import wide_tiling
 
         size = block_size_of(key, H, causal)
         for place, kernel in enumerate(("forward", "backward_rows", "backward_columns")):
@@ -322,7 +322,7 @@ def _differentiable_backward(ctx, dout, dlse, q, k, v, tensors, bias):
     outputs, grads = [out], [dout]
     if dlse is not None:
         outputs, grads = [out, lse], [dout, dlse]
-    found: list[Tensor | None] = [None] * 15
+    found: list[Tensor | None] = [None] * 16
     for place, grad in zip(needed, torch.autograd.grad(outputs, leaves, grads, create_graph=True), strict=True):
         found[place] = grad
     return tuple(found)

@@ -57,6 +57,13 @@ Function = TypeVar("Function", bound=Callable)
 _stages: dict[tuple, int] = {}  # (kernel, tile, ...) -> the pipeline depth that fits
 _compiled: dict[tuple, Any] = {}  # (kernel, device, all that it is compiled for) -> the compiled kernel
 _ahead: dict[tuple, int] = {}  # kernels that are compiled and not launched yet, with the pipeline depth they have
+forms_compiled: dict[tuple, bool] = {}  # of calls by lists made at run time: their kernels are compiled
+
+
+def forget_kernels() -> None:
+    """Has every kernel compiled anew, or read from Triton's disk cache, when it is launched next by a new plan."""
+    for cache in (_stages, _compiled, _ahead, forms_compiled):
+        cache.clear()
 
 
 class _Here(local):

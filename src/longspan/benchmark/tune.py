@@ -22,8 +22,7 @@ from longspan.benchmark.timing import Work, time_interleaved
 from longspan.patterns import BigBird, Fixed, Full, Global, Local, Pattern, Predicate
 from longspan_kernels.block_sparse.layout import Layout
 from longspan_kernels.block_sparse.planner import Tiling, compile_layout
-from longspan_kernels.block_sparse.triton.configs import TABLES
-from longspan_kernels.block_sparse.triton.tuning import launched_as, lines_of, tilings
+from longspan_kernels.block_sparse.triton.configs import TABLES, launched_as, lines_of, tilings
 from longspan_kernels.launch.launcher import Launch
 
 

@@ -43,9 +43,9 @@ from longspan_kernels.block_sparse.triton.common import (
     within,
     work_item,
 )
+from longspan_kernels.block_sparse.triton.configs import launch_of
 from longspan_kernels.block_sparse.triton.masks import dropout_keeps, dropout_rows, kept, masked
 from longspan_kernels.block_sparse.triton.schedule import Work
-from longspan_kernels.block_sparse.triton.tuning import launch_of
 from longspan_kernels.block_sparse.triton.workspace import (
     RowNumbers,
     Workspace,

@@ -40,9 +40,9 @@ from longspan_kernels.block_sparse.triton.common import (
     within,
     work_item,
 )
+from longspan_kernels.block_sparse.triton.configs import launch_of
 from longspan_kernels.block_sparse.triton.masks import dropout_keeps, dropout_rows, kept, masked
 from longspan_kernels.block_sparse.triton.schedule import Work
-from longspan_kernels.block_sparse.triton.tuning import launch_of
 from longspan_kernels.block_sparse.triton.workspace import BiasSums, RowNumbers, Workspace, add_rows, add_splits, row_work
 from longspan_kernels.launch.graphs import made_outside_graphs
 from longspan_kernels.launch.launcher import SMALL, SPLIT_ROWS, Plan, without_tma

@@ -1,16 +1,25 @@
-"""How each kernel is launched, by compute capability: what `scripts/benchmark.py --tune` prints.
+"""Tile sizes, warps and pipeline depths, by head width, dtype, compute capability and what a pattern visits.
 
-For numbers of two bytes and, but for "wide" launches, tiles of 64 x 64. A capability (its major number) or key that is not here
-takes the rule in tuning.py. Keys are (kernel, head width rounded up to 64 or 128, lines). Lines are "short" where a typical
-line visits few tiles, "blocks" where it does and none has a mask, "bits" where some of their masks are no bands, "middle" where
-it visits more, "long" where it visits many or grows with the length, "gathered" where its queries or keys are, "steps" where
-its keys are, in equal steps: see `lines_of`. A "wide" launch has a tile of its own, for dense patterns. "gathered" ones are by
-hand, between the best that the search found for few gathered keys and what suited many; "steps" were searched on
-Fixed(128, 32), causal, T = 16384.
+Nothing is searched at run time. A tile fits its operands in the shared memory of the capability; the pipeline is as deep as
+what is left allows. The tables are what `scripts/benchmark.py --tune` prints, for numbers of two bytes and, but for "wide"
+launches, tiles of 64 x 64. A capability (its major number) or key that is not there takes the rule in `launch_of`. Keys are
+(kernel, head width rounded up to 64 or 128, kind of rows): see `lines_of`. A "wide" launch has a tile of its own, for dense
+patterns. "gathered" ones are by hand, between the best that the search found for few gathered keys and what suited many;
+"steps" were searched on Fixed(128, 32), causal, T = 16384.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from longspan_kernels.block_sparse.args import has_bits, stepped, width_of
+from longspan_kernels.block_sparse.layout import Component
+from longspan_kernels.block_sparse.planner import Tiling
 from longspan_kernels.launch.launcher import Launch
 
 Table = dict[tuple[str, int, str], Launch]
@@ -62,3 +71,141 @@ HOPPER: Table = {
 }
 
 TABLES: dict[int, Table] = {9: HOPPER}
+
+# KiB of shared memory a program may use, by compute capability; others by the nearest below.
+SHARED = {(7, 5): 64, (8, 0): 163, (8, 6): 99, (8, 7): 163, (8, 9): 99, (9, 0): 227, (10, 0): 227, (12, 0): 99}
+SMALLEST = 16
+SHORT_LINES = 12  # entries of a typical line up to which its start and end cost more than what lies between
+MIDDLE_LINES = 40  # and up to which they still show
+
+
+class TilingError(ValueError):
+    """No tile divides the blocks that a call speaks of."""
+
+
+def shared_memory(capability: tuple[int, int]) -> int:
+    """Bytes of shared memory one program may use."""
+    known = [c for c in sorted(SHARED) if c <= tuple(capability)]
+    return SHARED[known[-1] if known else (7, 5)] * 1024
+
+
+def fitting(block: int, of: int | None) -> int:
+    """The largest power of two up to `block` that divides `of` (block itself where nothing is asked)."""
+    if not of:
+        return block
+    return max(SMALLEST, min(block, of & -of))
+
+
+def tilings(
+    head_dim: int, dtype: torch.dtype, device_capability: tuple[int, int] = (9, 0), granularity: int | None = None,
+    bias_block: int = 0,
+) -> tuple[Tiling, Tiling]:  # fmt: skip
+    """Tiles for the forward and the backward pass.
+
+    Args:
+        granularity: the block size that a pattern speaks of, if any; tiles divide it where they can.
+        bias_block: side of the blocks of a bias; tiles must divide it.
+
+    Raises:
+        TilingError: a bias block that no tile divides.
+    """
+    if bias_block and bias_block % SMALLEST:
+        raise TilingError(f"bias blocks of {bias_block}: they must be a multiple of {SMALLEST} for the triton backend")
+    budget = shared_memory(device_capability)
+    forward = _side(head_dim, dtype, budget, granularity, bias_block, 2)
+    backward = _side(head_dim, dtype, budget, granularity, bias_block, 4)
+    return forward, backward
+
+
+def _side(head_dim: int, dtype: torch.dtype, budget: int, granularity: int | None, bias_block: int, operands: int) -> Tiling:
+    row_bytes = width_of(head_dim) * dtype.itemsize
+    block = 64 if dtype.itemsize == 2 else 32
+    # Two rounds of the operands that stream in, beside those that stay.
+    while block > SMALLEST and (2 + 2 * operands) * block * row_bytes > budget:
+        block //= 2
+    # One side for residue classes of every length, so that a new length compiles nothing; short classes share a tile.
+    sizes = (block,)
+    block = fitting(fitting(block, granularity), bias_block or None)
+    return Tiling(block, block, sizes=sizes, one_pass=bias_block > 0)
+
+
+@lru_cache(maxsize=16)
+def _major(device: torch.device) -> int:
+    return torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 0
+
+
+def wide_tiling(
+    kernel: str, q: Tensor, granularity: int | None, bias_block: int, device: torch.device | None = None
+) -> Tiling | None:
+    """Larger tiles for a kernel over dense patterns, where the table has any that divide what a call speaks of."""
+    if q.dtype.itemsize > 2 or q.shape[3] > 128:
+        return None
+    found = TABLES.get(_major(device or q.device), {}).get((kernel, 128 if q.shape[3] > 64 else 64, "wide"))
+    if found is None or found.tile is None or bias_block or (granularity and granularity % max(found.tile)):
+        return None
+    return Tiling(*found.tile, sizes=(64,))
+
+
+_chosen: dict[str, Launch] = {}
+
+
+@contextmanager
+def launched_as(**kernels: Launch) -> Iterator[None]:
+    """Launches the kernels named in another way than the table says: launched_as(forward=Launch(8, 3)).
+
+    Compiled layouts keep how they were launched: give them new ones, or clear the `cache` of their components.
+    """
+    before = dict(_chosen)
+    _chosen.update(kernels)
+    try:
+        yield
+    finally:
+        _chosen.clear()
+        _chosen.update(before)
+
+
+def lines_of(component: Component) -> str:
+    """Whether a component's lines are "gathered", "long", "middle", or short: "bits" with masks that are no bands, "blocks"
+    without any mask, else "short". Keys gathered in equal steps, more than a tile of them, are "steps".
+
+    It depends on the pattern rather than on the length, so that another length compiles nothing: lines that grow with the
+    length are long at any, others are as long as the median one.
+    """
+    gathered = component.q_index is not None or component.k_index is not None
+    if gathered and not component.dynamic and not component.order.startswith("residue"):
+        return "gathered" if stepped(component) is None else "steps"
+    if component.grows:
+        return "long"
+    typical = _typical_line(component)
+    if typical > SHORT_LINES:
+        return "middle" if typical <= MIDDLE_LINES else "long"
+    if component.dynamic or len(component.masks):
+        return "bits" if has_bits(component) else "short"
+    return "blocks"
+
+
+def _typical_line(component: Component) -> float:
+    lists = component.rows
+    if component.dynamic:  # nothing may wait for the device
+        return len(lists.index) / max(1, lists.start.numel())
+    if "typical line" not in component.cache:
+        visited = lists.count[lists.count > 0]
+        component.cache["typical line"] = float(visited.median()) if len(visited) else 0.0
+    return component.cache["typical line"]
+
+
+def launch_of(kernel: str, q: Tensor, component: Component, device: torch.device | None = None) -> Launch:
+    """How to launch "forward", "backward_rows" or "backward_columns" over a component's tiles; q may lie on another device."""
+    if kernel in _chosen:
+        return _chosen[kernel]
+    area = component.block_q * component.block_k
+    if q.dtype.itemsize > 2 or q.shape[3] > 128:
+        return Launch(8 if area >= 64 * 64 else 4, 2)
+    width = 128 if q.shape[3] > 64 else 64
+    table, tile = TABLES.get(_major(device or q.device), {}), (component.block_q, component.block_k)
+    wide = table.get((kernel, width, "wide"))
+    if wide is not None and wide.tile == tile:
+        return wide
+    if tile == (64, 64) and (found := table.get((kernel, width, lines_of(component)))) is not None:
+        return found
+    return Launch(4 if area <= 64 * 64 else 8, 2 if width == 128 and kernel != "forward" else 3)

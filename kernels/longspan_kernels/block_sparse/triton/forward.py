@@ -53,11 +53,20 @@ from longspan_kernels.block_sparse.triton.common import (
     within,
     work_item,
 )
+from longspan_kernels.block_sparse.triton.configs import launch_of, lines_of
 from longspan_kernels.block_sparse.triton.masks import dropout_keeps, dropout_rows, kept, masked
 from longspan_kernels.block_sparse.triton.schedule import Work, work_of
-from longspan_kernels.block_sparse.triton.tuning import launch_of, lines_of
 from longspan_kernels.launch.graphs import capturing, made_outside_graphs
-from longspan_kernels.launch.launcher import SMALL, SPLIT_ROWS, Plan, collecting, compiling, on_its_device, without_tma
+from longspan_kernels.launch.launcher import (
+    SMALL,
+    SPLIT_ROWS,
+    Plan,
+    collecting,
+    compiling,
+    forms_compiled,
+    on_its_device,
+    without_tma,
+)
 
 
 @triton.jit
@@ -312,15 +321,12 @@ def compile_first(call: Call, key: tuple, plan: Callable[[], None]) -> None:
         return
     # A layout that is made at run time is a new one in each call: its form stands for it.
     dynamic = components[0].dynamic
-    done: Any = _forms_compiled if dynamic else components[0].cache
+    done: Any = forms_compiled if dynamic else components[0].cache
     key = (*key, call.device, *map(_form, components)) if dynamic else key
     if key not in done:
         with compiling(call.device):
             plan()
         done[key] = True
-
-
-_forms_compiled: dict[tuple, bool] = {}
 
 
 def _form(component: Component) -> tuple:

@@ -30,8 +30,8 @@ from longspan_kernels.block_sparse.triton.common import (
     tokens_of,
     within,
 )
+from longspan_kernels.block_sparse.triton.configs import lines_of
 from longspan_kernels.block_sparse.triton.schedule import Work, work_of
-from longspan_kernels.block_sparse.triton.tuning import lines_of
 from longspan_kernels.launch.graphs import capturing, made_outside_graphs
 from longspan_kernels.launch.launcher import SMALL, Plan
 

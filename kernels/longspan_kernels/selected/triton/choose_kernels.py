@@ -22,7 +22,7 @@ from torch import Tensor
 
 from longspan_kernels.block_sparse.args import alignment, from_16_bytes, readable, width_of
 from longspan_kernels.block_sparse.triton.common import end_of
-from longspan_kernels.block_sparse.triton.tuning import SMALLEST, shared_memory
+from longspan_kernels.block_sparse.triton.configs import SMALLEST, shared_memory
 from longspan_kernels.launch.launcher import SMALL, Launch, on_its_device
 from longspan_kernels.selected.triton.planned import planned
 
