@@ -117,7 +117,8 @@ def ends(limits, b, q_len, k_len):
 @triton.jit
 def head_of(X, b, h, strides, C: tl.constexpr):
     """Where head h of sequence b begins. Without its alignment it would be read number by number."""
-    return X + tl.multiple_of(b.to(tl.int64) * strides.b + h.to(tl.int64) * strides.h, C.ALIGN)
+    ALIGN: tl.constexpr = C.ALIGN  # Triton 3.6 takes no bare number here
+    return X + tl.multiple_of(b.to(tl.int64) * strides.b + h.to(tl.int64) * strides.h, ALIGN)
 
 
 @triton.jit
