@@ -140,7 +140,8 @@ def test_kernels_read_from_multiples_of_16_bytes(monkeypatch):
     launch = Plan.__call__
 
     def checked(plan, *tensors):
-        assert not any(x.data_ptr() % 16 for x in tensors if isinstance(x, torch.Tensor))
+        flat = [x for given in tensors for x in (given if isinstance(given, tuple) else (given,))]
+        assert not any(x.data_ptr() % 16 for x in flat if isinstance(x, torch.Tensor))
         launch(plan, *tensors)
 
     monkeypatch.setattr(Plan, "__call__", checked)

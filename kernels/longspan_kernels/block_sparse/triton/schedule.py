@@ -1,9 +1,9 @@
-"""Which program serves which line: long lines cut into pieces, heaviest pieces first.
+"""Says which program serves which tile row (or tile column): long ones are split, the heaviest parts start first.
 
-A launch waits for its longest program. Where all lines of a component are about equally long, one program serves each line
-in order. Otherwise the work is listed once, on the layout's device, and kept with the component.
+A launch waits for its longest program. Where all tile rows of a component are about equally long, one program serves each of
+them in order. Otherwise the work is listed once, on the layout's device, and kept with the component.
 
-Legend: a line is a row (its owner a head) or a column (its owner a key head); an entry is one tile to visit.
+Legend: a tile row belongs to a head, a tile column to a key head; both are called tile rows here. An entry is a tile to visit.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from torch import Tensor
 from longspan_kernels.block_sparse.layout import Component, Lists
 
 SHORTEST_SPLIT = 8  # entries; less is not worth a partial result
-EVEN = 1.5  # longest line over the mean, up to which the order does not matter
+EVEN = 1.5  # longest tile row over the mean, up to which the order does not matter
 PROGRAMS_PER_PROCESSOR = 2
-# Where no line is longer than this part of a fair share, columns are cut at most in two, those above the second part of it.
+# Where none is longer than this part of a fair share, tile columns are split at most in two, those above the second part of it.
 IN_TWO, HALVED = 1.1, 0.33
 WHOLE = 0.85  # part of a fair share up to which rows without masks end in time, started first
-# Lines of few entries, and of little beside a fair share: their order hardly shows in when a launch ends.
+# Parts of few entries, and of little beside a fair share: their order hardly shows in when a launch ends.
 LIGHT, LIGHT_ENTRIES = 0.05, 32
 LAUNCH = 0.6  # of a fair share: the entries one after another in a launch, as more than two programs share a processor
-# Even lines are cut where there are fewer of them a processor, and they are longer.
+# Even tile rows are split where there are fewer of them a processor, and they are longer.
 FEWEST_PROGRAMS, SHORTEST_CUT, USUAL_SIDE = 3, 32, 64
 
 
@@ -33,18 +33,18 @@ class Work:
     """The programs of one launch.
 
     Attributes:
-        lines: of all owners, a program each where there are no items.
-        items: [programs, 8] int32 (first entry, first masked, first bit-masked, end, tile of the first entry, owner, line,
-            slot or -1), or None for one program a line: even lines, and lists made at run time. Where several heads share an
-            owner, the first entry and the end count from the first entry of the first of them.
-        splits: [n, 4] int32 (owner, line, first slot, pieces) of the lines that were cut, or None.
+        tile_rows: of all heads, a program each where there are no items.
+        items: [programs, 8] int32 (first entry, first masked, first bit-masked, end, tile of the first entry, head, tile row,
+            partial result or -1), or None for one program a tile row: even ones, and lists made at run time. Where several
+            heads share a key head, the first entry and the end count from the first entry of the first of them.
+        splits: [n, 4] int32 (head, tile row, first partial, parts) of the tile rows that were split, or None.
         partials: partial results for one batch element.
-        in_two: lines are cut at most in two, and no results are partial: the second half adds to what the first has written.
-            The slot of a first half is the number of its flag, that of a second one comes `flags` later.
-        flags: lines cut in two, for one batch element.
+        in_two: tile columns are split at most in two, and no results are partial: the second half adds to what the first has
+            written. The number of a first half is that of its flag, that of a second one comes `flags` later.
+        flags: tile columns split in two, for one batch element.
     """
 
-    lines: int
+    tile_rows: int
     items: Tensor | None = None
     splits: Tensor | None = None
     partials: int = 0
@@ -53,11 +53,11 @@ class Work:
 
     @property
     def cut(self) -> int:
-        """Lines whose partial results are to be added up, for one batch element."""
+        """Tile rows whose partial results are to be added up, for one batch element."""
         return 0 if self.splits is None else len(self.splits)
 
     def programs(self, batch: int) -> int:
-        return (self.lines if self.items is None else len(self.items)) * batch
+        return (self.tile_rows if self.items is None else len(self.items)) * batch
 
 
 def processors(device: torch.device) -> int:
@@ -72,19 +72,19 @@ def work_of(
     """The programs for `rows` or `columns` of a component.
 
     Args:
-        share: heads an owner: 1 for rows, H // Hkv for columns.
-        everything: lines without entries need a program too (they write zeros).
-        in_two: whether halves of a line may add up in the dtype of the result, which rounds once more.
-        whole: whether lines up to WHOLE are left whole.
+        share: query heads a head: 1 for rows, H // Hkv for columns.
+        everything: tile rows without entries need a program too (they write zeros).
+        in_two: whether halves of one may add up in the dtype of the result, which rounds once more.
+        whole: whether those up to WHOLE are left whole.
     """
     lists: Lists = getattr(component, name)
-    owners, lines = len(component.group) // share, lists.start.shape[1]
+    heads, tile_rows = len(component.group) // share, lists.start.shape[1]
     if component.dynamic:
-        return Work(lines * owners)
-    # The share of one processor decides how long a piece may be; rounded, so that batch sizes share schedules.
+        return Work(tile_rows * heads)
+    # The share of one processor decides how long a part may be; rounded, so that batch sizes share schedules.
     key = ("work", name, share, (batch - 1).bit_length(), everything, in_two, whole)
     if key not in component.cache:
-        groups = component.group.view(owners, share)
+        groups = component.group.view(heads, share)
         side = component.block_q if name == "rows" else component.block_k
         component.cache[key] = _schedule(lists, name, groups, 1 << key[3], everything, in_two, whole, side)
     return component.cache[key]
@@ -93,61 +93,61 @@ def work_of(
 def _schedule(
     lists: Lists, name: str, groups: Tensor, batch: int, everything: bool, in_two: bool, whole: bool, side: int
 ) -> Work:  # fmt: skip
-    owners, lines = len(groups), lists.start.shape[1]
+    heads, tile_rows = len(groups), lists.start.shape[1]
     served = groups >= 0
-    counts = lists.count[groups.clamp(min=0).long()] * served[:, :, None]  # (owners, share, lines)
-    weight = counts.sum(1).flatten()  # (owners * lines)
+    counts = lists.count[groups.clamp(min=0).long()] * served[:, :, None]  # (heads, share, tile rows)
+    weight = counts.sum(1).flatten()  # (heads * tile rows)
     total, longest = int(weight.sum()), int(weight.max())
     fair = batch * total / (PROGRAMS_PER_PROCESSOR * processors(weight.device))
-    # A piece of half a fair share, started first, cannot keep the launch waiting.
-    piece = max(SHORTEST_SPLIT, 1 << max(0, int(fair / 2)).bit_length() >> 1)
+    # A part of half a fair share, started first, cannot keep the launch waiting.
+    longest_part = max(SHORTEST_SPLIT, 1 << max(0, int(fair / 2)).bit_length() >> 1)
     if whole and longest <= WHOLE * fair:
-        piece = max(piece, longest)
+        longest_part = max(longest_part, longest)
     # The ratio hardly follows the length, so that one kind of launch serves them all.
     in_two = in_two and longest <= IN_TWO * fair
     if in_two:
-        piece = max(SHORTEST_SPLIT, int(HALVED * fair), -(-longest // 2))
+        longest_part = max(SHORTEST_SPLIT, int(HALVED * fair), -(-longest // 2))
     busy = int((weight > 0).sum())
-    even = longest * max(busy, 1) <= EVEN * total and (everything or 2 * busy >= owners * lines)
-    # A line of a larger tile has more warps, and counts as the lines that it holds.
-    enough = batch * owners * lines * max(1, side // USUAL_SIDE) >= FEWEST_PROGRAMS * processors(weight.device)
-    if even and (enough or longest <= max(piece, SHORTEST_CUT)):
-        return Work(lines * owners)
-    pieces = (weight + piece - 1) // piece
+    even = longest * max(busy, 1) <= EVEN * total and (everything or 2 * busy >= heads * tile_rows)
+    # A tile row of larger tiles has more warps, and counts as the smaller ones that it holds.
+    enough = batch * heads * tile_rows * max(1, side // USUAL_SIDE) >= FEWEST_PROGRAMS * processors(weight.device)
+    if even and (enough or longest <= max(longest_part, SHORTEST_CUT)):
+        return Work(tile_rows * heads)
+    parts = (weight + longest_part - 1) // longest_part
     if everything:
         # Rows of a head that this component does not serve are another's; the columns of a first component are its own.
         wanted = served.any(1) | (name == "columns")
-        pieces = torch.maximum(pieces, wanted[:, None].expand(owners, lines).flatten().to(pieces.dtype))
-    line_at = torch.arange(owners * lines, device=weight.device)
-    first_item = torch.cumsum(pieces, 0) - pieces
-    of = torch.repeat_interleave(line_at, pieces)
+        parts = torch.maximum(parts, wanted[:, None].expand(heads, tile_rows).flatten().to(parts.dtype))
+    row_at = torch.arange(heads * tile_rows, device=weight.device)
+    first_item = torch.cumsum(parts, 0) - parts
+    of = torch.repeat_interleave(row_at, parts)
     part = torch.arange(len(of), device=weight.device) - first_item[of]
-    begin = part * weight[of] // pieces[of].clamp(min=1)
-    end = (part + 1) * weight[of] // pieces[of].clamp(min=1)
-    cut = pieces > 1
-    cut_pieces = torch.where(cut, pieces, 0)
-    first_slot = torch.cumsum(cut_pieces, 0) - cut_pieces
+    begin = part * weight[of] // parts[of].clamp(min=1)
+    end = (part + 1) * weight[of] // parts[of].clamp(min=1)
+    cut = parts > 1
+    split_parts = torch.where(cut, parts, 0)
+    first_partial = torch.cumsum(split_parts, 0) - split_parts
     flags = int(cut.sum()) if in_two else 0
-    slot = torch.where(cut[of], first_slot[of] // 2 + part * flags if in_two else first_slot[of] + part, -1)
-    # Heaviest first, in coarse steps: within one the order stays that of memory. Light pieces go head by head, whose numbers
+    partial = torch.where(cut[of], first_partial[of] // 2 + part * flags if in_two else first_partial[of] + part, -1)
+    # Heaviest first, in coarse steps: within one the order stays that of memory. Light parts go head by head, whose numbers
     # stay in the cache, but each as much earlier as it takes longer, so that all end together.
-    owner, line = of // lines, of % lines
-    # The pieces of a line count alike: the second half of one, which waits for the first, never starts before it.
-    size = (weight[of] / pieces[of].clamp(min=1)).double()
+    head, tile_row = of // tile_rows, of % tile_rows
+    # The parts of a tile row count alike: the second half of one, which waits for the first, never starts before it.
+    size = (weight[of] / parts[of].clamp(min=1)).double()
     level = (2 * torch.log2(size.clamp(min=1))).round().long()
     light = size <= min(LIGHT * fair, LIGHT_ENTRIES)
-    turn = (owner + 1) * (1 - size / max(1.0, LAUNCH * fair))
-    order = torch.argsort(torch.where(light, turn, -level.double() - owners), stable=True)
+    turn = (head + 1) * (1 - size / max(1.0, LAUNCH * fair))
+    order = torch.argsort(torch.where(light, turn, -level.double() - heads), stable=True)
     masked = bits = tile = torch.zeros_like(of)
     if groups.shape[1] == 1:
-        at = (groups[:, 0].clamp(min=0).long()[owner], line)
+        at = (groups[:, 0].clamp(min=0).long()[head], tile_row)
         start = lists.start[at].long()
         masked, bits = start + lists.full[at], start + lists.full[at] + lists.band[at]
         begin, end = start + begin, start + end
         tile = lists.index[begin.clamp(max=len(lists.index) - 1)] if len(lists.index) else tile
-    items = torch.stack([begin, masked, bits, end, tile, owner, line, slot], 1)[order].int().contiguous()
+    items = torch.stack([begin, masked, bits, end, tile, head, tile_row, partial], 1)[order].int().contiguous()
     if in_two:
-        return Work(lines * owners, items, in_two=True, flags=flags)
+        return Work(tile_rows * heads, items, in_two=True, flags=flags)
     chosen = cut.nonzero().flatten()
-    splits = torch.stack([chosen // lines, chosen % lines, first_slot[chosen], pieces[chosen]], 1).int().contiguous()
-    return Work(lines * owners, items, splits if len(splits) else None, int(cut_pieces.sum()))
+    splits = torch.stack([chosen // tile_rows, chosen % tile_rows, first_partial[chosen], parts[chosen]], 1).int().contiguous()
+    return Work(tile_rows * heads, items, splits if len(splits) else None, int(split_parts.sum()))
