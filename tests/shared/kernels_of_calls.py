@@ -14,9 +14,10 @@ from longspan.patterns import BigBird, Fixed, Full, Local, Longformer, Pattern, 
 from longspan_kernels.block_sparse import clear_layouts, op
 from longspan_kernels.block_sparse.args import Call
 from longspan_kernels.block_sparse.device_layout import DeviceLayout
+from longspan_kernels.block_sparse.precompile import plan_call
 from longspan_kernels.block_sparse.triton import configs, schedule
 from longspan_kernels.block_sparse.triton.backward import triton_backward
-from longspan_kernels.block_sparse.triton.forward import plan_call, triton_forward
+from longspan_kernels.block_sparse.triton.forward import triton_forward
 from longspan_kernels.launch import launcher
 
 PATTERNS: list[tuple[Pattern, bool]] = [

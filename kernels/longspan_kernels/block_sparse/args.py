@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from longspan_kernels.block_sparse.layout import Component, Layout, Lists
+from longspan_kernels.block_sparse.triton.schedule import entry_details, packed_records
 from longspan_kernels.launch.launcher import Launch
 
 LOG2E = math.log2(math.e)
@@ -327,39 +328,6 @@ def streamed(tensors: tuple[Tensor, ...], component: Component, side: str, by_tm
 
     found = [TensorDescriptor(x, list(x.shape), list(x.stride()), block) for x in views]
     return tuple(found), True
-
-
-def packed_records(component: Component, name: str) -> Tensor:
-    """[U * tile rows, 8] int32, what a program of a whole tile row (or column) reads, side by side.
-
-    Its first entry, the first masked one, the first bit-masked one, the end, the tile of the first entry, and three places that
-    only lists of items use.
-    """
-    key = ("records", name)
-    if key not in component.cache:
-        lists: Lists = getattr(component, name)
-        start = lists.start.flatten()
-        masked = start + lists.full.flatten()
-        bits = masked + lists.band.flatten()
-        tile = lists.index[start.clamp(max=len(lists.index) - 1).long()] if len(lists.index) else start
-        record = [start, masked, bits, start + lists.count.flatten(), tile, start, start, start]
-        component.cache[key] = torch.stack(record, -1).contiguous()
-    return component.cache[key]
-
-
-def entry_details(component: Component, name: str) -> Tensor | None:
-    """[entries] int32: the four bounds of a band, a byte each (tile_math.band_keeps), else the number of the mask; None where
-    all are full."""
-    if component.dynamic or len(component.masks) == 0:
-        return None
-    key = ("details", name)
-    if key not in component.cache:
-        lo, hi, last_m, last_n = component.band.int().unbind(1)
-        number = torch.arange(len(lo), dtype=torch.int32, device=lo.device)
-        bounds = (lo << 24) | ((hi & 0xFF) << 16) | (last_m << 8) | last_n
-        detail = torch.where(number < component.bands, bounds, number)
-        component.cache[key] = detail[getattr(component, name).kind.clamp(min=0).long()]
-    return component.cache[key]
 
 
 class Steps(NamedTuple):

@@ -1,13 +1,19 @@
-"""Compiles the kernels of a pattern before any call needs them."""
+"""Compiles the kernels of a call before it launches them, and those of a pattern before any call needs them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 
+from longspan_kernels.block_sparse.args import Call
+from longspan_kernels.block_sparse.layout import Component, Layout
 from longspan_kernels.block_sparse.op import BackendError, layouts_for, triton_refuses
 from longspan_kernels.block_sparse.registry import LowersToRules
+from longspan_kernels.block_sparse.triton.configs import lines_of
+from longspan_kernels.launch.graphs import capturing
+from longspan_kernels.launch.launcher import collecting, compiling, forms_compiled
 
 
 def precompile(
@@ -40,10 +46,6 @@ def precompile(
         raise BackendError(f"precompile cannot serve {device}: {reason}")
     if device.type != "cuda":
         return 0  # Triton's interpreter compiles nothing
-    from longspan_kernels.block_sparse.args import Call
-    from longspan_kernels.block_sparse.triton.forward import plan_call
-    from longspan_kernels.launch.launcher import compiling
-
     with torch.cuda.device(device), compiling(device) as wanted:
         for length in lengths:
             q_len, k_len = (length, length) if isinstance(length, int) else length
@@ -52,3 +54,35 @@ def precompile(
             layout, rows, columns = layouts_for(q, k, pattern.key, causal, "triton", 0, device)
             plan_call(Call(q, k, k, layout, head_dim**-0.5, device=device), (rows, columns) if backward else None)
     return len(wanted)
+
+
+def compile_first(call: Call, key: tuple, plan: Callable[[], None]) -> None:
+    """Compiles what a call launches before it launches anything, several kernels at once; `plan` does so once for each key."""
+    components = call.layout.components
+    if call.device.type != "cuda" or not components or collecting() or capturing(call.device):
+        return
+    # A layout that is made at run time is a new one in each call: its form stands for it.
+    dynamic = components[0].dynamic
+    done: Any = forms_compiled if dynamic else components[0].cache
+    key = (*key, call.device, *map(_form, components)) if dynamic else key
+    if key not in done:
+        with compiling(call.device):
+            plan()
+        done[key] = True
+
+
+def _form(component: Component) -> tuple:
+    """What kernels are compiled for of a component that is made at run time."""
+    c = component
+    orders = c.q_index is None, c.k_index is None, c.positional, c.batch_groups > 0, len(c.rows.start) == 1
+    return c.block_q, c.block_k, *orders, lines_of(c), None if c.excluded is None else c.excluded.shape[1]
+
+
+def plan_call(call: Call, backward: tuple[Layout, Layout] | None) -> None:
+    """Has `launcher.compiling` collect what the forward pass of a call launches, and the backward pass by two layouts."""
+    from longspan_kernels.block_sparse.triton.backward import plan_backward
+    from longspan_kernels.block_sparse.triton.forward import forward_pass
+
+    out, _ = forward_pass(call.without_memory())
+    if backward is not None:
+        plan_backward(call, *backward, out, None, out)

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from longspan_kernels.block_sparse.args import LEAST_SCALE, Call, from_16_bytes, on_meta, output_like, readable
 from longspan_kernels.block_sparse.layout import Component, Layout
+from longspan_kernels.block_sparse.precompile import compile_first
 from longspan_kernels.block_sparse.triton.backward_columns import gradients_of_keys
 from longspan_kernels.block_sparse.triton.backward_rows import gradient_of_queries
 from longspan_kernels.block_sparse.triton.common import interprets_bfloat16
-from longspan_kernels.block_sparse.triton.forward import compile_first
 from longspan_kernels.block_sparse.triton.workspace import (
     BiasSums,
     RowNumbers,

@@ -10,9 +10,7 @@ Legend: BM x BN the tile, BD the head width D rounded up to a power of two. Trit
 # ruff: noqa: SIM102 (compile-time branches stay statements)
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import triton
@@ -30,6 +28,7 @@ from longspan_kernels.block_sparse.args import (
     visits_of,
 )
 from longspan_kernels.block_sparse.layout import Component, Layout
+from longspan_kernels.block_sparse.precompile import compile_first, plan_call
 from longspan_kernels.block_sparse.triton.common import (
     LN2,
     LOG2E,
@@ -53,17 +52,14 @@ from longspan_kernels.block_sparse.triton.common import (
     within,
     work_item,
 )
-from longspan_kernels.block_sparse.triton.configs import launch_of, lines_of
+from longspan_kernels.block_sparse.triton.configs import launch_of
 from longspan_kernels.block_sparse.triton.masks import dropout_keeps, dropout_rows, kept, masked
 from longspan_kernels.block_sparse.triton.schedule import Work, work_of
-from longspan_kernels.launch.graphs import capturing, made_outside_graphs
+from longspan_kernels.launch.graphs import made_outside_graphs
 from longspan_kernels.launch.launcher import (
     SMALL,
     SPLIT_ROWS,
     Plan,
-    collecting,
-    compiling,
-    forms_compiled,
     on_its_device,
     without_tma,
 )
@@ -311,41 +307,10 @@ def triton_forward(
         return out.to(q.dtype), lse
     call = Call(q, k, v, layout, scale, q_lengths, k_lengths, q_segments, k_segments, dropout_p, seed, bias, bias_block)
     compile_first(call, ("forward", call.key, backward is not None), lambda: plan_call(call, backward))
-    return _forward(call)
+    return forward_pass(call)
 
 
-def compile_first(call: Call, key: tuple, plan: Callable[[], None]) -> None:
-    """Compiles what a call launches before it launches anything, several kernels at once; `plan` does so once for each key."""
-    components = call.layout.components
-    if call.device.type != "cuda" or not components or collecting() or capturing(call.device):
-        return
-    # A layout that is made at run time is a new one in each call: its form stands for it.
-    dynamic = components[0].dynamic
-    done: Any = forms_compiled if dynamic else components[0].cache
-    key = (*key, call.device, *map(_form, components)) if dynamic else key
-    if key not in done:
-        with compiling(call.device):
-            plan()
-        done[key] = True
-
-
-def _form(component: Component) -> tuple:
-    """What kernels are compiled for of a component that is made at run time."""
-    c = component
-    orders = c.q_index is None, c.k_index is None, c.positional, c.batch_groups > 0, len(c.rows.start) == 1
-    return c.block_q, c.block_k, *orders, lines_of(c), None if c.excluded is None else c.excluded.shape[1]
-
-
-def plan_call(call: Call, backward: tuple[Layout, Layout] | None) -> None:
-    """Has `launcher.compiling` collect what the forward pass of a call launches, and the backward pass by two layouts."""
-    from longspan_kernels.block_sparse.triton.backward import plan_backward
-
-    out, _ = _forward(call.without_memory())
-    if backward is not None:
-        plan_backward(call, *backward, out, None, out)
-
-
-def _forward(call: Call) -> tuple[Tensor, Tensor]:
+def forward_pass(call: Call) -> tuple[Tensor, Tensor]:
     q, layout = call.q, call.layout
     out = output_like(q)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
