@@ -133,7 +133,7 @@ def test_schedules_cover_every_entry_once_and_start_the_heaviest(monkeypatch):
             mine = (owner == head) & (line == row)
             assert int((end - begin)[mine].sum()) == int(component.rows.count[0, row])
     cut = slot[slot >= 0]
-    assert torch.equal(cut.sort().values, torch.arange(work.slots)) and int(work.splits[:, 3].sum()) == work.slots
+    assert torch.equal(cut.sort().values, torch.arange(work.partials)) and int(work.splits[:, 3].sum()) == work.partials
 
 
 def test_tiles_suit_width_granularity_and_bias():
@@ -204,7 +204,7 @@ def test_halves_of_a_column_add_up_in_place(monkeypatch, adding):
     (q, k, v, dout), got = run(layout, 200, 200, 16, 1)
     component = layout.components[-1]
     works = [w for key, w in component.cache.items() if key[:2] == ("work", "columns")]
-    assert any(work.in_two and work.flags > 0 and work.slots == 0 for work in works)
+    assert any(work.in_two and work.flags > 0 and work.partials == 0 for work in works)
     flags = [x for key, x in component.cache.items() if key[0] == "flags"]
     assert flags and not any(x.any() for x in flags)
     for work in works:
