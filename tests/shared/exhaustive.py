@@ -144,7 +144,10 @@ def summary(seed: str, parts: dict[str, dict]) -> str:
         calls, failures = sum(part["calls"] for part in own), [x for part in own for x in part["failures"]]
         if not own:
             continue
-        lines += [f"## {calls:,} calls on {backends} ({len(own)} shards): {len(failures)} out of bounds", ""]
+        lines += [
+            f"## {calls:,} calls on {backends} ({len(own)} of {RUNS[run].shards} shards): {len(failures)} out of bounds",
+            "",
+        ]
         kinds: Counter = Counter()
         for part in own:
             kinds.update(part["kinds"])
