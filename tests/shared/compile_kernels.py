@@ -31,6 +31,7 @@ from longspan_kernels.selected.triton.choose_important import triton_choose_impo
 from longspan_kernels.selected.triton.choose_kernels import triton_choose, triton_choose_scored
 from longspan_kernels.selected.triton.forward import triton_forward as selected_forward
 from longspan_kernels.selected.triton.index_scores import triton_compact, triton_index_scores
+from longspan_kernels.selected.triton.mix import triton_gated_sum, triton_gated_sum_backward
 from longspan_kernels.selected.triton.tokens import triton_tokens_backward, triton_tokens_forward
 
 CASES: list[tuple[Pattern, bool, int, torch.dtype]] = [
@@ -126,6 +127,7 @@ def selected() -> None:
         out, lse = selected_forward(q, k, k, selection)
         selected_backward(q, None, q, k, k, out, lse, selection)
         keys = torch.zeros(1, kv_heads, 63, 64, dtype=dtype)
+        triton_gated_sum_backward(q, triton_gated_sum(q[..., :3], q, q, q)[..., :3], q, q, q)
         triton_choose_important(q, keys, torch.zeros(1, heads, 1024), None, 8, 64, 32, 16, True)
         tokens = torch.zeros(1, 1024, 128, dtype=torch.int32)
         out, lse = triton_tokens_forward(q, k, k, tokens, 0.125)

@@ -25,6 +25,7 @@ def import_interpreted() -> None:
         import longspan_kernels.selected.triton.choose_important
         import longspan_kernels.selected.triton.choose_kernels
         import longspan_kernels.selected.triton.index_scores
+        import longspan_kernels.selected.triton.mix
         import longspan_kernels.selected.triton.tokens  # noqa: F401
     finally:
         del os.environ["TRITON_INTERPRET"]

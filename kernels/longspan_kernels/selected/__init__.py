@@ -4,6 +4,7 @@ from longspan_kernels.selected.choose import choose_blocks, choose_scored_blocks
 from longspan_kernels.selected.importance import choose_important_blocks, overlaps
 from longspan_kernels.selected.index import choose_tokens
 from longspan_kernels.selected.lists import queries_of_blocks
+from longspan_kernels.selected.mix import gated_sum
 from longspan_kernels.selected.op import SelectionError, selected_attention
 from longspan_kernels.selected.reference import selected_reference
 from longspan_kernels.selected.tokens import attend_to_tokens
@@ -15,6 +16,7 @@ __all__ = [
     "choose_important_blocks",
     "choose_scored_blocks",
     "choose_tokens",
+    "gated_sum",
     "overlaps",
     "queries_of_blocks",
     "selected_attention",

@@ -17,7 +17,7 @@ from longspan.attention.errors import AttentionConfigError, as_block_size, as_wh
 from longspan.attention.token_cache import CompressedCache
 from longspan.cost import Cost
 from longspan.patterns import Local
-from longspan_kernels.selected import choose_important_blocks, overlaps, selected_attention
+from longspan_kernels.selected import choose_important_blocks, gated_sum, overlaps, selected_attention
 
 COMPRESSIONS = ("mlp", "mean")
 
@@ -96,9 +96,10 @@ class NativeSparseAttention(ContentAttention):
         near, _ = with_lse(
             q, k, v, self.window, causal=self.causal, lengths=lengths, dropout_p=self.dropped, backend=self.backend
         )
-        out = gates[..., 1:2] * selected + gates[..., 2:3] * near
-        if coarse is not None:
-            out = out + gates[..., 0:1] * coarse
+        if coarse is None:
+            out = gates[..., 1:2] * selected + gates[..., 2:3] * near
+        else:
+            out = gated_sum(gates, coarse, selected, near, self.backend)
         return without_padding(out.to(v.dtype), lengths)
 
     def _coarse(self, q: Tensor, k: Tensor, coarse_v: Tensor | None, lengths: Tensor | None) -> tuple[Tensor | None, Tensor]:

@@ -1,0 +1,23 @@
+"""The gated sum of branches, interpreted Triton beside plain torch."""
+
+import pytest
+import torch
+
+from longspan_kernels.selected import gated_sum
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu runs the compiled kernels")
+@pytest.mark.parametrize("width", [16, 20])
+def test_triton_is_plain_torch(width, monkeypatch):
+    g = torch.Generator().manual_seed(0)
+    gates = torch.rand(2, 3, 23, 3, generator=g)
+    parts = [torch.randn(2, 3, 23, width, generator=g) for _ in range(3)]
+    weight = torch.randn(2, 3, 23, width, generator=g)
+    results = []
+    for backend in ("blocked", "triton"):
+        monkeypatch.setenv("TRITON_INTERPRET", "1" if backend == "triton" else "0")
+        leaves = [x.clone().requires_grad_() for x in (gates, *parts)]
+        out = gated_sum(*leaves, backend)
+        results.append((out, *torch.autograd.grad(out, leaves, weight)))
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want)
