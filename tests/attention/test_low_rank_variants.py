@@ -151,6 +151,39 @@ def test_padding_and_segments(name, place):
     torch.testing.assert_close(packed[:, :, 33:66], module(*(x[:, :, 33:66] for x in (q, k, v))))
 
 
+DECODED = [
+    ("synthesizer", {"kind": kind}) for kind in ("random", "factorised", "dense", "factorised_dense")
+] + [("compressed", {"window": 8, "rate": 4, "compression": kind}) for kind in ("pooled", "strided", "convolved")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "settings"), [*DECODED, ("compressed", {"window": 1, "rate": 1})])
+@pytest.mark.parametrize("cuts", [(1, 2, 3, 70), (33, 34, 70), (70,)])
+def test_decoding_is_the_forward_pass(name, settings, cuts):
+    module = made(name, **settings)
+    q, k, v = (x.detach() for x in draw(70))
+    cache, parts = module.new_cache(2, dtype=torch.float64), []
+    for first, stop in zip((0, *cuts), cuts, strict=False):
+        parts.append(module.decode(*(x[:, :, first:stop] for x in (q, k, v)), cache))
+    torch.testing.assert_close(torch.cat(parts, 2), module(q, k, v))
+    assert cache.positions.tolist() == [70, 70]
+    if name == "compressed":
+        assert cache.nbytes <= 2 * 2 * 2 * 16 * 8 * (settings["window"] + 70 // settings["rate"]) + 16
+
+
+@pytest.mark.parametrize(("name", "settings"), DECODED)
+def test_prompts_of_unequal_lengths(name, settings):
+    module = made(name, **settings)
+    q, k, v = (x.detach() for x in draw(60))
+    cache, whole = module.new_cache(2, dtype=torch.float64), module(q, k, v)
+    first = module.decode(*(x[:, :, :37] for x in (q, k, v)), cache, lengths=torch.tensor([37, 2]))
+    torch.testing.assert_close(first[0], whole[0, :, :37])
+    assert not first[1, :, 2:].any()
+    for n in range(20):
+        step = [torch.stack([x[0, :, 37 + n], x[1, :, 2 + n]])[:, :, None] for x in (q, k, v)]
+        out = module.decode(*step, cache)
+        torch.testing.assert_close(out[:, :, 0], torch.stack([whole[0, :, 37 + n], whole[1, :, 2 + n]]))
+
+
 @pytest.mark.parametrize("name", ["synthesizer", "compressed"])
 def test_configs_are_defaults_and_costs_grow(name):
     cost = configured(name).cost(200)

@@ -10,11 +10,25 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from longspan.attention.content import ContentAttention, without_padding
+from longspan.attention.decoding import AttentionCache, as_in_evaluation
 from longspan.attention.errors import AttentionConfigError, as_whole
 from longspan.cost import Cost
 
 COMPRESSIONS = ("pooled", "strided", "convolved")
 ROWS = 256  # queries that are attended at once
+
+
+class CompressedCache(AttentionCache):
+    """The last tokens of each sequence, and its compressed blocks.
+
+    Attributes:
+        near: keys and values [B, Hkv, M, D] of the last M tokens, the latest at the end; zeros before the first.
+        far: compressed keys and values [B, Hkv, N, D], block c at place c.
+    """
+
+    def __init__(self, batch: int, device: torch.device | str | None, near: list[Tensor], far: list[Tensor]) -> None:
+        super().__init__(batch, device)
+        self.near, self.far = near, far
 
 
 class CompressedAttention(ContentAttention):
@@ -94,6 +108,61 @@ class CompressedAttention(ContentAttention):
         values = torch.cat((v[:, :, near_first:near_stop], compressed_v[:, :, :blocks]), 2)
         keys, values = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (keys, values))
         return F.scaled_dot_product_attention(q[:, :, first:stop], keys, values, attn_mask=seen, dropout_p=self.dropped)
+
+    def new_cache(
+        self, batch: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> AttentionCache:
+        if self.undecodable:
+            return super().new_cache(batch, device=device, dtype=dtype)
+        AttentionCache(batch, device)  # checks `batch`
+
+        def empty(tokens: int) -> list[Tensor]:
+            shape = (batch, self.kv_heads, tokens, self.head_dim)
+            return [torch.zeros(shape, device=device, dtype=dtype or torch.float32) for _ in range(2)]
+
+        return CompressedCache(batch, device, empty(self.window - 1), empty(0))
+
+    @torch.no_grad()
+    def decode(self, q: Tensor, k: Tensor, v: Tensor, cache: CompressedCache, *, lengths: Tensor | None = None) -> Tensor:
+        self.check_decode(q, k, v, cache, lengths)
+        n = q.shape[2]
+        M, before = self.window - 1, cache.positions
+        counts = torch.full_like(before, n) if lengths is None else lengths.to(before)
+        k, v = (without_padding(x, lengths) for x in (k, v))
+        whole = [torch.cat((kept.to(x.dtype), x), 2) for kept, x in zip(cache.near, (k, v), strict=True)]
+        # Place s of `whole` is token before - M + s.
+        made, after = before // self.rate, (before + counts) // self.rate
+        blocks = int(after.max())
+        new = int((after - made).max())
+        numbers = made[:, None] + torch.arange(new, device=q.device)  # (B, new) blocks that these tokens complete
+        places = (numbers * self.rate - before[:, None] + M)[..., None] + torch.arange(self.rate, device=q.device)
+        for at, (x, far) in enumerate(zip(whole, cache.far, strict=True)):
+            index = places.flatten(1).clamp(0, M + n - 1)[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3])
+            block = self.compress(x.gather(2, index), at == 0, None)  # (B, Hkv, new, D)
+            grown = F.pad(far, (0, 0, 0, blocks - far.shape[2] + 1))  # one more place, for what is not complete
+            target = torch.where(numbers < after[:, None], numbers, blocks)
+            grown.scatter_(2, target[:, None, :, None].expand_as(block), block.to(far.dtype))
+            cache.far[at] = grown[:, :, :blocks]
+            last = counts[:, None] + torch.arange(M, device=q.device)
+            cache.near[at] = x.gather(2, last[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3])).to(cache.near[at].dtype)
+        with as_in_evaluation(self):
+            out = [self._decoded(q[:, :, first : first + ROWS], whole, cache.far, before, first) for first in range(0, n, ROWS)]
+        cache.positions = before + counts
+        return without_padding(torch.cat(out, 2).to(v.dtype), lengths)
+
+    def _decoded(self, q: Tensor, whole: list[Tensor], far: list[Tensor], before: Tensor, first: int) -> Tensor:
+        """The output of the new queries from `first` on."""
+        M = self.window - 1
+        i = (before[:, None] + first + torch.arange(q.shape[2], device=q.device))[..., None]  # (B, rows, 1)
+        j = (before[:, None] - M + torch.arange(whole[0].shape[2], device=q.device))[:, None]  # (B, 1, M + n)
+        near = (j >= 0) & (j <= i) & (i - j < self.window)
+        start = torch.arange(far[0].shape[2], device=q.device) * self.rate
+        seen = torch.cat((near, start <= i - self.window), -1)[:, None]
+        keys, values = (
+            torch.cat((x, old.to(x.dtype)), 2).repeat_interleave(q.shape[1] // x.shape[1], 1)
+            for x, old in zip(whole, far, strict=True)
+        )
+        return F.scaled_dot_product_attention(q, keys, values, attn_mask=seen)
 
     def cost(self, length: int) -> Cost:
         """A query and a compressed key are a pair. `other_flops` is the compression."""

@@ -10,11 +10,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from longspan.attention.content import ContentAttention, without_padding
+from longspan.attention.decoding import AttentionCache, as_in_evaluation
 from longspan.attention.errors import AttentionCallError, AttentionConfigError, as_whole
 from longspan.cost import Cost
 
 KINDS = ("random", "dense", "factorised", "factorised_dense")
 MOST_WEIGHTS = 1 << 31  # of a call, which are held
+
+
+class ValueCache(AttentionCache):
+    """The values [B, Hkv, T, D] of the tokens so far, each at its position; keys are not asked for."""
+
+    def __init__(self, batch: int, device: torch.device | str | None, values: Tensor) -> None:
+        super().__init__(batch, device)
+        self.values = values
 
 
 class Synthesizer(ContentAttention):
@@ -85,12 +94,56 @@ class Synthesizer(ContentAttention):
             return self.table[None, :, :T, :T].to(wide)
         if self.kind == "factorised":
             return (self.rows[:, :T] @ self.columns[:, :T].transpose(-1, -2))[None].to(wide)
+        return self.said(q, T)
+
+    def said(self, q: Tensor, columns: int) -> Tensor:
+        """[B, H, T, columns], what each query says of the positions."""
+        wide = torch.promote_types(q.dtype, torch.float32)
         hidden = F.relu(q.to(wide) @ self.inner.to(wide) + self.inner_bias.to(wide))
         parts = [hidden @ w.to(wide) + b.to(wide) for w, b in zip(self.outer, self.outer_bias, strict=True)]
         if len(parts) == 1:
-            return parts[0][..., :T]
-        column = torch.arange(T, device=q.device)
+            return parts[0][..., :columns]
+        column = torch.arange(columns, device=q.device)
         return parts[0][..., column // self.short] * parts[1][..., column % self.short]
+
+    def new_cache(
+        self, batch: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> AttentionCache:
+        if self.undecodable:
+            return super().new_cache(batch, device=device, dtype=dtype)
+        AttentionCache(batch, device)  # checks `batch`
+        shape = (batch, self.kv_heads, 0, self.head_dim)
+        return ValueCache(batch, device, torch.zeros(shape, device=device, dtype=dtype or torch.float32))
+
+    @torch.no_grad()
+    def decode(self, q: Tensor, k: Tensor, v: Tensor, cache: ValueCache, *, lengths: Tensor | None = None) -> Tensor:
+        self.check_decode(q, k, v, cache, lengths)
+        n, before = q.shape[2], cache.positions
+        after = before + (n if lengths is None else lengths.to(before))
+        total = int(after.max())
+        if total > self.max_length:
+            raise AttentionCallError(f"synthesizer was built for {self.max_length} tokens and got {total}; build it for more")
+        q, v = (without_padding(x, lengths) for x in (q, v))
+        i = before[:, None] + torch.arange(n, device=q.device)  # (B, n) positions
+        place = torch.where(i < after[:, None], i, total)[:, None, :, None].expand_as(v)
+        grown = F.pad(cache.values, (0, 0, 0, total + 1 - cache.values.shape[2]))  # one more place, for what is no token
+        cache.values = grown.scatter(2, place, v.to(grown.dtype))[:, :, :total]
+        with as_in_evaluation(self):
+            scores = self.rows_of_scores(q, i.clamp(max=self.max_length - 1), total)
+        seen = (torch.arange(total, device=q.device) <= i[..., None])[:, None]
+        weights = scores.masked_fill(~seen, torch.finfo(scores.dtype).min).softmax(-1).to(v.dtype)
+        cache.positions = after
+        values = cache.values.to(v.dtype).repeat_interleave(self.heads // self.kv_heads, 1)
+        return without_padding(weights @ values, lengths)
+
+    def rows_of_scores(self, q: Tensor, i: Tensor, total: int) -> Tensor:
+        """[B, H, n, total]: S in the rows i [B, n], of the queries q [B, H, n, D] there."""
+        wide = torch.promote_types(q.dtype, torch.float32)
+        if self.kind == "random":
+            return self.table[:, i, :total].transpose(0, 1).to(wide)
+        if self.kind == "factorised":
+            return (self.rows[:, i].transpose(0, 1) @ self.columns[:, :total].transpose(-1, -2)).to(wide)
+        return self.said(q, total)
 
     def cost(self, length: int) -> Cost:
         """A pair takes its value, 2 D FLOPs, and its score: nothing, 2 r, or 2 D."""

@@ -1,0 +1,50 @@
+"""Linear attention's kernels, compiled, against the reference in float64: outputs, states, every gradient."""
+
+import pytest
+import torch
+from drawn_linear import LinearCall
+
+from longspan_kernels.linear import gated_delta_rule, linear_attention
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 4e-3}
+
+
+def off(a: torch.Tensor, b: torch.Tensor) -> float:
+    b = b.detach()
+    return float((a.detach().double() - b).norm() / (b.norm() + 0.03 * b.numel() ** 0.5))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(
+    "call",
+    [
+        LinearCall(H=4, T=2000, D=64, Dv=64),
+        LinearCall(H=4, T=2000, D=64, Dv=64, decay=0.1, state=True),
+        LinearCall(B=2, H=2, shared=2, T=1003, D=64, Dv=128, decay=0.1, state=True, lengths=True, segments=True),
+        LinearCall(H=2, T=700, D=256, Dv=256, decay=0.1),
+        LinearCall(H=2, T=500, D=40, Dv=24, decay=0.5, segments=True),
+        LinearCall(B=8, H=64, T=100, D=64, Dv=64, decay=0.1, state=True),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("delta", [False, True])
+def test_every_gradient(call, dtype, delta):
+    call = LinearCall(**{**vars(call), "delta": delta})
+    given, leaves = {}, {}
+    for name, x in call.tensors().items():
+        if x is not None:
+            x = x.cuda().to(dtype if name in "qkv" else torch.float32)
+            given[name], leaves[name] = x.detach().requires_grad_(), x.detach().double().requires_grad_()
+    rest = {name: None if x is None else x.cuda() for name, x in call.places().items()}
+    op = gated_delta_rule if delta else linear_attention
+    out, state = op(**given, return_state=True, scale=0.1, **rest)
+    # Plain torch by chunks, which tests on a CPU hold to the reference.
+    expected, last = op(**leaves, return_state=True, scale=0.1, backend="chunked", **rest)
+    dout, dstate = torch.randn_like(expected).to(dtype).double(), 0.1 * torch.randn_like(last)
+    ours = torch.autograd.grad((out.double() * dout).sum() + (state.double() * dstate).sum(), list(given.values()))
+    theirs = torch.autograd.grad((expected * dout).sum() + (last * dstate).sum(), list(leaves.values()))
+    for name, a, b in zip(("out", "state", *given), (out, state, *ours), (expected, last, *theirs), strict=True):
+        limit = TOLERANCE[dtype] * (5 if name in ("log_decay", "beta") else 1)
+        assert off(a, b) < limit, f"{name} is off by {off(a, b):.1e}"
