@@ -28,9 +28,10 @@ CASES = {
     "learned": {"block_size": 16, "strides": [24], "stride_from": 2, "density": 0.3},
     "adaptive_span": {"initial_span": 20, "ramp": 9},
     "moba": {"block_size": 16, "top_k": 2},
+    "dsa": {"top_k": 9, "indexer_width": 16},
     "nsa": {"block_size": 16, "top_k": 4, "compressed_block": 16, "compressed_stride": 8, "window": 9},
 }
-PATTERNS = [name for name in CASES if name not in ("adaptive_span", "moba", "nsa")]
+PATTERNS = [name for name in CASES if name not in ("adaptive_span", "dsa", "moba", "nsa")]
 
 
 def made(name):

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from longspan.attention.content import ContentAttention, with_lse, without_padding
+from longspan.attention.decoding import as_in_evaluation
 from longspan.attention.errors import AttentionConfigError, as_whole
 from longspan.attention.indexer import LightningIndexer, imitation_loss
+from longspan.attention.token_cache import IndexCache
 from longspan.cost import Cost
 from longspan.patterns import Full
 from longspan_kernels.selected import attend_to_tokens, choose_tokens
@@ -85,6 +87,27 @@ class DeepSeekSparseAttention(ContentAttention):
         return choose_tokens(
             queries, keys, weights, min(self.top_k, q.shape[2]), lengths=lengths, backend=self.backend
         )  # fmt: skip
+
+    def new_cache(
+        self, batch: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> IndexCache:
+        """Keeps every token, as any may be picked again, and the indexer's key of each; see `Decodes.new_cache`."""
+        return IndexCache(batch, self.kv_heads, self.head_dim, device, dtype, self.indexer.width)
+
+    def decode(self, q: Tensor, k: Tensor, v: Tensor, cache: IndexCache, *, lengths: Tensor | None = None) -> Tensor:
+        """q [B, H, n, D], k and v [B, Hkv, n, D] -> [B, H, n, D]; see `Decodes.decode`."""
+        self.check_decode(q, k, v, cache, lengths)
+        with as_in_evaluation(self):
+            first = not cache.seen
+            position, exists = cache.add(k, v, lengths)
+            queries, keys, weights = self.indexer(q, k)
+            cache.add_indexed(keys, position, exists)
+            if first:
+                return self(q, k, v, lengths=lengths)
+            chosen, live = cache.tokens(queries, weights, position, self.top_k)
+            chosen, live = (x[:, None].expand(-1, self.kv_heads, -1, -1) for x in (chosen, live))
+            out = cache.attend(q, chosen, live)
+        return out.masked_fill(~exists[:, None, :, None], 0.0)
 
     def auxiliary_loss(self) -> Tensor:
         """`indexer_loss` times the KL divergence of the last forward pass in training, 0 where there is none."""

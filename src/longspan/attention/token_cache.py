@@ -145,3 +145,32 @@ class CompressedCache(TokenCache):
                 blocks = store.transpose(1, 2)[rows, token].permute(0, 1, 3, 2, 4).flatten(0, 1)  # (B m, Hkv, l, D)
                 made = compress(blocks)[:, :, 0].view(B, -1, heads, D).transpose(1, 2)  # (B, Hkv, m, D)
                 coarse.scatter_(2, slot[:, None, :, None].expand_as(made), made.to(coarse.dtype))
+
+
+class IndexCache(TokenCache):
+    """All tokens, and the key that the indexer has made of each: what DeepSeek sparse attention chooses by.
+
+    Attributes:
+        index_keys: [B, places, E]; the last place is for what does not exist.
+    """
+
+    def __init__(self, batch: int, heads: int, width: int, device: Any, dtype: torch.dtype | None, index_width: int) -> None:
+        super().__init__(batch, heads, width, device, dtype)
+        self.index_keys = torch.zeros((batch, 1, index_width), device=device, dtype=dtype)
+
+    def add_indexed(self, keys: Tensor, position: Tensor, exists: Tensor) -> None:
+        """Takes the indexer's keys [B, n, E] of the tokens that `add` has just taken."""
+        more = self.places + 1 - self.index_keys.shape[1]
+        self.index_keys = F.pad(self.index_keys, (0, 0, 0, more))
+        slot = torch.where(exists, position, self.places)[..., None].expand_as(keys)
+        self.index_keys.scatter_(1, slot, keys.masked_fill(~exists[..., None], 0.0).to(self.index_keys.dtype))
+
+    def tokens(self, queries: Tensor, weights: Tensor, position: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """[B, n, up to count] tokens up to each query's position that score highest, the earliest among equals, and which of
+        them exist; of indexer queries [B, J, n, E] and weights [B, J, n]."""
+        exact = torch.promote_types(queries.dtype, torch.float32)
+        keys = self.index_keys[:, None, : self.places].to(exact)
+        scores = ((queries.to(exact) @ keys.transpose(2, 3)).relu() * weights.to(exact)[..., None]).sum(1)  # (B, n, places)
+        future = torch.arange(self.places, device=scores.device) > position[..., None]
+        best = scores.masked_fill(future, float("-inf")).sort(dim=-1, descending=True, stable=True)
+        return best.indices[..., :count], best.values[..., :count] > float("-inf")
