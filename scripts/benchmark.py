@@ -4,6 +4,7 @@ python scripts/benchmark.py --attention full local:window=256 bigbird --lengths 
 python scripts/benchmark.py --suite cpu -o benchmarks/cpu.json
 python scripts/benchmark.py --suite gpu -o benchmarks/h100.json
 python scripts/benchmark.py --suite end-to-end -o benchmarks/end_to_end.json
+python scripts/benchmark.py --suite decode -o benchmarks/decode.json     # a token's time and cache against its position
 python scripts/benchmark.py --suite first-call -o benchmarks/h100_first_call.json
 python scripts/benchmark.py --tune -o tuned.json        # the table of kernels/longspan_kernels/block_sparse/triton/configs.py
 python scripts/benchmark.py --pattern "Local(256) | Strided(128)" --lengths 4096 16384 --heads 8 --head-dim 64 --peer sdpa
@@ -20,7 +21,8 @@ from pathlib import Path
 import torch
 
 from longspan.attention import AttentionConfigError
-from longspan.benchmark import first_call, layouts, linear
+from longspan.attention.errors import AttentionCallError
+from longspan.benchmark import decode, first_call, layouts, linear
 from longspan.benchmark.cases import Case, CaseError
 from longspan.benchmark.compare import compare
 from longspan.benchmark.compile_first import compile_first
@@ -42,7 +44,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--suite",
-        choices=[*SUITES, "converted", "linear", "end-to-end", "layouts", "first-call"],
+        choices=[*SUITES, "converted", "decode", "linear", "end-to-end", "layouts", "first-call"],
         help="a published comparison, instead of --pattern",
     )
     parser.add_argument("--tune", action="store_true", help="search how kernels are best launched on this GPU")
@@ -154,6 +156,30 @@ def linear_attentions(args: argparse.Namespace) -> int:
     return 0 if args.output else keep(args, found)
 
 
+def decoding(args: argparse.Namespace) -> int:
+    """Time a token and cache bytes against the position."""
+    found: list[dict] = []
+    dtype = DTYPES[args.dtype or ("bfloat16" if args.device.startswith("cuda") else "float32")]
+
+    def keep_row(row: dict) -> None:
+        found.append(row)
+        print(f"{row['variant']} at {row['position']:,}: {row['ms']:.3f} ms, {row['cache_bytes']:,} bytes", flush=True)
+        if args.output:  # after each, so that an interrupt loses nothing
+            save(args.output, result(command_line(), args.device, found, threads=torch.get_num_threads()))
+
+    try:
+        decode.measure(
+            decode.available(args.attention), args.lengths if args.lengths != [8192] else decode.POSITIONS, device=args.device,
+            heads=args.heads, head_dim=args.head_dim, batch=args.batch, dtype=dtype, each=keep_row,
+        )  # fmt: skip
+    except (GrowthError, AttentionConfigError, AttentionCallError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if args.output:
+        print(decode.draw(found, Path(args.output).with_suffix(".png")))
+    return 0
+
+
 def tune(args: argparse.Namespace) -> int:
     """Every candidate launch of every kernel, and the table of the best."""
     from longspan.benchmark import tune as tuning
@@ -207,6 +233,8 @@ def main() -> int:
     args = arguments()
     if args.threads:
         torch.set_num_threads(args.threads)
+    if args.suite == "decode":
+        return decoding(args)
     if args.attention:
         return variants(args)
     if args.suite == "end-to-end":

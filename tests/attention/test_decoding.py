@@ -30,8 +30,10 @@ CASES = {
     "moba": {"block_size": 16, "top_k": 2},
     "dsa": {"top_k": 9, "indexer_width": 16},
     "nsa": {"block_size": 16, "top_k": 4, "compressed_block": 16, "compressed_stride": 8, "window": 9},
+    "reformer": {"chunk": 16, "buckets": 4, "rounds": 2},
+    "routing": {"clusters": 2, "window": 16},
 }
-PATTERNS = [name for name in CASES if name not in ("adaptive_span", "dsa", "moba", "nsa")]
+PATTERNS = [name for name in CASES if name not in ("adaptive_span", "dsa", "moba", "nsa", "reformer", "routing")]
 
 
 def made(name):
@@ -128,6 +130,17 @@ def test_a_window_keeps_a_window():
     assert sizes[-1] == sizes[100] and cache.stores[0].keys.shape[2] <= 16 + 2 * 33
 
 
+@pytest.mark.parametrize("name", ["reformer", "routing"])
+def test_buckets_keep_their_last_two_chunks(name):
+    module = made(name)
+    _, cache = decoded(module, draw(LONGEST), range(1, LONGEST))
+    kept = cache.position[cache.last >= 0]
+    rounds = cache.bucket.shape[-1]
+    assert 0 < len(kept) <= 2 * HEADS * rounds * (cache.counts.shape[-1] - 1) * 2 * 16
+    if name == "routing":
+        assert len(kept) < 2 * HEADS * LONGEST  # some lie more than a chunk back
+
+
 def test_decoding_is_without_dropout_and_without_gradients():
     module = variants.local(window=9, dropout=0.5, **PLACE).train()
     tensors = [x.requires_grad_() for x in draw(30)]
@@ -142,6 +155,14 @@ def test_what_cannot_decode_says_why():
         both_ways.new_cache(2)
     with pytest.raises(AttentionCallError, match=r"call harden\(\) first"):
         variants.learned(**PLACE, density=0.5, block_size=16).new_cache(2)
+    for name, change, message in (
+        ("reformer", {"chunks": "sorted"}, "move with every later token; give attention.chunks=aligned"),
+        ("reformer", {"max_length": None}, "follow from the length of the call; give max_length, or attention.buckets"),
+        ("routing", {"membership": "balanced"}, "give attention.membership=nearest"),
+        ("sinkhorn", {}, "normalised over all rows so far"),
+    ):
+        with pytest.raises(AttentionCallError, match=message):
+            getattr(variants, name)(**PLACE | change).new_cache(1)
     module = made("local")
     q, k, v = draw(LONGEST)
     with pytest.raises(AttentionCallError, match="do not fit a cache of 3 sequences"):

@@ -1,7 +1,7 @@
 """Attention of each query token to the key blocks that it picked: choice, attention and gradients, on any device."""
 
 from longspan_kernels.selected.choose import choose_blocks, choose_scored_blocks
-from longspan_kernels.selected.importance import choose_important_blocks, overlaps
+from longspan_kernels.selected.importance import choose_important_blocks
 from longspan_kernels.selected.index import choose_tokens
 from longspan_kernels.selected.lists import queries_of_blocks
 from longspan_kernels.selected.mix import gated_sum
@@ -17,7 +17,6 @@ __all__ = [
     "choose_scored_blocks",
     "choose_tokens",
     "gated_sum",
-    "overlaps",
     "queries_of_blocks",
     "selected_attention",
     "selected_reference",

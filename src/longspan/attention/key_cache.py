@@ -68,11 +68,15 @@ class Slots(AttentionCache):
         for store, new in ((self.keys, k), (self.values, v)):
             kept = new.masked_fill(~wanted[..., None], 0.0)  # what does not exist may be anything, NaN included
             store.scatter_(2, slot[..., None].expand_as(new), kept.to(store.dtype))
+        self._scattered(slot)
         self.position.scatter_(2, slot, position)
         self.last.scatter_(2, slot, last)
         self.position[..., -1] = -1
         self.last[..., -1] = -1
         self._room -= n
+
+    def _scattered(self, slot: Tensor) -> None:
+        """Stores what a subclass keeps beside keys and values, at slot [B, g, n]."""
 
     def _make_room(self, wanted: Tensor, after: Tensor) -> None:
         used = int((self.last >= after).sum(-1).max())
@@ -103,6 +107,7 @@ class KeyCache(AttentionCache):
         self.stop = NEVER_ENDS if max_length is None else max_length
         self.per_kv = heads // kv_heads
         self.seen = 0  # tokens of the longest sequence at most
+        self.least = 0  # tokens of the shortest sequence at least
         each = [pattern.at_head(head, heads) for head in range(heads)]
         groups: dict[tuple[Pattern, ...], list[int]] = {}
         for kv in range(kv_heads):
@@ -157,11 +162,12 @@ class KeyCache(AttentionCache):
                 "with a larger max_length"
             )
         for group, store in zip(self.groups, self.stores, strict=True):
-            last = group.last(position, min(self.seen + n, self.stop))  # (B, g, n)
+            last = group.last(position, self.least, min(self.seen + n, self.stop))  # (B, g, n)
             last = last.masked_fill(~exists[:, None], -1)
             store.add(k[:, group.members], v[:, group.members], position[:, None].expand_as(last), last, upcoming)
         self.positions = upcoming
         self.seen += n
+        self.least += n if lengths is None else int(lengths.min())
 
 
 class _Group:
@@ -171,7 +177,8 @@ class _Group:
         self.patterns, self.members, self.stop, self.per_kv = patterns, members, stop, per_kv
         self._rules: list[Any] = []
         self._rows = 0
-        self._last: dict[int, Tensor] = {}  # [g, STEP] for each stretch of positions
+        self._stretches = range(0)  # of STEP positions each, those that new tokens lie in
+        self._last = torch.empty(0)  # [g, positions] their last queries
 
     def heads(self, place: int) -> list[int]:
         """The query heads at one place among those of their key/value heads."""
@@ -203,19 +210,24 @@ class _Group:
         shape = torch.broadcast_shapes(*(found.shape for found in out))
         return torch.cat([found.expand(shape) for found in out], 2)
 
-    def last(self, position: Tensor, rows: int) -> Tensor:
-        """[B, g, n]: the last query that sees each key at position [B, n], by any query head of its key/value head."""
-        parts = []
-        for stretch in range(-(-max(rows, 1) // STEP)):
-            if stretch not in self._last:
-                keys = torch.arange(stretch * STEP, min((stretch + 1) * STEP, self.stop))
-                found = torch.stack([
-                    torch.stack([
-                        pattern.last_query(keys, self.stop, kv * self.per_kv + c) for c, pattern in enumerate(self.patterns)
-                    ]).amax(0)
-                    for kv in self.members
-                ])  # fmt: skip
-                self._last[stretch] = torch.nn.functional.pad(found, (0, STEP - len(keys)), value=-1).to(position.device)
-            parts.append(self._last[stretch])
-        table = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
-        return table[:, position.clamp(max=table.shape[1] - 1)].transpose(0, 1)
+    def last(self, position: Tensor, least: int, rows: int) -> Tensor:
+        """[B, g, n]: the last query that sees each key at position [B, n], from `least` up to `rows`, by any query head of its
+        key/value head."""
+        wanted = range(least // STEP, -(-rows // STEP))
+        if wanted != self._stretches:
+            known = dict(zip(self._stretches, self._last.split(STEP, 1), strict=True)) if len(self._stretches) else {}
+            parts = [known[n] if n in known else self._stretch(n).to(position.device) for n in wanted]
+            self._stretches, self._last = wanted, torch.cat(parts, 1)
+        place = (position - wanted.start * STEP).clamp(0, self._last.shape[1] - 1)  # tokens that do not exist may lie beyond
+        return self._last[:, place].transpose(0, 1)
+
+    def _stretch(self, number: int) -> Tensor:
+        """[g, STEP] of the positions from number * STEP on."""
+        keys = torch.arange(number * STEP, min((number + 1) * STEP, self.stop))
+        found = [
+            torch.stack([
+                pattern.last_query(keys, self.stop, kv * self.per_kv + c) for c, pattern in enumerate(self.patterns)
+            ]).amax(0)
+            for kv in self.members
+        ]  # fmt: skip
+        return torch.nn.functional.pad(torch.stack(found), (0, STEP - len(keys)), value=-1)

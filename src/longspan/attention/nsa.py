@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from longspan.attention.base import visited_pairs
 from longspan.attention.chosen_pairs import picked_pairs
@@ -17,7 +18,7 @@ from longspan.attention.errors import AttentionConfigError, as_block_size, as_wh
 from longspan.attention.token_cache import CompressedCache
 from longspan.cost import Cost
 from longspan.patterns import Local
-from longspan_kernels.selected import choose_important_blocks, gated_sum, overlaps, selected_attention
+from longspan_kernels.selected import choose_important_blocks, gated_sum, selected_attention
 
 COMPRESSIONS = ("mlp", "mean")
 
@@ -152,8 +153,7 @@ class NativeSparseAttention(ContentAttention):
         weights = scores.masked_fill(nothing, 0.0).softmax(-1).masked_fill(nothing, 0.0)
         coarse = (weights.to(q.dtype) @ values[:, :, None]).view(B, H, n, D)
         blocks = -(-cache.places // size)
-        shared = overlaps(keys.shape[2], blocks, self.compressed_block, self.stride, size, q.device).to(weights.dtype)
-        importance = weights.sum(2) @ shared  # (B, Hkv, n, nb)
+        importance = self._importance(weights.sum(2), blocks)  # (B, Hkv, n, nb)
         number, own = torch.arange(blocks, device=q.device), (position // size)[:, None, :, None]
         importance = importance.masked_fill((number == own - 1) | (number == 0), torch.finfo(importance.dtype).max)
         best = importance.masked_fill(number >= own, float("-inf")).topk(min(self.top_k - 1, blocks), -1)
@@ -162,6 +162,13 @@ class NativeSparseAttention(ContentAttention):
         recent = position[:, None, :, None] - torch.arange(self.window.window, device=q.device)
         near = cache.attend(q, recent.expand(B, Hkv, n, -1), (recent >= 0).expand(B, Hkv, n, -1))
         return gates[..., 0:1] * coarse + gates[..., 1:2] * selected + gates[..., 2:3] * near
+
+    def _importance(self, weights: Tensor, blocks: int) -> Tensor:
+        """[..., nb]: weights [..., nc] of compressed keys, by the strides that each shares with a block (equation 9)."""
+        strides, each = blocks * (self.block_size // self.stride), self.compressed_block // self.stride
+        room = F.pad(weights, (0, max(0, strides + each - weights.shape[-1])))
+        shared = sum((F.pad(room, (later, 0))[..., :strides] for later in range(each)), torch.zeros_like(room[..., :strides]))
+        return shared.unflatten(-1, (blocks, -1)).sum(-1)
 
     def cost(self, length: int) -> Cost:
         """Pairs of a query with a compressed key count as pairs; pairs that several branches hold count once at most.

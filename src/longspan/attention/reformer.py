@@ -8,10 +8,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from longspan.attention.bucket_cache import BucketCache
 from longspan.attention.buckets import Chunks, pairs_of_even_buckets
 from longspan.attention.content import AttentionCallError, ContentAttention, with_lse, without_padding
+from longspan.attention.decoding import as_in_evaluation
 from longspan.attention.errors import AttentionConfigError, as_block_size, as_whole
 from longspan.attention.hashing import buckets_of, directions
+from longspan.attention.key_cache import existing
 from longspan.attention.merging import NOTHING, merged
 from longspan.cost import Cost
 
@@ -99,7 +102,7 @@ class HashedAttention(ContentAttention):
         (B, H, T, D), R = q.shape, self.rounds
         q, v = without_padding(q, lengths), without_padding(v, lengths).repeat_interleave(H // v.shape[1], 1)
         exact = q.to(torch.promote_types(q.dtype, torch.float32))
-        k = (exact * torch.rsqrt(exact.square().sum(-1, keepdim=True) + D * 1e-6)).to(q.dtype)  # of unit length
+        k = of_unit_length(exact).to(q.dtype)
         with torch.no_grad():
             chunks = self.order(q, lengths)
             excluded = self.excluded(chunks, B * H) if self.once else 2 * torch.arange(T, device=q.device)[None, None].int()
@@ -133,6 +136,54 @@ class HashedAttention(ContentAttention):
         rows = torch.where(earlier[None, :, :, None], numbers, itself)  # (B H, R, R, T)
         return torch.cat([itself.expand(sequences, R, 1, T), rows[:, :, : R - 1]], 2).view(sequences * R, R, T)
 
+    # -- decoding ---------------------------------------------------------------------------------------------------
+
+    @property
+    def _exact(self) -> bool:
+        return self.cut == "aligned" and not self.depends_on_padding
+
+    @property
+    def undecodable(self) -> str | None:
+        """Chunks that are cut over the sorted sequence move with every later token."""
+        return super().undecodable or (
+            None
+            if self._exact
+            else (
+                "chunks of the sorted sequence move with every later token; give attention.chunks=aligned"
+                if self.cut != "aligned"
+                else "its buckets follow from the length of the call; give max_length, or attention.buckets"
+            )
+        )
+
+    def new_cache(
+        self, batch: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> BucketCache:
+        """Keeps the last two chunks of each bucket; see `Decodes.new_cache`."""
+        if self.undecodable:
+            super().new_cache(batch)
+        return BucketCache(
+            batch, self.heads, self.head_dim, device, dtype, rounds=self.rounds, buckets=self.buckets_at(0), size=self.chunk
+        )  # fmt: skip
+
+    def decode(self, q: Tensor, k: Tensor, v: Tensor, cache: BucketCache, *, lengths: Tensor | None = None) -> Tensor:
+        """q [B, H, n, D], k and v [B, Hkv, n, D] -> [B, H, n, D]; see `Decodes.decode`."""
+        self.check_decode(q, k, v, cache, lengths)
+        exists = existing(cache.positions, q.shape[2], lengths)[1][:, None, :, None]
+        q, v = (x.masked_fill(~exists, 0.0) for x in (q, v))
+        with as_in_evaluation(self):
+            exact = q.to(torch.promote_types(q.dtype, torch.float32))
+            keys, values = of_unit_length(exact).to(q.dtype), v.repeat_interleave(self.heads // self.kv_heads, 1)
+            count = self.buckets_at(0)
+            found = buckets_of(exact, self.rotations(directions(count), exact), count)  # (B, H, R, n)
+            bucket, chunk = cache.placed(found, lengths)
+            if cache.seen:
+                out, alone = cache.attend(q, keys, values, bucket, chunk, scale=1.0, itself=False)
+                out = torch.where(alone, values, out)
+            else:
+                out = self(q, q, v, lengths=lengths)
+            cache.keep(keys, values, bucket, chunk, lengths)
+        return out.masked_fill(~exists, 0.0)
+
     def cost(self, length: int) -> Cost:
         """Estimates for buckets of equal size: what rounds find depends on the content.
 
@@ -146,6 +197,11 @@ class HashedAttention(ContentAttention):
         live, visited = H * min(R * live, whole), H * R * visited
         hashing = 2 * D * H * R * length * directions(count)
         return Cost(live, visited, 4 * D * live, 4 * D * visited, hashing)
+
+
+def of_unit_length(x: Tensor) -> Tensor:
+    """x [..., D] of length 1, as the authors' code has it."""
+    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + x.shape[-1] * 1e-6)
 
 
 reformer = HashedAttention

@@ -12,10 +12,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from longspan.attention.base import visited_pairs
+from longspan.attention.bucket_cache import BucketCache
 from longspan.attention.buckets import Chunks, pairs_of_even_buckets
 from longspan.attention.centroids import Centroids
 from longspan.attention.content import ContentAttention, with_lse, without_padding
+from longspan.attention.decoding import as_in_evaluation
 from longspan.attention.errors import AttentionConfigError, as_fraction, as_whole
+from longspan.attention.key_cache import existing
 from longspan.cost import Cost
 from longspan.patterns import Full
 
@@ -137,6 +140,52 @@ class RoutedAttention(ContentAttention):
         )
         times = out.new_zeros((B, H, T + 1)).scatter_add(2, place, saw)
         return (total / times.clamp(min=1)[..., None])[:, :, :T]
+
+    # -- decoding ---------------------------------------------------------------------------------------------------
+
+    @property
+    def _exact(self) -> bool:
+        return not self.balanced and not self.depends_on_padding
+
+    @property
+    def undecodable(self) -> str | None:
+        """Balanced clusters choose among all tokens, later ones too."""
+        return super().undecodable or (
+            None
+            if self._exact
+            else (
+                "balanced clusters let later tokens decide which earlier ones are members; give attention.membership=nearest"
+                if self.balanced
+                else "its chunks follow from the length of the call; give max_length, or attention.window"
+            )
+        )
+
+    def new_cache(
+        self, batch: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> BucketCache:
+        """Keeps the last two chunks of each cluster; see `Decodes.new_cache`."""
+        if self.undecodable:
+            super().new_cache(batch)
+        return BucketCache(
+            batch, self.heads, self.head_dim, device, dtype, rounds=1, buckets=self.clusters, size=self._chunk(0)
+        )  # fmt: skip
+
+    def decode(self, q: Tensor, k: Tensor, v: Tensor, cache: BucketCache, *, lengths: Tensor | None = None) -> Tensor:
+        """q [B, H, n, D], k and v [B, Hkv, n, D] -> [B, H, n, D]; see `Decodes.decode`."""
+        self.check_decode(q, k, v, cache, lengths)
+        exists = existing(cache.positions, q.shape[2], lengths)[1][:, None, :, None]
+        q, v = (x.masked_fill(~exists, 0.0) for x in (q, v))
+        with as_in_evaluation(self):
+            shared, values = of_one_length(q), v.repeat_interleave(self.heads // self.kv_heads, 1)
+            nearest = self.centroids(shared).argmax(-1)[:, :, None]  # (B, H, 1, n)
+            bucket, chunk = cache.placed(nearest, lengths)
+            shared = shared.to(v.dtype)
+            if cache.seen:
+                out, _ = cache.attend(shared, shared, values, bucket, chunk, scale=self.head_dim**-0.5, itself=True)
+            else:
+                out = self(q, q, v, lengths=lengths)
+            cache.keep(shared, values, bucket, chunk, lengths)
+        return out.masked_fill(~exists, 0.0)
 
     def cost(self, length: int) -> Cost:
         """Balanced: live pairs are those of all clusters, at most all there are. Nearest: as if clusters were of equal size.

@@ -55,6 +55,13 @@ class SinkhornAttention(ContentAttention):
         self.temperature, self.noise = float(temperature), float(noise)
         self.own_block = BigBird(block_size, window_blocks=1, random_blocks=0, global_blocks=0)
 
+    @property
+    def undecodable(self) -> str | None:
+        """Blocks are matched by a matrix over all of them."""
+        return super().undecodable or (
+            "its matching of blocks is normalised over all rows so far, which no cache keeps yet; use attention=moba to decode"
+        )
+
     def attend(self, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, segments: Tensor | None) -> Tensor:
         (B, H, T, _), size = q.shape, self.block_size
         q, k, v = (without_padding(x, lengths) for x in (q, k, v))
