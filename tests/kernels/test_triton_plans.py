@@ -177,3 +177,16 @@ def test_one_token_is_read_as_many_are():
     rows = torch.randn(1, 1, 40, 72)[..., :64]
     assert alignment(64, rows) == alignment(64, rows[:, :, :1]) == 1
     assert alignment(64, rows.contiguous()[:, :, :1]) == 16
+
+
+def test_a_launch_that_is_collected_is_not_made(monkeypatch):
+    launched, wanted = [], []
+    plan = launching.Plan(None, 1, {}, launching.SMALL)
+    plan.run = lambda *tensors: launched.append(tensors)  # as after a call without gradients
+    monkeypatch.setattr(launching.Plan, "_want", lambda self, tensors, into: wanted.append(tensors))
+    monkeypatch.setattr(launching._here, "wanted", {})
+    plan("no memory")
+    assert wanted == [("no memory",)] and not launched
+    monkeypatch.setattr(launching._here, "wanted", None)
+    plan("memory")
+    assert launched == [("memory",)]

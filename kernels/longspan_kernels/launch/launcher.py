@@ -91,10 +91,10 @@ class Plan:
         self.tail: list = []
 
     def __call__(self, *tensors) -> None:
-        if self.run is not None:
-            self.run(*tensors, *self.tail)
-        elif _here.wanted is not None:
+        if _here.wanted is not None:  # first: what is collected has no memory, and a launch would read where nothing is
             self._want(tensors, _here.wanted)
+        elif self.run is not None:
+            self.run(*tensors, *self.tail)
         elif all(self.grid):
             self._first(tensors)
 
