@@ -52,15 +52,23 @@ def _choose_tokens(
             scores = _scores(queries[b, :, here], keys[b, :stop], weights[b, :, here], backend)  # (C, stop)
             live = (torch.arange(stop, device=device) <= rows[:, None]) & (rows < tokens[b])[:, None]
             scores.masked_fill_(~live, float("-inf"))
-            best = scores.topk(min(picks, stop), sorted=False).values
+            best, found = scores.topk(min(picks, stop), sorted=False)
             least = best.amin(-1)
             equals = best.shape[1] - (best > least[:, None]).sum(-1, dtype=torch.int32)  # how many of them are among the best
             if backend == "triton":
                 from longspan_kernels.selected.triton.index_scores import triton_compact
 
                 triton_compact(scores, least, equals, out[b, here])
-            else:
-                _compact(scores, least, equals, out[b, here])
+                continue
+            found = torch.where(best > float("-inf"), found.int(), T).sort(-1).values
+            out[b, here, : found.shape[1]] = found.masked_fill(found == T, -1)
+            # Which of equal scores topk takes is anyone's guess: rows with more of them than are taken go by their order.
+            tied = ((scores == least[:, None]).sum(-1) > equals) & (least > float("-inf"))
+            rows_tied = tied.nonzero()[:, 0]
+            if len(rows_tied):
+                again = torch.empty((len(rows_tied), picks), dtype=torch.int32, device=device)
+                _compact(scores[rows_tied], least[rows_tied], equals[rows_tied], again)
+                out[b, rows_tied + first] = again
     return out
 
 
