@@ -147,3 +147,16 @@ def test_backends_refuse_what_they_cannot_serve():
     with pytest.raises(BackendError, match="would hold"):
         long = torch.empty(1, 1, 1, 16).expand(1, 8, 65536, 16)
         choose_backend("dense", long, long)
+
+
+@pytest.mark.parametrize("scale", [-0.25, 0.0, 0.5])
+@pytest.mark.parametrize("pattern", [Full(), PATTERN])
+def test_any_scale_is_served_alike(scale, pattern):
+    q, k, v = inputs()
+    results = []
+    for backend in ("dense", "blocked", "auto"):
+        out, lse = attend(q, k, v, pattern.key, causal=True, scale=scale, return_lse=True, backend=backend)
+        results.append((out, lse, *torch.autograd.grad(out.square().sum() + lse.sum(), [q, k, v])))
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)

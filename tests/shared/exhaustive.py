@@ -36,7 +36,12 @@ from longspan_kernels.block_sparse import clear_layouts
 
 SUMMARY = Path(__file__).parents[1] / "exhaustive" / "SUMMARY.md"
 
-SLACK = {"dense": 2, "blocked": 4, "triton": 16}  # half digits that a log-sum-exp loses by the time weights come of it
+SLACK = {
+    "dense": 2,
+    "blocked": 4,
+    "auto": 4,
+    "triton": 16,
+}  # half digits that a log-sum-exp loses by the time weights come of it
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,9 @@ class Run:
 
 
 RUNS = {
-    "blocked": Run(Calls(("float32", "float32", "float64", "bfloat16", "float16"), 150), ("dense", "blocked"), 100, 1000),
+    "blocked": Run(
+        Calls(("float32", "float32", "float64", "bfloat16", "float16"), 150), ("dense", "blocked", "auto"), 100, 1000
+    ),
     "triton": Run(Calls(("float32", "bfloat16", "float16"), 33, 32, most=2), ("triton",), 60, 50),
 }
 
@@ -139,7 +146,7 @@ def summary(seed: str, parts: dict[str, dict]) -> str:
     """What all shards together saw."""
     lines = ["# Drawn calls against the float64 oracle", "", "`pytest -m exhaustive tests/exhaustive`", ""]
     lines += [f"Seed {seed}; {datetime.now(UTC):%Y-%m-%d}; {_versions()}.", ""]
-    for run, backends in (("blocked", "dense and blocked"), ("triton", "the Triton kernels, interpreted")):
+    for run, backends in (("blocked", "dense, blocked and auto"), ("triton", "the Triton kernels, interpreted")):
         own = [part for name, part in parts.items() if name.split("-")[1] == run]
         calls, failures = sum(part["calls"] for part in own), [x for part in own for x in part["failures"]]
         if not own:

@@ -27,10 +27,13 @@ _lock = Lock()
 
 
 def takes(q: Tensor, options: Options) -> bool:
-    """Whether the kernel serves a call on these tensors; float64, dropout and a block bias are for the plain passes."""
+    """Whether the kernel serves a call on these tensors; float64, dropout and a block bias are for the plain passes.
+
+    So is a scale of 0 or less: the kernel masks by -inf before it scales, and -inf times that is +inf or NaN.
+    """
     return (
         q.device.type == "cpu" and q.dtype in (torch.float32, torch.bfloat16, torch.float16)
-        and options.dropout_p == 0.0 and options.bias is None
+        and options.dropout_p == 0.0 and options.bias is None and options.scale > 0.0
     )  # fmt: skip
 
 

@@ -46,10 +46,10 @@ def attend(
     """
     q, k, v = cast_as_products(q, k, v)
     asked, backend = backend, choose_backend(backend, q, k, active_transform(q, k, v, block_bias))
-    if asked == "auto" and backend == "blocked" and cpu_may_choose(q, dropout_p, block_bias):
+    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    if asked == "auto" and backend == "blocked" and cpu_may_choose(q, dropout_p, block_bias, scale):
         backend = CPU
     seed = torch.randint(0, 1 << 31, (1,), device=q.device) if dropout_p > 0.0 else None
-    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     exact = torch.promote_types(q.dtype, torch.float32)
     if block_bias is not None:
         block_bias = block_bias.to(exact)  # as scores are; a bias of two bytes gets its gradient through this cast
@@ -104,9 +104,9 @@ def wants_gradient(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
 
 
-def cpu_may_choose(q: Tensor, dropout_p: float, block_bias: Tensor | None) -> bool:
+def cpu_may_choose(q: Tensor, dropout_p: float, block_bias: Tensor | None, scale: float = 1.0) -> bool:
     """Whether all pairs by torch's fused kernel may serve in the place of blocks."""
-    return fused.takes(q, Options(1.0, dropout_p=dropout_p, bias=block_bias))
+    return fused.takes(q, Options(scale, dropout_p=dropout_p, bias=block_bias))
 
 
 def what_runs(
