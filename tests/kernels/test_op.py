@@ -160,3 +160,24 @@ def test_any_scale_is_served_alike(scale, pattern):
     for other in results[1:]:
         for a, b in zip(results[0], other, strict=True):
             torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("backend", ["dense", "blocked", "auto"])
+@pytest.mark.parametrize("length", [32, 150])
+def test_any_strides_are_served_alike(backend, length):
+    q, k, v = inputs(length, grad=False)
+    ways = [
+        lambda x: x,
+        lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),  # the width first
+        lambda x: x.repeat_interleave(2, -1)[..., ::2],
+        lambda x: x.flip(2).flip(2)[:, :, :].transpose(1, 2).contiguous().transpose(1, 2),
+        lambda x: x.repeat_interleave(3, 2)[:, :, ::3],
+    ]
+    results = []
+    for way in ways:
+        leaves = [way(x).detach().requires_grad_() for x in (q, k, v)]
+        out, lse = attend(*leaves, PATTERN.key, causal=True, return_lse=True, backend=backend)
+        results.append((out, lse, *torch.autograd.grad((out, lse), leaves, (way(out.detach().cos()), lse.detach().sin()))))
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)

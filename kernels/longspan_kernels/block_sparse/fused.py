@@ -42,13 +42,18 @@ def too_large(lse: Tensor) -> bool:
     return bool((lse.masked_fill(torch.isinf(lse), 0.0).abs() > LARGE).any())
 
 
+def in_rows(x: Tensor) -> Tensor:
+    """x itself where the numbers of a token lie side by side, else a copy: the kernel reads on from the first one."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
 def attend_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
     """float32 q, k, v [N, H, T, D], additive mask [N or 1, H or 1, Tq, Tk] -> out [N, H, Tq, D] and lse [N, H, Tq].
 
     Masks close a pair by NEGATIVE. A row without keys gives 0 and -inf.
     """
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    out, lse = kernel(q, k, v, 0.0, causal, attn_mask=mask, scale=scale)
+    out, lse = kernel(*map(in_rows, (q, k, v)), 0.0, causal, attn_mask=mask, scale=scale)
     if mask is not None:
         dead = lse <= NEGATIVE / 2
         if bool(dead.any()):
@@ -61,7 +66,7 @@ def attend_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dq, dk and dv; `lse` holds DEAD_ROW where a row has no key, and `out` and `lse` may be merged from several pieces."""
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-    return kernel(dout, q, k, v, out, lse, 0.0, causal, attn_mask=mask, scale=scale)
+    return kernel(*map(in_rows, (dout, q, k, v, out)), lse, 0.0, causal, attn_mask=mask, scale=scale)
 
 
 def with_column(dout: Tensor, dlse: Tensor, *tensors: Tensor) -> list[Tensor]:
@@ -143,7 +148,7 @@ def _problems(q: Tensor, k: Tensor, options: Options, mask: Tensor | None) -> li
 def _prepared(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """q, k, v in float32, key/value heads repeated for the queries' heads."""
     repeat = q.shape[1] // k.shape[1]
-    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q.float(), k.float(), v.float()))
+    q, k, v = (in_rows(x.float()) for x in (q, k, v))
     return (q, k, v) if repeat == 1 else (q, k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1))
 
 
