@@ -5,7 +5,7 @@ import torch
 from drawn_linear import LinearCall, compare_with_reference, linear_calls
 from hypothesis import given, settings
 
-from longspan_kernels.linear import LinearAttentionError, gated_delta_rule
+from longspan_kernels.linear import LinearAttentionError, delta_chunked, gated_delta_rule
 
 
 @given(linear_calls(110, delta=True))
@@ -18,6 +18,12 @@ def test_chunks_give_what_tokens_give(call):
 def test_narrow_types(dtype):
     call = LinearCall(2, 2, 2, 130, 24, 40, 0.3, True, True, True, delta=True)
     compare_with_reference(call, "chunked", dtype, {torch.float32: 5e-6, torch.bfloat16: 6e-3}[dtype])
+
+
+def test_many_pieces(monkeypatch):
+    monkeypatch.setattr(delta_chunked, "ELEMENTS_AT_ONCE", 1)
+    call = LinearCall(B=2, T=300, decay=0.2, state=True, segments=True, lengths=True, delta=True)
+    compare_with_reference(call, "chunked", torch.float64, 1e-10)
 
 
 def test_a_key_gives_back_its_last_value():

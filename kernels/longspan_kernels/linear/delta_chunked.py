@@ -11,13 +11,17 @@ sum of log decays in a chunk; into, onto, within, kept as in `chunked.decays`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from longspan_kernels.linear.chunked import CHUNK, decays, exact_operands, start_state, without_ends
+
+ELEMENTS_AT_ONCE = 1 << 19  # of what is held for each chunk: its scores and its state
 
 
 @dataclass
@@ -44,8 +48,9 @@ class Chunks:
 
 
 def cut(
-    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, runs: Tensor | None, lengths: Tensor | None
-) -> Chunks:
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, runs: Tensor | None, lengths: Tensor | None,
+    before: Tensor | None,
+) -> Chunks:  # fmt: skip
     """Solves the triangular systems of all chunks."""
     T = q.shape[2]
     C = min(CHUNK, T)
@@ -56,7 +61,7 @@ def cut(
         beta = beta.masked_fill((torch.arange(T, device=q.device) >= lengths[:, None])[:, None], 0.0)
     if g is None:
         g = q.new_zeros(1, 1, T)
-    into, onto, within, kept = decays(g, runs, None if runs is None else runs[:, :1], C, q.dtype)
+    into, onto, within, kept = decays(g, runs, before, C, q.dtype)
     q, k, v = (F.pad(x, (0, 0, 0, pad)).unflatten(2, (-1, C)) for x in (q, k, v))
     beta = F.pad(beta, (0, pad)).unflatten(2, (-1, C))
     products = k @ k.transpose(-1, -2)
@@ -82,25 +87,25 @@ def run_states(c: Chunks, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return values, states, state
 
 
-def forward(
+def _forward(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, runs: Tensor | None, lengths: Tensor | None,
-    initial_state: Tensor | None, scale: float,
+    before: Tensor | None, initial_state: Tensor | None, scale: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """out [B, H, T, Dv] in q's dtype and the last state [B, H, D, Dv], in float32 or wider."""
-    c = cut(q, k, v, beta, log_decay, runs, lengths)
+    """`forward` of one piece."""
+    c = cut(q, k, v, beta, log_decay, runs, lengths, before)
     values, states, last = run_states(c, start_state(initial_state, c.q, c.v))
     scores = c.q @ c.k.transpose(-1, -2) * c.within
     out = scores @ values + c.into[..., None] * (c.q @ states)
     return (out.flatten(2, 3)[:, :, : q.shape[2]] * scale).to(q.dtype), last
 
 
-def backward(
+def _backward(
     dout: Tensor, dstate: Tensor | None, q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None,
-    runs: Tensor | None, lengths: Tensor | None, initial_state: Tensor | None, scale: float,
+    runs: Tensor | None, lengths: Tensor | None, before: Tensor | None, initial_state: Tensor | None, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """dq, dk, dv as q, k, v; d beta and d log_decay [B, H, T]; d initial_state. All of the forward pass is computed again."""
+    """`backward` of one piece."""
     T, share = q.shape[2], q.shape[1] // k.shape[1]
-    c = cut(q, k, v, beta, log_decay, runs, lengths)
+    c = cut(q, k, v, beta, log_decay, runs, lengths, before)
     values, states, last = run_states(c, start_state(initial_state, c.q, c.v))
     do, _, _, _ = exact_operands(dout, k[..., :0], v[..., :0], None, lengths)
     do = F.pad(do * scale, (0, 0, 0, -T % c.q.shape[3])).unflatten(2, (-1, c.q.shape[3]))
@@ -130,7 +135,55 @@ def backward(
         dk, dv = (x.unflatten(1, (-1, share)).sum(2) for x in (dk, dv))
     if lengths is not None:
         dbeta = dbeta.masked_fill((torch.arange(T, device=q.device) >= lengths[:, None])[:, None], 0.0)
-    return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), dbeta.contiguous(), without_ends(dg, runs, lengths), first
+    return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), dbeta, dg, first
+
+
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, runs: Tensor | None, lengths: Tensor | None,
+    initial_state: Tensor | None, scale: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """out [B, H, T, Dv] in q's dtype and the last state [B, H, D, Dv], in float32 or wider."""
+    state, out = initial_state, []
+    for _, piece in pieces(q, k, v, beta, log_decay, runs, lengths):
+        part, state = _forward(*piece, initial_state=state, scale=scale)
+        out.append(part)
+    assert state is not None
+    return torch.cat(out, 2), state
+
+
+def backward(
+    dout: Tensor, dstate: Tensor | None, q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None,
+    runs: Tensor | None, lengths: Tensor | None, initial_state: Tensor | None, scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """dq, dk, dv as q, k, v; d beta and d log_decay [B, H, T]; d initial_state. All of the forward pass is computed again."""
+    state, states = initial_state, []
+    cuts = list(pieces(q, k, v, beta, log_decay, runs, lengths))
+    for _, piece in cuts[:-1]:
+        states.append(state)
+        state = run_states(c := cut(*piece), start_state(state, c.q, c.v))[2]
+    states.append(state)
+    back, found = dstate, []
+    for (here, piece), before in zip(reversed(cuts), reversed(states), strict=True):
+        *parts, back = _backward(dout[:, :, here], back, *piece, initial_state=before, scale=scale)
+        found.append(parts)
+    assert back is not None
+    dq, dk, dv, dbeta, dg = (torch.cat(parts, 2) for parts in zip(*reversed(found), strict=True))
+    return dq, dk, dv, dbeta, without_ends(dg, runs, lengths), back
+
+
+def pieces(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, runs: Tensor | None, lengths: Tensor | None
+) -> Iterator[tuple[slice, Any]]:
+    """Slices of the tokens, and the arguments of `cut` there: so few chunks at once that they stay near the cache."""
+    (B, H, T, D), Dv = q.shape, v.shape[-1]
+    step = CHUNK * max(1, ELEMENTS_AT_ONCE // (B * H * max(CHUNK * CHUNK, D * Dv)))
+    for first in range(0, T, step):
+        here = slice(first, min(T, first + step))
+        g = None if log_decay is None else log_decay[:, :, here]
+        own = None if runs is None else runs[:, here]
+        before = None if runs is None else runs[:, max(0, first - 1), None]
+        ends = None if lengths is None else lengths - first
+        yield here, (q[:, :, here], k[:, :, here], v[:, :, here], beta[:, :, here], g, own, ends, before)
 
 
 def _run_back(c: Chunks, do: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
