@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +20,7 @@ from torch.nn import functional as F
 
 from longspan_kernels.linear.chunked import CHUNK, decays, exact_operands, start_state, without_ends
 
+Piece = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 ELEMENTS_AT_ONCE = 1 << 19  # of what is held for each chunk: its scores and its state
 
 
@@ -145,7 +145,7 @@ def forward(
     """out [B, H, T, Dv] in q's dtype and the last state [B, H, D, Dv], in float32 or wider."""
     state, out = initial_state, []
     for _, piece in pieces(q, k, v, beta, log_decay, runs, lengths):
-        part, state = _forward(*piece, initial_state=state, scale=scale)
+        part, state = _forward(*piece, state, scale)
         out.append(part)
     assert state is not None
     return torch.cat(out, 2), state
@@ -160,11 +160,13 @@ def backward(
     cuts = list(pieces(q, k, v, beta, log_decay, runs, lengths))
     for _, piece in cuts[:-1]:
         states.append(state)
-        state = run_states(c := cut(*piece), start_state(state, c.q, c.v))[2]
+        c = cut(*piece)
+        _, _, state = run_states(c, start_state(state, c.q, c.v))
     states.append(state)
     back, found = dstate, []
-    for (here, piece), before in zip(reversed(cuts), reversed(states), strict=True):
-        *parts, back = _backward(dout[:, :, here], back, *piece, initial_state=before, scale=scale)
+    for n in reversed(range(len(cuts))):
+        here, piece = cuts[n]
+        *parts, back = _backward(dout[:, :, here], back, *piece, states[n], scale)
         found.append(parts)
     assert back is not None
     dq, dk, dv, dbeta, dg = (torch.cat(parts, 2) for parts in zip(*reversed(found), strict=True))
@@ -173,7 +175,7 @@ def backward(
 
 def pieces(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, runs: Tensor | None, lengths: Tensor | None
-) -> Iterator[tuple[slice, Any]]:
+) -> Iterator[tuple[slice, Piece]]:
     """Slices of the tokens, and the arguments of `cut` there: so few chunks at once that they stay near the cache."""
     (B, H, T, D), Dv = q.shape, v.shape[-1]
     step = CHUNK * max(1, ELEMENTS_AT_ONCE // (B * H * max(CHUNK * CHUNK, D * Dv)))
