@@ -49,7 +49,7 @@ class Linformer(ContentAttention):
         T = q.shape[2]
         if self.project_k.shape[0] < T:
             raise AttentionCallError(f"linformer was built for {self.max_length} tokens and got {T}; build it for more")
-        k, v = (without_padding(x, lengths) for x in (k, v))
+        q, k, v = (without_padding(x, lengths) for x in (q, k, v))
         of_k = self.project_k[:T].to(k.dtype)
         of_v = of_k if self.project_v is None else self.project_v[:T].to(v.dtype)
         keys, values = of_k.T @ k, of_v.T @ v  # (B, Hkv, n, D)

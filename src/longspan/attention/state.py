@@ -68,7 +68,7 @@ class StateAttention(ContentAttention):
         """q [B, H, T, D], k and v [B, Hkv, T, D] -> [B, H, T, D]; see `ContentAttention.forward`."""
         self._check(q, v, lengths, segments)
         q, k, v = cast_as_products(q, k, v)
-        lengths = None if lengths is None else lengths.to(q.device)
+        lengths = None if lengths is None else lengths.to(q.device).clamp(0, q.shape[2])
         segments = None if segments is None else segments.to(q.device)
         with torch.autocast(q.device.type, enabled=False):
             return self.attend(q, k, v, lengths, segments)
