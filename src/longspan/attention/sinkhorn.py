@@ -11,8 +11,10 @@ from torch.nn import functional as F
 
 from longspan.attention.base import visited_pairs
 from longspan.attention.content import ContentAttention, with_lse, without_padding
+from longspan.attention.decoding import as_in_evaluation
 from longspan.attention.errors import AttentionConfigError, as_block_size, as_whole
 from longspan.attention.merging import NOTHING, merged
+from longspan.attention.token_cache import QueryCache
 from longspan.cost import Cost
 from longspan.patterns import BigBird
 from longspan.values import is_number
@@ -55,13 +57,6 @@ class SinkhornAttention(ContentAttention):
         self.temperature, self.noise = float(temperature), float(noise)
         self.own_block = BigBird(block_size, window_blocks=1, random_blocks=0, global_blocks=0)
 
-    @property
-    def undecodable(self) -> str | None:
-        """Blocks are matched by a matrix over all of them."""
-        return super().undecodable or (
-            "its matching of blocks is normalised over all rows so far, which no cache keeps yet; use attention=moba to decode"
-        )
-
     def attend(self, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, segments: Tensor | None) -> Tensor:
         (B, H, T, _), size = q.shape, self.block_size
         q, k, v = (without_padding(x, lengths) for x in (q, k, v))
@@ -84,6 +79,27 @@ class SinkhornAttention(ContentAttention):
         out = F.pad(out, (0, 0, skipped * size, 0))[:, :, :T]
         lse = F.pad(lse, (skipped * size, 0), value=NOTHING)[:, :, :T]
         return merged([own, (out, lse)])
+
+    def new_cache(
+        self, batch: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> QueryCache:
+        """Keeps every token, as each block is a mixture of all earlier ones; see `Decodes.new_cache`."""
+        if self.undecodable:
+            super().new_cache(batch)
+        return QueryCache(batch, self.kv_heads, self.head_dim, device, dtype, heads=self.heads)
+
+    def decode(self, q: Tensor, k: Tensor, v: Tensor, cache: QueryCache, *, lengths: Tensor | None = None) -> Tensor:
+        """q [B, H, n, D], k and v [B, Hkv, n, D] -> [B, H, n, D]; see `Decodes.decode`.
+
+        All tokens are attended to again, O(T) a token: the matching is normalised over all rows so far, iteration by iteration.
+        """
+        self.check_decode(q, k, v, cache, lengths)
+        with as_in_evaluation(self):
+            position, exists = cache.add_all(q, k, v, lengths)
+            q, k, v = (x[:, :, : cache.seen] for x in (cache.queries, cache.keys, cache.values))
+            out = self(q, k, v, lengths=cache.positions)  # (B, H, T, D)
+            at = position.clamp(max=cache.seen - 1)[:, None, :, None].expand(-1, self.heads, -1, self.head_dim)
+            return out.gather(2, at).masked_fill(~exists[:, None, :, None], 0.0)
 
     def matching(self, q: Tensor, k: Tensor, tokens: Tensor) -> Tensor:
         """[B, H, nb, nb], how much of each key block each query block gets; q, k [B, H, nb, bs, D], tokens [B or 1]."""

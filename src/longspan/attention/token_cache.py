@@ -109,6 +109,26 @@ class BlockMeanCache(TokenCache):
         return torch.cat((own.expand(B, H, n, 1), torch.where(best.values > float("-inf"), best.indices, -1)), -1)
 
 
+class QueryCache(TokenCache):
+    """All tokens with their queries.
+
+    Attributes:
+        queries: [B, H, places, D].
+    """
+
+    def __init__(self, batch: int, kv_heads: int, width: int, device: Any, dtype: torch.dtype | None, *, heads: int) -> None:
+        super().__init__(batch, kv_heads, width, device, dtype)
+        self.queries = torch.zeros((batch, heads, 1, width), device=device, dtype=dtype)
+
+    def add_all(self, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+        """As `add`, queries too."""
+        position, exists = self.add(k, v, lengths)
+        self.queries = F.pad(self.queries, (0, 0, 0, self.keys.shape[2] - self.queries.shape[2]))
+        slot = torch.where(exists, position, self.places)[:, None, :, None]
+        self.queries.scatter_(2, slot.expand_as(q), q.masked_fill(~exists[:, None, :, None], 0.0).to(self.queries.dtype))
+        return position, exists
+
+
 class CompressedCache(TokenCache):
     """All tokens, and the compressed keys and values of each block that is full: what native sparse attention looks at first.
 
