@@ -15,6 +15,7 @@ from longspan.config.compose import config_for
 from longspan.config.errors import CheckpointError
 from longspan.data.errors import DataConfigError
 from longspan.inference.predict import predict
+from longspan.tasks import LanguageModelling, SequenceClassification
 from longspan.training.run import run
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -78,6 +79,16 @@ def test_predictions_are_those_of_the_script(classifier, tmp_path):
     assert [row["id"] for row in model.predict(TEXTS, names=["a", "b", "c"])] == ["a", "b", "c"]
     with pytest.raises(TypeError, match="use predict"):
         model.score(TEXTS)
+
+
+def test_lightnings_own_way_to_load_needs_no_more_arguments(classifier):
+    path = classifier / "checkpoints" / "last.ckpt"
+    task = SequenceClassification.load_from_checkpoint(path)
+    assert isinstance(task, SequenceClassification) and not task.training
+    for name, weight in longspan.load(path).task.state_dict().items():
+        assert torch.equal(weight, task.state_dict()[name])
+    with pytest.raises(TypeError, match="not of LanguageModelling"):
+        LanguageModelling.load_from_checkpoint(path)
 
 
 def test_scores_are_those_of_the_script(language_model, tmp_path):

@@ -11,6 +11,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,25 @@ class Task(pl.LightningModule):
     @abstractmethod
     def step(self, batch: Batch, batch_idx: int, stage: str) -> Step:
         """Loss of a batch and, unless `stage` is "train", what the metrics are updated with."""
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, map_location: Any = None, **given: Any) -> Any:  # type: ignore[override]
+        """The task of a checkpoint with its weights, in evaluation mode.
+
+        A checkpoint of `train.py` says how to build it and needs no more arguments; one of a Trainer of your own needs the
+        constructor's, `model=` among them, as Lightning's method does.
+
+        Raises:
+            CheckpointError: see `longspan.load`.
+            TypeError: the checkpoint is of another task.
+        """
+        if given:
+            return super().load_from_checkpoint(checkpoint_path, map_location=map_location, **given)
+        # by name: what loads checkpoints is built on tasks
+        loaded = import_module("longspan.inference.load").load(checkpoint_path, map_location or "cpu").task
+        if not isinstance(loaded, cls):
+            raise TypeError(f"{checkpoint_path} is a checkpoint of {type(loaded).__name__}, not of {cls.__name__}")
+        return loaded
 
     # -- shared ---------------------------------------------------------------------------------------------------
 
