@@ -9,7 +9,8 @@ import pytest
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    if "exhaustive" not in (session.config.option.markexpr or "").split() or hasattr(session.config, "workerinput"):
+    words = (session.config.option.markexpr or "").split()
+    if "exhaustive" not in words or "not" in words or hasattr(session.config, "workerinput"):
         return
     seed = os.environ.get("LONGSPAN_EXHAUSTIVE_SEED", "0")
     from exhaustive import SUMMARY, summary
