@@ -9,11 +9,13 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -126,7 +128,7 @@ def composed(conf: Path, overrides: Sequence[str], name: str = "config", *, with
     for word in overrides:
         if "=" not in word and not word.startswith("~"):
             raise ConfigError(f"{word} has no value: give {word}=VALUE")
-    with initialize_config_dir(config_dir=str(conf.resolve()), version_base="1.3"):
+    with _without_running_job(), initialize_config_dir(config_dir=str(conf.resolve()), version_base="1.3"):
         try:
             return compose(config_name=name, overrides=list(overrides), return_hydra_config=with_hydra)
         except MissingConfigException as error:
@@ -141,6 +143,17 @@ def composed(conf: Path, overrides: Sequence[str], name: str = "config", *, with
                 if group in groups(conf) and choice not in choices_of(conf, group):
                     raise ConfigError(_not_a_choice(group, choice, choices_of(conf, group))) from None
             raise ConfigError(_first_lines(error)) from None
+
+
+@contextmanager
+def _without_running_job() -> Iterator[None]:
+    """Sets the Hydra of a job that is running aside: Hydra holds one in a process, and refuses a second."""
+    running = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().hydra = running
 
 
 def readable_words(words: Sequence[str]) -> list[str]:
