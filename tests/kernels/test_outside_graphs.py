@@ -8,6 +8,7 @@ import torch
 
 from longspan.patterns import Local
 from longspan_kernels.block_sparse import cache as resolve
+from longspan_kernels.block_sparse import keyless
 from longspan_kernels.block_sparse.planner import Tiling
 from longspan_kernels.launch import graphs as outside_graphs
 from longspan_kernels.launch.graphs import CaptureError, made_outside_graphs
@@ -60,3 +61,18 @@ def test_a_recorded_layout_is_the_one_that_stays(monkeypatch):
     resolve.clear_layouts()
     assert resolve.layout_for(*call) is resolve.layout_for(*call) is first
     assert list(resolve._recorded.values()) == [first]
+
+
+def test_a_question_about_a_pattern_leaves_its_thread_once(monkeypatch):
+    """Each change of thread waits for all that the device has to do: asked in every backward pass, it may come only once."""
+    asked = []
+
+    def counted(make, device):
+        asked.append(device)
+        return make()
+
+    monkeypatch.setattr(keyless, "made_outside_graphs", counted)
+    keyless.forget_diagonals()
+    key = Local(8).key
+    answers = [keyless.every_query_sees_itself(key, 33, 2, True, torch.device("cpu")) for _ in range(3)]
+    assert answers == [True] * 3 and len(asked) == 1

@@ -30,12 +30,15 @@ def same_limits(ours: Tensor | None, theirs: Tensor | None) -> bool:
     return ours.data_ptr() == theirs.data_ptr() and ours.shape == theirs.shape and ours.stride() == theirs.stride()
 
 
+@lru_cache(maxsize=1024)
 def every_query_sees_itself(key: str, length: int, heads: int, causal: bool, device: torch.device) -> bool:
-    """Whether a pattern keeps all pairs (i, i) of `length` tokens; worked out once for each."""
+    """Whether a pattern keeps all pairs (i, i) of `length` tokens; worked out once for each.
+
+    The answer is looked up before anything is made outside of graphs, which waits for the device.
+    """
     return made_outside_graphs(lambda: _diagonal(key, length, heads, causal, device), device)
 
 
-@lru_cache(maxsize=1024)
 def _diagonal(key: str, length: int, heads: int, causal: bool, device: torch.device) -> bool:
     place = torch.arange(length, device=device)[:, None]
     for members, rule in lookup(key).head_rules(length, length, heads, causal, device):
@@ -48,4 +51,4 @@ def _diagonal(key: str, length: int, heads: int, causal: bool, device: torch.dev
 
 def forget_diagonals() -> None:
     """Asks patterns again whether every query sees itself."""
-    _diagonal.cache_clear()
+    every_query_sees_itself.cache_clear()
