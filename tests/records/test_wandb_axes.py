@@ -4,11 +4,14 @@ import json
 import time
 
 import pytest
+from left_records import leave
 from tiny_run import TinyData, TinyTask, tiny_trainer
+from wandb_file import read_all
 
 from longspan.cost.measured import MeasuredCost
 from longspan.records import RecordWriter, wandb_logger
 from longspan.records.wandb_axes import WandbModeError
+from longspan.report import write_report
 
 
 def test_an_unknown_mode_is_named(tmp_path):
@@ -23,32 +26,60 @@ def test_the_run_s_id_is_kept_in_its_folder(tmp_path):
     assert wandb_logger(tmp_path, mode="disabled", id="mine").version == "mine"
 
 
-def test_an_offline_run_leaves_axes_summary_and_scatter(tmp_path, monkeypatch):
+def test_an_offline_run_read_back(tmp_path):
     import wandb
 
-    seen = {}
-    original = wandb.sdk.wandb_run.Run.define_metric
-
-    def watched(self, name, *arguments, **settings):
-        seen[name] = settings.get("step_metric")
-        return original(self, name, *arguments, **settings)
-
-    monkeypatch.setattr(wandb.sdk.wandb_run.Run, "define_metric", watched)
+    config = {"attention_name": "local", "seed": 3, "data": {"max_length": 64}, "logger": {"wandb": {"entity": "me"}}}
     begun = time.monotonic()
-    with RecordWriter(tmp_path / "record.json", config={"attention_name": "local"}) as record:
-        logger = wandb_logger(tmp_path, project="tests")
-        trainer = tiny_trainer(tmp_path, [MeasuredCost(warmup_steps=2), record], logger=logger)
-        trainer.fit(TinyTask(), TinyData())
-    assert time.monotonic() - begun < 60, "offline must not wait for a network"
-    assert seen["accuracy/*"] == "cost/total_flops"
-    assert wandb.run is None, "the run must be finished on the way out"
-    assert list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
-    tables = list((tmp_path / "wandb").rglob("accuracy_against_cost*.json"))
-    assert len(tables) == 1
-    table = json.loads(tables[0].read_text())
+    for stop in (20, 30):  # the second takes up the run of the first
+        with RecordWriter(tmp_path / "record.json", config=config) as record:
+            logger = wandb_logger(tmp_path, project="tests", group="a sweep", name="mine")
+            trainer = tiny_trainer(tmp_path, [MeasuredCost(warmup_steps=2), record], logger=logger, max_steps=stop)
+            trainer.fit(TinyTask(), TinyData())
+            trainer.test(TinyTask(), TinyData(), verbose=False)
+        assert wandb.run is None, "the run must be finished on the way out"
+    assert time.monotonic() - begun < 120, "offline must not wait for a network"
+    runs = read_all(tmp_path / "wandb")
+    assert [(run.id, run.group, run.project, run.name, run.exit_code) for run in runs] == [
+        ((tmp_path / "wandb_run_id").read_text().strip(), "a sweep", "tests", "mine", 0)
+    ] * 2
+    assert runs[1].resumes, "`wandb sync` must append it to the first"
+    for run in runs:
+        assert run.axes["accuracy/*"] == "cost/total_flops" and run.axes["*"] == "trainer/global_step"
+        assert run.config["data"] == {"max_length": 64} and run.config["seed"] == 3 and "logger" not in run.config
+    rows = [row for row in runs[0].history if "accuracy/accuracy" in row]
+    assert [row["trainer/global_step"] for row in rows] == [10, 20]
+    assert all(row["cost/total_flops"] > 0 for row in rows), "one row holds both, or nothing can be drawn over the cost"
+    assert any("train/loss" in row for row in runs[0].history)
+    told = runs[1].summary
+    assert (told["status"], told["variant"], told["final/accuracy"], told["baseline/accuracy"]) == (
+        "complete",
+        "local",
+        0.75,
+        0.6,
+    )
+    assert told["cost/total_flops"] == record.record.cost["total_flops"].value
+    assert json.loads((tmp_path / "record.json").read_text())["status"] == "complete"
+    tables = sorted((tmp_path / "wandb").rglob("accuracy_against_cost*.json"), key=lambda path: path.stat().st_mtime_ns)
+    table = json.loads(tables[-1].read_text())
     assert table["columns"] == ["variant", "seed", "total_flops", "accuracy"]
-    assert table["data"][0][0] == "local"
-    assert table["data"][0][2] == record.record.cost["total_flops"].value
+    assert table["data"] == [["local", 3, told["cost/total_flops"], 0.75]]
+    assert any(path.startswith("media/table/summary/accuracy_against_cost") for path in runs[1].files)
+
+
+def test_the_report_read_back(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for variant, cost in (("full", 100), ("local", 40)):
+        leave(tmp_path / "runs", variant, variant, 0, 0.5 + cost / 1000, cost=cost)
+    write_report([tmp_path / "runs"], tmp_path / "out", wandb_project="tests", title="A report")
+    (run,) = read_all(tmp_path / "out")
+    assert (run.project, run.name, run.exit_code) == ("tests", "A report", 0)
+    (file,) = [path for path in (tmp_path / "out").rglob("*.table.json") if "against" not in path.name]
+    table = json.loads(file.read_text())
+    assert table["columns"][:3] == ["variant", "n", "accuracy"] and table["columns"][-1] == "total_flops"
+    assert [(row[0], row[1], row[2], row[-1]) for row in table["data"]] == [("full", 1, 0.6, 100), ("local", 1, 0.54, 40)]
+    assert any("report/" in name and "against" in name for name in run.summary)
+    assert any(path.endswith(".png") for path in run.files)
 
 
 def test_a_failed_run_finishes_its_wandb_run_too(tmp_path):

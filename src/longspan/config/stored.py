@@ -77,7 +77,14 @@ TARGETS: dict[str, frozenset[str]] = {
             "longspan.data.TokenLabellingDataModule",
         }
     ),
-    "logger": frozenset({"lightning.pytorch.loggers.CSVLogger", "longspan.records.wandb_logger"}),
+    "logger": frozenset(
+        {
+            "lightning.pytorch.loggers.CSVLogger",
+            "lightning.pytorch.loggers.TensorBoardLogger",
+            "longspan.records.mlflow_logger",
+            "longspan.records.wandb_logger",
+        }
+    ),
     "model": frozenset({"longspan.models.transformer"}),
     "optimizer": frozenset({"longspan.tasks.adamw", "torch.optim.SGD"}),
     "scheduler": frozenset({"longspan.tasks.warmup_constant", "longspan.tasks.warmup_cosine"}),

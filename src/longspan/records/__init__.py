@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from longspan.records.schema import SCHEMA_VERSION, Accuracy, Measure, Record, RecordError
 
 if TYPE_CHECKING:
+    from longspan.records.mlflow_run import mlflow_logger
     from longspan.records.wandb_axes import setup_wandb, wandb_logger
     from longspan.records.writer import RecordWriter
 
@@ -21,6 +22,7 @@ __all__ = [
     "Record",
     "RecordError",
     "RecordWriter",
+    "mlflow_logger",
     "setup_wandb",
     "wandb_logger",
 ]
@@ -31,6 +33,10 @@ def __getattr__(name: str) -> Any:
         from longspan.records.writer import RecordWriter
 
         return RecordWriter
+    if name == "mlflow_logger":
+        from longspan.records.mlflow_run import mlflow_logger
+
+        return mlflow_logger
     if name in ("setup_wandb", "wandb_logger"):
         from longspan.records import wandb_axes
 

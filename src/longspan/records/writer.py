@@ -42,6 +42,7 @@ from longspan.records.ending import describe, full_traceback, status_of
 from longspan.records.environment import command_line, git_commit, hardware, versions
 from longspan.records.plain import plain
 from longspan.records.schema import Accuracy, Measure, Record, Status
+from longspan.records.tell_config import tell_config
 from longspan.records.wandb_axes import finish_wandb, setup_wandb
 
 log = logging.getLogger(__name__)
@@ -106,6 +107,7 @@ class RecordWriter(Callback):
         self.extra: dict[str, Any] = {}
         self.record: Record | None = None
         self._wandb: list[WandbLogger] = []
+        self._told = False  # the loggers know the config
         self._baselines: dict[str, dict[str, float]] = {}
         self._data: dict[str, Any] = {}
         self._begun = time.monotonic()
@@ -161,6 +163,9 @@ class RecordWriter(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._fitting = stage == "fit"
         self._wandb = setup_wandb(trainer.loggers) or []  # None on other ranks
+        if not self._told:
+            tell_config(trainer.loggers, self._fields["config"], self.path.parent)
+            self._told = True
         datamodule: Any = getattr(trainer, "datamodule", None)
         if hasattr(datamodule, "baselines"):
             of_split = "split" in inspect.signature(datamodule.baselines).parameters

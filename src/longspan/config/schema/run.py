@@ -220,6 +220,28 @@ class CsvLogger(Settings):
     flush_logs_every_n_steps: Count
 
 
+@settings_of("lightning.pytorch.loggers.TensorBoardLogger")
+class TensorBoardLogger(Settings):
+    closed = False
+
+    save_dir: FilePath
+    name: str | None
+    version: Annotated[int | str | None, Fix("a text or null")]
+    default_hp_metric: bool
+
+
+@settings_of("longspan.records.mlflow_logger")
+class MlflowLogger(Settings):
+    closed = False
+
+    save_dir: FilePath
+    tracking_uri: Text | None
+    experiment_name: Name
+    run_name: Name | None
+    tags: dict[str, Any] | None
+    run_id: Name | None
+
+
 @settings_of("longspan.records.wandb_logger")
 class WandbLogger(Settings):
     closed = False
