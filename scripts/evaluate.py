@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> None:
 
         command = shlex.join(["python", "scripts/evaluate.py", *arguments])
         record = evaluate(own["checkpoint"], words, CONF, split=own.get("split", "test"), command=command)
-        print_summary(record)
+        print_summary(record, classes=True)
         if "output" in own:
             print(f"Written: {record.save(own['output'])}")
 

@@ -43,6 +43,21 @@ def test_classes_are_spread_evenly():
         assert np.abs(counts - share * np.array([700, 250, 50])).max() <= 1
 
 
+@pytest.mark.parametrize("holders", [1, 2, 3])
+def test_rare_classes_are_in_training(holders):
+    labels = np.repeat([0, 1, 2], [60, 40, holders])
+    for seed in range(10):
+        parts = by_groups(list(range(len(labels))), np.eye(3)[labels], validation=0.1, test=0.1, seed=seed)
+        assert set(labels[parts["train"]]) == {0, 1, 2}
+        assert all(len(parts[split]) for split in SPLITS)
+
+
+def test_three_sequences_still_make_three_splits():
+    for labels in ([0, 0, 1], [0, 1, 2], [0, 1, 1]):
+        parts = by_groups([0, 1, 2], np.eye(3)[labels], validation=0.3, test=0.3, seed=0)
+        assert [len(parts[split]) for split in SPLITS] == [1, 1, 1]
+
+
 def test_equal_documents_stay_together(tmp_path):
     for n in range(40):
         (tmp_path / f"{n:02}.txt").write_text(f"document {n % 20} " * 5)

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from longspan.config.command_line import check_job
 from longspan.config.compose import config_for
+from longspan.records import Record
+from longspan.report import write_report
 from longspan.training.run import run
 
 ROOT = Path(__file__).parents[2]
@@ -43,3 +46,33 @@ def test_pages_name_files_that_exist():
         text = page.read_text(encoding="utf-8")
         for path in re.findall(r"`((?:conf|src|kernels|scripts|tests|docs)/[\w./-]*)`", text):
             assert (ROOT / path).exists(), f"{page.name} names {path}"
+
+
+TRAINING = [
+    line.strip().split("train.py ", 1)[1].split()
+    for line in (ROOT / "docs" / "training.md").read_text(encoding="utf-8").splitlines()
+    if line.startswith("    python train.py")
+]
+
+
+@pytest.mark.parametrize("words", TRAINING, ids=" ".join)
+def test_the_training_pages_commands_are_composed_and_checked(words, tmp_path):
+    reviews = tmp_path / "reviews.csv"
+    reviews.write_text("text,label\n" + "".join(f"a text {n},{n % 2}\n" for n in range(20)))
+    check_job(ROOT / "conf", [word.replace("reviews.csv", str(reviews)) for word in words], output_dir=tmp_path / "run")
+
+
+def test_weights_smoothing_and_focal_loss_as_they_are_typed(tmp_path):
+    reviews = tmp_path / "reviews.csv"
+    rows = [f"{'good' if n % 3 else 'bad'} film number {n},{'pos' if n % 3 else 'neg'}" for n in range(36)]
+    reviews.write_text("text,label\n" + "\n".join([*rows, "a film that nobody saw,rare"]))
+    words = [*SMALL[:6], "data=classification", f"data.path={reviews}", "task=sequence_classification", "data.max_length=32"]
+    words += ["task.class_weights=balanced", "task.label_smoothing=0.1", "task.focal_gamma=2.0"]
+    words += ["attention=local", "attention.window=16"]
+    run(config_for(words, tmp_path / "run", ROOT / "conf"))
+    record = Record.load(tmp_path / "run")
+    assert record.status == "complete" and record.data["train"]["classes"]["rare"] == 1
+    told = record.extra["per_class"]["test"]
+    assert [row["class"] for row in told["classes"]] == ["neg", "pos", "rare"] and sum(map(sum, told["confusion"])) > 0
+    page = write_report([tmp_path / "run"], tmp_path / "report")
+    assert "| rare |" in (tmp_path / "report" / "report.md").read_text() and "rare" in page.read_text()

@@ -45,7 +45,8 @@ def by_groups(
 
     `weights` [items, K], what to spread evenly: one column of sizes, or one of 0/1 for each class. Groups are placed
     one by one, those with the rarest class first, into the split that lacks most of it (iterative stratification,
-    Sechidis et al. 2011, over groups).
+    Sechidis et al. 2011, over groups). A class is in training before it is in
+    another split alone, where there are groups enough.
     """
     names, member = np.unique(np.asarray(groups, dtype=object), return_inverse=True)
     totals = np.zeros((len(names), weights.shape[1]))
@@ -70,6 +71,10 @@ def by_groups(
             need = lacks_items if column is None else lacks[:, column]
             # relative need, or the large training split would take every early group
             best = int(np.lexsort((lacks_items / goal, need / goal))[-1])
+            if column is not None and group == waiting[-1] and not totals[placed == 0, column].any():
+                empty = len(wanted) - len({0, *placed[placed >= 0]})
+                if np.count_nonzero(placed < 0) > empty:  # others are left for splits that have nothing yet
+                    best = 0  # the last chance that training sees this class
             placed[group] = best
             lacks[best] -= totals[group]
             lacks_items[best] -= members[group]

@@ -11,6 +11,7 @@ from typing import Any
 
 from longspan.report import tables, words
 from longspan.report.charts import Chart, accuracy_charts
+from longspan.report.classes import CONFUSION, HEADINGS, ClassTable, class_tables
 from longspan.report.collect import Collection, Found
 from longspan.report.content import Content
 from longspan.report.curves import Line, curves_of
@@ -87,6 +88,7 @@ def _section(
     charts = accuracy_charts(section)
     for chart in charts:
         parts.append(f"<h3>{escape(chart.heading)}</h3>" + _lines(chart, pictures.get(chart.name)))
+    parts += [_classes(table) for table in class_tables(section)]
     grown = of_section(section)
     if grown is not None:
         parts.append(f"<h3>{escape(grown.title)}</h3>" + _growth(grown, pictures.get("scaling"), colours))
@@ -101,6 +103,22 @@ def _lines(chart: Chart, picture: Path | None) -> str:
     return f'<div class="chart" data-lines="{escape(chart.name)}"></div>' + (
         _picture(picture, chart.heading) if picture else ""
     )
+
+
+def _classes(table: ClassTable) -> str:
+    """Folded up: a page with many groups has many of them."""
+    parts = [f"<details><summary>Classes, {escape(table.label)}, {escape(table.split)} split</summary>"]
+    parts.append(_plain_table(list(HEADINGS), [row.cells() for row in table.rows]))
+    if table.confusion is not None:
+        parts.append(_plain_table(["true", *(row.name for row in table.rows)], table.confusion_rows()))
+        parts.append(f'<p class="legend">{escape(CONFUSION)}</p>')
+    return "".join(parts) + "</details>"
+
+
+def _plain_table(names: list[str], rows: list[list[str]]) -> str:
+    head = "".join(f"<th>{escape(name)}</th>" for name in names)
+    body = "".join("<tr>" + "".join(f"<td>{escape(text)}</td>" for text in cells) + "</tr>" for cells in rows)
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _growth(scaling: Scaling, picture: Path | None, colours: dict[str, str]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from longspan.records.inert import markdown_block, markdown_code, markdown_text
 from longspan.report import tables, words
+from longspan.report.classes import CONFUSION, HEADINGS, ClassTable, class_tables
 from longspan.report.collect import Collection, Found
 from longspan.report.content import Content
 from longspan.report.groups import Section
@@ -38,6 +39,8 @@ def page(content: Content) -> str:
         for kind, said in PICTURES.items():
             if kind in drawn:
                 lines += ["", f"![{said}]({drawn[kind].name})"]
+        for table in class_tables(section):
+            lines += ["", *_classes(table)]
         if (grown := of_section(section)) is not None:
             lines += ["", *_growth(grown)]
         lines.append("")
@@ -49,6 +52,20 @@ def page(content: Content) -> str:
     lines += _troubles(content.collection, content.repeats)
     lines += _repeat(content.collection)
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _classes(table: ClassTable) -> list[str]:
+    lines = [f"### Classes, {markdown_text(table.label)}, {markdown_text(table.split)} split", ""]
+    lines += _table(list(HEADINGS), [row.cells() for row in table.rows])
+    if table.confusion is not None:
+        lines += ["", *_table(["true", *(row.name for row in table.rows)], table.confusion_rows()), "", CONFUSION]
+    return lines
+
+
+def _table(names: list[str], rows: list[list[str]]) -> list[str]:
+    lines = ["| " + " | ".join(markdown_text(name) for name in names) + " |"]
+    lines += ["|" + "|".join([" :-- "] + [" --: "] * (len(names) - 1)) + "|"]
+    return lines + ["| " + " | ".join(markdown_text(text) for text in cells) + " |" for cells in rows]
 
 
 def _growth(scaling: Scaling) -> list[str]:

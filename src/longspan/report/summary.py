@@ -8,19 +8,28 @@ from rich.table import Table
 from rich.text import Text
 
 from longspan.records.schema import Record
+from longspan.report.classes import HEADINGS, ClassTable, table_of
 from longspan.report.numbers import MISSING, duration, measure, plain_number, prefixed
 
+WIDEST_PRINTED = 8  # classes whose confusion matrix is printed
 _VERDICTS = {True: Text("yes", style="bold green"), False: Text("no", style="bold red"), None: Text(MISSING)}
 
 
-def print_summary(record: Record, console: Console | None = None) -> None:
-    """Prints accuracy beside the baseline and the costs that matter; fits 80 columns."""
+def print_summary(record: Record, console: Console | None = None, *, classes: bool = False) -> None:
+    """Prints accuracy beside the baseline and the costs that matter; fits 80 columns.
+
+    Args:
+        classes: also precision, recall and F1 of each class, and the confusion matrix where it is small.
+    """
     console = console or Console()
     parts: list[Table | Text] = []
     if record.accuracy:
         parts += [_accuracy_table(record), Text()]
     if record.cost:
         parts += [_cost_table(record), Text()]
+    table = table_of([record], record.variant_name) if classes else None
+    if table is not None:
+        parts += [part for printed in _class_tables(table) for part in (printed, Text())]
     style = "green" if record.status == "complete" else "red"
     closing = Text(f"{record.status.replace('_', ' ')} in {duration(record.seconds)}", style=style)
     if record.error:
@@ -49,6 +58,24 @@ def _accuracy_table(record: Record) -> Table:
             _VERDICTS[figure.beats_baseline],
             f"{figure.split} split",
         )
+    return table
+
+
+def _class_tables(classes: ClassTable) -> list[Table]:
+    """Figures of each class; and rows true, columns predicted, where that fits."""
+    printed = [_columns(list(HEADINGS), [row.cells() for row in classes.rows])]
+    if classes.confusion is not None and len(classes.rows) <= WIDEST_PRINTED:
+        printed.append(_columns(["true, as predicted", *(row.name for row in classes.rows)], classes.confusion_rows()))
+    return printed
+
+
+def _columns(names: list[str], rows: list[list[str]]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(Text(names[0]), max_width=24, overflow="ellipsis", no_wrap=True)
+    for name in names[1:]:
+        table.add_column(Text(name), justify="right", max_width=14, overflow="ellipsis", no_wrap=True)
+    for cells in rows:
+        table.add_row(*(Text(cell) for cell in cells))
     return table
 
 

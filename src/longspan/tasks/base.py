@@ -253,6 +253,18 @@ class Task(pl.LightningModule):
         scheduler = self.scheduler_maker(optimizer, total_steps=max(1, int(steps)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"}}
 
+    @property
+    def lr(self) -> float:
+        """The optimizer's learning rate, which Lightning's Tuner reads and sets before the optimizer is made."""
+        settings = getattr(self.optimizer_maker, "keywords", {})
+        if "lr" not in settings:
+            raise AttributeError("optimizer has no lr of its own; give the task an optimizer such as partial(adamw, lr=1e-3)")
+        return float(settings["lr"])
+
+    @lr.setter
+    def lr(self, rate: float) -> None:
+        self.optimizer_maker = partial(self.optimizer_maker, lr=float(rate))
+
     def _unfused(self) -> dict[str, Any]:
         """Lightning's mixed precision, bfloat16 too, refuses to clip what fused AdamW steps: go unfused there."""
         mixed = isinstance(self.trainer.precision_plugin, MixedPrecision) and bool(self.trainer.gradient_clip_val)

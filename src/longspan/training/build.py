@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from longspan.config.errors import ConfigError, is_explained
 from longspan.nearest import did_you_mean, nearest
 from longspan.training.callbacks.checkpoint_config import StoreConfig
+from longspan.training.callbacks.compile_reasons import CompileReasons
 from longspan.training.callbacks.device_change import KeepStepSize
 from longspan.training.callbacks.interrupts import SaveOnInterrupt
 from longspan.training.callbacks.random_state import RandomState
@@ -107,12 +108,13 @@ def check_monitors(callbacks: list[pl.Callback], task: pl.LightningModule) -> No
 
 def always(config: dict[str, Any], facts: dict[str, Any], size: StepSize) -> list[pl.Callback]:
     """The callbacks that every run has, whatever `callbacks` says: what resuming and evaluating rely on."""
-    return [
+    found = [
         StoreConfig(config, facts),
         RandomState(),
         KeepStepSize(size),
         SaveOnInterrupt(Path(config["output_dir"]) / "checkpoints"),
     ]
+    return [*found, CompileReasons()] if config["model"].get("compile") else found
 
 
 def build_trainer(config: Mapping[str, Any], callbacks: list[pl.Callback], loggers: list[Logger]) -> pl.Trainer:

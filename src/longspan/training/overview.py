@@ -139,6 +139,8 @@ def _data(config: Mapping[str, Any], datamodule: Any) -> Iterator[Text]:
             shown = [f"{name} {plain_number(number)}" for name, number in list(classes.items())[:MOST_CLASSES]]
             more = f", and {len(classes) - MOST_CLASSES} more" if len(classes) > MOST_CLASSES else ""
             yield Text(f"{'':<11}{len(classes)} classes: {', '.join(shown)}{more}")
+            if missing := [str(name) for name, number in classes.items() if not number]:
+                yield Text(f"{'':<11}no training example of {', '.join(missing)}: it cannot be learned", style="yellow")
 
 
 def _tokens(datamodule: Any, split: str) -> int | None:

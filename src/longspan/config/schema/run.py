@@ -181,6 +181,17 @@ class EarlyStopping(Settings):
     min_delta: NotNegative = 0.0
 
 
+@settings_of("longspan.training.callbacks.lr_finder.FindLearningRate")
+class FindLearningRate(Settings):
+    min_lr: Positive
+    max_lr: Positive
+    num_training_steps: whole(3)  # type: ignore[valid-type]
+    early_stop_threshold: Positive | None
+
+    def problem(self) -> tuple[str, str] | None:
+        return None if self.min_lr < self.max_lr else ("max_lr", "must be above callbacks.lr_finder.min_lr")
+
+
 @settings_of("longspan.training.callbacks.averaging.AveragedWeights")
 class AveragedWeights(Settings):
     closed = False
