@@ -44,8 +44,24 @@ def check_reachable(config: Mapping[str, Any], *, devices: bool = True) -> None:
     table = _at(config, ("attention", "table"))
     if isinstance(table, str) and not Path(table).expanduser().is_file():
         raise ConfigError(f"attention.table={shown(table)}: no such file; give the path of a .npy, .pt or .csv file, or null")
+    check_model_folder(config["model"])
     if devices:
         check_devices(config["trainer"])
+
+
+def check_model_folder(model: Mapping[str, Any]) -> None:
+    """Raises ConfigError where `model.path` is a path without a model of transformers. NAME and OWNER/NAME are the Hub's."""
+    path = model.get("path")
+    if not isinstance(path, str):
+        return
+    folder = Path(path).expanduser()
+    of_the_hub = not folder.is_absolute() and not path.startswith(".") and path.count("/") < 2
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise ConfigError(f"model.path={shown(path)} has no config.json; give a folder that save_pretrained wrote")
+    if not folder.is_dir() and not of_the_hub:
+        raise ConfigError(
+            f"model.path={shown(path)}: no such folder; give one that save_pretrained wrote, or a name on the Hub"
+        )
 
 
 def check_folder(key: str, folder: str | Path, given: str | Path | None = None) -> None:

@@ -61,6 +61,7 @@ TARGETS: dict[str, frozenset[str]] = {
             "longspan.cost.measured.MeasuredCost",
             "longspan.training.callbacks.averaging.AveragedWeights",
             "longspan.training.callbacks.best_checkpoint.BestCheckpoint",
+            "longspan.training.callbacks.lr_finder.FindLearningRate",
             "longspan.training.callbacks.pattern_sketch.PatternSketch",
             "longspan.training.callbacks.progress.progress_bar",
         }
@@ -85,7 +86,7 @@ TARGETS: dict[str, frozenset[str]] = {
             "longspan.records.wandb_logger",
         }
     ),
-    "model": frozenset({"longspan.models.transformer"}),
+    "model": frozenset({"longspan.models.huggingface", "longspan.models.transformer"}),
     "optimizer": frozenset({"longspan.tasks.adamw", "torch.optim.SGD"}),
     "scheduler": frozenset({"longspan.tasks.warmup_constant", "longspan.tasks.warmup_cosine"}),
     "task": frozenset(

@@ -7,7 +7,9 @@ from longspan.models.heads import (
     MaskedModellingHead,
     SequenceClassificationHead,
     TokenLabellingHead,
+    token_head,
 )
+from longspan.models.pretrained import PretrainedTransformer, huggingface
 from longspan.models.settings import ModelConfigError, TransformerSettings
 from longspan.models.transformer import Decoder, Encoder, TokensError, Transformer, parameter_count, transformer
 from longspan.models.warm_start import WarmStart, WarmStartError, read_weights, warm_start
@@ -19,6 +21,7 @@ __all__ = [
     "LanguageModellingHead",
     "MaskedModellingHead",
     "ModelConfigError",
+    "PretrainedTransformer",
     "SequenceClassificationHead",
     "TokenLabellingHead",
     "TokensError",
@@ -27,8 +30,10 @@ __all__ = [
     "WarmStart",
     "WarmStartError",
     "attention_of_each_layer",
+    "huggingface",
     "parameter_count",
     "read_weights",
+    "token_head",
     "transformer",
     "warm_start",
 ]

@@ -6,6 +6,7 @@ Legend: B batch, T tokens, N any number of tokens, C model width, V vocabulary, 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -36,6 +37,12 @@ class LanguageModellingHead(nn.Module):
 
     def cost(self, length: int) -> Cost:
         return Cost(other_flops=linear_flops(length, self.projection.in_features, self.projection.out_features))
+
+
+def token_head(backbone: Any, make: Callable[..., nn.Module], *, tied: bool) -> nn.Module:
+    """The head of a pretrained backbone, which has learned its own, else a new one."""
+    own = getattr(backbone, "token_head", None)
+    return make(backbone, tied=tied) if own is None else own()
 
 
 class MaskedModellingHead(nn.Module):

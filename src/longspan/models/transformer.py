@@ -32,6 +32,25 @@ def parameter_count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
+def check_tokens(model: Any, tokens: Tensor, lengths: Tensor | None, segments: Tensor | None) -> None:
+    """Raises TokensError where a backbone with `max_length` and `vocab_size` cannot take these; see `Transformer.forward`."""
+    if tokens.dim() != 2 or tokens.dtype not in (torch.int64, torch.int32) or not tokens.shape[1]:
+        raise TokensError(f"tokens must be integers [B, T], T at least 1; got {tokens.dtype} {list(tokens.shape)}")
+    if tokens.shape[1] > model.max_length:
+        raise TokensError(
+            f"tokens are {tokens.shape[1]} long, but the model was built for max_length={model.max_length}; "
+            "cut them, or build it for longer"
+        )
+    if lengths is not None and lengths.shape != tokens.shape[:1]:
+        raise TokensError(f"lengths must be [B] = [{tokens.shape[0]}]; got {list(lengths.shape)}")
+    if segments is not None and segments.shape != tokens.shape:
+        raise TokensError(f"segments must be [B, T] = {list(tokens.shape)}; got {list(segments.shape)}")
+    if tokens.device.type == "cpu" and tokens.numel() and not torch.compiler.is_compiling():
+        low, high = (int(bound) for bound in tokens.aminmax())
+        if low < 0 or high >= model.vocab_size:
+            raise TokensError(f"token id {low if low < 0 else high} is outside vocab_size={model.vocab_size}")
+
+
 class Transformer(nn.Module):
     """What encoder and decoder share; use :class:`Encoder` or :class:`Decoder`.
 
@@ -111,7 +130,7 @@ class Transformer(nn.Module):
             TokensError: wrong shapes or dtypes, a sequence longer than `max_length`, ids outside the vocabulary (on
                 a CPU; a GPU stops with a device assertion).
         """
-        self._check(tokens, lengths, segments)
+        check_tokens(self, tokens, lengths, segments)
         if cache is not None:
             return self._decode(tokens, lengths, segments, cache)
         if self.settings.compile == REDUCE_OVERHEAD and not torch.compiler.is_compiling():
@@ -181,23 +200,6 @@ class Transformer(nn.Module):
             options["mode"] = REDUCE_OVERHEAD
         for block in self.blocks:
             block.compile(**options)
-
-    def _check(self, tokens: Tensor, lengths: Tensor | None, segments: Tensor | None) -> None:
-        if tokens.dim() != 2 or tokens.dtype not in (torch.int64, torch.int32) or not tokens.shape[1]:
-            raise TokensError(f"tokens must be integers [B, T], T at least 1; got {tokens.dtype} {list(tokens.shape)}")
-        if tokens.shape[1] > self.max_length:
-            raise TokensError(
-                f"tokens are {tokens.shape[1]} long, but the model was built for max_length={self.max_length}; "
-                "cut them, or build it for longer"
-            )
-        if lengths is not None and lengths.shape != tokens.shape[:1]:
-            raise TokensError(f"lengths must be [B] = [{tokens.shape[0]}]; got {list(lengths.shape)}")
-        if segments is not None and segments.shape != tokens.shape:
-            raise TokensError(f"segments must be [B, T] = {list(tokens.shape)}; got {list(segments.shape)}")
-        if tokens.device.type == "cpu" and tokens.numel() and not torch.compiler.is_compiling():
-            low, high = (int(bound) for bound in tokens.aminmax())
-            if low < 0 or high >= self.vocab_size:
-                raise TokensError(f"token id {low if low < 0 else high} is outside vocab_size={self.vocab_size}")
 
     def cost(self, length: int) -> Cost:
         """Cost of one sequence of `length` tokens, forward: all blocks, no head."""

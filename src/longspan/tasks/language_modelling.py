@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torchmetrics import MetricCollection
 
-from longspan.models import LanguageModellingHead, Transformer
+from longspan.models import LanguageModellingHead, Transformer, token_head
 from longspan.tasks.base import Batch, Step, Task
 from longspan.tasks.breakdown import BREAKDOWN, MeanByLength, places_before
 from longspan.tasks.losses import IGNORED, token_losses, weighted_mean
@@ -62,7 +62,7 @@ class LanguageModelling(Task):
         losses = MetricCollection({self.primary_metric: BitsPerToken(), "perplexity": Perplexity()}, compute_groups=False)
         super().__init__(
             model,
-            LanguageModellingHead(model, tied=tied),
+            token_head(model, LanguageModellingHead, tied=tied),
             {
                 "losses": losses,
                 BREAKDOWN: MetricCollection(

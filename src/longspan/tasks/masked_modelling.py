@@ -15,7 +15,7 @@ from torch import Tensor
 from torchmetrics import MetricCollection
 
 from longspan.cost import Cost
-from longspan.models import MaskedModellingHead, Transformer, parameter_count
+from longspan.models import MaskedModellingHead, Transformer, parameter_count, token_head
 from longspan.tasks.base import Batch, Step, Task
 from longspan.tasks.breakdown import BREAKDOWN, MeanByLength, nearer_side
 from longspan.tasks.errors import TaskConfigError
@@ -81,7 +81,7 @@ class MaskedModelling(Task):
         losses = MetricCollection({self.primary_metric: BitsPerToken(), "perplexity": Perplexity()}, compute_groups=False)
         super().__init__(
             model,
-            MaskedModellingHead(model, tied=tied),
+            token_head(model, MaskedModellingHead, tied=tied),
             {
                 "losses": losses,
                 "hits": MetricCollection({"accuracy": Share()}, compute_groups=False),

@@ -9,6 +9,7 @@ from pydantic import Field
 from longspan.config.schema.kinds import (
     Count,
     CountOrZero,
+    FilePath,
     Fix,
     Fraction,
     NotNegative,
@@ -61,6 +62,18 @@ class Model(Settings):
 
     def problem(self) -> tuple[str, str] | None:
         return head_problem(self.width, self.heads, self.kv_heads, self.head_dim)
+
+
+@settings_of("longspan.models.huggingface")
+class HuggingFace(Settings):
+    required = ("path",)
+
+    path: FilePath
+    pretrained: bool
+    replaced_layers: (
+        Annotated[list[int], Field(min_length=1), Fix("a list of layers, such as [0,1,-1], or null for all")] | None
+    )
+    activation_checkpointing: bool
 
 
 ClassWeights = Annotated[

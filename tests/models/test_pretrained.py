@@ -1,0 +1,209 @@
+"""Models of transformers as backbones: the same outputs with full attention, another attention where it is asked for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from longspan.attention import full, learned, local
+from longspan.config.compose import config_for
+from longspan.config.errors import ConfigError
+from longspan.models import HeadedModel, LanguageModellingHead, ModelConfigError, huggingface, token_head
+
+transformers = pytest.importorskip("transformers")
+CONF = Path(__file__).parents[2] / "conf"
+SIZES = {
+    "vocab_size": 260, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2,
+    "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+DECODERS = {
+    "llama": lambda: transformers.LlamaConfig(**SIZES, num_key_value_heads=1, tie_word_embeddings=True),
+    "qwen3": lambda: transformers.Qwen3Config(**SIZES, num_key_value_heads=1, head_dim=16),
+    "mistral": lambda: transformers.MistralConfig(**SIZES, num_key_value_heads=1, sliding_window=8),
+    "gpt2": lambda: transformers.GPT2Config(vocab_size=260, n_embd=32, n_layer=3, n_head=2, n_positions=64),
+}
+ENCODERS = {
+    "bert": lambda: transformers.BertConfig(**SIZES),
+    "modernbert": lambda: transformers.ModernBertConfig(**SIZES, local_attention=8, global_attn_every_n_layers=2),
+}
+T = 24
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """{name: a folder as save_pretrained writes it}, tiny and at random."""
+    made = {}
+    for autos, kinds in ((transformers.AutoModelForCausalLM, DECODERS), (transformers.AutoModelForMaskedLM, ENCODERS)):
+        for name, config in kinds.items():
+            torch.manual_seed(0)
+            model = autos.from_config(config())
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.add_(0.05 * torch.randn_like(parameter))  # biases and norms too
+            made[name] = str(tmp_path_factory.mktemp(name))
+            model.save_pretrained(made[name])
+    return made
+
+
+def headed(folder, name, attention=full, **settings):
+    sizes = {"causal": name in DECODERS, "vocab_size": 260, "max_length": 64, "path": folder}
+    backbone = huggingface(**sizes, attention=attention, **settings)
+    return HeadedModel(backbone, token_head(backbone, LanguageModellingHead, tied=True)).eval()
+
+
+def theirs(folder, name):
+    auto = transformers.AutoModelForCausalLM if name in DECODERS else transformers.AutoModelForMaskedLM
+    return auto.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
+
+
+def batch():
+    torch.manual_seed(1)
+    lengths = torch.tensor([T, 13])
+    return torch.randint(3, 260, (2, T)), lengths, (torch.arange(T) < lengths[:, None])
+
+
+@pytest.mark.parametrize("name", [*DECODERS, *ENCODERS])
+def test_their_own_attention_gives_their_outputs(folders, name):
+    """Full attention in the layers that have it; sliding windows (mistral, modernbert) stay where nothing replaces them."""
+    tokens, lengths, real = batch()
+    kept = {"mistral": [], "modernbert": [0]}.get(name)  # [] is no choice a config allows: nothing is replaced
+    model = headed(folders[name], name, replaced_layers=kept)
+    with torch.no_grad():
+        ours = model(tokens, lengths=lengths)
+        right = theirs(folders[name], name)(input_ids=tokens, attention_mask=real.long()).logits
+    assert (ours - right)[real].abs().max() < 1e-4 * right[real].abs().max()
+    assert model.causal == (name in DECODERS)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_a_window_is_their_model_with_a_window(folders, name):
+    tokens, _, _ = batch()
+    i, j = torch.arange(T)[:, None], torch.arange(T)[None, :]
+    seen = (i >= j) & (i - j < 5)
+    mask = torch.zeros(T, T).masked_fill(~seen, torch.finfo(torch.float32).min).expand(2, 1, T, T)
+    model = headed(folders[name], name, lambda **sizes: local(window=5, **sizes))
+    with torch.no_grad():
+        right = theirs(folders[name], name)(input_ids=tokens, attention_mask=mask).logits
+        ours = model(tokens)
+    assert (ours - right).abs().max() < 1e-4 * right.abs().max()
+
+
+def test_it_is_handed_out_for_training(folders):
+    sizes = {"causal": True, "vocab_size": 260, "max_length": 64, "path": folders["gpt2"], "attention": full}
+    assert all(module.training for module in huggingface(**sizes).modules()), "or its dropout would be off"
+
+
+def test_packed_documents_are_apart(folders):
+    tokens, _, _ = batch()
+    segments = (torch.arange(T) >= 10).long().expand(2, T)
+    model = headed(folders["llama"], "llama")
+    changed = tokens.clone()
+    changed[:, :10] = tokens[:, :10].flip(1)
+    with torch.no_grad():
+        one, other = model(tokens, segments=segments), model(changed, segments=segments)
+    assert torch.equal(one[:, 10:], other[:, 10:]) and not torch.equal(one[:, :10], other[:, :10])
+
+
+def test_some_layers_alone(folders):
+    asked = []
+
+    def attention(**sizes):
+        asked.append(sizes["layer"])
+        return local(window=5, **sizes)
+
+    model = headed(folders["llama"], "llama", attention, replaced_layers=[0, -1])
+    assert asked == [0, 2]
+    assert [type(module).__name__ for module in model.backbone.attention_modules()] == [
+        "LocalAttention", "FullAttention", "LocalAttention"
+    ]  # fmt: skip
+    with pytest.raises(ModelConfigError, match=r"replaced_layers=\[3\]: the model has layers 0 to 2"):
+        headed(folders["llama"], "llama", replaced_layers=[3])
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bert"])
+def test_costs_are_those_of_a_counter(folders, name):
+    model = headed(folders[name], name)
+    cost = model.cost(T)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.randint(3, 260, (1, T)))
+    attention = sum(flops for op, flops in counter.get_flop_counts()["Global"].items() if "mm" not in str(op))
+    dense = sum(flops for op, flops in counter.get_flop_counts()["Global"].items() if str(op) in ("aten.mm", "aten.addmm"))
+    assert dense == cost.other_flops, (attention, counter.get_flop_counts()["Global"])
+    pairs = T * (T + 1) // 2 if model.causal else T * T
+    assert cost.live_pairs == 3 * 2 * pairs
+    assert cost.parameters == sum(p.numel() for p in theirs(folders[name], name).parameters())
+
+
+def test_gradients_reach_learned_gates_through_recomputed_layers(folders):
+    def attention(**sizes):
+        return learned(block_size=16, density=0.5, **sizes)
+
+    tokens, lengths, _ = batch()
+    found = []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        model = headed(folders["llama"], "llama", attention, activation_checkpointing=recompute).train()
+        torch.manual_seed(2)
+        model(tokens, lengths=lengths).square().mean().backward()
+        own = {name: p.grad for name, p in model.named_parameters() if ".attentions." in name and p.grad is not None}
+        assert own, "the gates are trained"
+        found.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert found[0].keys() == found[1].keys()
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "says"),
+    [
+        ("llama", {"vocab_size": 100}, "has 260 token ids, the data 100; give its own, data.vocabulary="),
+        ("llama", {"max_length": 128}, "was made for 64 tokens"),
+        ("llama", {"path": "/nowhere"}, "transformers cannot load it"),
+    ],
+)
+def test_what_cannot_be_is_said(folders, name, settings, says):
+    sizes = {"causal": True, "vocab_size": 260, "max_length": 64, "path": folders[name], "attention": full}
+    with pytest.raises(ModelConfigError, match=says):
+        huggingface(**{**sizes, **settings})
+
+
+def test_models_that_change_scores_are_refused(tmp_path):
+    transformers.Gemma2Config(**SIZES, num_key_value_heads=1, head_dim=16).save_pretrained(tmp_path)
+    with pytest.raises(ModelConfigError, match="caps its scores"):
+        huggingface(causal=True, vocab_size=260, max_length=64, path=str(tmp_path), attention=full, pretrained=False)
+
+
+def test_a_folder_that_is_not_there_is_named_before_torch_is_loaded(tmp_path):
+    from longspan.config.command_line import check_job
+
+    with pytest.raises(ConfigError, match=r"model\.path=/nowhere: no such folder"):
+        check_job(CONF, ["model=huggingface", "model.path=/nowhere"], output_dir=tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"has no config\.json"):
+        check_job(CONF, ["model=huggingface", f"model.path={tmp_path}"], output_dir=tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"model\.path"):
+        check_job(CONF, ["model=huggingface"], output_dir=tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("attention", "settings"),
+    [("local", ["window=16"]), ("learned", ["block_size=16", "density=0.5"]), ("nsa", [])],
+)
+def test_the_experiment_trains_and_its_checkpoint_evaluates(folders, tmp_path, attention, settings):
+    from longspan.inference.evaluate import evaluate
+    from longspan.training.run import run
+
+    words = [
+        "experiment=sparsify", f"model.path={folders['llama']}", f"attention={attention}", "data.max_length=64",
+        "trainer.max_steps=2", "trainer.val_check_interval=2", "data.max_validation_windows=2", "data.max_test_windows=2",
+        "logger=none", "callbacks.progress=null", *(f"attention.{setting}" for setting in settings),
+    ]  # fmt: skip
+    run(config_for(words, tmp_path / "run", CONF))
+    record = json.loads((tmp_path / "run" / "record.json").read_text())
+    assert record["status"] == "complete" and record["cost"]["total_flops"]["value"] > 0
+    (best,) = (tmp_path / "run" / "checkpoints").glob("best*.ckpt")
+    again = evaluate(str(best), [], CONF)
+    assert again.accuracy["perplexity"].value == pytest.approx(record["accuracy"]["perplexity"]["value"], rel=1e-5)
