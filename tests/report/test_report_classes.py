@@ -40,7 +40,7 @@ def test_pages_show_them_inert(tmp_path):
     page = write_report([tmp_path / "runs"], tmp_path / "out").read_text()
     assert "no &lt;gene&gt;" in page and "no <gene>" not in page and "Rows are the true classes" in page
     text = (tmp_path / "out" / "report.md").read_text()
-    assert "### Classes, local, test split" in text and "| 0.75 | 0.6 | 0.667 | 5 |" in text
+    assert "### Classes, local, test split" in text and "| 0.750 | 0.600 | 0.667 | 5 |" in text
     assert text.count("gene\\|+") + text.count("gene&#124;+") >= 2, "a bar in a name must not end its cell"
 
 

@@ -37,7 +37,7 @@ def test_the_run_trains_with_the_rate_that_was_found(tmp_path, monkeypatch):
     original = FindLearningRate.on_fit_start
     monkeypatch.setattr(FindLearningRate, "record_extra", watched)
     monkeypatch.setattr(FindLearningRate, "on_fit_start", remember)
-    words = [*SMALL, "callbacks=lr_finder", "callbacks.progress=null", "callbacks.lr_finder.num_training_steps=12"]
+    words = [*SMALL, "callbacks=lr_finder", "callbacks.progress=null", "callbacks.lr_finder.num_training_steps=24"]
     words += ["callbacks.lr_finder.early_stop_threshold=null", "optimizer.lr=1e-7"]
     run(config_for(words, tmp_path / "run", CONF))
     record = Record.load(tmp_path / "run")

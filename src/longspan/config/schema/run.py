@@ -185,7 +185,7 @@ class EarlyStopping(Settings):
 class FindLearningRate(Settings):
     min_lr: Positive
     max_lr: Positive
-    num_training_steps: whole(3)  # type: ignore[valid-type]
+    num_training_steps: whole(20)  # type: ignore[valid-type]
     early_stop_threshold: Positive | None
 
     def problem(self) -> tuple[str, str] | None:
