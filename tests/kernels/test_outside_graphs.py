@@ -72,7 +72,7 @@ def test_a_question_about_a_pattern_leaves_its_thread_once(monkeypatch):
         return make()
 
     monkeypatch.setattr(keyless, "made_outside_graphs", counted)
-    keyless.forget_diagonals()
+    keyless.every_query_sees_itself.cache_clear()
     key = Local(8).key
     answers = [keyless.every_query_sees_itself(key, 33, 2, True, torch.device("cpu")) for _ in range(3)]
     assert answers == [True] * 3 and len(asked) == 1

@@ -12,7 +12,15 @@ from longspan_kernels.block_sparse.args import Call, stepped, streamed
 from longspan_kernels.block_sparse.planner import Tiling, compile_layout
 from longspan_kernels.block_sparse.reference import reference_attention
 from longspan_kernels.block_sparse.rules import And, Band, Congruent, Keys, KeysPeriodic, Or
-from longspan_kernels.block_sparse.triton import backward, backward_columns, backward_rows, configs, forward, schedule
+from longspan_kernels.block_sparse.triton import (
+    backward,
+    backward_columns,
+    backward_rows,
+    configs,
+    forward,
+    schedule,
+    workspace,
+)
 from longspan_kernels.launch.launcher import Launch
 
 CAUSAL = Band(0, None)
@@ -203,9 +211,9 @@ def test_halves_of_a_column_add_up_in_place(monkeypatch, adding):
     layout = compile_layout(rules, 200, 200, 2, Tiling(16, 16, sizes=(16,)))
     (q, k, v, dout), got = run(layout, 200, 200, 16, 1)
     component = layout.components[-1]
-    works = [w for key, w in component.cache.items() if key[:2] == ("work", "columns")]
+    works = [work for key, work in schedule._works.of(component).items() if key[0] == "columns"]
     assert any(work.in_two and work.flags > 0 and work.partials == 0 for work in works)
-    flags = [x for key, x in component.cache.items() if key[0] == "flags"]
+    flags = list(workspace._flags.of(component).values())
     assert flags and not any(x.any() for x in flags)
     for work in works:
         slot = work.items[:, 7]
@@ -227,7 +235,7 @@ def test_pieces_of_rows_and_columns_add_up(monkeypatch, side, rule):
     monkeypatch.setattr(schedule, "processors", lambda device: 1000)
     layout = compile_layout([((0, 1), rule)], 150, 170, 2, Tiling(side, side, sizes=(side,)))
     (q, k, v, dout), got = run(layout, 150, 170, 16, 1)
-    works = {key[1]: w for c in layout.components for key, w in c.cache.items() if key[0] == "work" and w.cut}
+    works = {key[0]: work for c in layout.components for key, work in schedule._works.of(c).items() if work.cut}
     assert set(works) == {"rows", "columns"} and all(int(w.splits[:, 3].max()) > 2 for w in works.values())
     check(rule, q, k, v, dout, got)
 

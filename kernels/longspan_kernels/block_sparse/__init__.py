@@ -1,7 +1,7 @@
 """Block-sparse attention: patterns as rules, rules compiled to layouts, layouts attended by torch or Triton."""
 
 from longspan_kernels.block_sparse.block_rules import BlockTableRule
-from longspan_kernels.block_sparse.cache import clear_caches, clear_layouts, counted_pairs, dense_mask, layout_for
+from longspan_kernels.block_sparse.cache import clear_layouts, counted_pairs, dense_mask, layout_for
 from longspan_kernels.block_sparse.device_layout import DeviceLayout, DeviceLayoutError, tile_side
 from longspan_kernels.block_sparse.device_op import attend_by
 from longspan_kernels.block_sparse.layout import Component, Layout, Lists
@@ -27,7 +27,6 @@ __all__ = [
     "Tiling",
     "attend",
     "attend_by",
-    "clear_caches",
     "clear_layouts",
     "compile_layout",
     "counted_pairs",

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from longspan_kernels.block_sparse.cache import Derived
 from longspan_kernels.block_sparse.layout import Component, Layout, Lists
-from longspan_kernels.block_sparse.triton.schedule import entry_details, packed_records
+from longspan_kernels.block_sparse.triton.schedule import entry_details, packed_masks, packed_records
 from longspan_kernels.launch.launcher import Launch
 
 LOG2E = math.log2(math.e)
@@ -279,7 +280,7 @@ def visits_of(component: Component, name: str, items: Tensor | None, listed: boo
     """A component's `rows` or `columns` as kernels take them; `listed` says that items tell all that the records do."""
     return Visits(
         None if listed else packed_records(component, name), getattr(component, name).index, entry_details(component, name),
-        component.packed_masks() if has_bits(component) else None, component.q_index, component.k_index, component.group,
+        packed_masks(component) if has_bits(component) else None, component.q_index, component.k_index, component.group,
         component.merge, items,
     )  # fmt: skip
 
@@ -295,9 +296,7 @@ def one_group(component: Component) -> bool:
         return False
     if component.dynamic:
         return True
-    if "one group" not in component.cache:
-        component.cache["one group"] = bool((component.group == 0).all())
-    return component.cache["one group"]
+    return _one_group.get(component, (), lambda: bool((component.group == 0).all()))
 
 
 def streamed(tensors: tuple[Tensor, ...], component: Component, side: str, by_tma: bool, call: Call) -> tuple[tuple, bool]:
@@ -346,13 +345,15 @@ class Steps(NamedTuple):
     k_first: int
 
 
+_one_group: Derived[bool] = Derived()
+_stepped: Derived[Steps | None] = Derived()
+
+
 def stepped(component: Component) -> Steps | None:
     """The steps of a component whose tiles run through residue classes, or whose gathered keys lie in equal steps."""
     if component.dynamic or component.k_index is None:
         return None
-    if "stepped" not in component.cache:
-        component.cache["stepped"] = _steps(component)
-    return component.cache["stepped"]
+    return _stepped.get(component, (), lambda: _steps(component))
 
 
 def _steps(component: Component) -> Steps | None:

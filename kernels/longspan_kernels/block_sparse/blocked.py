@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from longspan_kernels.block_sparse.cache import Derived
 from longspan_kernels.block_sparse.dropout import keep
 from longspan_kernels.block_sparse.layout import Component, Layout, Lists
 
@@ -283,6 +285,9 @@ def gathered(x: Tensor, batch: RowBatch) -> Tensor:
     return x.index_select(1, batch.index.flatten()).view(G * R, n * block, D)
 
 
+_batches: Derived[list[RowBatch]] = Derived()
+
+
 def pieces(component: Component, layout: Layout, options: Options, q: Tensor) -> Iterator[tuple[Piece, list[RowBatch]]]:
     """The pieces of a component, each with its row batches."""
     B, _, _, D = q.shape
@@ -292,16 +297,14 @@ def pieces(component: Component, layout: Layout, options: Options, q: Tensor) ->
             by_group.setdefault(u, []).append(head)
     places = max(component.q_blocks * component.block_q, component.k_blocks * component.block_k)
     fit = max(1, TOKENS_AT_ONCE // (places * D))
-    cached = component.cache.setdefault("row_batches", {})
     for b_group in range(B if component.batch_groups else 1):
         for u, heads in by_group.items():
             group = u + b_group * component.batch_groups
-            if group not in cached:
-                cached[group] = row_batches(component.rows, group)
+            own = _batches.get(component, group, partial(row_batches, component.rows, group))
             step = max(1, fit // len(heads))
             batches = [slice(b_group, b_group + 1)] if component.batch_groups else [
                 slice(b, min(B, b + step)) for b in range(0, B, step)
             ]  # fmt: skip
             for batch in batches:
                 for h in range(0, len(heads), max(1, fit)):
-                    yield Piece(component, layout, options, group, batch, heads[h : h + fit]), cached[group]
+                    yield Piece(component, layout, options, group, batch, heads[h : h + fit]), own

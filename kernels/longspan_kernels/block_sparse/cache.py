@@ -1,18 +1,20 @@
-"""Layouts by pattern key and lengths, compiled once and kept while they are in use."""
+"""What is kept from call to call: layouts by pattern key and lengths, dense masks, and what backends derive from components."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from functools import lru_cache
+from collections.abc import Callable, Hashable
 from threading import Lock
+from typing import Generic, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from longspan_kernels.block_sparse.layout import Layout
+from longspan_kernels.block_sparse.layout import Component, Layout
 from longspan_kernels.block_sparse.planner import Tiling, compile_layout, dense, granularity
 from longspan_kernels.block_sparse.registry import lookup, state_of
-from longspan_kernels.launch.graphs import capturing, made_outside_graphs
+from longspan_kernels.launch.graphs import capturing, cleared_by, made_outside_graphs, remembered
 
 MOST_LAYOUTS = 256
 MOST_BYTES = 1 << 30  # of all kept layouts together
@@ -23,6 +25,35 @@ _layouts: OrderedDict[tuple, Layout] = OrderedDict()
 _recorded: dict[tuple, Layout] = {}  # a recorded CUDA graph reads these whenever it is replayed: they stay
 _masks: OrderedDict[tuple, Tensor] = OrderedDict()  # dense ones of users' functions
 _lock = Lock()
+Made = TypeVar("Made")
+
+
+class Derived(Generic[Made]):
+    """What one backend derives from a component, by a key, and keeps as long as the component.
+
+    A key is looked up before anything is made outside of CUDA graphs, which waits for the device.
+    """
+
+    def __init__(self) -> None:
+        self._made: WeakKeyDictionary[Component, dict[Hashable, Made]] = WeakKeyDictionary()
+
+    def get(self, component: Component, key: Hashable, make: Callable[[], Made], device: torch.device | None = None) -> Made:
+        """What was made for a component and a key, or what `make()` returns now; for `device`, that of the component's lists.
+
+        Raises:
+            CaptureError: a CUDA graph is being recorded and nothing was made yet.
+        """
+        made = self._made.get(component)
+        if made is None:
+            made = self._made.setdefault(component, {})
+        if key not in made:
+            device = component.group.device if device is None else device
+            made[key] = made_outside_graphs(make, device, stays=not component.dynamic)
+        return made[key]
+
+    def of(self, component: Component) -> dict[Hashable, Made]:
+        """All that was made for a component."""
+        return dict(self._made.get(component, {}))
 
 
 def layout_for(
@@ -61,6 +92,7 @@ def layout_for(
     return layout
 
 
+@cleared_by
 def clear_layouts() -> None:
     """Forgets every compiled layout but those that recorded CUDA graphs read."""
     with _lock:
@@ -68,22 +100,7 @@ def clear_layouts() -> None:
         _masks.clear()
 
 
-def clear_caches() -> None:
-    """Forgets all that is kept from call to call: layouts, dense masks, what was asked of patterns, compiled kernels.
-
-    What recorded CUDA graphs read stays. A pattern that is used again is compiled again.
-    """
-    from longspan_kernels.block_sparse.keyless import forget_diagonals
-    from longspan_kernels.launch.launcher import forget_kernels
-
-    clear_layouts()
-    block_size_of.cache_clear()
-    is_dense.cache_clear()
-    forget_diagonals()
-    forget_kernels()
-
-
-@lru_cache(maxsize=1024)
+@remembered(1024)
 def block_size_of(key: str, heads: int, causal: bool) -> int | None:
     """The side of the blocks that a pattern speaks of: the smallest one, or None where it knows no blocks."""
     groups = lookup(key).head_rules(PROBE, PROBE, heads, causal, HOST)
@@ -91,7 +108,7 @@ def block_size_of(key: str, heads: int, causal: bool) -> int | None:
     return min(known) if known else None
 
 
-@lru_cache(maxsize=1024)
+@remembered(1024)
 def is_dense(key: str, heads: int, causal: bool) -> bool:
     """Whether every head sees all keys, or all on one side, at any length."""
     groups = lookup(key).head_rules(PROBE, PROBE, heads, causal, HOST)

@@ -9,7 +9,6 @@ Legend: B batch, H heads, T tokens (Tq, Tk), D head width.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 
@@ -18,6 +17,7 @@ from longspan_kernels.block_sparse.cache import block_size_of, blocked_tiling, l
 from longspan_kernels.block_sparse.fused import says_all
 from longspan_kernels.block_sparse.layout import Layout
 from longspan_kernels.block_sparse.registry import state_of
+from longspan_kernels.launch.graphs import remembered
 
 SHORT = 128  # tokens up to which all pairs are always quicker: no layout is made to find that out
 MOST_MASK = 1 << 24  # pairs of a mask that is worth keeping (64 MiB)
@@ -44,7 +44,7 @@ def chosen(key: str, shape: Shape, causal: bool, which: str) -> str:
     return _chosen(key, state_of(key), shape, causal, which)
 
 
-@lru_cache(maxsize=4096)
+@remembered(4096)
 def _chosen(key: str, state: tuple, shape: Shape, causal: bool, which: str) -> str:
     if says_all(key, shape.q_len, shape.k_len, shape.heads, causal) or max(shape.q_len, shape.k_len) <= SHORT:
         return "dense"

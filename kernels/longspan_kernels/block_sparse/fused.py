@@ -18,6 +18,7 @@ from torch import Tensor
 from longspan_kernels.block_sparse.blocked import NEGATIVE, Options
 from longspan_kernels.block_sparse.cache import dense_mask, is_dense
 from longspan_kernels.block_sparse.registry import lookup, state_of
+from longspan_kernels.launch.graphs import cleared_by
 
 DEAD_ROW = 1e30  # stands for the log-sum-exp of a row without keys: exp(score - DEAD_ROW) is 0
 LARGE = 1 << 12  # a score from which float32 leaves less than 12 bits behind the point
@@ -106,6 +107,7 @@ def additive_mask(key: str, q_len: int, k_len: int, heads: int, causal: bool) ->
     return found
 
 
+@cleared_by
 def clear_masks() -> None:
     """Forgets every kept mask."""
     with _lock:

@@ -5,14 +5,12 @@ Only a zero will do: such a query has weights of 0, and 0 * NaN is NaN. Legend: 
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor
 
 from longspan_kernels.block_sparse.registry import lookup
 from longspan_kernels.block_sparse.rules import Arbitrary, atoms
-from longspan_kernels.launch.graphs import made_outside_graphs
+from longspan_kernels.launch.graphs import made_outside_graphs, remembered
 
 
 def without_keyless_rows(dout: Tensor, lse: Tensor) -> Tensor:
@@ -30,7 +28,7 @@ def same_limits(ours: Tensor | None, theirs: Tensor | None) -> bool:
     return ours.data_ptr() == theirs.data_ptr() and ours.shape == theirs.shape and ours.stride() == theirs.stride()
 
 
-@lru_cache(maxsize=1024)
+@remembered(1024)
 def every_query_sees_itself(key: str, length: int, heads: int, causal: bool, device: torch.device) -> bool:
     """Whether a pattern keeps all pairs (i, i) of `length` tokens; worked out once for each.
 
@@ -47,8 +45,3 @@ def _diagonal(key: str, length: int, heads: int, causal: bool, device: torch.dev
         if not all(bool(rule.live(head, place, place).all()) for head in (members if rule.per_head else members[:1])):
             return False
     return True
-
-
-def forget_diagonals() -> None:
-    """Asks patterns again whether every query sees itself."""
-    every_query_sees_itself.cache_clear()

@@ -6,7 +6,7 @@ Memory is O(visited tiles); nothing here is Tq * Tk.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -46,7 +46,7 @@ class Lists:
         return [self.start, self.count, self.full, self.band, self.index, self.kind]
 
 
-@dataclass
+@dataclass(eq=False)
 class Component:
     """Tiles to visit in one token order; components of a layout hold disjoint pairs and merge by log-sum-exp.
 
@@ -99,14 +99,6 @@ class Component:
     k_len: int = 0
     grows: bool = False
     even: tuple[int, int, int] | None = None
-    _packed: Tensor | None = field(default=None, repr=False)
-    cache: dict = field(default_factory=dict, repr=False)  # what a backend derives once (work lists)
-
-    def packed_masks(self) -> Tensor:
-        """[M, block_q, ceil(block_k / 32)] int32: bit n % 32 of word n // 32 is place n of the key block."""
-        if self._packed is None:
-            self._packed = pack_bits(self.masks)
-        return self._packed
 
     def tensors(self) -> list[Tensor]:
         own = [self.group, self.merge, self.q_index, self.k_index, self.masks, self.band]

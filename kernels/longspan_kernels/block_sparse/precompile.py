@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import torch
 
 from longspan_kernels.block_sparse.args import Call
+from longspan_kernels.block_sparse.cache import HOST, Derived
 from longspan_kernels.block_sparse.layout import Component, Layout
 from longspan_kernels.block_sparse.op import BackendError, layouts_for, triton_refuses
 from longspan_kernels.block_sparse.registry import LowersToRules
@@ -56,19 +56,26 @@ def precompile(
     return len(wanted)
 
 
+_compiled_calls: Derived[bool] = Derived()
+
+
 def compile_first(call: Call, key: tuple, plan: Callable[[], None]) -> None:
     """Compiles what a call launches before it launches anything, several kernels at once; `plan` does so once for each key."""
     components = call.layout.components
     if call.device.type != "cuda" or not components or collecting() or capturing(call.device):
         return
-    # A layout that is made at run time is a new one in each call: its form stands for it.
-    dynamic = components[0].dynamic
-    done: Any = forms_compiled if dynamic else components[0].cache
-    key = (*key, call.device, *map(_form, components)) if dynamic else key
-    if key not in done:
+
+    def compiled() -> bool:
         with compiling(call.device):
             plan()
-        done[key] = True
+        return True
+
+    if components[0].dynamic:  # a new layout in each call: its form stands for it
+        key = (*key, call.device, *map(_form, components))
+        if key not in forms_compiled:
+            forms_compiled[key] = compiled()
+    else:
+        _compiled_calls.get(components[0], key, compiled, HOST)  # on this thread, which collects the launches
 
 
 def _form(component: Component) -> tuple:

@@ -1,4 +1,4 @@
-"""What outlives a call is made where a CUDA graph's memory pool does not reach.
+"""What outlives a call: made where a CUDA graph's memory pool does not reach, and forgotten by one `clear_caches()`.
 
 While torch.compile warms up a CUDA graph, all that the running thread allocates comes from the graph's own pool, where nothing
 may stay but the graph's outputs. Layouts and work lists stay, so another thread makes them.
@@ -8,14 +8,43 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from threading import local
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 
 Made = TypeVar("Made")
+Function = TypeVar("Function", bound=Callable)
+_clears: list[Callable[[], None]] = []
 _thread: ThreadPoolExecutor | None = None
 _running = local()
+
+
+def cleared_by(clear: Function) -> Function:
+    """Has `clear_caches` call a function, which forgets what its module keeps."""
+    _clears.append(clear)
+    return clear
+
+
+def remembered(most: int) -> Callable[[Function], Function]:
+    """Keeps what a function returned for its `most` latest arguments, until `clear_caches`."""
+
+    def keep(function: Function) -> Function:
+        kept = lru_cache(maxsize=most)(function)
+        cleared_by(kept.cache_clear)
+        return cast(Function, kept)
+
+    return keep
+
+
+def clear_caches() -> None:
+    """Forgets all that is kept from call to call: layouts, dense masks, what was asked of patterns, compiled kernels.
+
+    What recorded CUDA graphs read stays. A pattern that is used again is compiled again.
+    """
+    for clear in _clears:
+        clear()
 
 
 class CaptureError(RuntimeError):

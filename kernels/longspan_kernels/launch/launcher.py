@@ -18,6 +18,8 @@ from typing import Any, TypeVar, cast
 
 import torch
 
+from longspan_kernels.launch.graphs import cleared_by, remembered
+
 DIRECT = os.environ.get("LONGSPAN_DIRECT_LAUNCH") != "0"
 MOST_THREADS = 16  # that compile at once, in each process of a node
 # What a profile of a device shows of Longspan's attention.
@@ -60,6 +62,7 @@ _ahead: dict[tuple, int] = {}  # kernels that are compiled and not launched yet,
 forms_compiled: dict[tuple, bool] = {}  # of calls by lists made at run time: their kernels are compiled
 
 
+@cleared_by
 def forget_kernels() -> None:
     """Has every kernel compiled anew, or read from Triton's disk cache, when it is launched next by a new plan."""
     for cache in (_stages, _compiled, _ahead, forms_compiled):
@@ -264,6 +267,23 @@ def on_its_device(function: Function) -> Function:
 def without_tma(choice: Launch) -> Launch:
     """The same launch where the copy engine cannot serve: addresses take registers of their own."""
     return replace(choice, by_tma=False, registers=None)
+
+
+def run_kernel(kernel: Any, programs: int, choice: Launch, *tensors: torch.Tensor | None, **numbers: Any) -> None:
+    """Launches a kernel on tensors, its first arguments; `numbers` are all others, by name.
+
+    The plan is kept by all that it depends on, for ops that have nothing of their own to keep plans with.
+    """
+    kinds = tuple(None if x is None else x.dtype for x in tensors)
+    device = next(x.device for x in tensors if x is not None)
+    _plan_of(kernel, programs, choice, device, kinds, tuple(numbers.items()))(*tensors)
+
+
+@remembered(4096)
+def _plan_of(
+    kernel: Any, programs: int, choice: Launch, device: torch.device, kinds: tuple, numbers: tuple[tuple[str, Any], ...]
+) -> Plan:
+    return Plan(kernel, programs, dict(numbers), choice)
 
 
 SMALL = Launch(4, 1)  # for kernels that only pass over rows

@@ -123,15 +123,13 @@ class Runner:
         self.out, self.lse = forward.triton_forward(self.q, self.k, self.v, first, scale=self.scale)
 
     def work(self, launch: Launch) -> Callable[[], tuple[Tensor, ...]]:
-        """A call of the kernel; it plans its launches on the first call, so plans of other candidates are dropped."""
-        caches: dict[int, dict] = {}
+        """A call of the kernel; it plans its launches on the first call, for components of its own."""
         if launch.tile not in self.layouts:
             self.layouts[launch.tile] = self.problem.layout(self.device, launch.tile)
         layout = self.layouts[launch.tile]
+        layout = replace(layout, components=[replace(component) for component in layout.components])  # launched anew
 
         def run() -> tuple[Tensor, ...]:
-            for number, component in enumerate(layout.components):
-                component.cache = caches.setdefault(number, {})
             with launched_as(**{self.problem.kernel: launch}):
                 return self._run(layout)
 

@@ -20,6 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from longspan_kernels.block_sparse.args import Call, Visits, alignment, index_stride, streamed, strides_of, visits_of
+from longspan_kernels.block_sparse.cache import Derived
 from longspan_kernels.block_sparse.layout import Component
 from longspan_kernels.block_sparse.triton.common import (
     BAND,
@@ -59,7 +60,6 @@ from longspan_kernels.block_sparse.triton.workspace import (
     orders_keys_by_head,
     tell_second,
 )
-from longspan_kernels.launch.graphs import made_outside_graphs
 from longspan_kernels.launch.launcher import SMALL, SPLIT_ROWS, Plan, without_tma
 
 
@@ -251,6 +251,9 @@ class _Columns:
     add: list[Plan]
 
 
+_planned: Derived[_Columns] = Derived()
+
+
 def gradients_of_keys(
     call: Call, component: Component, dout: Tensor, numbers: RowNumbers, dk: Tensor, dv: Tensor, workspace: Workspace | None,
     adding: bool,
@@ -259,11 +262,12 @@ def gradients_of_keys(
     if orders_keys_by_head(call, component):
         _of_each_head(call, component, dout, numbers, dk, dv, workspace)
         return
-    key = ("columns", adding, call.key, dout.stride(), dk.dtype)
-    columns = component.cache.get(key)
-    if columns is None:
-        columns = made_outside_graphs(lambda: _plan(call, component, dout, dk, dv, adding), call.device, not component.dynamic)
-        component.cache[key] = columns
+    columns = _planned.get(
+        component,
+        (adding, call.key, dout.stride(), dk.dtype),
+        lambda: _plan(call, component, dout, dk, dv, adding),
+        call.device,
+    )
     work = columns.work
     partial_k = partial_v = None if work.items is None or work.in_two else kept_as(dk, numbers.lse)
     if columns.partial is not None:

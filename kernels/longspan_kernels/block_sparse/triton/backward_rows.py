@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from longspan_kernels.block_sparse.args import Call, Visits, alignment, index_stride, streamed, strides_of, visits_of
+from longspan_kernels.block_sparse.cache import Derived
 from longspan_kernels.block_sparse.layout import Component
 from longspan_kernels.block_sparse.triton.common import (
     LOG2E,
@@ -44,7 +45,6 @@ from longspan_kernels.block_sparse.triton.configs import launch_of
 from longspan_kernels.block_sparse.triton.masks import dropout_keeps, dropout_rows, kept, masked
 from longspan_kernels.block_sparse.triton.schedule import Work
 from longspan_kernels.block_sparse.triton.workspace import BiasSums, RowNumbers, Workspace, add_rows, add_splits, row_work
-from longspan_kernels.launch.graphs import made_outside_graphs
 from longspan_kernels.launch.launcher import SMALL, SPLIT_ROWS, Plan, without_tma
 
 
@@ -185,19 +185,21 @@ class _Rows:
     add: Plan | None
 
 
+_planned: Derived[_Rows] = Derived()
+
+
 def gradient_of_queries(
     call: Call, component: Component, dout: Tensor, numbers: RowNumbers, dq: Tensor, sums: BiasSums | None,
     workspace: Workspace | None, merging: bool,
 ) -> None:  # fmt: skip
     """Writes what a component gives to dq, or adds it; partial results lie in the workspace."""
-    key = ("rows", merging, numbers.left, numbers.read, call.key, dout.stride(), numbers.out.stride(),
-           numbers.dlse is None, dq.dtype)  # fmt: skip
-    rows = component.cache.get(key)
-    if rows is None:
-        rows = made_outside_graphs(
-            lambda: _plan(call, component, dout, numbers, dq, sums, merging), call.device, not component.dynamic
-        )
-        component.cache[key] = rows
+    of_numbers = numbers.left, numbers.read, numbers.out.stride(), numbers.dlse is None
+    rows = _planned.get(
+        component,
+        (merging, call.key, dout.stride(), dq.dtype, *of_numbers),
+        lambda: _plan(call, component, dout, numbers, dq, sums, merging),
+        call.device,
+    )
     # As in the forward: listed rows that are not split take any address for partials.
     partial = None if rows.work.items is None else numbers.lse
     if rows.partial is not None:

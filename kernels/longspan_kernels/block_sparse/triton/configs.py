@@ -12,14 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from longspan_kernels.block_sparse.args import has_bits, stepped, width_of
+from longspan_kernels.block_sparse.cache import Derived
 from longspan_kernels.block_sparse.layout import Component
 from longspan_kernels.block_sparse.planner import Tiling
+from longspan_kernels.launch.graphs import remembered
 from longspan_kernels.launch.launcher import Launch
 
 Table = dict[tuple[str, int, str], Launch]
@@ -96,6 +97,7 @@ def fitting(block: int, of: int | None) -> int:
     return max(SMALLEST, min(block, of & -of))
 
 
+@remembered(1024)
 def tilings(
     head_dim: int, dtype: torch.dtype, device_capability: tuple[int, int] = (9, 0), granularity: int | None = None,
     bias_block: int = 0,
@@ -129,7 +131,7 @@ def _side(head_dim: int, dtype: torch.dtype, budget: int, granularity: int | Non
     return Tiling(block, block, sizes=sizes, one_pass=bias_block > 0)
 
 
-@lru_cache(maxsize=16)
+@remembered(16)
 def _major(device: torch.device) -> int:
     return torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 0
 
@@ -147,13 +149,14 @@ def wide_tiling(
 
 
 _chosen: dict[str, Launch] = {}
+_typical: Derived[float] = Derived()
 
 
 @contextmanager
 def launched_as(**kernels: Launch) -> Iterator[None]:
     """Launches the kernels named in another way than the table says: launched_as(forward=Launch(8, 3)).
 
-    Compiled layouts keep how they were launched: give them new ones, or clear the `cache` of their components.
+    Components keep how they were launched: give new ones (a copy of a component is new).
     """
     before = dict(_chosen)
     _chosen.update(kernels)
@@ -188,10 +191,12 @@ def _typical_line(component: Component) -> float:
     lists = component.rows
     if component.dynamic:  # nothing may wait for the device
         return len(lists.index) / max(1, lists.start.numel())
-    if "typical line" not in component.cache:
+
+    def median() -> float:
         visited = lists.count[lists.count > 0]
-        component.cache["typical line"] = float(visited.median()) if len(visited) else 0.0
-    return component.cache["typical line"]
+        return float(visited.median()) if len(visited) else 0.0
+
+    return _typical.get(component, (), median)
 
 
 def launch_of(kernel: str, q: Tensor, component: Component, device: torch.device | None = None) -> Launch:

@@ -27,6 +27,7 @@ from longspan_kernels.block_sparse.args import (
     strides_of,
     visits_of,
 )
+from longspan_kernels.block_sparse.cache import Derived
 from longspan_kernels.block_sparse.layout import Component, Layout
 from longspan_kernels.block_sparse.precompile import compile_first, plan_call
 from longspan_kernels.block_sparse.triton.common import (
@@ -55,7 +56,6 @@ from longspan_kernels.block_sparse.triton.common import (
 from longspan_kernels.block_sparse.triton.configs import launch_of
 from longspan_kernels.block_sparse.triton.masks import dropout_keeps, dropout_rows, kept, masked
 from longspan_kernels.block_sparse.triton.schedule import Work, work_of
-from longspan_kernels.launch.graphs import made_outside_graphs
 from longspan_kernels.launch.launcher import (
     SMALL,
     SPLIT_ROWS,
@@ -334,12 +334,11 @@ class _Rows:
     by_tma: bool
 
 
+_planned: Derived[_Rows] = Derived()
+
+
 def _component(call: Call, component: Component, out: Tensor, lse: Tensor, merging: bool) -> None:
-    key = ("forward", merging, call.key)
-    rows = component.cache.get(key)
-    if rows is None:
-        rows = made_outside_graphs(lambda: _plan(call, component, out, merging), call.device, not component.dynamic)
-        component.cache[key] = rows
+    rows = _planned.get(component, (merging, call.key), lambda: _plan(call, component, out, merging), call.device)
     # Listed rows may be split at one length and not at another: the kernel is the same, and takes any address for no partials.
     partial = partial_lse = None if rows.work.items is None else lse
     if rows.partial is not None:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from longspan_kernels.block_sparse.layout import Component, Lists
+from longspan_kernels.block_sparse.cache import Derived
+from longspan_kernels.block_sparse.layout import Component, Lists, pack_bits
 
 SHORTEST_SPLIT = 8  # entries; less is not worth a partial result
 EVEN = 1.5  # longest tile row over the mean, up to which the order does not matter
@@ -60,6 +61,12 @@ class Work:
         return (self.tile_rows if self.items is None else len(self.items)) * batch
 
 
+_works: Derived[Work] = Derived()
+_records: Derived[Tensor] = Derived()
+_details: Derived[Tensor] = Derived()
+_packed: Derived[Tensor] = Derived()
+
+
 def processors(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).multi_processor_count
@@ -82,12 +89,14 @@ def work_of(
     if component.dynamic:
         return Work(tile_rows * heads)
     # The share of one processor decides how long a part may be; rounded, so that batch sizes share schedules.
-    key = ("work", name, share, (batch - 1).bit_length(), everything, in_two, whole)
-    if key not in component.cache:
+    rounded = 1 << (batch - 1).bit_length()
+
+    def make() -> Work:
         groups = component.group.view(heads, share)
         side = component.block_q if name == "rows" else component.block_k
-        component.cache[key] = _schedule(lists, name, groups, 1 << key[3], everything, in_two, whole, side)
-    return component.cache[key]
+        return _schedule(lists, name, groups, rounded, everything, in_two, whole, side)
+
+    return _works.get(component, (name, share, rounded, everything, in_two, whole), make)
 
 
 def _schedule(
@@ -159,28 +168,35 @@ def packed_records(component: Component, name: str) -> Tensor:
     Its first entry, the first masked one, the first bit-masked one, the end, the tile of the first entry, and three places that
     only lists of items use.
     """
-    key = ("records", name)
-    if key not in component.cache:
+
+    def make() -> Tensor:
         lists: Lists = getattr(component, name)
         start = lists.start.flatten()
         masked = start + lists.full.flatten()
         bits = masked + lists.band.flatten()
         tile = lists.index[start.clamp(max=len(lists.index) - 1).long()] if len(lists.index) else start
         record = [start, masked, bits, start + lists.count.flatten(), tile, start, start, start]
-        component.cache[key] = torch.stack(record, -1).contiguous()
-    return component.cache[key]
+        return torch.stack(record, -1).contiguous()
+
+    return _records.get(component, name, make)
 
 
 def entry_details(component: Component, name: str) -> Tensor | None:
-    """[entries] int32: the four bounds of a band, a byte each (tile_math.band_keeps), else the number of the mask; None where
+    """[entries] int32: the four bounds of a band, a byte each (masks.band_keeps), else the number of the mask; None where
     all are full."""
     if component.dynamic or len(component.masks) == 0:
         return None
-    key = ("details", name)
-    if key not in component.cache:
+
+    def make() -> Tensor:
         lo, hi, last_m, last_n = component.band.int().unbind(1)
         number = torch.arange(len(lo), dtype=torch.int32, device=lo.device)
         bounds = (lo << 24) | ((hi & 0xFF) << 16) | (last_m << 8) | last_n
         detail = torch.where(number < component.bands, bounds, number)
-        component.cache[key] = detail[getattr(component, name).kind.clamp(min=0).long()]
-    return component.cache[key]
+        return detail[getattr(component, name).kind.clamp(min=0).long()]
+
+    return _details.get(component, name, make)
+
+
+def packed_masks(component: Component) -> Tensor:
+    """[M, block_q, ceil(block_k / 32)] int32: bit n % 32 of word n // 32 is place n of the key block."""
+    return _packed.get(component, (), lambda: pack_bits(component.masks))

@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from longspan_kernels.block_sparse.args import Call, alignment, width_of
+from longspan_kernels.block_sparse.cache import Derived
 from longspan_kernels.block_sparse.layout import Component, Layout
 from longspan_kernels.block_sparse.triton.common import (
     LOG2E,
@@ -32,7 +33,7 @@ from longspan_kernels.block_sparse.triton.common import (
 )
 from longspan_kernels.block_sparse.triton.configs import lines_of
 from longspan_kernels.block_sparse.triton.schedule import Work, work_of
-from longspan_kernels.launch.graphs import capturing, made_outside_graphs
+from longspan_kernels.launch.graphs import capturing
 from longspan_kernels.launch.launcher import SMALL, Plan
 
 PREPARED_AT_ONCE = 64  # rows a program
@@ -202,6 +203,12 @@ class RowPointers(NamedTuple):
     DLSE: Tensor | None
 
 
+_whole_columns: Derived[bool] = Derived()
+_listed_rows: Derived[bool] = Derived()
+_prepare_plans: Derived[Plan] = Derived()
+_flags: Derived[Tensor] = Derived()
+
+
 def rows_go_first(call: Call, layout: Layout, by_columns: list[Component]) -> bool:
     """Whether every row is visited, and no tile column is split, whose partial results would take memory of their own."""
     if not layout.covered or not by_columns or in_pairs(call, by_columns):
@@ -211,10 +218,7 @@ def rows_go_first(call: Call, layout: Layout, by_columns: list[Component]) -> bo
         works = (column_work(call, component, adds_up(number, component)) for number, component in enumerate(by_columns))
         return not any(work.partials for work in works) and not any(orders_keys_by_head(call, c) for c in by_columns)
 
-    cache, key = by_columns[0].cache, ("rows go first", call.key)
-    if key not in cache:
-        cache[key] = made_outside_graphs(whole_columns, call.device, not by_columns[0].dynamic)
-    return cache[key]
+    return _whole_columns.get(by_columns[0], call.key, whole_columns, call.device)
 
 
 def in_pairs(call: Call, by_columns: list[Component]) -> bool:
@@ -232,10 +236,7 @@ def rows_are_listed(call: Call) -> bool:
     def any_list() -> bool:
         return any(row_work(call, component).items is not None for component in components)
 
-    cache, key = components[0].cache, ("listed", call.key)
-    if key not in cache:
-        cache[key] = made_outside_graphs(any_list, call.device)
-    return cache[key]
+    return _listed_rows.get(components[0], call.key, any_list, call.device)
 
 
 def row_work(call: Call, component: Component) -> Work:
@@ -288,16 +289,18 @@ def prepare(call: Call, dout: Tensor, numbers: RowNumbers) -> None:
     """Writes -delta [B, H, Tq]."""
     out, dlse = numbers.out, numbers.dlse
     B, H, Tq, D = out.shape
-    cache = call.layout.components[0].cache if call.layout.components else {}
-    key = ("prepare", call.key, dout.stride(), out.stride(), dlse is None, numbers.pairs is None)
-    plan = cache.get(key)
-    if plan is None:
+
+    def planned() -> Plan:
         (o_b, o_h, o_t, _), (do_b, do_h, do_t, _) = out.stride(), dout.stride()
         tile_rows = -(-Tq // PREPARED_AT_ONCE)
-        plan = cache[key] = Plan(prepare_rows, tile_rows * B * H, {
+        return Plan(prepare_rows, tile_rows * B * H, {
             "o_b": o_b, "o_h": o_h, "o_t": o_t, "do_b": do_b, "do_h": do_h, "do_t": do_t, "q_len": Tq, "heads": H,
             "tile_rows": tile_rows, "D": D, "BD": width_of(D), "BM": PREPARED_AT_ONCE, "ALIGN": alignment(D, out, dout),
         }, SMALL)  # fmt: skip
+
+    components = call.layout.components
+    key = (call.key, dout.stride(), out.stride(), dlse is None, numbers.pairs is None)
+    plan = _prepare_plans.get(components[0], key, planned, call.device) if components else planned()
     plan(out, dout, numbers.lse, dlse, numbers.minus_delta, numbers.pairs)
 
 
@@ -316,10 +319,8 @@ def flags_of(work: Work, call: Call, component: Component) -> Tensor | None:
     if capturing(device):
         return torch.zeros(count, dtype=torch.int32, device=device)  # the graph's own, wherever it is replayed
     # Every launch leaves them at 0, and launches on one stream come one after another.
-    key = ("flags", count, torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0)
-    if key not in component.cache:
-        component.cache[key] = made_outside_graphs(lambda: torch.zeros(count, dtype=torch.int32, device=device), device)
-    return component.cache[key]
+    key = (count, torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0)
+    return _flags.get(component, key, lambda: torch.zeros(count, dtype=torch.int32, device=device), device)
 
 
 class BiasSums:

@@ -5,39 +5,18 @@ Legend: B batch, H heads, T tokens, D width of q and k, Dv width of v, n segment
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from longspan_kernels.launch.launcher import Launch, Plan, on_its_device
+from longspan_kernels.launch.launcher import Launch, on_its_device, run_kernel
 from longspan_kernels.linear.chunked import without_ends
 from longspan_kernels.linear.triton.configs import LEAST_CHUNKS, PROGRAMS, tile_for
 from longspan_kernels.linear.triton.kernels import attend_segments, carry_states, segment_states
 
 CARRY = Launch(4, 2)
 CARRY_BLOCK = 1024
-MOST_PLANS = 4096
-_plans: dict[tuple, Plan] = {}
-
-
-def clear_plans() -> None:
-    """Forgets how calls were launched."""
-    _plans.clear()
-
-
-def launch(kernel: Any, programs: int, tensors: Sequence[Tensor | None], numbers: dict[str, Any], choice: Launch) -> None:
-    """Runs a kernel on tensors whose last stride is 1; a call like one before goes directly to the compiled kernel."""
-    device = next(t.device for t in tensors if t is not None)
-    kinds = tuple(None if t is None else t.dtype for t in tensors)
-    key = (kernel, device, programs, kinds, tuple(numbers.values()), choice)
-    plan = _plans.get(key)
-    if plan is None:
-        if len(_plans) >= MOST_PLANS:
-            _plans.clear()
-        plan = _plans[key] = Plan(kernel, programs, numbers, choice)
-    plan(*tensors)
 
 
 def ready(x: Tensor) -> Tensor:
@@ -119,11 +98,11 @@ class Call:
         }  # fmt: skip
         programs = BH * self.segments * -(-D // BX) * -(-Dv // tile.columns)
         tensors = (y, z, states, kept, self.log_decay, self.runs, self.lengths)
-        launch(segment_states, programs, tensors, _in_order(segment_states, numbers, len(tensors)), tile.launch)
+        run_kernel(segment_states, programs, tile.launch, *tensors, **numbers)
         start = None if start is None else start.float().contiguous()
         block = min(CARRY_BLOCK, rounded(D * Dv))
         numbers = {"segments": self.segments, "SIZE": D * Dv, "BLOCK": block, "REVERSE": reverse}
-        launch(carry_states, BH * -(-D * Dv // block), (states, kept, start), numbers, CARRY)
+        run_kernel(carry_states, BH * -(-D * Dv // block), CARRY, states, kept, start, **numbers)
         return states
 
     def carried(self, states: Tensor | None, only: Tensor | None) -> Tensor | None:
@@ -155,12 +134,8 @@ class Call:
         }  # fmt: skip
         tensors = (x, y, z, out, carried, other, dots, self.log_decay, self.runs, self.lengths)
         programs = self.B * self.H * self.segments * z_tiles
-        launch(attend_segments, programs, tensors, _in_order(attend_segments, numbers, len(tensors)), tile.launch)
+        run_kernel(attend_segments, programs, tile.launch, *tensors, **numbers)
         return out, None if dots is None else dots.sum(0)
-
-
-def _in_order(kernel: Any, numbers: dict[str, Any], tensors: int) -> dict[str, Any]:
-    return {name: numbers[name] for name in kernel.arg_names[tensors:]}
 
 
 @on_its_device

@@ -13,11 +13,10 @@ import triton.language as tl
 from torch import Tensor
 
 from longspan_kernels.block_sparse.args import from_16_bytes, width_of
-from longspan_kernels.launch.launcher import Launch, on_its_device
+from longspan_kernels.launch.launcher import Launch, on_its_device, run_kernel
 from longspan_kernels.selected.triton.call_layout import by_rows, in_units
 from longspan_kernels.selected.triton.choose_kernels import none_yet, with_chunk
 from longspan_kernels.selected.triton.common import LOG2E, elements, of_row, rows_at, tokens_of
-from longspan_kernels.selected.triton.planned import planned
 
 VARYING = ["q_b", "q_h", "q_t", "length", "compressed", "tiles", "kv_heads"]
 
@@ -116,5 +115,5 @@ def triton_choose_important(
         "G": H // Hkv, "D": D, "BD": width_of(D), "BM": rows, "BN": 32, "N": picks - 1, "SIZE": block_size,
         "SPAN": compressed_block // stride, "STRIDES": block_size // stride, "CAUSAL": causal,
     }  # fmt: skip
-    planned(choose_by_importance, tiles * B * Hkv, Launch(4, 2), q, keys, lse, lengths, out, **numbers)
+    run_kernel(choose_by_importance, tiles * B * Hkv, Launch(4, 2), q, keys, lse, lengths, out, **numbers)
     return out

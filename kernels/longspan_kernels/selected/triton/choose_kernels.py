@@ -13,8 +13,6 @@ tokens a block, SHARE query heads a key head, PARTS the bfloat16 numbers whose s
 # mypy: disable-error-code="assignment"
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 import triton
 import triton.language as tl
@@ -23,8 +21,8 @@ from torch import Tensor
 from longspan_kernels.block_sparse.args import alignment, from_16_bytes, readable, width_of
 from longspan_kernels.block_sparse.triton.common import end_of
 from longspan_kernels.block_sparse.triton.configs import SMALLEST, shared_memory
-from longspan_kernels.launch.launcher import SMALL, Launch, on_its_device
-from longspan_kernels.selected.triton.planned import planned
+from longspan_kernels.launch.graphs import remembered
+from longspan_kernels.launch.launcher import SMALL, Launch, on_its_device, run_kernel
 
 PARTS = {torch.bfloat16: 1, torch.float16: 2, torch.float32: 3}  # bfloat16 numbers, 8 bits each, that hold one of a dtype
 CANDIDATES = 64  # scored at a time
@@ -220,7 +218,7 @@ def triton_choose(q: Tensor, means: Tensor, lengths: Tensor | None, picks: int, 
         "PARTS": PARTS[q.dtype], "CAUSAL": causal, "ALIGN": alignment(D, q), "INTERPRETED": not q.is_cuda,
     }  # fmt: skip
     launch = Launch(8 if block_q == 128 else 4, 2, registers=registers)
-    planned(choose_by_means, lines * B * H, launch, q, split, lengths, out, **numbers)
+    run_kernel(choose_by_means, lines * B * H, launch, q, split, lengths, out, **numbers)
     return out
 
 
@@ -239,7 +237,7 @@ def triton_choose_scored(
         "s_b": s_b, "s_h": s_h, "s_t": s_t, "q_len": length, "rows": rows, "first_row": first_row, "blocks": blocks,
         "owners": H, "batch": B, "BM": block_q, "BN": CANDIDATES, "N": picks, "SIZE": block_size, "CAUSAL": causal,
     }  # fmt: skip
-    planned(choose_by_scores, -(-rows // block_q) * B * H, SMALL, scores, lengths, out, **numbers)
+    run_kernel(choose_by_scores, -(-rows // block_q) * B * H, SMALL, scores, lengths, out, **numbers)
     return out
 
 
@@ -267,6 +265,6 @@ def tile_of(q: Tensor) -> tuple[int, int]:
     return block_q, block_n
 
 
-@lru_cache(maxsize=16)
+@remembered(16)
 def capability_of(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)

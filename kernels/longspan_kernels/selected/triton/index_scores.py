@@ -12,9 +12,8 @@ from torch import Tensor
 
 from longspan_kernels.block_sparse.args import from_16_bytes, width_of
 from longspan_kernels.block_sparse.triton.common import interprets_bfloat16
-from longspan_kernels.launch.launcher import Launch, on_its_device
+from longspan_kernels.launch.launcher import Launch, on_its_device, run_kernel
 from longspan_kernels.selected.triton.common import of_row, rows_at
-from longspan_kernels.selected.triton.planned import planned
 
 
 @triton.jit(do_not_specialize=["rows", "keys", "tiles"])
@@ -69,7 +68,7 @@ def triton_compact(scores: Tensor, least: Tensor, equals: Tensor, out: Tensor) -
     numbers = {"keys": keys, "width": out.shape[1], "out_row": out.stride(0), "BN": 1024}
     aligned = out if out.data_ptr() % 16 == 0 else out.clone()
     tensors = (scores, from_16_bytes(least), from_16_bytes(equals), aligned)
-    planned(compact_best, rows, Launch(4, 1), *tensors, **numbers)
+    run_kernel(compact_best, rows, Launch(4, 1), *tensors, **numbers)
     if aligned is not out:
         out.copy_(aligned)
 
@@ -86,5 +85,5 @@ def triton_index_scores(queries: Tensor, keys: Tensor, weights: Tensor) -> Tenso
     tiles = -(-C // side)
     numbers = {"rows": C, "keys": S, "tiles": tiles, "J": J, "E": E, "BE": width_of(E), "BM": side, "BN": side}
     launch = Launch(8 if side > 32 else 4, 2)
-    planned(index_scores, tiles * -(-S // side), launch, queries, keys, weights, out, **numbers)
+    run_kernel(index_scores, tiles * -(-S // side), launch, queries, keys, weights, out, **numbers)
     return out

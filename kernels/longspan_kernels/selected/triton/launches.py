@@ -7,12 +7,13 @@ heads, T tokens, n picks a query, R = T * n entries of a line, nb blocks.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from longspan_kernels.block_sparse.args import width_of
+from longspan_kernels.launch.graphs import remembered
 from longspan_kernels.launch.launcher import Launch, Plan
 from longspan_kernels.selected.options import Selection
 from longspan_kernels.selected.triton import configs
@@ -246,6 +247,6 @@ class Launches:
         return {given: Plan(row_numbers, tiles * s.batch * s.heads, numbers, configs.MERGE) for given in (False, True)}
 
 
-@lru_cache(maxsize=256)
+@remembered(256)
 def launches_of(shape: Shape) -> Launches:
     return Launches(shape)

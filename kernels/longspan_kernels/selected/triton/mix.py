@@ -12,9 +12,8 @@ from torch import Tensor
 
 from longspan_kernels.block_sparse.args import from_16_bytes, width_of
 from longspan_kernels.block_sparse.triton.common import interprets_bfloat16
-from longspan_kernels.launch.launcher import Launch, on_its_device
+from longspan_kernels.launch.launcher import Launch, on_its_device, run_kernel
 from longspan_kernels.selected.triton.common import of_row, rows_at, store_rows
-from longspan_kernels.selected.triton.planned import planned
 
 ROWS = 32  # of a program
 
@@ -53,7 +52,7 @@ def triton_gated_sum(gates: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     gates, a, b, c = (from_16_bytes(x.contiguous()) for x in (gates, a, b, c))
     out, rows = torch.empty_like(a), a.numel() // a.shape[-1]
     programs, D = -(-rows // ROWS), a.shape[-1]
-    planned(add_gated, programs, Launch(4, 1), gates, a, b, c, out, rows=rows, D=D, BD=width_of(D), BM=ROWS)
+    run_kernel(add_gated, programs, Launch(4, 1), gates, a, b, c, out, rows=rows, D=D, BD=width_of(D), BM=ROWS)
     return out
 
 
@@ -68,6 +67,6 @@ def triton_gated_sum_backward(
     tensors = [from_16_bytes(x.contiguous()) for x in (dout, gates, a, b, c)]
     dgates, da, db, dc = (torch.empty_like(x) for x in tensors[1:])
     rows, D = a.numel() // a.shape[-1], a.shape[-1]
-    planned(differentiate_gated, -(-rows // ROWS), Launch(4, 1), *tensors, dgates, da, db, dc, rows=rows, D=D, BD=width_of(D),
-            BM=ROWS)  # fmt: skip
+    numbers = {"rows": rows, "D": D, "BD": width_of(D), "BM": ROWS}
+    run_kernel(differentiate_gated, -(-rows // ROWS), Launch(4, 1), *tensors, dgates, da, db, dc, **numbers)
     return dgates, da, db, dc

@@ -5,23 +5,21 @@ Legend: B batch, H heads, Hkv key/value heads, T tokens, D head width, n picks a
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor
 
 from longspan_kernels.block_sparse.args import from_16_bytes, width_of
 from longspan_kernels.block_sparse.triton.common import interprets_bfloat16
-from longspan_kernels.launch.launcher import Launch, on_its_device
+from longspan_kernels.launch.graphs import remembered
+from longspan_kernels.launch.launcher import Launch, on_its_device, run_kernel
 from longspan_kernels.selected.lists import queries_of_blocks
 from longspan_kernels.selected.triton import configs
 from longspan_kernels.selected.triton.backward_kernels import row_numbers
 from longspan_kernels.selected.triton.call_layout import in_units, laid_out, like_queries
-from longspan_kernels.selected.triton.planned import planned
 from longspan_kernels.selected.triton.token_kernels import add_tokens, attend_tokens, differentiate_tokens
 
 
-@lru_cache(maxsize=256)
+@remembered(256)
 def _numbers(batch, heads, kv_heads, length, width, picks, scale, q_strides, kv_strides) -> dict:
     """What kernels over queries are told."""
     group = heads // kv_heads
@@ -45,7 +43,7 @@ def triton_tokens_forward(q: Tensor, k: Tensor, v: Tensor, picks: Tensor, scale:
     numbers = _numbers(B, H, Hkv, T, D, picks.shape[2], scale, in_units(q), in_units(k))
     tile = configs.tokens_tile(D, q.dtype.itemsize)
     picks = from_16_bytes(picks.contiguous())
-    planned(attend_tokens, B * Hkv * T, tile.launch, q, k, v, picks, out, lse, BN=tile.keys, **numbers)
+    run_kernel(attend_tokens, B * Hkv * T, tile.launch, q, k, v, picks, out, lse, BN=tile.keys, **numbers)
     return out, lse
 
 
@@ -64,7 +62,7 @@ def triton_tokens_backward(
     rows = torch.empty((*lse.shape, 2), dtype=torch.float32, device=q.device)
     tiles = -(-T // 64)
     strides = dict(zip(("do_b", "do_h", "do_t"), in_units(q), strict=True))
-    planned(row_numbers, tiles * B * H, configs.MERGE, out, dout, lse, None, rows, length=T, tiles=tiles, HEADS=H, D=D,
+    run_kernel(row_numbers, tiles * B * H, configs.MERGE, out, dout, lse, None, rows, length=T, tiles=tiles, HEADS=H, D=D,
             BD=width_of(D), BM=64, **strides)  # fmt: skip
     numbers = _numbers(B, H, Hkv, T, D, n, scale, in_units(q), in_units(k))
     row_bytes = B * Hkv * n * D * 2 * q.dtype.itemsize
@@ -75,12 +73,12 @@ def triton_tokens_backward(
     part_k, part_v = (torch.empty(B * Hkv * chunk * n * D, dtype=q.dtype, device=q.device) for _ in range(2))
     tile = configs.tokens_tile(D, q.dtype.itemsize)
     for start in range(0, T, chunk):
-        planned(differentiate_tokens, B * Hkv * chunk, tile.launch, q, k, v, dout, rows, picks, dq, part_k, part_v,
+        run_kernel(differentiate_tokens, B * Hkv * chunk, tile.launch, q, k, v, dout, rows, picks, dq, part_k, part_v,
                 start=start, chunk=chunk, BN=tile.keys, **numbers)  # fmt: skip
         here = picks[:, start : start + chunk]
         if here.shape[1] < chunk:
             here = torch.nn.functional.pad(here, (0, 0, 0, chunk - here.shape[1]), value=-1)
         order, first = queries_of_blocks(here[:, None], None, T)
-        planned(add_tokens, B * Hkv * T, Launch(1, 1), part_k, part_v, order, first, dk, dv, length=T, kv_heads=Hkv,
+        run_kernel(add_tokens, B * Hkv * T, Launch(1, 1), part_k, part_v, order, first, dk, dv, length=T, kv_heads=Hkv,
                 chunk=chunk, n=n, D=D, BD=width_of(D), BN=16, ADD=start > 0)  # fmt: skip
     return dq, dk.to(k.dtype), dv.to(v.dtype)
