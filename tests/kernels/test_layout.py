@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from longspan_kernels.block_sparse import layout as layout_module
 from longspan_kernels.block_sparse.block_rules import BlockBand, BlockLists
 from longspan_kernels.block_sparse.planner import Tiling, compile_layout
-from longspan_kernels.block_sparse.rules import And, Band, Congruent, Everything, Keys, KeysPeriodic, Or, Queries
+from longspan_kernels.block_sparse.rules import And, Band, Congruent, Everything, Keys, KeysPeriodic, Or, Queries, Rule
 
 
 def counted(layout, which: str) -> torch.Tensor:
@@ -136,3 +136,17 @@ def test_everything_swallows_the_rest():
     layout = compile_layout([((0,), Or(Everything(), Congruent(3), Band(0, 5)))], 100, 100, 1, Tiling(32, 32))
     assert [c.order for c in layout.components] == ["natural"]
     assert layout.live_pairs == 100 * 100
+
+
+def test_a_rule_that_forgets_an_answer_cannot_be_made():
+    """Compilers ask every rule; one that leaves a question out would be planned by a guess."""
+
+    class Halved(Rule):
+        def live(self, h, i, j):
+            return j * 2 <= i
+
+        def signature(self, h, i0, j0, q, k):
+            return None
+
+    with pytest.raises(TypeError, match="traits"):
+        Halved()

@@ -17,7 +17,7 @@ from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
 from longspan.patterns import BigBird, Fixed, Full, Local, Longformer, Pattern, Strided
-from longspan_kernels.block_sparse.planner import compile_layout, granularity
+from longspan_kernels.block_sparse.planner import compile_layout
 from longspan_kernels.block_sparse.triton import configs, schedule
 from longspan_kernels.block_sparse.triton.backward import triton_backward
 from longspan_kernels.block_sparse.triton.forward import triton_forward
@@ -89,7 +89,7 @@ def main(capability: int, cases: int = len(CASES)) -> None:
     schedule.processors = lambda device: 132
     for pattern, causal, width, dtype in CASES[:cases]:
         rules = pattern.head_rules(LENGTH, LENGTH, HEADS, causal, torch.device("cpu"))
-        blocks = min(filter(None, (granularity(rule) for _, rule in rules)), default=None)
+        blocks = min(filter(None, (rule.traits().block for _, rule in rules)), default=None)
         tiles = configs.tilings(width, dtype, (capability // 10, capability % 10), blocks)
         first, second = (compile_layout(rules, LENGTH, LENGTH, HEADS, tiling, "cpu") for tiling in tiles)
         q, k, v, dout = (torch.zeros(1, HEADS, LENGTH, width, dtype=dtype) for _ in range(4))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 import torch
 from torch import Tensor
 
 from longspan_kernels.block_sparse.grid import Tiles, band_pairs, check_tile_count, pairs_in_band, unique_pairs
-from longspan_kernels.block_sparse.rules import Pairs, Rule, tighten
+from longspan_kernels.block_sparse.rules import Pairs, Rule, Traits, tighten
 
 MAX_SIGNATURE_BLOCKS = 256
 
@@ -46,14 +48,18 @@ class BlockBand(Rule):
     def tiles(self, h, q, k, lo, hi):
         return band_pairs(q, k, *tighten((lo, hi), self.band()))
 
+    def traits(self):
+        return Traits(grows=False, fills=False, listed=False, block=self.size)
+
 
 class BlockRule(Rule):
     """Whole blocks of `block_size`, given by membership of (query block, key block)."""
 
     block_size: int
 
+    @abstractmethod
     def contains(self, h: Tensor | int, qb: Tensor, kb: Tensor) -> Tensor:
-        raise NotImplementedError
+        """Whether pairs of (query block, key block) are kept."""
 
     def live(self, h, i, j):
         return self.contains(h, i // self.block_size, j // self.block_size)
@@ -77,9 +83,12 @@ class BlockRule(Rule):
                     word, used = torch.zeros_like(i0), 0
         return [*columns, word]
 
+    @abstractmethod
     def block_pairs(self, h: int, device: torch.device) -> Pairs:
         """All (query block, key block) of one head."""
-        raise NotImplementedError
+
+    def traits(self):
+        return Traits(grows=False, fills=False, listed=True, block=self.block_size)
 
     def tiles(self, h, q, k, lo, hi):
         if not (q.natural and k.natural):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from longspan_kernels.block_sparse.layout import Component, Layout
-from longspan_kernels.block_sparse.planner import Tiling, compile_layout, dense, granularity
+from longspan_kernels.block_sparse.planner import Tiling, compile_layout, dense
 from longspan_kernels.block_sparse.registry import lookup, state_of
 from longspan_kernels.launch.graphs import capturing, cleared_by, made_outside_graphs, remembered
 
@@ -104,7 +104,7 @@ def clear_layouts() -> None:
 def block_size_of(key: str, heads: int, causal: bool) -> int | None:
     """The side of the blocks that a pattern speaks of: the smallest one, or None where it knows no blocks."""
     groups = lookup(key).head_rules(PROBE, PROBE, heads, causal, HOST)
-    known = [size for _, rule in groups if (size := granularity(rule)) is not None]
+    known = [size for _, rule in groups if (size := rule.traits().block) is not None]
     return min(known) if known else None
 
 

@@ -5,6 +5,7 @@ Legend: a tile is `block` consecutive places of an order; a place holds an origi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 PAD = -(1 << 40)  # no token; negative positions are real where Tq > Tk
 FAR = 1 << 38  # beyond any distance between positions
+INSIDE, OUTSIDE = -(1 << 41), -(1 << 42)  # below any position
 MOST_TILES = 40_000_000  # of one component; compiling takes about 150 bytes for each
 
 
@@ -76,6 +78,102 @@ class Tiles:
             return None
         flat = self.positions.flatten()
         return torch.where(flat == PAD, -1, flat - origin).int()
+
+
+class PositionSet:
+    """Half-open position ranges, sorted and disjoint, kept as tensors for look-ups on any device."""
+
+    def __init__(self, ranges: Sequence[tuple[int, int]]):
+        merged: list[list[int]] = []
+        for start, stop in sorted((a, b) for a, b in ranges if b > a):
+            if merged and start <= merged[-1][1]:
+                merged[-1][1] = max(merged[-1][1], stop)
+            else:
+                merged.append([start, stop])
+        self.ranges = tuple((a, b) for a, b in merged)
+        self._on: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    def _edges(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        if device not in self._on:
+            starts = torch.tensor([a for a, _ in self.ranges], dtype=torch.int64, device=device)
+            stops = torch.tensor([b for _, b in self.ranges], dtype=torch.int64, device=device)
+            self._on[device] = starts, stops
+        return self._on[device]
+
+    def contains(self, x: Tensor) -> Tensor:
+        starts, stops = self._edges(x.device)
+        return torch.searchsorted(starts, x.contiguous(), right=True) > torch.searchsorted(stops, x.contiguous(), right=True)
+
+    def touches(self, first: Tensor, last: Tensor) -> Tensor:
+        """Whether any position of the set lies in [first, last]."""
+        starts, stops = self._edges(first.device)
+        return torch.searchsorted(starts, last.contiguous(), right=True) > torch.searchsorted(
+            stops, first.contiguous(), right=True
+        )
+
+    def positions(self, lo: int, hi: int, device: torch.device) -> Tensor:
+        """The members in [lo, hi), ascending."""
+        parts = [torch.arange(max(a, lo), min(b, hi), device=device) for a, b in self.ranges if max(a, lo) < min(b, hi)]
+        return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64, device=device)
+
+    def signature(self, x0: Tensor, span: int) -> list[Tensor]:
+        # A tile that touches no range, or lies inside one, looks like every other such tile.
+        touched = self.touches(x0, x0 + span)
+        starts, stops = self._edges(x0.device)
+        inside = torch.searchsorted(starts, x0.contiguous(), right=True) > torch.searchsorted(
+            stops, (x0 + span).contiguous(), right=True
+        )
+        seen = torch.where(inside, torch.full_like(x0, INSIDE), x0)
+        return [torch.where(touched, seen, torch.full_like(x0, OUTSIDE))]
+
+
+def equal_steps(ranges: Sequence[tuple[int, int]]) -> tuple[int, int, int, int] | None:
+    """(step, run, first, count) of ascending ranges that have equal lengths and distances; None for others, and for one."""
+    if len(ranges) < 2:
+        return None
+    (first, stop), (second, _) = ranges[:2]
+    step, run = second - first, stop - first
+    if step <= run:
+        return None
+    even = all(start == first + n * step and end == start + run for n, (start, end) in enumerate(ranges))
+    return (step, run, first, len(ranges)) if even else None
+
+
+@dataclass(frozen=True)
+class Order:
+    """A token order: kind, its stride or the atom whose positions are gathered."""
+
+    kind: str
+    stride: int = 0
+    size: int = 0
+    positions: tuple[tuple[int, int], ...] = ()
+    steps: tuple[int, int, int, int] | None = None  # of the positions at any length: see equal_steps
+
+    def positions_in(self, lo: int, hi: int, device: torch.device) -> Tensor:
+        """The gathered positions in [lo, hi), ascending."""
+        if self.stride:
+            place = torch.arange(lo, hi, device=device)
+            return place[place % self.stride >= self.stride - self.size]
+        return PositionSet(self.positions).positions(lo, hi, device)
+
+    @property
+    def name(self) -> str:
+        return f"residue {self.stride}" if self.kind == "residue" else self.kind
+
+    def even(self, block: int) -> tuple[int, int, int] | None:
+        """(step, run, first) where the keys of all tiles lie in runs of equal lengths and distances, whole runs to a tile.
+
+        It does not ask how many of them a length has. None for what one tile holds: few keys gain nothing.
+        """
+        if self.kind != "keys":
+            return None
+        if self.stride:
+            step, run, first = self.stride, self.size, self.stride - self.size
+        else:
+            if self.steps is None or self.steps[1] * self.steps[3] <= block:
+                return None
+            step, run, first, _ = self.steps
+        return None if block % run else (step, run, first)
 
 
 def natural_tiles(first: int, stop: int, block: int, device: torch.device) -> Tiles:

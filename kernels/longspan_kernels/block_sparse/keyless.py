@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from longspan_kernels.block_sparse.registry import lookup
-from longspan_kernels.block_sparse.rules import Arbitrary, atoms
 from longspan_kernels.launch.graphs import made_outside_graphs, remembered
 
 
@@ -40,7 +39,7 @@ def every_query_sees_itself(key: str, length: int, heads: int, causal: bool, dev
 def _diagonal(key: str, length: int, heads: int, causal: bool, device: torch.device) -> bool:
     place = torch.arange(length, device=device)[:, None]
     for members, rule in lookup(key).head_rules(length, length, heads, causal, device):
-        if any(isinstance(atom, Arbitrary) for atom in atoms(rule)):  # a user's function may answer differently tomorrow
+        if rule.traits().asks_user:
             return False
         if not all(bool(rule.live(head, place, place).all()) for head in (members if rule.per_head else members[:1])):
             return False

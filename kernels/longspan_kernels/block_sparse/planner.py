@@ -11,18 +11,15 @@ component masks out, by original positions, what earlier components hold, so tha
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from longspan_kernels.block_sparse.block_rules import BlockBand, BlockRule
-from longspan_kernels.block_sparse.grid import Tiles, band_ranges, listed_tiles, natural_tiles, residue_tiles
+from longspan_kernels.block_sparse.grid import Order, Tiles, band_ranges, listed_tiles, natural_tiles, residue_tiles
 from longspan_kernels.block_sparse.layout import Compiler, Layout
-from longspan_kernels.block_sparse.rules import And, Band, Congruent, Everything, Keys, KeysPeriodic, Not, Or, Queries, Rule
+from longspan_kernels.block_sparse.rules import And, Everything, Not, Or, Rule
 
-MOST_TERMS = 24
 PAYS = 0.75  # an order other than the natural one must visit at most this share of its pairs
 LATER = {"residue": 0, "keys": 1, "natural": 2, "queries": 3}  # the order in which components run
 
@@ -45,36 +42,6 @@ class Tiling:
     sizes: tuple[int, ...] = (16, 32, 64, 128)
     overhead: int = 1024
     one_pass: bool = False
-
-
-@dataclass(frozen=True)
-class Order:
-    """A token order: kind, its stride or the atom whose positions are gathered."""
-
-    kind: str
-    stride: int = 0
-    size: int = 0
-    positions: tuple[tuple[int, int], ...] = ()
-    steps: tuple[int, int, int, int] | None = None  # of the positions at any length: see rules.equal_steps
-
-    @property
-    def name(self) -> str:
-        return f"residue {self.stride}" if self.kind == "residue" else self.kind
-
-    def even(self, block: int) -> tuple[int, int, int] | None:
-        """(step, run, first) where the keys of all tiles lie in runs of equal lengths and distances, whole runs to a tile.
-
-        It does not ask how many of them a length has. None for what one tile holds: few keys gain nothing.
-        """
-        if self.kind != "keys":
-            return None
-        if self.stride:
-            step, run, first = self.stride, self.size, self.stride - self.size
-        else:
-            if self.steps is None or self.steps[1] * self.steps[3] <= block:
-                return None
-            step, run, first, _ = self.steps
-        return None if block % run else (step, run, first)
 
 
 class Planner:
@@ -102,15 +69,10 @@ class Planner:
         q = natural_tiles(self.first, self.k_len, t.block_q, device)
         k = natural_tiles(0, self.k_len, t.block_k, device)
         if order.kind == "keys":
-            k = listed_tiles(self.gathered(order, 0), t.block_k)
+            k = listed_tiles(order.positions_in(0, self.k_len, device), t.block_k)
         elif order.kind == "queries":
-            q = listed_tiles(self.gathered(order, self.first), t.block_q)
+            q = listed_tiles(order.positions_in(self.first, self.k_len, device), t.block_q)
         return q, k
-
-    def gathered(self, order: Order, lowest: int) -> torch.Tensor:
-        if order.stride:
-            return KeysPeriodic(order.stride, order.size).positions(lowest, self.k_len, self.device)
-        return Keys(order.positions).set.positions(lowest, self.k_len, self.device)
 
     def class_length(self, stride: int) -> int:
         start = self.first // stride * stride
@@ -131,8 +93,7 @@ class Planner:
     def visited(self, term: Rule, order: Order, head: int) -> int:
         """Pairs that visiting a term in an order would compute, for one head."""
         q, k = self.sides(order)
-        parts = term.parts if isinstance(term, And) else (term,)
-        if any(isinstance(p, (Keys, Queries, BlockRule)) for p in parts):
+        if term.traits().listed:
             tiles = len(term.tiles(head, q, k, None, None)[0])
         else:
             first, stop = band_ranges(q, k, *term.band())
@@ -144,36 +105,12 @@ class Planner:
         natural = Order("natural")
         if self.tiling.one_pass:
             return natural
-        parts = term.parts if isinstance(term, And) else (term,)
-        options = []
-        for part in parts:
-            if isinstance(part, Congruent) and 1 < part.stride < self.k_len:
-                options.append(Order("residue", part.stride, self.class_tile(part.stride)))
-            elif isinstance(part, KeysPeriodic) and part.last < part.stride:
-                options.append(Order("keys", part.stride, part.last))
-            elif isinstance(part, (Keys, Queries)) and part.set.ranges:
-                kind, steps = ("keys", part.steps) if isinstance(part, Keys) else ("queries", None)
-                options.append(Order(kind, positions=part.set.ranges, steps=steps))
+        options = [order for part in term.conjuncts() for order in part.orders(self.k_len, self.class_tile)]
         if not options:
             return natural
         best = min(options, key=lambda order: self.visited(term, order, head))
         pays = self.visited(term, best, head) <= PAYS * self.visited(term, natural, head)
         return best if pays else natural
-
-
-def terms_of(rule: Rule) -> list[Rule]:
-    """A rule as a union of intersections of atoms; a single term where that would be too many."""
-    if isinstance(rule, Or):
-        return [term for part in rule.parts for term in terms_of(part)]
-    if isinstance(rule, And):
-        spread = [terms_of(part) for part in rule.parts]
-        count = 1
-        for options in spread:
-            count *= len(options)
-        if count > MOST_TERMS:
-            return [rule]
-        return [And(*chosen) if len(chosen) > 1 else chosen[0] for chosen in itertools.product(*spread)]
-    return [rule]
 
 
 def compile_layout(
@@ -187,7 +124,7 @@ def compile_layout(
     plan: dict[Order, list[tuple[tuple[int, ...], Rule]]] = {}
     for members, rule in groups:
         by_order: dict[Order, list[Rule]] = {}
-        for term in simplified(terms_of(rule)):
+        for term in simplified(rule.terms()):
             by_order.setdefault(planner.choose(term, members[0]), []).append(term)
         taken: list[Rule] = []
         for order in sorted(by_order, key=lambda o: (LATER[o.kind], -o.stride)):
@@ -209,7 +146,7 @@ def compile_layout(
             head_group |= compiler.add(rule, members)
         component, pairs, tiles = compiler.finish(heads, head_group, planner.first, order.name, covers, set(written))
         component.k_len, component.even = k_len, order.even(k.block)
-        component.grows = order.kind == "natural" and any(grows(rule) for _, rule in plan[order])
+        component.grows = order.kind == "natural" and any(rule.traits().grows for _, rule in plan[order])
         for head in head_group:
             if head not in written and covers:
                 covered.add(head)
@@ -226,40 +163,16 @@ def compile_layout(
 
 
 def simplified(terms: list[Rule]) -> list[Rule]:
-    """Drops `Everything` from intersections; a bare `Everything` term swallows the rest."""
+    """Drops from intersections what keeps every pair; a term of nothing else swallows the rest."""
     out: list[Rule] = []
     for term in terms:
-        parts = [p for p in (term.parts if isinstance(term, And) else (term,)) if not isinstance(p, Everything)]
+        parts = [part for part in term.conjuncts() if not (part.traits().fills and part.band() == (None, None))]
         if not parts:
             return [Everything()]
         out.append(And(*parts) if len(parts) > 1 else parts[0])
     return out
 
 
-def grows(rule: Rule) -> bool:
-    """Whether a query sees the more keys the longer the sequence is, as far as the rule tells."""
-    if isinstance(rule, And):
-        return None in rule.band() and all(grows(part) for part in rule.parts)
-    if isinstance(rule, Or):
-        return any(grows(part) for part in rule.parts)
-    if isinstance(rule, Band):
-        return None in rule.band()
-    return isinstance(rule, (Everything, Congruent, KeysPeriodic, Not))
-
-
 def dense(rule: Rule) -> bool:
     """Whether a query sees all keys, or all on one side of some place."""
-    parts = rule.parts if isinstance(rule, And) else (rule,)
-    return None in rule.band() and all(isinstance(part, (Everything, Band)) for part in parts)
-
-
-def granularity(rule: Rule) -> int | None:
-    """The smallest block that a rule speaks of, None where it speaks of none."""
-    if isinstance(rule, (And, Or)):
-        sizes = [size for part in rule.parts if (size := granularity(part)) is not None]
-        return min(sizes) if sizes else None
-    if isinstance(rule, Not):
-        return granularity(rule.part)
-    if isinstance(rule, BlockBand):
-        return rule.size
-    return rule.block_size if isinstance(rule, BlockRule) else None
+    return None in rule.band() and rule.traits().fills

@@ -1,11 +1,12 @@
 """Which (query, key) pairs are live, as boolean expressions over a few atoms.
 
 A rule works in key coordinates: `i` is a query position, `j` a key position, and query row `r` of a call with Tq queries
-and Tk keys is at i = r + Tk - Tq. A rule answers three questions, none of which needs Tq * Tk memory:
+and Tk keys is at i = r + Tk - Tq. A rule answers, without Tq * Tk memory:
 
 - `live(h, i, j)`: the definition, elementwise over broadcast int64 tensors;
 - `tiles(h, q, k, lo, hi)`: which tiles of two token orders may hold a live pair (a superset);
-- `signature(h, i0, j0, q, k)`: numbers such that two tiles of the same shape with equal numbers have equal masks.
+- `signature(h, i0, j0, q, k)`: numbers such that two tiles of the same shape with equal numbers have equal masks;
+- `traits()`, `terms()`, `orders()`: what the planner asks before it chooses token orders.
 
 The signature is what makes layouts cheap: a tile is evaluated once for each distinct signature, so that a shift-invariant
 pattern evaluates a handful of tiles at any length.
@@ -13,28 +14,85 @@ pattern evaluates a handful of tiles at any length.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from longspan_kernels.block_sparse.grid import Tiles, all_pairs, band_pairs, pairs_in_band, unique_pairs
+from longspan_kernels.block_sparse.grid import (
+    Order,
+    PositionSet,
+    Tiles,
+    all_pairs,
+    band_pairs,
+    equal_steps,
+    pairs_in_band,
+    unique_pairs,
+)
 
 Pairs = tuple[Tensor, Tensor]
-INSIDE, OUTSIDE = -(1 << 41), -(1 << 42)  # below any position
+MOST_TERMS = 24
 
 
-class Rule:
-    """A set of live pairs; immutable, combined with `|`, `&` and `~`."""
+@dataclass(frozen=True)
+class Traits:
+    """What of a rule decides how it is planned.
+
+    Attributes:
+        grows: a query sees the more keys the longer the sequence is, as far as the rule tells.
+        fills: every pair inside `band()` is live.
+        listed: `tiles` names fewer tiles than the band reaches.
+        block: the smallest block of positions that the rule speaks of, None where it speaks of none.
+        asks_user: a user's function answers, and may answer differently tomorrow.
+    """
+
+    grows: bool
+    fills: bool
+    listed: bool
+    block: int | None = None
+    asks_user: bool = False
+
+
+class Rule(ABC):
+    """A set of live pairs; immutable, combined with `|`, `&` and `~`.
+
+    A subclass says at least which pairs live, how tiles differ, and its traits. `tiles`, `band` and `orders` may be left as
+    they are: that visits more than is needed, and stays right.
+    """
 
     per_head = False  # whether `live` depends on the head
 
+    @abstractmethod
     def live(self, h: Tensor | int, i: Tensor, j: Tensor) -> Tensor:
-        raise NotImplementedError
+        """Whether pairs live: bool, elementwise over broadcast int64 tensors."""
 
+    @abstractmethod
     def signature(self, h: Tensor, i0: Tensor, j0: Tensor, q: Tiles, k: Tiles) -> list[Tensor] | None:
         """Int64 columns, one value a tile, or None where nothing cheaper than the tile itself tells it apart."""
-        raise NotImplementedError
+
+    @abstractmethod
+    def traits(self) -> Traits:
+        """What decides how the rule is planned."""
+
+    def terms(self) -> list[Rule]:
+        """The rule as a union of intersections; a single one where that would be too many."""
+        return [self]
+
+    def conjuncts(self) -> tuple[Rule, ...]:
+        """The rules whose intersection this one is."""
+        return (self,)
+
+    def disjuncts(self) -> tuple[Rule, ...]:
+        """The rules whose union this one is."""
+        return (self,)
+
+    def orders(self, length: int, side: Callable[[int], int]) -> list[Order]:
+        """Token orders in which its pairs lie close together, for `length` keys; classes of a stride take `side(stride)`."""
+        return []
 
     def tiles(self, h: int, q: Tiles, k: Tiles, lo: int | None, hi: int | None) -> Pairs:
         """Candidate tiles (rows, columns) among those that touch lo <= i - j <= hi."""
@@ -60,6 +118,9 @@ class Everything(Rule):
 
     def signature(self, h, i0, j0, q, k):
         return []
+
+    def traits(self):
+        return Traits(grows=True, fills=True, listed=False)
 
 
 class Band(Rule):
@@ -93,6 +154,9 @@ class Band(Rule):
     def tiles(self, h, q, k, lo, hi):
         return band_pairs(q, k, *tighten((lo, hi), self.band()))
 
+    def traits(self):
+        return Traits(grows=None in (self.lo, self.hi), fills=True, listed=False)
+
 
 class Congruent(Rule):
     """(i - j) % stride == 0."""
@@ -106,64 +170,11 @@ class Congruent(Rule):
     def signature(self, h, i0, j0, q, k):
         return [(i0 - j0) % self.stride]
 
+    def traits(self):
+        return Traits(grows=True, fills=False, listed=False)
 
-class PositionSet:
-    """Half-open position ranges, sorted and disjoint, kept as tensors for look-ups on any device."""
-
-    def __init__(self, ranges: Sequence[tuple[int, int]]):
-        merged: list[list[int]] = []
-        for start, stop in sorted((a, b) for a, b in ranges if b > a):
-            if merged and start <= merged[-1][1]:
-                merged[-1][1] = max(merged[-1][1], stop)
-            else:
-                merged.append([start, stop])
-        self.ranges = tuple((a, b) for a, b in merged)
-        self._on: dict[torch.device, tuple[Tensor, Tensor]] = {}
-
-    def _edges(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        if device not in self._on:
-            starts = torch.tensor([a for a, _ in self.ranges], dtype=torch.int64, device=device)
-            stops = torch.tensor([b for _, b in self.ranges], dtype=torch.int64, device=device)
-            self._on[device] = starts, stops
-        return self._on[device]
-
-    def contains(self, x: Tensor) -> Tensor:
-        starts, stops = self._edges(x.device)
-        return torch.searchsorted(starts, x.contiguous(), right=True) > torch.searchsorted(stops, x.contiguous(), right=True)
-
-    def touches(self, first: Tensor, last: Tensor) -> Tensor:
-        """Whether any position of the set lies in [first, last]."""
-        starts, stops = self._edges(first.device)
-        return torch.searchsorted(starts, last.contiguous(), right=True) > torch.searchsorted(
-            stops, first.contiguous(), right=True
-        )
-
-    def positions(self, lo: int, hi: int, device: torch.device) -> Tensor:
-        """The members in [lo, hi), ascending."""
-        parts = [torch.arange(max(a, lo), min(b, hi), device=device) for a, b in self.ranges if max(a, lo) < min(b, hi)]
-        return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64, device=device)
-
-    def signature(self, x0: Tensor, span: int) -> list[Tensor]:
-        # A tile that touches no range, or lies inside one, looks like every other such tile.
-        touched = self.touches(x0, x0 + span)
-        starts, stops = self._edges(x0.device)
-        inside = torch.searchsorted(starts, x0.contiguous(), right=True) > torch.searchsorted(
-            stops, (x0 + span).contiguous(), right=True
-        )
-        seen = torch.where(inside, torch.full_like(x0, INSIDE), x0)
-        return [torch.where(touched, seen, torch.full_like(x0, OUTSIDE))]
-
-
-def equal_steps(ranges: Sequence[tuple[int, int]]) -> tuple[int, int, int, int] | None:
-    """(step, run, first, count) of ascending ranges that have equal lengths and distances; None for others, and for one."""
-    if len(ranges) < 2:
-        return None
-    (first, stop), (second, _) = ranges[:2]
-    step, run = second - first, stop - first
-    if step <= run:
-        return None
-    even = all(start == first + n * step and end == start + run for n, (start, end) in enumerate(ranges))
-    return (step, run, first, len(ranges)) if even else None
+    def orders(self, length, side):
+        return [Order("residue", self.stride, side(self.stride))] if 1 < self.stride < length else []
 
 
 class Keys(Rule):
@@ -181,6 +192,12 @@ class Keys(Rule):
 
     def signature(self, h, i0, j0, q, k):
         return self.set.signature(j0, k.span)
+
+    def traits(self):
+        return Traits(grows=False, fills=False, listed=True)
+
+    def orders(self, length, side):
+        return [Order("keys", positions=self.set.ranges, steps=self.steps)] if self.set.ranges else []
 
     def tiles(self, h, q, k, lo, hi):
         touched = self.set.touches(k.base, k.base + k.span)
@@ -203,6 +220,12 @@ class Queries(Rule):
     def signature(self, h, i0, j0, q, k):
         return self.set.signature(i0, q.span)
 
+    def traits(self):
+        return Traits(grows=False, fills=False, listed=True)
+
+    def orders(self, length, side):
+        return [Order("queries", positions=self.set.ranges)] if self.set.ranges else []
+
     def tiles(self, h, q, k, lo, hi):
         touched = self.set.touches(q.base, q.base + q.span)
         if lo is not None and hi is not None:
@@ -224,9 +247,11 @@ class KeysPeriodic(Rule):
     def signature(self, h, i0, j0, q, k):
         return [j0 % self.stride]
 
-    def positions(self, lo: int, hi: int, device: torch.device) -> Tensor:
-        j = torch.arange(lo, hi, device=device)
-        return j[j % self.stride >= self.stride - self.last]
+    def traits(self):
+        return Traits(grows=True, fills=False, listed=False)
+
+    def orders(self, length, side):
+        return [Order("keys", self.stride, self.last)] if self.last < self.stride else []
 
 
 class Arbitrary(Rule):
@@ -241,10 +266,13 @@ class Arbitrary(Rule):
     def signature(self, h, i0, j0, q, k):
         return None
 
+    def traits(self):
+        return Traits(grows=False, fills=False, listed=False, asks_user=True)
+
 
 class And(Rule):
     def __init__(self, *parts: Rule):
-        self.parts: tuple[Rule, ...] = tuple(p for part in parts for p in (part.parts if isinstance(part, And) else (part,)))
+        self.parts: tuple[Rule, ...] = tuple(p for part in parts for p in part.conjuncts())
         self.per_head = any(p.per_head for p in self.parts)
 
     def live(self, h, i, j):
@@ -256,6 +284,21 @@ class And(Rule):
     def signature(self, h, i0, j0, q, k):
         return _joined(self.parts, h, i0, j0, q, k)
 
+    def traits(self):
+        each = [part.traits() for part in self.parts]
+        grows = None in self.band() and all(part.grows for part in each)
+        fills, listed = all(part.fills for part in each), any(part.listed for part in each)
+        return Traits(grows, fills, listed, *_of_any(each))
+
+    def terms(self):
+        spread = [part.terms() for part in self.parts]
+        if math.prod(map(len, spread)) > MOST_TERMS:
+            return [self]
+        return [And(*chosen) if len(chosen) > 1 else chosen[0] for chosen in itertools.product(*spread)]
+
+    def conjuncts(self):
+        return self.parts
+
     def band(self):
         band: tuple[int | None, int | None] = (None, None)
         for part in self.parts:
@@ -264,15 +307,15 @@ class And(Rule):
 
     def tiles(self, h, q, k, lo, hi):
         band = tighten((lo, hi), self.band())
-        # Parts that only repeat the band add nothing; of the rest the shortest candidate list will do.
-        listing = [p for p in self.parts if not isinstance(p, (Everything, Band, Congruent, KeysPeriodic, Arbitrary, Not))]
+        # Parts that only repeat the band add nothing; of the rest, and of unions, the shortest candidate list will do.
+        listing = [part for part in self.parts if part.traits().listed or len(part.disjuncts()) > 1]
         found = [p.tiles(h, q, k, *band) for p in listing]
         return min(found, key=lambda pair: pair[0].numel()) if found else band_pairs(q, k, *band)
 
 
 class Or(Rule):
     def __init__(self, *parts: Rule):
-        self.parts: tuple[Rule, ...] = tuple(p for part in parts for p in (part.parts if isinstance(part, Or) else (part,)))
+        self.parts: tuple[Rule, ...] = tuple(p for part in parts for p in part.disjuncts())
         self.per_head = any(p.per_head for p in self.parts)
 
     def live(self, h, i, j):
@@ -283,6 +326,16 @@ class Or(Rule):
 
     def signature(self, h, i0, j0, q, k):
         return _joined(self.parts, h, i0, j0, q, k)
+
+    def traits(self):
+        each = [part.traits() for part in self.parts]
+        return Traits(any(part.grows for part in each), False, False, *_of_any(each))
+
+    def terms(self):
+        return [term for part in self.parts for term in part.terms()]
+
+    def disjuncts(self):
+        return self.parts
 
     def band(self):
         los, his = zip(*(part.band() for part in self.parts), strict=True)
@@ -308,12 +361,14 @@ class Not(Rule):
     def signature(self, h, i0, j0, q, k):
         return self.part.signature(h, i0, j0, q, k)
 
+    def traits(self):
+        return Traits(True, False, False, *_of_any([self.part.traits()]))
 
-def atoms(rule: Rule) -> list[Rule]:
-    """The rules that a rule is composed of."""
-    if isinstance(rule, (And, Or)):
-        return [atom for part in rule.parts for atom in atoms(part)]
-    return atoms(rule.part) if isinstance(rule, Not) else [rule]
+
+def _of_any(parts: Sequence[Traits]) -> tuple[int | None, bool]:
+    """(block, asks_user) of a rule composed of others."""
+    blocks = [part.block for part in parts if part.block is not None]
+    return min(blocks, default=None), any(part.asks_user for part in parts)
 
 
 def tighten(a: tuple[int | None, int | None], b: tuple[int | None, int | None]) -> tuple[int | None, int | None]:
