@@ -6,6 +6,7 @@ import torch
 from longspan import sparse_attention
 from longspan.patterns import BigBird, Fixed, Full, Global, Local, Longformer, Predicate, Strided
 from longspan_kernels import precompile
+from longspan_kernels.block_sparse.args import Options
 from longspan_kernels.block_sparse.block_rules import BlockBand, BlockLists
 from longspan_kernels.block_sparse.cache import clear_layouts
 from longspan_kernels.block_sparse.planner import compile_layout
@@ -62,9 +63,9 @@ def run(tensors, layouts, **options):
     from longspan_kernels.block_sparse.triton.forward import triton_forward
 
     q, k, v, dout = tensors
-    out, lse = triton_forward(q, k, v, layouts[0], scale=0.1, **options)
+    out, lse = triton_forward(q, k, v, layouts[0], Options(0.1, **options))
     dlse = torch.ones_like(lse)
-    return out, lse, *triton_backward(dout, dlse, q, k, v, out, lse, layouts[1], scale=0.1, **options)[:3]
+    return out, lse, *triton_backward(dout, dlse, q, k, v, out, lse, layouts[1], Options(0.1, **options))[:3]
 
 
 def check(tensors, layouts, mask, **options):

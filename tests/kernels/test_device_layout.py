@@ -5,8 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from longspan_kernels.block_sparse.args import Options, Source, packed
 from longspan_kernels.block_sparse.device_layout import DeviceLayout, DeviceLayoutError
-from longspan_kernels.block_sparse.device_op import attend_by
+from longspan_kernels.block_sparse.op import attend_by
 from longspan_kernels.block_sparse.reference import reference_attention
 
 
@@ -92,8 +93,8 @@ def example(causal: bool = True) -> tuple[torch.Tensor, DeviceLayout]:
 
 def test_opcheck():
     q, layout = example()
-    args = (q, q.detach(), q.detach(), layout.index, layout.count, None, None, 16, 16, True, 0.25, 0.0, "blocked", *(None,) * 5)
-    torch.library.opcheck(torch.ops.longspan.device_layout_forward.default, args)
+    args = (q, q.detach(), q.detach(), *packed(Options(0.25), Source.listed(layout, 2), "blocked", False))
+    torch.library.opcheck(torch.ops.longspan.block_sparse_forward.default, args)
 
 
 def test_compiles_whole_with_the_choice_inside():

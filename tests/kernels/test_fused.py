@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from longspan import sparse_attention
 from longspan.patterns import BigBird, Fixed, Full, Global, Local, PerHead, Random, Strided
-from longspan_kernels.block_sparse import cpu_choice, op
+from longspan_kernels.block_sparse import backends, cpu_choice
 
 PATTERNS = [
     Full(), Local(9), Local(40, 3), Strided(7), Strided(64), Fixed(16, 3), Local(20) | Global(first=5), Random(2, 16, 1),
@@ -71,12 +71,12 @@ def test_nan_beyond_lengths_and_at_keyless_queries_stays_there():
 
 def test_choice_by_the_model():
     q = torch.empty(1, 1, 1, 1).expand(1, 8, 65536, 64)
-    assert op.what_runs(q, q, Full().key, False, "auto") == ("dense", 8 * 65536**2)
-    assert op.what_runs(q, q, Local(256).key, False, "auto")[0] == "blocked"
+    assert backends.what_runs(q, q, Full().key, False, "auto") == ("dense", 8 * 65536**2)
+    assert backends.what_runs(q, q, Local(256).key, False, "auto")[0] == "blocked"
     short = q[:, :, :100]
-    assert op.what_runs(short, short, Local(16).key, False, "auto") == ("dense", 8 * 100 * 100)
-    assert op.what_runs(short, short, Local(16).key, False, "auto", dropout_p=0.1)[0] == "blocked"  # keyed bits
-    assert op.what_runs(short.double(), short.double(), Local(16).key, False, "auto")[0] == "blocked"
+    assert backends.what_runs(short, short, Local(16).key, False, "auto") == ("dense", 8 * 100 * 100)
+    assert backends.what_runs(short, short, Local(16).key, False, "auto", dropout_p=0.1)[0] == "blocked"  # keyed bits
+    assert backends.what_runs(short.double(), short.double(), Local(16).key, False, "auto")[0] == "blocked"
 
 
 def test_large_scores_keep_weights_at_most_one():

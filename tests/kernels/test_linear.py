@@ -5,7 +5,7 @@ import torch
 from drawn_linear import LinearCall, compare_with_reference, linear_calls
 from hypothesis import given, settings
 
-from longspan_kernels.block_sparse.op import BackendError
+from longspan_kernels.block_sparse.backends import BackendError
 from longspan_kernels.linear import LinearAttentionError, chunked, linear_attention, reference_linear_attention
 
 

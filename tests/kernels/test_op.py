@@ -6,7 +6,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from longspan.patterns import BigBird, Full, Local, Strided
 from longspan_kernels.block_sparse import BackendError, attend
-from longspan_kernels.block_sparse.op import choose_backend
+from longspan_kernels.block_sparse.args import Options, Source, packed
+from longspan_kernels.block_sparse.backends import choose_backend
 
 PATTERN = BigBird(16, 3, 1, 2, 0) | Local(5)
 
@@ -37,24 +38,8 @@ def test_opcheck(extra):
     seed = torch.tensor([3]) if extra == "dropout" else None
     bias = torch.randn(4, 5, 5, requires_grad=True) if extra == "bias" else None
     p = 0.1 if extra == "dropout" else 0.0
-    args = (
-        q,
-        k,
-        v,
-        PATTERN.key,
-        True,
-        0.25,
-        p,
-        "blocked",
-        lengths,
-        lengths,
-        segments,
-        segments,
-        seed,
-        bias,
-        16 if extra == "bias" else 0,
-        False,
-    )
+    options = Options(0.25, lengths, lengths, segments, segments, p, seed, bias, 16 if extra == "bias" else 0)
+    args = (q, k, v, *packed(options, Source(PATTERN.key, True), "blocked", False))
     torch.library.opcheck(torch.ops.longspan.block_sparse_forward.default, args)
 
 

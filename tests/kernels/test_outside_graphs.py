@@ -8,7 +8,6 @@ import torch
 
 from longspan.patterns import Local
 from longspan_kernels.block_sparse import cache as resolve
-from longspan_kernels.block_sparse import keyless
 from longspan_kernels.block_sparse.planner import Tiling
 from longspan_kernels.launch import graphs as outside_graphs
 from longspan_kernels.launch.graphs import CaptureError, made_outside_graphs
@@ -71,8 +70,8 @@ def test_a_question_about_a_pattern_leaves_its_thread_once(monkeypatch):
         asked.append(device)
         return make()
 
-    monkeypatch.setattr(keyless, "made_outside_graphs", counted)
-    keyless.every_query_sees_itself.cache_clear()
+    monkeypatch.setattr(resolve, "made_outside_graphs", counted)
+    resolve.every_query_sees_itself.cache_clear()
     key = Local(8).key
-    answers = [keyless.every_query_sees_itself(key, 33, 2, True, torch.device("cpu")) for _ in range(3)]
+    answers = [resolve.every_query_sees_itself(key, 33, 2, True, torch.device("cpu")) for _ in range(3)]
     assert answers == [True] * 3 and len(asked) == 1

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longspan_kernels.block_sparse import attend
+from longspan_kernels.block_sparse.args import Options
 from longspan_kernels.block_sparse.device_layout import DeviceLayout
 from longspan_kernels.block_sparse.planner import Tiling, compile_layout
 from longspan_kernels.block_sparse.reference import reference_attention
@@ -17,8 +18,8 @@ if torch.cuda.is_available():
     pytest.skip("a GPU is here: tests/gpu runs the compiled kernels", allow_module_level=True)
 pytest.importorskip("triton")
 
-from longspan_kernels.block_sparse.args import UnsupportedCall
 from longspan_kernels.block_sparse.triton.backward import triton_backward
+from longspan_kernels.block_sparse.triton.call import UnsupportedCall
 from longspan_kernels.block_sparse.triton.forward import triton_forward
 
 # Relative errors: float32 sums in another order; one rounding of the weights to float16 and one of the result.
@@ -66,9 +67,9 @@ def check(call: Call, layout, dtype: torch.dtype, backward_layout=None, mask=Non
         summed["dbias"] = torch.autograd.grad((alive * parts).sum(), leaves[3], allow_unused=True)[0]
     given_extras = dict(call.extras) if bias is None else {**call.extras, "bias": bias.float()}
     q, k, v = (x.to(dtype) for x in (call.q, call.k, call.v))
-    got_out, got_lse = triton_forward(q, k, v, layout, **given_extras)
+    got_out, got_lse = triton_forward(q, k, v, layout, Options(**given_extras))
     assert got_out.dtype == dtype and torch.equal(got_lse.isinf(), dead)
-    got = triton_backward(dout, dlse, q, k, v, got_out, got_lse, backward_layout or layout, **given_extras)
+    got = triton_backward(dout, dlse, q, k, v, got_out, got_lse, backward_layout or layout, Options(**given_extras))
     results = [("out", got_out, out), ("lse", got_lse[~dead], lse[~dead])]
     results += zip(("dq", "dk", "dv", "dbias"), got, expected, strict=False)
     for name, a, b in results:
@@ -135,9 +136,9 @@ def test_a_bias_of_minus_infinity_closes_blocks(cutting, q_len, k_len):
     call.extras.update(bias=bias, bias_block=16)
     layout = compile_layout(call.groups, q_len, k_len, 4, Tiling(16, 16, one_pass=True))
     check(call, layout, torch.float32)
-    out, lse = triton_forward(call.q, call.k, call.v, layout, **call.extras)
+    out, lse = triton_forward(call.q, call.k, call.v, layout, Options(**call.extras))
     *_, dbias = triton_backward(
-        torch.randn(out.shape, generator=g), None, call.q, call.k, call.v, out, lse, layout, **call.extras
+        torch.randn(out.shape, generator=g), None, call.q, call.k, call.v, out, lse, layout, Options(**call.extras)
     )
     assert lse[:, 3].isinf().all() and lse[:, 1].isinf().any() and not lse[:, 0].isinf().any()
     assert not dbias[bias.isinf()].any() and dbias[0].any()
@@ -199,11 +200,11 @@ def test_tokens_past_the_length_are_never_looked_at():
     dirty = [x.clone() for x in (call.q, call.k, call.v)]
     for x in dirty:
         x[:, :, 21:] = float("nan")
-    out, lse = triton_forward(*dirty, layout, **call.extras)
+    out, lse = triton_forward(*dirty, layout, Options(**call.extras))
     dout = torch.randn_like(out)
-    grads = triton_backward(dout, None, *dirty, out, lse, layout, **call.extras)
-    clean, clean_lse = triton_forward(call.q, call.k, call.v, layout, **call.extras)
-    expected = triton_backward(dout, None, call.q, call.k, call.v, clean, clean_lse, layout, **call.extras)
+    grads = triton_backward(dout, None, *dirty, out, lse, layout, Options(**call.extras))
+    clean, clean_lse = triton_forward(call.q, call.k, call.v, layout, Options(**call.extras))
+    expected = triton_backward(dout, None, call.q, call.k, call.v, clean, clean_lse, layout, Options(**call.extras))
     for a, b in zip((out, lse, *grads[:3]), (clean, clean_lse, *expected[:3]), strict=True):
         assert torch.equal(a, b)
 
@@ -255,8 +256,8 @@ def test_what_it_cannot_serve_is_refused():
     call = example(CAUSAL, 20, 20, 16)
     layout = compile_layout(call.groups, 20, 20, HEADS, Tiling(16, 16))
     with pytest.raises(UnsupportedCall, match="float64"):
-        triton_forward(call.q.double(), call.k.double(), call.v.double(), layout, scale=1.0)
+        triton_forward(call.q.double(), call.k.double(), call.v.double(), layout, Options(1.0))
     with pytest.raises(UnsupportedCall, match="seed"):
-        triton_forward(call.q, call.k, call.v, layout, scale=1.0, dropout_p=0.5)
+        triton_forward(call.q, call.k, call.v, layout, Options(1.0, dropout_p=0.5))
     with pytest.raises(UnsupportedCall, match="blocks of 24"):
-        triton_forward(call.q, call.k, call.v, layout, scale=1.0, bias=torch.zeros(2, 1, 1), bias_block=24)
+        triton_forward(call.q, call.k, call.v, layout, Options(1.0, bias=torch.zeros(2, 1, 1), bias_block=24))

@@ -8,7 +8,7 @@ if torch.cuda.is_available():
 pytest.importorskip("triton")
 
 from longspan.patterns import Longformer
-from longspan_kernels.block_sparse.args import Call, stepped, streamed
+from longspan_kernels.block_sparse.args import Options
 from longspan_kernels.block_sparse.planner import Tiling, compile_layout
 from longspan_kernels.block_sparse.reference import reference_attention
 from longspan_kernels.block_sparse.rules import And, Band, Congruent, Keys, KeysPeriodic, Or
@@ -21,6 +21,7 @@ from longspan_kernels.block_sparse.triton import (
     schedule,
     workspace,
 )
+from longspan_kernels.block_sparse.triton.call import Call, stepped, streamed
 from longspan_kernels.launch.launcher import Launch
 
 CAUSAL = Band(0, None)
@@ -42,8 +43,8 @@ def run(layout, q_len, k_len, width, key_heads=2, **options):
     q = torch.randn(2, q_len, 2, width, generator=g).transpose(1, 2)
     k, v = (torch.randn(2, key_heads, k_len, width, generator=g) for _ in range(2))
     dout = torch.randn(2, 2, q_len, width, generator=g)
-    out, lse = forward.triton_forward(q, k, v, layout, scale=0.3, **options)
-    return (q, k, v, dout), (out, *backward.triton_backward(dout, None, q, k, v, out, lse, layout, scale=0.3, **options)[:3])
+    out, lse = forward.triton_forward(q, k, v, layout, Options(0.3, **options))
+    return (q, k, v, dout), (out, *backward.triton_backward(dout, None, q, k, v, out, lse, layout, Options(0.3, **options))[:3])
 
 
 LAUNCHES = {
@@ -101,7 +102,7 @@ def test_gathered_keys_in_equal_steps_are_computed(monkeypatch, launch, name, q_
         assert torch.equal(token[there].int(), component.k_index[there])
         # What a place without a token computes to is past the end, or no other place's.
         assert not torch.isin(token[~there & (token < k_len)], token[there]).any()
-        call = Call(q, k, v, layout, 1.0, None, None, None, None, 0.0, None, None, 0)
+        call = Call(q, k, v, layout, Options(1.0))
         divides = k_len % steps.step == 0
         assert streamed((k, v), component, "k", True, call)[1] == divides
         assert streamed((q, q), component, "q", True, call)[1]  # in natural order
@@ -161,7 +162,7 @@ def test_tiles_suit_width_granularity_and_bias():
 def test_tiles_of_their_own_for_each_pass(monkeypatch, causal):
     """Where the table has them, for dense patterns, at any length."""
     from longspan.patterns import Fixed, Full, Local
-    from longspan_kernels.block_sparse import attend, op
+    from longspan_kernels.block_sparse import attend, backends
 
     wide = {"forward": (128, 64), "backward_rows": (64, 64), "backward_columns": (64, 128)}
     table = {(kernel, 64, "wide"): Launch(8, 2, tile=tile) for kernel, tile in wide.items()}
@@ -169,10 +170,10 @@ def test_tiles_of_their_own_for_each_pass(monkeypatch, causal):
     monkeypatch.setattr(configs, "TABLES", {9: table})
     g = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, 2, 384, 16, generator=g).half().requires_grad_() for _ in range(3))
-    layouts = op.layouts_for(q, k, Full().key, causal, "triton", 0)
+    layouts = backends.layouts_for(q, k, Full().key, causal, "triton", 0)
     assert [(x.components[0].block_q, x.components[0].block_k) for x in layouts] == list(wide.values())
     for pattern in (Local(16), Fixed(64, 8)):
-        narrow = op.layouts_for(q, k, pattern.key, causal, "triton", 0)  # which larger tiles might fill with waste
+        narrow = backends.layouts_for(q, k, pattern.key, causal, "triton", 0)  # which larger tiles might fill with waste
         assert [(x.components[0].block_q, x.components[0].block_k) for x in narrow] == [(64, 64)] * 3
     dout = torch.randn(q.shape, generator=g).half()
     found = []
@@ -195,8 +196,8 @@ def test_wide_heads_read_lse_in_pairs_where_lines_grow(name):
     assert backward.in_pairs(call, layout.components)
     assert not backward.in_pairs(Call(q[..., :64], k[..., :64], v[..., :64], *rest_of(layout)), layout.components)
     check(rule, q, k, v, dout, got)
-    out, lse = forward.triton_forward(q, k, v, layout, scale=0.3)
-    alone = backward.triton_backward(dout, None, q, k, v, out, lse, layout, scale=0.3, sides=("rows",))[0]
+    out, lse = forward.triton_forward(q, k, v, layout, Options(0.3))
+    alone = backward.triton_backward(dout, None, q, k, v, out, lse, layout, Options(0.3), sides=("rows",))[0]
     assert torch.equal(alone, got[1])
 
 
@@ -258,13 +259,13 @@ def test_a_scale_of_zero_weighs_all_keys_alike(monkeypatch, in_sums):
     layout = compile_layout([((0, 1), RULES["window"])], 64, 64, 2, Tiling(16, 16, sizes=(16,)))
     g = torch.Generator().manual_seed(0)
     q, k, v, dout = (torch.randn(1, 2, 64, 16, generator=g) for _ in range(4))
-    out, lse = forward.triton_forward(q, k, v, layout, scale=0.0)
-    got = (out, *backward.triton_backward(dout, None, q, k, v, out, lse, layout, scale=0.0)[:3])
+    out, lse = forward.triton_forward(q, k, v, layout, Options(0.0))
+    got = (out, *backward.triton_backward(dout, None, q, k, v, out, lse, layout, Options(0.0))[:3])
     check(RULES["window"], q, k, v, dout, got, scale=0.0)
 
 
 def rest_of(layout):
-    return (layout, 0.3, None, None, None, None, 0.0, None, None, 0)
+    return layout, Options(0.3)
 
 
 def check(rule, q, k, v, dout, got, scale=0.3):

@@ -9,13 +9,14 @@ if torch.cuda.is_available():
     pytest.skip("a GPU is here: tests/gpu runs the compiled kernels", allow_module_level=True)
 pytest.importorskip("triton")
 
-from longspan_kernels.block_sparse.args import Call, alignment
+from longspan_kernels.block_sparse.args import Options
 from longspan_kernels.block_sparse.planner import Tiling, compile_layout
 from longspan_kernels.block_sparse.reference import reference_attention
 from longspan_kernels.block_sparse.rules import Band
 from longspan_kernels.block_sparse.triton import backward, backward_columns, backward_rows, forward
+from longspan_kernels.block_sparse.triton.call import Call
 from longspan_kernels.launch import launcher as launching
-from longspan_kernels.launch.launcher import Launch, Plan
+from longspan_kernels.launch.launcher import Launch, Plan, alignment
 
 CAUSAL = Band(0, None)
 
@@ -152,8 +153,8 @@ def test_kernels_read_from_multiples_of_16_bytes(monkeypatch):
     mask = CAUSAL.live(0, torch.arange(32)[:, None], torch.arange(32)[None]).expand(2, 32, 32)
     for odd in ("q", "k", "v", "dout", ""):
         q, k, v, dout = (starting_at(int(name == odd), 1, 2, 32, 16) for name in ("q", "k", "v", "dout"))
-        out, lse = forward.triton_forward(q, k, v, layout, scale=0.3)
-        got = (out, *backward.triton_backward(dout, None, q, k, v, out, lse, layout, scale=0.3)[:3])
+        out, lse = forward.triton_forward(q, k, v, layout, Options(0.3))
+        got = (out, *backward.triton_backward(dout, None, q, k, v, out, lse, layout, Options(0.3))[:3])
         leaves = [x.double().requires_grad_() for x in (q, k, v)]
         right, _ = reference_attention(*leaves, mask, scale=0.3)
         for a, b in zip(got, (right, *torch.autograd.grad(right, leaves, dout.double())), strict=True):
@@ -166,7 +167,7 @@ def test_windows_that_overlap_are_read_as_they_are():
     x = torch.randn(2, 200, generator=g)[:, 1:42].unfold(-1, 32, 1)[:, None]  # (2, 1, 10, 32), a token a step of one number
     assert x.stride()[2:] == (1, 1) and x.data_ptr() % 16
     layout = compile_layout([((0,), CAUSAL)], 10, 10, 1, Tiling(16, 16))
-    out, _ = forward.triton_forward(x, x, x, layout, scale=0.3)
+    out, _ = forward.triton_forward(x, x, x, layout, Options(0.3))
     mask = CAUSAL.live(0, torch.arange(10)[:, None], torch.arange(10)[None])[None]
     right, _ = reference_attention(*[x.double()] * 3, mask, scale=0.3)
     torch.testing.assert_close(out.double(), right, atol=2e-5, rtol=2e-4)

@@ -17,6 +17,7 @@ from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
 from longspan.patterns import BigBird, Fixed, Full, Local, Longformer, Pattern, Strided
+from longspan_kernels.block_sparse.args import Options
 from longspan_kernels.block_sparse.planner import compile_layout
 from longspan_kernels.block_sparse.triton import configs, schedule
 from longspan_kernels.block_sparse.triton.backward import triton_backward
@@ -93,8 +94,8 @@ def main(capability: int, cases: int = len(CASES)) -> None:
         tiles = configs.tilings(width, dtype, (capability // 10, capability % 10), blocks)
         first, second = (compile_layout(rules, LENGTH, LENGTH, HEADS, tiling, "cpu") for tiling in tiles)
         q, k, v, dout = (torch.zeros(1, HEADS, LENGTH, width, dtype=dtype) for _ in range(4))
-        out, lse = triton_forward(q, k, v, first, scale=0.1)
-        triton_backward(dout, None, q, k, v, out, lse, second, scale=0.1)
+        out, lse = triton_forward(q, k, v, first, Options(0.1))
+        triton_backward(dout, None, q, k, v, out, lse, second, Options(0.1))
     for dtype, width in ((torch.bfloat16, 64), (torch.float32, 64), (torch.bfloat16, 128), (torch.float32, 128)):
         q, means = torch.zeros(1, 4, 512, width, dtype=dtype), torch.zeros(1, 2, 8, width)
         triton_choose(q, means, None, 3, 64, True)

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 
 from longspan.patterns import BigBird, Fixed, Full, Local, Longformer, Pattern, Strided
-from longspan_kernels.block_sparse import clear_layouts, op
-from longspan_kernels.block_sparse.args import Call
+from longspan_kernels.block_sparse import backends, clear_layouts
+from longspan_kernels.block_sparse.args import Options
 from longspan_kernels.block_sparse.device_layout import DeviceLayout
 from longspan_kernels.block_sparse.precompile import plan_call
 from longspan_kernels.block_sparse.triton import configs, schedule
 from longspan_kernels.block_sparse.triton.backward import triton_backward
+from longspan_kernels.block_sparse.triton.call import Call
 from longspan_kernels.block_sparse.triton.forward import triton_forward
 from longspan_kernels.launch import launcher
 
@@ -50,25 +51,25 @@ class Machine:
         """What a first call compiles."""
         clear_layouts()
         q = torch.empty(1, heads, length, 64, dtype=torch.bfloat16, device="meta")
-        forward, *backward = op.layouts_for(q, q, pattern.key, causal, "triton", 0, CPU)
+        forward, *backward = backends.layouts_for(q, q, pattern.key, causal, "triton", 0, CPU)
         with launcher.compiling(CPU):
-            plan_call(Call(q, q, q, forward, 0.125, device=CPU), (backward[0], backward[1]))
+            plan_call(Call(q, q, q, forward, Options(0.125), device=CPU), (backward[0], backward[1]))
 
     def step(self, pattern: Pattern, causal: bool, length: int, heads: int = 16) -> None:
         """What a forward and a backward pass launch."""
         clear_layouts()
         q, k, v = (torch.empty(1, heads, length, 64, dtype=torch.bfloat16) for _ in range(3))
-        forward, rows, columns = op.layouts_for(q, k, pattern.key, causal, "triton", 0)
-        out, lse = triton_forward(q, k, v, forward, scale=0.125)
-        triton_backward(out, None, q, k, v, out, lse, rows, columns=columns, scale=0.125)
+        forward, rows, columns = backends.layouts_for(q, k, pattern.key, causal, "triton", 0)
+        out, lse = triton_forward(q, k, v, forward, Options(0.125))
+        triton_backward(out, None, q, k, v, out, lse, rows, Options(0.125), columns=columns)
 
     def by_lists(self, length: int, width: int) -> None:
         """The same by a layout that is made at run time."""
         index = torch.zeros(1, 2, -(-length // 64), width, dtype=torch.int64)
         layout = DeviceLayout(index, index[..., 0], 64, 64, length, length, True).layout(2, True)
         q = torch.empty(1, 2, length, 64, dtype=torch.bfloat16)
-        out, lse = triton_forward(q, q, q, layout, scale=0.1)
-        triton_backward(out, None, q, q, q, out, lse, layout, scale=0.1)
+        out, lse = triton_forward(q, q, q, layout, Options(0.1))
+        triton_backward(out, None, q, q, q, out, lse, layout, Options(0.1))
 
 
 def main() -> None:

@@ -1,77 +1,29 @@
-"""What a call of the Triton kernels is handed, brought to the form they take.
+"""What a call is told beside q, k and v, declared once: its options, and which pairs it attends to.
 
-Legend: B batch, H heads, Hkv key/value heads, T tokens, D head width, BD the power of two at or above D.
+Custom ops take plain tensors and numbers; `packed` lays both out for them, `unpacked` reads them back, and the schema follows
+from the declarations. Legend: B batch, H heads, T tokens (Tq, Tk).
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
-from longspan_kernels.block_sparse.cache import Derived
-from longspan_kernels.block_sparse.layout import Component, Layout, Lists
-from longspan_kernels.block_sparse.triton.schedule import entry_details, packed_masks, packed_records
-from longspan_kernels.launch.launcher import Launch
-
-LOG2E = math.log2(math.e)
-LEAST_SCALE = 1e-20  # the pass over columns divides by the scale; this one makes all weights equal as 0 does
-ONE_CLASS = 1 << 30  # tiles, more than any
-NO_DEVICE = torch.device("meta")
-FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+from longspan_kernels.block_sparse.device_layout import DeviceLayout
 
 
-class UnsupportedCall(ValueError):
-    """The Triton backend cannot serve this call; `blocked` or `dense` can."""
-
-
-def from_16_bytes(x: Tensor) -> Tensor:
-    """x itself where it starts at a multiple of 16 bytes, as kernels are compiled for it, else a copy that does."""
-    return x if x.data_ptr() % 16 == 0 else x.clone(memory_format=torch.contiguous_format)
-
-
-def readable(x: Tensor) -> Tensor:
-    """x itself where its last dimension is contiguous and it starts at a multiple of 16 bytes, else a copy."""
-    return from_16_bytes(x if x.stride(-1) == 1 else x.contiguous())
-
-
-def output_like(q: Tensor) -> Tensor:
-    """An empty tensor for the output (or a gradient) of q; contiguous, as the op promises torch.compile."""
-    return torch.empty(q.shape, dtype=q.dtype, device=q.device)
-
-
-def on_meta(x: Tensor) -> Tensor:
-    """A tensor of the same shape and strides without memory."""
-    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")
-
-
-def alignment(head_dim: int, *tensors: Tensor) -> int:
-    """Elements that every row of the tensors starts at a multiple of. It depends on the length only for odd layouts."""
-    align = min(16, head_dim & -head_dim)
-    for x in tensors:
-        # One token counts as many do: another length may have them.
-        if any(stride % align for dim, stride in enumerate(x.stride()[:3]) if dim == 2 or x.shape[dim] > 1):
-            return 1
-    return align
-
-
-@dataclass
-class Call:
-    """One call's tensors and numbers.
+class Options(NamedTuple):
+    """What a call adds to its pairs.
 
     Attributes:
-        negate: the scale was negative, and q was negated in its place.
-        device: where the kernels run, though the tensors may be without memory.
-        key: what launches depend on beside the layout.
+        scale: factor of the scores.
+        q_lengths, k_lengths: [B] int; tokens at or past it do not exist.
+        q_segments, k_segments: [B, Tq] and [B, Tk] int; a pair also needs equal segments.
+        dropout_p, seed: chance of a weight to fall away, and the int64 scalar that its bits come from.
+        bias, bias_block: [H or 1, query blocks, key blocks], added to scaled scores; side of its blocks.
     """
 
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    layout: Layout
     scale: float
     q_lengths: Tensor | None = None
     k_lengths: Tensor | None = None
@@ -81,309 +33,58 @@ class Call:
     seed: Tensor | None = None
     bias: Tensor | None = None
     bias_block: int = 0
-    negate: bool = False
-    device: torch.device = NO_DEVICE
-    key: tuple = field(init=False)
-
-    def __post_init__(self):
-        q, k, v = self.q, self.k, self.v
-        self.device = q.device if self.device == NO_DEVICE else self.device
-        if q.dtype not in FLOATS or k.dtype != q.dtype or v.dtype != q.dtype:
-            raise UnsupportedCall(
-                f"q, k and v are {q.dtype}, {k.dtype}, {v.dtype}; the triton backend takes one of float16, bfloat16 and "
-                "float32 for all three (float64 runs on backend='blocked' or 'dense')"
-            )
-        if not 1 <= q.shape[3] <= 256:
-            raise UnsupportedCall(f"head width {q.shape[3]}; the triton backend takes up to 256")
-        self.q, self.k, self.v = readable(q), readable(k), readable(v)
-        if self.scale < 0:
-            # The running maximum is taken before scaling, which wants a positive scale.
-            self.q, self.scale, self.negate = -self.q, -self.scale, True
-        self.scale = max(self.scale, LEAST_SCALE)
-        for name in ("q_lengths", "k_lengths", "q_segments", "k_segments", "bias", "seed"):
-            x = getattr(self, name)
-            if x is not None:
-                setattr(self, name, from_16_bytes(x.contiguous()))
-        if (self.q_segments is None) != (self.k_segments is None):
-            raise UnsupportedCall("segments of queries and of keys come together")
-        if self.bias is not None:
-            for component in self.layout.components:
-                natural = component.q_index is None and component.k_index is None
-                if not natural or self.bias_block % component.block_q or self.bias_block % component.block_k:
-                    raise UnsupportedCall(
-                        f"a bias with blocks of {self.bias_block} wants a layout in natural order whose tiles divide them, "
-                        f"not order {component.order!r} with tiles {component.block_q} x {component.block_k}"
-                    )
-        if not self.dropout_p:
-            self.seed = None
-        elif self.seed is None:
-            raise UnsupportedCall("dropout needs a seed tensor")
-
-        tensors = (q, k, v, self.q_lengths, self.k_lengths, self.q_segments, self.k_segments, self.seed, self.bias)
-        self.key = (
-            self.q.shape, self.q.stride(), self.k.shape, self.k.stride(), self.v.stride(), self.scale, self.dropout_p,
-            self.bias_block, None if self.bias is None else (self.bias.shape, self.bias.stride()),
-            *[None if x is None else x.dtype for x in tensors],
-        )  # fmt: skip
-
-    def without_memory(self, layout: Layout | None = None) -> Call:
-        """The same call, or the one by another layout of its pattern, on tensors that have shapes and strides alone."""
-        tensors: dict[str, Any] = {name: on_meta(x) for name, x in vars(self).items() if isinstance(x, Tensor)}
-        return replace(self, **tensors, layout=self.layout if layout is None else layout)
 
     @property
-    def share(self) -> int:
-        """Query heads a key head."""
-        return self.q.shape[1] // self.k.shape[1]
-
-    def sizes(self, component: Component) -> dict[str, int]:
-        """The whole numbers that the kernels over rows and over columns share; they follow the lengths."""
-        Tq, Tk = self.q.shape[2], self.k.shape[2]
-        origin = Tk - Tq
-        bias, block = self.bias, self.bias_block if self.bias is not None else 1
-        steps = stepped(component) or Steps(1, 0, 1, component.q_start, 0, 1, component.k_start)
-        return {
-            "q_len": Tq, "k_len": Tk, "q_start": steps.q_first, "k_start": steps.k_first, "batch": self.q.shape[0],
-            "batch_groups": component.batch_groups, "threshold": int(self.dropout_p * (1 << 24)),
-            # Places are in key coordinates: the bias row of a tile counts from that of the first query.
-            "bias_first": component.q_start + origin - origin // block * block,
-            "bias_h": 0 if bias is None or bias.shape[0] == 1 else bias.stride(0),
-            "bias_row": 0 if bias is None else bias.stride(1),
-            "step": steps.step, "q_per": steps.q_per, "k_per": steps.k_per,
-            "q_index_stride": index_stride(component.q_index), "k_index_stride": index_stride(component.k_index),
-        }  # fmt: skip
-
-    def factors(self) -> Factors:
-        """The numbers that scores and weights are multiplied by."""
-        scale = float(self.scale)
-        return Factors(scale * LOG2E, 1.0 / (1.0 - self.dropout_p), scale, math.log2(scale))
-
-    def constants(self, component: Component, lists: Lists, align: int, choice: Launch, merge: bool) -> Constants:
-        """What the kernels over rows and over columns are compiled for."""
-        D, bits = self.q.shape[3], has_bits(component)
-        steps = stepped(component)
-        in_one = choice.one_loop and len(component.masks) > 0
-        return Constants(
-            D=D, BD=width_of(D), BM=component.block_q, BN=component.block_k, WORDS=-(-component.block_k // 32),
-            SHARE=self.share, CONTIGUOUS=lists.contiguous,
-            CHECKED=component.dynamic or self.q_lengths is not None or self.k_lengths is not None,
-            POSITIONAL=component.positional, Q_STEPPED=0 if steps is None else steps.q_run,
-            K_STEPPED=0 if steps is None else steps.k_run, HAS_BANDS=component.bands > 0, HAS_BITS=bits,
-            MODES=(not in_one, not in_one and component.bands > 0, not in_one and bits, in_one),
-            EXCLUSIONS=0 if component.excluded is None else component.excluded.shape[1], ONE_GROUP=one_group(component),
-            BY_TMA=choice.by_tma, DROPOUT=self.seed is not None, MERGE=merge,
-            BIAS_BLOCK=self.bias_block if self.bias is not None else max(component.block_q, component.block_k), ALIGN=align,
-            EXACT=self.q.dtype == torch.float32, SERIAL_MASKS=choice.serial_masks, IN_SUMS=choice.in_sums,
-        )  # fmt: skip
-
-    def limits(self, component: Component) -> Limits:
-        """What else a pair needs to be live, and what is added to its score."""
-        rest = self.q_segments, self.k_segments, self.seed, component.excluded, self.bias
-        return Limits(self.q_lengths, self.k_lengths, *rest)
+    def per_batch(self) -> bool:
+        """Whether batch elements see different pairs."""
+        return self.q_lengths is not None or self.k_lengths is not None or self.q_segments is not None
 
 
-class Strides(NamedTuple):
-    """Of a tensor [B, H, T, D]."""
+class Source(NamedTuple):
+    """Which pairs a call attends to: those of a registered pattern, or those of the blocks that a `DeviceLayout` lists.
 
-    b: int
-    h: int
-    t: int
-
-
-def strides_of(x: Tensor) -> Strides:
-    return Strides(*x.stride()[:3])
-
-
-class Visits(NamedTuple):
-    """Which tiles a program visits, and their tokens. See `visits_of`."""
-
-    RECORDS: Tensor | None
-    INDEX: Tensor
-    DETAIL: Tensor | None
-    MASKS: Tensor | None
-    Q_INDEX: Tensor | None
-    K_INDEX: Tensor | None
-    GROUP: Tensor
-    MERGE: Tensor
-    ITEMS: Tensor | None
-
-
-class Limits(NamedTuple):
-    """See `reference_attention`; EXCLUDED as in `Component`."""
-
-    Q_LENGTHS: Tensor | None
-    K_LENGTHS: Tensor | None
-    Q_SEGMENTS: Tensor | None
-    K_SEGMENTS: Tensor | None
-    SEED: Tensor | None
-    EXCLUDED: Tensor | None
-    BIAS: Tensor | None
-
-
-class Factors(NamedTuple):
-    """`scale2` turns a score to base 2; `log2_scale` is log2 of the scale."""
-
-    scale2: float
-    inverse_keep: float
-    scale: float
-    log2_scale: float
-
-
-class Constants(NamedTuple):
-    """What a kernel is compiled for.
-
-    Attributes:
-        D, BD: head width, and the power of two that it is padded to.
-        BM, BN, WORDS: queries and keys a tile; int32 a row of a mask.
-        SHARE: query heads a key head.
-        CONTIGUOUS: full tiles of a row follow one another, so that the list is not read for them.
-        CHECKED: tokens of any tile may not exist.
-        POSITIONAL: a pair also needs its key at or before its query.
-        Q_STEPPED, K_STEPPED: tokens of a tile in runs of so many, in steps; 0 for none.
-        HAS_BANDS, HAS_BITS, MODES: which masks there are, and which loops over full, band, bit-masked and mixed tiles.
-        EXCLUSIONS: rows of `Component.excluded`.
-        ONE_GROUP: all heads and sequences share one set of lists.
-        MERGE: results add to what is there.
-        BIAS_BLOCK: side of the blocks of a bias.
-        ALIGN: elements that every row of the tensors starts at a multiple of.
-        EXACT: products of float32, not rounded to tf32.
-        BY_TMA, SERIAL_MASKS, IN_SUMS: see `Launch`.
+    `key` names the pattern; it is empty for listed blocks, to which all fields after `causal` belong.
     """
 
-    D: int
-    BD: int
-    BM: int
-    BN: int
-    WORDS: int
-    SHARE: int
-    CONTIGUOUS: bool
-    CHECKED: bool
-    POSITIONAL: bool
-    Q_STEPPED: int
-    K_STEPPED: int
-    HAS_BANDS: bool
-    HAS_BITS: bool
-    MODES: tuple[bool, bool, bool, bool]
-    EXCLUSIONS: int
-    ONE_GROUP: bool
-    BY_TMA: bool
-    DROPOUT: bool
-    MERGE: bool
-    BIAS_BLOCK: int
-    ALIGN: int
-    EXACT: bool
-    SERIAL_MASKS: bool
-    IN_SUMS: bool
+    key: str
+    causal: bool
+    index: Tensor | None = None
+    count: Tensor | None = None
+    block_q: int = 0
+    block_k: int = 0
+    q_order: Tensor | None = None
+    k_order: Tensor | None = None
+    excluded: Tensor | None = None
+
+    @classmethod
+    def listed(cls, layout: DeviceLayout, batch: int) -> Source:
+        """The blocks of a device layout, for `batch` sequences."""
+        excluded = None if layout.excluded is None else layout.excluded.expand(batch, -1, -1)
+        sides = layout.block_q, layout.block_k, layout.q_order, layout.k_order
+        return cls("", layout.causal, layout.index, layout.count, *sides, excluded)
+
+    def device_layout(self, q_len: int, k_len: int) -> DeviceLayout:
+        """The device layout of listed blocks."""
+        assert self.index is not None and self.count is not None
+        orders = self.q_order, self.k_order, self.excluded
+        return DeviceLayout(self.index, self.count, self.block_q, self.block_k, q_len, k_len, self.causal, *orders)
 
 
-def visits_of(component: Component, name: str, items: Tensor | None, listed: bool) -> Visits:
-    """A component's `rows` or `columns` as kernels take them; `listed` says that items tell all that the records do."""
-    return Visits(
-        None if listed else packed_records(component, name), getattr(component, name).index, entry_details(component, name),
-        packed_masks(component) if has_bits(component) else None, component.q_index, component.k_index, component.group,
-        component.merge, items,
-    )  # fmt: skip
+_DECLARED = {**Options.__annotations__, **Source.__annotations__, "backend": "str", "with_backward": "bool"}
+_KINDS = {"Tensor | None": "Tensor?", "float": "float", "int": "SymInt", "bool": "bool", "str": "str"}
+SCHEMA = ", ".join(f"{_KINDS[getattr(kind, '__forward_arg__', kind)]} {name}" for name, kind in _DECLARED.items())
+NAMES = tuple(_DECLARED)
+TENSORS = tuple(place for place, part in enumerate(SCHEMA.split(", ")) if part.startswith("Tensor?"))
+BIAS = NAMES.index("bias")
 
 
-def has_bits(component: Component) -> bool:
-    """Whether some masks are no bands."""
-    return component.masks is not None and component.masks.shape[0] > component.bands
+def packed(options: Options, source: Source, backend: str, with_backward: bool) -> tuple[Any, ...]:
+    """The arguments of the custom ops that follow their tensors [B, H, T, D], in the order of SCHEMA."""
+    return (*options, *source, backend, with_backward)
 
 
-def one_group(component: Component) -> bool:
-    """Whether all heads and batch elements share one set of lists."""
-    if component.rows.start.shape[0] != 1 or component.batch_groups:
-        return False
-    if component.dynamic:
-        return True
-    return _one_group.get(component, (), lambda: bool((component.group == 0).all()))
-
-
-def streamed(tensors: tuple[Tensor, ...], component: Component, side: str, by_tma: bool, call: Call) -> tuple[tuple, bool]:
-    """Tensors [B, H, T, D] as the kernels read their tiles on one side ("q" or "k"), and whether that is by
-    Hopper's copy engine: then they are descriptors.
-
-    The engine fills what lies outside with zeros; it knows no lengths and no lists of tokens, and wants rows at multiples of
-    16 bytes. Steps are a dimension of their own, where they divide the length. The answer is one for all calls of one key.
-    """
-    if not by_tma or call.q_lengths is not None or call.k_lengths is not None:
-        return tensors, False
-    width = width_of(call.q.shape[3])
-    index, rows = getattr(component, f"{side}_index"), getattr(component, f"block_{side}")
-    steps, length = stepped(component), tensors[0].shape[2]
-    run, first = (0, 0) if steps is None else (steps.q_run, steps.q_first) if side == "q" else (steps.k_run, steps.k_first)
-    if index is not None and not run:
-        return tensors, False
-    views, block = list(tensors), [1, 1, rows, width]
-    if run and steps is not None:
-        # Classes begin at 0; runs lie between one multiple of the step and the next.
-        if length % steps.step or first < 0 or first + (run if steps.q_run == 0 else steps.step) > steps.step:
-            return tensors, False
-        views = [x.unflatten(2, (length // steps.step, steps.step)) for x in tensors]
-        block = [1, 1, rows // run, run, width]
-    if any(s * x.element_size() % 16 or s <= 0 for x in views for s in x.stride()[:-1]):
-        return tensors, False
-    from triton.tools.tensor_descriptor import TensorDescriptor
-
-    found = [TensorDescriptor(x, list(x.shape), list(x.stride()), block) for x in views]
-    return tuple(found), True
-
-
-class Steps(NamedTuple):
-    """Tiles whose tokens can be computed instead of looked up: runs of `run` tokens, one each `step`.
-
-    Residue classes are runs of one, with `per` tiles a class; `first` is the first token. A run of 0 is the natural order,
-    which starts at `first`.
-    """
-
-    step: int
-    q_run: int
-    q_per: int
-    q_first: int
-    k_run: int
-    k_per: int
-    k_first: int
-
-
-_one_group: Derived[bool] = Derived()
-_stepped: Derived[Steps | None] = Derived()
-
-
-def stepped(component: Component) -> Steps | None:
-    """The steps of a component whose tiles run through residue classes, or whose gathered keys lie in equal steps."""
-    if component.dynamic or component.k_index is None:
-        return None
-    return _stepped.get(component, (), lambda: _steps(component))
-
-
-def _steps(component: Component) -> Steps | None:
-    if component.order.startswith("residue"):
-        step = int(component.order.split()[1])
-        queries = _stepped_side(component.q_index, step, component.q_blocks, component.block_q)
-        keys = _stepped_side(component.k_index, step, component.k_blocks, component.block_k)
-        return None if queries is None or keys is None else Steps(step, 1, *queries, 1, *keys)
-    if component.even is None or component.k_blocks * component.block_k * component.even[0] >= 1 << 31:  # in 32 bits
-        return None
-    step, run, first = component.even
-    return Steps(step, 0, 1, component.q_start, run, ONE_CLASS, first)
-
-
-def _stepped_side(index: Tensor | None, step: int, tiles: int, block: int) -> tuple[int, int] | None:
-    if index is None or tiles % step:
-        return None
-    place = index.view(step, tiles // step * block).long()
-    rows = torch.arange(step, device=index.device)[:, None] + step * torch.arange(place.shape[1], device=index.device)
-    # Any token tells the first row; a place without one must compute to a row that does not exist.
-    shift = torch.where(place >= 0, place - rows, -(1 << 40)).max()
-    rows = rows + shift
-    exists = (rows >= 0) & (rows <= place.max())
-    return (tiles // step, int(shift)) if bool((torch.where(exists, rows, -1) == place).all()) else None
-
-
-def index_stride(index: Tensor | None) -> int:
-    return index.stride(0) if index is not None and index.dim() == 2 else 0
-
-
-def width_of(head_dim: int) -> int:
-    """The power of two that a head width is padded to."""
-    return max(16, 1 << (head_dim - 1).bit_length())
+def unpacked(arguments: tuple[Any, ...]) -> tuple[Options, Source, str, bool]:
+    """What `packed` laid out: options, source, backend, and whether a backward pass may follow."""
+    first, second = len(Options._fields), len(Options._fields) + len(Source._fields)
+    backend, with_backward = arguments[second:]
+    return Options(*arguments[:first]), Source(*arguments[first:second]), backend, with_backward

@@ -15,6 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from longspan_kernels.block_sparse.args import Options
 from longspan_kernels.block_sparse.cache import Derived
 from longspan_kernels.block_sparse.dropout import keep
 from longspan_kernels.block_sparse.layout import Component, Layout, Lists
@@ -25,25 +26,6 @@ GATHERED_AT_ONCE = 1 << 22  # elements of gathered keys of one piece of torch's 
 MOST_SIGNATURES = 16  # of masks beside each other, for which rows are batched apart
 COLUMNS_AT_ONCE = 1 << 14  # keys of a row before it is split
 NEGATIVE = -1e30  # a dead score: finite, so that nothing becomes NaN
-
-
-@dataclass
-class Options:
-    """What a call adds to its layout; tensors as in `reference_attention`."""
-
-    scale: float
-    q_lengths: Tensor | None = None
-    k_lengths: Tensor | None = None
-    q_segments: Tensor | None = None
-    k_segments: Tensor | None = None
-    dropout_p: float = 0.0
-    seed: Tensor | None = None
-    bias: Tensor | None = None
-    bias_block: int = 0
-
-    @property
-    def per_batch(self) -> bool:
-        return self.q_lengths is not None or self.k_lengths is not None or self.q_segments is not None
 
 
 @dataclass

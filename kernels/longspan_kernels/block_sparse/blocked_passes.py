@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from longspan_kernels.block_sparse import fused, fused_pieces
-from longspan_kernels.block_sparse.blocked import NEGATIVE, Options, Piece, RowBatch, cut, gathered, pieces, split_width
+from longspan_kernels.block_sparse.args import Options
+from longspan_kernels.block_sparse.blocked import NEGATIVE, Piece, RowBatch, cut, gathered, pieces, split_width
 from longspan_kernels.block_sparse.layout import Layout
 
 DEAD_ROW = fused.DEAD_ROW

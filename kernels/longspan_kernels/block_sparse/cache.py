@@ -170,3 +170,22 @@ def _dense_mask(key: str, q_len: int, k_len: int, heads: int, causal: bool, devi
         for head in members:
             mask[head] = rule.live(head, i, j)
     return mask
+
+
+@remembered(1024)
+def every_query_sees_itself(key: str, length: int, heads: int, causal: bool, device: torch.device) -> bool:
+    """Whether a pattern keeps all pairs (i, i) of `length` tokens; worked out once for each.
+
+    The answer is looked up before anything is made outside of graphs, which waits for the device.
+    """
+    return made_outside_graphs(lambda: _diagonal(key, length, heads, causal, device), device)
+
+
+def _diagonal(key: str, length: int, heads: int, causal: bool, device: torch.device) -> bool:
+    place = torch.arange(length, device=device)[:, None]
+    for members, rule in lookup(key).head_rules(length, length, heads, causal, device):
+        if rule.traits().asks_user:
+            return False
+        if not all(bool(rule.live(head, place, place).all()) for head in (members if rule.per_head else members[:1])):
+            return False
+    return True

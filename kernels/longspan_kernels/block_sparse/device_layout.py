@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from longspan_kernels.block_sparse.args import from_16_bytes
 from longspan_kernels.block_sparse.layout import Component, Layout, Lists
+from longspan_kernels.launch.launcher import from_16_bytes
 
 
 class DeviceLayoutError(ValueError):

@@ -15,7 +15,8 @@ from threading import Lock
 import torch
 from torch import Tensor
 
-from longspan_kernels.block_sparse.blocked import NEGATIVE, Options
+from longspan_kernels.block_sparse.args import Options
+from longspan_kernels.block_sparse.blocked import NEGATIVE
 from longspan_kernels.block_sparse.cache import dense_mask, is_dense
 from longspan_kernels.block_sparse.registry import lookup, state_of
 from longspan_kernels.launch.graphs import cleared_by

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from longspan_kernels.block_sparse import fused
-from longspan_kernels.block_sparse.blocked import GATHERED_AT_ONCE, NEGATIVE, Options, Piece, RowBatch, pieces
+from longspan_kernels.block_sparse.args import Options
+from longspan_kernels.block_sparse.blocked import GATHERED_AT_ONCE, NEGATIVE, Piece, RowBatch, pieces
 from longspan_kernels.block_sparse.layout import Layout
 
 

@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-from longspan_kernels.block_sparse.args import Call
+from longspan_kernels.block_sparse.args import Options
+from longspan_kernels.block_sparse.backends import BackendError, layouts_for, triton_refuses
 from longspan_kernels.block_sparse.cache import HOST, Derived
 from longspan_kernels.block_sparse.layout import Component, Layout
-from longspan_kernels.block_sparse.op import BackendError, layouts_for, triton_refuses
 from longspan_kernels.block_sparse.registry import LowersToRules
+from longspan_kernels.block_sparse.triton.call import Call
 from longspan_kernels.block_sparse.triton.configs import lines_of
 from longspan_kernels.launch.graphs import capturing
 from longspan_kernels.launch.launcher import collecting, compiling, forms_compiled
@@ -52,7 +53,7 @@ def precompile(
             q = torch.empty((batch, heads, q_len, head_dim), dtype=dtype, device="meta")
             k = torch.empty((batch, key_heads or heads, k_len, head_dim), dtype=dtype, device="meta")
             layout, rows, columns = layouts_for(q, k, pattern.key, causal, "triton", 0, device)
-            plan_call(Call(q, k, k, layout, head_dim**-0.5, device=device), (rows, columns) if backward else None)
+            plan_call(Call(q, k, k, layout, Options(head_dim**-0.5), device=device), (rows, columns) if backward else None)
     return len(wanted)
 
 

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import wraps
+from importlib.util import find_spec
 from threading import local
 from typing import Any, TypeVar, cast
 
@@ -20,6 +21,8 @@ import torch
 
 from longspan_kernels.launch.graphs import cleared_by, remembered
 
+INSTALLED = find_spec("triton") is not None
+OLDEST = (8, 0)  # Ampere
 DIRECT = os.environ.get("LONGSPAN_DIRECT_LAUNCH") != "0"
 MOST_THREADS = 16  # that compile at once, in each process of a node
 # What a profile of a device shows of Longspan's attention.
@@ -284,6 +287,54 @@ def _plan_of(
     kernel: Any, programs: int, choice: Launch, device: torch.device, kinds: tuple, numbers: tuple[tuple[str, Any], ...]
 ) -> Plan:
     return Plan(kernel, programs, dict(numbers), choice)
+
+
+def from_16_bytes(x: torch.Tensor) -> torch.Tensor:
+    """x itself where it starts at a multiple of 16 bytes, as kernels are compiled for it, else a copy that does."""
+    return x if x.data_ptr() % 16 == 0 else x.clone(memory_format=torch.contiguous_format)
+
+
+def readable(x: torch.Tensor) -> torch.Tensor:
+    """x itself where its last dimension is contiguous and it starts at a multiple of 16 bytes, else a copy."""
+    return from_16_bytes(x if x.stride(-1) == 1 else x.contiguous())
+
+
+def output_like(q: torch.Tensor) -> torch.Tensor:
+    """An empty tensor for the output (or a gradient) of q; contiguous, as the op promises torch.compile."""
+    return torch.empty(q.shape, dtype=q.dtype, device=q.device)
+
+
+def on_meta(x: torch.Tensor) -> torch.Tensor:
+    """A tensor of the same shape and strides without memory."""
+    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")
+
+
+def alignment(head_dim: int, *tensors: torch.Tensor) -> int:
+    """Elements that every row of the tensors starts at a multiple of. It depends on the length only for odd layouts."""
+    align = min(16, head_dim & -head_dim)
+    for x in tensors:
+        # One token counts as many do: another length may have them.
+        if any(stride % align for dim, stride in enumerate(x.stride()[:3]) if dim == 2 or x.shape[dim] > 1):
+            return 1
+    return align
+
+
+def width_of(head_dim: int) -> int:
+    """The power of two that a head width is padded to."""
+    return max(16, 1 << (head_dim - 1).bit_length())
+
+
+def triton_runs_on(device: torch.device) -> str | None:
+    """Why Triton kernels cannot run on a device, or None where they can."""
+    if not INSTALLED:
+        return "triton is not installed (it has wheels for Linux only)"
+    if os.environ.get("TRITON_INTERPRET") == "1" and device.type == "cpu":
+        return None
+    if device.type != "cuda":
+        return f"Triton kernels need a CUDA device, not {device.type} (TRITON_INTERPRET=1 runs them on the CPU, slowly)"
+    if torch.cuda.get_device_capability(device) < OLDEST:
+        return "Triton kernels need compute capability 8.0 (Ampere) or newer"
+    return None
 
 
 SMALL = Launch(4, 1)  # for kernels that only pass over rows

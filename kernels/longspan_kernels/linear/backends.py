@@ -7,7 +7,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from longspan_kernels.block_sparse.op import BackendError, triton_refuses
+from longspan_kernels.block_sparse.backends import BackendError, triton_refuses
 
 BACKENDS = ("auto", "triton", "chunked", "reference", "fla")
 

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from longspan_kernels.block_sparse.flops import choice_flops
-from longspan_kernels.block_sparse.op import choose_backend, exact_products
+from longspan_kernels.block_sparse.backends import choose_backend, exact_products
 
 SCORES_AT_ONCE = 1 << 23  # query-block scores that plain torch holds at a time
 MOST_PICKS = 16  # n up to which the Triton kernels choose: they hold all picks in registers, and work grows with n
@@ -147,4 +146,12 @@ def _(scores, lengths, first_row, length, picks, block_size, causal, backend):
     return _picks_like(scores, picks)
 
 
-register_flop_formula(torch.ops.longspan.choose_blocks)(choice_flops)
+@register_flop_formula(torch.ops.longspan.choose_blocks)
+def choice_flops(
+    q_shape, means_shape, lengths_shape, picks, block_size, causal, backend, *rest, out_shape=None, **kwargs
+) -> int:
+    """A dot product for each query and block that it may pick; lengths are not known here."""
+    (batch, heads, length, width), blocks = q_shape, means_shape[2]
+    whole, rest_of_it = divmod(length, block_size)
+    before = block_size * (whole * (whole - 1) // 2) + rest_of_it * whole  # blocks before a query's own, summed over queries
+    return 2 * width * batch * heads * (before if causal else length * (blocks - 1))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from longspan_kernels.block_sparse.op import choose_backend, exact_products
+from longspan_kernels.block_sparse.backends import choose_backend, exact_products
 from longspan_kernels.selected.choose import MOST_PICKS, best_blocks
 
 SCORES_AT_ONCE = 1 << 22  # scores of queries with compressed keys that plain torch holds

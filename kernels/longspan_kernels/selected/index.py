@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from longspan_kernels.block_sparse.op import choose_backend, exact_products
+from longspan_kernels.block_sparse.backends import choose_backend, exact_products
 
 SCORES_AT_ONCE = 1 << 24  # scores held at a time; the heads' own are as many again each in plain torch
 

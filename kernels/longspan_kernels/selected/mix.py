@@ -8,8 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from longspan_kernels.block_sparse.op import BackendError, choose_backend
-from longspan_kernels.block_sparse.transforms import active_transform
+from longspan_kernels.block_sparse.backends import BackendError, active_transform, choose_backend
 
 
 def gated_sum(gates: Tensor, a: Tensor, b: Tensor, c: Tensor, backend: str = "auto") -> Tensor:

@@ -11,8 +11,13 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from longspan_kernels.block_sparse.op import BackendError, cast_as_products, choose_backend, exact_products
-from longspan_kernels.block_sparse.transforms import active_transform
+from longspan_kernels.block_sparse.backends import (
+    BackendError,
+    active_transform,
+    cast_as_products,
+    choose_backend,
+    exact_products,
+)
 from longspan_kernels.selected.op import SelectionError
 from longspan_kernels.selected.reference import selected_reference
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from longspan.benchmark import peers
 from longspan.benchmark.cases import Case
 from longspan.benchmark.timing import peak_memory, time_interleaved
-from longspan_kernels.block_sparse.op import layouts_for
+from longspan_kernels.block_sparse.backends import layouts_for
 
 DENSE_PEERS = ("sdpa",)  # compute every pair, so their output is not the pattern's
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 4e-2}

@@ -9,8 +9,8 @@ import torch
 
 from longspan.benchmark.timing import synchronise
 from longspan.patterns import BigBird, Local, Longformer, Pattern, Strided
+from longspan_kernels.block_sparse.backends import tilings_for
 from longspan_kernels.block_sparse.cache import clear_layouts, layout_for
-from longspan_kernels.block_sparse.op import tilings_for
 
 MILLION = 1 << 20
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from longspan.benchmark.timing import Work, time_interleaved
 from longspan.patterns import BigBird, Fixed, Full, Global, Local, Pattern, Predicate
+from longspan_kernels.block_sparse.args import Options
 from longspan_kernels.block_sparse.layout import Layout
 from longspan_kernels.block_sparse.planner import Tiling, compile_layout
 from longspan_kernels.block_sparse.triton.configs import TABLES, launched_as, lines_of, tilings
@@ -120,7 +121,7 @@ class Runner:
         self.q, self.k, self.v, self.dout = tensors_of(problem, device)
         self.scale = problem.head_dim**-0.5
         first = problem.layout(device, kernel="forward")
-        self.out, self.lse = forward.triton_forward(self.q, self.k, self.v, first, scale=self.scale)
+        self.out, self.lse = forward.triton_forward(self.q, self.k, self.v, first, Options(self.scale))
 
     def work(self, launch: Launch) -> Callable[[], tuple[Tensor, ...]]:
         """A call of the kernel; it plans its launches on the first call, for components of its own."""
@@ -138,10 +139,10 @@ class Runner:
     def _run(self, layout: Layout) -> tuple[Tensor, ...]:
         q, k, v = self.q, self.k, self.v
         if self.problem.kernel == "forward":
-            return self.forward.triton_forward(q, k, v, layout, scale=self.scale)
+            return self.forward.triton_forward(q, k, v, layout, Options(self.scale))
         rows = self.problem.kernel == "backward_rows"
         found = self.backward.triton_backward(
-            self.dout, None, q, k, v, self.out, self.lse, layout, scale=self.scale, sides=("rows",) if rows else ("columns",)
+            self.dout, None, q, k, v, self.out, self.lse, layout, Options(self.scale), sides=("rows",) if rows else ("columns",)
         )
         return found[:1] if rows else found[1:3]
 

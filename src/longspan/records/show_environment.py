@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from longspan.records.environment import PACKAGES, hardware, versions
-from longspan_kernels.launch.availability import triton_runs_on
+from longspan_kernels.launch.launcher import triton_runs_on
 
 SHOWN_VARIABLES = ("TRITON_INTERPRET", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from longspan_kernels.block_sparse.args import LEAST_SCALE, Call, from_16_bytes, on_meta, output_like, readable
+from longspan_kernels.block_sparse.args import Options
 from longspan_kernels.block_sparse.layout import Component, Layout
 from longspan_kernels.block_sparse.precompile import compile_first
 from longspan_kernels.block_sparse.triton.backward_columns import gradients_of_keys
 from longspan_kernels.block_sparse.triton.backward_rows import gradient_of_queries
+from longspan_kernels.block_sparse.triton.call import LEAST_SCALE, Call
 from longspan_kernels.block_sparse.triton.common import interprets_bfloat16
 from longspan_kernels.block_sparse.triton.workspace import (
     BiasSums,
@@ -25,16 +26,13 @@ from longspan_kernels.block_sparse.triton.workspace import (
     rows_are_listed,
     rows_go_first,
 )
-from longspan_kernels.launch.launcher import on_its_device
+from longspan_kernels.launch.launcher import from_16_bytes, on_its_device, on_meta, output_like, readable
 
 
 @on_its_device
 def triton_backward(
-    dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, layout: Layout, *,
-    scale: float, q_lengths: Tensor | None = None, k_lengths: Tensor | None = None,
-    q_segments: Tensor | None = None, k_segments: Tensor | None = None,
-    dropout_p: float = 0.0, seed: Tensor | None = None, bias: Tensor | None = None, bias_block: int = 0,
-    columns: Layout | None = None, sides: tuple[str, ...] = ("rows", "columns"),
+    dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, layout: Layout,
+    options: Options, *, columns: Layout | None = None, sides: tuple[str, ...] = ("rows", "columns"),
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
     """Gradients of `triton_forward`, whose arguments and results these are; dout [B, H, Tq, D], dlse [B, H, Tq] or None.
 
@@ -46,14 +44,11 @@ def triton_backward(
         dq, dk, dv in the dtype of q, and dbias float32 in the shape of the bias (None without one). The same bits each run.
     """
     if interprets_bfloat16(q):
-        *found, dbias = triton_backward(
-            dout.float(), dlse, q.float(), k.float(), v.float(), out.float(), lse, layout, scale=scale, q_lengths=q_lengths,
-            k_lengths=k_lengths, q_segments=q_segments, k_segments=k_segments, dropout_p=dropout_p, seed=seed, bias=bias,
-            bias_block=bias_block, columns=columns, sides=sides,
-        )  # fmt: skip
+        wide = q.float(), k.float(), v.float(), out.float()
+        *found, dbias = triton_backward(dout.float(), dlse, *wide, lse, layout, options, columns=columns, sides=sides)
         dq, dk, dv = (x.to(q.dtype) for x in found)
         return dq, dk, dv, dbias
-    call = Call(q, k, v, layout, scale, q_lengths, k_lengths, q_segments, k_segments, dropout_p, seed, bias, bias_block)
+    call = Call(q, k, v, layout, options)
     dout, out = readable(dout), readable(out)
     lse, dlse = from_16_bytes(lse.contiguous()), None if dlse is None else from_16_bytes(dlse.float().contiguous())
     columns = layout if columns is None else columns
@@ -79,7 +74,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
     layout = call.layout
     dq, dk, dv = output_like(call.q), output_like(call.k), output_like(call.v)
-    sums = BiasSums.empty(call) if call.bias is not None else None
+    sums = BiasSums.empty(call) if call.options.bias is not None else None
     if len(sides) == 2 and rows_go_first(call, layout, by_columns):
         # Rows work out delta and leave it behind; their partial results lie in dk's memory, which is written after them.
         numbers = RowNumbers(lse, torch.empty_like(lse), out, dlse, left=True)
@@ -100,10 +95,10 @@ def _backward(
             _all_rows(call, layout, dout, numbers, dq, sums, None)
     if call.negate:
         dq.neg_()
-    if call.scale == LEAST_SCALE:  # stands for 0
+    if call.options.scale == LEAST_SCALE:  # stands for 0
         dq.zero_()
         dk.zero_()
-    return dq, dk, dv, None if sums is None or call.bias is None else sums.reduced(call.bias)
+    return dq, dk, dv, None if sums is None or call.options.bias is None else sums.reduced(call.options.bias)
 
 
 def _all_rows(

@@ -19,9 +19,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from longspan_kernels.block_sparse.args import Call, Visits, alignment, index_stride, streamed, strides_of, visits_of
 from longspan_kernels.block_sparse.cache import Derived
 from longspan_kernels.block_sparse.layout import Component
+from longspan_kernels.block_sparse.triton.call import Call, Visits, index_stride, streamed, strides_of, visits_of
 from longspan_kernels.block_sparse.triton.common import (
     BAND,
     BITS,
@@ -60,7 +60,7 @@ from longspan_kernels.block_sparse.triton.workspace import (
     orders_keys_by_head,
     tell_second,
 )
-from longspan_kernels.launch.launcher import SMALL, SPLIT_ROWS, Plan, without_tma
+from longspan_kernels.launch.launcher import SMALL, SPLIT_ROWS, Plan, alignment, without_tma
 
 
 @triton.jit

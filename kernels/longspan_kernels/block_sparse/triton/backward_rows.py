@@ -18,9 +18,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from longspan_kernels.block_sparse.args import Call, Visits, alignment, index_stride, streamed, strides_of, visits_of
 from longspan_kernels.block_sparse.cache import Derived
 from longspan_kernels.block_sparse.layout import Component
+from longspan_kernels.block_sparse.triton.call import Call, Visits, index_stride, streamed, strides_of, visits_of
 from longspan_kernels.block_sparse.triton.common import (
     LOG2E,
     VARYING,
@@ -45,7 +45,7 @@ from longspan_kernels.block_sparse.triton.configs import launch_of
 from longspan_kernels.block_sparse.triton.masks import dropout_keeps, dropout_rows, kept, masked
 from longspan_kernels.block_sparse.triton.schedule import Work
 from longspan_kernels.block_sparse.triton.workspace import BiasSums, RowNumbers, Workspace, add_rows, add_splits, row_work
-from longspan_kernels.launch.launcher import SMALL, SPLIT_ROWS, Plan, without_tma
+from longspan_kernels.launch.launcher import SMALL, SPLIT_ROWS, Plan, alignment, without_tma
 
 
 @triton.jit

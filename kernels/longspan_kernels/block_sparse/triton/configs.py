@@ -16,12 +16,12 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from longspan_kernels.block_sparse.args import has_bits, stepped, width_of
 from longspan_kernels.block_sparse.cache import Derived
 from longspan_kernels.block_sparse.layout import Component
 from longspan_kernels.block_sparse.planner import Tiling
+from longspan_kernels.block_sparse.triton.call import has_bits, stepped
 from longspan_kernels.launch.graphs import remembered
-from longspan_kernels.launch.launcher import Launch
+from longspan_kernels.launch.launcher import Launch, width_of
 
 Table = dict[tuple[str, int, str], Launch]
 

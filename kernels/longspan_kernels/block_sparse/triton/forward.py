@@ -17,19 +17,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from longspan_kernels.block_sparse.args import (
-    Call,
-    Visits,
-    alignment,
-    index_stride,
-    output_like,
-    streamed,
-    strides_of,
-    visits_of,
-)
+from longspan_kernels.block_sparse.args import Options
 from longspan_kernels.block_sparse.cache import Derived
 from longspan_kernels.block_sparse.layout import Component, Layout
 from longspan_kernels.block_sparse.precompile import compile_first, plan_call
+from longspan_kernels.block_sparse.triton.call import Call, Visits, index_stride, streamed, strides_of, visits_of
 from longspan_kernels.block_sparse.triton.common import (
     LN2,
     LOG2E,
@@ -60,7 +52,9 @@ from longspan_kernels.launch.launcher import (
     SMALL,
     SPLIT_ROWS,
     Plan,
+    alignment,
     on_its_device,
+    output_like,
     without_tma,
 )
 
@@ -276,21 +270,13 @@ def merge_splits(
 
 @on_its_device
 def triton_forward(
-    q: Tensor, k: Tensor, v: Tensor, layout: Layout, *, scale: float,
-    q_lengths: Tensor | None = None, k_lengths: Tensor | None = None,
-    q_segments: Tensor | None = None, k_segments: Tensor | None = None,
-    dropout_p: float = 0.0, seed: Tensor | None = None, bias: Tensor | None = None, bias_block: int = 0,
-    backward: tuple[Layout, Layout] | None = None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    q: Tensor, k: Tensor, v: Tensor, layout: Layout, options: Options, backward: tuple[Layout, Layout] | None = None
+) -> tuple[Tensor, Tensor]:
     """Attention over the tiles of a layout.
 
     Args:
         q: [B, H, Tq, D]; k, v: [B, Hkv, Tk, D]; float16, bfloat16 or float32, any strides.
-        scale: factor of the scores.
-        q_lengths, k_lengths: [B] int32; tokens at or past it do not exist.
-        q_segments: [B, Tq], k_segments: [B, Tk]; a pair also needs equal segments.
-        seed: int64 scalar on the device, for dropout of the weights (the normaliser is undropped).
-        bias: [H or 1, query blocks, key blocks] float32, added to scaled scores.
+        options: with int32 lengths and a float32 bias; dropout falls on the weights (the normaliser is undropped).
         backward: the layouts of a backward pass that follows (over rows, over columns): its kernels compile with these.
 
     Returns:
@@ -300,12 +286,9 @@ def triton_forward(
         UnsupportedCall: a dtype, width or bias that this backend does not serve.
     """
     if interprets_bfloat16(q):
-        out, lse = triton_forward(
-            q.float(), k.float(), v.float(), layout, scale=scale, q_lengths=q_lengths, k_lengths=k_lengths,
-            q_segments=q_segments, k_segments=k_segments, dropout_p=dropout_p, seed=seed, bias=bias, bias_block=bias_block,
-        )  # fmt: skip
+        out, lse = triton_forward(q.float(), k.float(), v.float(), layout, options)
         return out.to(q.dtype), lse
-    call = Call(q, k, v, layout, scale, q_lengths, k_lengths, q_segments, k_segments, dropout_p, seed, bias, bias_block)
+    call = Call(q, k, v, layout, options)
     compile_first(call, ("forward", call.key, backward is not None), lambda: plan_call(call, backward))
     return forward_pass(call)
 

@@ -18,9 +18,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from longspan_kernels.block_sparse.args import Call, alignment, width_of
 from longspan_kernels.block_sparse.cache import Derived
 from longspan_kernels.block_sparse.layout import Component, Layout
+from longspan_kernels.block_sparse.triton.call import Call
 from longspan_kernels.block_sparse.triton.common import (
     LOG2E,
     READ_AHEAD,
@@ -34,7 +34,7 @@ from longspan_kernels.block_sparse.triton.common import (
 from longspan_kernels.block_sparse.triton.configs import lines_of
 from longspan_kernels.block_sparse.triton.schedule import Work, work_of
 from longspan_kernels.launch.graphs import capturing
-from longspan_kernels.launch.launcher import SMALL, Plan
+from longspan_kernels.launch.launcher import SMALL, Plan, alignment, width_of
 
 PREPARED_AT_ONCE = 64  # rows a program
 # Up to this head width partial results of columns are kept as pairs of the gradient's dtype: no spills at 168 registers, where
@@ -336,9 +336,9 @@ class BiasSums:
 
     @classmethod
     def empty(cls, call: Call) -> BiasSums:
-        component, bias = call.layout.components[0], call.bias
+        component, bias = call.layout.components[0], call.options.bias
         assert bias is not None
-        a, b = call.bias_block // component.block_q, call.bias_block // component.block_k
+        a, b = call.options.bias_block // component.block_q, call.options.bias_block // component.block_k
         B, H = call.q.shape[:2]
         first = call.sizes(component)["bias_first"] // component.block_q
         rows = max(bias.shape[1] * a, first + component.q_blocks)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from longspan_kernels.block_sparse.args import readable
+from longspan_kernels.launch.launcher import readable
 
 
 def laid_out(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:

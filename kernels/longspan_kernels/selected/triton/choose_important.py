@@ -12,8 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from longspan_kernels.block_sparse.args import from_16_bytes, width_of
-from longspan_kernels.launch.launcher import Launch, on_its_device, run_kernel
+from longspan_kernels.launch.launcher import Launch, from_16_bytes, on_its_device, run_kernel, width_of
 from longspan_kernels.selected.triton.call_layout import by_rows, in_units
 from longspan_kernels.selected.triton.choose_kernels import none_yet, with_chunk
 from longspan_kernels.selected.triton.common import LOG2E, elements, of_row, rows_at, tokens_of

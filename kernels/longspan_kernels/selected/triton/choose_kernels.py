@@ -18,11 +18,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from longspan_kernels.block_sparse.args import alignment, from_16_bytes, readable, width_of
 from longspan_kernels.block_sparse.triton.common import end_of
 from longspan_kernels.block_sparse.triton.configs import SMALLEST, shared_memory
 from longspan_kernels.launch.graphs import remembered
-from longspan_kernels.launch.launcher import SMALL, Launch, on_its_device, run_kernel
+from longspan_kernels.launch.launcher import (
+    SMALL,
+    Launch,
+    alignment,
+    from_16_bytes,
+    on_its_device,
+    readable,
+    run_kernel,
+    width_of,
+)
 
 PARTS = {torch.bfloat16: 1, torch.float16: 2, torch.float32: 3}  # bfloat16 numbers, 8 bits each, that hold one of a dtype
 CANDIDATES = 64  # scored at a time

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from longspan_kernels.block_sparse.args import from_16_bytes
-from longspan_kernels.launch.launcher import on_its_device
+from longspan_kernels.launch.launcher import from_16_bytes, on_its_device
 from longspan_kernels.selected.options import Selection
 from longspan_kernels.selected.triton.call_layout import laid_out
 from longspan_kernels.selected.triton.launches import launches_of, shape_of

@@ -12,9 +12,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from longspan_kernels.block_sparse.args import width_of
 from longspan_kernels.launch.graphs import remembered
-from longspan_kernels.launch.launcher import Launch, Plan
+from longspan_kernels.launch.launcher import Launch, Plan, width_of
 from longspan_kernels.selected.options import Selection
 from longspan_kernels.selected.triton import configs
 from longspan_kernels.selected.triton.backward_kernels import add_runs, row_numbers, selected_columns, selected_rows

@@ -10,9 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from longspan_kernels.block_sparse.args import from_16_bytes, width_of
 from longspan_kernels.block_sparse.triton.common import interprets_bfloat16
-from longspan_kernels.launch.launcher import Launch, on_its_device, run_kernel
+from longspan_kernels.launch.launcher import Launch, from_16_bytes, on_its_device, run_kernel, width_of
 from longspan_kernels.selected.triton.common import of_row, rows_at, store_rows
 
 ROWS = 32  # of a program

@@ -8,10 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from longspan_kernels.block_sparse.args import from_16_bytes, width_of
 from longspan_kernels.block_sparse.triton.common import interprets_bfloat16
 from longspan_kernels.launch.graphs import remembered
-from longspan_kernels.launch.launcher import Launch, on_its_device, run_kernel
+from longspan_kernels.launch.launcher import Launch, from_16_bytes, on_its_device, run_kernel, width_of
 from longspan_kernels.selected.lists import queries_of_blocks
 from longspan_kernels.selected.triton import configs
 from longspan_kernels.selected.triton.backward_kernels import row_numbers

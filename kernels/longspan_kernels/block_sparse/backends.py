@@ -1,0 +1,156 @@
+"""Which backend serves a call, and the layouts that it serves it by.
+
+Legend: B batch, H heads, Hkv key/value heads, T tokens (Tq, Tk), D head width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from longspan_kernels.block_sparse import cpu_choice, fused
+from longspan_kernels.block_sparse.args import Options
+from longspan_kernels.block_sparse.cache import block_size_of, blocked_tiling, is_dense, layout_for
+from longspan_kernels.block_sparse.layout import Layout
+from longspan_kernels.block_sparse.planner import Tiling
+from longspan_kernels.launch.launcher import triton_runs_on
+
+BACKENDS = ("auto", "triton", "blocked", "dense")
+CPU = "cpu"  # what "auto" is on a CPU until the op knows the lengths: blocks, or all pairs by torch's fused kernel
+DENSE_LIMIT = 1 << 31  # elements of [B, H, Tq, Tk] that the dense backend will hold
+
+
+class BackendError(ValueError):
+    """The backend asked for cannot serve this call; the message says why and what would."""
+
+
+def active_transform(*tensors: Tensor | None) -> str | None:
+    """What asks more of a call than values and first gradients, or None. Not asked while torch.compile traces.
+
+    The dense definition has a rule for all of it. A custom op without one would give tangents of zero, silently, so calls are
+    looked at before they reach an op.
+    """
+    if torch.compiler.is_compiling():
+        return None
+    if forward_ad._current_level >= 0:
+        duals = (forward_ad.unpack_dual(x) for x in tensors if x is not None)
+        if any(dual.tangent is not None for dual in duals):
+            return "forward-mode AD (torch.func.jvp, jacfwd, forward_ad)"
+    if torch._C._are_functorch_transforms_active():
+        return "a transform of torch.func (grad, vjp, vmap, jacrev, hessian)"
+    return None
+
+
+def choose_backend(backend: str, q: Tensor, k: Tensor, transform: str | None = None) -> str:
+    """Resolves "auto", and refuses what a backend cannot do; `transform` as `active_transform` says."""
+    if backend not in BACKENDS:
+        raise BackendError(f"backend={backend!r} is unknown; choose one of {', '.join(BACKENDS)}")
+    if q.device.type == "meta":  # shapes alone, which every backend gives alike
+        return "blocked"
+    if transform is not None:
+        if backend not in ("auto", "dense"):
+            raise BackendError(f'backend={backend!r} has no rule for {transform}; use backend="dense" (or "auto")')
+        backend = "dense"
+    reason = triton_refuses(q)
+    if backend == "auto":
+        return "blocked" if reason else "triton"
+    if backend == "triton" and reason:
+        raise BackendError(f'backend="triton" cannot serve this call: {reason}; use backend="blocked" (or "auto")')
+    elements = q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2]
+    if backend == "dense" and elements > DENSE_LIMIT:
+        raise BackendError(
+            f'backend="dense" would hold {elements:,} scores (limit {DENSE_LIMIT:,}); use backend="auto", which visits live '
+            "blocks only"
+        )
+    return backend
+
+
+def cpu_may_choose(q: Tensor, options: Options) -> bool:
+    """Whether all pairs by torch's fused kernel may serve in the place of blocks."""
+    return fused.takes(q, options)
+
+
+def what_runs(
+    q: Tensor, k: Tensor, key: str, causal: bool, backend: str, dropout_p: float = 0.0, bias_block: int = 0
+) -> tuple[str, int]:
+    """(backend, visited pairs of one sequence over all heads) of the forward pass of a call, on this machine.
+
+    "dense" is all pairs: torch's fused kernel where "auto" chose it.
+    """
+    shape = shape_of(q, k)
+    if q.numel() == 0 or k.shape[2] == 0:
+        return backend, 0
+    took = choose_backend(backend, q, k)
+    if backend == "auto" and took == "blocked" and not bias_block and cpu_may_choose(q, Options(1.0, dropout_p=dropout_p)):
+        took = cpu_choice.chosen(key, shape, causal, "forward")
+        return took, cpu_choice.visited_by(took, key, shape, causal)
+    if took == "dense":
+        return took, shape.heads * shape.q_len * shape.k_len
+    return took, layouts_for(q, k, key, causal, took, bias_block)[0].visited_pairs
+
+
+def shape_of(q: Tensor, k: Tensor) -> cpu_choice.Shape:
+    return cpu_choice.Shape(int(q.shape[0]), int(q.shape[1]), int(q.shape[2]), int(k.shape[2]), int(q.shape[3]))
+
+
+def triton_refuses(q: Tensor, device: torch.device | None = None) -> str | None:
+    """Why the Triton backend cannot take such tensors on a device (their own unless given), or None."""
+    if q.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"it has no {q.dtype} kernels"
+    if not 16 <= q.shape[-1] <= 256:
+        return f"its head width is 16 to 256, not {q.shape[-1]}"
+    return triton_runs_on(q.device if device is None else device)
+
+
+def tilings_for(
+    backend: str, q: Tensor, key: str, causal: bool, bias_block: int, device: torch.device | None = None
+) -> tuple[Tiling, Tiling]:
+    """Tile sizes of the forward and the backward pass."""
+    device = q.device if device is None else device
+    size = block_size_of(key, int(q.shape[1]), causal)
+    if backend == "triton":
+        from longspan_kernels.block_sparse.triton.configs import tilings
+
+        capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
+        return tilings(int(q.shape[3]), q.dtype, capability, size, bias_block)
+    tiling = blocked_tiling(size, bias_block)
+    return tiling, tiling
+
+
+def layouts_for(
+    q: Tensor, k: Tensor, key: str, causal: bool, backend: str, bias_block: int, device: torch.device | None = None
+) -> tuple[Layout, Layout, Layout]:
+    """The layouts of the forward pass, of the backward pass over rows (dq), and of that over columns (dk, dv).
+
+    They lie on `device`, that of q where none is given.
+    """
+    device = q.device if device is None else device
+    H, q_len, k_len = int(q.shape[1]), int(q.shape[2]), int(k.shape[2])
+    forward, backward = tilings_for(backend, q, key, causal, bias_block, device)
+    first = layout_for(key, q_len, k_len, H, causal, forward, device)
+    second = first if backward == forward else layout_for(key, q_len, k_len, H, causal, backward, device)
+    layouts = [first, second, second]
+    if backend == "triton" and is_dense(key, H, causal):  # by the pattern alone: a length must not choose another kernel
+        from longspan_kernels.block_sparse.triton.configs import wide_tiling
+
+        size = block_size_of(key, H, causal)
+        for place, kernel in enumerate(("forward", "backward_rows", "backward_columns")):
+            tiling = wide_tiling(kernel, q, size, bias_block, device)
+            if tiling is not None:
+                layouts[place] = layout_for(key, q_len, k_len, H, causal, tiling, device)
+    return layouts[0], layouts[1], layouts[2]
+
+
+def cast_as_products(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Under autocast, the dtype that matrix products take; float64 stays."""
+    kind = q.device.type
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind) or q.dtype == torch.float64:
+        return q, k, v
+    dtype = torch.get_autocast_dtype(kind)
+    return q.to(dtype), k.to(dtype), v.to(dtype)
+
+
+def exact_products(q: Tensor) -> torch.autocast:
+    """Keeps autocast out of the plain-torch backend: it has chosen its precision, products in float32 among them."""
+    return torch.autocast(q.device.type, enabled=False)
