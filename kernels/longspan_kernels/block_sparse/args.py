@@ -48,8 +48,8 @@ class Source(NamedTuple):
 
     key: str
     causal: bool
-    index: Tensor | None = None
-    count: Tensor | None = None
+    blocks: Tensor | None = None
+    counts: Tensor | None = None
     block_q: int = 0
     block_k: int = 0
     q_order: Tensor | None = None
@@ -65,9 +65,9 @@ class Source(NamedTuple):
 
     def device_layout(self, q_len: int, k_len: int) -> DeviceLayout:
         """The device layout of listed blocks."""
-        assert self.index is not None and self.count is not None
+        assert self.blocks is not None and self.counts is not None
         orders = self.q_order, self.k_order, self.excluded
-        return DeviceLayout(self.index, self.count, self.block_q, self.block_k, q_len, k_len, self.causal, *orders)
+        return DeviceLayout(self.blocks, self.counts, self.block_q, self.block_k, q_len, k_len, self.causal, *orders)
 
 
 _DECLARED = {**Options.__annotations__, **Source.__annotations__, "backend": "str", "with_backward": "bool"}

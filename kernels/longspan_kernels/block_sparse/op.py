@@ -178,10 +178,11 @@ def block_sparse_backward(
     if backend == "triton":
         from longspan_kernels.block_sparse.triton.backward import triton_backward
 
-        dq, dk, dv, dbias = triton_backward(dout, dlse, q, k, v, out, lse, layout, options, columns=columns)
+        *found, dbias = triton_backward(dout, dlse, q, k, v, out, lse, layout, options, columns=columns)
     else:
         with exact_products(q):
-            dq, dk, dv, dbias = blocked_backward(dout, dlse, q, k, v, out, lse, layout, options)
+            *found, dbias = blocked_backward(dout, dlse, q, k, v, out, lse, layout, options)
+    dq, dk, dv = found
     return dq, dk, dv, none if dbias is None else dbias
 
 
@@ -281,8 +282,8 @@ def _differentiable(
             f"create_graph=True: gradients of gradients come from the dense definition, which would hold {elements:,} scores "
             f"here (limit {DENSE_LIMIT:,}); take them over shorter sequences or fewer at once"
         )
-    given = [q, k, v, options.bias]
-    leaves = [given[min(place, 3)] for place in places]
+    leaves = [q, k, v] if options.bias is None else [q, k, v, options.bias]
+    leaves = [leaves[min(place, 3)] for place in places]
     out, lse = _dense(q, k, v, source.key, source.causal, options)
     outputs, grads = ([out], [dout]) if dlse is None else ([out, lse], [dout, dlse])
     return torch.autograd.grad(outputs, leaves, grads, create_graph=True)

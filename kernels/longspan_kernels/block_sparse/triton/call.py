@@ -71,16 +71,22 @@ class Call:
         if scale < 0:
             # The running maximum is taken before scaling, which wants a positive scale.
             self.q, scale, self.negate = -self.q, -scale, True
-        tensors = [given.q_lengths, given.k_lengths, given.q_segments, given.k_segments, given.seed, given.bias]
-        tensors = [None if x is None else from_16_bytes(x.contiguous()) for x in tensors]
-        *limits, seed, bias = tensors
-        seed = seed if given.dropout_p else None
-        scale = max(scale, LEAST_SCALE)
-        self.options = Options(scale, *limits, given.dropout_p, seed, bias, given.bias_block)
+        self.options = options = Options(
+            max(scale, LEAST_SCALE),
+            _ready(given.q_lengths),
+            _ready(given.k_lengths),
+            _ready(given.q_segments),
+            _ready(given.k_segments),
+            given.dropout_p,
+            _ready(given.seed) if given.dropout_p else None,
+            _ready(given.bias),
+            given.bias_block,
+        )
+        bias = options.bias
         self.key = (
-            self.q.shape, self.q.stride(), self.k.shape, self.k.stride(), self.v.stride(), scale, given.dropout_p,
+            self.q.shape, self.q.stride(), self.k.shape, self.k.stride(), self.v.stride(), options.scale, given.dropout_p,
             given.bias_block, None if bias is None else (bias.shape, bias.stride()), q.dtype,
-            *[None if x is None else x.dtype for x in (*limits, seed, bias)],
+            *[x.dtype if isinstance(x, Tensor) else None for x in options],
         )  # fmt: skip
 
     def _check_bias(self, block: int) -> None:
@@ -95,7 +101,8 @@ class Call:
     def without_memory(self, layout: Layout | None = None) -> Call:
         """The same call, or the one by another layout of its pattern, on tensors that have shapes and strides alone."""
         q, k, v = (on_meta(x) for x in (self.q, self.k, self.v))
-        options = Options(*(on_meta(x) if isinstance(x, Tensor) else x for x in self.options))
+        tensors = {name: on_meta(x) for name, x in self.options._asdict().items() if isinstance(x, Tensor)}
+        options = self.options._replace(**tensors)
         return replace(self, q=q, k=k, v=v, options=options, layout=self.layout if layout is None else layout)
 
     @property
@@ -163,6 +170,10 @@ class Call:
         """What else a pair needs to be live, and what is added to its score."""
         rest = self.options.q_segments, self.options.k_segments, self.options.seed, component.excluded, self.options.bias
         return Limits(self.options.q_lengths, self.options.k_lengths, *rest)
+
+
+def _ready(x: Tensor | None) -> Tensor | None:
+    return None if x is None else from_16_bytes(x.contiguous())
 
 
 class Strides(NamedTuple):

@@ -11,11 +11,35 @@ Legend: BM tokens a chunk, DX and DZ the widths of x, y and of z, BX the first r
 # ruff: noqa: SIM108 (compile-time branches stay statements)
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 
 FAINTEST = tl.constexpr(-100.0)  # exp(-100) is 0 in float32, and differences of -inf are NaN
 VARYING = ("length", "segments", "chunks", "batch_heads")
+
+
+class Constants(NamedTuple):
+    """What `attend_segments` is compiled for.
+
+    H heads; query heads a head of x, y, z and of the other operand; widths and tiles as in the legend. EXACT: products of
+    float32, not rounded to tf32. HALF: states may exceed the dtype.
+    """
+
+    H: int
+    X_SHARE: int
+    Y_SHARE: int
+    Z_SHARE: int
+    OTHER_SHARE: int
+    DX: int
+    DZ: int
+    BX: int
+    BZ: int
+    BM: int
+    REVERSE: bool
+    EXACT: bool
+    HALF: bool
 
 
 @triton.jit
@@ -153,29 +177,32 @@ def attend_segments(
     z_b: tl.int64, z_h: tl.int64, z_t: tl.int64, g_b: tl.int64, g_h: tl.int64, g_t: tl.int64,
     other_b: tl.int64, other_h: tl.int64, other_t: tl.int64, out_b: tl.int64, out_h: tl.int64, out_t: tl.int64,
     carried_bh: tl.int64, carried_s: tl.int64, carried_x: tl.int64, carried_z: tl.int64, scale,
-    length: tl.int32, segments: tl.int32, chunks: tl.int32, batch_heads: tl.int32, H: tl.constexpr, X_SHARE: tl.constexpr,
-    Y_SHARE: tl.constexpr, Z_SHARE: tl.constexpr, OTHER_SHARE: tl.constexpr, DX: tl.constexpr, DZ: tl.constexpr,
-    BX: tl.constexpr, BZ: tl.constexpr, BM: tl.constexpr, REVERSE: tl.constexpr, PRECISION: tl.constexpr,
-    HALF: tl.constexpr,
+    length: tl.int32, segments: tl.int32, chunks: tl.int32, batch_heads: tl.int32, C: tl.constexpr,
 ):  # fmt: skip
     """OUT = scale * x_i (sum_j within_ij y_j z_j^T + into_i CARRIED); DOTS[z tile, bh, i] = OUT_i . OTHER_i before rounding."""
+    DX: tl.constexpr = C.DX
+    DZ: tl.constexpr = C.DZ
+    BX: tl.constexpr = C.BX
+    BZ: tl.constexpr = C.BZ
+    BM: tl.constexpr = C.BM
+    PRECISION: tl.constexpr = "ieee" if C.EXACT else "tf32"
     Z_TILES: tl.constexpr = (DZ + BZ - 1) // BZ
     program = tl.program_id(0)
     z_tile = program % Z_TILES
     segment = (program // Z_TILES) % segments
     bh = program // Z_TILES // segments
-    b, h = bh // H, bh % H
+    b, h = bh // C.H, bh % C.H
     b64, h64 = b.to(tl.int64), h.to(tl.int64)
-    X += b64 * x_b + (h64 // X_SHARE) * x_h
-    Y += b64 * y_b + (h64 // Y_SHARE) * y_h
-    Z += b64 * z_b + (h64 // Z_SHARE) * z_h
+    X += b64 * x_b + (h64 // C.X_SHARE) * x_h
+    Y += b64 * y_b + (h64 // C.Y_SHARE) * y_h
+    Z += b64 * z_b + (h64 // C.Z_SHARE) * z_h
     OUT += b64 * out_b + h64 * out_h
     if G is not None:
         G += b64 * g_b + h64 * g_h
     if RUNS is not None:
         RUNS += b64 * length
     if OTHER is not None:
-        OTHER += b64 * other_b + (h64 // OTHER_SHARE) * other_h
+        OTHER += b64 * other_b + (h64 // C.OTHER_SHARE) * other_h
         DOTS += (z_tile.to(tl.int64) * batch_heads + bh) * length
     stop = length
     if LENGTHS is not None:
@@ -183,7 +210,7 @@ def attend_segments(
     rows = tl.arange(0, BM)
     x_columns = tl.arange(0, BX)
     z_columns = z_tile * BZ + tl.arange(0, BZ)
-    if REVERSE:
+    if C.REVERSE:
         seen = rows[:, None] <= rows[None, :]
     else:
         seen = rows[:, None] >= rows[None, :]
@@ -195,7 +222,7 @@ def attend_segments(
         state = tl.zeros((BX, BZ), tl.float32)
     count = tl.minimum(chunks, tl.cdiv(length, BM) - segment * chunks)
     for c in tl.range(0, count):
-        if REVERSE:
+        if C.REVERSE:
             chunk = segment * chunks + count - 1 - c
         else:
             chunk = segment * chunks + c
@@ -206,7 +233,7 @@ def attend_segments(
         y = load_rows(Y, base, y_t, rows, x_columns, ok, DX, DX % BX != 0)
         z = load_rows(Z, base, z_t, rows, z_columns, ok, DZ, DZ % BZ != 0)
         scores = tl.dot(x, tl.trans(y), input_precision=PRECISION)  # (BM, BM)
-        if HALF:  # a state can exceed float16
+        if C.HALF:  # a state can exceed float16
             size = tl.maximum(tl.max(tl.max(tl.abs(state), 1), 0), 1.0)
             acc = tl.dot(x, (state / size).to(x.dtype), input_precision=PRECISION) * size
         else:
@@ -214,7 +241,7 @@ def attend_segments(
         live = seen
         if G is not None:
             summed, total = decays_of(G, base, g_t, rows, ok)
-            if REVERSE:
+            if C.REVERSE:
                 between = summed[None, :] - summed[:, None]
                 into = tl.exp(tl.minimum(total - summed, 0.0))
                 onto = tl.exp(summed)
@@ -229,7 +256,7 @@ def attend_segments(
             onto = tl.full((BM,), 1.0, tl.float32)
             passed = 1.0
         if RUNS is not None:
-            own, came, leaves = runs_of(RUNS, first, rows, length, BM, REVERSE)
+            own, came, leaves = runs_of(RUNS, first, rows, length, BM, C.REVERSE)
             live = live & (own[:, None] == own[None, :])
             into = tl.where(own == came, into, 0.0)
             onto = tl.where(own == leaves, onto, 0.0)

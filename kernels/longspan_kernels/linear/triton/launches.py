@@ -13,7 +13,7 @@ from torch import Tensor
 from longspan_kernels.launch.launcher import Launch, on_its_device, run_kernel
 from longspan_kernels.linear.chunked import without_ends
 from longspan_kernels.linear.triton.configs import LEAST_CHUNKS, PROGRAMS, tile_for
-from longspan_kernels.linear.triton.kernels import attend_segments, carry_states, segment_states
+from longspan_kernels.linear.triton.kernels import Constants, attend_segments, carry_states, segment_states
 
 CARRY = Launch(4, 2)
 CARRY_BLOCK = 1024
@@ -79,11 +79,8 @@ class Call:
         """Query heads a head of x."""
         return self.H // x.shape[1]
 
-    def common(self, reverse: bool) -> dict[str, Any]:
-        return {
-            "length": self.T, "segments": self.segments, "chunks": self.chunks, "H": self.H, "BM": self.tokens,
-            "REVERSE": reverse, "PRECISION": self.precision,
-        }  # fmt: skip
+    def lengths_of_cut(self) -> dict[str, int]:
+        return {"length": self.T, "segments": self.segments, "chunks": self.chunks}
 
     def states(self, y: Tensor, z: Tensor, start: Tensor | None, reverse: bool) -> Tensor:
         """[B * H, n + 1, D, Dv] float32: what state each segment gets, and at the end the last one."""
@@ -92,10 +89,9 @@ class Call:
         kept = torch.empty((BH, self.segments), dtype=torch.float32, device=self.device)
         tile = self.tile("states", D, Dv)
         BX = min(rounded(D), 64)
-        numbers = {
-            **strides("y", y), **strides("z", z), **strides("g", self.log_decay), **self.common(reverse),
-            "Y_SHARE": self.share(y), "Z_SHARE": self.share(z), "DX": D, "DZ": Dv, "BX": BX, "BZ": tile.columns,
-        }  # fmt: skip
+        constants = {"H": self.H, "Y_SHARE": self.share(y), "Z_SHARE": self.share(z), "DX": D, "DZ": Dv, "BX": BX}
+        constants |= {"BZ": tile.columns, "BM": self.tokens, "REVERSE": reverse, "PRECISION": self.precision}
+        numbers = {**strides("y", y), **strides("z", z), **strides("g", self.log_decay), **self.lengths_of_cut(), **constants}
         programs = BH * self.segments * -(-D // BX) * -(-Dv // tile.columns)
         tensors = (y, z, states, kept, self.log_decay, self.runs, self.lengths)
         run_kernel(segment_states, programs, tile.launch, *tensors, **numbers)
@@ -124,14 +120,26 @@ class Call:
         if other is not None:
             dots = torch.empty((z_tiles, self.B, self.H, self.T), dtype=torch.float32, device=self.device)
         at = (0, 0, 0, 0) if carried is None else carried.stride()
-        numbers = {
-            **strides("x", x), **strides("y", y), **strides("z", z), **strides("g", self.log_decay),
-            **strides("other", other), **strides("out", out), "carried_bh": at[0], "carried_s": at[1], "carried_x": at[2],
-            "carried_z": at[3], "scale": float(scale), "batch_heads": self.B * self.H, **self.common(reverse),
-            "X_SHARE": self.share(x), "Y_SHARE": self.share(y), "Z_SHARE": self.share(z),
-            "OTHER_SHARE": 1 if other is None else self.share(other), "DX": DX, "DZ": DZ, "BX": rounded(DX),
-            "BZ": tile.columns, "HALF": self.dtype == torch.float16,
-        }  # fmt: skip
+        C = Constants(
+            H=self.H,
+            X_SHARE=self.share(x),
+            Y_SHARE=self.share(y),
+            Z_SHARE=self.share(z),
+            OTHER_SHARE=1 if other is None else self.share(other),
+            DX=DX,
+            DZ=DZ,
+            BX=rounded(DX),
+            BZ=tile.columns,
+            BM=self.tokens,
+            REVERSE=reverse,
+            EXACT=self.dtype == torch.float32,
+            HALF=self.dtype == torch.float16,
+        )
+        operands = {"x": x, "y": y, "z": z, "g": self.log_decay, "other": other, "out": out}
+        numbers: dict[str, Any] = {"scale": float(scale), "batch_heads": self.B * self.H, **self.lengths_of_cut(), "C": C}
+        for name, operand in operands.items():
+            numbers |= strides(name, operand)
+        numbers |= dict(zip(("carried_bh", "carried_s", "carried_x", "carried_z"), at, strict=True))
         tensors = (x, y, z, out, carried, other, dots, self.log_decay, self.runs, self.lengths)
         programs = self.B * self.H * self.segments * z_tiles
         run_kernel(attend_segments, programs, tile.launch, *tensors, **numbers)

@@ -78,20 +78,22 @@ def store_or_add(X, x, mask, ADD: tl.constexpr):
 def selected_columns(
     Q, K, V, DOUT, ROWS, ORDER, LISTS, ITEMS, LENGTHS, SEGMENTS, SEED, PART, DK, DV, SLOTS, q_b: tl.int64, q_h: tl.int64,
     q_t: tl.int64, kv_b: tl.int64, kv_h: tl.int64, kv_t: tl.int64, length: tl.int32, items: tl.int32, pickers: tl.int32,
-    first: tl.int32, entries: tl.int32, slots: tl.int32, threshold: tl.int32, scale, P: tl.constexpr, G: tl.constexpr,
-    GC: tl.constexpr, SHARE: tl.constexpr, N: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr,
-    BN: tl.constexpr, SIZE: tl.constexpr, CAUSAL: tl.constexpr,
-    ADD: tl.constexpr,
+    first: tl.int32, entries: tl.int32, slots: tl.int32, threshold: tl.int32, scale, C: tl.constexpr,
 ):  # fmt: skip
     """dk and dv of BN keys of a block from a run of the queries that picked it, and these queries' parts of dq.
 
     Tiles are transposed: (BN, BM). A block of several tiles of keys has a program for each, and no parts of dq from here.
     """
+    D: tl.constexpr = C.D
+    BD: tl.constexpr = C.BD
+    BM: tl.constexpr = C.BM
+    BN: tl.constexpr = C.BN
+    SIZE: tl.constexpr = C.SIZE
     pid = tl.program_id(0)
     SUBS: tl.constexpr = (SIZE + BN - 1) // BN
     sub = pid % SUBS
     u = pid // SUBS // items
-    b, p, line = served(u, first, pickers, P, G, SHARE)
+    b, p, line = served(u, first, pickers, C.P, C.G, C.SHARE)
     blocks = (length + SIZE - 1) // SIZE
     block, start, stop, run, runs, slot = work_of(LISTS, ITEMS, line, pid // SUBS % items, items, blocks, entries)
     if block < blocks:
@@ -99,10 +101,10 @@ def selected_columns(
         end = tl.minimum(tokens_of(LENGTHS, b, length), (block + 1) * SIZE)
         Q += elements(b64 * q_b, D)
         DOUT += elements(b64 * q_b, D)
-        of_keys = elements(b64 * kv_b + (p // SHARE).to(tl.int64) * kv_h, D)
+        of_keys = elements(b64 * kv_b + (p // C.SHARE).to(tl.int64) * kv_h, D)
         K += of_keys
         V += of_keys
-        ROWS += b64 * (P * G) * length * 2
+        ROWS += b64 * (C.P * C.G) * length * 2
         if SEGMENTS is not None:
             SEGMENTS += b64 * length
         begin = block * SIZE + sub * BN
@@ -113,24 +115,24 @@ def selected_columns(
         dv = tl.zeros([BN, BD], tl.float32)
         inverse_keep = 1.0 / (1.0 - threshold * (1.0 / 16777216.0))
         place = start
-        if CAUSAL and SUBS > 1:
+        if C.CAUSAL and SUBS > 1:
             # Tokens rise, and most often all of the block's own are there: those before these keys see none of them.
             jump = start + sub * BN
             if (run == 0) & (jump < stop) & (sub > 0):
-                before = (tl.load(ORDER + jump - 1) - line * (length * N)) // N
+                before = (tl.load(ORDER + jump - 1) - line * (length * C.N)) // C.N
                 place = tl.where(before < begin, jump, start)
-        for at in tl.range(place, stop, BM // GC):
+        for at in tl.range(place, stop, BM // C.GC):
             exists, entry, token, head, h, q, segment = queries_of(
-                Q, ORDER, SEGMENTS, at, stop, line, p, length, first, q_h, q_t, G, GC, N, D, BD, BM
+                Q, ORDER, SEGMENTS, at, stop, line, p, length, first, q_h, q_t, C
             )
             lse2, delta, dout = gradients_of(DOUT, ROWS, exists, token, h, length, q_h, q_t, D, BD)
-            live = tl.trans(live_pairs(exists, token, segment, key, end, SEGMENTS, CAUSAL))
+            live = tl.trans(live_pairs(exists, token, segment, key, end, SEGMENTS, C.CAUSAL))
             s = tl.dot(k, tl.trans(q), input_precision="ieee") * (scale * LOG2E) - lse2[None, :]  # (BN, BM)
             w = tl.where(live, tl.exp2(tl.minimum(s, 0.0)), 0.0)
             dp = tl.dot(v, tl.trans(dout), input_precision="ieee")
             dropped = w
             if SEED is not None:
-                kept = tl.trans(survivors(SEED, b, h, token, key, threshold, P * G))
+                kept = tl.trans(survivors(SEED, b, h, token, key, threshold, C.P * C.G))
                 dropped = tl.where(kept, w * inverse_keep, 0.0)
                 dp = tl.where(kept, dp * inverse_keep, 0.0)
             dv = tl.dot(dropped.to(dout.dtype), dout, dv, input_precision="ieee")  # (BN, BD)
@@ -138,15 +140,15 @@ def selected_columns(
             dk = tl.dot(ds, q, dk, input_precision="ieee")
             if SUBS == 1:
                 dq = tl.dot(tl.trans(ds), k, input_precision="ieee")  # (BM, BD)
-                store_rows(PART, (u.to(tl.int64) * length * N + entry) * GC + head, exists, dq, D, BD)
+                store_rows(PART, (u.to(tl.int64) * length * C.N + entry) * C.GC + head, exists, dq, D, BD)
         offs_d = tl.arange(0, BD)
         inside = (offs_d < D)[None, :]
         if runs <= 1:
-            here = (b64 * (P // SHARE) + p // SHARE) * length + key
+            here = (b64 * (C.P // C.SHARE) + p // C.SHARE) * length + key
             rows = (here * D)[:, None] + offs_d[None, :]
             mask = (key < tl.minimum((block + 1) * SIZE, length))[:, None] & inside
-            store_or_add(DK + rows, dk * scale, mask, ADD)
-            store_or_add(DV + rows, dv, mask, ADD)
+            store_or_add(DK + rows, dk * scale, mask, C.ADD)
+            store_or_add(DV + rows, dv, mask, C.ADD)
         else:
             here = (u * slots + slot + run).to(tl.int64) * (2 * SIZE) + sub * BN + tl.arange(0, BN)
             store_rows(SLOTS, here, sub * BN + tl.arange(0, BN) < SIZE, dk * scale, D, BD)
@@ -193,14 +195,17 @@ def add_runs(
 def selected_rows(
     Q, K, V, DOUT, ROWS, ORDER, LISTS, ITEMS, LENGTHS, SEGMENTS, SEED, PART, q_b: tl.int64, q_h: tl.int64, q_t: tl.int64,
     kv_b: tl.int64, kv_h: tl.int64, kv_t: tl.int64, length: tl.int32, items: tl.int32, pickers: tl.int32, first: tl.int32,
-    entries: tl.int32, threshold: tl.int32, scale, P: tl.constexpr, G: tl.constexpr, GC: tl.constexpr,
-    SHARE: tl.constexpr, N: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    SIZE: tl.constexpr, CAUSAL: tl.constexpr,
+    entries: tl.int32, threshold: tl.int32, scale, C: tl.constexpr,
 ):  # fmt: skip
     """Parts of dq / scale of one tile of the queries that picked a block of several tiles of keys."""
+    D: tl.constexpr = C.D
+    BD: tl.constexpr = C.BD
+    BM: tl.constexpr = C.BM
+    BN: tl.constexpr = C.BN
+    SIZE: tl.constexpr = C.SIZE
     pid = tl.program_id(0)
     u = pid // items
-    b, p, line = served(u, first, pickers, P, G, SHARE)
+    b, p, line = served(u, first, pickers, C.P, C.G, C.SHARE)
     blocks = (length + SIZE - 1) // SIZE
     block, start, stop, _, _, _ = work_of(LISTS, ITEMS, line, pid % items, items, blocks, entries)
     if (block < blocks) & (start < stop):
@@ -208,32 +213,32 @@ def selected_rows(
         end = tl.minimum(tokens_of(LENGTHS, b, length), (block + 1) * SIZE)
         Q += elements(b64 * q_b, D)
         DOUT += elements(b64 * q_b, D)
-        of_keys = elements(b64 * kv_b + (p // SHARE).to(tl.int64) * kv_h, D)
+        of_keys = elements(b64 * kv_b + (p // C.SHARE).to(tl.int64) * kv_h, D)
         K += of_keys
         V += of_keys
-        ROWS += b64 * (P * G) * length * 2
+        ROWS += b64 * (C.P * C.G) * length * 2
         if SEGMENTS is not None:
             SEGMENTS += b64 * length
         inverse_keep = 1.0 / (1.0 - threshold * (1.0 / 16777216.0))
         exists, entry, token, head, h, q, segment = queries_of(
-            Q, ORDER, SEGMENTS, start, stop, line, p, length, first, q_h, q_t, G, GC, N, D, BD, BM
+            Q, ORDER, SEGMENTS, start, stop, line, p, length, first, q_h, q_t, C
         )
         lse2, delta, dout = gradients_of(DOUT, ROWS, exists, token, h, length, q_h, q_t, D, BD)
         dq = tl.zeros([BM, BD], tl.float32)
         last = end
-        if CAUSAL:  # tokens of a list rise
+        if C.CAUSAL:  # tokens of a list rise
             last = tl.minimum(end, tl.max(token) + 1)
         for begin in tl.range(block * SIZE, last, BN):
             key = begin + tl.arange(0, BN)
             k = rows_at(K, key.to(tl.int64) * kv_t, key < end, D, BD)
             v = rows_at(V, key.to(tl.int64) * kv_t, key < end, D, BD)
-            live = live_pairs(exists, token, segment, key, end, SEGMENTS, CAUSAL)
+            live = live_pairs(exists, token, segment, key, end, SEGMENTS, C.CAUSAL)
             s = tl.dot(q, tl.trans(k), input_precision="ieee") * (scale * LOG2E) - lse2[:, None]  # (BM, BN)
             w = tl.where(live, tl.exp2(tl.minimum(s, 0.0)), 0.0)
             dp = tl.dot(dout, tl.trans(v), input_precision="ieee")
             if SEED is not None:
-                kept = survivors(SEED, b, h, token, key, threshold, P * G)
+                kept = survivors(SEED, b, h, token, key, threshold, C.P * C.G)
                 dp = tl.where(kept, dp * inverse_keep, 0.0)
             ds = (w * (dp - delta[:, None])).to(k.dtype)
             dq = tl.dot(ds, k, dq, input_precision="ieee")
-        store_rows(PART, (u.to(tl.int64) * length * N + entry) * GC + head, exists, dq, D, BD)
+        store_rows(PART, (u.to(tl.int64) * length * C.N + entry) * C.GC + head, exists, dq, D, BD)

@@ -8,6 +8,8 @@ query, SIZE tokens a block. Strides of q, k and v come in units of 16 elements (
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 
@@ -21,6 +23,23 @@ VARYING = [
     "q_b", "q_h", "q_t", "kv_b", "kv_h", "kv_t", "do_b", "do_h", "do_t", "length", "items", "pickers", "first", "entries",
     "slots", "tiles", "threshold",
 ]  # fmt: skip
+
+
+class Constants(NamedTuple):
+    """What kernels over gathered queries are compiled for, as in the legend. ADD: gradients of keys add to what is there."""
+
+    P: int
+    G: int
+    GC: int
+    SHARE: int
+    N: int
+    D: int
+    BD: int
+    SIZE: int
+    CAUSAL: bool
+    BM: int
+    BN: int
+    ADD: bool = False
 
 
 @triton.jit
@@ -45,14 +64,14 @@ def work_of(LISTS, ITEMS, line, item, items, blocks, entries):
 
 
 @triton.jit
-def gathered(ORDER, place, stop, line, length, g0, G: tl.constexpr, GC: tl.constexpr, N: tl.constexpr, BM: tl.constexpr):
+def gathered(ORDER, place, stop, line, length, g0, C: tl.constexpr):
     """Rows of a tile: (whether they exist, entry within the line, token, head within the launch, head within the group)."""
-    row = tl.arange(0, BM)
-    at = place + row // GC
-    head = row % GC
-    exists = (at < stop) & (g0 + head < G)
-    entry = tl.load(ORDER + tl.minimum(at, stop - 1)) - line * (length * N)
-    return exists, entry, entry // N, head, tl.minimum(g0 + head, G - 1)
+    row = tl.arange(0, C.BM)
+    at = place + row // C.GC
+    head = row % C.GC
+    exists = (at < stop) & (g0 + head < C.G)
+    entry = tl.load(ORDER + tl.minimum(at, stop - 1)) - line * (length * C.N)
+    return exists, entry, entry // C.N, head, tl.minimum(g0 + head, C.G - 1)
 
 
 @triton.jit
@@ -84,14 +103,11 @@ def store_rows(X, row, exists, rows, D: tl.constexpr, BD: tl.constexpr):
 
 
 @triton.jit
-def queries_of(
-    Q, ORDER, SEGMENTS, place, stop, line, p, length, first, q_h, q_t, G: tl.constexpr, GC: tl.constexpr, N: tl.constexpr,
-    D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr,
-):  # fmt: skip
+def queries_of(Q, ORDER, SEGMENTS, place, stop, line, p, length, first, q_h, q_t, C: tl.constexpr):
     """A tile of gathered queries: (exist, entry, token, head within the launch, head of all, rows [BM, BD], their segments)."""
-    exists, entry, token, head, g = gathered(ORDER, place, stop, line, length, first % G, G, GC, N, BM)
-    h = p * G + g
-    q = rows_at(Q, h.to(tl.int64) * q_h + token.to(tl.int64) * q_t, exists, D, BD)
+    exists, entry, token, head, g = gathered(ORDER, place, stop, line, length, first % C.G, C)
+    h = p * C.G + g
+    q = rows_at(Q, h.to(tl.int64) * q_h + token.to(tl.int64) * q_t, exists, C.D, C.BD)
     segment = token
     if SEGMENTS is not None:
         segment = tl.load(SEGMENTS + token)

@@ -54,38 +54,40 @@ def softmax_step(
 
 
 @triton.jit
-def store_part(PART, PART_LSE, u, entry, head, exists, acc, top, total, length, N: tl.constexpr, GC: tl.constexpr,
-               D: tl.constexpr, BD: tl.constexpr):  # fmt: skip
+def store_part(PART, PART_LSE, u, entry, head, exists, acc, top, total, length, C: tl.constexpr):
     acc = acc / tl.where(total == 0.0, 1.0, total)[:, None]
     lse = tl.where(total == 0.0, float("-inf"), top + tl.log2(total))
-    cell = (u.to(tl.int64) * length * N + entry) * GC + head
+    cell = (u.to(tl.int64) * length * C.N + entry) * C.GC + head
     tl.store(PART_LSE + cell, lse, mask=exists)
-    store_rows(PART, cell, exists, acc, D, BD)
+    store_rows(PART, cell, exists, acc, C.D, C.BD)
 
 
 @triton.jit(do_not_specialize=VARYING)
 def selected_parts(
     Q, K, V, ORDER, LISTS, ITEMS, LENGTHS, SEGMENTS, SEED, PART, PART_LSE, q_b: tl.int64, q_h: tl.int64, q_t: tl.int64,
     kv_b: tl.int64, kv_h: tl.int64, kv_t: tl.int64, length: tl.int32, items: tl.int32, pickers: tl.int32, first: tl.int32,
-    entries: tl.int32, threshold: tl.int32, scale, P: tl.constexpr, G: tl.constexpr, GC: tl.constexpr,
-    SHARE: tl.constexpr, N: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    SIZE: tl.constexpr, CAUSAL: tl.constexpr,
+    entries: tl.int32, threshold: tl.int32, scale, C: tl.constexpr,
 ):  # fmt: skip
     """Outputs of the queries that picked a block over that block's keys.
 
     A block that fits a tile of keys is loaded once, for tile after tile of gathered queries; of a larger one the keys pass one
     tile of queries, and a work item is no more than that.
     """
+    D: tl.constexpr = C.D
+    BD: tl.constexpr = C.BD
+    BM: tl.constexpr = C.BM
+    BN: tl.constexpr = C.BN
+    SIZE: tl.constexpr = C.SIZE
     pid = tl.program_id(0)
     u = pid // items
-    b, p, line = served(u, first, pickers, P, G, SHARE)
+    b, p, line = served(u, first, pickers, C.P, C.G, C.SHARE)
     blocks = (length + SIZE - 1) // SIZE
     block, start, stop, _, _, _ = work_of(LISTS, ITEMS, line, pid % items, items, blocks, entries)
     if (block < blocks) & (start < stop):
         end = tl.minimum(tokens_of(LENGTHS, b, length), (block + 1) * SIZE)
         b64 = b.to(tl.int64)
         Q += elements(b64 * q_b, D)
-        of_keys = elements(b64 * kv_b + (p // SHARE).to(tl.int64) * kv_h, D)
+        of_keys = elements(b64 * kv_b + (p // C.SHARE).to(tl.int64) * kv_h, D)
         K += of_keys
         V += of_keys
         if SEGMENTS is not None:
@@ -97,37 +99,37 @@ def selected_parts(
             key = block * SIZE + tl.arange(0, BN)
             k = rows_at(K, key.to(tl.int64) * kv_t, key < end, D, BD)
             v = rows_at(V, key.to(tl.int64) * kv_t, key < end, D, BD)
-            for place in tl.range(start, stop, BM // GC):
+            for place in tl.range(start, stop, BM // C.GC):
                 exists, entry, token, head, h, q, segment = queries_of(
-                    Q, ORDER, SEGMENTS, place, stop, line, p, length, first, q_h, q_t, G, GC, N, D, BD, BM
+                    Q, ORDER, SEGMENTS, place, stop, line, p, length, first, q_h, q_t, C
                 )
-                live = live_pairs(exists, token, segment, key, end, SEGMENTS, CAUSAL)
+                live = live_pairs(exists, token, segment, key, end, SEGMENTS, C.CAUSAL)
                 kept = 0
                 if DROPS:
-                    kept = survivors(SEED, b, h, token, key, threshold, P * G)
+                    kept = survivors(SEED, b, h, token, key, threshold, C.P * C.G)
                 acc, top, total = softmax_step(0, 0, 0, q, k, v, live, kept, inverse_keep, scale2, DROPS, True)
-                store_part(PART, PART_LSE, u, entry, head, exists, acc, top, total, length, N, GC, D, BD)
+                store_part(PART, PART_LSE, u, entry, head, exists, acc, top, total, length, C)
         else:
             # One tile of queries, so that the loop over keys is the only one, which Triton pipelines.
             exists, entry, token, head, h, q, segment = queries_of(
-                Q, ORDER, SEGMENTS, start, stop, line, p, length, first, q_h, q_t, G, GC, N, D, BD, BM
+                Q, ORDER, SEGMENTS, start, stop, line, p, length, first, q_h, q_t, C
             )
             acc = tl.zeros([BM, BD], tl.float32)
             top = tl.full([BM], float("-inf"), tl.float32)
             total = tl.zeros([BM], tl.float32)
             last = end
-            if CAUSAL:  # tokens of a list rise
+            if C.CAUSAL:  # tokens of a list rise
                 last = tl.minimum(end, tl.max(token) + 1)
             for begin in tl.range(block * SIZE, last, BN):
                 key = begin + tl.arange(0, BN)
                 k = rows_at(K, key.to(tl.int64) * kv_t, key < end, D, BD)
                 v = rows_at(V, key.to(tl.int64) * kv_t, key < end, D, BD)
-                live = live_pairs(exists, token, segment, key, end, SEGMENTS, CAUSAL)
+                live = live_pairs(exists, token, segment, key, end, SEGMENTS, C.CAUSAL)
                 kept = 0
                 if DROPS:
-                    kept = survivors(SEED, b, h, token, key, threshold, P * G)
+                    kept = survivors(SEED, b, h, token, key, threshold, C.P * C.G)
                 acc, top, total = softmax_step(acc, top, total, q, k, v, live, kept, inverse_keep, scale2, DROPS, False)
-            store_part(PART, PART_LSE, u, entry, head, exists, acc, top, total, length, N, GC, D, BD)
+            store_part(PART, PART_LSE, u, entry, head, exists, acc, top, total, length, C)
 
 
 @triton.jit(do_not_specialize=VARYING)

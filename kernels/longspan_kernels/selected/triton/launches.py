@@ -18,6 +18,7 @@ from longspan_kernels.selected.options import Selection
 from longspan_kernels.selected.triton import configs
 from longspan_kernels.selected.triton.backward_kernels import add_runs, row_numbers, selected_columns, selected_rows
 from longspan_kernels.selected.triton.call_layout import in_units
+from longspan_kernels.selected.triton.common import Constants
 from longspan_kernels.selected.triton.forward_kernels import merge_parts, selected_parts
 from longspan_kernels.selected.triton.schedule_kernel import cut_lists
 
@@ -126,8 +127,12 @@ class Launches:
         return {
             "q_b": s.q_strides[0], "q_h": s.q_strides[1], "q_t": s.q_strides[2], "kv_b": s.kv_strides[0],
             "kv_h": s.kv_strides[1], "kv_t": s.kv_strides[2], "length": s.length, "threshold": int(s.dropout_p * (1 << 24)),
-            "scale": s.scale, "CAUSAL": s.causal, **self.constants,
+            "scale": s.scale,
         }  # fmt: skip
+
+    def compiled_for(self, tile: configs.Tile, adds: bool = False) -> Constants:
+        """The constants of kernels over gathered queries."""
+        return Constants(**self.constants, CAUSAL=self.shape.causal, BM=tile.rows, BN=tile.keys, ADD=adds)
 
     @cached_property
     def constants(self) -> dict:
@@ -151,8 +156,8 @@ class Launches:
         cut = self.cut(entries, 0)
         plans = []
         for served in self.served:
-            numbers = {"items": cut.items, "entries": entries, "pickers": served.pickers, "first": served.first,
-                       "BM": tile.rows, "BN": tile.keys, **self.numbers}  # fmt: skip
+            numbers = {"items": cut.items, "entries": entries, "pickers": served.pickers, "first": served.first}
+            numbers |= {**self.numbers, "C": self.compiled_for(tile)}
             plans.append(Plan(kernel, self.shape.batch * served.pickers * cut.items, numbers, tile.launch))
         return cut, plans
 
@@ -203,12 +208,11 @@ class Launches:
         cut = self.cut(entries, 1)
         columns, sums = [], []
         for served in self.served:
-            here = {"entries": entries, "pickers": served.pickers, "first": served.first, "slots": self.slots,
-                    "ADD": served.adds}  # fmt: skip
-            numbers = {"items": cut.items, "BM": tile.rows, "BN": tile.keys, **here, **self.numbers}
+            here = {"entries": entries, "pickers": served.pickers, "first": served.first, "slots": self.slots}
+            numbers = {"items": cut.items, **here, **self.numbers, "C": self.compiled_for(tile, served.adds)}
             columns.append(Plan(selected_columns, subs * s.batch * served.pickers * cut.items, numbers, tile.launch))
-            numbers = {"length": s.length, "BN": tile.keys, **here, **self.constants}
-            del numbers["GC"], numbers["N"]
+            constants = {name: value for name, value in self.constants.items() if name not in ("GC", "N")}
+            numbers = {"length": s.length, "BN": tile.keys, "ADD": served.adds, **here, **constants}
             sums.append(Plan(add_runs, subs * s.batch * served.pickers * s.blocks, numbers, Launch(8, 1)))
         return cut, columns, sums
 
