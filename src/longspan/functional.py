@@ -14,7 +14,7 @@ from longspan.nearest import nearest
 from longspan.patterns import Pattern
 from longspan_kernels.block_sparse.backends import BACKENDS
 from longspan_kernels.block_sparse.cache import block_size_of
-from longspan_kernels.block_sparse.device_layout import DeviceLayout
+from longspan_kernels.block_sparse.layout import DeviceLayout
 from longspan_kernels.block_sparse.op import attend, attend_by
 
 __all__ = ["BACKENDS", "SparseAttentionError", "sparse_attention"]

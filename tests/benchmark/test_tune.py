@@ -9,7 +9,7 @@ pytest.importorskip("triton")
 
 from longspan.benchmark import tune
 from longspan.benchmark.tune import Problem, Runner, candidates, problems, source, table, tune_one
-from longspan_kernels.block_sparse.triton.configs import HOPPER, launch_of, launched_as, lines_of
+from longspan_kernels.block_sparse.triton.configs import HOPPER, launch_of, launched_as, row_kind
 from longspan_kernels.launch.launcher import Launch
 
 
@@ -60,7 +60,7 @@ def test_problems_have_the_lines_they_stand_for():
         layout = Problem(problem.kernel, problem.head_dim, problem.lines, length=8192, width=128).layout("cpu")
         if problem.lines != "short":  # whose pattern is a smaller one here
             most = max(layout.components, key=lambda c: len(c.rows.index))
-            assert lines_of(most) == {"wide": "long"}.get(problem.lines, problem.lines)
+            assert row_kind(most) == {"wide": "long"}.get(problem.lines, problem.lines)
         assert len(set(candidates(problem, True))) == len(list(candidates(problem, True))) >= 2
         assert not any(launch.by_tma for launch in candidates(problem, False))
 

@@ -9,7 +9,7 @@ from longspan_kernels import precompile
 from longspan_kernels.block_sparse.args import Options
 from longspan_kernels.block_sparse.block_rules import BlockBand, BlockLists
 from longspan_kernels.block_sparse.cache import clear_layouts
-from longspan_kernels.block_sparse.planner import compile_layout
+from longspan_kernels.block_sparse.compiler import compile_layout
 from longspan_kernels.block_sparse.reference import reference_attention
 from longspan_kernels.block_sparse.rules import And, Band, Congruent, Everything, Keys, KeysPeriodic, Or, Queries
 from longspan_kernels.block_sparse.triton.configs import tilings

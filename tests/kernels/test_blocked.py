@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from longspan_kernels.block_sparse import blocked
 from longspan_kernels.block_sparse.args import Options
 from longspan_kernels.block_sparse.blocked_passes import blocked_backward, blocked_forward
-from longspan_kernels.block_sparse.planner import Tiling, compile_layout
+from longspan_kernels.block_sparse.compiler import Tiling, compile_layout
 from longspan_kernels.block_sparse.reference import reference_attention
 
 

@@ -6,9 +6,9 @@ import torch
 from longspan import sparse_attention
 from longspan.functional import SparseAttentionError
 from longspan.patterns import BigBird, BlockTable, Fixed, Full, Global, Local, PatternError, PerHead, Random, Strided
-from longspan_kernels.block_sparse.device_layout import DeviceLayout, DeviceLayoutError
+from longspan_kernels.block_sparse.compiler import compile_layout
 from longspan_kernels.block_sparse.grid import LayoutSizeError
-from longspan_kernels.block_sparse.planner import compile_layout
+from longspan_kernels.block_sparse.layout import DeviceLayout, DeviceLayoutError
 
 torch.set_num_threads(1)
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longspan_kernels.block_sparse.args import Options, Source, packed
-from longspan_kernels.block_sparse.device_layout import DeviceLayout, DeviceLayoutError
+from longspan_kernels.block_sparse.layout import DeviceLayout, DeviceLayoutError
 from longspan_kernels.block_sparse.op import attend_by
 from longspan_kernels.block_sparse.reference import reference_attention
 

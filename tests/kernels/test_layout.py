@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from longspan_kernels.block_sparse import layout as layout_module
 from longspan_kernels.block_sparse.block_rules import BlockBand, BlockLists
-from longspan_kernels.block_sparse.planner import Tiling, compile_layout
+from longspan_kernels.block_sparse.compiler import Tiling, compile_layout
 from longspan_kernels.block_sparse.rules import And, Band, Congruent, Everything, Keys, KeysPeriodic, Or, Queries, Rule
 
 
@@ -72,7 +72,7 @@ def test_a_length_that_no_tile_divides_needs_no_stored_masks():
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 5), st.integers(1, 40), st.integers(1, 70))
 def test_packed_bits_unpack(count, a, b):
-    from longspan_kernels.block_sparse.layout import pack_bits
+    from longspan_kernels.block_sparse.compiler import pack_bits
 
     masks = torch.rand(count, a, b) < 0.5
     words = pack_bits(masks)

@@ -8,7 +8,7 @@ import torch
 
 from longspan.patterns import Local
 from longspan_kernels.block_sparse import cache as resolve
-from longspan_kernels.block_sparse.planner import Tiling
+from longspan_kernels.block_sparse.compiler import Tiling
 from longspan_kernels.launch import graphs as outside_graphs
 from longspan_kernels.launch.graphs import CaptureError, made_outside_graphs
 

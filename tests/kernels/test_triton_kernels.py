@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from longspan_kernels.block_sparse import attend
 from longspan_kernels.block_sparse.args import Options
-from longspan_kernels.block_sparse.device_layout import DeviceLayout
-from longspan_kernels.block_sparse.planner import Tiling, compile_layout
+from longspan_kernels.block_sparse.compiler import Tiling, compile_layout
+from longspan_kernels.block_sparse.layout import DeviceLayout
 from longspan_kernels.block_sparse.reference import reference_attention
 from longspan_kernels.block_sparse.rules import And, Band, Congruent, Keys, KeysPeriodic, Or, Queries
 from longspan_kernels.block_sparse.triton import schedule

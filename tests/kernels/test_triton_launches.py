@@ -9,7 +9,7 @@ pytest.importorskip("triton")
 
 from longspan.patterns import Longformer
 from longspan_kernels.block_sparse.args import Options
-from longspan_kernels.block_sparse.planner import Tiling, compile_layout
+from longspan_kernels.block_sparse.compiler import Tiling, compile_layout
 from longspan_kernels.block_sparse.reference import reference_attention
 from longspan_kernels.block_sparse.rules import And, Band, Congruent, Keys, KeysPeriodic, Or
 from longspan_kernels.block_sparse.triton import (

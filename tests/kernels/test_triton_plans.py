@@ -10,7 +10,7 @@ if torch.cuda.is_available():
 pytest.importorskip("triton")
 
 from longspan_kernels.block_sparse.args import Options
-from longspan_kernels.block_sparse.planner import Tiling, compile_layout
+from longspan_kernels.block_sparse.compiler import Tiling, compile_layout
 from longspan_kernels.block_sparse.reference import reference_attention
 from longspan_kernels.block_sparse.rules import Band
 from longspan_kernels.block_sparse.triton import backward, backward_columns, backward_rows, forward

@@ -25,7 +25,7 @@ from longspan.patterns import (
     Strided,
     Union,
 )
-from longspan_kernels.block_sparse.registry import UnknownPatternError, lookup, register
+from longspan_kernels.block_sparse.cache import UnknownPatternError, lookup, register
 
 torch.set_num_threads(1)
 EYE = torch.eye(4, dtype=torch.bool)

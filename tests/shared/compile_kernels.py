@@ -18,7 +18,7 @@ from triton.runtime.jit import create_function_from_signature
 
 from longspan.patterns import BigBird, Fixed, Full, Local, Longformer, Pattern, Strided
 from longspan_kernels.block_sparse.args import Options
-from longspan_kernels.block_sparse.planner import compile_layout
+from longspan_kernels.block_sparse.compiler import compile_layout
 from longspan_kernels.block_sparse.triton import configs, schedule
 from longspan_kernels.block_sparse.triton.backward import triton_backward
 from longspan_kernels.block_sparse.triton.forward import triton_forward

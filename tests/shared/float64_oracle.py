@@ -12,7 +12,7 @@ import torch
 from any_call import Drawn
 from torch import Tensor
 
-from longspan_kernels.block_sparse.dropout import keep
+from longspan_kernels.block_sparse.reference import keep
 
 DIGITS = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 TINY = {

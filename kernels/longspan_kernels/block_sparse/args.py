@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from longspan_kernels.block_sparse.device_layout import DeviceLayout
+from longspan_kernels.block_sparse.layout import DeviceLayout
 
 
 class Options(NamedTuple):

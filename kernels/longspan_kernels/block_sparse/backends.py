@@ -1,20 +1,30 @@
 """Which backend serves a call, and the layouts that it serves it by.
 
+A CPU attends by the blocks of a pattern or by all pairs with its mask, as a model of their time says. Both end in torch's fused
+kernel. All pairs cost no lists, no gathering and no merging, so short and dense calls go that way; long sparse ones visit their
+blocks. Nothing is timed at run time, so equal calls always run alike.
+
 Legend: B batch, H heads, Hkv key/value heads, T tokens (Tq, Tk), D head width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from longspan_kernels.block_sparse import cpu_choice, fused
+from longspan_kernels.block_sparse import fused
 from longspan_kernels.block_sparse.args import Options
-from longspan_kernels.block_sparse.cache import block_size_of, blocked_tiling, is_dense, layout_for
+from longspan_kernels.block_sparse.blocked import row_batches
+from longspan_kernels.block_sparse.cache import LowersToRules, block_size_of, blocked_tiling, is_dense, layout_for, state_of
+from longspan_kernels.block_sparse.compiler import Tiling
+from longspan_kernels.block_sparse.fused import says_all
 from longspan_kernels.block_sparse.layout import Layout
-from longspan_kernels.block_sparse.planner import Tiling
-from longspan_kernels.launch.launcher import triton_runs_on
+from longspan_kernels.launch.graphs import remembered
+from longspan_kernels.launch.launcher import compiling, triton_runs_on
 
 BACKENDS = ("auto", "triton", "blocked", "dense")
 CPU = "cpu"  # what "auto" is on a CPU until the op knows the lengths: blocks, or all pairs by torch's fused kernel
@@ -83,15 +93,15 @@ def what_runs(
         return backend, 0
     took = choose_backend(backend, q, k)
     if backend == "auto" and took == "blocked" and not bias_block and cpu_may_choose(q, Options(1.0, dropout_p=dropout_p)):
-        took = cpu_choice.chosen(key, shape, causal, "forward")
-        return took, cpu_choice.visited_by(took, key, shape, causal)
+        took = chosen(key, shape, causal, "forward")
+        return took, visited_by(took, key, shape, causal)
     if took == "dense":
         return took, shape.heads * shape.q_len * shape.k_len
     return took, layouts_for(q, k, key, causal, took, bias_block)[0].visited_pairs
 
 
-def shape_of(q: Tensor, k: Tensor) -> cpu_choice.Shape:
-    return cpu_choice.Shape(int(q.shape[0]), int(q.shape[1]), int(q.shape[2]), int(k.shape[2]), int(q.shape[3]))
+def shape_of(q: Tensor, k: Tensor) -> Shape:
+    return Shape(int(q.shape[0]), int(q.shape[1]), int(q.shape[2]), int(k.shape[2]), int(q.shape[3]))
 
 
 def triton_refuses(q: Tensor, device: torch.device | None = None) -> str | None:
@@ -154,3 +164,120 @@ def cast_as_products(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, T
 def exact_products(q: Tensor) -> torch.autocast:
     """Keeps autocast out of the plain-torch backend: it has chosen its precision, products in float32 among them."""
     return torch.autocast(q.device.type, enabled=False)
+
+
+SHORT = 128  # tokens up to which all pairs are always quicker: no layout is made to find that out
+MOST_MASK = 1 << 24  # pairs of a mask that is worth keeping (64 MiB)
+
+# Microseconds, estimated from few calls on two cores of an AMD EPYC: a call, 1,000 visited pairs, 1,000 visited pairs times D,
+# 1,000 tokens times D that are put in order.
+DENSE = {"forward": (60.0, 0.62, 0.0163, 0.0), "backward": (90.0, 0.71, 0.049, 0.0)}
+BLOCKED = {"forward": (140.0, 0.62, 0.0163, 1.6), "backward": (260.0, 0.71, 0.049, 7.0)}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the choice depends on."""
+
+    batch: int
+    heads: int
+    q_len: int
+    k_len: int
+    head_dim: int
+
+
+def chosen(key: str, shape: Shape, causal: bool, which: str) -> str:
+    """ "dense" or "blocked" for one pass ("forward" or "backward") of a call."""
+    return _chosen(key, state_of(key), shape, causal, which)
+
+
+@remembered(4096)
+def _chosen(key: str, state: tuple, shape: Shape, causal: bool, which: str) -> str:
+    if says_all(key, shape.q_len, shape.k_len, shape.heads, causal) or max(shape.q_len, shape.k_len) <= SHORT:
+        return "dense"
+    if shape.heads * shape.q_len * shape.k_len > MOST_MASK:
+        return "blocked"
+    dense = seconds(DENSE[which], dense_features(key, shape, causal))
+    return "dense" if dense <= seconds(BLOCKED[which], blocked_features(key, shape, causal)) else "blocked"
+
+
+def seconds(constants: tuple[float, ...], features: tuple[float, ...]) -> float:
+    """The model: a sum of products."""
+    return 1e-6 * sum(a * b for a, b in zip(constants, features, strict=True))
+
+
+def visited_by(backend: str, key: str, shape: Shape, causal: bool) -> int:
+    """Pairs of one sequence that a CPU backend visits, over all heads."""
+    if backend == "blocked":
+        return cpu_layout(key, shape, causal).visited_pairs
+    pairs = shape.q_len * shape.k_len
+    # The kernel's causal flag leaves out what lies above the diagonal, up to its blocks.
+    if causal and shape.q_len == shape.k_len:
+        pairs = shape.q_len * (shape.q_len + 1) // 2
+    return shape.heads * pairs
+
+
+def dense_features(key: str, shape: Shape, causal: bool) -> tuple[float, ...]:
+    """(calls, thousands of visited pairs, the same times D, thousands of ordered elements)."""
+    pairs = shape.batch * visited_by("dense", key, shape, causal) / 1000
+    return 1.0, pairs, pairs * shape.head_dim, 0.0
+
+
+def blocked_features(key: str, shape: Shape, causal: bool) -> tuple[float, ...]:
+    """As `dense_features`."""
+    layout = cpu_layout(key, shape, causal)
+    calls, places = 0, 0
+    for component in layout.components:
+        groups = component.group[component.group >= 0].tolist()
+        calls += sum(len(row_batches(component.rows, u)) for u in set(groups))
+        places += len(groups) * (component.q_blocks * component.block_q + component.k_blocks * component.block_k)
+    pairs = shape.batch * layout.visited_pairs / 1000
+    return float(calls), pairs, pairs * shape.head_dim, shape.batch * places * shape.head_dim / 1000
+
+
+def cpu_layout(key: str, shape: Shape, causal: bool) -> Layout:
+    """The blocked backend's layout of a call without a block bias."""
+    tiling = blocked_tiling(block_size_of(key, shape.heads, causal))
+    return layout_for(key, shape.q_len, shape.k_len, shape.heads, causal, tiling, torch.device("cpu"))
+
+
+def precompile(
+    pattern: LowersToRules, lengths: Iterable[int | tuple[int, int]], *, heads: int, head_dim: int,
+    dtype: torch.dtype = torch.bfloat16, causal: bool = False, device: torch.device | str = "cuda",
+    key_heads: int | None = None, batch: int = 1, backward: bool = True,
+) -> int:  # fmt: skip
+    """Compiles what calls of a pattern at some lengths launch, all kernels at once in threads, without memory for q, k and v.
+
+    A call compiles its own kernels when it comes first; this is for who wants several lengths up front. Lengths share most
+    kernels, and Triton's disk cache keeps them for the next process.
+
+    Args:
+        pattern: any of `longspan.patterns`.
+        lengths: T, or (Tq, Tk), of the calls to come.
+        key_heads: Hkv; as many as `heads` where it is None.
+        batch: B of the calls; few long rows are cut among more programs, by a kernel of its own.
+        backward: whether the backward pass is compiled too.
+
+    Returns:
+        How many kernels were compiled, or read from the disk cache.
+
+    Raises:
+        BackendError: Triton does not run on the device, or not with this head width or dtype.
+    """
+    from longspan_kernels.block_sparse.triton.call import Call, plan_call
+
+    device = torch.device(device)
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
+    if reason := triton_refuses(torch.empty((1, 1, 1, head_dim), dtype=dtype, device="meta"), device):
+        raise BackendError(f"precompile cannot serve {device}: {reason}")
+    if device.type != "cuda":
+        return 0  # Triton's interpreter compiles nothing
+    with torch.cuda.device(device), compiling(device) as wanted:
+        for length in lengths:
+            q_len, k_len = (length, length) if isinstance(length, int) else length
+            q = torch.empty((batch, heads, q_len, head_dim), dtype=dtype, device="meta")
+            k = torch.empty((batch, key_heads or heads, k_len, head_dim), dtype=dtype, device="meta")
+            layout, rows, columns = layouts_for(q, k, pattern.key, causal, "triton", 0, device)
+            plan_call(Call(q, k, k, layout, Options(head_dim**-0.5), device=device), (rows, columns) if backward else None)
+    return len(wanted)

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from longspan_kernels.block_sparse.args import Options
 from longspan_kernels.block_sparse.cache import Derived
-from longspan_kernels.block_sparse.dropout import keep
 from longspan_kernels.block_sparse.layout import Component, Layout, Lists
+from longspan_kernels.block_sparse.reference import keep
 
 SCORES_AT_ONCE = 1 << 20  # score elements of one piece
 TOKENS_AT_ONCE = 1 << 21  # elements of q that are put in order at once

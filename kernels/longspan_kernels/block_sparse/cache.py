@@ -1,19 +1,23 @@
-"""What is kept from call to call: layouts by pattern key and lengths, dense masks, and what backends derive from components."""
+"""Patterns by their serialised key, and what is kept of them from call to call: layouts, dense masks, what backends derive.
+
+An op takes a key and finds the pattern behind it; kernels know nothing of a pattern but `LowersToRules`. Patterns stay for the
+life of the process: a compiled graph or a backward pass may ask for a key long after the user's own reference is gone.
+"""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from threading import Lock
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
+from longspan_kernels.block_sparse.compiler import Tiling, compile_layout, dense
 from longspan_kernels.block_sparse.layout import Component, Layout
-from longspan_kernels.block_sparse.planner import Tiling, compile_layout, dense
-from longspan_kernels.block_sparse.registry import lookup, state_of
+from longspan_kernels.block_sparse.rules import Rule
 from longspan_kernels.launch.graphs import capturing, cleared_by, made_outside_graphs, remembered
 
 MOST_LAYOUTS = 256
@@ -26,6 +30,63 @@ _recorded: dict[tuple, Layout] = {}  # a recorded CUDA graph reads these wheneve
 _masks: OrderedDict[tuple, Tensor] = OrderedDict()  # dense ones of users' functions
 _lock = Lock()
 Made = TypeVar("Made")
+
+
+class LowersToRules(Protocol):
+    """What a kernel asks of a pattern."""
+
+    @property
+    def key(self) -> str: ...
+
+    def head_rules(
+        self, q_len: int, k_len: int, heads: int, causal: bool, device: torch.device | str = "cpu"
+    ) -> list[tuple[tuple[int, ...], Rule]]:
+        """Groups of heads that share a rule, all heads together; a rule with `per_head` may still differ by head."""
+        ...
+
+
+def state_of(key: str) -> tuple[int, ...]:
+    """Numbers that change when what a registered pattern keeps has changed; none for most patterns."""
+    state = getattr(lookup(key), "state", None)
+    return () if state is None else state()
+
+
+class UnknownPatternError(KeyError):
+    """No pattern of this process has the key."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+_PATTERNS: dict[str, LowersToRules] = {}
+
+
+def register(key: str, pattern: LowersToRules) -> None:
+    """Makes `lookup(key)` find the pattern; equal patterns share a key, and the first of them stays.
+
+    Raises:
+        ValueError: a pattern of another type already has the key.
+    """
+    known = _PATTERNS.setdefault(key, pattern)
+    if type(known) is not type(pattern):
+        raise ValueError(
+            f"key {key!r} belongs to a {type(known).__module__}.{type(known).__name__} and cannot also name a "
+            f"{type(pattern).__module__}.{type(pattern).__name__}; rename one of the classes"
+        )
+
+
+def lookup(key: str) -> LowersToRules:
+    """The pattern that was registered under the key.
+
+    Raises:
+        UnknownPatternError: none was; patterns register themselves when they are constructed or unpickled.
+    """
+    try:
+        return _PATTERNS[key]
+    except KeyError:
+        raise UnknownPatternError(
+            f"no pattern {key!r} in this process; construct (or unpickle) the pattern here before using its key"
+        ) from None
 
 
 class Derived(Generic[Made]):

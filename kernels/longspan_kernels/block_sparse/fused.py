@@ -17,8 +17,7 @@ from torch import Tensor
 
 from longspan_kernels.block_sparse.args import Options
 from longspan_kernels.block_sparse.blocked import NEGATIVE
-from longspan_kernels.block_sparse.cache import dense_mask, is_dense
-from longspan_kernels.block_sparse.registry import lookup, state_of
+from longspan_kernels.block_sparse.cache import dense_mask, is_dense, lookup, state_of
 from longspan_kernels.launch.graphs import cleared_by
 
 DEAD_ROW = 1e30  # stands for the log-sum-exp of a row without keys: exp(score - DEAD_ROW) is 0

@@ -1,7 +1,8 @@
-"""A rule compiled for lengths, heads and tile sizes: components, each a short list of tiles to visit.
+"""Layouts, as data: components, each a short list of tiles to visit, compiled from a pattern or listed at run time on a device.
 
 Legend: U distinct head groups of a component, n tiles of one side, `block_q` x `block_k` the tile, M distinct partial masks.
-Memory is O(visited tiles); nothing here is Tq * Tk.
+Memory is O(visited tiles); nothing here is Tq * Tk. Layouts made at run time: B batch, H heads, n_q and n_k blocks of queries
+and keys, U = (B or 1) * (H or 1) lists; nothing waits for the device, as sizes are bounds and counts stay in tensors.
 """
 
 from __future__ import annotations
@@ -11,10 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from longspan_kernels.block_sparse.grid import PAD, Tiles, hash_rows
-from longspan_kernels.block_sparse.rules import Rule
+from longspan_kernels.launch.launcher import from_16_bytes
 
-EVALUATED_AT_ONCE = 1 << 24  # pairs
 SENTINEL = 0  # follows the last entry of a list: a block that exists, read and never visited
 
 
@@ -130,201 +129,164 @@ class Layout:
         return sum(t.numel() * t.element_size() for c in self.components for t in c.tensors())
 
 
-@dataclass
-class Entries:
-    """Tiles found for one component, before they are sorted into lists."""
-
-    group: Tensor
-    row: Tensor
-    column: Tensor
-    kind: Tensor  # -1 full, else an index into masks
+class DeviceLayoutError(ValueError):
+    """A device layout whose parts do not fit together; the message names the part, its shape and the fix."""
 
 
-class Compiler:
-    """Collects the tiles of one component over its head groups, and classifies each as dead, partial or full."""
+@dataclass(frozen=True)
+class DeviceLayout:
+    """Key blocks for each query block, as tensors on the device of q.
 
-    def __init__(self, q: Tiles, k: Tiles):
-        self.q, self.k = q, k
-        self.found: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []  # group, row, column, kind
-        self.masks: list[Tensor] = []
-        self.mask_count = 0
-        self.live: list[int] = []  # per group
-        self.visited: list[int] = []
-        self.head_groups: list[int] = []
+    Attributes:
+        index: [B or 1, H or 1, n_q, most] int: key blocks a query block visits, each at most once; what lies beyond
+            `count` is ignored.
+        count: [B or 1, H or 1, n_q] int: how many of them count.
+        block_q, block_k: tokens a block; powers of two from 16 for Triton.
+        q_len, k_len: Tq and Tk.
+        causal: whether pairs also need key position <= query position.
+        q_order, k_order: [B or 1, H or 1, places] int: the token row at each place of an order of one's own (-1 for none),
+            cut into blocks; None for the natural order. A token row stands at one place at most.
+        excluded: [B or 1, E, T] int32: a pair (i, j) is not live where 0 <= x[i] - x[j] <= 1 for a row x of these. With the
+            numbers 2 * token no query sees itself; with the chunks of another order, pairs are left out that it holds
+            already. Tq = Tk = T.
+    """
 
-    def add(self, rule: Rule, heads: tuple[int, ...]) -> dict[int, int]:
-        """Adds a rule for some heads; returns the group of each head."""
-        q, k = self.q, self.k
-        served = heads if rule.per_head else heads[:1]
-        base = len(self.live)
-        rows, columns, groups, owners = [], [], [], []
-        for offset, head in enumerate(served):
-            row, column = rule.tiles(head, q, k, None, None)
-            rows.append(row)
-            columns.append(column)
-            groups.append(torch.full_like(row, base + offset))
-            owners.append(torch.full_like(row, head))
-        row, column, group, owner = torch.cat(rows), torch.cat(columns), torch.cat(groups), torch.cat(owners)
-        kind, live = self._classify(rule, owner, row, column)
-        keep = kind != DEAD
-        group, row, column, kind, live = group[keep], row[keep], column[keep], kind[keep], live[keep]
-        self.found.append((group, row, column, kind))
-        area = q.block * k.block
-        pairs = torch.zeros(len(served), dtype=torch.int64, device=row.device).index_add_(0, group - base, live)
-        tiles = torch.zeros_like(pairs).index_add_(0, group - base, torch.ones_like(live))
-        self.live += pairs.tolist()
-        self.visited += [n * area for n in tiles.tolist()]
-        if rule.per_head:
-            return {head: base + offset for offset, head in enumerate(served)}
-        return dict.fromkeys(heads, base)
+    index: Tensor
+    count: Tensor
+    block_q: int
+    block_k: int
+    q_len: int
+    k_len: int
+    causal: bool = False
+    q_order: Tensor | None = None
+    k_order: Tensor | None = None
+    excluded: Tensor | None = None
 
-    def _classify(self, rule: Rule, head: Tensor, row: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
-        """For each tile its kind (DEAD, -1 full, or a mask index) and its number of live pairs."""
-        q, k = self.q, self.k
-        if len(row) == 0:
-            return row, row
-        i0, j0 = q.base[row], k.base[column]
-        signature = rule.signature(head, i0, j0, q, k)
-        if signature is None:
-            picks = torch.arange(len(row), device=row.device)
-            which = picks
-        else:
-            state = hash_rows(torch.stack([q.shape_id[row], k.shape_id[column], *signature], 1))
-            distinct, which = torch.unique(state, return_inverse=True)
-            picks = torch.empty_like(distinct).scatter_(0, which, torch.arange(len(row), device=row.device))
-        kinds, lives = [], []
-        step = max(1, EVALUATED_AT_ONCE // (q.block * k.block))
-        for pick in picks.split(step):
-            mask = evaluate_tiles(rule, head[pick], q.positions[row[pick]], k.positions[column[pick]])
-            live = mask.sum((1, 2))
-            kind = torch.full_like(live, DEAD)
-            kind[live == q.block * k.block] = -1
-            partial = ((live > 0) & (live < q.block * k.block)).nonzero().flatten()
-            if len(partial):
-                chosen, inverse = distinct_masks(mask[partial])
-                kind[partial] = self.mask_count + inverse
-                self.masks.append(chosen)
-                self.mask_count += len(chosen)
-            kinds.append(kind)
-            lives.append(live)
-        return torch.cat(kinds)[which], torch.cat(lives)[which]
+    def __post_init__(self):
+        parts = [("index", self.index), ("count", self.count), ("q_order", self.q_order), ("k_order", self.k_order)]
+        parts = [(name, x) for name, x in parts if x is not None or not name.endswith("order")]
+        for name, part in parts:
+            if not isinstance(part, Tensor):
+                raise DeviceLayoutError(f"{name} is a {type(part).__name__}; give a tensor of whole numbers")
+        for name in ("block_q", "block_k"):
+            if getattr(self, name) < 1:
+                raise DeviceLayoutError(f"{name} = {getattr(self, name)} leaves no token a block; give 1 or more")
+        if self.index.dim() != 4:
+            raise DeviceLayoutError(f"index has shape {tuple(self.index.shape)}; give [B or 1, H or 1, query blocks, most]")
+        if tuple(self.count.shape) != tuple(self.index.shape[:3]):
+            raise DeviceLayoutError(f"count has shape {tuple(self.count.shape)}; give {tuple(self.index.shape[:3])}, as index")
+        for name, order, block, length in (
+            ("q_order", self.q_order, self.block_q, self.q_len),
+            ("k_order", self.k_order, self.block_k, self.k_len),
+        ):
+            if order is not None and (
+                order.dim() != 3 or order.shape[:2] != self.index.shape[:2] or order.shape[2] % block or not order.shape[2]
+            ):
+                raise DeviceLayoutError(
+                    f"{name} has shape {tuple(order.shape)}; give {tuple(self.index.shape[:2])}, a multiple of {block} places"
+                )
+            places = length if order is None else order.shape[2]
+            if name == "q_order" and self.index.shape[2] != -(-places // block):
+                raise DeviceLayoutError(
+                    f"index lists {self.index.shape[2]} query blocks; {places} places make {-(-places // block)}"
+                )
+        for name, part in parts:
+            if part is None:
+                continue
+            if part.dtype.is_floating_point or part.dtype.is_complex or part.dtype == torch.bool:
+                raise DeviceLayoutError(f"{name} is {part.dtype}; give whole numbers, such as torch.int32")
 
-    def finish(
-        self, heads: int, head_group: dict[int, int], origin: int, order: str, covers: bool, merge: set[int]
-    ) -> tuple[Component, int, int]:
-        """The component, and its live and visited pairs over all heads."""
-        q, k = self.q, self.k
-        device = q.device
-        group, row, column, kind = (torch.cat(parts) for parts in zip(*self.found, strict=True))
-        if self.masks:
-            masks, inverse = distinct_masks(torch.cat(self.masks))
-            bands, band, order_of = find_bands(masks)
-            masks, band = masks[order_of], band[order_of]
-            rank = torch.empty_like(order_of)
-            rank[order_of] = torch.arange(len(order_of), device=device)
-            kind = torch.where(kind >= 0, rank[inverse][kind.clamp(min=0)], kind)
-        else:
-            masks = torch.zeros((0, q.block, k.block), dtype=torch.bool, device=device)
-            band, bands = torch.zeros((0, 4), dtype=torch.int32, device=device), 0
-        groups = len(self.live)
-        table = torch.full((heads,), -1, dtype=torch.int32)
-        merging = torch.zeros(heads, dtype=torch.int32)
-        for head, u in head_group.items():
-            table[head] = u
-            merging[head] = int(head in merge)
-        entries = Entries(group, row, column, kind)
-        component = Component(
-            block_q=q.block, block_k=k.block, group=table.to(device), merge=merging.to(device),
-            q_index=q.index(origin), k_index=k.index(0), q_start=q.start - origin, k_start=k.start, covers=covers,
-            q_blocks=q.count, k_blocks=k.count,
-            rows=make_lists(entries, groups, q.count, k.count, bands),
-            columns=make_lists(Entries(group, column, row, kind), groups, k.count, q.count, bands),
-            masks=masks, band=band, bands=bands, order=order,
+        x = self.excluded
+        if x is not None and (x.dim() != 3 or x.shape[2] != self.q_len or self.q_len != self.k_len or x.shape[1] < 1):
+            raise DeviceLayoutError(
+                f"excluded has shape {tuple(x.shape)}, for {self.q_len} queries and {self.k_len} keys; give "
+                f"[B or 1, 1 or more, {self.k_len}], and as many queries as keys"
+            )
+
+    @property
+    def key_blocks(self) -> int:
+        places = self.k_len if self.k_order is None else self.k_order.shape[2]
+        return -(-places // self.block_k)
+
+    def check_values(self) -> None:
+        """Raises DeviceLayoutError where a number is out of its range; it waits for the device."""
+        most = self.index.shape[3]
+        _check_range("count", self.count, 0, most, "up to the width of index")
+        counted = torch.arange(most, device=self.index.device) < self.count[..., None]
+        # What lies beyond the count becomes -1, -2, ...: distinct, and no block.
+        beyond = -1 - torch.arange(most, device=self.index.device)
+        index = torch.where(counted, self.index.long(), beyond)
+        _check_range("index", self.index[counted], 0, self.key_blocks - 1, "the key blocks")
+        ordered = index.sort(-1).values
+        if bool((ordered[..., 1:] == ordered[..., :-1]).any()):
+            raise DeviceLayoutError("index lists a key block twice for one query block; give each at most once")
+        for name, order, length in (("q_order", self.q_order, self.q_len), ("k_order", self.k_order, self.k_len)):
+            if order is not None:
+                _check_range(name, order, -1, length - 1, "token rows, -1 for none")
+
+    def layout(self, heads: int, columns: bool) -> Layout:
+        """What the backends take; the transposed lists only where `columns` asks for them (the backward pass does)."""
+        B, H, rows, most = self.index.shape
+        if H not in (1, heads):
+            raise DeviceLayoutError(f"index is made for {H} heads; q has {heads}")
+        U, device = B * H, self.index.device
+        count = from_16_bytes(self.count.reshape(U, rows).int())
+        start = (torch.arange(U * rows, device=device, dtype=torch.int32) * most).view(U, rows)
+        empty = torch.zeros((0, self.block_q, self.block_k), dtype=torch.bool, device=device)
+        own = Lists(
+            start=start, count=count, full=count, band=torch.zeros_like(count),
+            index=from_16_bytes(self.index.reshape(-1).int()),
+            kind=torch.full((1,), -1, dtype=torch.int16, device=device).expand(U * rows * most), contiguous=False, longest=most,
         )  # fmt: skip
-        live = sum(self.live[u] for u in head_group.values())
-        visited = sum(self.visited[u] for u in head_group.values())
-        return component, live, visited
+        head = (
+            torch.arange(heads, device=device, dtype=torch.int32)
+            if H > 1
+            else torch.zeros(heads, dtype=torch.int32, device=device)
+        )
+        component = Component(
+            block_q=self.block_q, block_k=self.block_k, group=head, merge=torch.zeros(heads, dtype=torch.int32, device=device),
+            q_index=_flat(self.q_order), k_index=_flat(self.k_order), q_start=0, k_start=0, covers=self.q_order is None,
+            q_blocks=rows, k_blocks=self.key_blocks, rows=own, columns=self._columns(U, rows, most) if columns else own,
+            masks=empty, band=torch.zeros((0, 2), dtype=torch.int32, device=device), bands=0, order="device",
+            batch_groups=H if B > 1 else 0, positional=self.causal, dynamic=True,
+            excluded=None if self.excluded is None else from_16_bytes(self.excluded.contiguous()),
+        )  # fmt: skip
+        if self.q_order is not None:
+            component.merge.fill_(1)  # rows that no place holds keep output 0
+        visited = U * rows * most * self.block_q * self.block_k * (heads if H == 1 else 1)
+        return Layout(self.q_len, self.k_len, heads, [component], 0, visited, covered=self.q_order is None)
+
+    def _columns(self, U: int, rows: int, most: int) -> Lists:
+        """Query blocks of each key block, in ascending order, by one stable sort."""
+        n, device = self.key_blocks, self.index.device
+        place = torch.arange(most, device=device)
+        valid = place < self.count.reshape(U, rows, 1)
+        list_of = torch.arange(U, device=device)[:, None, None]
+        line = torch.where(valid, list_of * n + self.index.reshape(U, rows, most).long(), U * n).flatten()
+        row = torch.arange(rows, device=device)[None, :, None].expand(U, rows, most).flatten()
+        order = torch.argsort(line, stable=True)
+        totals = torch.zeros(U * n + 1, dtype=torch.int64, device=device).scatter_add_(0, line, torch.ones_like(line))[: U * n]
+        start = torch.cumsum(totals, 0) - totals
+        count = totals.int().view(U, n)
+        return Lists(
+            start=start.int().view(U, n), count=count, full=count, band=torch.zeros_like(count), index=row[order].int(),
+            kind=torch.full((1,), -1, dtype=torch.int16, device=device).expand(len(order)), contiguous=False, longest=rows,
+        )  # fmt: skip
 
 
-DEAD = -2
+def tile_side(q: Tensor, size: int) -> int:
+    """Tokens of the largest tile for q [B, H, T, D] that divides blocks of `size` tokens, a multiple of 16."""
+    from longspan_kernels.block_sparse.triton.configs import fitting, tilings
+
+    capability = torch.cuda.get_device_capability(q.device) if q.is_cuda else (9, 0)
+    return fitting(tilings(q.shape[-1], q.dtype, capability)[1].block_q, size)
 
 
-def evaluate_tiles(rule: Rule, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
-    """[n] heads, [n, block_q] and [n, block_k] positions -> [n, block_q, block_k] bool; pads are dead."""
-    valid = (i != PAD)[:, :, None] & (j != PAD)[:, None, :]
-    return rule.live(head[:, None, None], i[:, :, None], j[:, None, :]) & valid
+def _check_range(name: str, values: Tensor, low: int, high: int, meaning: str) -> None:
+    wrong = values[(values < low) | (values > high)]
+    if len(wrong):
+        raise DeviceLayoutError(f"{name} holds {int(wrong[0])}; give {low} to {high}, {meaning}")
 
 
-def distinct_masks(masks: Tensor) -> tuple[Tensor, Tensor]:
-    """[n, a, b] bool -> the distinct ones, and the index of each mask among them."""
-    state = hash_rows(pack_bits(masks).flatten(1).long())
-    distinct, inverse = torch.unique(state, return_inverse=True)
-    first = torch.empty_like(distinct).scatter_(0, inverse, torch.arange(len(masks), device=masks.device))
-    return masks[first], inverse
-
-
-def find_bands(masks: Tensor) -> tuple[int, Tensor, Tensor]:
-    """How many masks are bands in place offsets, [M, 4] int32 bounds, and an order that puts the bands first."""
-    a, b = masks.shape[1:]
-    device = masks.device
-    m, n = torch.arange(a, device=device)[:, None], torch.arange(b, device=device)[None, :]
-    distance = m - n
-    bounds, flags = [], []
-    for chunk in masks.split(max(1, EVALUATED_AT_ONCE // (a * b))):
-        lo = torch.where(chunk, distance, a + b).amin((1, 2))
-        hi = torch.where(chunk, distance, -(a + b)).amax((1, 2))
-        last_m = torch.where(chunk, m, 0).amax((1, 2))
-        last_n = torch.where(chunk, n, 0).amax((1, 2))
-        bound = torch.stack([lo, hi, last_m, last_n], 1)
-        lo, hi, last_m, last_n = bound[:, :, None, None].unbind(1)
-        band = (distance >= lo) & (distance <= hi) & (m <= last_m) & (n <= last_n)
-        flags.append((band == chunk).all(2).all(1))
-        bounds.append(bound.int())
-    flag = torch.cat(flags)
-    return int(flag.sum()), torch.cat(bounds), torch.argsort((~flag).int(), stable=True)
-
-
-def make_lists(entries: Entries, groups: int, rows: int, columns: int, bands: int) -> Lists:
-    """Sorts tiles into compressed rows."""
-    rank = torch.where(entries.kind < 0, 0, torch.where(entries.kind < bands, 1, 2))
-    line = entries.group * rows + entries.row
-    order = torch.argsort((line * 3 + rank) * columns + entries.column)
-    line, rank = line[order], rank[order]
-    tiles = entries.column[order].int()
-    index = torch.cat([tiles, tiles.new_full((1,), SENTINEL)])
-
-    def per_row(keep: Tensor | None = None) -> Tensor:
-        chosen = line if keep is None else line[keep]
-        return torch.bincount(chosen, minlength=groups * rows)
-
-    count, full, band = per_row(), per_row(rank == 0), per_row(rank == 1)
-    start = torch.cumsum(count, 0) - count
-    contiguous = True
-    if len(tiles) > 1:
-        follows = (line[1:] == line[:-1]) & (rank[1:] == 0) & (rank[:-1] == 0)
-        contiguous = bool((~follows | (tiles[1:] == tiles[:-1] + 1)).all())
-    kind = entries.kind[order]
-    most = int(kind.max()) if len(kind) else 0
-    narrow = torch.int8 if most < (1 << 7) - 1 else torch.int16 if most < (1 << 15) - 1 else torch.int32
-    shape = (groups, rows)
-    return Lists(
-        start=start.int().view(shape), count=count.int().view(shape), full=full.int().view(shape),
-        band=band.int().view(shape), index=index, kind=kind.to(narrow),
-        contiguous=contiguous, longest=int(count.max()) if len(count) else 0,
-    )  # fmt: skip
-
-
-def pack_bits(masks: Tensor) -> Tensor:
-    """[n, a, b] bool -> [n, a, ceil(b / 32)] int32, bit n % 32 of word n // 32."""
-    n, a, b = masks.shape
-    words = -(-b // 32)
-    padded = torch.nn.functional.pad(masks, (0, words * 32 - b)) if words * 32 != b else masks
-    device = masks.device
-    weight = torch.ones(32, dtype=torch.int64, device=device) << torch.arange(32, device=device)
-    out = torch.empty((n, a, words), dtype=torch.int32, device=device)
-    step = max(1, EVALUATED_AT_ONCE // (a * words * 32))
-    for begin in range(0, n, step):
-        part = padded[begin : begin + step].view(-1, a, words, 32).long()
-        value = (part * weight).sum(-1)
-        out[begin : begin + step] = torch.where(value >= 1 << 31, value - (1 << 32), value).int()
-    return out
+def _flat(order: Tensor | None) -> Tensor | None:
+    return None if order is None else from_16_bytes(order.flatten(0, 1).int().contiguous())

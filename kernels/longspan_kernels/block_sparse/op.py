@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from longspan_kernels.block_sparse import cpu_choice, fused
+from longspan_kernels.block_sparse import fused
 from longspan_kernels.block_sparse.args import BIAS, SCHEMA, TENSORS, Options, Source, packed, unpacked
 from longspan_kernels.block_sparse.backends import (
     CPU,
@@ -22,17 +22,16 @@ from longspan_kernels.block_sparse.backends import (
     active_transform,
     cast_as_products,
     choose_backend,
+    chosen,
     cpu_may_choose,
     exact_products,
     layouts_for,
     shape_of,
 )
 from longspan_kernels.block_sparse.blocked_passes import blocked_backward, blocked_forward
-from longspan_kernels.block_sparse.cache import counted_pairs, dense_mask, every_query_sees_itself
-from longspan_kernels.block_sparse.device_layout import DeviceLayout
-from longspan_kernels.block_sparse.layout import Layout
+from longspan_kernels.block_sparse.cache import counted_pairs, dense_mask, every_query_sees_itself, state_of
+from longspan_kernels.block_sparse.layout import DeviceLayout, Layout
 from longspan_kernels.block_sparse.reference import reference_attention
-from longspan_kernels.block_sparse.registry import state_of
 
 # FLOPs of a visited pair, times D: its score and its share of the output forward; score again, dp, dq, dk and dv backward.
 FORWARD_FLOPS, BACKWARD_FLOPS = 4, 10
@@ -140,7 +139,7 @@ def block_sparse_forward(q: Tensor, k: Tensor, v: Tensor, *arguments: Any) -> tu
     options, source, backend, with_backward = unpacked(arguments)
     if q.numel() == 0 or k.shape[2] == 0:
         return _like(q).zero_(), _empty_lse(q).fill_(float("-inf"))
-    if backend == CPU and cpu_choice.chosen(source.key, shape_of(q, k), source.causal, "forward") == "dense":
+    if backend == CPU and chosen(source.key, shape_of(q, k), source.causal, "forward") == "dense":
         with exact_products(q):
             out, lse = fused.dense_forward(q, k, v, source.key, source.causal, options)
         if not fused.too_large(lse):
@@ -169,7 +168,7 @@ def block_sparse_backward(
         dbias = none if options.bias is None else _like(options.bias).zero_()
         return _like(q).zero_(), _like(k).zero_(), _like(v).zero_(), dbias
     key, causal = source.key, source.causal
-    if backend == CPU and cpu_choice.chosen(key, shape_of(q, k), causal, "backward") == "dense" and not fused.too_large(lse):
+    if backend == CPU and chosen(key, shape_of(q, k), causal, "backward") == "dense" and not fused.too_large(lse):
         with exact_products(q):
             return *fused.dense_backward(without_keyless_rows(dout, lse), dlse, q, k, v, out, lse, key, causal, options), none
     _, layout, columns = _layouts(source, q, k, backend, options.bias_block, columns=True)

@@ -1,4 +1,4 @@
-"""Dense attention by a boolean mask: the definition that every fast path is compared with.
+"""Dense attention by a boolean mask, and which weights dropout leaves: the definition that every fast path is compared with.
 
 Legend: B batch, H heads, Hkv key/value heads, T tokens (Tq, Tk), D head width. O(Tq * Tk) memory, any dtype and device;
 differentiable by autograd.
@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from longspan_kernels.block_sparse.dropout import keep
+MASK = 0xFFFFFFFF
+HEAD, ROW, COLUMN = 0x9E3779B9, 0x85EBCA6B, 0xC2B2AE35
 
 
 def reference_attention(
@@ -50,3 +51,30 @@ def reference_attention(
         weights = weights * keep(seed, heads, i[:, None], j[None, :], dropout_p) / (1.0 - dropout_p)
     # The last step, so that whatever gradient comes to a query without keys, NaN included, goes no further.
     return (weights @ v).masked_fill(dead, 0.0), torch.logsumexp(scores, -1).masked_fill(dead[..., 0], float("-inf"))
+
+
+def mix(x: Tensor) -> Tensor:
+    """A bijection of 32-bit values with good avalanche, on int64 tensors that hold them."""
+    x = x & MASK
+    x = x ^ (x >> 16)
+    x = (x * 0x7FEB352D) & MASK
+    x = x ^ (x >> 15)
+    x = (x * 0x846CA68B) & MASK
+    return x ^ (x >> 16)
+
+
+def keep(seed: Tensor, batch_head: Tensor, i: Tensor, j: Tensor, p: float) -> Tensor:
+    """Which weights survive dropout, which depends on (seed, b, h, i, j) alone: the same under any tiling, order and backend.
+
+    The Triton kernels have the same function once more.
+
+    Args:
+        seed: int64 scalar tensor; its low 32 bits count.
+        batch_head: b * H + h, int64, broadcastable with i and j.
+        i, j: int64 positions in key coordinates.
+        p: chance to fall away.
+    """
+    head = mix(seed + HEAD * (batch_head + 1))
+    row = mix(head ^ ((i * ROW) & MASK))
+    bits = mix(row ^ ((j * COLUMN) & MASK))
+    return (bits >> 8) >= int(p * (1 << 24))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from longspan_kernels.block_sparse.dropout import keep
+from longspan_kernels.block_sparse.reference import keep
 from longspan_kernels.selected.options import Selection
 
 SCORES_AT_ONCE = 1 << 21  # of gathered queries with one block: they stay in the cache of a processor

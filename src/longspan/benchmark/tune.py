@@ -21,9 +21,9 @@ from torch import Tensor
 from longspan.benchmark.timing import Work, time_interleaved
 from longspan.patterns import BigBird, Fixed, Full, Global, Local, Pattern, Predicate
 from longspan_kernels.block_sparse.args import Options
+from longspan_kernels.block_sparse.compiler import Tiling, compile_layout
 from longspan_kernels.block_sparse.layout import Layout
-from longspan_kernels.block_sparse.planner import Tiling, compile_layout
-from longspan_kernels.block_sparse.triton.configs import TABLES, launched_as, lines_of, tilings
+from longspan_kernels.block_sparse.triton.configs import TABLES, launched_as, row_kind, tilings
 from longspan_kernels.launch.launcher import Launch
 
 
@@ -196,7 +196,7 @@ def tune_one(problem: Problem, device: str, seconds: float, launches: list[Launc
     measured = time_interleaved(named, device, seconds / max(1, len(named)), queued=True)
     best = min(works, key=lambda launch: measured[str(launch)].seconds, default=None)
     return {
-        "kernel": problem.kernel, "width": problem.head_dim, "lines": problem.lines, "found_lines": lines_of(component),
+        "kernel": problem.kernel, "width": problem.head_dim, "lines": problem.lines, "found_lines": row_kind(component),
         "best": None if best is None else source(best), "ms": {name: m.seconds * 1e3 for name, m in measured.items()},
         "failed": failed,
     }  # fmt: skip

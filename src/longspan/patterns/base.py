@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from longspan.patterns.errors import PatternError, whole_number
-from longspan_kernels.block_sparse import registry
-from longspan_kernels.block_sparse.planner import compile_layout
+from longspan_kernels.block_sparse import cache as registry
+from longspan_kernels.block_sparse.compiler import compile_layout
 from longspan_kernels.block_sparse.rules import And, Band, Rule
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Pattern:
     of your own is a frozen dataclass (``eq=False, repr=False``) with a `rule` method.
 
     Attributes:
-        key: the serialised pattern; kernels find the pattern by it (`longspan_kernels.block_sparse.registry`).
+        key: the serialised pattern; kernels find the pattern by it (`longspan_kernels.block_sparse.cache`).
     """
 
     key: str = field(init=False)

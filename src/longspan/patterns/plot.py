@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from torch import Tensor
 
+from longspan_kernels.block_sparse.compiler import EVALUATED_AT_ONCE, evaluate_tiles
 from longspan_kernels.block_sparse.grid import hash_rows, natural_tiles
-from longspan_kernels.block_sparse.layout import EVALUATED_AT_ONCE, evaluate_tiles
 from longspan_kernels.block_sparse.rules import Rule
 
 if TYPE_CHECKING:

@@ -11,10 +11,9 @@ from torch import Tensor
 
 from longspan_kernels.block_sparse.args import Options
 from longspan_kernels.block_sparse.layout import Component, Layout
-from longspan_kernels.block_sparse.precompile import compile_first
 from longspan_kernels.block_sparse.triton.backward_columns import gradients_of_keys
 from longspan_kernels.block_sparse.triton.backward_rows import gradient_of_queries
-from longspan_kernels.block_sparse.triton.call import LEAST_SCALE, Call
+from longspan_kernels.block_sparse.triton.call import LEAST_SCALE, Call, compile_first
 from longspan_kernels.block_sparse.triton.common import interprets_bfloat16
 from longspan_kernels.block_sparse.triton.workspace import (
     BiasSums,

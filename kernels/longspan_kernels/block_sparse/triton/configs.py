@@ -3,7 +3,7 @@
 Nothing is searched at run time. A tile fits its operands in the shared memory of the capability; the pipeline is as deep as
 what is left allows. The tables are what `scripts/benchmark.py --tune` prints, for numbers of two bytes and, but for "wide"
 launches, tiles of 64 x 64. A capability (its major number) or key that is not there takes the rule in `launch_of`. Keys are
-(kernel, head width rounded up to 64 or 128, kind of rows): see `lines_of`. A "wide" launch has a tile of its own, for dense
+(kernel, head width rounded up to 64 or 128, kind of rows): see `row_kind`. A "wide" launch has a tile of its own, for dense
 patterns. "gathered" ones are by hand, between the best that the search found for few gathered keys and what suited many;
 "steps" were searched on Fixed(128, 32), causal, T = 16384.
 """
@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from longspan_kernels.block_sparse.cache import Derived
+from longspan_kernels.block_sparse.compiler import Tiling
 from longspan_kernels.block_sparse.layout import Component
-from longspan_kernels.block_sparse.planner import Tiling
 from longspan_kernels.block_sparse.triton.call import has_bits, stepped
 from longspan_kernels.launch.graphs import remembered
 from longspan_kernels.launch.launcher import Launch, width_of
@@ -167,7 +167,7 @@ def launched_as(**kernels: Launch) -> Iterator[None]:
         _chosen.update(before)
 
 
-def lines_of(component: Component) -> str:
+def row_kind(component: Component) -> str:
     """Whether a component's lines are "gathered", "long", "middle", or short: "bits" with masks that are no bands, "blocks"
     without any mask, else "short". Keys gathered in equal steps, more than a tile of them, are "steps".
 
@@ -211,6 +211,6 @@ def launch_of(kernel: str, q: Tensor, component: Component, device: torch.device
     wide = table.get((kernel, width, "wide"))
     if wide is not None and wide.tile == tile:
         return wide
-    if tile == (64, 64) and (found := table.get((kernel, width, lines_of(component)))) is not None:
+    if tile == (64, 64) and (found := table.get((kernel, width, row_kind(component)))) is not None:
         return found
     return Launch(4 if area <= 64 * 64 else 8, 2 if width == 128 and kernel != "forward" else 3)

@@ -31,7 +31,7 @@ from longspan_kernels.block_sparse.triton.common import (
     tokens_of,
     within,
 )
-from longspan_kernels.block_sparse.triton.configs import lines_of
+from longspan_kernels.block_sparse.triton.configs import row_kind
 from longspan_kernels.block_sparse.triton.schedule import Work, work_of
 from longspan_kernels.launch.graphs import capturing
 from longspan_kernels.launch.launcher import SMALL, Plan, alignment, width_of
@@ -240,7 +240,7 @@ def rows_are_listed(call: Call) -> bool:
 
 
 def row_work(call: Call, component: Component) -> Work:
-    everything, whole = call.layout.covered and component.covers, lines_of(component) == "blocks"
+    everything, whole = call.layout.covered and component.covers, row_kind(component) == "blocks"
     return work_of(component, "rows", 1, call.q.shape[0], everything=everything, whole=whole)
 
 

@@ -89,9 +89,11 @@ class Call:
         kept = torch.empty((BH, self.segments), dtype=torch.float32, device=self.device)
         tile = self.tile("states", D, Dv)
         BX = min(rounded(D), 64)
-        constants = {"H": self.H, "Y_SHARE": self.share(y), "Z_SHARE": self.share(z), "DX": D, "DZ": Dv, "BX": BX}
-        constants |= {"BZ": tile.columns, "BM": self.tokens, "REVERSE": reverse, "PRECISION": self.precision}
-        numbers = {**strides("y", y), **strides("z", z), **strides("g", self.log_decay), **self.lengths_of_cut(), **constants}
+        shares = {"H": self.H, "Y_SHARE": self.share(y), "Z_SHARE": self.share(z)}
+        widths = {"DX": D, "DZ": Dv, "BX": BX, "BZ": tile.columns, "BM": self.tokens}
+        numbers: dict[str, Any] = {**self.lengths_of_cut(), **shares, **widths, "REVERSE": reverse, "PRECISION": self.precision}
+        for name, operand in {"y": y, "z": z, "g": self.log_decay}.items():
+            numbers |= strides(name, operand)
         programs = BH * self.segments * -(-D // BX) * -(-Dv // tile.columns)
         tensors = (y, z, states, kept, self.log_decay, self.runs, self.lengths)
         run_kernel(segment_states, programs, tile.launch, *tensors, **numbers)
