@@ -231,12 +231,12 @@ def test_halves_of_a_column_add_up_in_place(monkeypatch, adding):
 @pytest.mark.parametrize("rule", [RULES["full"], CAUSAL], ids=["full", "causal"])
 def test_pieces_of_rows_and_columns_add_up(monkeypatch, side, rule):
     """A tile of 16 is added up by one program, one of 64 by four."""
-    for name, value in (("SHORTEST_SPLIT", 1), ("SHORTEST_CUT", 1), ("IN_TWO", 0.0), ("EVEN", 0.0)):
+    for name, value in (("SHORTEST_SPLIT", 1), ("SHORTEST_TO_SPLIT", 1), ("IN_TWO", 0.0), ("EVEN", 0.0)):
         monkeypatch.setattr(schedule, name, value)
     monkeypatch.setattr(schedule, "processors", lambda device: 1000)
     layout = compile_layout([((0, 1), rule)], 150, 170, 2, Tiling(side, side, sizes=(side,)))
     (q, k, v, dout), got = run(layout, 150, 170, 16, 1)
-    works = {key[0]: work for c in layout.components for key, work in schedule._works.of(c).items() if work.cut}
+    works = {key[0]: work for c in layout.components for key, work in schedule._works.of(c).items() if work.split_rows}
     assert set(works) == {"rows", "columns"} and all(int(w.splits[:, 3].max()) > 2 for w in works.values())
     check(rule, q, k, v, dout, got)
 
@@ -245,7 +245,7 @@ def test_rows_go_first_where_no_column_is_cut(monkeypatch):
     q = torch.zeros(1, 2, 64, 16)
     for name, piece, first in (("window", 8, True), ("full", 8, True), ("full", 1, False)):
         monkeypatch.setattr(schedule, "SHORTEST_SPLIT", piece)
-        monkeypatch.setattr(schedule, "SHORTEST_CUT", piece)
+        monkeypatch.setattr(schedule, "SHORTEST_TO_SPLIT", piece)
         monkeypatch.setattr(schedule, "processors", lambda device: 1000)
         layout = compile_layout([((0, 1), RULES[name])], 64, 64, 2, Tiling(16, 16, sizes=(16,)))
         call = Call(q, q, q, *rest_of(layout))

@@ -255,7 +255,7 @@ def precompile(
         pattern: any of `longspan.patterns`.
         lengths: T, or (Tq, Tk), of the calls to come.
         key_heads: Hkv; as many as `heads` where it is None.
-        batch: B of the calls; few long rows are cut among more programs, by a kernel of its own.
+        batch: B of the calls; few long rows are split among more programs, by a kernel of its own.
         backward: whether the backward pass is compiled too.
 
     Returns:

@@ -1,9 +1,9 @@
 """Block-sparse attention in plain torch, on any device: forward and backward over visited tiles only.
 
 Rows of a layout that visit equally many tiles are batched: their key tiles are gathered side by side, and one batched matrix
-product scores them. Work is cut into pieces that stay near the cache, so memory does not grow with the visited pairs.
+product scores them. Work is cut into chunks that stay near the cache, so memory does not grow with the visited pairs.
 
-Legend: G (batch, head) pairs of a piece, R rows, n tiles a row, bq and bk the tile sides, D head width.
+Legend: G (batch, head) pairs of a chunk, R rows, n tiles a row, bq and bk the tile sides, D head width.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from longspan_kernels.block_sparse.cache import Derived
 from longspan_kernels.block_sparse.layout import Component, Layout, Lists
 from longspan_kernels.block_sparse.reference import keep
 
-SCORES_AT_ONCE = 1 << 20  # score elements of one piece
+SCORES_AT_ONCE = 1 << 20  # score elements of one chunk
 TOKENS_AT_ONCE = 1 << 21  # elements of q that are put in order at once
-GATHERED_AT_ONCE = 1 << 22  # elements of gathered keys of one piece of torch's fused kernel, which holds no scores
+GATHERED_AT_ONCE = 1 << 22  # elements of gathered keys of one chunk of torch's fused kernel, which holds no scores
 MOST_SIGNATURES = 16  # of masks beside each other, for which rows are batched apart
 COLUMNS_AT_ONCE = 1 << 14  # keys of a row before it is split
 NEGATIVE = -1e30  # a dead score: finite, so that nothing becomes NaN
@@ -89,8 +89,8 @@ def split_width(block_k: int) -> int:
     return max(1, COLUMNS_AT_ONCE // block_k)
 
 
-def cut(batch: RowBatch, pairs: int, block_q: int, block_k: int) -> Iterator[RowBatch]:
-    """Pieces of a row batch whose scores fit, for `pairs` (batch, head) pairs at once."""
+def fitting_batches(batch: RowBatch, pairs: int, block_q: int, block_k: int) -> Iterator[RowBatch]:
+    """Chunks of a row batch whose scores fit, for `pairs` (batch, head) pairs at once."""
     columns = split_width(block_k)
     width = min(batch.count, columns)
     rows = max(1, SCORES_AT_ONCE // (pairs * block_q * block_k * width))
@@ -112,7 +112,7 @@ def _of_group(index: Tensor | None, u: int) -> Tensor | None:
     return index if index is None or index.dim() == 1 else index[u]
 
 
-class Piece:
+class Chunk:
     """Some (batch, head) pairs of one component, with their tokens in the component's order."""
 
     def __init__(self, component: Component, layout: Layout, options: Options, u: int, batch: slice, heads: list[int]):
@@ -270,8 +270,8 @@ def gathered(x: Tensor, batch: RowBatch) -> Tensor:
 _batches: Derived[list[RowBatch]] = Derived()
 
 
-def pieces(component: Component, layout: Layout, options: Options, q: Tensor) -> Iterator[tuple[Piece, list[RowBatch]]]:
-    """The pieces of a component, each with its row batches."""
+def chunks(component: Component, layout: Layout, options: Options, q: Tensor) -> Iterator[tuple[Chunk, list[RowBatch]]]:
+    """The chunks of a component, each with its row batches."""
     B, _, _, D = q.shape
     by_group: dict[int, list[int]] = {}
     for head, u in enumerate(component.group.tolist()):
@@ -289,4 +289,4 @@ def pieces(component: Component, layout: Layout, options: Options, q: Tensor) ->
             ]  # fmt: skip
             for batch in batches:
                 for h in range(0, len(heads), max(1, fit)):
-                    yield Piece(component, layout, options, group, batch, heads[h : h + fit]), own
+                    yield Chunk(component, layout, options, group, batch, heads[h : h + fit]), own

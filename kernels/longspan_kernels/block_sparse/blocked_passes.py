@@ -1,4 +1,4 @@
-"""The forward and backward passes of the plain-torch backend, over the pieces that `blocked.py` makes.
+"""The forward and backward passes of the plain-torch backend, over the chunks that `blocked.py` makes.
 
 On a CPU torch's fused kernel does a batch of rows as one call of many small problems: windows and rows that see the same keys
 are views of the ordered keys, other rows gather theirs. Elsewhere batched matrix products do. Legend: as in blocked.py.
@@ -17,11 +17,11 @@ from longspan_kernels.block_sparse.args import Options
 from longspan_kernels.block_sparse.blocked import (
     GATHERED_AT_ONCE,
     NEGATIVE,
-    Piece,
+    Chunk,
     RowBatch,
-    cut,
+    chunks,
+    fitting_batches,
     gathered,
-    pieces,
     split_width,
 )
 from longspan_kernels.block_sparse.layout import Layout
@@ -32,49 +32,49 @@ DEAD_ROW = fused.DEAD_ROW
 def blocked_forward(q: Tensor, k: Tensor, v: Tensor, layout: Layout, options: Options) -> tuple[Tensor, Tensor]:
     """q [B, H, Tq, D], k and v [B, Hkv, Tk, D] -> out in q's dtype, lse [B, H, Tq] (float32, float64 for float64)."""
     if fused.takes(q, options):
-        out, lse = _forward(q, k, v, layout, options, _fused_forward_piece)
+        out, lse = _forward(q, k, v, layout, options, _fused_forward_chunk)
         if not fused.too_large(lse):
             return out, lse
-    return _forward(q, k, v, layout, options, _forward_piece)
+    return _forward(q, k, v, layout, options, _forward_chunk)
 
 
-def _forward(q: Tensor, k: Tensor, v: Tensor, layout: Layout, options: Options, forward_piece) -> tuple[Tensor, Tensor]:
-    """The forward pass, with one way or another to do a piece."""
+def _forward(q: Tensor, k: Tensor, v: Tensor, layout: Layout, options: Options, forward_chunk) -> tuple[Tensor, Tensor]:
+    """The forward pass, with one way or another to do a chunk."""
     B, H, Tq, D = q.shape
     exact = torch.promote_types(q.dtype, torch.float32)
     out = q.new_zeros((B, H, Tq, D), dtype=exact)
     lse = q.new_full((B, H, Tq), float("-inf"), dtype=exact)
     for component in layout.components:
-        for piece, batches in pieces(component, layout, options, q):
-            values, sums = forward_piece(piece, batches, q, k, v)
-            _merge_into(out, lse, piece, values, sums)
+        for chunk, batches in chunks(component, layout, options, q):
+            values, sums = forward_chunk(chunk, batches, q, k, v)
+            _merge_into(out, lse, chunk, values, sums)
     return out.to(q.dtype), lse
 
 
-def _forward_piece(piece: Piece, batches, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Output [G, blocks, bq, D] and log-sum-exp [G, blocks, bq, 1] of one piece, in its order."""
-    c, o = piece.component, piece.options
-    qo = piece.ordered(q, True, piece.heads) * o.scale
-    ko = piece.ordered(k, False, piece.kv_heads(k, q.shape[1]))
-    vo = piece.ordered(v, False, piece.kv_heads(v, q.shape[1]))
+def _forward_chunk(chunk: Chunk, batches, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Output [G, blocks, bq, D] and log-sum-exp [G, blocks, bq, 1] of one chunk, in its order."""
+    c, o = chunk.component, chunk.options
+    qo = chunk.ordered(q, True, chunk.heads) * o.scale
+    ko = chunk.ordered(k, False, chunk.kv_heads(k, q.shape[1]))
+    vo = chunk.ordered(v, False, chunk.kv_heads(v, q.shape[1]))
     G, blocks, bq, D = qo.shape
     out = torch.zeros_like(qo)
     lse = qo.new_full((G, blocks, bq, 1), float("-inf"))
     for whole in batches:
         split = whole.count > split_width(c.block_k)
-        for batch in cut(whole, G, c.block_q, c.block_k):
-            s, _, _ = piece.scores(qo, ko, batch)
+        for batch in fitting_batches(whole, G, c.block_q, c.block_k):
+            s, _, _ = chunk.scores(qo, ko, batch)
             R, _n = batch.index.shape
-            top = s.amax(-1, keepdim=True).clamp_(min=NEGATIVE)  # finite where a bias of -inf closes all of a row
-            p = s.sub_(top).exp_()
-            total = p.sum(-1, keepdim=True)
-            dead = top <= NEGATIVE / 2
-            part_lse = torch.where(dead, float("-inf"), top + total.log())
+            m_i = s.amax(-1, keepdim=True).clamp_(min=NEGATIVE)  # finite where a bias of -inf closes all of a row
+            p = s.sub_(m_i).exp_()
+            l_i = p.sum(-1, keepdim=True)
+            dead = m_i <= NEGATIVE / 2
+            part_lse = torch.where(dead, float("-inf"), m_i + l_i.log())
             if o.dropout_p > 0.0:
-                p.mul_(piece.kept(batch)).mul_(1.0 / (1.0 - o.dropout_p))
+                p.mul_(chunk.kept(batch)).mul_(1.0 / (1.0 - o.dropout_p))
             values = gathered(vo, batch)
             part = torch.bmm(p.view(G * R, bq, -1), values).view(G, R, bq, D)
-            part = part.mul_(torch.where(dead, 0.0, 1.0 / total))
+            part = part.mul_(torch.where(dead, 0.0, 1.0 / l_i))
             if not split:
                 out[:, batch.rows] = part
                 lse[:, batch.rows] = part_lse
@@ -87,21 +87,21 @@ def _forward_piece(piece: Piece, batches, q: Tensor, k: Tensor, v: Tensor) -> tu
 
 def merge(a: Tensor, a_lse: Tensor, b: Tensor, b_lse: Tensor) -> tuple[Tensor, Tensor]:
     """Attention over two disjoint key sets: outputs [..., D] with their log-sum-exps [..., 1]."""
-    total = torch.logaddexp(a_lse, b_lse)
-    safe = torch.where(total == float("-inf"), 0.0, total)
-    return a * (a_lse - safe).exp() + b * (b_lse - safe).exp(), total
+    l_i = torch.logaddexp(a_lse, b_lse)
+    safe = torch.where(l_i == float("-inf"), 0.0, l_i)
+    return a * (a_lse - safe).exp() + b * (b_lse - safe).exp(), l_i
 
 
-def _merge_into(out: Tensor, lse: Tensor, piece: Piece, values: Tensor, sums: Tensor) -> None:
-    """Writes a piece's result to the token rows it belongs to, merging with what earlier components left there."""
+def _merge_into(out: Tensor, lse: Tensor, chunk: Chunk, values: Tensor, sums: Tensor) -> None:
+    """Writes a chunk's result to the token rows it belongs to, merging with what earlier components left there."""
     Tq, D = out.shape[2], out.shape[3]
-    part, rows = piece.restored(values, True, Tq)
-    part_lse, _ = piece.restored(sums, True, Tq)
-    where = (piece.batch, piece.heads)
+    part, rows = chunk.restored(values, True, Tq)
+    part_lse, _ = chunk.restored(sums, True, Tq)
+    where = (chunk.batch, chunk.heads)
     shape = out[where].shape[:2]
     part, part_lse = part.view(*shape, -1, D), part_lse.reshape(*shape, -1)
-    fresh = not bool(piece.component.merge[piece.head_numbers[0]])
-    if fresh and not bool(piece.component.merge[piece.head_numbers].any()):
+    fresh = not bool(chunk.component.merge[chunk.head_numbers[0]])
+    if fresh and not bool(chunk.component.merge[chunk.head_numbers].any()):
         if rows is None:
             out[where], lse[where] = part, part_lse
         else:
@@ -151,37 +151,37 @@ def blocked_backward(
     dq, dk, dv = (torch.zeros(x.shape, dtype=exact, device=x.device) for x in (q, k, v))
     dbias = None if options.bias is None else torch.zeros_like(options.bias, dtype=exact)
     for component in layout.components:
-        for piece, batches in pieces(component, layout, options, q):
-            parts = _backward_piece(piece, batches, dout, q, k, v, floor, delta, dbias)
-            add_into(dq, piece, parts[0], True, q.shape[1])
-            add_into(dk, piece, parts[1], False, q.shape[1])
-            add_into(dv, piece, parts[2], False, q.shape[1])
+        for chunk, batches in chunks(component, layout, options, q):
+            parts = _backward_chunk(chunk, batches, dout, q, k, v, floor, delta, dbias)
+            add_into(dq, chunk, parts[0], True, q.shape[1])
+            add_into(dk, chunk, parts[1], False, q.shape[1])
+            add_into(dv, chunk, parts[2], False, q.shape[1])
     if dbias is not None and options.bias is not None:
         dbias = dbias.to(options.bias.dtype)
     return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), dbias
 
 
-def _backward_piece(piece: Piece, batches, dout, q, k, v, lse, delta, dbias) -> tuple[Tensor, Tensor, Tensor]:
-    """dq, dk, dv of one piece, in its order."""
-    c, o = piece.component, piece.options
-    qo = piece.ordered(q, True, piece.heads) * o.scale
-    ko = piece.ordered(k, False, piece.kv_heads(k, q.shape[1]))
-    vo = piece.ordered(v, False, piece.kv_heads(v, q.shape[1]))
-    do = piece.ordered(dout, True, piece.heads)
-    lo, de = piece.ordered_rows(lse, DEAD_ROW), piece.ordered_rows(delta, 0.0)
+def _backward_chunk(chunk: Chunk, batches, dout, q, k, v, lse, delta, dbias) -> tuple[Tensor, Tensor, Tensor]:
+    """dq, dk, dv of one chunk, in its order."""
+    c, o = chunk.component, chunk.options
+    qo = chunk.ordered(q, True, chunk.heads) * o.scale
+    ko = chunk.ordered(k, False, chunk.kv_heads(k, q.shape[1]))
+    vo = chunk.ordered(v, False, chunk.kv_heads(v, q.shape[1]))
+    do = chunk.ordered(dout, True, chunk.heads)
+    lo, de = chunk.ordered_rows(lse, DEAD_ROW), chunk.ordered_rows(delta, 0.0)
     G, _blocks, bq, D = qo.shape
     dq, dk, dv = torch.zeros_like(qo), torch.zeros_like(ko), torch.zeros_like(vo)
     for whole in batches:
         split = whole.count > split_width(c.block_k)
-        for batch in cut(whole, G, c.block_q, c.block_k):
+        for batch in fitting_batches(whole, G, c.block_q, c.block_k):
             R, n = batch.index.shape
-            s, rows, keys = piece.scores(qo, ko, batch)
+            s, rows, keys = chunk.scores(qo, ko, batch)
             p = s.sub_(lo[:, batch.rows]).exp_()
             grad = do[:, batch.rows].reshape(G * R, bq, D)
             values = gathered(vo, batch)
             dp = torch.bmm(grad, values.transpose(1, 2)).view_as(p)
             if o.dropout_p > 0.0:
-                kept = piece.kept(batch).to(p.dtype).mul_(1.0 / (1.0 - o.dropout_p))
+                kept = chunk.kept(batch).to(p.dtype).mul_(1.0 / (1.0 - o.dropout_p))
                 dp.mul_(kept)
                 weights = p * kept
             else:
@@ -197,7 +197,7 @@ def _backward_piece(piece: Piece, batches, dout, q, k, v, lse, delta, dbias) -> 
             _scatter_tiles(dk, batch, dk_part.view(G, R, n, c.block_k, D))
             _scatter_tiles(dv, batch, dv_part.view(G, R, n, c.block_k, D))
             if dbias is not None:
-                _add_bias(dbias, piece, batch, ds)
+                _add_bias(dbias, chunk, batch, ds)
     return dq.mul_(o.scale), dk, dv
 
 
@@ -209,44 +209,44 @@ def _scatter_tiles(target: Tensor, batch: RowBatch, parts: Tensor) -> None:
         target.index_add_(1, batch.index.flatten(), parts.flatten(1, 2))
 
 
-def _add_bias(dbias: Tensor, piece: Piece, batch, ds: Tensor) -> None:
-    c = piece.component
+def _add_bias(dbias: Tensor, chunk: Chunk, batch, ds: Tensor) -> None:
+    c = chunk.component
     R, n = batch.index.shape
-    h = len(piece.head_numbers)
+    h = len(chunk.head_numbers)
     sums = ds.view(-1, h, R, ds.shape[2], n, c.block_k).sum((0, 3, 5))  # (h, R, n)
-    row, column = piece.bias_cells(batch)
+    row, column = chunk.bias_cells(batch)
     cell = (row * dbias.shape[2] + column).flatten()
     flat = dbias.view(dbias.shape[0], -1)
     if dbias.shape[0] == 1:
         flat[0].index_add_(0, cell, sums.sum(0).flatten())
     else:
-        for place, head in enumerate(piece.head_numbers):
+        for place, head in enumerate(chunk.head_numbers):
             flat[head].index_add_(0, cell, sums[place].flatten())
 
 
-def add_into(target: Tensor, piece: Piece, values: Tensor, queries: bool, H: int) -> None:
-    """Adds a piece's gradient to the token rows and heads it belongs to."""
+def add_into(target: Tensor, chunk: Chunk, values: Tensor, queries: bool, H: int) -> None:
+    """Adds a chunk's gradient to the token rows and heads it belongs to."""
     length, D = target.shape[2], target.shape[3]
-    part, rows = piece.restored(values, queries, length)
-    batch = target[piece.batch]
-    part = part.view(batch.shape[0], len(piece.head_numbers), -1, D)
+    part, rows = chunk.restored(values, queries, length)
+    batch = target[chunk.batch]
+    part = part.view(batch.shape[0], len(chunk.head_numbers), -1, D)
     repeat = H // target.shape[1]
     if repeat > 1:
         # Query heads of one key/value head add in the order of their number.
-        for place, head in enumerate(piece.head_numbers):
+        for place, head in enumerate(chunk.head_numbers):
             own = batch[:, head // repeat]
             own += part[:, place] if rows is None else 0
             if rows is not None:
                 own.index_add_(1, rows, part[:, place])
         return
-    if isinstance(piece.heads, slice):
-        own = batch[:, piece.heads]
+    if isinstance(chunk.heads, slice):
+        own = batch[:, chunk.heads]
         if rows is None:
             own += part
         else:
             own.index_add_(2, rows, part)
         return
-    for place, head in enumerate(piece.heads):
+    for place, head in enumerate(chunk.heads):
         own = batch[:, head]
         if rows is None:
             own += part[:, place]
@@ -254,8 +254,8 @@ def add_into(target: Tensor, piece: Piece, values: Tensor, queries: bool, H: int
             own.index_add_(1, rows, part[:, place])
 
 
-def fused_parts(batch: RowBatch, pairs: int, per_tile: int) -> Iterator[RowBatch]:
-    """Pieces of a row batch whose gathered keys (or their gradients) fit, `per_tile` elements each tile."""
+def fused_batches(batch: RowBatch, pairs: int, per_tile: int) -> Iterator[RowBatch]:
+    """Chunks of a row batch whose gathered keys (or their gradients) fit, `per_tile` elements each tile."""
     step = len(batch.index) if batch.shared else max(1, GATHERED_AT_ONCE // (pairs * per_tile * batch.count))
     for r in range(0, len(batch.index), step):
         rows = batch.rows[r : r + step] if isinstance(batch.rows, Tensor) else slice(
@@ -297,12 +297,12 @@ def rows_of(x: Tensor, batch: RowBatch) -> Tensor:
     return chosen.flatten(1, 2).unsqueeze(1) if batch.shared else chosen
 
 
-def additive(piece: Piece, batch: RowBatch, pairs: int) -> Tensor | None:
+def additive(chunk: Chunk, batch: RowBatch, pairs: int) -> Tensor | None:
     """The mask of a row batch as the kernel adds it: [G or 1, R or 1, bq (all rows' where shared), n * bk]."""
-    limited = piece.options.per_batch or piece.component.dynamic
+    limited = chunk.options.per_batch or chunk.component.dynamic
     if batch.alike and not limited and batch.kinds is not None:
         batch = replace(batch, index=batch.index[:1], kinds=batch.kinds[:1])
-    live = piece.mask(batch)
+    live = chunk.mask(batch)
     if live is None:
         return None
     b, _, R, bq, keys = torch.broadcast_shapes(live.shape, (1, 1, 1, 1, 1))
@@ -316,18 +316,18 @@ def additive(piece: Piece, batch: RowBatch, pairs: int) -> Tensor | None:
     return mask.expand(-1, len(batch.index), -1, -1).reshape(mask.shape[0], 1, -1, keys)
 
 
-def _fused_forward_piece(piece: Piece, batches: list[RowBatch], q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Output [G, blocks, bq, D] and log-sum-exp [G, blocks, bq, 1] of one piece, in its order."""
-    c, scale = piece.component, piece.options.scale
-    qo = piece.ordered(q, True, piece.heads)
-    ko = piece.ordered(k, False, piece.kv_heads(k, q.shape[1])).contiguous()
-    vo = piece.ordered(v, False, piece.kv_heads(v, q.shape[1])).contiguous()
+def _fused_forward_chunk(chunk: Chunk, batches: list[RowBatch], q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Output [G, blocks, bq, D] and log-sum-exp [G, blocks, bq, 1] of one chunk, in its order."""
+    c, scale = chunk.component, chunk.options.scale
+    qo = chunk.ordered(q, True, chunk.heads)
+    ko = chunk.ordered(k, False, chunk.kv_heads(k, q.shape[1])).contiguous()
+    vo = chunk.ordered(v, False, chunk.kv_heads(v, q.shape[1])).contiguous()
     G, blocks, bq, D = qo.shape
     out = torch.zeros(qo.shape)
     lse = torch.full((G, blocks, bq, 1), float("-inf"))
     for whole in batches:
-        for batch in fused_parts(whole, G, c.block_k * D):
-            mask = additive(piece, batch, G)
+        for batch in fused_batches(whole, G, c.block_k * D):
+            mask = additive(chunk, batch, G)
             part, sums = fused.attend_forward(rows_of(qo, batch), keys_of(ko, batch), keys_of(vo, batch), False, mask, scale)
             R = len(batch.index)
             out[:, batch.rows] = part.reshape(G, R, bq, D)
@@ -347,30 +347,30 @@ def _fused_backward(
         dout, out, q, k, v = fused.with_column(dout, torch.where(torch.isinf(lse), 0.0, dlse), out, q, k, v)
     grads = [torch.zeros(x.shape) for x in (q, k, v)]
     for component in layout.components:
-        for piece, batches in pieces(component, layout, options, q):
+        for chunk, batches in chunks(component, layout, options, q):
             for grad, part, queries in zip(
-                grads, _fused_backward_piece(piece, batches, dout, q, k, v, out, floor), (True, False, False), strict=True
+                grads, _fused_backward_chunk(chunk, batches, dout, q, k, v, out, floor), (True, False, False), strict=True
             ):
-                add_into(grad, piece, part, queries, H)
+                add_into(grad, chunk, part, queries, H)
     dq, dk, dv = (grad[..., :D].to(kind).contiguous() for grad, kind in zip(grads, kinds, strict=True))
     return dq, dk, dv
 
 
-def _fused_backward_piece(piece: Piece, batches: list[RowBatch], dout, q, k, v, out, floor) -> tuple[Tensor, Tensor, Tensor]:
-    """dq, dk, dv of one piece, in its order."""
-    c, scale = piece.component, piece.options.scale
-    qo, do, oo = (piece.ordered(x, True, piece.heads) for x in (q, dout, out))
-    ko = piece.ordered(k, False, piece.kv_heads(k, q.shape[1])).contiguous()
-    vo = piece.ordered(v, False, piece.kv_heads(v, q.shape[1])).contiguous()
-    lo = piece.ordered_rows(floor, fused.DEAD_ROW)
+def _fused_backward_chunk(chunk: Chunk, batches: list[RowBatch], dout, q, k, v, out, floor) -> tuple[Tensor, Tensor, Tensor]:
+    """dq, dk, dv of one chunk, in its order."""
+    c, scale = chunk.component, chunk.options.scale
+    qo, do, oo = (chunk.ordered(x, True, chunk.heads) for x in (q, dout, out))
+    ko = chunk.ordered(k, False, chunk.kv_heads(k, q.shape[1])).contiguous()
+    vo = chunk.ordered(v, False, chunk.kv_heads(v, q.shape[1])).contiguous()
+    lo = chunk.ordered_rows(floor, fused.DEAD_ROW)
     G, _, bq, D = qo.shape
     dq, dk, dv = torch.zeros(qo.shape), torch.zeros(ko.shape), torch.zeros(vo.shape)
     for whole in batches:
-        for batch in fused_parts(whole, G, c.block_k * D):
+        for batch in fused_batches(whole, G, c.block_k * D):
             rows = [rows_of(x, batch) for x in (do, qo, oo, lo)]
             found = fused.attend_backward(
                 rows[0], rows[1], keys_of(ko, batch), keys_of(vo, batch), rows[2], rows[3][..., 0], False,
-                additive(piece, batch, G), scale,
+                additive(chunk, batch, G), scale,
             )  # fmt: skip
             dq[:, batch.rows] = found[0].reshape(G, len(batch.index), bq, D)
             add_to_tiles(dk, batch, found[1])

@@ -348,21 +348,21 @@ def find_bands(masks: Tensor) -> tuple[int, Tensor, Tensor]:
 def make_lists(entries: Entries, groups: int, rows: int, columns: int, bands: int) -> Lists:
     """Sorts tiles into compressed rows."""
     rank = torch.where(entries.kind < 0, 0, torch.where(entries.kind < bands, 1, 2))
-    line = entries.group * rows + entries.row
-    order = torch.argsort((line * 3 + rank) * columns + entries.column)
-    line, rank = line[order], rank[order]
+    row_of = entries.group * rows + entries.row
+    order = torch.argsort((row_of * 3 + rank) * columns + entries.column)
+    row_of, rank = row_of[order], rank[order]
     tiles = entries.column[order].int()
     index = torch.cat([tiles, tiles.new_full((1,), SENTINEL)])
 
     def per_row(keep: Tensor | None = None) -> Tensor:
-        chosen = line if keep is None else line[keep]
+        chosen = row_of if keep is None else row_of[keep]
         return torch.bincount(chosen, minlength=groups * rows)
 
     count, full, band = per_row(), per_row(rank == 0), per_row(rank == 1)
     start = torch.cumsum(count, 0) - count
     contiguous = True
     if len(tiles) > 1:
-        follows = (line[1:] == line[:-1]) & (rank[1:] == 0) & (rank[:-1] == 0)
+        follows = (row_of[1:] == row_of[:-1]) & (rank[1:] == 0) & (rank[:-1] == 0)
         contiguous = bool((~follows | (tiles[1:] == tiles[:-1] + 1)).all())
     kind = entries.kind[order]
     most = int(kind.max()) if len(kind) else 0

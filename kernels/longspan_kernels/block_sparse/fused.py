@@ -1,8 +1,8 @@
 """Torch's fused CPU attention kernel as a part of ours: the same scores, with a mask, a log-sum-exp and both passes.
 
 The kernel takes an additive mask and a causal flag at once, any strides, and gives the log-sum-exp, so it serves both whole
-calls (a pattern's mask over all pairs) and the pieces of the blocked backend. Its backward pass takes the output and the
-log-sum-exp that were merged from several pieces, as ours does: p = exp(s - lse), ds = p * (dp - sum(dout * out)).
+calls (a pattern's mask over all pairs) and the row batches of the blocked backend. Its backward pass takes the output and the
+log-sum-exp that were merged from several parts, as ours does: p = exp(s - lse), ds = p * (dp - sum(dout * out)).
 
 Legend: B batch, H heads, Hkv key/value heads, T tokens (Tq, Tk), D head width, N independent problems.
 """
@@ -65,7 +65,7 @@ def attend_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, mask: Tensor |
 def attend_backward(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, mask: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dq, dk and dv; `lse` holds DEAD_ROW where a row has no key, and `out` and `lse` may be merged from several pieces."""
+    """dq, dk and dv; `lse` holds DEAD_ROW where a row has no key, and `out` and `lse` may be merged from several parts."""
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
     return kernel(*map(in_rows, (dout, q, k, v, out)), lse, 0.0, causal, attn_mask=mask, scale=scale)
 

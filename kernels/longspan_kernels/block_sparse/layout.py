@@ -66,7 +66,7 @@ class Component:
         excluded: [B, E, T] int32, pairs (i, j) that are not live: 0 <= x[i] - x[j] <= 1 for one of the E rows x of a batch
             element; None for none (layouts made at run time alone have them).
         k_len: keys of the sequence, where `k_index` may list fewer.
-        grows: whether its lines get longer with the sequence, in natural order.
+        grows: whether its tile rows get longer with the sequence, in natural order.
         even: (step, run, first) where its keys are gathered in runs of equal lengths and distances, at any length of the
             sequence. Places without a token compute to any.
         masks: [M, block_q, block_k] bool; the first `bands` of them equal lo <= m - n <= hi, m <= last_m, n <= last_n for the
@@ -262,10 +262,12 @@ class DeviceLayout:
         place = torch.arange(most, device=device)
         valid = place < self.count.reshape(U, rows, 1)
         list_of = torch.arange(U, device=device)[:, None, None]
-        line = torch.where(valid, list_of * n + self.index.reshape(U, rows, most).long(), U * n).flatten()
+        column_of = torch.where(valid, list_of * n + self.index.reshape(U, rows, most).long(), U * n).flatten()
         row = torch.arange(rows, device=device)[None, :, None].expand(U, rows, most).flatten()
-        order = torch.argsort(line, stable=True)
-        totals = torch.zeros(U * n + 1, dtype=torch.int64, device=device).scatter_add_(0, line, torch.ones_like(line))[: U * n]
+        order = torch.argsort(column_of, stable=True)
+        totals = torch.zeros(U * n + 1, dtype=torch.int64, device=device).scatter_add_(
+            0, column_of, torch.ones_like(column_of)
+        )[: U * n]
         start = torch.cumsum(totals, 0) - totals
         count = totals.int().view(U, n)
         return Lists(

@@ -38,7 +38,7 @@ class Launch:
 
     Attributes:
         warps, stages: warps a program, depth of the software pipeline.
-        one_loop: one loop over full and masked tiles rather than one for each: better for short lines.
+        one_loop: one loop over full and masked tiles rather than one for each: better for short tile rows.
         by_tma: tiles in natural order come through Hopper's copy engine.
         registers: most registers a thread, or None; meant for tiles that come through the copy engine.
         serial_masks: masked tiles come in a loop of their own without a pipeline, which leaves registers to that over full

@@ -80,7 +80,7 @@ def _backward(
         _all_rows(call, layout, dout, numbers, dq, sums, Workspace(dk))
         _all_columns(call, by_columns, dout, numbers, dk, dv, None)
     else:
-        # Where columns are cut, delta and the partial results of columns lie in dq's memory, which is written after them.
+        # Where columns are split, delta and the partial results of columns lie in dq's memory, which is written after them.
         workspace = Workspace(dq)
         pairs = workspace.take(*lse.shape, 2) if in_pairs(call, by_columns) else None
         read = pairs is not None and not rows_are_listed(call)

@@ -298,7 +298,7 @@ def _plan(call: Call, component: Component, dout: Tensor, dk: Tensor, dv: Tensor
         "factors": call.factors(), "tile_rows": lists.start.shape[1], "heads": Hkv, "flags": work.flags * B, "C": C,
     }, choice)  # fmt: skip
     add = [
-        Plan(add_splits, max(1, work.cut) * B * (component.block_k // SPLIT_ROWS), {
+        Plan(add_splits, max(1, work.split_rows) * B * (component.block_k // SPLIT_ROWS), {
             "x_b": x_b, "x_h": x_h, "x_t": x_t, "index_stride": index_stride(component.k_index), "x_len": Tk,
             "x_start": component.k_start, "batch": B, "batch_groups": component.batch_groups,
             "D": D, "BD": C.BD, "B": C.BN, "BX": SPLIT_ROWS, "SHARE": call.share, "MERGE": adding, "ALIGN": alignment(D, dk),
@@ -307,7 +307,7 @@ def _plan(call: Call, component: Component, dout: Tensor, dk: Tensor, dv: Tensor
     ]  # fmt: skip
     partial = (work.partials * B, component.block_k, C.BD) if work.partials else None
     visits = visits_of(component, "columns", work.items, work.items is not None and call.share == 1)
-    return _Columns(work, visits, by_tma, partial, main, add if work.cut else [])
+    return _Columns(work, visits, by_tma, partial, main, add if work.split_rows else [])
 
 
 def _of_each_head(

@@ -233,11 +233,11 @@ def _plan(
         "sums_first": 0 if sums is None else sums.first, "leaves_delta": int(numbers.left), "C": C,
     }, choice)  # fmt: skip
     x_b, x_h, x_t = strides_of(dq)
-    add = Plan(add_splits, max(1, work.cut) * B * (component.block_q // SPLIT_ROWS), {
+    add = Plan(add_splits, max(1, work.split_rows) * B * (component.block_q // SPLIT_ROWS), {
         "x_b": x_b, "x_h": x_h, "x_t": x_t, "index_stride": index_stride(component.q_index), "x_len": Tq,
         "x_start": component.q_start, "batch": B, "batch_groups": component.batch_groups,
         "D": D, "BD": C.BD, "B": C.BM, "BX": SPLIT_ROWS, "SHARE": 1, "MERGE": merging, "ALIGN": alignment(D, dq),
     }, SMALL)  # fmt: skip
     partial = (work.partials * B, component.block_q, C.BD) if work.partials else None
     visits = visits_of(component, "rows", work.items, work.items is not None)
-    return _Rows(work, visits, by_tma, partial, main, add if work.cut else None)
+    return _Rows(work, visits, by_tma, partial, main, add if work.split_rows else None)

@@ -76,8 +76,8 @@ TABLES: dict[int, Table] = {9: HOPPER}
 # KiB of shared memory a program may use, by compute capability; others by the nearest below.
 SHARED = {(7, 5): 64, (8, 0): 163, (8, 6): 99, (8, 7): 163, (8, 9): 99, (9, 0): 227, (10, 0): 227, (12, 0): 99}
 SMALLEST = 16
-SHORT_LINES = 12  # entries of a typical line up to which its start and end cost more than what lies between
-MIDDLE_LINES = 40  # and up to which they still show
+SHORT_ROWS = 12  # entries of a typical tile row up to which its start and end cost more than what lies between
+MIDDLE_ROWS = 40  # and up to which they still show
 
 
 class TilingError(ValueError):
@@ -168,10 +168,10 @@ def launched_as(**kernels: Launch) -> Iterator[None]:
 
 
 def row_kind(component: Component) -> str:
-    """Whether a component's lines are "gathered", "long", "middle", or short: "bits" with masks that are no bands, "blocks"
+    """Whether a component's tile rows are "gathered", "long", "middle", or short: "bits" with masks that are no bands, "blocks"
     without any mask, else "short". Keys gathered in equal steps, more than a tile of them, are "steps".
 
-    It depends on the pattern rather than on the length, so that another length compiles nothing: lines that grow with the
+    It depends on the pattern rather than on the length, so that another length compiles nothing: rows that grow with the
     length are long at any, others are as long as the median one.
     """
     gathered = component.q_index is not None or component.k_index is not None
@@ -179,15 +179,15 @@ def row_kind(component: Component) -> str:
         return "gathered" if stepped(component) is None else "steps"
     if component.grows:
         return "long"
-    typical = _typical_line(component)
-    if typical > SHORT_LINES:
-        return "middle" if typical <= MIDDLE_LINES else "long"
+    typical = _typical_row(component)
+    if typical > SHORT_ROWS:
+        return "middle" if typical <= MIDDLE_ROWS else "long"
     if component.dynamic or len(component.masks):
         return "bits" if has_bits(component) else "short"
     return "blocks"
 
 
-def _typical_line(component: Component) -> float:
+def _typical_row(component: Component) -> float:
     lists = component.rows
     if component.dynamic:  # nothing may wait for the device
         return len(lists.index) / max(1, lists.start.numel())

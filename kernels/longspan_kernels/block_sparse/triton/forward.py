@@ -354,11 +354,11 @@ def _plan(call: Call, component: Component, out: Tensor, merging: bool) -> _Rows
         "o_strides": strides_of(out), "factors": call.factors(), "tile_rows": lists.start.shape[1], "heads": H, "C": C,
     }, choice)  # fmt: skip
     o_b, o_h, o_t = strides_of(out)
-    merge = Plan(merge_splits, max(1, work.cut) * B * (component.block_q // SPLIT_ROWS), {
+    merge = Plan(merge_splits, max(1, work.split_rows) * B * (component.block_q // SPLIT_ROWS), {
         "o_b": o_b, "o_h": o_h, "o_t": o_t, "q_index_stride": index_stride(component.q_index), "q_len": Tq,
         "q_start": component.q_start, "batch": B, "heads": H, "batch_groups": component.batch_groups,
         "D": D, "BD": C.BD, "BM": C.BM, "BX": SPLIT_ROWS, "MERGE": merging, "ALIGN": alignment(D, out),
     }, SMALL)  # fmt: skip
     visits = visits_of(component, "rows", work.items, work.items is not None)
     partial = (work.partials * B, component.block_q, C.BD) if work.partials else None
-    return _Rows(work, visits, partial, main, merge if work.cut else None, by_tma)
+    return _Rows(work, visits, partial, main, merge if work.split_rows else None, by_tma)

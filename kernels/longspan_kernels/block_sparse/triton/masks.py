@@ -19,22 +19,22 @@ NOWHERE = tl.constexpr(1 << 20)  # beyond every place of a tile
 def band_keeps(detail, offs_m, offs_n, TRANSPOSED: tl.constexpr):
     """The mask of a band tile, lo <= m - n <= hi, m <= last_m, n <= last_n; `detail` holds the four in its bytes.
 
-    One unsigned comparison a pair, against bounds for each line of the tile.
+    One unsigned comparison a pair, against bounds for each row (or column) of the tile.
     """
     lo = detail >> 24
     hi = (detail << 8) >> 24
     last_m = (detail >> 8) & 0xFF
     last_n = detail & 0xFF
     if TRANSPOSED:
-        line, place = offs_n, offs_m
-        first = tl.maximum(line + lo, 0)
-        last = tl.minimum(line + hi, last_m)
-        empty = (line > last_n) | (last < first)
+        side, place = offs_n, offs_m
+        first = tl.maximum(side + lo, 0)
+        last = tl.minimum(side + hi, last_m)
+        empty = (side > last_n) | (last < first)
     else:
-        line, place = offs_m, offs_n
-        first = tl.maximum(line - hi, 0)
-        last = tl.minimum(line - lo, last_n)
-        empty = (line > last_m) | (last < first)
+        side, place = offs_m, offs_n
+        first = tl.maximum(side - hi, 0)
+        last = tl.minimum(side - lo, last_n)
+        empty = (side > last_m) | (last < first)
     first = tl.where(empty, NOWHERE, first)
     return (place - first).to(tl.uint32) <= tl.where(empty, 0, last - first).to(tl.uint32)
 

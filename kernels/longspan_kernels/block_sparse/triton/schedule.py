@@ -27,7 +27,7 @@ WHOLE = 0.85  # part of a fair share up to which rows without masks end in time,
 LIGHT, LIGHT_ENTRIES = 0.05, 32
 LAUNCH = 0.6  # of a fair share: the entries one after another in a launch, as more than two programs share a processor
 # Even tile rows are split where there are fewer of them a processor, and they are longer.
-FEWEST_PROGRAMS, SHORTEST_CUT, USUAL_SIDE = 3, 32, 64
+FEWEST_PROGRAMS, SHORTEST_TO_SPLIT, USUAL_SIDE = 3, 32, 64
 
 
 @dataclass
@@ -54,7 +54,7 @@ class Work:
     flags: int = 0
 
     @property
-    def cut(self) -> int:
+    def split_rows(self) -> int:
         """Tile rows whose partial results are to be added up, for one batch element."""
         return 0 if self.splits is None else len(self.splits)
 
@@ -121,7 +121,7 @@ def _schedule(
     even = longest * max(busy, 1) <= EVEN * total and (everything or 2 * busy >= heads * tile_rows)
     # A tile row of larger tiles has more warps, and counts as the smaller ones that it holds.
     enough = batch * heads * tile_rows * max(1, side // USUAL_SIDE) >= FEWEST_PROGRAMS * processors(weight.device)
-    if even and (enough or longest <= max(longest_part, SHORTEST_CUT)):
+    if even and (enough or longest <= max(longest_part, SHORTEST_TO_SPLIT)):
         return Work(tile_rows * heads)
     parts = (weight + longest_part - 1) // longest_part
     if everything:
@@ -134,11 +134,11 @@ def _schedule(
     part = torch.arange(len(of), device=weight.device) - first_item[of]
     begin = part * weight[of] // parts[of].clamp(min=1)
     end = (part + 1) * weight[of] // parts[of].clamp(min=1)
-    cut = parts > 1
-    split_parts = torch.where(cut, parts, 0)
+    split = parts > 1
+    split_parts = torch.where(split, parts, 0)
     first_partial = torch.cumsum(split_parts, 0) - split_parts
-    flags = int(cut.sum()) if in_two else 0
-    partial = torch.where(cut[of], first_partial[of] // 2 + part * flags if in_two else first_partial[of] + part, -1)
+    flags = int(split.sum()) if in_two else 0
+    partial = torch.where(split[of], first_partial[of] // 2 + part * flags if in_two else first_partial[of] + part, -1)
     # Heaviest first, in coarse steps: within one the order stays that of memory. Light parts go head by head, whose numbers
     # stay in the cache, but each as much earlier as it takes longer, so that all end together.
     head, tile_row = of // tile_rows, of % tile_rows
@@ -158,7 +158,7 @@ def _schedule(
     items = torch.stack([begin, masked, bits, end, tile, head, tile_row, partial], 1)[order].int().contiguous()
     if in_two:
         return Work(tile_rows * heads, items, in_two=True, flags=flags)
-    chosen = cut.nonzero().flatten()
+    chosen = split.nonzero().flatten()
     splits = torch.stack([chosen // tile_rows, chosen % tile_rows, first_partial[chosen], parts[chosen]], 1).int().contiguous()
     return Work(tile_rows * heads, items, splits if len(splits) else None, int(split_parts.sum()))
 

@@ -249,7 +249,7 @@ def column_work(call: Call, component: Component, adding: bool) -> Work:
 
 
 def steady(component: Component) -> bool:
-    """Whether a line is as long beside a fair share at any length: which kernel runs may depend on it then. Lines that grow
+    """Whether a tile row is as long beside a fair share at any length: which kernel runs may depend on it then. Rows that grow
     with the length, or are gathered, are not."""
     return not component.grows and component.q_index is None and component.k_index is None
 
@@ -310,7 +310,7 @@ def kept_as(dk: Tensor, lse: Tensor) -> Tensor:
 
 
 def flags_of(work: Work, call: Call, component: Component) -> Tensor | None:
-    """[flags] int32, 0 until the first half of a line is written; any numbers where none is cut in two; None for other cuts."""
+    """[flags] int32, 0 until the first half of a tile column is written; any numbers where none is halved; None for others."""
     if not work.in_two or work.items is None:
         return None
     if not work.flags:
