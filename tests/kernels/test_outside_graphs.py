@@ -1,6 +1,8 @@
 """What outlives a call: made by another thread, and kept as long as a recorded CUDA graph reads it."""
 
+import gc
 from contextlib import nullcontext
+from dataclasses import replace
 from threading import current_thread
 
 import pytest
@@ -75,3 +77,22 @@ def test_a_question_about_a_pattern_leaves_its_thread_once(monkeypatch):
     key = Local(8).key
     answers = [resolve.every_query_sees_itself(key, 33, 2, True, torch.device("cpu")) for _ in range(3)]
     assert answers == [True] * 3 and len(asked) == 1
+
+
+def test_what_was_derived_is_looked_up_before_a_thread_is_asked(monkeypatch):
+    """A second call waits for nothing, also while a graph is recorded; what was made goes with its component."""
+    ((_, rule),) = Local(8).head_rules(33, 33, 1, True, torch.device("cpu"))
+    component = resolve.compile_layout([((0,), rule)], 33, 33, 1, Tiling(16, 16)).components[0]
+    kept, made = resolve.Derived(), []
+    monkeypatch.setattr(resolve, "made_outside_graphs", lambda make, device, stays: made.append(stays) or make())
+    assert [kept.get(component, "a", lambda: 7), kept.get(component, "a", lambda: 8), kept.get(component, "b", lambda: 9)] == [
+        7,
+        7,
+        9,
+    ]
+    assert made == [True, True] and kept.of(component) == {"a": 7, "b": 9}
+    again = replace(component)  # a copy is another component
+    assert kept.of(again) == {} and kept.get(again, "a", lambda: 1) == 1
+    del component, again
+    gc.collect()
+    assert len(kept._made) == 0

@@ -24,7 +24,7 @@ from longspan_kernels.block_sparse.compiler import Tiling
 from longspan_kernels.block_sparse.fused import says_all
 from longspan_kernels.block_sparse.layout import Layout
 from longspan_kernels.launch.graphs import remembered
-from longspan_kernels.launch.launcher import compiling, triton_runs_on
+from longspan_kernels.launch.launcher import capability_of, compiling, triton_runs_on
 
 BACKENDS = ("auto", "triton", "blocked", "dense")
 CPU = "cpu"  # what "auto" is on a CPU until the op knows the lengths: blocks, or all pairs by torch's fused kernel
@@ -122,8 +122,7 @@ def tilings_for(
     if backend == "triton":
         from longspan_kernels.block_sparse.triton.configs import tilings
 
-        capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
-        return tilings(int(q.shape[3]), q.dtype, capability, size, bias_block)
+        return tilings(int(q.shape[3]), q.dtype, capability_of(device), size, bias_block)
     tiling = blocked_tiling(size, bias_block)
     return tiling, tiling
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from longspan_kernels.launch.launcher import from_16_bytes
+from longspan_kernels.launch.launcher import capability_of, from_16_bytes
 
 SENTINEL = 0  # follows the last entry of a list: a block that exists, read and never visited
 
@@ -280,8 +280,7 @@ def tile_side(q: Tensor, size: int) -> int:
     """Tokens of the largest tile for q [B, H, T, D] that divides blocks of `size` tokens, a multiple of 16."""
     from longspan_kernels.block_sparse.triton.configs import fitting, tilings
 
-    capability = torch.cuda.get_device_capability(q.device) if q.is_cuda else (9, 0)
-    return fitting(tilings(q.shape[-1], q.dtype, capability)[1].block_q, size)
+    return fitting(tilings(q.shape[-1], q.dtype, capability_of(q.device))[1].block_q, size)
 
 
 def _check_range(name: str, values: Tensor, low: int, high: int, meaning: str) -> None:

@@ -324,6 +324,12 @@ def width_of(head_dim: int) -> int:
     return max(16, 1 << (head_dim - 1).bit_length())
 
 
+@remembered(16)
+def capability_of(device: torch.device) -> tuple[int, int]:
+    """Compute capability of a GPU; elsewhere that of Hopper, whose tiles the interpreter tries."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
+
+
 def triton_runs_on(device: torch.device) -> str | None:
     """Why Triton kernels cannot run on a device, or None where they can."""
     if not INSTALLED:
@@ -332,7 +338,7 @@ def triton_runs_on(device: torch.device) -> str | None:
         return None
     if device.type != "cuda":
         return f"Triton kernels need a CUDA device, not {device.type} (TRITON_INTERPRET=1 runs them on the CPU, slowly)"
-    if torch.cuda.get_device_capability(device) < OLDEST:
+    if capability_of(device) < OLDEST:
         return "Triton kernels need compute capability 8.0 (Ampere) or newer"
     return None
 

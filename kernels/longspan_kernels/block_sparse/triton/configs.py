@@ -21,7 +21,7 @@ from longspan_kernels.block_sparse.compiler import Tiling
 from longspan_kernels.block_sparse.layout import Component
 from longspan_kernels.block_sparse.triton.call import has_bits, stepped
 from longspan_kernels.launch.graphs import remembered
-from longspan_kernels.launch.launcher import Launch, width_of
+from longspan_kernels.launch.launcher import Launch, capability_of, width_of
 
 Table = dict[tuple[str, int, str], Launch]
 
@@ -131,9 +131,8 @@ def _side(head_dim: int, dtype: torch.dtype, budget: int, granularity: int | Non
     return Tiling(block, block, sizes=sizes, one_pass=bias_block > 0)
 
 
-@remembered(16)
 def _major(device: torch.device) -> int:
-    return torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 0
+    return capability_of(device)[0] if device.type == "cuda" else 0
 
 
 def wide_tiling(

@@ -20,11 +20,11 @@ from torch import Tensor
 
 from longspan_kernels.block_sparse.triton.common import end_of
 from longspan_kernels.block_sparse.triton.configs import SMALLEST, shared_memory
-from longspan_kernels.launch.graphs import remembered
 from longspan_kernels.launch.launcher import (
     SMALL,
     Launch,
     alignment,
+    capability_of,
     from_16_bytes,
     on_its_device,
     readable,
@@ -271,8 +271,3 @@ def tile_of(q: Tensor) -> tuple[int, int]:
         else:
             block_n //= 2
     return block_q, block_n
-
-
-@remembered(16)
-def capability_of(device: torch.device) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
