@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from longspan import sparse_attention
 from longspan.patterns import BigBird, Fixed, Full, Global, Local, PerHead, Random, Strided
-from longspan_kernels.block_sparse import backends, cpu_choice
+from longspan_kernels.block_sparse import backends, op
 
 PATTERNS = [
     Full(), Local(9), Local(40, 3), Strided(7), Strided(64), Fixed(16, 3), Local(20) | Global(first=5), Random(2, 16, 1),
@@ -41,7 +41,7 @@ def test_output_lse_and_gradients(way, data):
     dlse = torch.randn(batch, 4, q_len, generator=g) if data.draw(st.booleans()) else None
     results = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cpu_choice, "chosen", lambda *_: way)
+        patch.setattr(op, "chosen", lambda *_: way)
         for kind, backend in ((dtype, "auto"), (torch.float64, "dense")):
             leaves = [x.detach().to(kind).requires_grad_() for x in (q, k, v)]
             out, lse = sparse_attention(*leaves, pattern, causal=causal, return_lse=True, backend=backend, **limits)
@@ -63,7 +63,7 @@ def test_nan_beyond_lengths_and_at_keyless_queries_stays_there():
     leaves = [x.detach().requires_grad_() for x in (q, k, v)]
     for way in ("dense", "blocked"):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(cpu_choice, "chosen", lambda *_, way=way: way)
+            patch.setattr(op, "chosen", lambda *_, way=way: way)
             out = sparse_attention(*leaves, Local(9), lengths=lengths)
             found = [out, *torch.autograd.grad(out, leaves, dout)]
         assert all(bool((x[0, :, 70:] == 0).all()) and not x.isnan().any() for x in found)

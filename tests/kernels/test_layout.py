@@ -6,7 +6,7 @@ from drawn_rules import HEADS, lengths, rules
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longspan_kernels.block_sparse import layout as layout_module
+from longspan_kernels.block_sparse import compiler
 from longspan_kernels.block_sparse.block_rules import BlockBand, BlockLists
 from longspan_kernels.block_sparse.compiler import Tiling, compile_layout
 from longspan_kernels.block_sparse.rules import And, Band, Congruent, Everything, Keys, KeysPeriodic, Or, Queries, Rule
@@ -118,8 +118,8 @@ def test_a_million_tokens_need_little_memory_and_few_evaluations(name, monkeypat
         evaluated += i.shape[0] * i.shape[1] * j.shape[1]
         return evaluate(rule, head, i, j)
 
-    evaluate = layout_module.evaluate_tiles
-    monkeypatch.setattr(layout_module, "evaluate_tiles", counted)
+    evaluate = compiler.evaluate_tiles
+    monkeypatch.setattr(compiler, "evaluate_tiles", counted)
     layout = compile_layout([((0, 1), rule)], length, length, 2, Tiling(128, 128, sizes=(128,)))
     assert layout.nbytes < 64 << 20
     # At most a tile for each query block and head: gathered global queries next to random blocks have no shorter signature.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from longspan.patterns.errors import PatternError, whole_number
-from longspan_kernels.block_sparse import cache as registry
+from longspan_kernels.block_sparse.cache import lookup, register
 from longspan_kernels.block_sparse.compiler import compile_layout
 from longspan_kernels.block_sparse.rules import And, Band, Rule
 
@@ -49,7 +49,7 @@ class Pattern:
             names = tuple(f.name for f in dataclasses.fields(self) if f.init)
             _construct_while_tracing(type(self), names, tuple(_portable(getattr(self, name)) for name in names))
         else:
-            registry.register(self.key, self)
+            register(self.key, self)
 
     # What a family defines.
 
@@ -315,6 +315,6 @@ def _construct_while_tracing(family: type[Pattern], names: tuple[str, ...], sett
     needs them.
     """
     read: dict[str, Callable[[Any], Any]] = {
-        "pattern": registry.lookup, "patterns": lambda keys: tuple(map(registry.lookup, keys)), "plain": lambda value: value,
+        "pattern": lookup, "patterns": lambda keys: tuple(map(lookup, keys)), "plain": lambda value: value,
     }  # fmt: skip
     _construct(family, {name: read[kind](value) for name, (kind, value) in zip(names, settings, strict=True)})
