@@ -165,8 +165,8 @@ def block_sparse_backward(
     options, source, backend, _ = unpacked(arguments)
     none = q.new_zeros(0)  # a custom op cannot return an optional tensor
     if q.numel() == 0 or k.shape[2] == 0:
-        dbias = none if options.bias is None else _like(options.bias).zero_()
-        return _like(q).zero_(), _like(k).zero_(), _like(v).zero_(), dbias
+        zeros = none if options.bias is None else _like(options.bias).zero_()
+        return _like(q).zero_(), _like(k).zero_(), _like(v).zero_(), zeros
     key, causal = source.key, source.causal
     if backend == CPU and chosen(key, shape_of(q, k), causal, "backward") == "dense" and not fused.too_large(lse):
         with exact_products(q):
@@ -177,11 +177,10 @@ def block_sparse_backward(
     if backend == "triton":
         from longspan_kernels.block_sparse.triton.backward import triton_backward
 
-        *found, dbias = triton_backward(dout, dlse, q, k, v, out, lse, layout, options, columns=columns)
+        dq, dk, dv, dbias = triton_backward(dout, dlse, q, k, v, out, lse, layout, options, columns=columns)
     else:
         with exact_products(q):
-            *found, dbias = blocked_backward(dout, dlse, q, k, v, out, lse, layout, options)
-    dq, dk, dv = found
+            dq, dk, dv, dbias = blocked_backward(dout, dlse, q, k, v, out, lse, layout, options)
     return dq, dk, dv, none if dbias is None else dbias
 
 

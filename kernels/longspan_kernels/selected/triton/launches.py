@@ -156,8 +156,8 @@ class Launches:
         cut = self.cut(entries, 0)
         plans = []
         for served in self.served:
-            numbers = {"items": cut.items, "entries": entries, "pickers": served.pickers, "first": served.first}
-            numbers |= {**self.numbers, "C": self.compiled_for(tile)}
+            own = {"items": cut.items, "entries": entries, "pickers": served.pickers, "first": served.first}
+            numbers = {**own, **self.numbers, "C": self.compiled_for(tile)}
             plans.append(Plan(kernel, self.shape.batch * served.pickers * cut.items, numbers, tile.launch))
         return cut, plans
 
