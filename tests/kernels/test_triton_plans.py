@@ -120,8 +120,7 @@ def test_a_call_knows_what_its_launches_depend_on():
     x = torch.randn(1, 2, 33, 16)
 
     def key(q, **changes):
-        given = {"scale": 1.0, "q_lengths": None, "k_lengths": None, "q_segments": None, "k_segments": None} | changes
-        return Call(q, q, q, layout, **given, dropout_p=0.0, seed=None, bias=None, bias_block=0).key
+        return Call(q, q, q, layout, Options(**{"scale": 1.0} | changes)).key
 
     q = x[:, :, :32]
     assert key(q) == key(torch.randn(1, 2, 33, 16)[:, :, :32])
