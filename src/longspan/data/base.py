@@ -13,12 +13,13 @@ import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from longspan.data import settings
 from longspan.data.batches import Collate
 from longspan.data.errors import DataConfigError
+from longspan.data.genes import AnnotatedGenome
 from longspan.data.loader import EvaluationSampler, EvenBatches, ItemLists, ResumableLoader, TrainSampler, rank_and_world
 from longspan.data.sources import Document, given_documents
 from longspan.data.splits import SPLITS
+from longspan.data.values import Loading, Shares, Source
 from longspan.data.vocabulary import Vocabulary
 from longspan.data.vocabulary import vocabulary as vocabulary_named
 
@@ -26,43 +27,24 @@ from longspan.data.vocabulary import vocabulary as vocabulary_named
 class SequenceDataModule(pl.LightningDataModule):
     """Base of the data modules. Subclasses read data in `_load` and `_load_predict`.
 
-    `batch_size` sequences a device a step; `max_length` tokens a sequence; `limits` the number of windows of each
-    split that are used at most (evenly spaced ones, the same in every run).
+    Attributes: `loading` says how sequences are dealt out; `source` and `splits`, where data is read and not made up,
+    where it comes from and what is held out.
     """
+
+    source: Source | AnnotatedGenome | None = None
+    splits: Shares | None = None
 
     tasks: ClassVar[tuple[str, ...]] = ()
     # whether batches carry lengths always, or only where a row is short
     lengths: ClassVar[str] = "always"
 
-    def __init__(
-        self,
-        *,
-        vocabulary: str | Vocabulary,
-        batch_size: int,
-        max_length: int,
-        seed: int,
-        num_workers: int,
-        drop_last: bool,
-        max_train_windows: int | None,
-        max_validation_windows: int | None,
-        max_test_windows: int | None,
-        pad_to_multiple: int | None = None,
-    ):
+    def __init__(self, vocabulary: str | Vocabulary, loading: Loading):
         super().__init__()
         self.vocabulary = vocabulary_named(vocabulary) if isinstance(vocabulary, str) else vocabulary
-        self.batch_size = settings.whole("batch_size", batch_size, 1)
-        self.max_length = settings.whole("max_length", max_length, 2)
-        self.seed = settings.whole("seed", seed, 0)
-        self.num_workers = settings.whole("num_workers", num_workers, 0)
-        if not isinstance(drop_last, bool):
-            raise DataConfigError("drop_last", drop_last, "give true or false")
-        self.drop_last = drop_last
-        self.limits = {
-            "train": settings.whole_or_none("max_train_windows", max_train_windows, 1),
-            "validation": settings.whole_or_none("max_validation_windows", max_validation_windows, 1),
-            "test": settings.whole_or_none("max_test_windows", max_test_windows, 1),
-        }
-        self.pad_to_multiple = settings.whole_or_none("pad_to_multiple", pad_to_multiple, 1)
+        self.loading = loading
+        self.batch_size, self.max_length, self.seed = loading.batch_size, loading.max_length, loading.seed
+        self.num_workers, self.drop_last, self.pad_to_multiple = loading.num_workers, loading.drop_last, loading.pad_to_multiple
+        self.limits = loading.limits
         self.num_classes: int | None = None
         self.class_names: list[str] | None = None
         self.multi_label = False
@@ -109,12 +91,17 @@ class SequenceDataModule(pl.LightningDataModule):
             sets = self._load()
             for name in SPLITS:
                 if not len(sets[name]):  # type: ignore[arg-type]
-                    source = next((k for k in ("path", "name", "bundled") if getattr(self, k, None)), "path")
-                    key = f"{name}_fraction" if name != "train" and hasattr(self, f"{name}_fraction") else source
-                    raise DataConfigError(
-                        key, getattr(self, key, None), f"leaves the {name} split empty; give more data or other shares"
-                    )
+                    self._refuse_empty(name)
             self._sets = sets
+
+    def _refuse_empty(self, split: str) -> None:
+        key: str = f"max_{split}_windows"
+        value: object = self.limits[split]
+        if self.splits is not None and split != "train":
+            key, value = f"{split}_fraction", getattr(self.splits, f"{split}_fraction")
+        elif self.source is not None:
+            key, value = self.source.key, self.source.named
+        raise DataConfigError(key, value, f"leaves the {split} split empty; give more data or other shares")
 
     def split(self, name: str) -> Dataset:
         """The data set of a split ("val" is short for "validation"), read if it is not yet.

@@ -8,23 +8,23 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 from torch.utils.data import Dataset
 
-from longspan.data import bundled as shipped
 from longspan.data import settings
 from longspan.data.base import SequenceDataModule
 from longspan.data.baselines import class_baselines, label_baselines
 from longspan.data.errors import DataConfigError, DataFileError, each
-from longspan.data.files import FORMATS, list_files
-from longspan.data.hiv1 import COMPLEX, form_number, forms_by_number, parents
-from longspan.data.labels import LabelRule, indicator, sort_classes
-from longspan.data.readers import Row, read_csv, read_hub
-from longspan.data.sources import Columns, Document, read_documents, read_rows, rows_to_documents
+from longspan.data.files import list_files
+from longspan.data.hiv1 import Hiv1
+from longspan.data.labels import Labels, indicator, sort_classes
+from longspan.data.readers import Row
+from longspan.data.sources import Columns, Document, read_documents, read_given, read_rows, read_split
 from longspan.data.splits import SPLITS, by_groups
+from longspan.data.values import Loading, Source, Splits, check_files, gathered, source_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,100 +77,30 @@ class SequenceClassificationDataModule(SequenceDataModule):
 
     tasks: ClassVar[tuple[str, ...]] = ("sequence_classification",)
 
+    # what is read and held out where nothing else is said
+    source: Source = Source(bundled="hiv1", vocabulary="nucleotides")
+    splits: Splits = Splits(validation_fraction=0.15, test_fraction=0.15)
+    bundled: ClassVar[dict[str, str]] = {"hiv1": "nucleotides"}
+
     def __init__(
         self,
-        path: str | None = None,
-        name: str | None = None,
-        bundled: str | None = "hiv1",
-        *,
-        batch_size: int = 8,
-        max_length: int = 4096,
-        seed: int = 0,
-        vocabulary: str = "nucleotides",
-        format: str | None = None,
-        text_column: str = "text",
-        label_column: str = "label",
-        id_column: str | None = None,
-        group_column: str | None = None,
-        labels_path: str | None = None,
-        multi_label: bool = False,
-        label_separator: str = "|",
-        class_names: Sequence[str] | None = None,
-        min_groups: int = 4,
-        subset: str | None = None,
-        train_split: str = "train",
-        validation_split: str | None = None,
-        test_split: str | None = None,
-        validation_path: str | None = None,
-        test_path: str | None = None,
-        validation_fraction: float = 0.15,
-        test_fraction: float = 0.15,
-        max_train_windows: int | None = None,
-        max_validation_windows: int | None = None,
-        max_test_windows: int | None = None,
-        pad_to_multiple: int | None = None,
-        num_workers: int = 0,
-        drop_last: bool = False,
+        source: Source | str | None = None,
+        splits: Splits | None = None,
+        labels: Labels | None = None,
+        loading: Loading | None = None,
+        **keys: Any,
     ):
-        super().__init__(
-            vocabulary=vocabulary,
-            batch_size=batch_size,
-            max_length=max_length,
-            seed=seed,
-            num_workers=num_workers,
-            drop_last=drop_last,
-            max_train_windows=max_train_windows,
-            max_validation_windows=max_validation_windows,
-            max_test_windows=max_test_windows,
-            pad_to_multiple=pad_to_multiple,
-        )
-        self.path = settings.text_or_none("path", path)
-        self.name = settings.text_or_none("name", name)
-        if self.path and self.name:
-            raise DataConfigError("name", name, f"data.path={path!r} is set too; set one of them to null")
-        self.bundled = bundled
-        if not self.path and not self.name:
-            settings.bundled(bundled, ("hiv1",))
-            if vocabulary != "nucleotides":
-                raise DataConfigError("vocabulary", vocabulary, "the bundled hiv1 needs nucleotides")
-        self.format = None if format is None else settings.choice("format", format, FORMATS)
-        self.columns = Columns(settings.text("text_column", text_column), settings.text_or_none("id_column", id_column))
-        self.group_column = settings.text_or_none("group_column", group_column)
-        if not isinstance(multi_label, bool):
-            raise DataConfigError("multi_label", multi_label, "give true or false")
-        self.multi_label = multi_label or self._is_hiv1
-        self.rule = LabelRule(
-            settings.text("label_column", label_column),
-            self.multi_label,
-            settings.text("label_separator", label_separator),
-        )
-        self.fixed_classes = None if class_names is None else [str(name) for name in class_names]
-        if self.fixed_classes is not None and len(set(self.fixed_classes)) != len(self.fixed_classes):
-            raise DataConfigError("class_names", list(class_names or ()), "a name is there twice")
-        self.min_groups = settings.whole("min_groups", min_groups, 1)
-        self.subset = settings.text_or_none("subset", subset)
-        self.hub_splits = {
-            "train": settings.text("train_split", train_split),
-            "validation": settings.text_or_none("validation_split", validation_split),
-            "test": settings.text_or_none("test_split", test_split),
-        }
-        self.paths = {"train": self.path, "validation": validation_path, "test": test_path}
-        for split, file in self.paths.items():
-            if file is not None:
-                key = "path" if split == "train" else f"{split}_path"
-                list_files(key, settings.text(key, file), self.format)
-        self.labels_path = settings.text_or_none("labels_path", labels_path)
-        if self.labels_path is not None:
-            list_files("labels_path", self.labels_path)
-        self.validation_fraction = settings.share("validation_fraction", validation_fraction)
-        self.test_fraction = settings.share("test_fraction", test_fraction)
+        given = source_of(source, self.source), splits or self.splits, labels or Labels(), loading or Loading(max_length=4096)
+        self.source, self.splits, self.labels, loading, self.hiv1 = gathered(self, keys, *given, Hiv1())
+        super().__init__(self.source.vocabulary, loading)
+        self._is_hiv1 = self.source.bundled_of(self.bundled) == "hiv1"
+        check_files(self.source, self.splits)
+        if self._is_hiv1:
+            self.labels = replace(self.labels, multi_label=True)
+        self.multi_label = self.labels.multi_label
         self._targets: dict[str, np.ndarray] = {}
-        if self.fixed_classes is not None:
-            self._set_classes(self.fixed_classes)
-
-    @property
-    def _is_hiv1(self) -> bool:
-        return not self.path and not self.name and self.bundled == "hiv1"
+        if self.labels.class_names is not None:
+            self._set_classes(list(self.labels.class_names))
 
     def _set_classes(self, names: list[str]) -> None:
         self.class_names, self.num_classes = names, len(names)
@@ -182,14 +112,10 @@ class SequenceClassificationDataModule(SequenceDataModule):
         everything = [example for examples in given.values() for example in examples or ()]
         self._set_classes(self._classes(everything))
         assert self.class_names is not None
-        shares = {
-            split: 0.0 if given[split] is not None else share
-            for split, share in (("validation", self.validation_fraction), ("test", self.test_fraction))
-        }
+        shares = self.splits.shares(given)
         settings.enough_groups(
-            "path" if self.path else "name" if self.name else "bundled", self.path or self.name or self.bundled,
-            [example.group for example in pool], 1 + sum(share > 0 for share in shares.values()),
-            self.group_column or "text",
+            self.source.key, self.source.named, [example.group for example in pool],
+            1 + sum(share > 0 for share in shares.values()), self.splits.group_column or "text",
         )  # fmt: skip
         spread = indicator([example.labels for example in pool], self.class_names)
         chosen = by_groups([example.group for example in pool], spread, seed=self.seed, **shares)
@@ -200,9 +126,7 @@ class SequenceClassificationDataModule(SequenceDataModule):
         return sets
 
     def _load_predict(self) -> Dataset:
-        if self.path is None:
-            raise DataConfigError("path", None, "prediction reads your own files; set data.path")
-        return self._given_set(read_documents("path", self.path, self.vocabulary, self.columns, self.format))
+        return self._given_set(read_given(self.source, self.vocabulary))
 
     def _given_set(self, documents: list[Document]) -> Dataset:
         return ExampleDataset(documents, None, self.max_length)
@@ -225,53 +149,44 @@ class SequenceClassificationDataModule(SequenceDataModule):
             DataFileError: a label is not in `class_names`.
             DataConfigError: fewer than two classes (one, with several labels a sequence).
         """
-        if self.fixed_classes is not None:
-            known = set(self.fixed_classes)
+        if self.labels.class_names is not None:
+            known = set(self.labels.class_names)
             for example in examples:
                 if not self._is_hiv1 and (strange := [name for name in example.labels if name not in known]):
                     row = example.document.row
                     raise DataFileError(row.path, row.line, f"label {strange[0]!r} is not in data.class_names")
-            return self.fixed_classes
-        names = sort_classes(name for example in examples for name in example.labels)
+            return list(self.labels.class_names)
         if self._is_hiv1:
-            forms: dict[str, set] = {name: set() for name in names}
-            for example in examples:
-                for name in example.labels:
-                    forms[name].add(example.group)
-            names = [name for name in names if len(forms[name]) >= self.min_groups]
+            return self.hiv1.classes([(example.labels, example.group) for example in examples])
+        names = sort_classes(name for example in examples for name in example.labels)
         if len(names) < (1 if self.multi_label else 2):
-            key = "min_groups" if self._is_hiv1 else "label_column"
-            value = self.min_groups if self._is_hiv1 else self.rule.column
-            raise DataConfigError(key, value, f"gives {len(names)} class(es) ({', '.join(names)}); nothing to learn")
+            fix = f"gives {len(names)} class(es) ({', '.join(names)}); nothing to learn"
+            raise DataConfigError("label_column", self.labels.label_column, fix)
         return names
 
     def _read(self, split: str) -> list[Example] | None:
-        path = self.paths[split]
+        key, path = self.splits.files(self.source)[split]
         if path is not None:
-            key = "path" if split == "train" else f"{split}_path"
             return self._label(self._labelled_documents(key, path))
-        if self.name:
-            hub_split = self.hub_splits[split]
-            if hub_split is None:
-                return None
-            rows = read_hub(self.name, self.subset, hub_split)
-            return self._label(rows_to_documents(rows, self.vocabulary, self.columns))
-        return self._read_hiv1() if split == "train" else None
+        if self._is_hiv1:
+            return [Example(*genome) for genome in self.hiv1.labelled()] if split == "train" else None
+        documents = read_split(self.source, self.splits, split, self.vocabulary)
+        return None if documents is None else self._label(documents)
 
     def _labelled_documents(self, key: str, path: str) -> list[Document]:
-        files = list_files(key, path, self.format)
+        files = list_files(key, path, self.source.format)
         if any(kind in ("text", "lines") for _, kind in files):
             raise DataConfigError(key, path, "a text file has no labels; give CSV, TSV, JSONL, Parquet, or FASTA")
-        documents = read_documents(key, path, self.vocabulary, self.columns, self.format)
+        documents = read_documents(key, path, self.vocabulary, Columns.of(self.source), self.source.format)
         fasta = {kind for _, kind in files} == {"fasta"}
-        if self.labels_path is None:
+        if self.labels.labels_path is None:
             if fasta:
-                fix = f"{path} is FASTA, which has no labels; name a CSV of {self.columns.name or 'id'} and label"
+                fix = f"{path} is FASTA, which has no labels; name a CSV of {self.source.id_column or 'id'} and label"
                 raise DataConfigError("labels_path", None, fix)
             return documents
         if not fasta:
-            raise DataConfigError("labels_path", self.labels_path, f"only for FASTA; {path} has columns of its own")
-        return self._join(documents, self.labels_path)
+            raise DataConfigError("labels_path", self.labels.labels_path, f"only for FASTA; {path} has columns of its own")
+        return self._join(documents, self.labels.labels_path)
 
     def _join(self, documents: list[Document], labels_path: str) -> list[Document]:
         """FASTA records with their rows of the table of labels, by name; each must have the other.
@@ -279,7 +194,7 @@ class SequenceClassificationDataModule(SequenceDataModule):
         Raises:
             DataFileError: a record without a row, a row without a record, or two rows of one record.
         """
-        id_column = self.columns.name or "id"
+        id_column = self.source.id_column or "id"
         rows: dict[str, Row] = {}
         for file, kind in list_files("labels_path", labels_path):
             for row in read_rows(file, kind):
@@ -297,7 +212,7 @@ class SequenceClassificationDataModule(SequenceDataModule):
         known = {str(document.row.values["id"]) for document in documents}
         for name, row in rows.items():
             # with files of their own for validation and test, one table may label all of them
-            if name not in known and not (self.paths["validation"] or self.paths["test"]):
+            if name not in known and not (self.splits.validation_path or self.splits.test_path):
                 raise DataFileError(row.path, row.line, f"{name!r} is no record of the FASTA that data.path names")
         return joined
 
@@ -305,22 +220,11 @@ class SequenceClassificationDataModule(SequenceDataModule):
         return each(documents, self._example)
 
     def _example(self, document: Document) -> Example:
-        if self.group_column is None:
+        if self.splits.group_column is None:
             group: str | bytes = hashlib.sha256(document.tokens.tobytes()).digest()
         else:
-            group = str(document.row.get(self.group_column, "group_column"))
-        return Example(document, self.rule.read(document.row), group)
-
-    def _read_hiv1(self) -> list[Example]:
-        rows = read_csv(shipped.HIV1, "\t")
-        forms = forms_by_number(row.values["subtype"] for row in rows)
-        kept = [row for row in rows if forms.get(form_number(row.values["subtype"]) or "", COMPLEX) != COMPLEX]
-        documents = rows_to_documents(kept, self.vocabulary, Columns("sequence", "accession"))
-        return [
-            Example(document, tuple(sorted(parents(forms[str(number)], forms))), str(number))
-            for document in documents
-            if (number := form_number(document.row.values["subtype"]))
-        ]
+            group = str(document.row.get(self.splits.group_column, "group_column"))
+        return Example(document, self.labels.rule.read(document.row), group)
 
     def class_counts(self) -> tuple[np.ndarray, int | None]:
         """Training sequences of each class, [K]; with several labels a sequence also how many sequences there are."""
@@ -344,10 +248,10 @@ class SequenceClassificationDataModule(SequenceDataModule):
     def describe(self) -> dict[str, Any]:
         """Source, classes, and of each split the sequences, how many are cut at `max_length`, and class counts."""
         told: dict[str, Any] = {
-            "source": self.path or self.name or f"bundled {self.bundled}",
+            "source": str(self.source),
             "vocabulary": self.vocabulary.name,
             "max_length": self.max_length,
-            "split": "recombinant form" if self._is_hiv1 else self.group_column or "sequence",
+            "split": "recombinant form" if self._is_hiv1 else self.splits.group_column or "sequence",
         }
         for split in SPLITS:
             data = self.split(split)

@@ -6,15 +6,107 @@ Labels: 0 no gene, 1 a gene on the + strand, 2 a gene on the - strand.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from longspan.data import bundled as shipped
+from longspan.data import settings
 from longspan.data.batches import IGNORED
-from longspan.data.errors import DataFileError, each
-from longspan.data.readers import FastaRecord, Interval
+from longspan.data.errors import DataConfigError, DataFileError, each
+from longspan.data.files import list_files
+from longspan.data.readers import FastaRecord, Interval, read_bed, read_fasta
 
 CLASS_NAMES = ["no gene", "gene on +", "gene on -"]
 OVERLAPS = ("ignore", "first")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Annotation:
+    """How genes become labels. `overlap`: what a base in genes of both strands is, see `label_bases`."""
+
+    overlap: str = "ignore"
+
+    def __post_init__(self) -> None:
+        settings.choice("overlap", self.overlap, OVERLAPS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnnotatedGenome:
+    """A genome and where its genes are: `path` (FASTA: a file, folder or glob) and `genes_path` (BED6), else a `bundled` one.
+
+    `prefix`: what the keys of the configuration have before these names.
+    """
+
+    path: str | None = None
+    genes_path: str | None = None
+    bundled: str | None = None
+    prefix: str = ""
+
+    def __post_init__(self) -> None:
+        settings.text_or_none(f"{self.prefix}path", self.path)
+        settings.text_or_none(f"{self.prefix}genes_path", self.genes_path)
+        if self.path is not None:
+            for file, kind in list_files(f"{self.prefix}path", self.path):
+                if kind != "fasta":
+                    fix = f"{file} is of format {kind}; labelling of bases needs FASTA (.fa, .fasta)"
+                    raise DataConfigError(f"{self.prefix}path", self.path, fix)
+        elif self.bundled is not None:
+            settings.choice(f"{self.prefix}bundled", self.bundled, tuple(shipped.GENOMES))
+        if self.genes_path is not None:
+            key = f"{self.prefix}genes_path"
+            if self.path is None:
+                raise DataConfigError(key, self.genes_path, f"set data.{self.prefix}path to the FASTA that these genes are on")
+            if not Path(self.genes_path).expanduser().is_file():
+                raise DataConfigError(key, self.genes_path, f"no such file (looked in {Path.cwd()}); name a BED6 file")
+
+    @property
+    def key(self) -> str:
+        """The field that names the genome."""
+        return "path" if self.path else "bundled"
+
+    @property
+    def named(self) -> str | None:
+        """What it says."""
+        return self.path or self.bundled
+
+    def __bool__(self) -> bool:
+        return self.named is not None
+
+    def __str__(self) -> str:
+        return self.path or f"bundled {self.bundled}"
+
+    def records(self) -> list[FastaRecord]:
+        """The records of all files; their names must differ, since genes name them.
+
+        Raises:
+            DataFileError: a file is malformed, or a name is in two files.
+        """
+        if self.path is None:
+            return read_fasta(shipped.GENOMES[str(self.bundled)][0])
+        records: dict[str, FastaRecord] = {}
+        for file, _ in list_files(f"{self.prefix}path", self.path):
+            for record in read_fasta(file):
+                if record.name in records:
+                    other = records[record.name].path
+                    raise DataFileError(file, record.line, f"record {record.name!r} is in {other} already")
+                records[record.name] = record
+        return list(records.values())
+
+    def genes(self) -> list[Interval]:
+        """Its genes.
+
+        Raises:
+            DataConfigError: no file of them is named.
+            DataFileError: the file is malformed.
+        """
+        if self.path is None:
+            return read_bed(shipped.GENOMES[str(self.bundled)][1])
+        if self.genes_path is None:
+            key = f"{self.prefix}genes_path"
+            raise DataConfigError(key, None, "your own FASTA needs its genes here; name a BED6 file")
+        return read_bed(Path(self.genes_path).expanduser())
 
 
 def label_bases(records: Sequence[FastaRecord], genes: Sequence[Interval], overlap: str) -> list[np.ndarray]:

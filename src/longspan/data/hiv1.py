@@ -7,7 +7,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from longspan.data import bundled as shipped
+from longspan.data import settings
+from longspan.data.errors import DataConfigError
+from longspan.data.labels import sort_classes
+from longspan.data.readers import read_csv
+from longspan.data.sources import Columns, Document, rows_to_documents
+from longspan.data.vocabulary import NUCLEOTIDES
 
 COMPLEX = "cpx"
 _SUBTYPE = re.compile(r"[A-Z]\d?")
@@ -50,3 +59,44 @@ def parents(made_of: str, forms: Mapping[str, str]) -> frozenset[str]:
         found |= parents(forms[number], forms)
         rest = rest[width:]
     return frozenset(found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hiv1:
+    """562 genomes of 149 recombinant forms that come with the project; forms named `cpx` and pure subtypes are left out.
+
+    A form is never in two splits. A parent in fewer than `min_groups` forms is no class of its own, since it could not
+    be in every split; where a parent is itself a `cpx` form, that part adds no label.
+    """
+
+    min_groups: int = 4
+
+    def __post_init__(self) -> None:
+        settings.whole("min_groups", self.min_groups, 1)
+
+    def labelled(self) -> list[tuple[Document, tuple[str, ...], str]]:
+        """Each genome with its parent subtypes and the number of its form."""
+        rows = read_csv(shipped.HIV1, "\t")
+        forms = forms_by_number(row.values["subtype"] for row in rows)
+        kept = [row for row in rows if forms.get(form_number(row.values["subtype"]) or "", COMPLEX) != COMPLEX]
+        documents = rows_to_documents(kept, NUCLEOTIDES, Columns("sequence", "accession"))
+        return [
+            (document, tuple(sorted(parents(forms[str(number)], forms))), str(number))
+            for document in documents
+            if (number := form_number(document.row.values["subtype"]))
+        ]
+
+    def classes(self, labelled: Sequence[tuple[Iterable[str], object]]) -> list[str]:
+        """The parents of enough forms, of (parents, form) of each genome.
+
+        Raises:
+            DataConfigError: there is none.
+        """
+        forms: dict[str, set] = {}
+        for names, form in labelled:
+            for name in names:
+                forms.setdefault(name, set()).add(form)
+        kept = [name for name in sort_classes(forms) if len(forms[name]) >= self.min_groups]
+        if not kept:
+            raise DataConfigError("min_groups", self.min_groups, "gives 0 class(es) (); nothing to learn")
+        return kept

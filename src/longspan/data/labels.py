@@ -8,8 +8,42 @@ from typing import Any
 
 import numpy as np
 
-from longspan.data.errors import DataFileError
+from longspan.data import settings
+from longspan.data.errors import DataConfigError, DataFileError
+from longspan.data.files import list_files
 from longspan.data.readers import Row
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labels:
+    """Where labels come from: a `label_column` of the table, or of `labels_path`, a table of `id_column` and it for FASTA.
+
+    `multi_label`: a row may have several, in a list, or in a text with `label_separator` between them. `class_names`:
+    the classes and their order, as a trained model needs them; None: all that occur, sorted.
+    """
+
+    label_column: str = "label"
+    labels_path: str | None = None
+    multi_label: bool = False
+    label_separator: str = "|"
+    class_names: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        settings.text("label_column", self.label_column)
+        settings.text("label_separator", self.label_separator)
+        settings.flag("multi_label", self.multi_label)
+        if settings.text_or_none("labels_path", self.labels_path) is not None:
+            list_files("labels_path", str(self.labels_path))
+        if self.class_names is not None:
+            names = [str(name) for name in self.class_names]
+            if len(set(names)) != len(names):
+                raise DataConfigError("class_names", list(self.class_names), "a name is there twice")
+            object.__setattr__(self, "class_names", names)
+
+    @property
+    def rule(self) -> LabelRule:
+        """How a label is read from a row."""
+        return LabelRule(self.label_column, self.multi_label, self.label_separator)
 
 
 @dataclass(frozen=True, slots=True)

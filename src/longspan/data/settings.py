@@ -20,6 +20,13 @@ def whole_or_none(key: str, value: object, minimum: int) -> int | None:
     return None if value is None else whole(key, value, minimum)
 
 
+def flag(key: str, value: object) -> bool:
+    """True or False."""
+    if not isinstance(value, bool):
+        raise DataConfigError(key, value, "give true or false")
+    return value
+
+
 def share(key: str, value: object) -> float:
     """A part of the data, above 0 and at most a half."""
     if not is_number(value, 0, 0.5) or value == 0:

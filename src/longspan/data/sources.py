@@ -11,7 +11,8 @@ import numpy as np
 
 from longspan.data.errors import DataConfigError, DataFileError
 from longspan.data.files import list_files
-from longspan.data.readers import Row, read_csv, read_fasta, read_jsonl, read_lines, read_parquet, read_text
+from longspan.data.readers import Row, read_csv, read_fasta, read_hub, read_jsonl, read_lines, read_parquet, read_text
+from longspan.data.values import Source, Splits
 from longspan.data.vocabulary import INVALID, Vocabulary
 
 
@@ -30,6 +31,11 @@ class Columns:
 
     text: str = "text"
     name: str | None = None
+
+    @classmethod
+    def of(cls, source: Source) -> Columns:
+        """Those of the configuration."""
+        return cls(source.text_column, source.id_column)
 
 
 def read_documents(
@@ -51,6 +57,32 @@ def read_documents(
         prefix = f"{label}:" if len(files) > 1 else ""
         documents.extend(_read_file(file, kind, vocabulary, columns, label, prefix))
     return documents
+
+
+def read_given(source: Source, vocabulary: Vocabulary) -> list[Document]:
+    """The documents of the user's own files, to predict on.
+
+    Raises:
+        DataConfigError: none are named. Else as `read_documents`.
+    """
+    if source.path is None:
+        raise DataConfigError("path", None, "prediction reads your own files; set data.path")
+    return read_documents("path", source.path, vocabulary, Columns.of(source), source.format)
+
+
+def read_split(source: Source, splits: Splits, split: str, vocabulary: Vocabulary) -> list[Document] | None:
+    """The documents that files or a split of the Hub give for a split; None where it is to be held out of the training data.
+
+    Raises:
+        DataConfigError, DataFileError: as `read_documents` and `read_hub`.
+    """
+    key, path = splits.files(source)[split]
+    if path is not None:
+        return read_documents(key, path, vocabulary, Columns.of(source), source.format)
+    hub_split = splits.hub(split)
+    if not source.name or hub_split is None:
+        return None
+    return rows_to_documents(read_hub(source.name, source.subset, hub_split), vocabulary, Columns.of(source))
 
 
 def read_rows(file: Path, kind: str) -> list[Row]:

@@ -11,8 +11,7 @@ from itertools import pairwise
 import numpy as np
 
 from longspan.data.corpus import Region
-
-SPLITS = ("train", "validation", "test")
+from longspan.data.values import SPLITS
 
 
 def by_position(sizes: Sequence[int], validation: float, test: float) -> dict[str, list[Region]]:

@@ -13,14 +13,14 @@ import numpy as np
 
 from longspan.data import bundled as shipped
 from longspan.data import settings
+from longspan.data.addresses import Addresses
 from longspan.data.base import SequenceDataModule
 from longspan.data.baselines import language_baselines
 from longspan.data.corpus import Corpus, PackedDataset, Region, WindowDataset, cut_windows, pack_windows
 from longspan.data.errors import DataConfigError
-from longspan.data.files import FORMATS, list_files
-from longspan.data.readers import read_hub
-from longspan.data.sources import Columns, Document, read_documents, rows_to_documents
+from longspan.data.sources import Columns, Document, read_documents, read_given, read_split
 from longspan.data.splits import SPLITS, by_groups, by_position
+from longspan.data.values import Loading, Source, Splits, check_files, gathered, source_of
 
 # with fewer documents than this, holding out whole ones makes splits of very unequal size
 FEW_DOCUMENTS = 10
@@ -49,102 +49,39 @@ class TextDataModule(SequenceDataModule):
     tasks: ClassVar[tuple[str, ...]] = ("language_modelling", "masked_modelling")
     lengths: ClassVar[str] = "if_short"
 
+    # what is read and held out where nothing else is said
+    source: Source = Source(bundled="addresses")
+    splits: Splits = Splits()
+    bundled: ClassVar[dict[str, str]] = {"addresses": "bytes", "h37rv": "nucleotides", "msmeg": "nucleotides"}
+
     def __init__(
         self,
-        path: str | None = None,
-        name: str | None = None,
-        bundled: str | None = "addresses",
+        source: Source | str | None = None,
+        splits: Splits | None = None,
+        loading: Loading | None = None,
         *,
-        batch_size: int = 8,
-        max_length: int = 1024,
-        seed: int = 0,
-        vocabulary: str = "bytes",
-        format: str | None = None,
-        text_column: str = "text",
-        id_column: str | None = None,
-        subset: str | None = None,
-        train_split: str = "train",
-        validation_split: str | None = None,
-        test_split: str | None = None,
-        validation_path: str | None = None,
-        test_path: str | None = None,
-        validation_fraction: float = 0.1,
-        test_fraction: float = 0.1,
-        split_by: str = "auto",
-        validation_years_ending: int = 5,
-        test_years_ending: int = 0,
         train_stride: int | None = None,
         pack: bool = False,
-        max_train_windows: int | None = None,
-        max_validation_windows: int | None = None,
-        max_test_windows: int | None = None,
-        num_workers: int = 0,
-        drop_last: bool = False,
+        **keys: Any,
     ):
-        super().__init__(
-            vocabulary=vocabulary,
-            batch_size=batch_size,
-            max_length=max_length,
-            seed=seed,
-            num_workers=num_workers,
-            drop_last=drop_last,
-            max_train_windows=max_train_windows,
-            max_validation_windows=max_validation_windows,
-            max_test_windows=max_test_windows,
-        )
-        self.path = settings.text_or_none("path", path)
-        self.name = settings.text_or_none("name", name)
-        self.bundled = bundled
-        if self.path and self.name:
-            raise DataConfigError("name", name, f"data.path={path!r} is set too; set one of them to null")
-        if not self.path and not self.name:
-            settings.bundled(bundled, ("addresses", *shipped.GENOMES))
-            wanted = "bytes" if bundled == "addresses" else "nucleotides"
-            if vocabulary != wanted:
-                raise DataConfigError("vocabulary", vocabulary, f"the bundled {bundled} needs {wanted}")
-        if format is not None:
-            settings.choice("format", format, FORMATS)
-        self.format = format
-        self.columns = Columns(settings.text("text_column", text_column), settings.text_or_none("id_column", id_column))
-        self.subset = settings.text_or_none("subset", subset)
-        self.hub_splits = {
-            "train": settings.text("train_split", train_split),
-            "validation": settings.text_or_none("validation_split", validation_split),
-            "test": settings.text_or_none("test_split", test_split),
-        }
-        self.paths = {"train": self.path, "validation": validation_path, "test": test_path}
-        for split in SPLITS:
-            key = "path" if split == "train" else f"{split}_path"
-            if self.paths[split] is not None:
-                list_files(key, settings.text(key, self.paths[split]), format)
-        self.validation_fraction = settings.share("validation_fraction", validation_fraction)
-        self.test_fraction = settings.share("test_fraction", test_fraction)
-        self.split_by = settings.choice("split_by", split_by, ("auto", "document", "position"))
-        self.year_digits = {
-            "validation": settings.whole("validation_years_ending", validation_years_ending, 0),
-            "test": settings.whole("test_years_ending", test_years_ending, 0),
-        }
-        if len({digit % 10 for digit in self.year_digits.values()}) < 2 or max(self.year_digits.values()) > 9:
-            raise DataConfigError("test_years_ending", test_years_ending, "give a digit other than validation's, 0 to 9")
+        given = source_of(source, self.source), splits or self.splits, loading or Loading(max_length=1024)
+        self.source, self.splits, loading, self.addresses = gathered(self, keys, *given, Addresses())
+        super().__init__(self.source.vocabulary, loading)
+        self._bundled = self.source.bundled_of(self.bundled)
+        check_files(self.source, self.splits)
         cover = self.max_length - 1
         self.train_stride = settings.whole_or_none("train_stride", train_stride, 1) or cover
         if self.train_stride > cover:
             raise DataConfigError("train_stride", train_stride, f"leaves out tokens; at most max_length - 1 = {cover}")
-        if not isinstance(pack, bool):
-            raise DataConfigError("pack", pack, "give true or false")
-        self.pack = pack
+        self.pack = settings.flag("pack", pack)
         self._regions: dict[str, list[Region]] = {}
 
     def _load(self) -> dict[str, WindowDataset]:
         given = {split: self._read(split) for split in SPLITS}
         pool = given["train"]
         assert pool is not None
-        shares = {
-            "validation": 0.0 if given["validation"] is not None else self.validation_fraction,
-            "test": 0.0 if given["test"] is not None else self.test_fraction,
-        }
         corpus = self._corpus(pool)
-        self._regions = self._hold_out(corpus, pool, shares)
+        self._regions = self._hold_out(corpus, pool, self.splits.shares(given))
         sets = {split: self._windows(split, corpus, self._regions[split]) for split in SPLITS}
         for split in ("validation", "test"):
             documents = given[split]
@@ -153,30 +90,20 @@ class TextDataModule(SequenceDataModule):
         return sets
 
     def _load_predict(self) -> WindowDataset:
-        if self.path is None:
-            raise DataConfigError("path", None, "prediction reads your own files; set data.path")
-        return self._given_set(read_documents("path", self.path, self.vocabulary, self.columns, self.format))
+        return self._given_set(read_given(self.source, self.vocabulary))
 
     def _given_set(self, documents: list[Document]) -> WindowDataset:
         return self._whole("predict", documents)
 
     def _read(self, split: str) -> list[Document] | None:
         """The documents that are named for a split; None where it is to be held out of the training data."""
-        path = self.paths[split]
-        if path is not None:
-            key = "path" if split == "train" else f"{split}_path"
-            return read_documents(key, path, self.vocabulary, self.columns, self.format)
-        if self.name:
-            hub_split = self.hub_splits[split]
-            if hub_split is None:
-                return None
-            rows = read_hub(self.name, self.subset, hub_split)
-            return rows_to_documents(rows, self.vocabulary, self.columns)
+        if self._bundled is None or self.splits.files(self.source)[split][1] is not None:
+            return read_split(self.source, self.splits, split, self.vocabulary)
         if split != "train":
             return None
-        if self.bundled == "addresses":
-            return read_documents("bundled", shipped.ADDRESSES, self.vocabulary, Columns("text", "id"), "jsonl")
-        return read_documents("bundled", shipped.GENOMES[str(self.bundled)][0], self.vocabulary, self.columns, "fasta")
+        if self._bundled == "addresses":
+            return self.addresses.documents()
+        return read_documents("bundled", shipped.GENOMES[self._bundled][0], self.vocabulary, Columns(), "fasta")
 
     def _corpus(self, documents: list[Document]) -> Corpus:
         return Corpus.build(
@@ -187,22 +114,18 @@ class TextDataModule(SequenceDataModule):
         )
 
     def _hold_out(self, corpus: Corpus, documents: list[Document], shares: dict[str, float]) -> dict[str, list[Region]]:
-        if self._is_addresses:
-            digit = {self.year_digits[split]: split for split in ("validation", "test") if shares[split]}
-            chosen: dict[str, list[int]] = {split: [] for split in SPLITS}
-            for index, document in enumerate(documents):
-                chosen[digit.get(document.row.values["year"] % 10, "train")].append(index)
+        if self._bundled == "addresses":
+            chosen = self.addresses.hold_out(documents, shares)
             return {split: [(d, 0, corpus.size(d)) for d in chosen[split]] for split in SPLITS}
         sizes = [corpus.size(document) for document in range(len(corpus))]
-        if self.split_by == "position" or (self.split_by == "auto" and len(sizes) < FEW_DOCUMENTS):
+        if self.splits.split_by == "position" or (self.splits.split_by == "auto" and len(sizes) < FEW_DOCUMENTS):
             parts = by_position(sizes, shares["validation"], shares["test"])
             # a held-out part's first token needs the one before it as context, to be predicted once in its own split;
             # where a cut leaves a part only a document's <bos>, there is nothing to predict
             return {split: [(d, max(0, begin - 1), end) for d, begin, end in parts[split] if end > 1] for split in SPLITS}
         groups = [hashlib.sha256(document.tokens.tobytes()).digest() for document in documents]
-        source = "path" if self.path else "name" if self.name else "bundled"
         wanted = 1 + sum(share > 0 for share in shares.values())
-        settings.enough_groups(source, getattr(self, source), groups, wanted, "text")
+        settings.enough_groups(self.source.key, self.source.named, groups, wanted, "text")
         weights = np.array(sizes, dtype=float)[:, None]
         split_documents = by_groups(groups, weights, validation=shares["validation"], test=shares["test"], seed=self.seed)
         return {split: [(int(d), 0, sizes[d]) for d in split_documents[split]] for split in SPLITS}
@@ -219,10 +142,6 @@ class TextDataModule(SequenceDataModule):
         corpus = self._corpus(documents)
         return self._windows(split, corpus, [(d, 0, corpus.size(d)) for d in range(len(corpus))])
 
-    @property
-    def _is_addresses(self) -> bool:
-        return not self.path and not self.name and self.bundled == "addresses"
-
     def baselines(self, split: str = "test") -> dict[str, float]:
         """Unigram and bigram bits a byte (base), of counts on the training split with one added, on a split."""
         train, data = self.split("train"), self.split(split)
@@ -232,10 +151,10 @@ class TextDataModule(SequenceDataModule):
     def describe(self) -> dict[str, Any]:
         """Source, vocabulary, and of each split the documents, windows and predicted symbols."""
         told: dict[str, Any] = {
-            "source": self.path or self.name or f"bundled {self.bundled}",
+            "source": str(self.source),
             "vocabulary": self.vocabulary.name,
             "max_length": self.max_length,
-            "split": "year" if self._is_addresses else self.split_by,
+            "split": "year" if self._bundled == "addresses" else self.splits.split_by,
         }
         for split in SPLITS:
             data = self.split(split)
@@ -256,7 +175,6 @@ class GenomeDataModule(TextDataModule):
 
     tasks: ClassVar[tuple[str, ...]] = ("masked_modelling", "language_modelling")
 
-    def __init__(self, path: str | None = None, bundled: str | None = "h37rv", **others: Any):
-        others.setdefault("vocabulary", "nucleotides")
-        others.setdefault("split_by", "position")
-        super().__init__(path, None, bundled, **others)
+    source: Source = Source(bundled="h37rv", vocabulary="nucleotides")
+    splits: Splits = Splits(split_by="position")
+    bundled: ClassVar[dict[str, str]] = {"h37rv": "nucleotides", "msmeg": "nucleotides"}

@@ -20,6 +20,7 @@ from longspan.data.splits import SPLITS
 from longspan.data.synthetic.draws import Draws
 from longspan.data.synthetic.examples import Examples, StreamSampler, SyntheticDataset, stack
 from longspan.data.synthetic.symbols import SymbolVocabulary
+from longspan.data.values import Loading
 from longspan.data.vocabulary import SPECIALS
 
 # the held-out sets are the same whatever `seed` is, so that runs of several seeds are compared on the same questions
@@ -56,17 +57,16 @@ class SyntheticDataModule(SequenceDataModule):
         max_test_windows: int,
         num_workers: int,
     ):
-        super().__init__(
-            vocabulary=symbols,
+        loading = Loading(
             batch_size=batch_size,
             max_length=max_length,
             seed=seed,
             num_workers=num_workers,
-            drop_last=False,
             max_train_windows=max_train_windows,
             max_validation_windows=settings.whole("max_validation_windows", max_validation_windows, 1),
             max_test_windows=settings.whole("max_test_windows", max_test_windows, 1),
         )
+        super().__init__(symbols, loading)
         self.symbols = symbols
         self.answers = symbols.kinds[answers]
         self.epoch_windows = settings.whole("epoch_windows", epoch_windows, 1)

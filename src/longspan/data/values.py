@@ -1,0 +1,192 @@
+"""What data modules are told, as small checked values: where data comes from, what is held out, how it is dealt out.
+
+Each field is a key of `conf/data/` of the same name. A data module takes the values themselves, or their fields as
+keywords of its own, as Hydra gives them: `TextDataModule(Source(path="x.txt"))` is `TextDataModule(path="x.txt")`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
+
+from longspan.data import settings
+from longspan.data.errors import DataConfigError
+from longspan.data.files import FORMATS, list_files
+from longspan.nearest import did_you_mean, listed, nearest
+
+Value = TypeVar("Value")
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where sequences come from: one of `path` (files), `name` (a Hugging Face data set) and `bundled`, in this order.
+
+    `path`: a file, folder or glob; `format` overrides what its suffixes say. `subset`: the configuration of a Hugging
+    Face data set. `text_column`, `id_column`: of tables; rows without an `id_column` are numbered. `vocabulary`: the
+    name of one, which turns characters into tokens.
+    """
+
+    path: str | None = None
+    name: str | None = None
+    bundled: str | None = None
+    subset: str | None = None
+    format: str | None = None
+    text_column: str = "text"
+    id_column: str | None = None
+    vocabulary: str = "bytes"
+
+    def __post_init__(self) -> None:
+        for key in ("path", "name", "subset", "id_column"):
+            settings.text_or_none(key, getattr(self, key))
+        settings.text("text_column", self.text_column)
+        if self.path and self.name:
+            raise DataConfigError("name", self.name, f"data.path={self.path!r} is set too; set one of them to null")
+        if self.format is not None:
+            settings.choice("format", self.format, FORMATS)
+
+    @property
+    def key(self) -> str:
+        """The field that names the data."""
+        return "path" if self.path else "name" if self.name else "bundled"
+
+    @property
+    def named(self) -> str | None:
+        """What it says."""
+        return getattr(self, self.key)
+
+    def __str__(self) -> str:
+        return self.path or self.name or f"bundled {self.bundled}"
+
+    def bundled_of(self, options: Mapping[str, str]) -> str | None:
+        """The bundled data set, where no other is named. `options`: {name: vocabulary}.
+
+        Raises:
+            DataConfigError: no data is named, or none of `options`, or it has another vocabulary.
+        """
+        if self.key != "bundled":
+            return None
+        name = settings.bundled(self.bundled, tuple(options))
+        if self.vocabulary != options[name]:
+            raise DataConfigError("vocabulary", self.vocabulary, f"the bundled {name} needs {options[name]}")
+        return name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shares:
+    """The shares of the data that are held out of training."""
+
+    validation_fraction: float = 0.1
+    test_fraction: float = 0.1
+
+    def __post_init__(self) -> None:
+        for key in ("validation_fraction", "test_fraction"):
+            object.__setattr__(self, key, settings.share(key, getattr(self, key)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Splits(Shares):
+    """What is held out of training: files or Hub splits of their own where given, else shares of the data.
+
+    `split_by`: what a share is made of, see the data modules. `group_column`: rows of one group are never in two splits.
+    """
+
+    train_split: str = "train"
+    validation_split: str | None = None
+    test_split: str | None = None
+    validation_path: str | None = None
+    test_path: str | None = None
+    split_by: str = "auto"
+    group_column: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        settings.text("train_split", self.train_split)
+        for key in ("validation_split", "test_split", "validation_path", "test_path", "group_column"):
+            settings.text_or_none(key, getattr(self, key))
+        settings.choice("split_by", self.split_by, ("auto", "document", "position"))
+
+    def files(self, source: Source) -> dict[str, tuple[str, str | None]]:
+        """{split: (key, path)}, of the files that are named for each."""
+        return {
+            "train": ("path", source.path),
+            "validation": ("validation_path", self.validation_path),
+            "test": ("test_path", self.test_path),
+        }
+
+    def hub(self, split: str) -> str | None:
+        """The Hub's own split that serves as `split`, if any does."""
+        return {"train": self.train_split, "validation": self.validation_split, "test": self.test_split}[split]
+
+    def shares(self, given: Mapping[str, object]) -> dict[str, float]:
+        """The share of the training data to hold out for each split that `given` has nothing for."""
+        return {
+            "validation": 0.0 if given["validation"] is not None else self.validation_fraction,
+            "test": 0.0 if given["test"] is not None else self.test_fraction,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loading:
+    """How sequences are dealt out. `batch_size` sequences a device a step; `max_length` tokens a sequence.
+
+    `max_<split>_windows`: the number of windows of a split that are used at most, evenly spaced over it, the same ones
+    in every run. `pad_to_multiple`: null pads each batch to `max_length`; else to its longest sequence, rounded up to it.
+    """
+
+    batch_size: int = 8
+    max_length: int = 1024
+    seed: int = 0
+    num_workers: int = 0
+    drop_last: bool = False
+    max_train_windows: int | None = None
+    max_validation_windows: int | None = None
+    max_test_windows: int | None = None
+    pad_to_multiple: int | None = None
+
+    def __post_init__(self) -> None:
+        for key, least in (("batch_size", 1), ("max_length", 2), ("seed", 0), ("num_workers", 0)):
+            settings.whole(key, getattr(self, key), least)
+        for key in (*(f"max_{split}_windows" for split in SPLITS), "pad_to_multiple"):
+            settings.whole_or_none(key, getattr(self, key), 1)
+        settings.flag("drop_last", self.drop_last)
+
+    @property
+    def limits(self) -> dict[str, int | None]:
+        """The most windows of each split."""
+        return {split: getattr(self, f"max_{split}_windows") for split in SPLITS}
+
+
+def check_files(source: Source, splits: Splits) -> None:
+    """Raises DataConfigError where files that are named are not there, or of no known format."""
+    for key, path in splits.files(source).values():
+        if path is not None:
+            list_files(key, path, source.format)
+
+
+def gathered(module: object, flat: Mapping[str, Any], *values: Any) -> list[Any]:
+    """The values with the fields that `flat` gives replaced, in order; a field of two values is given to both.
+
+    Raises:
+        DataConfigError: a key is a field of none of them; the message names the nearest that is.
+    """
+    known = {field.name for value in values for field in fields(value)}
+    for key, value in flat.items():
+        if key not in known:
+            near = nearest(key, known)
+            said = f"is no setting of {type(module).__name__}.{did_you_mean(f'data.{near}' if near else None)}"
+            raise DataConfigError(key, value, f"{said} It takes {listed(known)}")
+    return [_replaced(value, flat) for value in values]
+
+
+def _replaced(value: Value, flat: Mapping[str, Any]) -> Value:
+    own = {field.name: flat[field.name] for field in fields(value) if field.name in flat}  # type: ignore[arg-type]
+    return replace(value, **own) if own else value  # type: ignore[type-var]
+
+
+def source_of(given: Source | str | None, default: Source) -> Source:
+    """The source that a data module is given as its first argument, where a text is a path."""
+    if given is None:
+        return default
+    return given if isinstance(given, Source) else replace(default, path=given)
