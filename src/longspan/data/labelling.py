@@ -61,6 +61,9 @@ class TokenLabellingDataModule(SequenceDataModule):
         **keys: Any,
     ):
         test_keys = {key[5:]: keys.pop(key) for key in TEST_KEYS if key in keys}
+        if (test_keys.get("path") is None) != (test_keys.get("genes_path") is None):
+            missing = "test_genes_path" if test_keys.get("genes_path") is None else "test_path"
+            raise DataConfigError(missing, None, "data.test_path (FASTA) and data.test_genes_path (BED) go together")
         if not isinstance(source, AnnotatedGenome):
             # all keys of a genome at once: a path and its genes are checked together
             keys = {"path": source, "genes_path": genes_path, "bundled": "h37rv"} | keys
@@ -74,8 +77,6 @@ class TokenLabellingDataModule(SequenceDataModule):
         if self.test_source.path and self.test_source.bundled:
             fix = "data.test_path is set too; set one of them to null"
             raise DataConfigError("test_bundled", self.test_source.bundled, fix)
-        if self.test_source.path and self.test_source.genes_path is None:
-            raise DataConfigError("test_genes_path", None, "data.test_path (FASTA) and data.test_genes_path (BED) go together")
         self.train_stride = settings.whole_or_none("train_stride", train_stride, 1) or self.max_length
         if self.train_stride > self.max_length:
             fix = f"leaves out bases; at most max_length = {self.max_length}"
