@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         SelectiveCopyDataModule,
     )
     from longspan.data.text import GenomeDataModule, TextDataModule
+    from longspan.data.values import Loading, Source, Splits
     from longspan.data.vocabulary import BYTES, NUCLEOTIDES, Vocabulary
 
 __all__ = [
@@ -29,10 +30,13 @@ __all__ = [
     "DataFileError",
     "GenomeDataModule",
     "InductionDataModule",
+    "Loading",
     "NeedleDataModule",
     "ResumeError",
     "SelectiveCopyDataModule",
     "SequenceClassificationDataModule",
+    "Source",
+    "Splits",
     "TextDataModule",
     "TokenLabellingDataModule",
     "Vocabulary",
@@ -41,7 +45,7 @@ _WHERE = {
     "AssociativeRecallDataModule": "synthetic", "InductionDataModule": "synthetic", "NeedleDataModule": "synthetic",
     "SelectiveCopyDataModule": "synthetic", "SequenceClassificationDataModule": "classification", "DataConfigError": "errors",
     "DataFileError": "errors", "ResumeError": "errors", "TokenLabellingDataModule": "labelling", "GenomeDataModule": "text",
-    "TextDataModule": "text", "BYTES": "vocabulary", "NUCLEOTIDES": "vocabulary", "Vocabulary": "vocabulary",
+    "TextDataModule": "text", "Loading": "values", "Source": "values", "Splits": "values", "BYTES": "vocabulary", "NUCLEOTIDES": "vocabulary", "Vocabulary": "vocabulary",
 }  # fmt: skip
 
 

@@ -10,10 +10,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from longspan.data.augment import BothStrands, RoundsSampler
 from longspan.data.batches import Collate
+from longspan.data.dropped import Dropped
 from longspan.data.errors import DataConfigError
 from longspan.data.genes import AnnotatedGenome
 from longspan.data.loader import EvaluationSampler, EvenBatches, ItemLists, ResumableLoader, TrainSampler, rank_and_world
@@ -45,6 +48,10 @@ class SequenceDataModule(pl.LightningDataModule):
         self.batch_size, self.max_length, self.seed = loading.batch_size, loading.max_length, loading.seed
         self.num_workers, self.drop_last, self.pad_to_multiple = loading.num_workers, loading.drop_last, loading.pad_to_multiple
         self.limits = loading.limits
+        if loading.reverse_complement and self.vocabulary.complement is None:
+            fix = f"{self.vocabulary.name} have no other strand; set data.vocabulary=nucleotides, or false"
+            raise DataConfigError("reverse_complement", True, fix)
+        self.dropped = Dropped()
         self.num_classes: int | None = None
         self.class_names: list[str] | None = None
         self.multi_label = False
@@ -119,6 +126,9 @@ class SequenceDataModule(pl.LightningDataModule):
         """Batches of the training split in an order of (seed, epoch); resumable inside an epoch."""
         rank, world = rank_and_world()
         data = self.split("train")
+        if self.loading.reverse_complement:
+            assert self.vocabulary.complement is not None  # refused in __init__ else
+            data = BothStrands(data, self.seed, self.vocabulary.complement, self.label_complement)
         loader = ResumableLoader(
             data,
             sampler=self._train_sampler(data, rank, world),
@@ -158,7 +168,12 @@ class SequenceDataModule(pl.LightningDataModule):
         raise DataConfigError("sequences", None, f"{type(self).__name__} makes its own sequences; it reads no texts")
 
     def _train_sampler(self, data: Dataset, rank: int, world: int) -> TrainSampler:
-        return TrainSampler(data, self.seed, rank, world)
+        return (RoundsSampler if isinstance(data, BothStrands) else TrainSampler)(data, self.seed, rank, world)
+
+    @property
+    def label_complement(self) -> np.ndarray | None:
+        """[K], what each label of a base is on the other strand; None where strands do not change labels."""
+        return None
 
     def _evaluation(self, name: str) -> DataLoader:
         rank, world = rank_and_world()

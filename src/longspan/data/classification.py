@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,13 +19,17 @@ from longspan.data import settings
 from longspan.data.base import SequenceDataModule
 from longspan.data.baselines import class_baselines, label_baselines
 from longspan.data.errors import DataConfigError, DataFileError, each
-from longspan.data.files import list_files
+from longspan.data.files import list_files, stem_of
 from longspan.data.hiv1 import Hiv1
-from longspan.data.labels import Labels, indicator, sort_classes
+from longspan.data.labels import ColumnsRule, LabelRule, Labels, indicator, sort_classes
 from longspan.data.readers import Row
 from longspan.data.sources import Columns, Document, read_documents, read_given, read_rows, read_split
 from longspan.data.splits import SPLITS, by_groups
 from longspan.data.values import Loading, Source, Splits, check_files, gathered, source_of
+
+# formats without columns, whose labels come from a table of their own or from the place of a file
+WITHOUT_COLUMNS = {"fasta", "genbank", "text", "lines"}
+DROP = "data.on_missing=drop leaves such out, and counts them"
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +121,7 @@ class SequenceClassificationDataModule(SequenceDataModule):
         settings.enough_groups(
             self.source.key, self.source.named, [example.group for example in pool],
             1 + sum(share > 0 for share in shares.values()), self.splits.group_column or "text",
+            [example.document.name for example in pool],
         )  # fmt: skip
         spread = indicator([example.labels for example in pool], self.class_names)
         chosen = by_groups([example.group for example in pool], spread, seed=self.seed, **shares)
@@ -126,7 +132,7 @@ class SequenceClassificationDataModule(SequenceDataModule):
         return sets
 
     def _load_predict(self) -> Dataset:
-        return self._given_set(read_given(self.source, self.vocabulary))
+        return self._given_set(read_given(self.source, self.vocabulary, self.dropped))
 
     def _given_set(self, documents: list[Document]) -> Dataset:
         return ExampleDataset(documents, None, self.max_length)
@@ -158,7 +164,10 @@ class SequenceClassificationDataModule(SequenceDataModule):
             return list(self.labels.class_names)
         if self._is_hiv1:
             return self.hiv1.classes([(example.labels, example.group) for example in examples])
-        names = sort_classes(name for example in examples for name in example.labels)
+        found = {name for example in examples for name in example.labels}
+        columns = self.labels.label_columns
+        # classes that are columns are in the columns' order
+        names = list(columns) if columns is not None and found <= set(columns) else sort_classes(found)
         if len(names) < (1 if self.multi_label else 2):
             fix = f"gives {len(names)} class(es) ({', '.join(names)}); nothing to learn"
             raise DataConfigError("label_column", self.labels.label_column, fix)
@@ -170,61 +179,112 @@ class SequenceClassificationDataModule(SequenceDataModule):
             return self._label(self._labelled_documents(key, path))
         if self._is_hiv1:
             return [Example(*genome) for genome in self.hiv1.labelled()] if split == "train" else None
-        documents = read_split(self.source, self.splits, split, self.vocabulary)
+        documents = read_split(self.source, self.splits, split, self.vocabulary, self.dropped)
         return None if documents is None else self._label(documents)
 
     def _labelled_documents(self, key: str, path: str) -> list[Document]:
         files = list_files(key, path, self.source.format)
-        if any(kind in ("text", "lines") for _, kind in files):
-            raise DataConfigError(key, path, "a text file has no labels; give CSV, TSV, JSONL, Parquet, or FASTA")
-        documents = read_documents(key, path, self.vocabulary, Columns.of(self.source), self.source.format)
-        fasta = {kind for _, kind in files} == {"fasta"}
-        if self.labels.labels_path is None:
-            if fasta:
-                fix = f"{path} is FASTA, which has no labels; name a CSV of {self.source.id_column or 'id'} and label"
-                raise DataConfigError("labels_path", None, fix)
+        kinds = {kind for _, kind in files}
+        documents = read_documents(key, path, self.vocabulary, self._columns, self.source.format)
+        if self.labels.labels_path is not None:
+            if not kinds <= WITHOUT_COLUMNS:
+                fix = f"only for FASTA and texts; {path} has columns of its own"
+                raise DataConfigError("labels_path", self.labels.labels_path, fix)
+            return self._join(documents, self.labels.labels_path)
+        if not kinds <= WITHOUT_COLUMNS or self.labels.label_from == "column":
             return documents
-        if not fasta:
-            raise DataConfigError("labels_path", self.labels.labels_path, f"only for FASTA; {path} has columns of its own")
-        return self._join(documents, self.labels.labels_path)
+        return [self._labelled_by_place(document, key, path, files) for document in documents]
+
+    @property
+    def _columns(self) -> Columns:
+        return Columns.of(self.source, self.dropped)
+
+    def _labelled_by_place(self, document: Document, key: str, path: str, files: list[tuple[Path, str]]) -> Document:
+        """The document with the name of its file, or of the folder below `path` that it is in, as its label.
+
+        Raises:
+            DataConfigError: `path` is no folder, or some files are in folders and some are not.
+        """
+        root = Path(path).expanduser()
+        if not root.is_dir():
+            kind = files[0][1]
+            fix = f"{path} is {kind.upper() if kind == 'fasta' else kind}, which has no labels; name a table of id and label"
+            raise DataConfigError("labels_path", None, f"{fix}, or a folder with a file or a folder a class by data.path")
+        deep = {len(file.relative_to(root).parts) > 1 for file, _ in files}
+        by = self.labels.label_from
+        if by == "auto":
+            by = "folder" if deep == {True} else "file"
+        if (by == "folder" and False in deep) or (by == "file" and len(deep) > 1):
+            loose = next(file for file, _ in files if len(file.relative_to(root).parts) == 1)
+            fix = f"some files are in folders and {loose.name} is not; put each class in a folder, or each in a file"
+            raise DataConfigError(key, path, fix)
+        if by == "file" and files[0][1] == "text":
+            fix = "a text file is one document, and no class; put each class in a folder, or set data.format=lines"
+            raise DataConfigError(key, path, fix)
+        file = Path(document.row.path)
+        label = file.relative_to(root).parts[0] if by == "folder" else stem_of(file)
+        row = document.row
+        return Document(
+            document.name, document.tokens, Row(row.path, row.line, {**row.values, self.labels.label_column: label})
+        )
 
     def _join(self, documents: list[Document], labels_path: str) -> list[Document]:
-        """FASTA records with their rows of the table of labels, by name; each must have the other.
+        """Records with their rows of the table of labels, by the first word of their names; each must have the other, or with
+        `on_missing` "drop" is left out without.
 
         Raises:
             DataFileError: a record without a row, a row without a record, or two rows of one record.
         """
-        id_column = self.source.id_column or "id"
+        rows = self._label_rows(labels_path)
+        names = [_first_word(document.row.values.get("id", document.name)) for document in documents]
+        drop = self.labels.on_missing == "drop"
+        unlabelled = [document for name, document in zip(names, documents, strict=True) if name not in rows]
+        if unlabelled and not drop:
+            row, more = unlabelled[0].row, f" (and {len(unlabelled) - 1} more such records)" if len(unlabelled) > 1 else ""
+            name = str(row.values.get("id", unlabelled[0].name))
+            raise DataFileError(row.path, row.line, f"record {name!r} has no row in {labels_path}{more}; {DROP}")
+        # with files of their own for validation and test, one table may label all of them
+        shared = self.splits.validation_path or self.splits.test_path
+        unknown = [] if shared else [row for name, row in rows.items() if name not in set(names)]
+        if unknown and not drop:
+            more = f" (and {len(unknown) - 1} more such rows)" if len(unknown) > 1 else ""
+            said = f"{self._id_of(unknown[0])!r} is no record of the FASTA that data.path names{more}; {DROP}"
+            raise DataFileError(unknown[0].path, unknown[0].line, said)
+        for what, left in (("records without a label", [d.row for d in unlabelled]), ("labels without a record", unknown)):
+            self.dropped.add(what, len(left), f"{left[0].path}, line {left[0].line}" if left else "")
+        joined = []
+        for name, document in zip(names, documents, strict=True):
+            if (row := rows.get(name)) is not None:
+                values = {**document.row.values, **row.values}
+                joined.append(Document(document.name, document.tokens, Row(row.path, row.line, values)))
+        return joined
+
+    def _id_of(self, row: Row) -> str:
+        return _first_word(row.get(self.source.id_column or ("id" if self.source.header else "1"), "id_column"))
+
+    def _label_rows(self, labels_path: str) -> dict[str, Row]:
+        """{first word of the id: row} of the table of labels; without a header its columns are the id and the label."""
         rows: dict[str, Row] = {}
         for file, kind in list_files("labels_path", labels_path):
-            for row in read_rows(file, kind):
-                name = str(row.get(id_column, "id_column"))
+            for row in read_rows(file, kind, self._columns):
+                if not self.source.header and self.labels.label_column not in row.values and "2" in row.values:
+                    row = Row(row.path, row.line, {**row.values, self.labels.label_column: row.values["2"]})
+                name = self._id_of(row)
                 if name in rows:
                     raise DataFileError(row.path, row.line, f"{name!r} has a label on line {rows[name].line} already")
                 rows[name] = row
-        joined = []
-        for document in documents:
-            name = str(document.row.values["id"])
-            if name not in rows:
-                where = document.row
-                raise DataFileError(where.path, where.line, f"record {name!r} has no row in {labels_path}")
-            joined.append(Document(document.name, document.tokens, rows[name]))
-        known = {str(document.row.values["id"]) for document in documents}
-        for name, row in rows.items():
-            # with files of their own for validation and test, one table may label all of them
-            if name not in known and not (self.splits.validation_path or self.splits.test_path):
-                raise DataFileError(row.path, row.line, f"{name!r} is no record of the FASTA that data.path names")
-        return joined
+        return rows
 
     def _label(self, documents: list[Document]) -> list[Example]:
-        return each(documents, self._example)
+        rule = self.labels.rule([document.row for document in documents])
+        return each(documents, lambda document: self._example(document, rule))
 
-    def _example(self, document: Document) -> Example:
+    def _example(self, document: Document, rule: LabelRule | ColumnsRule) -> Example:
         if self.splits.group_column is None:
             group: str | bytes = hashlib.sha256(document.tokens.tobytes()).digest()
         else:
             group = str(document.row.get(self.splits.group_column, "group_column"))
-        return Example(document, self.labels.rule.read(document.row), group)
+        return Example(document, rule.read(document.row), group)
 
     def class_counts(self) -> tuple[np.ndarray, int | None]:
         """Training sequences of each class, [K]; with several labels a sequence also how many sequences there are."""
@@ -264,4 +324,10 @@ class SequenceClassificationDataModule(SequenceDataModule):
                 "cut": sum(len(document.tokens) > self.max_length for document in data.documents),
                 "classes": dict(zip(self.class_names or (), counts.astype(int).tolist(), strict=True)),
             }
+        if self.dropped.counts:
+            told["left_out"] = dict(self.dropped.counts)
         return json.loads(json.dumps(told))
+
+
+def _first_word(name: object) -> str:
+    return (str(name).split() or [""])[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from os import PathLike
 from typing import TypeVar
@@ -29,7 +30,7 @@ def each(items: Iterable[Item], read: Callable[[Item], Result]) -> list[Result]:
     """`read` of each item of a file.
 
     Raises:
-        DataFileError: the first that `read` raised, with how many more lines are wrong.
+        DataFileError: the first that `read` raised, with how many more lines are wrong, and the first of each other kind.
     """
     results, wrong = [], []
     for item in items:
@@ -39,9 +40,18 @@ def each(items: Iterable[Item], read: Callable[[Item], Result]) -> list[Result]:
             wrong.append(error)
     if wrong:
         first = min(wrong, key=lambda error: error.line or 0)
-        more = f" (and {len(wrong) - 1} more such line{'s' if len(wrong) > 2 else ''})" if len(wrong) > 1 else ""
-        raise DataFileError(first.path, first.line, f"{first.reason}{more}") from first
+        more = f"{len(wrong) - 1} more such line{'s' if len(wrong) > 2 else ''}" if len(wrong) > 1 else ""
+        kinds = {_kind(error): error for error in sorted(wrong, key=lambda error: error.line or 0, reverse=True)}
+        others = sorted((error.line or 0, error.reason) for kind, error in kinds.items() if kind != _kind(first))
+        if others:
+            more += "; of other kinds first " + "; ".join(f"line {line}: {reason}" for line, reason in others[:3])
+        raise DataFileError(first.path, first.line, f"{first.reason} (and {more})" if more else first.reason) from first
     return results
+
+
+def _kind(error: DataFileError) -> str:
+    """The reason without its names and numbers: lines with the same mistake have the same."""
+    return re.sub(r"'[^']*'|\"[^\"]*\"|\d+", "_", error.reason)
 
 
 class DataConfigError(ValueError):

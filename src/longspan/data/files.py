@@ -20,13 +20,17 @@ SUFFIXES: dict[str, tuple[str, ...]] = {
     "csv": (".csv",),
     "tsv": (".tsv",),
     "parquet": (".parquet",),
-    "fasta": (".fa", ".fasta", ".fna", ".fas"),
+    "fasta": (".fa", ".fasta", ".fna", ".ffn", ".faa", ".fsa", ".frn", ".fas"),
+    "genbank": (".gb", ".gbk", ".gbff", ".genbank"),
     "bed": (".bed",),
+    "gff3": (".gff3", ".gff"),
+    "gtf": (".gtf",),
 }
 # "lines" has no suffix of its own: a text file in which every line is a document
 FORMATS = ("text", "lines", "jsonl", "csv", "tsv", "parquet", "fasta")
-# {suffix: what opens it}
-_OPENERS: dict[str, Callable[..., Any]] = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}
+ANNOTATION = ("bed", "gff3", "gtf")  # formats that hold no sequence
+# {suffix: what opens it; .bgz is gzip in blocks}
+_OPENERS: dict[str, Callable[..., Any]] = {".xz": lzma.open, ".gz": gzip.open, ".bgz": gzip.open, ".bz2": bz2.open}
 COMPRESSION = tuple(_OPENERS)
 # Sequences and texts shrink 3 to 30 times; what shrinks more than MOST_TIMES is a file made to fill the memory. It is told
 # once FREE bytes are read, so that small repetitive files pass.
@@ -42,8 +46,15 @@ def format_of(path: str | Path) -> str | None:
     return next((name for name, known in SUFFIXES.items() if last in known), None)
 
 
+def stem_of(path: str | Path) -> str:
+    """A file's name without the suffixes of its compression and format: `ecoli.v2.fna.gz` -> "ecoli.v2"."""
+    path = Path(path)
+    path = path.with_suffix("") if path.suffix.lower() in COMPRESSION else path
+    return path.stem
+
+
 def read_bytes(path: str | Path) -> bytes:
-    """A file's content, decompressed by its suffix (.xz, .gz, .bz2), without the byte order mark that some editors put first.
+    """A file's content, decompressed by its suffix (.xz, .gz, .bgz, .bz2), without the byte order mark of some editors.
 
     Raises:
         DataFileError: the file cannot be opened, is empty or UTF-16, its compression is damaged, or it unpacks to more
@@ -122,7 +133,7 @@ def list_files(key: str, path: str | Path, format: str | None = None) -> list[tu
     named = []
     for file in found:
         kind = format or format_of(file)
-        if kind is None or (kind == "bed" and format is None):
+        if kind is None or (kind in ANNOTATION and format is None):
             raise DataConfigError(
                 key,
                 text,

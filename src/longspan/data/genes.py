@@ -1,6 +1,6 @@
-"""From genes on a genome to a label for every base.
+"""From features on a genome, such as genes, to a label for every base.
 
-Labels: 0 no gene, 1 a gene on the + strand, 2 a gene on the - strand.
+Labels of genes: 0 no gene, 1 a gene on the + strand, 2 a gene on the - strand.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,25 +17,65 @@ from longspan.data import settings
 from longspan.data.batches import IGNORED
 from longspan.data.errors import DataConfigError, DataFileError, each
 from longspan.data.files import list_files
-from longspan.data.readers import FastaRecord, Interval, read_bed, read_fasta
+from longspan.data.readers import ANNOTATIONS, FastaRecord, Interval, read_annotation, read_fasta, read_genbank
+from longspan.data.vocabulary import NUCLEOTIDES, Vocabulary
 
 CLASS_NAMES = ["no gene", "gene on +", "gene on -"]
-OVERLAPS = ("ignore", "first")
+OVERLAPS = ("ignore", "first", "listed")
+MOST_FEATURES = 60  # labels are kept in a byte
 
 
 @dataclass(frozen=True, kw_only=True)
 class Annotation:
-    """How genes become labels. `overlap`: what a base in genes of both strands is, see `label_bases`."""
+    """How features become labels.
 
+    `features`: the kinds to label, in GFF3, GTF and GenBank their type, in BED the name in column 4; None: genes.
+    `strands`: each kind has a class a strand, else one. `overlap`: what a base in several is, see `label_bases`.
+    `genes_format`: bed, gff3, gtf or genbank; None: told by the suffix. `on_missing`: what becomes of features on
+    sequences that the FASTA does not have: "error", or "drop", counted and printed.
+    """
+
+    features: Sequence[str] | None = None
+    strands: bool = True
     overlap: str = "ignore"
+    genes_format: str | None = None
+    on_missing: str = "error"
 
     def __post_init__(self) -> None:
+        settings.flag("strands", self.strands)
         settings.choice("overlap", self.overlap, OVERLAPS)
+        settings.choice("on_missing", self.on_missing, settings.MISSING)
+        if self.genes_format is not None:
+            settings.choice("genes_format", self.genes_format, ANNOTATIONS)
+        if self.features is not None:
+            names = [settings.text("features", name) for name in self.features]
+            if not 1 <= len(set(names)) == len(names) <= MOST_FEATURES:
+                raise DataConfigError("features", names, f"give 1 to {MOST_FEATURES} kinds of features, each once")
+            object.__setattr__(self, "features", tuple(names))
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of features."""
+        return ("gene",) if self.features is None else tuple(self.features)
+
+    @property
+    def class_names(self) -> list[str]:
+        """The names of the labels, from 0."""
+        first = "no gene" if self.features is None else "no feature"
+        if not self.strands:
+            return [first, *self.kinds]
+        return [first, *(f"{kind} on {strand}" for kind in self.kinds for strand in "+-")]
+
+    def label(self, gene: Interval) -> int:
+        """The label of a base in that feature alone."""
+        place = self.kinds.index(gene.kind)
+        return 1 + place if not self.strands else 1 + 2 * place + (gene.strand == "-")
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnnotatedGenome:
-    """A genome and where its genes are: `path` (FASTA: a file, folder or glob) and `genes_path` (BED6), else a `bundled` one.
+    """A genome and where its features are: `path` (FASTA: a file, folder or glob) and `genes_path` (BED, GFF3, GTF or
+    GenBank); or `path` alone (GenBank, which has both); else a `bundled` one.
 
     `prefix`: what the keys of the configuration have before these names.
     """
@@ -42,6 +83,7 @@ class AnnotatedGenome:
     path: str | None = None
     genes_path: str | None = None
     bundled: str | None = None
+    vocabulary: str = "nucleotides"
     prefix: str = ""
 
     def __post_init__(self) -> None:
@@ -49,8 +91,8 @@ class AnnotatedGenome:
         settings.text_or_none(f"{self.prefix}genes_path", self.genes_path)
         if self.path is not None:
             for file, kind in list_files(f"{self.prefix}path", self.path):
-                if kind != "fasta":
-                    fix = f"{file} is of format {kind}; labelling of bases needs FASTA (.fa, .fasta)"
+                if kind not in ("fasta", "genbank"):
+                    fix = f"{file} is of format {kind}; labelling of bases needs FASTA (.fa, .fasta) or GenBank"
                     raise DataConfigError(f"{self.prefix}path", self.path, fix)
         elif self.bundled is not None:
             settings.choice(f"{self.prefix}bundled", self.bundled, tuple(shipped.GENOMES))
@@ -59,7 +101,9 @@ class AnnotatedGenome:
             if self.path is None:
                 raise DataConfigError(key, self.genes_path, f"set data.{self.prefix}path to the FASTA that these genes are on")
             if not Path(self.genes_path).expanduser().is_file():
-                raise DataConfigError(key, self.genes_path, f"no such file (looked in {Path.cwd()}); name a BED6 file")
+                raise DataConfigError(
+                    key, self.genes_path, f"no such file (looked in {Path.cwd()}); name a BED, GFF3, GTF or GenBank file"
+                )
 
     @property
     def key(self) -> str:
@@ -77,67 +121,101 @@ class AnnotatedGenome:
     def __str__(self) -> str:
         return self.path or f"bundled {self.bundled}"
 
-    def records(self) -> list[FastaRecord]:
+    def records(self, vocabulary: Vocabulary = NUCLEOTIDES) -> list[FastaRecord]:
         """The records of all files; their names must differ, since genes name them.
 
         Raises:
             DataFileError: a file is malformed, or a name is in two files.
         """
         if self.path is None:
-            return read_fasta(shipped.GENOMES[str(self.bundled)][0])
+            return read_fasta(shipped.GENOMES[str(self.bundled)][0], vocabulary)
         records: dict[str, FastaRecord] = {}
-        for file, _ in list_files(f"{self.prefix}path", self.path):
-            for record in read_fasta(file):
+        for file, kind in list_files(f"{self.prefix}path", self.path):
+            for record in read_fasta(file, vocabulary) if kind == "fasta" else read_genbank(file).sequences(vocabulary):
                 if record.name in records:
                     other = records[record.name].path
                     raise DataFileError(file, record.line, f"record {record.name!r} is in {other} already")
                 records[record.name] = record
         return list(records.values())
 
-    def genes(self) -> list[Interval]:
-        """Its genes.
+    def genes(self, annotation: Annotation) -> list[Interval]:
+        """Its features of the kinds that `annotation` asks for.
 
         Raises:
             DataConfigError: no file of them is named.
-            DataFileError: the file is malformed.
+            DataFileError: the file is malformed, or has none of a kind.
         """
+        wanted: dict[str, Any] = {"features": annotation.features, "strands": annotation.strands}
         if self.path is None:
-            return read_bed(shipped.GENOMES[str(self.bundled)][1])
-        if self.genes_path is None:
-            key = f"{self.prefix}genes_path"
-            raise DataConfigError(key, None, "your own FASTA needs its genes here; name a BED6 file")
-        return read_bed(Path(self.genes_path).expanduser())
+            return read_annotation(shipped.GENOMES[str(self.bundled)][1], **wanted)
+        if self.genes_path is not None:
+            return read_annotation(Path(self.genes_path).expanduser(), format=annotation.genes_format, **wanted)
+        files = list_files(f"{self.prefix}path", self.path)
+        if all(kind == "genbank" for _, kind in files):
+            return [gene for file, _ in files for gene in read_annotation(file, **wanted)]
+        fix = "your own FASTA needs its genes here; name a BED, GFF3, GTF or GenBank file"
+        raise DataConfigError(f"{self.prefix}genes_path", None, fix)
 
 
-def label_bases(records: Sequence[FastaRecord], genes: Sequence[Interval], overlap: str) -> list[np.ndarray]:
+def on_records(records: Sequence[FastaRecord], genes: Sequence[Interval], on_missing: str) -> tuple[list[Interval], int]:
+    """The features whose sequence is there, and how many are left out; "error" leaves out none, and `label_bases` refuses."""
+    if on_missing == "error":
+        return list(genes), 0
+    known = {record.name for record in records}
+    kept = [gene for gene in genes if gene.chrom in known]
+    return kept, len(genes) - len(kept)
+
+
+def label_bases(
+    records: Sequence[FastaRecord], genes: Sequence[Interval], overlap: str, annotation: Annotation | None = None
+) -> list[np.ndarray]:
     """A label for each base of each record, int8 [bases] a record.
 
-    A base in several genes of one strand has that strand's label. A base in genes of both strands has two right
-    answers: with `overlap` "ignore" it is labelled -100, and neither trained on nor scored; with "first" it has the
-    strand of the gene that begins first (of two that begin together, the longer).
+    A base in several features of one label has that label. A base in features of several labels (genes of both strands)
+    has several right answers: with `overlap` "ignore" it is labelled -100, and neither trained on nor scored; with
+    "first" it has the label of the feature that begins first (of two that begin together, the longer); with "listed"
+    that of the kind that comes first in `annotation.features`, and -100 only between the strands of one kind.
 
     Raises:
-        DataFileError: a gene is on a sequence that is not there, or reaches past its end; with the line in the BED.
+        DataFileError: a feature is on a sequence that is not there, or reaches past its end; with its line.
     """
+    annotation = annotation or Annotation()
     place = {record.name: index for index, record in enumerate(records)}
     sizes = {record.name: len(record) for record in records}
     each(genes, lambda gene: _check_fits(gene, sizes))
     labels = [np.zeros(len(record), dtype=np.int8) for record in records]
-    # from the last to the first, so that for "first" the earlier gene is written over the later one
-    for gene in sorted(genes, key=lambda gene: (gene.start, -gene.end), reverse=True):
+    # from the last to the first, so that for "first" the earlier feature is written over the later one
+    ordered = sorted(genes, key=lambda gene: (gene.start, -gene.end), reverse=True)
+    if overlap == "listed":
+        for kind in reversed(annotation.kinds):
+            own = [np.zeros(len(record), dtype=np.int8) for record in records]
+            _write([gene for gene in ordered if gene.kind == kind], own, place, annotation, "ignore")
+            for below, above in zip(labels, own, strict=True):
+                np.copyto(below, above, where=above != 0)
+    else:
+        _write(ordered, labels, place, annotation, overlap)
+    return labels
+
+
+def _write(
+    genes: Sequence[Interval], labels: list[np.ndarray], place: dict[str, int], annotation: Annotation, overlap: str
+) -> None:
+    for gene in genes:
         part = labels[place[gene.chrom]][gene.start : gene.end]
-        label = 1 if gene.strand == "+" else 2
+        label = annotation.label(gene)
         if overlap == "ignore":
             part[:] = np.where((part == 0) | (part == label), label, IGNORED)
         else:
             part[:] = label
-    return labels
 
 
 def _check_fits(gene: Interval, sizes: dict[str, int]) -> None:
     if gene.chrom not in sizes:
         names = ", ".join(list(sizes)[:5]) + (", ..." if len(sizes) > 5 else "")
-        raise DataFileError(gene.path, gene.line, f"sequence {gene.chrom!r} is not in the FASTA, which has {names}")
+        reason = (
+            f"sequence {gene.chrom!r} is not in the FASTA, which has {names}; data.on_missing=drop leaves such features out"
+        )
+        raise DataFileError(gene.path, gene.line, reason)
     if gene.end > sizes[gene.chrom]:
         reason = f"end {gene.end} is past the end of {gene.chrom!r}, which has {sizes[gene.chrom]} bases"
         raise DataFileError(gene.path, gene.line, reason)

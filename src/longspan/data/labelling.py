@@ -16,11 +16,12 @@ from longspan.data.base import SequenceDataModule
 from longspan.data.baselines import class_baselines
 from longspan.data.corpus import Corpus, Region, WindowDataset, cut_windows
 from longspan.data.errors import DataConfigError
-from longspan.data.genes import CLASS_NAMES, AnnotatedGenome, Annotation, label_bases
+from longspan.data.genes import AnnotatedGenome, Annotation, label_bases, on_records
 from longspan.data.readers import FastaRecord, Interval
 from longspan.data.sources import Document
-from longspan.data.splits import SPLITS, by_position
+from longspan.data.splits import SPLITS, by_chromosome
 from longspan.data.values import Loading, Shares, gathered
+from longspan.data.vocabulary import LETTERS
 
 # keys of the genome that is tested on
 TEST_KEYS = ("test_path", "test_genes_path", "test_bundled")
@@ -30,10 +31,10 @@ class TokenLabellingDataModule(SequenceDataModule):
     """{"tokens": [B, T], "lengths": [B], "labels": [B, T] int64, -100 for padding and for bases not to be scored}.
 
     Labels: 0 no gene, 1 a gene on +, 2 a gene on -. A base in genes of both strands is not scored (`overlap`
-    "ignore"), or has the strand of the gene that begins first ("first").
+    "ignore"), or has the strand of the gene that begins first ("first"). `Annotation` asks for other features.
 
-    Where from: `path` (FASTA: a file, folder or glob) and `genes_path` (BED6), else the `bundled` genome ("h37rv",
-    "msmeg"). All records are laid end to end; the last `test_fraction` of them is held out for the test, the
+    Where from: `path` (FASTA: a file, folder or glob) and `genes_path` (BED, GFF3, GTF, GenBank), else the `bundled`
+    genome ("h37rv", "msmeg"). All records are laid end to end; the last `test_fraction` of them is held out for the test, the
     `validation_fraction` before it for validation, each contiguous, and no window crosses a border. With `test_path`
     and `test_genes_path`, or `test_bundled`, the test is on another genome, and none of the first is kept for it.
 
@@ -71,7 +72,7 @@ class TokenLabellingDataModule(SequenceDataModule):
         given = splits or Shares(), annotation or Annotation(), loading or Loading(batch_size=4, max_length=4096)
         self.source, self.splits, self.annotation, loading = gathered(self, keys, source, *given)
         (self.test_source,) = gathered(self, test_keys, test or AnnotatedGenome(prefix="test_"))
-        super().__init__("nucleotides", loading)
+        super().__init__(settings.choice("vocabulary", self.source.vocabulary, LETTERS[:2]), loading)
         if not self.source:
             settings.bundled(None, tuple(shipped.GENOMES), named=False)
         if self.test_source.path and self.test_source.bundled:
@@ -81,23 +82,27 @@ class TokenLabellingDataModule(SequenceDataModule):
         if self.train_stride > self.max_length:
             fix = f"leaves out bases; at most max_length = {self.max_length}"
             raise DataConfigError("train_stride", train_stride, fix)
-        self.class_names, self.num_classes = list(CLASS_NAMES), len(CLASS_NAMES)
+        self.class_names = self.annotation.class_names
+        self.num_classes = len(self.class_names)
 
     def _load(self) -> dict[str, WindowDataset]:
-        genes = self.source.genes()  # asked for first: that none are named is known before a genome is read
-        records = self.source.records()
+        genes = self.source.genes(self.annotation)  # asked for first: that none are named is known before a genome is read
+        records = self.source.records(self.vocabulary)
         sizes = [len(record) for record in records]
         shares = self.splits.validation_fraction, 0.0 if self.test_source else self.splits.test_fraction
-        corpus, parts = self._corpus(records, genes), by_position(sizes, *shares)
+        corpus = self._corpus(records, genes)
+        parts = by_chromosome(corpus.names, sizes, self.splits, *shares)
         sets = {split: self._windows(split, corpus, parts[split]) for split in SPLITS}
         if self.test_source:
-            sets["test"] = self._whole("test", self.test_source.records(), self.test_source.genes())
+            sets["test"] = self._whole(
+                "test", self.test_source.records(self.vocabulary), self.test_source.genes(self.annotation)
+            )
         return sets
 
     def _load_predict(self) -> WindowDataset:
         if self.source.path is None:
             raise DataConfigError("path", None, "prediction reads your own files; set data.path to a FASTA file")
-        return self._whole("predict", self.source.records(), None)
+        return self._whole("predict", self.source.records(self.vocabulary), None)
 
     def _given_set(self, documents: list[Document]) -> WindowDataset:
         return self._whole("predict", [FastaRecord(d.name, "", d.tokens, d.row.path, d.row.line) for d in documents], None)
@@ -107,9 +112,15 @@ class TokenLabellingDataModule(SequenceDataModule):
         return self._windows(split, corpus, [(index, 0, len(record)) for index, record in enumerate(records)])
 
     def _corpus(self, records: list[FastaRecord], genes: list[Interval] | None) -> Corpus:
-        labels = None if genes is None else label_bases(records, genes, self.annotation.overlap)
-        names = [record.name for record in records]
-        return Corpus.build([record.tokens for record in records], names, self.vocabulary, labels=labels)
+        labels = None
+        if genes is not None:
+            kept, left_out = on_records(records, genes, self.annotation.on_missing)
+            names = {record.name for record in records}
+            first = next((f"{gene.path}, line {gene.line}" for gene in genes if gene.chrom not in names), "")
+            self.dropped.add("features on sequences that the FASTA does not have", left_out, first)
+            labels = label_bases(records, kept, self.annotation.overlap, self.annotation)
+        ids = [record.name for record in records]
+        return Corpus.build([record.tokens for record in records], ids, self.vocabulary, labels=labels)
 
     def _windows(self, split: str, corpus: Corpus, regions: list[Region]) -> WindowDataset:
         stride = self.train_stride if split == "train" else self.max_length
@@ -119,7 +130,7 @@ class TokenLabellingDataModule(SequenceDataModule):
         """Bases of each class in a split's windows, [3]."""
         data = self.split(split)
         assert isinstance(data, WindowDataset)
-        total = np.zeros(len(CLASS_NAMES), dtype=np.int64)
+        total = np.zeros(self.num_classes or 0, dtype=np.int64)
         for index in range(len(data)):
             labels = data[index]["labels"]
             total += np.bincount(labels[labels >= 0], minlength=len(total))
@@ -150,6 +161,16 @@ class TokenLabellingDataModule(SequenceDataModule):
             told[split] = {
                 "windows": len(data),
                 "bases": data.token_count,
-                "classes": dict(zip(CLASS_NAMES, counts.tolist(), strict=True)),
+                "classes": dict(zip(self.class_names or (), counts.tolist(), strict=True)),
             }
+        if self.dropped.counts:
+            told["left_out"] = dict(self.dropped.counts)
         return json.loads(json.dumps(told))
+
+    @property
+    def label_complement(self) -> np.ndarray | None:
+        """[K]: a feature on + is on - of the other strand."""
+        if not self.annotation.strands:
+            return None
+        labels = np.arange(self.num_classes or 0)
+        return np.where(labels == 0, 0, labels + np.where(labels % 2 == 1, 1, -1))

@@ -20,16 +20,33 @@ class Labels:
 
     `multi_label`: a row may have several, in a list, or in a text with `label_separator` between them. `class_names`:
     the classes and their order, as a trained model needs them; None: all that occur, sorted.
+
+    `label_columns`: several labels a row, in columns of their own: each holds 0 or 1 (true or false, yes or no) for the
+    class it is named after, or each holds the name of one, or nothing. `label_from`: where labels are for a folder of
+    FASTA or texts: "file" (a file a class), "folder" (a folder a class), "column" (the table of `labels_path`), or "auto".
+    `on_missing`: what becomes of records without a label and labels without a record: "error", or "drop", counted and
+    printed.
     """
 
     label_column: str = "label"
+    label_columns: Sequence[str] | None = None
+    label_from: str = "auto"
+    on_missing: str = "error"
     labels_path: str | None = None
     multi_label: bool = False
     label_separator: str = "|"
     class_names: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
-        settings.text("label_column", self.label_column)
+        object.__setattr__(self, "label_column", settings.column("label_column", self.label_column))
+        settings.choice("label_from", self.label_from, ("auto", "column", "file", "folder"))
+        settings.choice("on_missing", self.on_missing, settings.MISSING)
+        if self.label_columns is not None:
+            columns = tuple(str(settings.column("label_columns", name)) for name in self.label_columns)
+            if len(set(columns)) < max(len(columns), 1):
+                raise DataConfigError("label_columns", list(columns), "give at least one column, each once")
+            object.__setattr__(self, "label_columns", columns)
+            object.__setattr__(self, "multi_label", True)
         settings.text("label_separator", self.label_separator)
         settings.flag("multi_label", self.multi_label)
         if settings.text_or_none("labels_path", self.labels_path) is not None:
@@ -40,10 +57,47 @@ class Labels:
                 raise DataConfigError("class_names", list(self.class_names), "a name is there twice")
             object.__setattr__(self, "class_names", names)
 
-    @property
-    def rule(self) -> LabelRule:
-        """How a label is read from a row."""
-        return LabelRule(self.label_column, self.multi_label, self.label_separator)
+    def rule(self, rows: Sequence[Row]) -> LabelRule | ColumnsRule:
+        """How labels are read from these rows.
+
+        Raises:
+            DataFileError: a row lacks one of `label_columns`.
+        """
+        if self.label_columns is None:
+            return LabelRule(self.label_column, self.multi_label, self.label_separator)
+        columns = tuple(self.label_columns)
+        values = [value for row in rows for column in columns if (value := row.present(column, "label_columns")) is not None]
+        return ColumnsRule(columns, flags=all(flag_of(value) is not None for value in values))
+
+
+FLAGS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False, "": False}
+
+
+def flag_of(value: Any) -> bool | None:
+    """Whether a value says yes or no; None where it says neither."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return FLAGS.get(str(value).strip().lower())
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnsRule:
+    """Labels in columns of their own: `flags`, each says whether a row has the class it is named after; else each names one."""
+
+    columns: tuple[str, ...]
+    flags: bool
+
+    def read(self, row: Row) -> tuple[str, ...]:
+        """A row's class names.
+
+        Raises:
+            DataFileError: a column is not there.
+        """
+        values = {column: row.present(column, "label_columns") for column in self.columns}
+        if self.flags:
+            return tuple(column for column, value in values.items() if value is not None and flag_of(value))
+        names = [str(value).strip() for value in values.values() if value is not None]
+        return tuple(dict.fromkeys(name for name in names if name))
 
 
 @dataclass(frozen=True, slots=True)

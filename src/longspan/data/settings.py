@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from longspan.data.errors import DataConfigError
 from longspan.values import is_number, is_whole
 
+# what becomes of what has no partner, or of an empty text
+MISSING = ("error", "drop")
+
 
 def whole(key: str, value: object, minimum: int) -> int:
     """A whole number of at least `minimum`."""
@@ -53,15 +56,25 @@ def text_or_none(key: str, value: object) -> str | None:
     return None if value is None else text(key, value)
 
 
-def enough_groups(key: str, source: object, groups: Sequence[object], wanted: int, what: str) -> None:
-    """Refuses data of fewer groups than there are splits to make of it: equal ones never go to two splits."""
+def column(key: str, value: object) -> str | None:
+    """A column's name, or its number where a table has no header; or None."""
+    return str(value) if is_whole(value, 1) else text_or_none(key, value)
+
+
+def enough_groups(
+    key: str, source: object, groups: Sequence[object], wanted: int, what: str, names: Sequence[str] | None = None
+) -> None:
+    """Refuses data of fewer groups than there are splits to make of it: equal ones never go to two splits.
+
+    `names` of the documents, some of which are named where they are equal.
+    """
     different = len(set(groups))
     if different < wanted:
         few = f"its {len(groups)} documents are only {different} different {what}{'s' if different != 1 else ''}"
-        raise DataConfigError(
-            key, source, f"{few}, and equal ones stay in one of the {wanted} splits; give more data, "
-            "or data.validation_path and data.test_path",
-        )  # fmt: skip
+        alike = [name for name, group in zip(names or (), groups, strict=False) if groups.count(group) > 1][:3]
+        said = f" ({', '.join(alike)}{', ...' if len(alike) == 3 else ''} equal others)" if alike else ""
+        fix = f"{few}{said}, and equal ones stay in one of the {wanted} splits; give more data, "
+        raise DataConfigError(key, source, f"{fix}or data.validation_path and data.test_path")
 
 
 def bundled(value: object, options: Sequence[str], named: bool = True) -> str:

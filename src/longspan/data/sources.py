@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from longspan.data.dropped import Dropped
 from longspan.data.errors import DataConfigError, DataFileError
-from longspan.data.files import list_files
-from longspan.data.readers import Row, read_csv, read_fasta, read_hub, read_jsonl, read_lines, read_parquet, read_text
+from longspan.data.files import list_files, stem_of
+from longspan.data.readers import (
+    Row,
+    read_csv,
+    read_fasta,
+    read_genbank,
+    read_hub,
+    read_jsonl,
+    read_lines,
+    read_parquet,
+    read_text,
+)
 from longspan.data.values import Source, Splits
-from longspan.data.vocabulary import INVALID, Vocabulary
+from longspan.data.vocabulary import INVALID, LETTERS, Vocabulary
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,15 +38,21 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Where in a table the text and the name of a document are; `name` None numbers the rows."""
+    """Where in a table the text and the name of a document are; `name` None numbers the rows. How tables are read, and
+    where what is left out of them is counted: see `Source`.
+    """
 
     text: str = "text"
     name: str | None = None
+    delimiter: str | None = None
+    header: bool = True
+    on_empty: str = "error"
+    dropped: Dropped = field(default_factory=Dropped, compare=False)
 
     @classmethod
-    def of(cls, source: Source) -> Columns:
+    def of(cls, source: Source, dropped: Dropped) -> Columns:
         """Those of the configuration."""
-        return cls(source.text_column, source.id_column)
+        return cls(source.text_column, source.id_column, source.delimiter, source.header, source.on_empty, dropped)
 
 
 def read_documents(
@@ -59,7 +76,7 @@ def read_documents(
     return documents
 
 
-def read_given(source: Source, vocabulary: Vocabulary) -> list[Document]:
+def read_given(source: Source, vocabulary: Vocabulary, dropped: Dropped) -> list[Document]:
     """The documents of the user's own files, to predict on.
 
     Raises:
@@ -67,10 +84,10 @@ def read_given(source: Source, vocabulary: Vocabulary) -> list[Document]:
     """
     if source.path is None:
         raise DataConfigError("path", None, "prediction reads your own files; set data.path")
-    return read_documents("path", source.path, vocabulary, Columns.of(source), source.format)
+    return read_documents("path", source.path, vocabulary, Columns.of(source, dropped), source.format)
 
 
-def read_split(source: Source, splits: Splits, split: str, vocabulary: Vocabulary) -> list[Document] | None:
+def read_split(source: Source, splits: Splits, split: str, vocabulary: Vocabulary, dropped: Dropped) -> list[Document] | None:
     """The documents that files or a split of the Hub give for a split; None where it is to be held out of the training data.
 
     Raises:
@@ -78,14 +95,14 @@ def read_split(source: Source, splits: Splits, split: str, vocabulary: Vocabular
     """
     key, path = splits.files(source)[split]
     if path is not None:
-        return read_documents(key, path, vocabulary, Columns.of(source), source.format)
+        return read_documents(key, path, vocabulary, Columns.of(source, dropped), source.format)
     hub_split = splits.hub(split)
     if not source.name or hub_split is None:
         return None
-    return rows_to_documents(read_hub(source.name, source.subset, hub_split), vocabulary, Columns.of(source))
+    return rows_to_documents(read_hub(source.name, source.subset, hub_split), vocabulary, Columns.of(source, dropped))
 
 
-def read_rows(file: Path, kind: str) -> list[Row]:
+def read_rows(file: Path, kind: str, columns: Columns | None = None) -> list[Row]:
     """The rows of a table in a file of format `kind`.
 
     Raises:
@@ -94,7 +111,8 @@ def read_rows(file: Path, kind: str) -> list[Row]:
     if kind == "jsonl":
         return read_jsonl(file)
     if kind in ("csv", "tsv"):
-        return read_csv(file, "," if kind == "csv" else "\t")
+        columns = columns or Columns()
+        return read_csv(file, columns.delimiter, usual="," if kind == "csv" else "\t", header=columns.header)
     if kind == "parquet":
         return read_parquet(file)
     raise DataFileError(file, None, f"a file of format {kind} has no columns; take CSV, TSV, JSONL or Parquet")
@@ -107,10 +125,15 @@ def rows_to_documents(rows: Iterable[Row], vocabulary: Vocabulary, columns: Colu
         DataFileError: a row has no text in the column, or a character outside the vocabulary.
     """
     documents = []
+    empty: list[Row] = []
     for number, row in enumerate(rows):
+        if columns.on_empty == "drop" and row.values.get(columns.text, 0) in ("", None):
+            empty.append(row)
+            continue
         name = number if columns.name is None else row.get(columns.name, "id_column")
         data = row.text(columns.text).encode("utf-8")
         documents.append(Document(f"{prefix}{name}", _encode(data, vocabulary, row.path, row.line), row))
+    columns.dropped.add("rows without text", len(empty), f"{empty[0].path}, line {empty[0].line}" if empty else "")
     return documents
 
 
@@ -137,23 +160,31 @@ def given_documents(texts: Sequence[str | bytes], vocabulary: Vocabulary, names:
 
 
 def _read_file(file: Path, kind: str, vocabulary: Vocabulary, columns: Columns, label: str, prefix: str) -> list[Document]:
-    if kind == "fasta":
-        if vocabulary.name != "nucleotides":
-            fix = f"{file} is FASTA; set data.vocabulary=nucleotides, or data.format=text to model it as plain bytes"
+    place = {"file": stem_of(file), "folder": file.parent.name}
+    if kind in ("fasta", "genbank"):
+        if vocabulary.name not in LETTERS:
+            fix = f"{file} is {kind}; set data.vocabulary=nucleotides, or data.format=text to model it as plain bytes"
             raise DataConfigError("vocabulary", vocabulary.name, fix)
         return [
-            Document(f"{prefix}{r.name}", r.tokens, Row(r.path, r.line, {"id": r.name, "description": r.description}))
-            for r in read_fasta(file)
+            Document(f"{prefix}{r.name}", r.tokens, Row(r.path, r.line, {"id": r.name, "description": r.description, **place}))
+            for r in (read_fasta(file, vocabulary) if kind == "fasta" else read_genbank(file).sequences(vocabulary))
         ]
+    if kind == "text" and columns.on_empty == "drop" and file.stat().st_size == 0:
+        columns.dropped.add("empty files", 1, str(file))
+        return []
     if kind == "text":
         tokens = _encode(read_text(file), vocabulary, file, None)
-        return [Document(label, tokens, Row(str(file), 1, {}))]
+        return [Document(label, tokens, Row(str(file), 1, place))]
     if kind == "lines":
         return [
-            Document(f"{prefix}{row.line}", _encode(row.values["text"], vocabulary, row.path, row.line), row)
+            Document(
+                f"{prefix}{row.line}",
+                _encode(row.values["text"], vocabulary, row.path, row.line),
+                Row(row.path, row.line, {**row.values, **place}),
+            )
             for row in read_lines(file)
         ]
-    return rows_to_documents(read_rows(file, kind), vocabulary, columns, prefix)
+    return rows_to_documents(read_rows(file, kind, columns), vocabulary, columns, prefix)
 
 
 def _encode(data: bytes, vocabulary: Vocabulary, path: str | Path, line: int | None) -> np.ndarray:

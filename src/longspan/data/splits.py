@@ -11,7 +11,8 @@ from itertools import pairwise
 import numpy as np
 
 from longspan.data.corpus import Region
-from longspan.data.values import SPLITS
+from longspan.data.errors import DataConfigError
+from longspan.data.values import SPLITS, Shares
 
 
 def by_position(sizes: Sequence[int], validation: float, test: float) -> dict[str, list[Region]]:
@@ -29,6 +30,32 @@ def by_position(sizes: Sequence[int], validation: float, test: float) -> dict[st
             for document, (begin, end) in enumerate(pairwise(edges))
             if max(low, int(begin)) < min(high, int(end))
         ]
+    return parts
+
+
+def by_chromosome(
+    names: Sequence[str], sizes: Sequence[int], shares: Shares, validation: float, test: float
+) -> dict[str, list[Region]]:
+    """Whole records by name where `shares` names some, and contiguous parts of the others, as `by_position`.
+
+    `validation`, `test`: the shares to take where no names are given; 0 leaves that part empty.
+
+    Raises:
+        DataConfigError: a name is no record of the data.
+    """
+    named = {"validation": shares.validation_chromosomes, "test": shares.test_chromosomes}
+    held: dict[str, str] = {}
+    for split, chosen in named.items():
+        for name in chosen or ():
+            if name not in names:
+                has = f"{', '.join(list(names)[:5])}{', ...' if len(names) > 5 else ''}"
+                raise DataConfigError(f"{split}_chromosomes", list(chosen or ()), f"no record {name}; the data has {has}")
+            held[name] = split
+    rest = [0 if name in held else size for name, size in zip(names, sizes, strict=True)]
+    parts = by_position(rest, 0.0 if named["validation"] else validation, 0.0 if named["test"] else test)
+    for record, name in enumerate(names):
+        if name in held and (held[name] != "test" or test):
+            parts[held[name]].append((record, 0, sizes[record]))
     return parts
 
 

@@ -19,7 +19,7 @@ from longspan.data.baselines import language_baselines
 from longspan.data.corpus import Corpus, PackedDataset, Region, WindowDataset, cut_windows, pack_windows
 from longspan.data.errors import DataConfigError
 from longspan.data.sources import Columns, Document, read_documents, read_given, read_split
-from longspan.data.splits import SPLITS, by_groups, by_position
+from longspan.data.splits import SPLITS, by_chromosome, by_groups
 from longspan.data.values import Loading, Source, Splits, check_files, gathered, source_of
 
 # with fewer documents than this, holding out whole ones makes splits of very unequal size
@@ -90,7 +90,7 @@ class TextDataModule(SequenceDataModule):
         return sets
 
     def _load_predict(self) -> WindowDataset:
-        return self._given_set(read_given(self.source, self.vocabulary))
+        return self._given_set(read_given(self.source, self.vocabulary, self.dropped))
 
     def _given_set(self, documents: list[Document]) -> WindowDataset:
         return self._whole("predict", documents)
@@ -98,7 +98,7 @@ class TextDataModule(SequenceDataModule):
     def _read(self, split: str) -> list[Document] | None:
         """The documents that are named for a split; None where it is to be held out of the training data."""
         if self._bundled is None or self.splits.files(self.source)[split][1] is not None:
-            return read_split(self.source, self.splits, split, self.vocabulary)
+            return read_split(self.source, self.splits, split, self.vocabulary, self.dropped)
         if split != "train":
             return None
         if self._bundled == "addresses":
@@ -118,14 +118,15 @@ class TextDataModule(SequenceDataModule):
             chosen = self.addresses.hold_out(documents, shares)
             return {split: [(d, 0, corpus.size(d)) for d in chosen[split]] for split in SPLITS}
         sizes = [corpus.size(document) for document in range(len(corpus))]
-        if self.splits.split_by == "position" or (self.splits.split_by == "auto" and len(sizes) < FEW_DOCUMENTS):
-            parts = by_position(sizes, shares["validation"], shares["test"])
+        named = self.splits.validation_chromosomes or self.splits.test_chromosomes
+        if named or self.splits.split_by == "position" or (self.splits.split_by == "auto" and len(sizes) < FEW_DOCUMENTS):
+            parts = by_chromosome(corpus.names, sizes, self.splits, shares["validation"], shares["test"])
             # a held-out part's first token needs the one before it as context, to be predicted once in its own split;
             # where a cut leaves a part only a document's <bos>, there is nothing to predict
             return {split: [(d, max(0, begin - 1), end) for d, begin, end in parts[split] if end > 1] for split in SPLITS}
         groups = [hashlib.sha256(document.tokens.tobytes()).digest() for document in documents]
         wanted = 1 + sum(share > 0 for share in shares.values())
-        settings.enough_groups(self.source.key, self.source.named, groups, wanted, "text")
+        settings.enough_groups(self.source.key, self.source.named, groups, wanted, "text", corpus.names)
         weights = np.array(sizes, dtype=float)[:, None]
         split_documents = by_groups(groups, weights, validation=shares["validation"], test=shares["test"], seed=self.seed)
         return {split: [(int(d), 0, sizes[d]) for d in split_documents[split]] for split in SPLITS}
@@ -164,6 +165,8 @@ class TextDataModule(SequenceDataModule):
                 "windows": len(data),
                 "symbols": data.token_count - len(data.windows),
             }
+        if self.dropped.counts:
+            told["left_out"] = dict(self.dropped.counts)
         return json.loads(json.dumps(told))
 
 

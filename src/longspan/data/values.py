@@ -6,7 +6,7 @@ keywords of its own, as Hydra gives them: `TextDataModule(Source(path="x.txt"))`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
@@ -26,6 +26,10 @@ class Source:
     `path`: a file, folder or glob; `format` overrides what its suffixes say. `subset`: the configuration of a Hugging
     Face data set. `text_column`, `id_column`: of tables; rows without an `id_column` are numbered. `vocabulary`: the
     name of one, which turns characters into tokens.
+
+    `delimiter` of CSV and TSV: a character, or "tab"; None: the one that the first line has. `header`: whether their
+    first line names the columns; without, columns are named "1", "2", ... `on_empty`: what becomes of a row, or of a
+    text file, without text: "error", or "drop", counted and printed.
     """
 
     path: str | None = None
@@ -36,11 +40,22 @@ class Source:
     text_column: str = "text"
     id_column: str | None = None
     vocabulary: str = "bytes"
+    delimiter: str | None = None
+    header: bool = True
+    on_empty: str = "error"
 
     def __post_init__(self) -> None:
-        for key in ("path", "name", "subset", "id_column"):
+        for key in ("path", "name", "subset"):
             settings.text_or_none(key, getattr(self, key))
-        settings.text("text_column", self.text_column)
+        for key in ("text_column", "id_column"):
+            object.__setattr__(self, key, settings.column(key, getattr(self, key)))
+        settings.flag("header", self.header)
+        settings.choice("on_empty", self.on_empty, settings.MISSING)
+        if self.delimiter is not None:
+            named = {"tab": "\t", "\\t": "\t"}.get(self.delimiter, self.delimiter)
+            if not isinstance(named, str) or len(named) != 1 or named in '"\r\n':
+                raise DataConfigError("delimiter", self.delimiter, "give one character, such as ';', or tab")
+            object.__setattr__(self, "delimiter", named)
         if self.path and self.name:
             raise DataConfigError("name", self.name, f"data.path={self.path!r} is set too; set one of them to null")
         if self.format is not None:
@@ -75,14 +90,21 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Shares:
-    """The shares of the data that are held out of training."""
+    """The shares of the data that are held out of training, or by name whole records of a genome, such as chromosomes."""
 
     validation_fraction: float = 0.1
     test_fraction: float = 0.1
+    validation_chromosomes: Sequence[str] | None = None
+    test_chromosomes: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         for key in ("validation_fraction", "test_fraction"):
             object.__setattr__(self, key, settings.share(key, getattr(self, key)))
+        for key in ("validation_chromosomes", "test_chromosomes"):
+            if getattr(self, key) is not None:
+                object.__setattr__(self, key, tuple(settings.text(key, name) for name in getattr(self, key)))
+        if both := set(self.validation_chromosomes or ()) & set(self.test_chromosomes or ()):
+            raise DataConfigError("test_chromosomes", list(self.test_chromosomes or ()), f"{min(both)} is validation's too")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +155,7 @@ class Loading:
 
     `max_<split>_windows`: the number of windows of a split that are used at most, evenly spaced over it, the same ones
     in every run. `pad_to_multiple`: null pads each batch to `max_length`; else to its longest sequence, rounded up to it.
+    `reverse_complement`: training reads each nucleotide sequence from either strand, drawn anew each epoch.
     """
 
     batch_size: int = 8
@@ -144,6 +167,7 @@ class Loading:
     max_validation_windows: int | None = None
     max_test_windows: int | None = None
     pad_to_multiple: int | None = None
+    reverse_complement: bool = False
 
     def __post_init__(self) -> None:
         for key, least in (("batch_size", 1), ("max_length", 2), ("seed", 0), ("num_workers", 0)):
@@ -151,6 +175,7 @@ class Loading:
         for key in (*(f"max_{split}_windows" for split in SPLITS), "pad_to_multiple"):
             settings.whole_or_none(key, getattr(self, key), 1)
         settings.flag("drop_last", self.drop_last)
+        settings.flag("reverse_complement", self.reverse_complement)
 
     @property
     def limits(self) -> dict[str, int | None]:

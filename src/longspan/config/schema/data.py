@@ -9,7 +9,14 @@ from pydantic import Field
 from longspan.config.schema.kinds import Count, CountOrZero, FilePath, Fix, Seed, Settings, SplitShare, Text, settings_of, whole
 
 Format = Literal["text", "lines", "jsonl", "csv", "tsv", "parquet", "fasta"]
-Vocabulary = Literal["bytes", "nucleotides"]
+Vocabulary = Literal["bytes", "nucleotides", "nucleotides_soft_masked", "proteins"]
+Nucleotides = Literal["nucleotides", "nucleotides_soft_masked"]
+Missing = Literal["error", "drop"]
+Column = Annotated[
+    Annotated[str, Field(min_length=1)] | Annotated[int, Field(ge=1)],
+    Fix("a column's name, or its number where data.header=false"),
+]
+Names = Annotated[list[Text], Field(min_length=1), Fix("a list of names")]
 Genome = Literal["h37rv", "msmeg"]
 TokensOrShare = Annotated[
     Annotated[int, Field(ge=0)] | Annotated[float, Field(gt=0, lt=1)],
@@ -41,6 +48,9 @@ class Held(Data):
     test_path: FilePath | None
     validation_fraction: SplitShare
     test_fraction: SplitShare
+    validation_chromosomes: Names | None
+    test_chromosomes: Names | None
+    reverse_complement: bool
 
 
 class Tabled(Held):
@@ -52,8 +62,11 @@ class Tabled(Held):
     validation_split: Text | None
     test_split: Text | None
     format: Format | None
-    text_column: Text
-    id_column: Text | None
+    text_column: Column
+    id_column: Column | None
+    delimiter: Text | None
+    header: bool
+    on_empty: Missing
     vocabulary: Vocabulary
 
 
@@ -79,6 +92,7 @@ class GenomeData(Held):
     bundled: Genome | None
     split_by: Literal["auto", "document", "position"]
     train_stride: Count | None
+    vocabulary: Nucleotides
 
     def problem(self) -> tuple[str, str] | None:
         return _stride(self, self.train_stride, self.max_length - 1)
@@ -87,7 +101,10 @@ class GenomeData(Held):
 @settings_of(f"{D}SequenceClassificationDataModule")
 class ClassificationData(Tabled):
     bundled: Literal["hiv1"] | None
-    label_column: Text
+    label_column: Column
+    label_columns: Annotated[list[Column], Field(min_length=1), Fix("a list of columns")] | None
+    label_from: Literal["auto", "column", "file", "folder"]
+    on_missing: Missing
     group_column: Text | None
     labels_path: FilePath | None
     multi_label: bool
@@ -110,7 +127,12 @@ class LabellingData(Held):
     genes_path: FilePath | None
     test_bundled: Genome | None
     test_genes_path: FilePath | None
-    overlap: Literal["ignore", "first"]
+    overlap: Literal["ignore", "first", "listed"]
+    features: Names | None
+    strands: bool
+    genes_format: Literal["bed", "gff3", "gtf", "genbank"] | None
+    on_missing: Missing
+    vocabulary: Nucleotides
     train_stride: Count | None
 
     def problem(self) -> tuple[str, str] | None:

@@ -1,7 +1,9 @@
 """Readers, one file a format. Each raises `DataFileError` with file, line and reason, and skips nothing silently."""
 
+from longspan.data.readers.annotation import ANNOTATIONS, read_annotation
 from longspan.data.readers.bed import Interval, read_bed
 from longspan.data.readers.fasta import FastaRecord, read_fasta
+from longspan.data.readers.genbank import read_genbank
 from longspan.data.readers.hub import read_hub
 from longspan.data.readers.jsonl import read_jsonl
 from longspan.data.readers.parquet import read_parquet
@@ -10,12 +12,15 @@ from longspan.data.readers.tables import read_csv
 from longspan.data.readers.text import read_lines, read_text
 
 __all__ = [
+    "ANNOTATIONS",
     "FastaRecord",
     "Interval",
     "Row",
+    "read_annotation",
     "read_bed",
     "read_csv",
     "read_fasta",
+    "read_genbank",
     "read_hub",
     "read_jsonl",
     "read_lines",

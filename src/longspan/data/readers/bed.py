@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,17 +24,21 @@ class Interval:
     strand: str
     path: str
     line: int
+    kind: str = "gene"
 
 
-def read_bed(path: str | Path) -> list[Interval]:
-    """The intervals of a file, in its order. Columns are separated by tabs (or, in a line without one, by blanks).
+def read_bed(path: str | Path, *, strands: bool = True, features: Sequence[str] | None = None) -> list[Interval]:
+    """The intervals of a file, in its order, each a gene; with `features` its name, column 4, is its kind.
+
+    Columns are separated by tabs (or, in a line without one, by blanks).
 
     Comment lines ("#", "track", "browser") and blank lines are BED's own; columns past the sixth (BED12's blocks) do
     not change the interval. Whether it fits its sequence is for who has the sequence to check.
 
     Raises:
-        DataFileError: with the line: fewer than six columns, a start or end that is no whole number, start >= end, a
-            strand other than + or -.
+        DataFileError: with the line: fewer than six columns (without `strands` three, with `features` four), a start or end
+            that is no whole number, start >= end, a
+            strand other than + or - (where there are `strands`).
     """
     lines: list[tuple[int, list[str]]] = []
     for number, line in enumerate(read_utf8(path).split("\n"), start=1):
@@ -44,21 +49,24 @@ def read_bed(path: str | Path) -> list[Interval]:
         lines.append((number, fields))
     if not lines:
         raise DataFileError(path, None, "holds no interval")
-    return each(lines, lambda line: _interval(path, *line))
+    least = len(COLUMNS) if strands else 4 if features else 3
+    return each(lines, lambda line: _interval(path, least, strands, features is not None, *line))
 
 
-def _interval(path: str | Path, number: int, fields: list[str]) -> Interval:
-    if len(fields) < len(COLUMNS):
-        reason = f"{len(fields)} columns where BED6 has 6 ({', '.join(COLUMNS)})"
+def _interval(path: str | Path, least: int, strands: bool, named: bool, number: int, fields: list[str]) -> Interval:
+    if len(fields) < least:
+        reason = f"{len(fields)} columns where BED{least} has {least} ({', '.join(COLUMNS[:least])})"
         raise DataFileError(path, number, reason)
-    chrom, start, end, name, score, strand = (field.strip() for field in fields[:6])
-    if not chrom:
+    given = [field.strip() for field in fields[:6]]
+    chrom, start, end, name, score, strand = [*given, *["", "", "", "", "", "."][len(given) :]]
+    if not chrom.split():
         raise DataFileError(path, number, "the sequence's name (column 1) is empty")
     for label, value in (("start", start), ("end", end)):
         if not (value.isascii() and value.isdigit()):
             raise DataFileError(path, number, f"{label} {value!r} is not a whole number from 0")
     if int(start) >= int(end):
         raise DataFileError(path, number, f"start {start} is not before end {end} (0-based, half-open)")
-    if strand not in ("+", "-"):
+    if strands and strand not in ("+", "-"):
         raise DataFileError(path, number, f"strand {strand!r} (column 6) is neither + nor -")
-    return Interval(chrom, int(start), int(end), name, score, strand, str(path), number)
+    kind = name if named else "gene"
+    return Interval(chrom.split()[0], int(start), int(end), name, score, strand, str(path), number, kind)

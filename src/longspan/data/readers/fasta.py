@@ -9,12 +9,15 @@ import numpy as np
 
 from longspan.data.errors import DataFileError
 from longspan.data.files import read_bytes
-from longspan.data.vocabulary import INVALID, NUCLEOTIDES
+from longspan.data.vocabulary import INVALID, NO_SYMBOL, NUCLEOTIDES, Vocabulary
+
+# how files of other formats begin, that are taken for FASTA
+OTHERS = {b"LOCUS ": "GenBank", b"@": "FASTQ", b"##gff": "GFF3", b"ID   ": "EMBL"}
 
 
 @dataclass(frozen=True, slots=True)
 class FastaRecord:
-    """`tokens` [bases] uint8, ids of the nucleotide vocabulary; `line` of the header, from 1."""
+    """`tokens` [bases], ids of the vocabulary it was read with; `line` of the header, from 1."""
 
     name: str
     description: str
@@ -26,7 +29,7 @@ class FastaRecord:
         return len(self.tokens)
 
 
-def read_fasta(path: str | Path) -> list[FastaRecord]:
+def read_fasta(path: str | Path, vocabulary: Vocabulary = NUCLEOTIDES) -> list[FastaRecord]:
     """The records of a file, in order. A name is the header up to its first blank; the rest is the description.
 
     Bases are ACGT, U (read as T) and the IUPAC ambiguity codes, in either case. Blank lines, blanks at the ends of
@@ -42,7 +45,9 @@ def read_fasta(path: str | Path) -> list[FastaRecord]:
         first = len(raw)
     for number, line in enumerate(raw[:first].split(b"\n"), start=1):
         if line.strip():
-            raise DataFileError(path, number, "bases before the first header; a FASTA file begins with '>name'")
+            other = next((name for sign, name in OTHERS.items() if line.startswith(sign)), None)
+            what = f"the file is {other} by its content, not FASTA" if other else "bases before the first header"
+            raise DataFileError(path, number, f"{what}; a FASTA file begins with '>name'")
     if first == len(raw):
         raise DataFileError(path, None, "holds no record; a FASTA file begins with '>name'")
     records: list[FastaRecord] = []
@@ -55,7 +60,7 @@ def read_fasta(path: str | Path) -> list[FastaRecord]:
         if name in seen:
             raise DataFileError(path, line_number, f"record {name!r} is named on line {seen[name]} already")
         seen[name] = line_number
-        tokens = _bases(path, line_number + 1, body)
+        tokens = _bases(path, line_number + 1, body, vocabulary)
         if not tokens.size:
             raise DataFileError(path, line_number, f"record {name!r} has no bases")
         records.append(FastaRecord(name, description, tokens, str(path), line_number))
@@ -73,17 +78,19 @@ def _header(path: str | Path, number: int, line: bytes) -> tuple[str, str]:
     return words[0], words[1] if len(words) > 1 else ""
 
 
-def _bases(path: str | Path, number: int, body: bytes) -> np.ndarray:
+def _bases(path: str | Path, number: int, body: bytes, vocabulary: Vocabulary) -> np.ndarray:
     """Ids of a record's lines, the first of which is line `number` of the file."""
-    ids = NUCLEOTIDES.encode_array(body.translate(None, b"\r\n"))
-    if (ids == INVALID).any():
+    if vocabulary.translation is None:
+        raise ValueError(f"vocabulary={vocabulary.name}: FASTA is read symbol by symbol")
+    ids = np.frombuffer(body.translate(vocabulary.translation, b"\r\n"), dtype=np.uint8)
+    if ids.size and ids.max() == NO_SYMBOL:
         # the rare road, taken for blanks at line ends and for errors, and the only one that looks at single lines
         stripped = [line.strip(b" \t\r") for line in body.split(b"\n")]
         for at, line in enumerate(stripped, start=number):
-            wrong = np.flatnonzero(NUCLEOTIDES.encode_array(line) == INVALID)
+            wrong = np.flatnonzero(vocabulary.encode_array(line) == INVALID)
             if wrong.size:
-                sign = chr(line[wrong[0]])
-                message = f"{sign!r} at position {wrong[0] + 1} of the line is no base; bases are ACGTU and IUPAC codes"
-                raise DataFileError(path, at, message)
-        ids = NUCLEOTIDES.encode_array(b"".join(stripped))
-    return ids.astype(np.uint8)
+                sign = line[wrong[0] :].decode("utf-8", errors="replace")[0]
+                kind = "base; bases are ACGTU and IUPAC codes" if vocabulary is NUCLEOTIDES else f"letter of {vocabulary.name}"
+                raise DataFileError(path, at, f"{sign!r} at position {wrong[0] + 1} of the line is no {kind}")
+        ids = np.frombuffer(b"".join(stripped).translate(vocabulary.translation), dtype=np.uint8)
+    return ids

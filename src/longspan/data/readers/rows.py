@@ -16,16 +16,24 @@ class Row:
     line: int
     values: dict[str, Any]
 
+    def present(self, column: str, key: str) -> Any:
+        """The value in `column`, which may be None.
+
+        Raises:
+            DataFileError: the row has no such column.
+        """
+        if column not in self.values:
+            has = ", ".join(map(str, self.values)) or "none"
+            raise DataFileError(self.path, self.line, f"no column {column!r}; columns are {has}; set data.{key}")
+        return self.values[column]
+
     def get(self, column: str, key: str) -> Any:
         """The value in `column`, which the configuration named as `data.<key>`.
 
         Raises:
             DataFileError: the row has no such column, or nothing in it.
         """
-        if column not in self.values:
-            has = ", ".join(map(str, self.values)) or "none"
-            raise DataFileError(self.path, self.line, f"no column {column!r}; columns are {has}; set data.{key}")
-        value = self.values[column]
+        value = self.present(column, key)
         if value is None:
             raise DataFileError(self.path, self.line, f"column {column!r} holds nothing (null)")
         return value

@@ -1,4 +1,4 @@
-"""CSV and TSV with a header line."""
+"""CSV and TSV, with a header line or without, whatever separates their columns."""
 
 from __future__ import annotations
 
@@ -11,9 +11,23 @@ from longspan.data.errors import DataFileError, each
 from longspan.data.files import read_utf8
 from longspan.data.readers.rows import Row
 
+DELIMITERS = ",;\t|"
 
-def read_csv(path: str | Path, delimiter: str = ",") -> list[Row]:
+
+def sniffed(text: str, usual: str) -> str:
+    """What separates the columns: `usual` if the first line has it, else of the other delimiters the one it has most of."""
+    first = text[: text.find("\n")] if "\n" in text else text
+    bare = "".join(first.split('"')[::2])  # what stands in quotes separates nothing
+    if usual in bare:
+        return usual
+    best = max(DELIMITERS, key=bare.count)
+    return best if best in bare else usual
+
+
+def read_csv(path: str | Path, delimiter: str | None = ",", *, usual: str = ",", header: bool = True) -> list[Row]:
     """The rows of a file by its header's column names; every value is a str. Blank lines are allowed.
+
+    Without a `header` the columns are named "1", "2", ... `delimiter` None: see `sniffed`, with `usual`.
 
     Quoting is RFC 4180's (a quoted field may hold line ends); tab-separated files (`delimiter="\\t"`) follow it too.
 
@@ -23,8 +37,10 @@ def read_csv(path: str | Path, delimiter: str = ",") -> list[Row]:
     """
     # the csv module's own limit, 128 kB a field, is shorter than a genome
     csv.field_size_limit(sys.maxsize)
-    reader = csv.reader(io.StringIO(read_utf8(path), newline=""), delimiter=delimiter, strict=True)
-    header: list[str] | None = None
+    text = read_utf8(path)
+    delimiter = sniffed(text, usual) if delimiter is None else delimiter
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    names: list[str] | None = None
     lines: list[tuple[int, list[str]]] = []
     while True:
         line = reader.line_num + 1
@@ -36,21 +52,28 @@ def read_csv(path: str | Path, delimiter: str = ",") -> list[Row]:
             raise DataFileError(path, line, f"not CSV ({error})") from error
         if not fields:
             continue
-        if header is None:
-            header = [name.strip() for name in fields]
-            if "" in header:
-                raise DataFileError(path, line, f"column {header.index('') + 1} of the header has no name")
-            if twice := {name for name in header if header.count(name) > 1}:
-                raise DataFileError(path, line, f"the header names {', '.join(sorted(twice))} twice")
+        if names is None and not header:
+            names = [str(number) for number in range(1, len(fields) + 1)]
+        elif names is None:
+            names = _header(path, line, fields)
             continue
         lines.append((line, fields))
-    if not lines or header is None:
-        raise DataFileError(path, None, "holds no row below its header")
-    names = header
-    return each(lines, lambda row: _row(path, names, *row))
+    if not lines or names is None:
+        raise DataFileError(path, None, "holds no row below its header" if header else "holds no row")
+    where, columns = "the header" if header else "the first row", names
+    return each(lines, lambda row: _row(path, where, columns, *row))
 
 
-def _row(path: str | Path, header: list[str], line: int, fields: list[str]) -> Row:
-    if len(fields) != len(header):
-        raise DataFileError(path, line, f"{len(fields)} fields where the header has {len(header)}")
-    return Row(str(path), line, dict(zip(header, fields, strict=True)))
+def _header(path: str | Path, line: int, fields: list[str]) -> list[str]:
+    names = [name.strip() for name in fields]
+    if "" in names:
+        raise DataFileError(path, line, f"column {names.index('') + 1} of the header has no name")
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise DataFileError(path, line, f"the header names {', '.join(sorted(twice))} twice")
+    return names
+
+
+def _row(path: str | Path, where: str, names: list[str], line: int, fields: list[str]) -> Row:
+    if len(fields) != len(names):
+        raise DataFileError(path, line, f"{len(fields)} fields where {where} has {len(names)}")
+    return Row(str(path), line, dict(zip(names, fields, strict=True)))

@@ -1,0 +1,129 @@
+"""What users bring: folders of classes, other delimiters, no header, empty rows, labels in columns, records without labels."""
+
+from pathlib import Path
+
+import pytest
+
+from longspan.data import DataConfigError, DataFileError, SequenceClassificationDataModule, TextDataModule
+from longspan.data.values import Loading, Source, Splits
+
+SPLITS = ("train", "validation", "test")
+
+
+def texts(**keys):
+    return SequenceClassificationDataModule(vocabulary=keys.pop("vocabulary", "bytes"), max_length=32, **keys)
+
+
+def examples(data):
+    data.setup()
+    rows = [data.split(split)[n] for split in SPLITS for n in range(len(data.split(split)))]
+    return {row["id"]: row["target"].tolist() for row in rows}
+
+
+def test_values_and_their_fields_are_the_same(tmp_path):
+    (tmp_path / "x.txt").write_text("some text " * 40)
+    path = str(tmp_path / "x.txt")
+    one = TextDataModule(Source(path=path), Splits(test_fraction=0.2), Loading(max_length=8))
+    other = TextDataModule(path=path, test_fraction=0.2, max_length=8)
+    assert one.describe() == other.describe() == TextDataModule(path, test_fraction=0.2, max_length=8).describe()
+    with pytest.raises(DataConfigError, match=r"data\.batchsize=4: is no setting of TextDataModule.*data\.batch_size"):
+        TextDataModule(batchsize=4)
+
+
+@pytest.mark.parametrize("fasta", [False, True])
+def test_a_folder_a_class(tmp_path, fasta):
+    for name in ("neg", "pos"):
+        (tmp_path / name / "deep").mkdir(parents=True)
+        for n in range(8):
+            file = tmp_path / name / "deep" / (f"{n}.fna" if fasta else f"{n}.txt")
+            bases = f"ACGT{'ACGT'[n % 4] * n}{'TG' if name == 'pos' else 'A'}"
+            file.write_text(f">r{n}\n{bases}\n>q{n}\nTT{bases}\n" if fasta else f"{name} text {n}")
+    data = texts(path=str(tmp_path), vocabulary="nucleotides" if fasta else "bytes")
+    found = examples(data)
+    assert data.class_names == ["neg", "pos"] and len(found) == 16 * (1 + fasta)
+    assert all(target == name.startswith("pos") for name, target in found.items())
+    if fasta:
+        kept = texts(path=str(tmp_path), vocabulary="nucleotides", group_column="file", label_column="kind")
+        kept.setup()
+        files = [{Path(d.row.path) for d in kept.split(split).documents} for split in SPLITS]
+        names = [{path.stem for path in paths} for paths in files]
+        assert all(names) and not (names[0] & names[1] or names[0] & names[2] or names[1] & names[2])
+    (tmp_path / ("loose.fna" if fasta else "loose.txt")).write_text(">a\nACGT\n")
+    with pytest.raises(DataConfigError, match=r"data\.path=.*loose"):
+        texts(path=str(tmp_path), vocabulary="nucleotides" if fasta else "bytes", label_from="folder").setup()
+
+
+def test_a_fasta_a_class(tmp_path):
+    for n, name in enumerate(("ecoli.v1.fa", "mtb.fsa", "phage.frn")):
+        (tmp_path / name).write_text("".join(f">s{i}\n{'ACGT' * (i + 1)}{'ACG'[n]}\n" for i in range(6)))
+    data = texts(path=str(tmp_path), vocabulary="nucleotides", validation_fraction=0.2, test_fraction=0.2)
+    examples(data)
+    assert data.class_names == ["ecoli.v1", "mtb", "phage"]
+
+
+@pytest.mark.parametrize(
+    ("name", "sign", "told"), [("x.csv", ";", None), ("x.csv", "\t", None), ("x.tsv", "|", "|"), ("x.csv", "\t", "tab")]
+)
+def test_other_delimiters(tmp_path, name, sign, told):
+    (tmp_path / name).write_text(f"text{sign}label\n" + "".join(f'"a, text {n}"{sign}{n % 2}\n' for n in range(12)))
+    assert len(examples(texts(path=str(tmp_path / name), delimiter=told))) == 12
+
+
+def test_without_a_header(tmp_path):
+    (tmp_path / "x.csv").write_text("".join(f"{n % 2},text {n}\n" for n in range(12)))
+    data = texts(path=str(tmp_path / "x.csv"), header=False, text_column=2, label_column=1)
+    assert len(examples(data)) == 12 and data.class_names == ["0", "1"]
+    (tmp_path / "x.fa").write_text("".join(f">s{n} a strain\n{'ACGT' * (n + 1)}\n" for n in range(12)))
+    (tmp_path / "y.csv").write_text("".join(f"s{n} of somewhere,{'ab'[n % 2]}\n" for n in range(12)))
+    data = texts(path=str(tmp_path / "x.fa"), labels_path=str(tmp_path / "y.csv"), header=False, vocabulary="nucleotides")
+    assert len(examples(data)) == 12 and data.class_names == ["a", "b"]
+
+
+def test_empty_rows_are_refused_or_counted(tmp_path, capsys):
+    (tmp_path / "x.csv").write_text(
+        "text,label\n" + "".join(f"{'' if n in (3, 5) else f'text {n}'},{n % 2}\n" for n in range(14))
+    )
+    with pytest.raises(DataFileError, match=r"x\.csv, line 5: column 'text' holds an empty text"):
+        texts(path=str(tmp_path / "x.csv")).setup()
+    data = texts(path=str(tmp_path / "x.csv"), on_empty="drop")
+    assert len(examples(data)) == 12 and data.describe()["left_out"] == {"rows without text": 2}
+    assert "2 rows without text left out, first" in capsys.readouterr().err
+
+
+def test_records_and_labels_without_each_other(tmp_path):
+    (tmp_path / "x.fa").write_text("".join(f">s{n}\n{'ACGT' * (n + 1)}\n" for n in range(14)))
+    (tmp_path / "y.csv").write_text("id,label\n" + "".join(f"s{n},{n % 2}\n" for n in range(2, 20)))
+    paths = {"path": str(tmp_path / "x.fa"), "labels_path": str(tmp_path / "y.csv"), "vocabulary": "nucleotides"}
+    with pytest.raises(DataFileError, match=r"x\.fa, line 1: record 's0' has no row in .*1 more such record.*on_missing=drop"):
+        texts(**paths).setup()
+    data = texts(**paths, on_missing="drop")
+    assert len(examples(data)) == 12
+    assert data.describe()["left_out"] == {"records without a label": 2, "labels without a record": 6}
+
+
+@pytest.mark.parametrize("flags", [True, False])
+def test_labels_in_columns(tmp_path, flags):
+    rows = [(f"text {n}", n % 2 == 0, n % 3 == 0) for n in range(24)]
+    cell = (lambda has, name: int(has)) if flags else (lambda has, name: name if has else "")
+    lines = [f"{text},{cell(a, 'red')},{cell(b, 'blue')}\n" for text, a, b in rows]
+    (tmp_path / "x.csv").write_text("text,red,blue\n" + "".join(lines))
+    data = texts(path=str(tmp_path / "x.csv"), label_columns=["red", "blue"])
+    found = examples(data)
+    assert data.multi_label and data.class_names == ["red", "blue"]
+    for n, (_, a, b) in enumerate(rows):
+        right = dict(zip(data.class_names, found[str(n)], strict=True))
+        assert right == {"red": float(a), "blue": float(b)}
+    with pytest.raises(DataFileError, match=r"no column 'green'; columns are text, red, blue; set data\.label_columns"):
+        texts(path=str(tmp_path / "x.csv"), label_columns=["green"]).setup()
+
+
+def test_duplicates_that_empty_a_split_are_named(tmp_path):
+    (tmp_path / "x.csv").write_text("name,text,label\n" + "".join(f"n{n},same,{n % 2}\n" for n in range(6)))
+    with pytest.raises(DataConfigError, match=r"only 1 different text \(n0, n1, n2, \.\.\. equal others\)"):
+        texts(path=str(tmp_path / "x.csv"), id_column="name").setup()
+
+
+def test_the_first_line_of_each_kind_is_named(tmp_path):
+    (tmp_path / "x.csv").write_text("text,label\na,\nb,1\nc,\n")
+    with pytest.raises(DataFileError, match=r"line 2: .*and 1 more such line\)"):
+        texts(path=str(tmp_path / "x.csv")).setup()
