@@ -17,7 +17,8 @@ from longspan.data.files import list_files
 from longspan.data.settings import bundled
 
 GPU_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # of NVIDIA, of AMD, of Windows
-SEVERAL_FORMATS = ("longspan.data.TextDataModule", "longspan.data.SequenceClassificationDataModule")
+SEVERAL_FORMATS = ("longspan.data.TextDataModule", "longspan.data.SequenceClassificationDataModule",
+                   "longspan.data.SequenceRegressionDataModule")  # fmt: skip
 # keys of data nodes that name files, and whether `data.format` says what is in them
 FILES = {
     "path": True,

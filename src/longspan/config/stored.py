@@ -74,6 +74,7 @@ TARGETS: dict[str, frozenset[str]] = {
             "longspan.data.NeedleDataModule",
             "longspan.data.SelectiveCopyDataModule",
             "longspan.data.SequenceClassificationDataModule",
+            "longspan.data.SequenceRegressionDataModule",
             "longspan.data.TextDataModule",
             "longspan.data.TokenLabellingDataModule",
         }
@@ -95,6 +96,7 @@ TARGETS: dict[str, frozenset[str]] = {
             "longspan.tasks.MaskedModelling",
             "longspan.tasks.Recall",
             "longspan.tasks.SequenceClassification",
+            "longspan.tasks.SequenceRegression",
             "longspan.tasks.TokenLabelling",
         }
     ),

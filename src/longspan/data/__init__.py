@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from longspan.data.classification import SequenceClassificationDataModule
     from longspan.data.errors import DataConfigError, DataFileError, ResumeError
     from longspan.data.labelling import TokenLabellingDataModule
+    from longspan.data.regression import SequenceRegressionDataModule
     from longspan.data.synthetic import (
         AssociativeRecallDataModule,
         InductionDataModule,
@@ -35,6 +36,7 @@ __all__ = [
     "ResumeError",
     "SelectiveCopyDataModule",
     "SequenceClassificationDataModule",
+    "SequenceRegressionDataModule",
     "Source",
     "Splits",
     "TextDataModule",
@@ -46,6 +48,7 @@ _WHERE = {
     "SelectiveCopyDataModule": "synthetic", "SequenceClassificationDataModule": "classification", "DataConfigError": "errors",
     "DataFileError": "errors", "ResumeError": "errors", "TokenLabellingDataModule": "labelling", "GenomeDataModule": "text",
     "TextDataModule": "text", "Loading": "values",
+    "SequenceRegressionDataModule": "regression",
     "Source": "values", "Splits": "values", "BYTES": "vocabulary", "NUCLEOTIDES": "vocabulary", "Vocabulary": "vocabulary",
 }  # fmt: skip
 

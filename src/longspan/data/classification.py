@@ -37,7 +37,7 @@ class Example:
     """A document with its class names, and the group that must not be parted by a split."""
 
     document: Document
-    labels: tuple[str, ...]
+    labels: tuple[Any, ...]
     group: str | bytes
 
 
@@ -123,8 +123,7 @@ class SequenceClassificationDataModule(SequenceDataModule):
             1 + sum(share > 0 for share in shares.values()), self.splits.group_column or "text",
             [example.document.name for example in pool],
         )  # fmt: skip
-        spread = indicator([example.labels for example in pool], self.class_names)
-        chosen = by_groups([example.group for example in pool], spread, seed=self.seed, **shares)
+        chosen = by_groups([example.group for example in pool], self._spread(pool), seed=self.seed, **shares)
         sets: dict[str, Dataset] = {}
         for split in SPLITS:
             examples = given[split] if split != "train" else None
@@ -141,12 +140,18 @@ class SequenceClassificationDataModule(SequenceDataModule):
         limit = self.limits[split]
         if limit is not None and len(examples) > limit:
             examples = [examples[i] for i in np.linspace(0, len(examples) - 1, limit).round().astype(int)]
-        assert self.class_names is not None
-        targets = indicator([example.labels for example in examples], self.class_names)
-        if not self.multi_label:
-            targets = targets.argmax(axis=1)
+        targets = self._targets_of(examples)
         self._targets[split] = targets
         return ExampleDataset([example.document for example in examples], targets, self.max_length)
+
+    def _spread(self, examples: Sequence[Example]) -> np.ndarray:
+        """[N, K], what is to be in every split in equal shares."""
+        return indicator([example.labels for example in examples], self.class_names or [])
+
+    def _targets_of(self, examples: Sequence[Example]) -> np.ndarray:
+        """What is to be predicted: class numbers [N], or [N, K] of 0 and 1."""
+        targets = indicator([example.labels for example in examples], self.class_names or [])
+        return targets if self.multi_label else targets.argmax(axis=1)
 
     def _classes(self, examples: list[Example]) -> list[str]:
         """The class names, and a check that each label is one of them.
@@ -254,9 +259,10 @@ class SequenceClassificationDataModule(SequenceDataModule):
             self.dropped.add(what, len(left), f"{left[0].path}, line {left[0].line}" if left else "")
         joined = []
         for name, document in zip(names, documents, strict=True):
-            if (row := rows.get(name)) is not None:
-                values = {**document.row.values, **row.values}
-                joined.append(Document(document.name, document.tokens, Row(row.path, row.line, values)))
+            if name in rows:
+                own = rows[name]
+                values = {**document.row.values, **own.values}
+                joined.append(Document(document.name, document.tokens, Row(own.path, own.line, values)))
         return joined
 
     def _id_of(self, row: Row) -> str:
@@ -280,11 +286,13 @@ class SequenceClassificationDataModule(SequenceDataModule):
         return each(documents, lambda document: self._example(document, rule))
 
     def _example(self, document: Document, rule: LabelRule | ColumnsRule) -> Example:
+        return Example(document, rule.read(document.row), self._group(document))
+
+    def _group(self, document: Document) -> str | bytes:
+        """What must not be parted by a split: equal sequences, or those of one `group_column`."""
         if self.splits.group_column is None:
-            group: str | bytes = hashlib.sha256(document.tokens.tobytes()).digest()
-        else:
-            group = str(document.row.get(self.splits.group_column, "group_column"))
-        return Example(document, rule.read(document.row), group)
+            return hashlib.sha256(document.tokens.tobytes()).digest()
+        return str(document.row.get(self.splits.group_column, "group_column"))
 
     def class_counts(self) -> tuple[np.ndarray, int | None]:
         """Training sequences of each class, [K]; with several labels a sequence also how many sequences there are."""

@@ -81,5 +81,6 @@ def bundled(value: object, options: Sequence[str], named: bool = True) -> str:
     """A bundled data set's name; asked for only where the user names no data. `named`: a Hub name would do too."""
     if value is None:
         hub = ", a Hugging Face data set by data.name" if named else ""
-        raise DataConfigError("path", None, f"name your own files{hub}, or take data.bundled={'|'.join(options)}")
+        shipped = f", or take data.bundled={'|'.join(options)}" if options else ""
+        raise DataConfigError("path", None, f"name your own files{hub}{shipped}")
     return choice("bundled", value, options)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from longspan.config.errors import ConfigError
 from longspan.records.inert import inert
-from longspan.tasks import SequenceClassification, TokenLabelling
+from longspan.tasks import SequenceClassification, SequenceRegression, TokenLabelling
 
 Row = dict[str, Any]
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".bed")
@@ -118,7 +118,20 @@ def rows_for(task: Any) -> Rows:
         return LabelRuns(task.class_names)
     if isinstance(task, SequenceClassification):
         return SequenceLabels(task.class_names)
+    if isinstance(task, SequenceRegression):
+        return SequenceNumbers(task.target_names)
     return Scores()
+
+
+class SequenceNumbers(Rows):
+    """One row a sequence: its numbers, by name."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = names
+
+    def add(self, batch: Mapping[str, Any]) -> Iterator[Row]:
+        for name, values in zip(batch["ids"], batch["values"].tolist(), strict=True):
+            yield {"id": name, **dict(zip(self.names, values, strict=True))}
 
 
 class Scores(Rows):

@@ -9,6 +9,7 @@ from longspan.tasks.optimizers import adamw, decay_groups, undecayed_names
 from longspan.tasks.recall import Recall
 from longspan.tasks.schedules import warmup_constant, warmup_cosine
 from longspan.tasks.sequence_classification import SequenceClassification
+from longspan.tasks.sequence_regression import SequenceRegression
 from longspan.tasks.token_labelling import TokenLabelling
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "NonFiniteLossError",
     "Recall",
     "SequenceClassification",
+    "SequenceRegression",
     "Task",
     "TaskConfigError",
     "TokenLabelling",

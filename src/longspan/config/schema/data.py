@@ -98,7 +98,7 @@ class GenomeData(Held):
         return _stride(self, self.train_stride, self.max_length - 1)
 
 
-@settings_of(f"{D}SequenceClassificationDataModule")
+@settings_of(f"{D}SequenceClassificationDataModule", f"{D}SequenceRegressionDataModule")
 class ClassificationData(Tabled):
     bundled: Literal["hiv1"] | None
     label_column: Column

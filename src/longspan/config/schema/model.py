@@ -123,6 +123,12 @@ class SequenceClassification(Task):
     focal_gamma: NotNegative
 
 
+@settings_of("longspan.tasks.SequenceRegression")
+class SequenceRegression(Task):
+    pooling: Literal["mean", "first"]
+    head_dropout: Fraction
+
+
 @settings_of("longspan.tasks.TokenLabelling")
 class TokenLabelling(Task):
     head_dropout: Fraction
