@@ -47,7 +47,8 @@ class BothStrands(Dataset):
         return len(self.data)  # type: ignore[arg-type]
 
     def __getitem__(self, index: int) -> dict:
-        item = self.data[index % len(self)]
+        endless = getattr(self.data, "endless", False)  # draws its windows by the index too
+        item = self.data[index if endless else index % len(self)]
         if np.random.default_rng([self.seed, 0xD4A, index]).random() < 0.5:
             return item
         return reverse_complement(item, self.complement, self.label_complement)

@@ -168,7 +168,8 @@ class SequenceDataModule(pl.LightningDataModule):
         raise DataConfigError("sequences", None, f"{type(self).__name__} makes its own sequences; it reads no texts")
 
     def _train_sampler(self, data: Dataset, rank: int, world: int) -> TrainSampler:
-        return (RoundsSampler if isinstance(data, BothStrands) else TrainSampler)(data, self.seed, rank, world)
+        anew = isinstance(data, BothStrands) or getattr(data, "endless", False)
+        return (RoundsSampler if anew else TrainSampler)(data, self.seed, rank, world)
 
     @property
     def label_complement(self) -> np.ndarray | None:

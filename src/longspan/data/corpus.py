@@ -90,6 +90,10 @@ class WindowDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict:
         document, start, length = (int(value) for value in self.windows[index])
+        return self.item(document, start, length)
+
+    def item(self, document: int, start: int, length: int) -> dict:
+        """The item of any window of the corpus."""
         begin = int(self.corpus.offsets[document]) + start
         item = {"tokens": self.corpus.tokens[begin : begin + length], "id": self.corpus.names[document], "start": start}
         if self.corpus.labels is not None:

@@ -15,6 +15,7 @@ from longspan.data import settings
 from longspan.data.base import SequenceDataModule
 from longspan.data.baselines import class_baselines
 from longspan.data.corpus import Corpus, Region, WindowDataset, cut_windows
+from longspan.data.drawn_windows import Drawing
 from longspan.data.errors import DataConfigError
 from longspan.data.genes import AnnotatedGenome, Annotation, label_bases, on_records
 from longspan.data.readers import FastaRecord, Interval
@@ -70,7 +71,7 @@ class TokenLabellingDataModule(SequenceDataModule):
             keys = {"path": source, "genes_path": genes_path, "bundled": "h37rv"} | keys
             source = AnnotatedGenome()
         given = splits or Shares(), annotation or Annotation(), loading or Loading(batch_size=4, max_length=4096)
-        self.source, self.splits, self.annotation, loading = gathered(self, keys, source, *given)
+        self.source, self.splits, self.annotation, loading, self.drawing = gathered(self, keys, source, *given, Drawing())
         (self.test_source,) = gathered(self, test_keys, test or AnnotatedGenome(prefix="test_"))
         super().__init__(settings.choice("vocabulary", self.source.vocabulary, LETTERS[:2]), loading)
         if not self.source:
@@ -124,6 +125,10 @@ class TokenLabellingDataModule(SequenceDataModule):
 
     def _windows(self, split: str, corpus: Corpus, regions: list[Region]) -> WindowDataset:
         stride = self.train_stride if split == "train" else self.max_length
+        if split == "train":
+            drawn = self.drawing.dataset(corpus, regions, self.max_length, stride, self.seed, self.limits["train"])
+            if drawn is not None:
+                return drawn
         return WindowDataset(corpus, cut_windows(regions, self.max_length, stride)).keep(self.limits.get(split))
 
     def _counts(self, split: str) -> np.ndarray:

@@ -17,6 +17,7 @@ from longspan.data.addresses import Addresses
 from longspan.data.base import SequenceDataModule
 from longspan.data.baselines import language_baselines
 from longspan.data.corpus import Corpus, PackedDataset, Region, WindowDataset, cut_windows, pack_windows
+from longspan.data.drawn_windows import Drawing
 from longspan.data.errors import DataConfigError
 from longspan.data.sources import Columns, Document, read_documents, read_given, read_split
 from longspan.data.splits import SPLITS, by_chromosome, by_groups
@@ -65,7 +66,7 @@ class TextDataModule(SequenceDataModule):
         **keys: Any,
     ):
         given = source_of(source, self.source), splits or self.splits, loading or Loading(max_length=1024)
-        self.source, self.splits, loading, self.addresses = gathered(self, keys, *given, Addresses())
+        self.source, self.splits, loading, self.addresses, self.drawing = gathered(self, keys, *given, Addresses(), Drawing())
         super().__init__(self.source.vocabulary, loading)
         self._bundled = self.source.bundled_of(self.bundled)
         check_files(self.source, self.splits)
@@ -74,6 +75,8 @@ class TextDataModule(SequenceDataModule):
         if self.train_stride > cover:
             raise DataConfigError("train_stride", train_stride, f"leaves out tokens; at most max_length - 1 = {cover}")
         self.pack = settings.flag("pack", pack)
+        if self.pack and (self.drawing.windows == "random" or self.drawing.jitter):
+            raise DataConfigError("pack", True, "windows that are drawn anew share no rows; set data.pack=false")
         self._regions: dict[str, list[Region]] = {}
 
     def _load(self) -> dict[str, WindowDataset]:
@@ -133,6 +136,10 @@ class TextDataModule(SequenceDataModule):
 
     def _windows(self, split: str, corpus: Corpus, regions: list[Region]) -> WindowDataset:
         stride = self.train_stride if split == "train" else self.max_length - 1
+        if split == "train":
+            drawn = self.drawing.dataset(corpus, regions, self.max_length, stride, self.seed, self.limits["train"])
+            if drawn is not None:
+                return drawn
         windows = cut_windows(regions, self.max_length, stride)
         data = WindowDataset(corpus, windows)
         if self.pack and split != "predict":

@@ -70,8 +70,16 @@ class Tabled(Held):
     vocabulary: Vocabulary
 
 
+class Windowed(Settings):
+    """Data whose training windows may be drawn anew."""
+
+    windows: Literal["tiled", "random"]
+    epoch_windows: Count
+    jitter: CountOrZero
+
+
 @settings_of(f"{D}TextDataModule")
-class TextData(Tabled):
+class TextData(Tabled, Windowed):
     bundled: Literal["addresses", "h37rv", "msmeg"] | None
     split_by: Literal["auto", "document", "position"]
     train_stride: Count | None
@@ -88,7 +96,7 @@ class TextData(Tabled):
 
 
 @settings_of(f"{D}GenomeDataModule")
-class GenomeData(Held):
+class GenomeData(Held, Windowed):
     bundled: Genome | None
     split_by: Literal["auto", "document", "position"]
     train_stride: Count | None
@@ -122,7 +130,7 @@ class ClassificationData(Tabled):
 
 
 @settings_of(f"{D}TokenLabellingDataModule")
-class LabellingData(Held):
+class LabellingData(Held, Windowed):
     bundled: Genome | None
     genes_path: FilePath | None
     test_bundled: Genome | None
