@@ -6,6 +6,7 @@ python scripts/benchmark.py --suite gpu -o benchmarks/h100.json
 python scripts/benchmark.py --suite end-to-end -o benchmarks/end_to_end.json
 python scripts/benchmark.py --suite decode -o benchmarks/decode.json     # a token's time and cache against its position
 python scripts/benchmark.py --suite first-call -o benchmarks/h100_first_call.json
+python scripts/benchmark.py --suite encoding --device cpu -o benchmarks/cpu_encoding.json  # bases a second, by one core
 python scripts/benchmark.py --tune -o tuned.json        # the table of kernels/longspan_kernels/block_sparse/triton/configs.py
 python scripts/benchmark.py --pattern "Local(256) | Strided(128)" --lengths 4096 16384 --heads 8 --head-dim 64 --peer sdpa
 """
@@ -22,7 +23,7 @@ import torch
 
 from longspan.attention import AttentionConfigError
 from longspan.attention.errors import AttentionCallError
-from longspan.benchmark import decode, first_call, layouts, linear
+from longspan.benchmark import decode, encoding, first_call, layouts, linear
 from longspan.benchmark.cases import Case, CaseError
 from longspan.benchmark.compare import compare
 from longspan.benchmark.compile_first import compile_first
@@ -44,7 +45,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--suite",
-        choices=[*SUITES, "converted", "decode", "linear", "end-to-end", "layouts", "first-call"],
+        choices=[*SUITES, "converted", "decode", "linear", "end-to-end", "layouts", "first-call", "encoding"],
         help="a published comparison, instead of --pattern",
     )
     parser.add_argument("--tune", action="store_true", help="search how kernels are best launched on this GPU")
@@ -247,6 +248,8 @@ def main() -> int:
         return keep(args, compare_converted(args.lengths[0] if args.lengths != [8192] else 16384, args.device, args.seconds))
     if args.suite == "linear":
         return linear_attentions(args)
+    if args.suite == "encoding":
+        return keep(args, encoding.measure())
     if args.suite == "layouts":
         return keep(args, layouts.measure(args.device))
     rows: list[dict] = []
