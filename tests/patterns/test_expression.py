@@ -8,13 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longspan.patterns import BigBird, Fixed, Full, Global, Local, PatternError, PerHead, Strided, parse_pattern
+from longspan.patterns import BigBird, Fixed, Full, Global, Local, Local2D, PatternError, PerHead, Strided, parse_pattern
 
 RIGHT = {
     "Local(256) | Strided(128)": Local(256) | Strided(128),
     " Local(4096) | Global(first=4)\n": Local(4096) | Global(first=4),
     "Global(positions=(0, 7)) & Local(9)": Global(positions=(0, 7)) & Local(9),
     "PerHead([Full(), BigBird(64, 3, 3, 2)])": PerHead([Full(), BigBird(64, 3, 3, 2)]),
+    "Local2D(32, 32, 7, edges='shift')": Local2D(32, 32, 7, edges="shift"),
     "Fixed(stride=128, summary=32)": Fixed(128, 32),
 }
 

@@ -5,7 +5,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longspan.patterns import BigBird, BlockTable, Fixed, Full, Global, Local, Longformer, PerHead, Predicate, Random, Strided
+from longspan.patterns import (
+    BigBird,
+    BlockTable,
+    Fixed,
+    Full,
+    Global,
+    Local,
+    Local2D,
+    Longformer,
+    PerHead,
+    Predicate,
+    Random,
+    Strided,
+)
 from longspan.patterns.base import MOST_SEARCHED, NEVER_ENDS
 from longspan.patterns.without import Without
 
@@ -14,6 +27,8 @@ small = st.integers(1, 9)
 ATOMS = st.one_of(
     st.just(Full()),
     st.builds(Local, small, small),
+    st.builds(lambda width, window, step: Local2D(-(-81 // width), width, window, step), st.integers(1, 20), small, small),
+    st.builds(lambda width: Local2D(-(-81 // width), width, 3, 2, "shift"), st.integers(6, 12)),
     st.builds(Strided, small),
     st.builds(lambda summary, more: Fixed(summary + more, summary), small, st.integers(0, 6)),
     st.builds(lambda n: Global(first=n), st.integers(0, 9)),

@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from longspan.patterns import BigBird, Fixed, Full, Global, Local, Longformer, PerHead, Predicate, Random, Strided
+from longspan.patterns import BigBird, Fixed, Full, Global, Local, Local2D, Longformer, PerHead, Predicate, Random, Strided
 
 torch.set_num_threads(1)
 LONG = 65536
@@ -37,6 +37,7 @@ def test_bigbird_by_hand():
     "pattern",
     [
         Local(512),
+        Local2D(256, 256, 13, 2),
         Strided(128),
         BigBird(),
         Longformer(512, range(64)),

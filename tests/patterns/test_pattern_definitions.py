@@ -14,6 +14,7 @@ from longspan.patterns import (
     Full,
     Global,
     Local,
+    Local2D,
     Longformer,
     PerHead,
     Predicate,
@@ -182,8 +183,16 @@ def test_bigbird(shape, size, window, randoms, globals_, seed):
         assert len(drawn) == min(randoms, len(free))
 
 
+def grid_of(width, window, dilation, shifted):
+    """A grid of that width that holds all lengths drawn here."""
+    height = -(-300 // width)
+    fits = (2 * (window // 2) + 1) * dilation <= min(height, width)
+    return Local2D(height, width, window, dilation, "shift" if shifted and fits else "cut")
+
+
 FAMILIES = st.one_of(
     st.just(Full()),
+    st.builds(grid_of, st.integers(1, 40), st.integers(1, 9), st.integers(1, 3), st.booleans()),
     st.builds(Local, st.integers(1, 30), st.integers(1, 6)),
     st.builds(Strided, st.integers(1, 40)),
     st.integers(1, 30).flatmap(lambda stride: st.builds(Fixed, st.just(stride), st.integers(1, stride))),

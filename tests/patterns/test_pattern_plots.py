@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from longspan.patterns import BigBird, Full, Global, Local, PerHead, Predicate, Strided
+from longspan.patterns import BigBird, Full, Global, Local, Local2D, PerHead, Predicate, Strided
 from longspan.patterns.plot import cell_shares, panel_density
 
 torch.set_num_threads(1)
@@ -13,7 +13,9 @@ def shown(figure):
     return [ax for ax in figure.axes if ax.images]
 
 
-@pytest.mark.parametrize("pattern", [BigBird(16), Strided(5), Local(9) | Strided(7), Predicate(lambda b, h, q, k: q > 2 * k)])
+@pytest.mark.parametrize(
+    "pattern", [BigBird(16), Strided(5), Local2D(11, 10, 5), Local(9) | Strided(7), Predicate(lambda b, h, q, k: q > 2 * k)]
+)
 @pytest.mark.parametrize("cell", [1, 8, 12])
 def test_shares_are_exact(pattern, cell):
     length = 101

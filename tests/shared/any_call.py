@@ -19,6 +19,7 @@ from longspan.patterns import (
     Full,
     Global,
     Local,
+    Local2D,
     Longformer,
     Pattern,
     PerHead,
@@ -184,6 +185,7 @@ def family(r: Random, heads: int, length: int) -> Pattern:
         lambda: Full(),
         lambda: Local(r.randrange(1, 40), r.choice([1, 1, 2, 5])),
         lambda: Strided(stride),
+        lambda: grid(r, length),
         lambda: Fixed(stride, r.randrange(1, stride + 1)),
         lambda: Global(first=r.randrange(1, 9)),
         lambda: Global(positions=tuple(sorted({r.randrange(80) for _ in range(3)}))),
@@ -193,6 +195,14 @@ def family(r: Random, heads: int, length: int) -> Pattern:
         lambda: BigBird(size, r.choice([1, 3]), r.randrange(3), r.randrange(3), r.randrange(9)),
         lambda: Longformer(r.randrange(1, 20), tuple(sorted({r.randrange(60) for _ in range(2)}))),
     ])()  # fmt: skip
+
+
+def grid(r: Random, length: int) -> Local2D:
+    """Neighbours in a grid that holds `length` tokens."""
+    width = r.randrange(1, 30)
+    height, window, dilation = -(-max(length, 1) // width) + r.randrange(3), r.randrange(1, 8), r.choice([1, 1, 2, 3])
+    fits = (2 * (window // 2) + 1) * dilation <= min(height, width)
+    return Local2D(height, width, window, dilation, r.choice(["cut", "shift"]) if fits else "cut")
 
 
 def composed(r: Random, heads: int, length: int) -> Pattern:

@@ -8,6 +8,7 @@ import torch
 from hypothesis import strategies as st
 
 from longspan_kernels.block_sparse.block_rules import BlockBand, BlockLists, BlockTableRule
+from longspan_kernels.block_sparse.plane import Neighbourhood
 from longspan_kernels.block_sparse.rules import (
     And,
     Arbitrary,
@@ -26,7 +27,7 @@ HEADS = 2
 
 @st.composite
 def atoms(draw) -> Rule:
-    kind = draw(st.integers(0, 9))
+    kind = draw(st.integers(0, 10))
     low = st.none() | st.integers(-12, 6)
     if kind == 0:
         return Band(draw(low), draw(st.none() | st.integers(0, 70)))
@@ -48,6 +49,11 @@ def atoms(draw) -> Rule:
     if kind == 8:
         a = draw(st.integers(2, 9))
         return Arbitrary(lambda h, i, j: (i * 7 + j * 3 + h) % a == 0)
+    if kind == 9:
+        width, reach, dilation = draw(st.integers(1, 14)), draw(st.integers(0, 4)), draw(st.sampled_from([1, 1, 2, 3]))
+        height = -(-110 // width)
+        fits = (2 * reach + 1) * dilation <= min(height, width)
+        return Neighbourhood(height, width, reach, dilation, fits and draw(st.booleans()))
     return Everything()
 
 

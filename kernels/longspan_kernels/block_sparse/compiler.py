@@ -3,6 +3,7 @@
 A rule is brought to a union of intersections of atoms. Each intersection (term) may be visited
 - in natural order, or
 - class by class of a stride, where it demands (i - j) % stride == 0, or
+- in two-dimensional tiles, where it demands that i and j are neighbours in a plane, or
 - over its keys gathered into a short list, where it demands j to be in a set, or
 - over its queries gathered, where it demands i to be in a set.
 A term leaves the natural order only where that visits clearly fewer pairs. Terms of one order form one component; each
@@ -13,8 +14,9 @@ Legend: U distinct head groups of a component, n tiles of one side, `block_q` x 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -30,11 +32,12 @@ from longspan_kernels.block_sparse.grid import (
     residue_tiles,
 )
 from longspan_kernels.block_sparse.layout import SENTINEL, Component, Layout, Lists
+from longspan_kernels.block_sparse.plane import interior_tiles, plane_tiles, tile_shape
 from longspan_kernels.block_sparse.rules import And, Everything, Not, Or, Rule
 
 EVALUATED_AT_ONCE = 1 << 24  # pairs
 PAYS = 0.75  # an order other than the natural one must visit at most this share of its pairs
-LATER = {"residue": 0, "keys": 1, "natural": 2, "queries": 3}  # the order in which components run
+LATER = {"residue": 0, "plane": 0, "keys": 1, "natural": 2, "queries": 3}  # the order in which components run
 
 HeadRules = Sequence[tuple[tuple[int, ...], Rule]]
 
@@ -66,7 +69,7 @@ class Planner:
         self._sides: dict[tuple, tuple[Tiles, Tiles]] = {}
 
     def sides(self, order: Order) -> tuple[Tiles, Tiles]:
-        key = (order.kind, order.stride, order.size, order.positions)
+        key = (order.kind, order.stride, order.size, order.width, order.positions)
         if key not in self._sides:
             self._sides[key] = self._build(order)
         return self._sides[key]
@@ -78,6 +81,12 @@ class Planner:
             return (
                 residue_tiles(self.first, self.k_len, order.stride, order.size, length, device),
                 residue_tiles(0, self.k_len, order.stride, order.size, length, device),
+            )
+        if order.kind == "plane":
+            tile = tile_shape(order.size, *self.plane_sides(order))
+            return (
+                plane_tiles(self.first, self.k_len, order.width, order.stride, tile, device),
+                plane_tiles(0, self.k_len, order.width, order.stride, tile, device),
             )
         q = natural_tiles(self.first, self.k_len, t.block_q, device)
         k = natural_tiles(0, self.k_len, t.block_k, device)
@@ -103,6 +112,24 @@ class Planner:
 
         return min(self.tiling.sizes, key=work)
 
+    def plane_sides(self, order: Order) -> tuple[int, int]:
+        """Rows and columns of a class of a plane, as far as there are keys."""
+        rows, columns = math.ceil(self.k_len / order.width), min(order.width, self.k_len)
+        return math.ceil(rows / order.stride), math.ceil(columns / order.stride)
+
+    def sized(self, order: Order) -> Order:
+        """An order that a rule offers; of a plane, with the tiles that compute windows of its reach with the least work."""
+        if order.kind != "plane":
+            return order
+        rows, columns = self.plane_sides(order)
+
+        def work(size: int) -> float:
+            th, tw = tile_shape(size, rows, columns)
+            tiles = -(-rows // th) * -(-columns // tw)
+            return tiles * min(tiles, interior_tiles((th, tw), order.size)) * (size * size + self.tiling.overhead)
+
+        return replace(order, size=min(self.tiling.sizes, key=work))
+
     def visited(self, term: Rule, order: Order, head: int) -> int:
         """Pairs that visiting a term in an order would compute, for one head."""
         q, k = self.sides(order)
@@ -118,7 +145,7 @@ class Planner:
         natural = Order("natural")
         if self.tiling.one_pass:
             return natural
-        options = [order for part in term.conjuncts() for order in part.orders(self.k_len, self.class_tile)]
+        options = [order for part in term.conjuncts() for order in map(self.sized, part.orders(self.k_len, self.class_tile))]
         if not options:
             return natural
         best = min(options, key=lambda order: self.visited(term, order, head))

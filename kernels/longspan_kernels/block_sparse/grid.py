@@ -141,13 +141,18 @@ def equal_steps(ranges: Sequence[tuple[int, int]]) -> tuple[int, int, int, int] 
 
 @dataclass(frozen=True)
 class Order:
-    """A token order: kind, its stride or the atom whose positions are gathered."""
+    """A token order: kind, its stride or the atom whose positions are gathered; of a plane its width and dilation (`stride`).
+
+    Its `size` is the side of a class's tiles, or of a plane the places of a tile; in what a rule offers, the reach of its
+    windows, by which the planner chooses them.
+    """
 
     kind: str
     stride: int = 0
     size: int = 0
     positions: tuple[tuple[int, int], ...] = ()
     steps: tuple[int, int, int, int] | None = None  # of the positions at any length: see equal_steps
+    width: int = 0
 
     def positions_in(self, lo: int, hi: int, device: torch.device) -> Tensor:
         """The gathered positions in [lo, hi), ascending."""

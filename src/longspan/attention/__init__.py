@@ -25,6 +25,7 @@ from longspan.attention.learned import LearnedAttention, learned
 from longspan.attention.linear import LinearAttention, linear
 from longspan.attention.linformer import Linformer, linformer
 from longspan.attention.local import local
+from longspan.attention.local2d import local2d
 from longspan.attention.longformer import longformer
 from longspan.attention.mixed_heads import MixedHeads, mixed_heads
 from longspan.attention.moba import MixtureOfBlocks, moba
@@ -75,6 +76,7 @@ __all__ = [
     "linear",
     "linformer",
     "local",
+    "local2d",
     "longformer",
     "mixed_heads",
     "moba",

@@ -12,7 +12,7 @@ from longspan.attention.parts import parts_of
 
 def hybrid(
     *, layers: Sequence[str | Mapping[str, Any]] = ("gated_delta*3", "full"), heads: int, head_dim: int, causal: bool,
-    kv_heads: int | None = None, layer: int = 0, max_length: int | None = None,
+    kv_heads: int | None = None, layer: int = 0, max_length: int | None = None, grid: tuple[int, int] | None = None,
 ) -> nn.Module:  # fmt: skip
     """The variant of layer `layer`; the list cycles over the layers.
 
@@ -22,11 +22,11 @@ def hybrid(
     Args:
         layers: names of variants, each with the settings of its own file in conf/attention; `name*3` for three in a row;
             or mappings of a `name` and settings that differ: {name: local, window: 512}.
-        heads, kv_heads, head_dim, causal, layer, max_length: the model's.
+        heads, kv_heads, head_dim, causal, layer, max_length, grid: the model's.
 
     Raises:
         AttentionConfigError: a name or a setting that no variant has, by its config key.
     """
     parts = parts_of("layers", layers)
-    place = {"heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "causal": causal, "layer": layer}
+    place = {"heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "causal": causal, "layer": layer, "grid": grid}
     return parts[layer % len(parts)].build(**place, max_length=max_length)

@@ -34,7 +34,7 @@ class MixedHeads(ShowsWeights):
     Args:
         parts: names of variants, or mappings of a `name` and settings: [gated_delta, {name: local, window: 64}]; `name*2` has
             two groups. At most one a key/value head.
-        heads, kv_heads, head_dim, causal, layer, max_length: the model's.
+        heads, kv_heads, head_dim, causal, layer, max_length, grid: the model's.
 
     Raises:
         AttentionConfigError: a name or a setting that no variant has, or more parts than heads, by its config key.
@@ -44,7 +44,7 @@ class MixedHeads(ShowsWeights):
 
     def __init__(
         self, *, parts: Sequence[str | Mapping[str, Any]] = ("gated_delta", "local"), heads: int, head_dim: int, causal: bool,
-        kv_heads: int | None = None, layer: int = 0, max_length: int | None = None,
+        kv_heads: int | None = None, layer: int = 0, max_length: int | None = None, grid: tuple[int, int] | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.heads, self.head_dim, self.causal = heads, head_dim, causal
@@ -58,7 +58,7 @@ class MixedHeads(ShowsWeights):
         stops = [-(-(n + 1) * self.kv_heads // len(entries)) for n in range(len(entries))]
         self.kv_counts = [stop - first for first, stop in zip([0, *stops], stops, strict=False)]
         self.counts = [share * n for n in self.kv_counts]
-        place = {"head_dim": head_dim, "causal": causal, "layer": layer, "max_length": max_length}
+        place = {"head_dim": head_dim, "causal": causal, "layer": layer, "max_length": max_length, "grid": grid}
         self.parts = nn.ModuleList(
             part.build(heads=n, kv_heads=m, **place) for part, n, m in zip(entries, self.counts, self.kv_counts, strict=True)
         )

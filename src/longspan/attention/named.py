@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from longspan.attention.errors import AttentionConfigError, unknown_setting
 from longspan.nearest import did_you_mean, nearest
 
-PLACE = ("heads", "kv_heads", "head_dim", "causal", "layer", "max_length")  # what the model says, not the config
+PLACE = ("heads", "kv_heads", "head_dim", "causal", "layer", "max_length", "grid")  # what the model says, not the config
 SHARED = ("dropout", "backend")  # of the whole attention, not of its parts
 
 
@@ -32,6 +32,12 @@ def variant_named(name: Any, where: str) -> Any:
         meant = did_you_mean(nearest(str(name), variant_names()))
         raise AttentionConfigError(where, f"= {name!r} names no variant.{meant} Choose among {', '.join(variant_names())}")
     return getattr(longspan.attention, "global_" if name == "global" else name)
+
+
+def placed(make: Callable[..., Any], place: Mapping[str, Any]) -> dict[str, Any]:
+    """What the model says to a variant: the grid of its tokens only where it is one and the variant asks for it."""
+    known = inspect.signature(make).parameters
+    return {key: value for key, value in place.items() if key != "grid" or (value is not None and key in known)}
 
 
 def named_settings(key: str, entries: Any, most: int) -> list[tuple[str, dict[str, Any]]]:
@@ -65,6 +71,6 @@ def built(name: str, settings: Mapping[str, Any], place: Mapping[str, Any], wher
         if key not in own:
             raise unknown_setting(key, own, name, f"{where}.")
     try:
-        return make(**settings, **place)
+        return make(**settings, **placed(make, place))
     except AttentionConfigError as error:
         raise AttentionConfigError(f"{where}.{error.key}", error.problem) from error

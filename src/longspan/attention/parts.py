@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from longspan.attention.errors import AttentionConfigError, unknown_setting
-from longspan.attention.named import PLACE, variant_named
+from longspan.attention.named import PLACE, placed, variant_named
 
 TIMES = re.compile(r"([a-z_]+)\s*\*\s*([0-9]+)")
 
@@ -36,7 +36,7 @@ class Part:
             if key not in known:
                 raise unknown_setting(key, known, self.name, f"{self.where}.")
         try:
-            return make(**self.settings, **place)
+            return make(**self.settings, **placed(make, place))
         except AttentionConfigError as error:
             raise AttentionConfigError(f"{self.where}.{error.key}" if error.key else self.where, error.problem) from error
 

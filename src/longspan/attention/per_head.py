@@ -19,6 +19,7 @@ class PerHeadAttention(PatternAttention):
             [local, {name: strided, stride: 64}].
         heads, kv_heads, head_dim, causal, dropout, backend, max_length: see `PatternAttention`.
         layer: number of the layer, from 0, which random patterns draw by.
+        grid: rows and columns of the data's images.
     """
 
     def __init__(
@@ -33,12 +34,14 @@ class PerHeadAttention(PatternAttention):
         kv_heads: int | None = None,
         layer: int = 0,
         max_length: int | None = None,
+        grid: tuple[int, int] | None = None,
     ) -> None:
         entries = named_settings("patterns", patterns, heads)
         each: list[Pattern] = []
         for n, (name, settings) in enumerate(entries):
             share = -(-(n + 1) * heads // len(entries)) - len(each)  # heads of this entry
-            place = {"heads": share, "head_dim": head_dim, "causal": causal, "layer": layer, "max_length": max_length}
+            place = {"heads": share, "head_dim": head_dim, "causal": causal, "layer": layer}
+            place |= {"max_length": max_length, "grid": grid}
             module = built(name, settings, place, f"patterns[{n}]")
             if not isinstance(module, PatternAttention) or name == "per_head":
                 raise AttentionConfigError(f"patterns[{n}]", f"= {name!r} is not one pattern; see attention=mixed_heads")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from longspan.patterns import BigBird, BlockTable, Fixed, Full, Local, Longformer, Pattern, PerHead, Strided
+from longspan.patterns import BigBird, BlockTable, Fixed, Full, Local, Local2D, Longformer, Pattern, PerHead, Strided
 
 
 class CaseError(ValueError):
@@ -52,6 +53,14 @@ def per_head_quarters(heads: int) -> PerHead:
     return PerHead([parts[min(3, h // quarter)] for h in range(heads)])
 
 
+def square(length: int) -> tuple[int, int]:
+    """Rows and columns of a square image of `length` tokens."""
+    side = math.isqrt(length)
+    if side * side != length:
+        raise CaseError(f"length {length} is no square image; give a square number such as {side * side}")
+    return side, side
+
+
 def named(name: str, length: int, heads: int) -> tuple[Pattern, bool]:
     """A pattern of the published comparison, and whether it is causal."""
     known: dict[str, tuple[Any, bool]] = {
@@ -65,6 +74,8 @@ def named(name: str, length: int, heads: int) -> tuple[Pattern, bool]:
         "fixed causal": (lambda: Fixed(128, 32), True),
         "local or strided causal": (lambda: Local(128) | Strided(128), True),
         "per head": (lambda: per_head_quarters(heads), False),
+        "natten 13": (lambda: Local2D(*square(length), 13, edges="shift"), False),
+        "natten 7 dilated": (lambda: Local2D(*square(length), 7, 4, "shift"), False),
         "table 0.05": (lambda: random_table(length, 0.05), False),
     }
     if name not in known:

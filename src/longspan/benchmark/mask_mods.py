@@ -16,6 +16,7 @@ from longspan.patterns import (
     Global,
     Intersection,
     Local,
+    Local2D,
     Longformer,
     Pattern,
     PerHead,
@@ -42,6 +43,8 @@ def _mod(pattern: Pattern, case: Case, device: str) -> MaskMod:
         return lambda b, h, i, j: i >= 0
     if isinstance(pattern, Local):
         return _local(pattern, case.causal)
+    if isinstance(pattern, Local2D):
+        return neighbourhood(pattern.height, pattern.width, pattern.window // 2, pattern.dilation, pattern.edges == "shift")
     if isinstance(pattern, Strided):
         stride = pattern.stride
         return lambda b, h, i, j: (i - j) % stride == 0
@@ -75,6 +78,23 @@ def _local(pattern: Local, causal: bool) -> MaskMod:
     if dilation > 1:
         return lambda b, h, i, j: (i - j <= reach) & (j - i <= reach) & ((i - j) % dilation == 0)
     return lambda b, h, i, j: (i - j <= reach) & (j - i <= reach)
+
+
+def neighbourhood(height: int, width: int, reach: int, dilation: int, shifted: bool) -> MaskMod:
+    """`reach` steps of `dilation` on each side in both directions; `shifted` as NATTEN has it: near an edge the window's
+    centre stays `reach` steps away from it, among the coordinates of the query's residue of `dilation`."""
+
+    def near(i: Tensor, j: Tensor, size: int) -> Tensor:
+        if not shifted:
+            apart = (i - j).abs() <= reach * dilation
+            return apart if dilation == 1 else apart & ((i - j) % dilation == 0)
+        if dilation == 1:
+            return (i.clamp(reach, size - 1 - reach) - j).abs() <= reach
+        last = (size - 1 - i % dilation) // dilation  # the last place among those of the query's residue
+        centre = torch.minimum((i // dilation).clamp(min=reach), last - reach)
+        return (i % dilation == j % dilation) & ((centre - j // dilation).abs() <= reach)
+
+    return lambda b, h, i, j: near(i // width, j // width, height) & near(i % width, j % width, width)
 
 
 def _positions(positions, case: Case, device: str) -> MaskMod:

@@ -54,13 +54,19 @@ def gpu_long() -> list[Plan]:
     return plans
 
 
+def image() -> list[Plan]:
+    """bf16, H*D = 2048, images of 128 x 128 and 256 x 256 tokens: neighbourhoods beside FlexAttention with NATTEN's mask."""
+    names = ("natten 13", "natten 7 dilated")
+    return [_gpu(name, side * side, 64, ("longspan", "flex")) for side in (128, 256) for name in names]
+
+
 def _gpu(name: str, length: int, width: int, sides: tuple[str, ...]) -> Plan:
     heads = 2048 // width
     pattern, causal = named(name, length, heads)
     return Plan(Case(f"{name} D={width}", pattern, causal, length, heads, width), sides)
 
 
-SUITES = {"cpu": cpu, "gpu": gpu, "gpu-long": gpu_long}
+SUITES = {"cpu": cpu, "gpu": gpu, "gpu-long": gpu_long, "image": image}
 
 
 def suite(name: str) -> list[Plan]:

@@ -39,6 +39,7 @@ TARGETS: dict[str, frozenset[str]] = {
             "longspan.attention.linear",
             "longspan.attention.linformer",
             "longspan.attention.local",
+            "longspan.attention.local2d",
             "longspan.attention.longformer",
             "longspan.attention.mixed_heads",
             "longspan.attention.moba",

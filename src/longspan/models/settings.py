@@ -11,6 +11,7 @@ from longspan.config.schema.model import head_problem
 from longspan.values import is_whole
 
 MLP_KINDS = ("swiglu", "gelu")
+POSITIONS = ("auto", "rotary", "rotary_2d")
 
 
 class ModelConfigError(ValueError):
@@ -38,6 +39,7 @@ class TransformerSettings:
         mlp_width: hidden width of the MLP; None means 4 C for gelu and 8/3 C, rounded up to 16, for swiglu, so that
             both have about the same parameters.
         dropout: after the embedding and on what each block adds to the residual stream; attention has its own.
+        positions: "rotary", or "rotary_2d" by row and column of images; "auto" is the second where data are images.
         rotary_base: wavelength base of the rotary positions (2104.09864).
         stem: tokens that a short convolution over the embeddings mixes, odd where a model looks both ways (see `Stem`);
             None means none.
@@ -56,6 +58,7 @@ class TransformerSettings:
     mlp: str = "swiglu"
     mlp_width: int | None = None
     dropout: float = 0.0
+    positions: str = "auto"
     rotary_base: float = 10_000.0
     stem: int | None = None
     qk_norm: bool = False
@@ -73,6 +76,8 @@ class TransformerSettings:
         self._check_heads()
         if self.mlp not in MLP_KINDS:
             raise ModelConfigError("mlp", self.mlp, f"choose one of {', '.join(MLP_KINDS)}")
+        if self.positions not in POSITIONS:
+            raise ModelConfigError("positions", self.positions, f"choose one of {', '.join(POSITIONS)}")
         if not 0.0 <= self.dropout < 1.0:
             raise ModelConfigError("dropout", self.dropout, "give a number from 0 up to, not including, 1")
         for key in ("rotary_base", "norm_eps"):
@@ -89,6 +94,25 @@ class TransformerSettings:
         if problem is not None:
             key, fix = problem
             raise ModelConfigError(key, getattr(self, key), fix)
+
+    def rotary_columns(self, grid: tuple[int, int] | None) -> int | None:
+        """Columns of the image whose rows and columns are turned by; None where positions count tokens.
+
+        Args:
+            grid: rows and columns of the data's images in tokens, None for other data.
+
+        Raises:
+            ModelConfigError: rows and columns are asked for, and the data has none or heads do not divide by 4.
+        """
+        if self.positions == "rotary" or (self.positions == "auto" and grid is None):
+            return None
+        if grid is None:
+            raise ModelConfigError("positions", self.positions, "the data are no images; take rotary or auto")
+        if self.head_width % 4:
+            raise ModelConfigError(
+                "head_dim", self.head_width, "positions by row and column need a multiple of 4; or take model.positions=rotary"
+            )
+        return grid[1]
 
     @property
     def key_value_heads(self) -> int:

@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from longspan.cost import Cost, total_cost
+from longspan.attention.named import placed
+from longspan.cost import Cost, linear_flops, total_cost
 from longspan.models.attention_choice import AttentionChoice, attention_of_each_layer
 from longspan.models.block import Block
 from longspan.models.cache import ModelCache
+from longspan.models.patches import PatchEmbedding
 from longspan.models.rotary import RotaryPositions
 from longspan.models.settings import REDUCE_OVERHEAD, ModelConfigError, TransformerSettings
 from longspan.models.stem import Stem
@@ -34,7 +36,11 @@ def parameter_count(module: nn.Module) -> int:
 
 def check_tokens(model: Any, tokens: Tensor, lengths: Tensor | None, segments: Tensor | None) -> None:
     """Raises TokensError where a backbone with `max_length` and `vocab_size` cannot take these; see `Transformer.forward`."""
-    if tokens.dim() != 2 or tokens.dtype not in (torch.int64, torch.int32) or not tokens.shape[1]:
+    of_patches = isinstance(getattr(model, "embedding", None), PatchEmbedding)
+    if of_patches:
+        if tokens.dim() != 3 or tokens.shape[2] != model.vocab_size or not tokens.shape[1]:
+            raise TokensError(f"patches must be [B, T, {model.vocab_size}], T at least 1; got {list(tokens.shape)}")
+    elif tokens.dim() != 2 or tokens.dtype not in (torch.int64, torch.int32) or not tokens.shape[1]:
         raise TokensError(f"tokens must be integers [B, T], T at least 1; got {tokens.dtype} {list(tokens.shape)}")
     if tokens.shape[1] > model.max_length:
         raise TokensError(
@@ -43,9 +49,9 @@ def check_tokens(model: Any, tokens: Tensor, lengths: Tensor | None, segments: T
         )
     if lengths is not None and lengths.shape != tokens.shape[:1]:
         raise TokensError(f"lengths must be [B] = [{tokens.shape[0]}]; got {list(lengths.shape)}")
-    if segments is not None and segments.shape != tokens.shape:
-        raise TokensError(f"segments must be [B, T] = {list(tokens.shape)}; got {list(segments.shape)}")
-    if tokens.device.type == "cpu" and tokens.numel() and not torch.compiler.is_compiling():
+    if segments is not None and segments.shape != tokens.shape[:2]:
+        raise TokensError(f"segments must be [B, T] = {list(tokens.shape[:2])}; got {list(segments.shape)}")
+    if not of_patches and tokens.device.type == "cpu" and tokens.numel() and not torch.compiler.is_compiling():
         low, high = (int(bound) for bound in tokens.aminmax())
         if low < 0 or high >= model.vocab_size:
             raise TokensError(f"token id {low if low < 0 else high} is outside vocab_size={model.vocab_size}")
@@ -55,10 +61,12 @@ class Transformer(nn.Module):
     """What encoder and decoder share; use :class:`Encoder` or :class:`Decoder`.
 
     Args:
-        vocab_size: number of token ids.
+        vocab_size: number of token ids; of patches, numbers in each.
         max_length: longest sequence in tokens.
         attention: see :func:`longspan.models.attention_choice.attention_of_each_layer`.
         attention_layers: names of attentions, cycling over the layers, where `attention` is a dict.
+        grid: rows and columns of images in tokens, which follow each other row by row; None for other sequences.
+        patches: whether tokens are patches of images, [B, T, vocab_size] numbers from 0 to 255.
         sizes: fields of :class:`longspan.models.settings.TransformerSettings`.
 
     Raises:
@@ -74,6 +82,8 @@ class Transformer(nn.Module):
         max_length: int,
         attention: AttentionChoice,
         attention_layers: Sequence[str] | None = None,
+        grid: Sequence[int] | None = None,
+        patches: bool = False,
         **sizes: Any,
     ) -> None:
         super().__init__()
@@ -83,28 +93,26 @@ class Transformer(nn.Module):
                 raise ModelConfigError(key, value, "give a whole number, 1 or more")
         self.settings = settings
         self.vocab_size, self.max_length, self.width = int(vocab_size), int(max_length), settings.width
-        self.embedding = nn.Embedding(self.vocab_size, self.width)
-        # As wide as tied logits of unit variance allow. GPT-2's 0.02 is drowned by what the first blocks add: on the
-        # addresses (tiny, 150 steps of 4096 bytes) 0.02 ended at 2.76 bits a byte and
-        # 0.1 at 2.53; this is 0.09 at that width.
-        nn.init.normal_(self.embedding.weight, std=self.width**-0.5)
+        self.grid = None if grid is None else (int(grid[0]), int(grid[1]))
+        self.embedding = self._embedding(patches)
         if settings.stem and not self.causal and settings.stem % 2 == 0:
             raise ModelConfigError("stem", settings.stem, "must be odd, as many tokens on each side; or null")
         self.stem = Stem(self.width, settings.stem, self.causal) if settings.stem else None
         self.dropout = nn.Dropout(settings.dropout)
-        self.rotary = RotaryPositions(settings.head_width, settings.rotary_base)
+        self.rotary = RotaryPositions(settings.head_width, settings.rotary_base, settings.rotary_columns(self.grid))
         makers = attention_of_each_layer(attention, settings.layers, attention_layers)
+        place = {
+            "heads": settings.heads,
+            "kv_heads": settings.key_value_heads,
+            "head_dim": settings.head_width,
+            "causal": self.causal,
+            "max_length": self.max_length,
+            "grid": self.grid,
+        }
         blocks = [
             Block(
                 settings,
-                maker(
-                    heads=settings.heads,
-                    kv_heads=settings.key_value_heads,
-                    head_dim=settings.head_width,
-                    causal=self.causal,
-                    layer=layer,
-                    max_length=self.max_length,
-                ),
+                maker(**placed(maker, {**place, "layer": layer})),
             )
             for layer, maker in enumerate(makers)
         ]
@@ -112,6 +120,16 @@ class Transformer(nn.Module):
         self.norm = nn.RMSNorm(self.width, eps=settings.norm_eps)
         if settings.compile:
             self._compile_blocks()
+
+    def _embedding(self, patches: bool) -> nn.Embedding | PatchEmbedding:
+        if patches:
+            return PatchEmbedding(self.vocab_size, self.width)
+        embedding = nn.Embedding(self.vocab_size, self.width)
+        # As wide as tied logits of unit variance allow. GPT-2's 0.02 is drowned by what the first blocks add: on the
+        # addresses (tiny, 150 steps of 4096 bytes) 0.02 ended at 2.76 bits a byte and
+        # 0.1 at 2.53; this is 0.09 at that width.
+        nn.init.normal_(embedding.weight, std=self.width**-0.5)
+        return embedding
 
     def forward(
         self,
@@ -121,7 +139,9 @@ class Transformer(nn.Module):
         segments: Tensor | None = None,
         cache: ModelCache | None = None,
     ) -> Tensor:
-        """Hidden states [B, T, C] of tokens [B, T]; what stands at or past `lengths` [B] is padding and means nothing.
+        """Hidden states [B, T, C] of tokens [B, T], or of patches [B, T, P].
+
+        What stands at or past `lengths` [B] is padding and means nothing.
 
         `segments` [B, T] keeps packed documents apart. With a `cache` of `new_cache`, tokens are those that follow the ones it
         holds, `lengths` says how many of them each sequence has, and hidden states are those of one pass over all.
@@ -203,7 +223,10 @@ class Transformer(nn.Module):
 
     def cost(self, length: int) -> Cost:
         """Cost of one sequence of `length` tokens, forward: all blocks, no head."""
-        return dataclasses.replace(total_cost(self.layers(), length), parameters=parameter_count(self))
+        cost = total_cost(self.layers(), length)
+        if isinstance(self.embedding, PatchEmbedding):
+            cost = cost + Cost(other_flops=linear_flops(length, self.vocab_size, self.width))
+        return dataclasses.replace(cost, parameters=parameter_count(self))
 
     def layers(self) -> list[Block]:
         """The blocks, first to last, without what a strategy wraps them in (FSDP's own class states no cost)."""
@@ -238,6 +261,8 @@ def transformer(
     max_length: int,
     attention: AttentionChoice,
     attention_layers: Sequence[str] | None = None,
+    grid: Sequence[int] | None = None,
+    patches: bool = False,
     layers: int = 4,
     width: int = 128,
     heads: int = 4,
@@ -246,6 +271,7 @@ def transformer(
     mlp: str = "swiglu",
     mlp_width: int | None = None,
     dropout: float = 0.0,
+    positions: str = "auto",
     rotary_base: float = 10_000.0,
     stem: int | None = None,
     qk_norm: bool = False,
@@ -264,6 +290,8 @@ def transformer(
         max_length=max_length,
         attention=attention,
         attention_layers=attention_layers,
+        grid=grid,
+        patches=patches,
         layers=layers,
         width=width,
         heads=heads,
@@ -272,6 +300,7 @@ def transformer(
         mlp=mlp,
         mlp_width=mlp_width,
         dropout=dropout,
+        positions=positions,
         rotary_base=rotary_base,
         stem=stem,
         qk_norm=qk_norm,

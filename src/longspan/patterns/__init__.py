@@ -10,6 +10,7 @@ from longspan.patterns.fixed import Fixed
 from longspan.patterns.full import Full
 from longspan.patterns.global_tokens import Global
 from longspan.patterns.local import Local
+from longspan.patterns.local2d import Local2D
 from longspan.patterns.longformer import Longformer
 from longspan.patterns.per_head import PerHead
 from longspan.patterns.predicate import Predicate
@@ -25,6 +26,7 @@ __all__ = [
     "Global",
     "Intersection",
     "Local",
+    "Local2D",
     "Longformer",
     "Pattern",
     "PatternError",

@@ -14,12 +14,15 @@ from longspan.patterns.fixed import Fixed
 from longspan.patterns.full import Full
 from longspan.patterns.global_tokens import Global
 from longspan.patterns.local import Local
+from longspan.patterns.local2d import Local2D
 from longspan.patterns.longformer import Longformer
 from longspan.patterns.per_head import PerHead
 from longspan.patterns.random_blocks import Random
 from longspan.patterns.strided import Strided
 
-FAMILIES = {f.__name__: f for f in (BigBird, BlockTable, Fixed, Full, Global, Local, Longformer, PerHead, Random, Strided)}
+FAMILIES = {
+    f.__name__: f for f in (BigBird, BlockTable, Fixed, Full, Global, Local, Local2D, Longformer, PerHead, Random, Strided)
+}
 LONGEST = 10_000  # characters; a table of a million blocks belongs into a file
 
 

@@ -28,8 +28,8 @@ def data_facts(task: type[Task] | partial[Task], data: Any) -> dict[str, Any]:
     """What a task is told of the data, as plain values: enough to build it again without the data.
 
     Args:
-        data: a data module after its ``setup``: ``vocab_size``, ``max_length`` and what the task's
-            ``data_arguments`` asks for.
+        data: a data module after its ``setup``: ``vocab_size``, ``max_length``, of images ``grid`` and ``patches``, and what
+            the task's ``data_arguments`` asks for.
 
     Raises:
         TaskConfigError: the task is none, or the data cannot serve it.
@@ -44,11 +44,17 @@ def data_facts(task: type[Task] | partial[Task], data: Any) -> dict[str, Any]:
         return {
             "vocab_size": int(data.vocab_size),
             "max_length": int(data.max_length),
+            **_image_facts(data),
             **kind.data_arguments(data),
         }
     except (AttributeError, TypeError) as error:
         others = ", ".join(served or ()) or "other tasks"
         raise TaskConfigError("task", kind.__name__, f"this data ({type(data).__name__}) is for {others}") from error
+
+
+def _image_facts(data: Any) -> dict[str, Any]:
+    grid = getattr(data, "grid", None)
+    return {} if grid is None else {"grid": list(grid), "patches": bool(data.patches)}
 
 
 def build_task(
@@ -82,6 +88,7 @@ def build_task(
         vocab_size=facts.pop("vocab_size"),
         max_length=facts.pop("max_length"),
         attention=attention,
+        **{name: facts.pop(name) for name in ("grid", "patches") if name in facts},
     )
     arguments = {name: value for name, value in facts.items() if given.get(name) is None}
     return task(model=backbone, optimizer=optimizer, scheduler=scheduler, **arguments)

@@ -174,7 +174,7 @@ def row_kind(component: Component) -> str:
     length are long at any, others are as long as the median one.
     """
     gathered = component.q_index is not None or component.k_index is not None
-    if gathered and not component.dynamic and not component.order.startswith("residue"):
+    if gathered and not component.dynamic and not component.order.startswith(("residue", "plane")):
         return "gathered" if stepped(component) is None else "steps"
     if component.grows:
         return "long"

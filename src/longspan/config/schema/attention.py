@@ -46,6 +46,20 @@ class Local(Attention):
     window: Count
 
 
+@settings_of(f"{A}local2d")
+class Local2D(Attention):
+    window: Count
+    dilation: Count
+    edges: Literal["cut", "shift"]
+    height: Count | None
+    width: Count | None
+
+    def problem(self) -> tuple[str, str] | None:
+        if (self.height is None) == (self.width is None):
+            return None
+        return ("height" if self.height is None else "width"), "give it too, or null for both"
+
+
 @settings_of(f"{A}dilated")
 class Dilated(Attention):
     window: Count

@@ -52,6 +52,7 @@ class Model(Settings):
     mlp: Literal["swiglu", "gelu"]
     mlp_width: Count | None
     dropout: Fraction
+    positions: Literal["auto", "rotary", "rotary_2d"] = "auto"
     rotary_base: Positive
     stem: Count | None
     qk_norm: bool

@@ -1,0 +1,226 @@
+"""Neighbourhoods in a plane: tokens that fill a grid row by row, and tiles of them that are short in both directions.
+
+A window of 13 x 13 in a grid 128 wide reaches into 13 rows. Tiles of 64 consecutive tokens visit those rows from side to
+side; tiles of 8 x 8 tokens visit 24 x 24 of them. With a dilation d the tokens of one residue of d in both directions are a
+grid of their own (a class), and neighbours are always of one class.
+
+Legend: r row and c column of a position, W the grid's width, d dilation, class (r % d, c % d), place (y, x) = (r // d, c // d)
+within the class, tile th x tw places.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from longspan_kernels.block_sparse.grid import (
+    INSIDE,
+    PAD,
+    Order,
+    Tiles,
+    band_pairs,
+    check_tile_count,
+    pairs_in_band,
+    unique_pairs,
+)
+from longspan_kernels.block_sparse.rules import Pairs, Rule, Traits, tighten
+
+MOST_CLASSES = 1 << 12  # of a dilation; their order would leave nothing but tiles of single tokens
+MOST_BANDS = 256  # rows that a window reaches into, each a band of its own
+
+
+@dataclass(frozen=True)
+class Plane:
+    """How the tiles of an order lie in a grid.
+
+    Attributes:
+        width, dilation: W and d.
+        tile: (th, tw).
+        table: [d * d, tile rows, tile columns] int64, the number of each tile, -1 where none was made; its rows begin with
+            the first that holds a token.
+        place: [tiles, 3] int64: the class and the first place (y, x) of each tile.
+    """
+
+    width: int
+    dilation: int
+    tile: tuple[int, int]
+    table: Tensor
+    place: Tensor
+
+
+@dataclass
+class PlaneTiles(Tiles):
+    """Tiles of a grid."""
+
+    plane: Plane | None = None
+
+
+class Neighbourhood(Rule):
+    """Keys at most `reach` steps of `dilation` away in both directions of a grid `height` x `width`.
+
+    With `shifted`, a window that would reach over the edge lies inside it instead, so that every query has equally many keys
+    (neighbourhood attention, arXiv:2204.07143).
+    """
+
+    def __init__(self, height: int, width: int, reach: int, dilation: int, shifted: bool):
+        self.height, self.width, self.reach, self.dilation, self.shifted = height, width, reach, dilation, shifted
+
+    def live(self, h, i, j):
+        rows = self._sees(i // self.width, j // self.width, self.height)
+        return rows & self._sees(i % self.width, j % self.width, self.width)
+
+    def _sees(self, i: Tensor, j: Tensor, size: int) -> Tensor:
+        low, high = self.interval(i, size)
+        return ((i - j) % self.dilation == 0) & (j >= low) & (j <= high)
+
+    def interval(self, x: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """The first and the last coordinate that a query at x sees in one direction, of `size` coordinates."""
+        reach = self.reach * self.dilation
+        if not self.shifted:
+            return x - reach, x + reach
+        own, d = x % self.dilation, self.dilation
+        places = (size - own + d - 1) // d
+        centre = (x // d).clamp(min=self.reach).minimum(places - 1 - self.reach)
+        return own + (centre - self.reach) * d, own + (centre + self.reach) * d
+
+    @property
+    def farthest(self) -> int:
+        """Coordinates between a query and a key at most, in one direction."""
+        return self.reach * self.dilation * (2 if self.shifted else 1)
+
+    def band(self):
+        most = self.farthest * self.width + self.farthest
+        return -most, most
+
+    def traits(self):
+        return Traits(grows=False, fills=False, listed=True)
+
+    def orders(self, length, side):
+        if self.dilation**2 > min(MOST_CLASSES, length):
+            return []
+        return [Order("plane", self.dilation, self.reach, width=self.width)]
+
+    def tiles(self, h, q, k, lo, hi):
+        if (own := self._planes(q, k)) is not None:
+            rows, columns = self._in_plane(*own)
+        else:
+            rows, columns = self._in_bands(q, k, lo, hi)
+        return pairs_in_band(q, k, rows, columns, lo, hi)
+
+    def _planes(self, q: Tiles, k: Tiles) -> tuple[Plane, Plane] | None:
+        """How the tiles lie in this grid, where they do."""
+        found = []
+        for side in (q, k):
+            plane = side.plane if isinstance(side, PlaneTiles) else None
+            if plane is None or (plane.width, plane.dilation) != (self.width, self.dilation):
+                return None
+            found.append(plane)
+        return found[0], found[1]
+
+    def _in_plane(self, q: Plane, k: Plane) -> Pairs:
+        """Each query tile with the key tiles of its class that lie in the rectangle its tokens see."""
+        kind, d = q.place[:, 0], self.dilation
+        ranges = []
+        for axis, size in ((0, self.height), (1, self.width)):
+            own = kind // d if axis == 0 else kind % d
+            first = own + q.place[:, axis + 1] * d
+            last = (first + (q.tile[axis] - 1) * d).minimum(own + (size - 1 - own) // d * d)
+            low, high = self.interval(first, size)[0], self.interval(last, size)[1]
+            side = k.tile[axis] * d
+            begin = ((low - own) // side).clamp(min=0)
+            stop = ((high - own) // side + 1).clamp(max=k.table.shape[axis + 1])
+            ranges.append((begin, (stop - begin).clamp(min=0)))
+        (top, rows), (left, columns) = ranges
+        area = rows * columns
+        check_tile_count(int(area.sum()))
+        tile = torch.repeat_interleave(torch.arange(len(area), device=area.device), area)
+        place = torch.arange(len(tile), device=area.device) - (torch.cumsum(area, 0) - area)[tile]
+        found = k.table[kind[tile], top[tile] + place // columns[tile], left[tile] + place % columns[tile]]
+        return tile[found >= 0], found[found >= 0]
+
+    def _in_bands(self, q: Tiles, k: Tiles, lo: int | None, hi: int | None) -> Pairs:
+        """Tiles of any order: the keys of a row that is m rows away lie in a band around m * width."""
+        most = min(self.farthest // self.dilation, (self.height - 1) // self.dilation)
+        across = min(self.farthest, self.width - 1)
+        if 2 * most + 1 > MOST_BANDS:
+            return band_pairs(q, k, *tighten((lo, hi), self.band()))
+        found = []
+        for m in range(-most, most + 1):
+            centre = m * self.dilation * self.width
+            found.append(band_pairs(q, k, *tighten((lo, hi), (centre - across, centre + across))))
+        return unique_pairs(torch.cat([r for r, _ in found]), torch.cat([c for _, c in found]), k.count)
+
+    def signature(self, h, i0, j0, q, k):
+        W = self.width
+        r, c = i0 // W - j0 // W, i0 % W - j0 % W
+        planes = self._planes(q, k)
+        # Past these differences no pair of the two tiles is live.
+        down = self.farthest + q.span // W + k.span // W + 3
+        columns = [r.clamp(-down, down)]
+        if planes is None:
+            columns += [i0 % W, j0 % W]
+        else:
+            columns.append(c)
+            for plane, first in zip(planes, (i0, j0), strict=True):
+                # Where in its tile the first token stands tells in which row and column each of the others is.
+                x = first % W
+                columns.append(x if plane.table.shape[2] == 1 else x // self.dilation % plane.tile[1])
+        if self.shifted:
+            columns.append(self._near_edge(i0 // W, q.span // W + 1, self.height))
+            if planes is not None:
+                columns.append(self._near_edge(i0 % W, planes[0].tile[1] * self.dilation, W))
+        return columns
+
+    def _near_edge(self, x: Tensor, span: int, size: int) -> Tensor:
+        """x where a window of a coordinate within `span` of it may be shifted, else one number for all."""
+        most = (self.reach + 1) * self.dilation + span
+        return torch.where((x >= most) & (x < size - most), INSIDE, x)
+
+
+def plane_tiles(
+    first: int, stop: int, width: int, dilation: int, tile: tuple[int, int], device: torch.device
+) -> PlaneTiles:  # fmt: skip
+    """Positions [first, stop) of a grid in tiles of th x tw places of one class; tiles without a token are left out."""
+    (th, tw), d = tile, dilation
+    top = first // width // (d * th)  # the first row of tiles
+    down = math.ceil(math.ceil(stop / width) / (d * th)) - top
+    across = math.ceil(min(width, stop) / (d * tw))
+    check_tile_count(d * d * down * across)
+
+    def axis(count: int, begin: int = 0) -> Tensor:
+        return torch.arange(begin, begin + count, device=device)
+
+    a, ty, tx = torch.meshgrid(axis(d * d), axis(down, top), axis(across), indexing="ij")
+    place = torch.stack([a.flatten(), ty.flatten() * th, tx.flatten() * tw], 1)
+    r = (place[:, :1] // d) + d * (place[:, 1:2] + axis(th))  # [tiles, th]
+    c = (place[:, :1] % d) + d * (place[:, 2:] + axis(tw))  # [tiles, tw]
+    positions = (r[:, :, None] * width + c[:, None, :]).flatten(1)
+    outside = (c >= width)[:, None, :].expand(-1, th, -1).flatten(1)
+    positions = torch.where(outside | (positions < first) | (positions >= stop), PAD, positions)
+    kept = (positions != PAD).any(1)
+    table = torch.full((len(kept),), -1, dtype=torch.int64, device=device)
+    table[kept] = axis(int(kept.sum()))
+    plane = Plane(width, d, tile, table.view(d * d, down, across), place[kept])
+    return PlaneTiles(positions[kept], th * tw, False, group=place[kept, 0], plane=plane)
+
+
+def tile_shape(size: int, rows: int, columns: int) -> tuple[int, int]:
+    """(th, tw) of a tile of `size` places, a power of two, near a square unless the class is smaller than that."""
+    tw = 1 << (size.bit_length() // 2)
+    tw = min(tw, power_of_two(columns))
+    th = min(size // tw, power_of_two(rows))
+    return th, size // th
+
+
+def power_of_two(n: int) -> int:
+    """The smallest power of two that is no less than n."""
+    return 1 << max(0, n - 1).bit_length()
+
+
+def interior_tiles(tile: tuple[int, int], reach: int) -> int:
+    """Key tiles that a query tile visits far from the edges."""
+    th, tw = tile
+    return ((th - 1 + reach) // th - -reach // th + 1) * ((tw - 1 + reach) // tw - -reach // tw + 1)

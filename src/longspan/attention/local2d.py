@@ -1,0 +1,87 @@
+"""`attention=local2d`: a window in both directions of an image."""
+
+from __future__ import annotations
+
+import math
+
+from longspan.attention.base import PatternAttention
+from longspan.attention.errors import AttentionConfigError, settings_named
+from longspan.patterns import Local2D
+
+
+class Local2DAttention(PatternAttention):
+    """A window in both directions of an image whose tokens follow each other row by row (arXiv:2204.07143).
+
+    Args:
+        window: keys of a row, and of a column, that a query sees: window // 2 on each side and itself.
+        dilation: tokens from one of them to the next (arXiv:2209.15001).
+        edges: "cut", or "shift" for windows that lie inside the image at its edges.
+        height, width: rows and columns in tokens; None for those of the data's images, or without images for the smallest
+            square that holds `max_length` tokens.
+        heads, kv_heads, head_dim, causal, dropout, backend, max_length: see `PatternAttention`.
+        grid: rows and columns of the data's images.
+    """
+
+    def __init__(
+        self,
+        *,
+        window: int = 13,
+        dilation: int = 1,
+        edges: str = "cut",
+        height: int | None = None,
+        width: int | None = None,
+        dropout: float = 0.0,
+        backend: str = "auto",
+        heads: int,
+        head_dim: int,
+        causal: bool,
+        kv_heads: int | None = None,
+        layer: int = 0,
+        max_length: int | None = None,
+        grid: tuple[int, int] | None = None,
+    ) -> None:
+        rows, columns = _sides(height, width, grid, max_length)
+        with settings_named():
+            pattern = Local2D(rows, columns, window, dilation, edges)
+        super().__init__(
+            pattern,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            causal=causal,
+            max_length=max_length,
+            dropout=dropout,
+            backend=backend,
+        )
+
+
+def _sides(height: int | None, width: int | None, grid: tuple[int, int] | None, length: int | None) -> tuple[int, int]:
+    """Rows and columns of the grid.
+
+    Raises:
+        AttentionConfigError: they are not known, or do not hold the sequence.
+    """
+    if (height is None) != (width is None):
+        key = "height" if height is None else "width"
+        raise AttentionConfigError(key, "= None, and the other side of the grid is given; give both, or neither")
+    if height is None or width is None:
+        if grid is None and length is None:
+            raise AttentionConfigError("height", "= None, and the length is not known; give height and width in tokens")
+        side = math.isqrt((length or 1) - 1) + 1
+        return grid or (side, side)
+    if grid is not None and (height, width) != tuple(grid):
+        raise AttentionConfigError(
+            "height", f"= {height} and attention.width = {width}, but the images have {grid[0]} rows of {grid[1]} tokens; "
+            "give null for both",
+        )  # fmt: skip
+    with settings_named():
+        Local2D(height, width, 1)
+    if length is not None and height * width < length:
+        raise AttentionConfigError(
+            "height", f"= {height} and attention.width = {width} have {height * width} places for {length} tokens; give a "
+            "larger grid, or null for both",
+        )  # fmt: skip
+    return height, width
+
+
+local2d = Local2DAttention
