@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from published_files import words_for
 
 from longspan.attention import AttentionConfigError
 from longspan.config.command_line import choices_of
@@ -28,8 +29,9 @@ SMALL = [
 
 # tests/models/test_pretrained.py runs `sparsify`, on a model that it makes
 @pytest.mark.parametrize("experiment", [name for name in choices_of(CONF, "experiment") if name != "sparsify"])
-def test_every_experiment_runs(experiment, tmp_path, train):
-    train(tmp_path, f"experiment={experiment}", *SMALL)
+def test_every_experiment_runs(experiment, tmp_path, train, monkeypatch):
+    monkeypatch.setenv("LONGSPAN_CACHE", str(tmp_path / "cache"))
+    train(tmp_path, f"experiment={experiment}", *SMALL, *words_for(experiment, tmp_path / "files"))
     record = Record.load(tmp_path)
     assert record.status == "complete"
     assert record.accuracy and all(metric.value is not None for metric in record.accuracy.values())

@@ -15,8 +15,8 @@ from longspan.benchmark.cases import Case, CaseError, named
 from longspan.benchmark.mask_mods import mask_mod_of
 from longspan.benchmark.suites import suite
 from longspan.patterns import Full, Global, Local, Local2D, PatternError, Strided
-from longspan_kernels.block_sparse.plane import tile_shape
 from longspan_kernels.block_sparse.compiler import Tiling, compile_layout
+from longspan_kernels.block_sparse.plane import tile_shape
 
 torch.set_num_threads(1)
 

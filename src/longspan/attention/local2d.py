@@ -49,7 +49,7 @@ class Local2DAttention(PatternAttention):
             kv_heads=kv_heads,
             head_dim=head_dim,
             causal=causal,
-            max_length=max_length,
+            max_length=rows * columns if max_length is None else max_length,
             dropout=dropout,
             backend=backend,
         )

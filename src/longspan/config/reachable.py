@@ -13,6 +13,7 @@ from typing import Any
 from longspan.config.checks import check_processes
 from longspan.config.errors import CheckpointError, ConfigError
 from longspan.config.written import shown
+from longspan.data.errors import DataConfigError
 from longspan.data.files import list_files
 from longspan.data.settings import bundled
 
@@ -112,6 +113,13 @@ def check_checkpoint(key: str, path: str | Path) -> None:
         raise CheckpointError(f"{key}={shown(str(path))} cannot be read; check its permissions.")
 
 
+# data modules whose `path` is a folder, or an array file, of a layout of its own
+OF_FOLDERS = {
+    f"longspan.data.{name}DataModule"
+    for name in ("GenomicBenchmark", "ImageClassification", "ListOps", "Pathfinder", "Retrieval")
+}
+
+
 def check_data_files(data: Mapping[str, Any]) -> None:
     """Raises DataConfigError where files of data are missing, or no data is named at all."""
     target = str(data.get("_target_"))
@@ -119,6 +127,10 @@ def check_data_files(data: Mapping[str, Any]) -> None:
         return
     if target in SEVERAL_FORMATS and not data.get("path") and not data.get("name") and not data.get("bundled"):
         bundled(None, ("addresses", "h37rv", "msmeg") if "Text" in target else ("hiv1",))
+    if target in OF_FOLDERS:
+        if data.get("path") and not Path(data["path"]).expanduser().exists():
+            raise DataConfigError("path", data["path"], "does not exist")
+        return
     if "path" in data and not data.get("path") and target not in SEVERAL_FORMATS and not data.get("bundled"):
         bundled(None, ("h37rv", "msmeg"), named=False)
     for key, told in FILES.items():

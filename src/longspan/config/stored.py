@@ -70,6 +70,17 @@ TARGETS: dict[str, frozenset[str]] = {
     "data": frozenset(
         {
             "longspan.data.AssociativeRecallDataModule",
+            "longspan.data.GenomicBenchmarkDataModule",
+            "longspan.data.CompressionDataModule",
+            "longspan.data.MemorisationDataModule",
+            "longspan.data.InContextRecallDataModule",
+            "longspan.data.CommonWordsDataModule",
+            "longspan.data.VariableTrackingDataModule",
+            "longspan.data.DistractedNeedleDataModule",
+            "longspan.data.RetrievalDataModule",
+            "longspan.data.PathfinderDataModule",
+            "longspan.data.ListOpsDataModule",
+            "longspan.data.ImageClassificationDataModule",
             "longspan.data.GenomeDataModule",
             "longspan.data.InductionDataModule",
             "longspan.data.NeedleDataModule",
@@ -93,8 +104,10 @@ TARGETS: dict[str, frozenset[str]] = {
     "scheduler": frozenset({"longspan.tasks.warmup_constant", "longspan.tasks.warmup_cosine"}),
     "task": frozenset(
         {
+            "longspan.tasks.Compression",
             "longspan.tasks.LanguageModelling",
             "longspan.tasks.MaskedModelling",
+            "longspan.tasks.PairClassification",
             "longspan.tasks.Recall",
             "longspan.tasks.SequenceClassification",
             "longspan.tasks.SequenceRegression",

@@ -11,13 +11,24 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from longspan.data.classification import SequenceClassificationDataModule
     from longspan.data.errors import DataConfigError, DataFileError, ResumeError
+    from longspan.data.genomics import GenomicBenchmarkDataModule
+    from longspan.data.images.module import ImageClassificationDataModule
     from longspan.data.labelling import TokenLabellingDataModule
+    from longspan.data.lra.listops_data import ListOpsDataModule
+    from longspan.data.lra.pathfinder_data import PathfinderDataModule
+    from longspan.data.lra.retrieval import RetrievalDataModule
     from longspan.data.regression import SequenceRegressionDataModule
     from longspan.data.synthetic import (
         AssociativeRecallDataModule,
+        CommonWordsDataModule,
+        CompressionDataModule,
+        DistractedNeedleDataModule,
+        InContextRecallDataModule,
         InductionDataModule,
+        MemorisationDataModule,
         NeedleDataModule,
         SelectiveCopyDataModule,
+        VariableTrackingDataModule,
     )
     from longspan.data.text import GenomeDataModule, TextDataModule
     from longspan.data.values import Loading, Source, Splits
@@ -27,13 +38,23 @@ __all__ = [
     "BYTES",
     "NUCLEOTIDES",
     "AssociativeRecallDataModule",
+    "CommonWordsDataModule",
+    "CompressionDataModule",
     "DataConfigError",
     "DataFileError",
+    "DistractedNeedleDataModule",
     "GenomeDataModule",
+    "GenomicBenchmarkDataModule",
+    "ImageClassificationDataModule",
+    "InContextRecallDataModule",
     "InductionDataModule",
+    "ListOpsDataModule",
     "Loading",
+    "MemorisationDataModule",
     "NeedleDataModule",
+    "PathfinderDataModule",
     "ResumeError",
+    "RetrievalDataModule",
     "SelectiveCopyDataModule",
     "SequenceClassificationDataModule",
     "SequenceRegressionDataModule",
@@ -41,9 +62,21 @@ __all__ = [
     "Splits",
     "TextDataModule",
     "TokenLabellingDataModule",
+    "VariableTrackingDataModule",
     "Vocabulary",
 ]
 _WHERE = {
+    "GenomicBenchmarkDataModule": "genomics",
+    "CompressionDataModule": "synthetic",
+    "MemorisationDataModule": "synthetic",
+    "InContextRecallDataModule": "synthetic",
+    "CommonWordsDataModule": "synthetic",
+    "VariableTrackingDataModule": "synthetic",
+    "DistractedNeedleDataModule": "synthetic",
+    "RetrievalDataModule": "lra.retrieval",
+    "PathfinderDataModule": "lra.pathfinder_data",
+    "ListOpsDataModule": "lra.listops_data",
+    "ImageClassificationDataModule": "images.module",
     "AssociativeRecallDataModule": "synthetic", "InductionDataModule": "synthetic", "NeedleDataModule": "synthetic",
     "SelectiveCopyDataModule": "synthetic", "SequenceClassificationDataModule": "classification", "DataConfigError": "errors",
     "DataFileError": "errors", "ResumeError": "errors", "TokenLabellingDataModule": "labelling", "GenomeDataModule": "text",

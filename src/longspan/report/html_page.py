@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from longspan.report import tables, words
+from longspan.report import published, tables, words
 from longspan.report.charts import Chart, accuracy_charts
 from longspan.report.classes import CONFUSION, HEADINGS, ClassTable, class_tables
 from longspan.report.collect import Collection, Found
@@ -85,6 +85,15 @@ def _section(
     notes = words.notes(section, rows, cost)
     if notes:
         parts.append('<ul class="notes">' + "".join(f"<li>{escape(note)}</li>" for note in notes) + "</ul>")
+    if (known := published.of_section(section)) is not None:
+        rows_of = "".join(
+            f"<tr><td>{escape(name)}</td><td>{value:.4f}</td></tr>"
+            for name, value in sorted(known.values.items(), key=lambda item: -item[1])
+        )
+        parts.append(
+            f'<div class="scroll"><table><thead><tr><th>published</th><th>{escape(known.metric)}</th></tr></thead>'
+            f"<tbody>{rows_of}</tbody></table></div><small>{escape(known.source)}</small>"
+        )
     charts = accuracy_charts(section)
     for chart in charts:
         parts.append(f"<h3>{escape(chart.heading)}</h3>" + _lines(chart, pictures.get(chart.name)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from longspan.records.inert import markdown_block, markdown_code, markdown_text
-from longspan.report import tables, words
+from longspan.report import published, tables, words
 from longspan.report.classes import CONFUSION, HEADINGS, ClassTable, class_tables
 from longspan.report.collect import Collection, Found
 from longspan.report.content import Content
@@ -36,6 +36,8 @@ def page(content: Content) -> str:
         if rows:
             lines += [tables.markdown(section, rows), "", _legend(section, rows, content.cost), ""]
         lines += [f"- {markdown_text(note)}" for note in words.notes(section, rows, content.cost)]
+        if (known := published.of_section(section)) is not None:
+            lines += ["", *published.lines_of(known)]
         for kind, said in PICTURES.items():
             if kind in drawn:
                 lines += ["", f"![{said}]({drawn[kind].name})"]

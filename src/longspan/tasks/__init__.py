@@ -2,10 +2,12 @@
 
 from longspan.tasks.base import Task
 from longspan.tasks.build import build_task, data_facts, task_class
+from longspan.tasks.compression import Compression
 from longspan.tasks.errors import BatchError, NonFiniteLossError, TaskConfigError
 from longspan.tasks.language_modelling import LanguageModelling
 from longspan.tasks.masked_modelling import MaskedModelling
 from longspan.tasks.optimizers import adamw, decay_groups, undecayed_names
+from longspan.tasks.pair_classification import PairClassification
 from longspan.tasks.recall import Recall
 from longspan.tasks.schedules import warmup_constant, warmup_cosine
 from longspan.tasks.sequence_classification import SequenceClassification
@@ -14,9 +16,11 @@ from longspan.tasks.token_labelling import TokenLabelling
 
 __all__ = [
     "BatchError",
+    "Compression",
     "LanguageModelling",
     "MaskedModelling",
     "NonFiniteLossError",
+    "PairClassification",
     "Recall",
     "SequenceClassification",
     "SequenceRegression",

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from longspan.models import SequenceClassificationHead, Transformer
@@ -46,6 +46,8 @@ class SequenceClassification(WeighsClasses, Task):
     ``widths``, the padded length of each sequence alone: an attention that hangs on the padded length is evaluated at it.
     """
 
+    members = 1  # sequences that share a label
+
     def __init__(
         self,
         model: Transformer,
@@ -71,7 +73,7 @@ class SequenceClassification(WeighsClasses, Task):
         self.metrics_info = {str(name): True for name in [*labels, "macro_auroc"]}
         super().__init__(
             model,
-            SequenceClassificationHead(model, num_classes, pooling=pooling, dropout=head_dropout),
+            self._head(model, num_classes, pooling, head_dropout),
             {
                 "labels": labels,
                 "scores": MetricCollection({"macro_auroc": MacroAUROC()}, compute_groups=False),
@@ -90,6 +92,9 @@ class SequenceClassification(WeighsClasses, Task):
         )
         self.weigh_classes(class_weights)
 
+    def _head(self, model: Transformer, num_classes: int, pooling: str, dropout: float) -> nn.Module:
+        return SequenceClassificationHead(model, num_classes, pooling=pooling, dropout=dropout)
+
     @classmethod
     def data_arguments(cls, data: Any) -> dict[str, Any]:
         return {
@@ -102,7 +107,7 @@ class SequenceClassification(WeighsClasses, Task):
         tokens, widths = self.entry(batch, "tokens"), batch.get("widths")
         if widths is None or self.training or not self.model.backbone.depends_on_padding:
             return self.model(tokens, lengths=batch.get("lengths"), segments=batch.get("segments")).float()  # (B, K)
-        logits = tokens.new_zeros((len(tokens), self.num_classes), dtype=torch.float32)
+        logits = torch.zeros((len(tokens), self.num_classes), device=tokens.device)
         for width in sorted(set(widths)):
             rows = [row for row, own in enumerate(widths) if own == width]
             logits[rows] = self.model(tokens[rows, :width], lengths=self.entry(batch, "lengths")[rows]).float()
@@ -118,7 +123,8 @@ class SequenceClassification(WeighsClasses, Task):
 
     def step(self, batch: Batch, batch_idx: int, stage: str) -> Step:
         labels = self.entry(batch, "labels")
-        wanted = (len(batch["tokens"]), self.num_classes) if self.multi_label else (len(batch["tokens"]),)
+        count = len(batch["tokens"]) // self.members
+        wanted = (count, self.num_classes) if self.multi_label else (count,)
         if labels.shape != wanted:
             raise BatchError(f"labels must be {list(wanted)}; got {list(labels.shape)}")
         logits = self._logits(batch)
@@ -134,14 +140,14 @@ class SequenceClassification(WeighsClasses, Task):
         decided = self.decide(probabilities)
         right = (decided == labels).float().view(len(labels), -1).mean(1)  # of several labels, the share that is right
         tokens = batch["tokens"]
-        lengths = batch["lengths"] if "lengths" in batch else tokens.new_full((len(tokens),), tokens.shape[1])
+        lengths = batch["lengths"] if "lengths" in batch else torch.full((len(tokens),), tokens.shape[1], device=tokens.device)
         return Step(
             loss,
             len(labels),
             {
                 "labels": (decided, labels),
                 "scores": (probabilities, labels),
-                BREAKDOWN: (right, lengths),
+                BREAKDOWN: (right, lengths.view(-1, self.members).amax(1)),
                 BY_CLASS: (decided, labels),
             },
         )

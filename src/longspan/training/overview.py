@@ -180,7 +180,9 @@ def _attention(config: Mapping[str, Any], task: pl.LightningModule) -> Iterator[
     line = Text(str(config["attention_name"]), style="bold")
     line.append("".join(f"  {key}={written(value)}" for key, value in own.items()), style="not bold")
     yield line
-    cost = attention_cost(task, config["data"]["max_length"])
+    backbone = getattr(getattr(task, "model", None), "backbone", None)
+    # images say themselves how many tokens they are
+    cost = attention_cost(task, int(getattr(backbone, "max_length", config["data"]["max_length"])))
     if cost is None:
         return
     start = "at the start keeps" if cost.changes else "keeps"

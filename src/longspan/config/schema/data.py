@@ -6,7 +6,20 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from longspan.config.schema.kinds import Count, CountOrZero, FilePath, Fix, Seed, Settings, SplitShare, Text, settings_of, whole
+from longspan.config.schema.kinds import (
+    Count,
+    CountOrZero,
+    FilePath,
+    Fix,
+    Fraction,
+    Positive,
+    Seed,
+    Settings,
+    SplitShare,
+    Text,
+    settings_of,
+    whole,
+)
 
 Format = Literal["text", "lines", "jsonl", "csv", "tsv", "parquet", "fasta"]
 Vocabulary = Literal["bytes", "nucleotides", "nucleotides_soft_masked", "proteins"]
@@ -154,6 +167,134 @@ def _stride(data: Data, stride: int | None, most: int) -> tuple[str, str] | None
     if stride is not None and stride > most:
         return "train_stride", f"give at most {most}, or tokens between windows are left out of training"
     return None
+
+
+class Made(Data):
+    """What is made by a generator of its own, or read from the published files."""
+
+    path: FilePath | None
+    train_examples: Count
+    validation_examples: Count
+    test_examples: Count
+    made_seed: Seed
+
+
+class ImageTokens(Data):
+    """How images become tokens."""
+
+    input: Literal["pixels", "patches"]
+    patch: Count
+    grey: bool
+
+
+@settings_of(f"{D}ImageClassificationDataModule")
+class ImageData(ImageTokens):
+    path: FilePath | None
+    name: Text | None
+    subset: Text | None
+    train_split: Text
+    validation_split: Text | None
+    test_split: Text | None
+    image_column: Text
+    label_column: Text
+    class_names: Annotated[list[Any], Fix("a list of names, or null")] | None
+    validation_fraction: SplitShare
+    test_fraction: SplitShare
+
+    def problem(self) -> tuple[str, str] | None:
+        if self.path and self.name:
+            return "name", f"data.path={self.path} is given too; give null for one of them"
+        return None
+
+
+@settings_of(f"{D}ListOpsDataModule")
+class ListOpsData(Made):
+    max_depth: whole(2, 60, "levels")  # type: ignore[valid-type]
+    max_arguments: whole(2, meaning="arguments")  # type: ignore[valid-type]
+    min_tokens: CountOrZero
+    max_tokens: whole(5, meaning="tokens")  # type: ignore[valid-type]
+
+    def problem(self) -> tuple[str, str] | None:
+        return ("max_tokens", f"give at least {self.min_tokens + 2}") if self.max_tokens < self.min_tokens + 2 else None
+
+
+@settings_of(f"{D}PathfinderDataModule")
+class PathfinderData(Made, ImageTokens):
+    side: whole(16, meaning="pixels")  # type: ignore[valid-type]
+    dashes: whole(2, meaning="dashes")  # type: ignore[valid-type]
+    distractors: CountOrZero
+    dash: Positive
+    gap: Positive
+    clearance: Positive
+    validation_fraction: SplitShare
+    test_fraction: SplitShare
+
+
+@settings_of(f"{D}RetrievalDataModule")
+class RetrievalData(Data):
+    path: FilePath | None
+
+
+@settings_of(f"{D}GenomicBenchmarkDataModule")
+class GenomicBenchmarkData(Data):
+    benchmark: Literal["genomic_benchmarks", "nucleotide_transformer", "gue"]
+    dataset: Text
+    path: FilePath | None
+    hub: Text | None
+    validation_fraction: SplitShare
+
+
+class Sequences(Data):
+    """What made-up tasks take that need no distances."""
+
+    epoch_windows: Count
+    max_validation_windows: Count
+    max_test_windows: Count
+
+
+@settings_of(f"{D}DistractedNeedleDataModule")
+class DistractedNeedleData(Sequences):
+    needles: Count
+    values_a_key: Count
+    keys: Count
+    values: whole(2, meaning="a number of symbols")  # type: ignore[valid-type]
+    fillers: Count
+
+    def problem(self) -> tuple[str, str] | None:
+        return ("keys", f"give at least data.needles={self.needles}") if self.keys < self.needles else None
+
+
+@settings_of(f"{D}VariableTrackingDataModule")
+class VariableTrackingData(Sequences):
+    chains: Count
+    hops: Count
+    variables: Count
+    values: whole(2, meaning="a number of symbols")  # type: ignore[valid-type]
+    fillers: Count
+
+
+@settings_of(f"{D}CommonWordsDataModule")
+class CommonWordsData(Sequences):
+    common: Count
+    often: whole(2, meaning="times")  # type: ignore[valid-type]
+    seldom: Count
+    words: whole(2, meaning="a number of symbols")  # type: ignore[valid-type]
+
+
+@settings_of(f"{D}InContextRecallDataModule")
+class InContextRecallData(Sequences):
+    keys: whole(2, meaning="a number of symbols")  # type: ignore[valid-type]
+    values: whole(2, meaning="a number of symbols")  # type: ignore[valid-type]
+    key_tokens: whole(1, 8, "tokens")  # type: ignore[valid-type]
+    value_tokens: whole(1, 8, "tokens")  # type: ignore[valid-type]
+    noise: Fraction
+    noise_symbols: Count
+
+
+@settings_of(f"{D}MemorisationDataModule", f"{D}CompressionDataModule")
+class MadData(Sequences):
+    values: whole(2, meaning="a number of symbols")  # type: ignore[valid-type]
+    keys: Count = 1
 
 
 class Diagnostic(Data):

@@ -108,13 +108,18 @@ class MaskedModelling(Task):
         return None
 
 
+@settings_of("longspan.tasks.Compression")
+class Compression(Task):
+    """Compression."""
+
+
 @settings_of("longspan.tasks.Recall")
 class Recall(Task):
     causal: bool
     tied: bool
 
 
-@settings_of("longspan.tasks.SequenceClassification")
+@settings_of("longspan.tasks.SequenceClassification", "longspan.tasks.PairClassification")
 class SequenceClassification(Task):
     pooling: Literal["mean", "first"]
     head_dropout: Fraction

@@ -1,0 +1,51 @@
+"""What is built once and kept: folders named by a hash of what they were built from, whole or not there at all."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+
+def cache_root() -> Path:
+    """The folder of `LONGSPAN_CACHE`, else `longspan` in the user's cache folder."""
+    given = os.environ.get("LONGSPAN_CACHE")
+    if given:
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "longspan"
+
+
+def built(kind: str, settings: Mapping[str, Any], build: Callable[[Path], None]) -> Path:
+    """The folder that `build` filled for these settings, now or earlier.
+
+    Args:
+        kind: what it is; also names the folder.
+        settings: plain values; another value is another folder.
+        build: writes into an empty folder. Where it fails or is interrupted, nothing is left; where another process builds
+            the same, this one waits for it.
+    """
+    told = json.dumps(settings, sort_keys=True)
+    root = cache_root()
+    folder = root / f"{kind}-{hashlib.sha256(told.encode()).hexdigest()[:16]}"
+    if folder.is_dir():
+        return folder
+    root.mkdir(parents=True, exist_ok=True)
+    with open(root / f"{folder.name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if folder.is_dir():
+            return folder
+        unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=root))
+        try:
+            build(unfinished)
+            (unfinished / "settings.json").write_text(told + "\n", encoding="utf-8")
+            unfinished.rename(folder)
+        except BaseException:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
+    return folder

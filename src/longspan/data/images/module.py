@@ -1,0 +1,255 @@
+"""Classification of images, whose pixels or patches are tokens, row by row.
+
+Legend: B batch, T tokens of an image, P numbers a patch.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from longspan.data import settings
+from longspan.data.errors import DataConfigError, DataFileError
+from longspan.data.images import sources
+from longspan.data.images.sources import SPLIT_WORDS, Images
+from longspan.data.images.tokens import Cutting
+from longspan.data.labelled import LabelledDataModule, LabelledSet
+from longspan.data.readers import read_hub
+from longspan.data.splits import SPLITS, by_groups
+from longspan.data.values import Loading, Shares, gathered
+
+Given = Mapping[str, Images | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSource:
+    """`path`: a folder of images, an .npz or .npy, a folder of CIFAR-10's binary files; or `name`, a Hugging Face data set.
+
+    `subset`, `train_split`, `validation_split`, `test_split`, `image_column`, `label_column`: of the Hub's.
+    """
+
+    path: str | None = None
+    name: str | None = None
+    subset: str | None = None
+    train_split: str = "train"
+    validation_split: str | None = None
+    test_split: str | None = None
+    image_column: str = "image"
+    label_column: str = "label"
+
+    def __post_init__(self) -> None:
+        for key in ("path", "name", "subset", "validation_split", "test_split"):
+            settings.text_or_none(key, getattr(self, key))
+        for key in ("train_split", "image_column", "label_column"):
+            settings.text(key, getattr(self, key))
+        if self.path and self.name:
+            raise DataConfigError("name", self.name, f"data.path={self.path!r} is set too; set one of them to null")
+
+    def read(self) -> Given:
+        """The images of each split, None for a split that there is none of.
+
+        Raises:
+            DataConfigError, DataFileError: there are none, or they cannot be read.
+        """
+        if self.name:
+            wanted = {"train": self.train_split, "validation": self.validation_split, "test": self.test_split}
+            return {
+                split: sources.read_hub_images(read_hub(self.name, self.subset, word), self.image_column, self.label_column)
+                if word
+                else None
+                for split, word in wanted.items()
+            }
+        if self.path is None:
+            raise DataConfigError("path", None, "give a folder of images, an .npz or .npy, or data.name")
+        path = Path(self.path)
+        if path.is_file() and path.suffix in (".npz", ".npy"):
+            return {**dict.fromkeys(SPLITS), **sources.read_archive(path)}
+        if not path.is_dir():
+            raise DataConfigError("path", self.path, "is no folder and no .npz or .npy file")
+        if sorted(path.glob("data_batch_*.bin")):
+            tests = [file for file in (path / "test_batch.bin",) if file.is_file()]
+            return {
+                "train": sources.read_cifar(path, sorted(path.glob("data_batch_*.bin"))),
+                "validation": None,
+                "test": sources.read_cifar(path, tests) if tests else None,
+            }
+        return self._folders(path)
+
+    @staticmethod
+    def _folders(path: Path) -> Given:
+        own = {
+            split: next((path / word for word in words if (path / word).is_dir()), None) for split, words in SPLIT_WORDS.items()
+        }
+        if own["train"] is None:
+            return {"train": sources.read_folder(path), "validation": None, "test": None}
+        train = sources.read_folder(own["train"])
+        return {
+            split: train if split == "train" else sources.read_folder(folder, train.shape) if folder else None
+            for split, folder in own.items()
+        }
+
+
+class ImageDataModule(LabelledDataModule):
+    """Base of what has images: cuts them into tokens. `max_length` is what the images give.
+
+    {"tokens": [B, T] int64 of pixels or [B, T, P] uint8 of patches, "labels": [B]}.
+
+    Attributes:
+        grid: rows and columns of tokens, once the data is read.
+        patches: whether tokens are patches.
+    """
+
+    def __init__(self, cutting: Cutting, loading: Loading, shares: Shares | None = None):
+        super().__init__("bytes", loading)
+        self.cutting, self.splits = cutting, shares
+        self.patches = cutting.input == "patches"
+        self._shape: tuple[int, int, int] | None = None
+
+    @abstractmethod
+    def _images(self) -> Given:
+        """The images of each split; None for one that is held out of training."""
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        self.setup()
+        assert self._shape is not None
+        return self.cutting.grid(*self._shape[:2])
+
+    @property
+    def vocab_size(self) -> int:
+        if not self.patches:
+            return self.vocabulary.size
+        self.setup()
+        assert self._shape is not None
+        return self.cutting.patch**2 * self.cutting.channels(self._shape[2])
+
+    def _labelled(self) -> dict[str, LabelledSet]:
+        given = self._images()
+        present = [images for images in given.values() if images is not None]
+        train = given["train"]
+        assert train is not None
+        for images in present:
+            if images.labels is None:
+                raise DataConfigError("path", self.told["source"], "the images have no labels; see data.path in conf/data")
+            if images.shape != train.shape:
+                raise DataFileError(
+                    str(self.told["source"]),
+                    None,
+                    f"test or validation images are {images.shape}, those of training {train.shape}",
+                )
+        if self.class_names is None:
+            self._classes(sources.classes_of(present))
+        number = {name: n for n, name in enumerate(self.class_names or ())}
+        if len(number) < 2:
+            raise DataConfigError("path", self.told["source"], f"gives {len(number)} class; nothing to learn")
+        self._take(train.shape)
+        whole = {split: self._set(images, number) for split, images in given.items() if images is not None}
+        shares: dict[str, float] = {} if self.splits is None else {
+            split: 0.0 if split in whole else getattr(self.splits, f"{split}_fraction") for split in ("validation", "test")
+        }  # fmt: skip
+        return self._held_out(whole, shares) if any(shares.values()) else whole
+
+    def _take(self, shape: tuple[int, int, int]) -> None:
+        self._shape = shape
+        rows, columns = self.cutting.grid(*shape[:2])
+        self.max_length = rows * columns
+
+    def _set(self, images: Images, number: Mapping[str, int]) -> LabelledSet:
+        targets = None
+        if images.labels is not None:
+            strange = next((name for name in images.labels if name not in number), None)
+            if strange is not None:
+                raise DataFileError(str(self.told["source"]), None, f"label {strange!r} is not in data.class_names")
+            targets = np.array([number[name] for name in images.labels], dtype=np.int64)
+        return LabelledSet(lambda n: self.cutting.tokens(images.read(n)), targets, len(images), images.names)
+
+    def _held_out(self, whole: dict[str, LabelledSet], shares: dict[str, float]) -> dict[str, LabelledSet]:
+        """Shares of the training images, classes spread evenly; equal images stay in one split."""
+        pool = whole["train"]
+        assert pool.targets is not None
+        groups = (
+            [np.asarray(pool.tokens(n)).tobytes() for n in range(len(pool))] if len(pool) <= FEW else list(range(len(pool)))
+        )
+        spread = np.eye(self.num_classes or 0)[pool.targets]
+        chosen = by_groups(groups, spread, seed=self.seed, **shares)
+        return {split: whole[split] if split != "train" and split in whole else pool.only(chosen[split]) for split in SPLITS}
+
+    def _options(self, names: bool = False) -> dict[str, Any]:
+        return {**super()._options(names), "collate_fn": ImageCollate(names)}
+
+    def given_dataloader(self, texts: Sequence[Any], names: Sequence[str] | None = None) -> DataLoader:
+        """Batches of images from Python: arrays [H, W] or [H, W, c] of uint8, or files' names."""
+        read: list[np.ndarray] = []
+        for n, given in enumerate(texts):
+            if isinstance(given, (str, Path)):
+                image = sources.opened(Path(given), self._shape or sources.header(Path(given)))
+            else:
+                image = np.asarray(given, dtype=np.uint8)
+            image = image.reshape(*image.shape[:2], -1)
+            if self._shape is None:
+                self._take((image.shape[0], image.shape[1], image.shape[2]))
+            assert self._shape is not None
+            sources.check_size(f"sequences[{n}]", None, image.shape[:2], self._shape[:2])
+            read.append(self.cutting.tokens(image))
+        data = LabelledSet(read.__getitem__, None, len(read), list(names) if names else None)
+        return DataLoader(data, shuffle=False, **{**self._options(names=True), "num_workers": 0, "persistent_workers": False})
+
+
+FEW = 20_000  # images that are compared with each other when splits are drawn
+
+
+class ImageCollate:
+    """Stacks images: pixels as int64, patches as uint8."""
+
+    def __init__(self, names: bool):
+        self.names = names
+
+    def __call__(self, items: list[dict]) -> dict[str, Any]:
+        tokens = torch.from_numpy(np.stack([np.asarray(item["tokens"]) for item in items]))
+        batch: dict[str, Any] = {"tokens": tokens if tokens.dim() == 3 else tokens.long()}
+        if "target" in items[0]:
+            batch["labels"] = torch.tensor([int(item["target"]) for item in items])
+        if self.names:
+            batch["ids"] = [item["id"] for item in items]
+            batch["starts"] = torch.zeros(len(items), dtype=torch.int64)
+        return batch
+
+
+class ImageClassificationDataModule(ImageDataModule):
+    """{"tokens", "labels"}: images of one size with one class each; see `ImageSource`, `Cutting` and `Shares` for its settings.
+
+    A folder holds a folder a class, or folders `train`, `test`, `val` of such. What is not given is held out of training.
+
+    Raises:
+        DataConfigError: an argument cannot be used; the message names `data.<key>`, the value and the fix.
+    """
+
+    tasks: ClassVar[tuple[str, ...]] = ("sequence_classification",)
+
+    def __init__(self, path: str | None = None, *, class_names: Sequence[str] | None = None, **keys: Any):
+        given = ImageSource(path=path), Cutting(), Shares(validation_fraction=0.1, test_fraction=0.1)
+        default = Loading(batch_size=32, max_length=1024)
+        self.images, cutting, shares, loading = gathered(self, keys, *given, default)
+        super().__init__(cutting, loading, shares)
+        if class_names is not None:
+            self._classes([str(name) for name in class_names])
+
+    def _images(self) -> Given:
+        return self.images.read()
+
+    def _load_predict(self) -> LabelledSet:
+        images = self.images.read()["train"]
+        assert images is not None
+        self._take(images.shape)
+        return LabelledSet(lambda n: self.cutting.tokens(images.read(n)), None, len(images), images.names)
+
+    @property
+    def told(self) -> dict[str, Any]:
+        return {"source": self.images.path or self.images.name, "input": self.cutting.input, "patch": self.cutting.side}

@@ -1,0 +1,211 @@
+"""Where images come from: each source gives images one by one, all of one size, with their class.
+
+Legend: N images, H rows, W columns, c channels.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from longspan.data.errors import DataConfigError, DataFileError
+from longspan.data.labels import sort_classes
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+SPLIT_WORDS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "val", "valid", "dev"),
+    "test": ("test", "testing"),
+}
+MODES = {1: "L", 3: "RGB"}
+
+
+@dataclass(frozen=True)
+class Images:
+    """N images and their class names.
+
+    Attributes:
+        read: called with a number below N, gives [H, W, c] uint8.
+        labels: N class names; None where they are not known.
+        names: N names.
+        shape: (H, W, c).
+    """
+
+    read: Callable[[int], np.ndarray]
+    labels: list[str] | None
+    names: list[str]
+    shape: tuple[int, int, int]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Every image below a folder, sorted."""
+    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+
+
+def read_folder(folder: Path, shape: tuple[int, int, int] | None = None) -> Images:
+    """A folder with a folder of images a class; sizes are looked at in every file's header, images are read when needed.
+
+    Raises:
+        DataConfigError: there are no images.
+        DataFileError: a file is no image, or has another size than the others; an image lies outside of any class's folder.
+    """
+    files = image_files(folder)
+    if not files:
+        raise DataConfigError("path", str(folder), f"the folder holds no images ({', '.join(SUFFIXES)})")
+    labels = []
+    for file in files:
+        parts = file.relative_to(folder).parts
+        if len(parts) < 2:
+            raise DataFileError(file, None, "the image is in no class's folder; put each class into a folder of its own")
+        labels.append(parts[0])
+    found = [header(file) for file in files]
+    first = shape or (*found[0][:2], 3 if any(c == 3 for *_, c in found) else 1)
+    for file, size in zip(files, found, strict=True):
+        check_size(file, None, size[:2], first[:2])
+    return Images(lambda n: opened(files[n], first), labels, [f.relative_to(folder).as_posix() for f in files], first)
+
+
+def check_size(path: Any, line: int | None, size: Sequence[int], wanted: Sequence[int]) -> None:
+    """Raises DataFileError where an image has another size than those before it."""
+    if tuple(size) != tuple(wanted):
+        raise DataFileError(
+            path, line, f"the image has {size[0]} x {size[1]} pixels, and the ones before it {wanted[0]} x {wanted[1]}; scale "
+            "all to one size first",
+        )  # fmt: skip
+
+
+def header(file: Path) -> tuple[int, int, int]:
+    try:
+        with Image.open(file) as image:
+            return image.height, image.width, 1 if image.mode in ("1", "L", "I;16", "I") else 3
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+        raise DataFileError(file, None, f"is not an image that can be read ({error})") from error
+
+
+def opened(file: Path | io.BytesIO, shape: tuple[int, int, int], where: Any = None) -> np.ndarray:
+    try:
+        with Image.open(file) as image:
+            pixels = np.asarray(image.convert(MODES[shape[2]]))
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+        raise DataFileError(where or str(file), None, f"is not an image that can be read ({error})") from error
+    return pixels.reshape(*pixels.shape[:2], shape[2])
+
+
+def of_array(array: np.ndarray, labels: np.ndarray | None, path: Path, key: str) -> Images:
+    """Images [N, H, W] or [N, H, W, c] of uint8 (floats from 0 to 1 too), with N labels.
+
+    Raises:
+        DataFileError: another shape or dtype, or another number of labels.
+    """
+    if array.ndim not in (3, 4) or not len(array) or (array.ndim == 4 and array.shape[3] not in (1, 3)):
+        raise DataFileError(path, None, f"{key} has shape {list(array.shape)}; images are [N, H, W] or [N, H, W, 1 or 3]")
+    if array.dtype != np.uint8 and not np.issubdtype(array.dtype, np.floating):
+        raise DataFileError(path, None, f"{key} holds {array.dtype}; give uint8 from 0 to 255, or floats from 0 to 1")
+    if labels is not None and labels.reshape(-1).shape != (len(array),):
+        raise DataFileError(path, None, f"{len(array)} images of {key} and labels of shape {list(labels.shape)}; give one each")
+    shape = (array.shape[1], array.shape[2], array.shape[3] if array.ndim == 4 else 1)
+
+    def read(number: int) -> np.ndarray:
+        image = np.asarray(array[number]).reshape(shape)
+        if image.dtype == np.uint8:
+            return image
+        if not np.isfinite(image).all() or image.min() < 0 or image.max() > 1:
+            raise DataFileError(path, None, f"image {number} of {key} has numbers below 0 or above 1; scale them")
+        return np.round(image * 255).astype(np.uint8)
+
+    names = None if labels is None else [str(label) for label in labels.reshape(-1).tolist()]
+    return Images(read, names, [str(n) for n in range(len(array))], shape)
+
+
+def read_archive(path: Path) -> dict[str, Images]:
+    """An .npz: arrays `images` and `labels`, or of each split (`train_images`, `train_labels`, as MedMNIST has them; `x_train`,
+    `y_train`, as Keras has them). An .npy: images, beside a file of the same name that ends in `_labels.npy`.
+
+    Raises:
+        DataFileError: the arrays are not there, or not images.
+    """
+    try:
+        if path.suffix == ".npy":
+            beside = path.with_name(f"{path.stem}_labels.npy")
+            labels = np.load(beside) if beside.is_file() else None
+            return {"train": of_array(np.load(path, mmap_mode="r"), labels, path, "the array")}
+        with np.load(path) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (ValueError, OSError, EOFError) as error:
+        raise DataFileError(path, None, f"is no array file that can be read ({error})") from error
+    found = {}
+    for split, words in SPLIT_WORDS.items():
+        for word in words:
+            for x, y in ((f"{word}_images", f"{word}_labels"), (f"x_{word}", f"y_{word}"), (f"{word}_x", f"{word}_y")):
+                if x in arrays:
+                    found[split] = of_array(arrays[x], arrays.get(y), path, x)
+    if not found and "images" in arrays:
+        found["train"] = of_array(arrays["images"], arrays.get("labels"), path, "images")
+    if "train" not in found:
+        held = ", ".join(arrays) or "none"
+        raise DataFileError(
+            path, None, f"has no images and labels, and no train_images and train_labels; its arrays are {held}"
+        )
+    return found
+
+
+def read_cifar(folder: Path, files: Sequence[Path]) -> Images:
+    """CIFAR-10's binary files: records of a label byte and 3 x 32 x 32 bytes, red first.
+
+    Raises:
+        DataFileError: a file is no whole number of records.
+    """
+    parts = []
+    for file in files:
+        raw = np.fromfile(file, dtype=np.uint8)
+        if not len(raw) or len(raw) % 3073 or raw[::3073].max() > 9:
+            raise DataFileError(file, None, "is no file of CIFAR-10 records of 3,073 bytes with a label from 0 to 9")
+        parts.append(raw.reshape(-1, 3073))
+    records = np.concatenate(parts)
+    meta = folder / "batches.meta.txt"
+    names = meta.read_text().split() if meta.is_file() else [str(n) for n in range(10)]
+    pixels = records[:, 1:].reshape(-1, 3, 32, 32)
+    labels = [names[n] for n in records[:, 0]]
+    return Images(lambda n: pixels[n].transpose(1, 2, 0), labels, [str(n) for n in range(len(records))], (32, 32, 3))
+
+
+def read_hub_images(rows: Sequence[Any], image_column: str, label_column: str, features: Any = None) -> Images:
+    """Rows of a `datasets` data set with an image column.
+
+    Raises:
+        DataFileError: an image cannot be read, or has another size than the first.
+    """
+    first = _pixels(rows[0].get(image_column, "image_column"))
+    shape = (first.shape[0], first.shape[1], 3 if first.ndim == 3 else 1)
+
+    def read(number: int) -> np.ndarray:
+        row = rows[number]
+        image = row.get(image_column, "image_column")
+        if isinstance(image, dict):
+            image = Image.open(io.BytesIO(image["bytes"]))
+        pixels = np.asarray(image.convert(MODES[shape[2]])) if isinstance(image, Image.Image) else np.asarray(image)
+        check_size(row.path, row.line, pixels.shape[:2], shape[:2])
+        return pixels.reshape(shape)
+
+    labels = [str(row.get(label_column, "label_column")) for row in rows]
+    return Images(read, labels, [str(row.line) for row in rows], shape)
+
+
+def _pixels(image: Any) -> np.ndarray:
+    if isinstance(image, dict):
+        image = Image.open(io.BytesIO(image["bytes"]))
+    return np.asarray(image)
+
+
+def classes_of(splits: Sequence[Images]) -> list[str]:
+    """The class names of all splits, sorted."""
+    return sort_classes(name for images in splits for name in images.labels or ())

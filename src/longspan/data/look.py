@@ -1,0 +1,142 @@
+"""A look at data: examples as a reader knows them, lengths and labels of each split, as text and as a picture.
+
+Legend: N sequences that are looked at.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from longspan.data.batches import IGNORED
+from longspan.data.splits import SPLITS
+
+MOST = 2000  # sequences of a split that are looked at, evenly spaced
+WIDE = 160  # characters of an example that are shown
+
+
+@dataclass
+class Look:
+    """What was seen of a split.
+
+    Attributes:
+        split: its name. size: its sequences, of which `lengths` has those that were looked at.
+        examples: (what it is called or its label, the decoded text).
+        images: [rows, columns] or [rows, columns, 3] uint8, of data that are images.
+        labels: how often each label occurs among those looked at.
+    """
+
+    split: str
+    size: int
+    lengths: np.ndarray
+    examples: list[tuple[str, str]] = field(default_factory=list)
+    images: list[np.ndarray] = field(default_factory=list)
+    labels: Counter = field(default_factory=Counter)
+
+
+def looked(module: Any, examples: int = 3) -> list[Look]:
+    """Every split of a data module after its `setup`."""
+    return [_of_split(module, split, examples) for split in SPLITS]
+
+
+def _of_split(module: Any, split: str, examples: int) -> Look:
+    data = module.split(split)
+    chosen = np.linspace(0, len(data) - 1, min(len(data), MOST)).round().astype(int).tolist()
+    look = Look(split, len(data), np.zeros(len(chosen), dtype=np.int64))
+    for place, number in enumerate(chosen):
+        item = data[number]
+        look.lengths[place] = _length(item["tokens"])
+        for name in _labels(module, item):
+            look.labels[name] += 1
+        if place < examples:
+            label = ", ".join(_labels(module, item)[:8])
+            look.examples.append((label, _text(module, item["tokens"])))
+        if place < 16 and getattr(module, "grid", None) is not None and not isinstance(item["tokens"], list):
+            look.images.append(_image(module, np.asarray(item["tokens"])))
+    return look
+
+
+def _length(tokens: Any) -> int:
+    return sum(len(part) for part in tokens) if isinstance(tokens, list) else len(tokens)
+
+
+def _labels(module: Any, item: dict) -> list[str]:
+    """The names of an item's classes; of labels of tokens each one that occurs; of questions their number."""
+    names = getattr(module, "class_names", None) or []
+    if "target" in item:
+        target = np.asarray(item["target"])
+        held = np.flatnonzero(target) if target.ndim else [int(target)]
+        return [names[n] for n in held]
+    if "labels" in item:
+        labels = np.asarray(item["labels"])
+        return [names[n] if n < len(names) else str(n) for n in np.unique(labels[labels != IGNORED]).tolist()]
+    return []
+
+
+def _text(module: Any, tokens: Any) -> str:
+    if isinstance(tokens, list):
+        return " | ".join(_text(module, part) for part in tokens)
+    tokens = np.asarray(tokens)
+    if tokens.ndim > 1:
+        return f"{tokens.shape[0]} patches of {tokens.shape[1]} numbers, from {tokens.min()} to {tokens.max()}"
+    if getattr(module, "grid", None) is not None:
+        return f"{len(tokens)} pixels, from {tokens.min()} to {tokens.max()}"
+    text = module.vocabulary.decode(tokens[: 4 * WIDE].tolist())
+    text = text.encode("unicode_escape").decode() if not text.isprintable() else text
+    return text if len(text) <= WIDE else text[:WIDE] + " ..."
+
+
+def _image(module: Any, tokens: np.ndarray) -> np.ndarray:
+    """The image that tokens were cut from."""
+    (rows, columns), side = module.grid, module.cutting.side
+    channels = 1 if tokens.ndim == 1 else tokens.shape[1] // side**2
+    image = tokens.reshape(rows, columns, side, side, channels).swapaxes(1, 2).reshape(rows * side, columns * side, channels)
+    return image[:, :, 0] if channels == 1 else image
+
+
+def shown(looks: list[Look]) -> str:
+    """The looks as text."""
+    lines = []
+    for look in looks:
+        low, middle, high = np.percentile(look.lengths, (0, 50, 100)).astype(int)
+        lines.append(f"{look.split}: {look.size:,} sequences of {low:,} to {high:,} tokens, half of them up to {middle:,}")
+        common = look.labels.most_common(12)
+        if common:
+            counted = "" if len(look.lengths) == look.size else f" among {len(look.lengths):,} of them"
+            rest = f", and {len(look.labels) - len(common)} more" if len(look.labels) > len(common) else ""
+            lines.append(f"  labels{counted}: " + ", ".join(f"{name} {count:,}" for name, count in common) + rest)
+        lines += [f"  {f'[{label}] ' if label else ''}{text}" for label, text in look.examples]
+    return "\n".join(lines)
+
+
+def drawn(looks: list[Look], target: Path) -> None:
+    """The looks as a PNG: lengths and labels of each split, and of images the first few."""
+    from matplotlib.figure import Figure  # slow to import, and few look
+
+    rows = 3 if any(look.images for look in looks) else 2
+    figure = Figure(figsize=(4.5 * len(looks), 2.6 * rows), layout="constrained")
+    axes = figure.subplots(rows, len(looks), squeeze=False)
+    for column, look in enumerate(looks):
+        axes[0][column].hist(look.lengths, bins=30)
+        axes[0][column].set(title=f"{look.split}: {look.size:,} sequences", xlabel="tokens", ylabel="sequences")
+        common = look.labels.most_common(20)
+        axes[1][column].bar(range(len(common)), [count for _, count in common])
+        axes[1][column].set_xticks(range(len(common)), [name[:14] for name, _ in common], rotation=60, fontsize=7)
+        axes[1][column].set(ylabel="sequences")
+        if rows == 3:
+            axes[2][column].axis("off")
+            if look.images:
+                axes[2][column].imshow(_sheet(look.images), cmap="gray")
+    figure.savefig(target, format="png", dpi=110)
+
+
+def _sheet(images: list[np.ndarray]) -> np.ndarray:
+    """Images of one size side by side, four a row, with a grey line between them."""
+    framed = [np.pad(image, [(0, 2), (0, 2), *[(0, 0)] * (image.ndim - 2)], constant_values=128) for image in images]
+    while len(framed) % 4:
+        framed.append(np.full_like(framed[0], 128))
+    return np.concatenate([np.concatenate(framed[n : n + 4], 1) for n in range(0, len(framed), 4)], 0)

@@ -1,0 +1,78 @@
+"""Published figures of the benchmarks that are run here, to stand beside a report's own.
+
+They were made by other models, trained otherwise and longer: they say what a figure means, not who wins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+D = "longspan.data."
+LRA = "Long Range Arena, arXiv:2011.04006"
+GENOMIC = "Genomic Benchmarks, doi:10.1186/s12863-023-01123-8, and HyenaDNA, arXiv:2306.15794"
+MODELS = (
+    "Local", "Linear Transformer", "Reformer", "Sparse Transformer", "Sinkhorn", "Linformer", "Performer", "Synthesizer",
+    "Longformer", "Transformer", "BigBird",
+)  # fmt: skip
+# accuracy in percent, in the order of MODELS
+LRA_ACCURACY = {
+    "listops": (15.82, 16.13, 37.27, 17.07, 33.67, 35.70, 18.01, 36.99, 35.63, 36.37, 36.05),
+    "text": (52.98, 65.90, 56.10, 63.58, 61.20, 53.94, 65.40, 61.68, 62.85, 64.27, 64.02),
+    "retrieval": (53.39, 53.09, 53.40, 59.59, 53.83, 52.27, 53.82, 54.67, 56.89, 57.46, 59.29),
+    "image": (41.46, 42.34, 38.07, 44.24, 41.23, 38.56, 42.77, 41.61, 42.22, 42.44, 40.83),
+    "pathfinder": (66.63, 75.30, 68.50, 71.71, 67.45, 76.34, 77.05, 69.45, 69.71, 71.40, 74.87),
+}
+# top-1 accuracy in percent of (a convolutional network, HyenaDNA)
+GENOMIC_ACCURACY = {
+    "dummy_mouse_enhancers_ensembl": (69.0, 85.1),
+    "demo_coding_vs_intergenomic_seqs": (87.6, 91.3),
+    "demo_human_or_worm": (93.0, 96.6),
+    "human_enhancers_cohn": (69.5, 74.2),
+    "human_enhancers_ensembl": (68.9, 89.2),
+    "human_ensembl_regulatory": (93.3, 93.8),
+    "human_nontata_promoters": (84.6, 96.6),
+    "human_ocr_ensembl": (68.0, 80.9),
+}
+
+
+@dataclass(frozen=True)
+class Published:
+    """A metric's published values, by model, each from 0 to 1, and where they stand."""
+
+    metric: str
+    values: Mapping[str, float]
+    source: str
+
+
+def published_for(settings: Mapping[str, Any]) -> Published | None:
+    """What was published on the data that a run's flat settings name, where this project knows it."""
+    target = str(settings.get("data._target_", "")).removeprefix(D)
+    task = {"ListOpsDataModule": "listops", "RetrievalDataModule": "retrieval"}.get(target)
+    if target == "PathfinderDataModule" and settings.get("data.input") == "pixels" and settings.get("data.side") == 32:
+        task = "pathfinder"
+    if target == "SequenceClassificationDataModule" and "imdb" in str(settings.get("data.name")).lower():
+        task = "text" if settings.get("data.vocabulary") == "bytes" else None
+    if target == "ImageClassificationDataModule" and settings.get("data.input") == "pixels":
+        named = f"{settings.get('data.name')} {settings.get('data.path')}".lower()
+        task = "image" if "cifar" in named else None
+    if task is not None:
+        values = dict(zip(MODELS, (value / 100 for value in LRA_ACCURACY[task]), strict=True))
+        return Published("accuracy", values, LRA)
+    if target == "GenomicBenchmarkDataModule" and settings.get("data.dataset") in GENOMIC_ACCURACY:
+        convolution, hyena = GENOMIC_ACCURACY[str(settings["data.dataset"])]
+        return Published("accuracy", {"CNN": convolution / 100, "HyenaDNA": hyena / 100}, GENOMIC)
+    return None
+
+
+def of_section(section: Any) -> Published | None:
+    """What was published on a section's data; all its groups share it."""
+    return next((found for group in section.groups if (found := published_for(group.settings)) is not None), None)
+
+
+def lines_of(found: Published) -> list[str]:
+    """A Markdown table, best first, and its source."""
+    ordered = sorted(found.values.items(), key=lambda item: -item[1])
+    rows = [f"| {name} | {value:.4f} |" for name, value in ordered]
+    return [f"| published | {found.metric} |", "| :-- | --: |", *rows, "", f"Published figures: {found.source}."]

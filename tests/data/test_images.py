@@ -1,0 +1,101 @@
+"""Images as tokens: pixels and patches of folders, arrays and published files, and images of unequal size named."""
+
+import numpy as np
+import published_files
+import pytest
+from PIL import Image
+
+from longspan.data import ImageClassificationDataModule
+from longspan.data.errors import DataConfigError, DataFileError
+from longspan.data.images.tokens import Cutting
+
+
+def test_patches_are_squares_row_by_row():
+    image = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
+    tokens = Cutting(patch=2).tokens(image)
+    assert tokens.shape == (6, 12)
+    assert tokens[4].tolist() == image[2:4, 2:4].reshape(-1).tolist()
+    assert Cutting(input="pixels").tokens(image[:, :, :1]).tolist() == image[:, :, 0].reshape(-1).tolist()
+    assert Cutting(patch=2, grey=True).tokens(image).shape == (6, 4)
+    with pytest.raises(DataConfigError, match=r"data.patch=5: images of 4 x 6 pixels are not filled by it; one of \[1, 2\]"):
+        Cutting(patch=5).grid(4, 6)
+
+
+def test_a_folder_a_class(tmp_path):
+    data = ImageClassificationDataModule(str(published_files.images(tmp_path)), patch=4, batch_size=4)
+    batch = next(iter(data.train_dataloader()))
+    assert batch["tokens"].shape == (4, 16, 48) and str(batch["tokens"].dtype) == "torch.uint8"
+    assert (data.grid, data.max_length, data.vocab_size, data.patches) == ((4, 4), 16, 48, True)
+    assert data.class_names == ["bright", "dark"] and data.describe()["train"]["sequences"] == 16
+    names = [data.split(split)[n]["id"] for split in ("train", "validation", "test") for n in range(len(data.split(split)))]
+    assert len(set(names)) == 20  # every image in one split
+
+
+def test_equal_images_stay_in_one_split(tmp_path):
+    random = np.random.default_rng(0)
+    images = np.repeat(random.integers(0, 256, (12, 8, 8), dtype=np.uint8), 3, axis=0)
+    np.savez(tmp_path / "x.npz", images=images, labels=np.repeat(np.arange(2), 18))
+    data = ImageClassificationDataModule(str(tmp_path / "x.npz"), input="pixels", validation_fraction=0.2, test_fraction=0.2)
+    held = {split: {data.split(split)[n]["tokens"].tobytes() for n in range(len(data.split(split)))} for split in
+            ("train", "validation", "test")}  # fmt: skip
+    assert not held["train"] & held["validation"] and not held["train"] & held["test"] and not held["test"] & held["validation"]
+    assert data.vocab_size == 260 and data.max_length == 64
+
+
+def test_given_splits_and_arrays_as_others_write_them(tmp_path):
+    x = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
+    y = np.array([0, 1, 0, 1, 0, 1])[:, None]
+    np.savez(tmp_path / "medmnist.npz", train_images=x, train_labels=y, val_images=x[:2], val_labels=y[:2], test_images=x[2:4],
+             test_labels=y[2:4])  # fmt: skip
+    data = ImageClassificationDataModule(str(tmp_path / "medmnist.npz"), patch=4)
+    assert [data.describe()[split]["sequences"] for split in ("train", "validation", "test")] == [6, 2, 2]
+    np.savez(tmp_path / "keras.npz", x_train=x / 255.0, y_train=y, x_test=x[:3] / 255.0, y_test=y[:3])
+    keras = ImageClassificationDataModule(str(tmp_path / "keras.npz"), patch=4, validation_fraction=0.3)
+    assert np.array_equal(keras.split("test")[0]["tokens"], data.split("train")[0]["tokens"])
+    np.save(tmp_path / "plain.npy", x)
+    np.save(tmp_path / "plain_labels.npy", y[:, 0])
+    assert ImageClassificationDataModule(
+        str(tmp_path / "plain.npy"), patch=4, validation_fraction=0.3, test_fraction=0.3
+    ).grid == (2, 2)
+
+
+def test_cifars_binary_files(tmp_path):
+    folder = published_files.cifar(tmp_path)
+    data = ImageClassificationDataModule(str(folder), input="pixels", validation_fraction=0.25)
+    assert data.grid == (32, 32) and data.max_length == 1024 and data.class_names[:2] == ["airplane", "automobile"]
+    record = np.fromfile(folder / "test_batch.bin", dtype=np.uint8)[:3073]
+    red, green, blue = record[1:].reshape(3, 1024).astype(float)
+    expected = np.round(0.299 * red + 0.587 * green + 0.114 * blue)
+    assert np.abs(data.split("test")[0]["tokens"] - expected).max() <= 1
+    (folder / "data_batch_2.bin").write_bytes(b"\x00" * 100)
+    with pytest.raises(DataFileError, match=r"data_batch_2.bin: is no file of CIFAR-10 records"):
+        ImageClassificationDataModule(str(folder), input="pixels").setup()
+
+
+def test_what_is_said_of_wrong_images(tmp_path):
+    folder = published_files.images(tmp_path / "a")
+    Image.new("RGB", (20, 16)).save(folder / "dark" / "wide.png")
+    with pytest.raises(DataFileError, match=r"wide.png: the image has 16 x 20 pixels, and the ones before it 16 x 16"):
+        ImageClassificationDataModule(str(folder), patch=4).setup()
+    (folder / "dark" / "wide.png").write_bytes(b"no image")
+    with pytest.raises(DataFileError, match=r"wide.png: is not an image that can be read"):
+        ImageClassificationDataModule(str(folder), patch=4).setup()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataConfigError, match="holds no images"):
+        ImageClassificationDataModule(str(tmp_path / "empty")).setup()
+    Image.new("L", (4, 4)).save(tmp_path / "empty" / "loose.png")
+    with pytest.raises(DataFileError, match=r"loose.png: the image is in no class's folder"):
+        ImageClassificationDataModule(str(tmp_path / "empty")).setup()
+    np.savez(tmp_path / "odd.npz", pictures=np.zeros(3))
+    with pytest.raises(DataFileError, match=r"odd.npz: has no images and labels.* its arrays are pictures"):
+        ImageClassificationDataModule(str(tmp_path / "odd.npz")).setup()
+    np.savez(tmp_path / "few.npz", images=np.zeros((3, 4, 4), np.uint8), labels=np.zeros(2))
+    with pytest.raises(DataFileError, match=r"3 images of images and labels of shape \[2\]"):
+        ImageClassificationDataModule(str(tmp_path / "few.npz")).setup()
+    with pytest.raises(DataConfigError, match="path"):
+        ImageClassificationDataModule().setup()
+
+
+def test_a_million_pixels_are_16384_patches():
+    image = np.zeros((1024, 1024, 3), dtype=np.uint8)
+    assert Cutting(patch=8).tokens(image).shape == (16384, 192)
