@@ -4,6 +4,7 @@ python scripts/benchmark.py --attention full local:window=256 bigbird --lengths 
 python scripts/benchmark.py --suite cpu -o benchmarks/cpu.json
 python scripts/benchmark.py --suite gpu -o benchmarks/h100.json
 python scripts/benchmark.py --suite end-to-end -o benchmarks/end_to_end.json
+python scripts/benchmark.py --suite cpu-choice --threads 2 -o benchmarks/cpu_choice.json    # what backend="auto" goes by
 python scripts/benchmark.py --suite decode -o benchmarks/decode.json     # a token's time and cache against its position
 python scripts/benchmark.py --suite first-call -o benchmarks/h100_first_call.json
 python scripts/benchmark.py --suite encoding --device cpu -o benchmarks/cpu_encoding.json  # bases a second, by one core
@@ -20,10 +21,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from rich.console import Console
 
 from longspan.attention import AttentionConfigError
 from longspan.attention.errors import AttentionCallError
-from longspan.benchmark import decode, encoding, first_call, layouts, linear
+from longspan.benchmark import cpu_choice, decode, encoding, first_call, layouts, linear
 from longspan.benchmark.cases import Case, CaseError
 from longspan.benchmark.compare import compare
 from longspan.benchmark.compile_first import compile_first
@@ -45,7 +47,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--suite",
-        choices=[*SUITES, "converted", "decode", "linear", "end-to-end", "layouts", "first-call", "encoding"],
+        choices=[*SUITES, "converted", "cpu-choice", "decode", "linear", "end-to-end", "layouts", "first-call", "encoding"],
         help="a published comparison, instead of --pattern",
     )
     parser.add_argument("--tune", action="store_true", help="search how kernels are best launched on this GPU")
@@ -250,6 +252,10 @@ def main() -> int:
         return linear_attentions(args)
     if args.suite == "encoding":
         return keep(args, encoding.measure())
+    if args.suite == "cpu-choice":
+        timed, fitted = cpu_choice.run(Console(stderr=True))
+        save(args.output or "cpu_choice.json", result(command_line(), "cpu", timed, **fitted))
+        return 0
     if args.suite == "layouts":
         return keep(args, layouts.measure(args.device))
     rows: list[dict] = []

@@ -1,6 +1,6 @@
 """Evaluates a checkpoint: the figures of its run again, or those on other data.
 
-python scripts/evaluate.py checkpoint=outputs/DATE/TIME/checkpoints/best-step300.ckpt
+python scripts/evaluate.py checkpoint=outputs/DATE/TIME/checkpoints/best-step200.ckpt
 python scripts/evaluate.py checkpoint=... split=val trainer=gpu data.batch_size=32 output=evaluation.json
 """
 

@@ -1,6 +1,6 @@
 """Labels or scores your own files with a trained model.
 
-    python scripts/predict.py checkpoint=RUN/checkpoints/best-step300.ckpt data.path=texts.jsonl output=scores.csv
+    python scripts/predict.py checkpoint=RUN/checkpoints/best-step200.ckpt data.path=texts.jsonl output=scores.csv
     python scripts/predict.py checkpoint=... data.path=genome.fa output=genes.bed
 
 The file's suffix says how it is written: .csv, .tsv, .jsonl, or .bed for labels along sequences.

@@ -1,5 +1,8 @@
 """All pairs by torch's fused CPU kernel, and blocks by it, against the definition in float64."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -77,6 +80,15 @@ def test_choice_by_the_model():
     assert backends.what_runs(short, short, Local(16).key, False, "auto") == ("dense", 8 * 100 * 100)
     assert backends.what_runs(short, short, Local(16).key, False, "auto", dropout_p=0.1)[0] == "blocked"  # keyed bits
     assert backends.what_runs(short.double(), short.double(), Local(16).key, False, "auto")[0] == "blocked"
+
+
+def test_the_model_is_that_of_the_record():
+    record = json.loads((Path(__file__).parents[2] / "benchmarks" / "cpu_choice.json").read_text())
+    assert record["features"] == list(backends.FEATURES)
+    for way, constants in (("dense", backends.DENSE), ("blocked", backends.BLOCKED)):
+        assert {which: tuple(values) for which, values in record["constants"][way].items()} == constants
+    waste = [row[which]["of_the_quicker"] for row in record["rows"] for which in ("forward", "backward")]
+    assert sum(waste) / len(waste) < 1.05
 
 
 def test_large_scores_keep_weights_at_most_one():

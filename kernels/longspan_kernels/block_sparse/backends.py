@@ -1,8 +1,8 @@
 """Which backend serves a call, and the layouts that it serves it by.
 
-A CPU attends by the blocks of a pattern or by all pairs with its mask, as a model of their time says. Both end in torch's fused
-kernel. All pairs cost no lists, no gathering and no merging, so short and dense calls go that way; long sparse ones visit their
-blocks. Nothing is timed at run time, so equal calls always run alike.
+A CPU attends by the blocks of a pattern or by all pairs with its mask, as a model of their time says. All pairs cost no lists,
+no gathering and no merging, so short and dense calls go that way; long sparse ones visit their blocks. Nothing is timed at run
+time, so equal calls always run alike.
 
 Legend: B batch, H heads, Hkv key/value heads, T tokens (Tq, Tk), D head width.
 """
@@ -19,6 +19,7 @@ from torch.autograd import forward_ad
 from longspan_kernels.block_sparse import fused
 from longspan_kernels.block_sparse.args import Options
 from longspan_kernels.block_sparse.blocked import row_batches
+from longspan_kernels.block_sparse.blocked_passes import serves
 from longspan_kernels.block_sparse.cache import LowersToRules, block_size_of, blocked_tiling, is_dense, layout_for, state_of
 from longspan_kernels.block_sparse.compiler import Tiling
 from longspan_kernels.block_sparse.fused import says_all
@@ -168,10 +169,11 @@ def exact_products(q: Tensor) -> torch.autocast:
 SHORT = 128  # tokens up to which all pairs are always quicker: no layout is made to find that out
 MOST_MASK = 1 << 24  # pairs of a mask that is worth keeping (64 MiB)
 
-# Microseconds, estimated from few calls on two cores of an AMD EPYC: a call, 1,000 visited pairs, 1,000 visited pairs times D,
-# 1,000 tokens times D that are put in order.
-DENSE = {"forward": (60.0, 0.62, 0.0163, 0.0), "backward": (90.0, 0.71, 0.049, 0.0)}
-BLOCKED = {"forward": (140.0, 0.62, 0.0163, 1.6), "backward": (260.0, 0.71, 0.049, 7.0)}
+# Microseconds for each of `FEATURES`, fitted on measurements: `python scripts/benchmark.py --suite cpu-choice`,
+# benchmarks/cpu_choice.json.
+FEATURES = ("calls", "kpairs", "kpairs_d_fused", "kpairs_d_plain", "kordered")
+DENSE = {"forward": (281.0, 0.0, 0.0696, 0.0, 0.0), "backward": (471.0, 0.0, 0.176, 0.0, 0.0)}
+BLOCKED = {"forward": (450.0, 0.822, 0.0236, 0.137, 9.41), "backward": (524.0, 3.85, 0.0327, 0.198, 17.7)}
 
 
 @dataclass(frozen=True)
@@ -217,21 +219,30 @@ def visited_by(backend: str, key: str, shape: Shape, causal: bool) -> int:
 
 
 def dense_features(key: str, shape: Shape, causal: bool) -> tuple[float, ...]:
-    """(calls, thousands of visited pairs, the same times D, thousands of ordered elements)."""
+    """One call; thousands of visited pairs, and these times D; nothing by plain products, nothing put in order."""
     pairs = shape.batch * visited_by("dense", key, shape, causal) / 1000
-    return 1.0, pairs, pairs * shape.head_dim, 0.0
+    return 1.0, pairs, pairs * shape.head_dim, 0.0, 0.0
 
 
 def blocked_features(key: str, shape: Shape, causal: bool) -> tuple[float, ...]:
-    """As `dense_features`."""
+    """Batches of rows; thousands of visited pairs, these times D by torch's fused kernel and by plain products, and
+    thousands of numbers put in order."""
     layout = cpu_layout(key, shape, causal)
-    calls, places = 0, 0
+    calls, places, fused, plain = 0, 0, 0, 0
     for component in layout.components:
         groups = component.group[component.group >= 0].tolist()
-        calls += sum(len(row_batches(component.rows, u)) for u in set(groups))
+        tile = component.block_q * component.block_k
+        for u in set(groups):
+            batches = row_batches(component.rows, u)
+            calls += len(batches)
+            visited = groups.count(u) * tile * sum(batch.index.numel() for batch in batches)
+            if serves(batches):
+                fused += visited
+            else:
+                plain += visited
         places += len(groups) * (component.q_blocks * component.block_q + component.k_blocks * component.block_k)
-    pairs = shape.batch * layout.visited_pairs / 1000
-    return float(calls), pairs, pairs * shape.head_dim, shape.batch * places * shape.head_dim / 1000
+    each = shape.batch * shape.head_dim / 1000
+    return float(calls), shape.batch * (fused + plain) / 1000, fused * each, plain * each, places * each
 
 
 def cpu_layout(key: str, shape: Shape, causal: bool) -> Layout:

@@ -8,6 +8,7 @@ Legend: G (batch, head) pairs of a chunk, R rows, n tiles a row, bq and bk the t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -21,8 +22,8 @@ from longspan_kernels.block_sparse.layout import Component, Layout, Lists
 from longspan_kernels.block_sparse.reference import keep
 
 SCORES_AT_ONCE = 1 << 20  # score elements of one chunk
-TOKENS_AT_ONCE = 1 << 21  # elements of q that are put in order at once
-GATHERED_AT_ONCE = 1 << 22  # elements of gathered keys of one chunk of torch's fused kernel, which holds no scores
+TOKENS_AT_ONCE = 1 << 19  # elements of q that are put in order at once
+GATHERED_AT_ONCE = 1 << 19  # elements of gathered keys of one chunk of torch's fused kernel, which holds no scores
 MOST_SIGNATURES = 16  # of masks beside each other, for which rows are batched apart
 COLUMNS_AT_ONCE = 1 << 14  # keys of a row before it is split
 NEGATIVE = -1e30  # a dead score: finite, so that nothing becomes NaN
@@ -82,6 +83,26 @@ def _row_batch(rows: Tensor, index: Tensor, kinds: Tensor, alike: bool) -> RowBa
         window=steady and bool((index[:, 0] - rows == index[0, 0] - rows[0]).all()),
         shared=steady and not masked and bool((index[:, 0] == index[0, 0]).all()),
     )  # fmt: skip
+
+
+class Workspace:
+    """Memory that the row batches of one pass use in turn: new memory costs a CPU three times what a product in it does."""
+
+    def __init__(self, like: Tensor) -> None:
+        self._like = like
+        self._flat: dict[str, Tensor] = {}
+
+    def take(self, name: str, *shape: int) -> Tensor:
+        """A tensor that holds anything; the next one of this name takes its place."""
+        size = math.prod(shape)
+        flat = self._flat.get(name)
+        if flat is None or flat.numel() < size:
+            flat = self._flat[name] = self._like.new_empty(size)
+        return flat[:size].view(shape)
+
+    def product(self, name: str, a: Tensor, b: Tensor) -> Tensor:
+        """The batched matrix product of a [N, i, j] and b [N, j, k]."""
+        return torch.bmm(a, b, out=self.take(name, a.shape[0], a.shape[1], b.shape[2]))
 
 
 def split_width(block_k: int) -> int:
@@ -217,14 +238,14 @@ class Chunk:
                 mask = also((distance < 0) | (distance > 1))
         return mask
 
-    def scores(self, q: Tensor, k: Tensor, batch: RowBatch) -> tuple[Tensor, Tensor, Tensor]:
+    def scores(self, q: Tensor, k: Tensor, batch: RowBatch, space: Workspace) -> tuple[Tensor, Tensor, Tensor]:
         """Scaled, masked scores [G, R, bq, n * bk] of ordered q and k, with the gathered tiles of both."""
         c, o = self.component, self.options
         G, _, bq, D = q.shape
         R, n = batch.index.shape
         rows = q[:, batch.rows].reshape(G * R, bq, D)
-        keys = gathered(k, batch)
-        s = torch.bmm(rows, keys.transpose(1, 2)).view(G, R, bq, n * c.block_k)
+        keys = gathered(k, batch, space, "keys")
+        s = space.product("scores", rows, keys.transpose(1, 2)).view(G, R, bq, n * c.block_k)
         if o.bias is not None:
             s.view(-1, len(self.head_numbers), R, bq, n, c.block_k).add_(self.tile_bias(batch).to(s.dtype))
         mask = self.mask(batch)
@@ -258,13 +279,14 @@ class Chunk:
         return keep(o.seed, numbers, row[None, :, :, None], column[None, :, None, :], o.dropout_p)
 
 
-def gathered(x: Tensor, batch: RowBatch) -> Tensor:
+def gathered(x: Tensor, batch: RowBatch, space: Workspace, name: str) -> Tensor:
     """The key tiles of each row side by side: x [G, blocks, bk, D] -> [G * R, n * bk, D]."""
     G, _, block, D = x.shape
     R, n = batch.index.shape
     if batch.own:
         return x[:, batch.rows].reshape(G * R, block, D)
-    return x.index_select(1, batch.index.flatten()).view(G * R, n * block, D)
+    tiles = torch.index_select(x, 1, batch.index.flatten(), out=space.take(name, G, R * n, block, D))
+    return tiles.view(G * R, n * block, D)
 
 
 _batches: Derived[list[RowBatch]] = Derived()

@@ -1,7 +1,7 @@
 """The forward and backward passes of the plain-torch backend, over the chunks that `blocked.py` makes.
 
-On a CPU torch's fused kernel does a batch of rows as one call of many small problems: windows and rows that see the same keys
-are views of the ordered keys, other rows gather theirs. Elsewhere batched matrix products do. Legend: as in blocked.py.
+On a CPU, where the keys of all rows are views of the ordered keys, torch's fused kernel does a batch of rows as one call of
+many small problems. Elsewhere, and for gathered keys, batched matrix products do. Legend: as in blocked.py.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ from longspan_kernels.block_sparse.blocked import (
     NEGATIVE,
     Chunk,
     RowBatch,
+    Workspace,
     chunks,
     fitting_batches,
     gathered,
     split_width,
 )
+from longspan_kernels.block_sparse.gradients import Gradient
 from longspan_kernels.block_sparse.layout import Layout
 
 DEAD_ROW = fused.DEAD_ROW
@@ -31,24 +33,27 @@ DEAD_ROW = fused.DEAD_ROW
 
 def blocked_forward(q: Tensor, k: Tensor, v: Tensor, layout: Layout, options: Options) -> tuple[Tensor, Tensor]:
     """q [B, H, Tq, D], k and v [B, Hkv, Tk, D] -> out in q's dtype, lse [B, H, Tq] (float32, float64 for float64)."""
-    if fused.takes(q, options):
-        out, lse = _forward(q, k, v, layout, options, _fused_forward_chunk)
-        if not fused.too_large(lse):
-            return out, lse
-    return _forward(q, k, v, layout, options, _forward_chunk)
+    out, lse, used = _forward(q, k, v, layout, options, fused.takes(q, options))
+    if used and fused.too_large(lse):
+        out, lse, _ = _forward(q, k, v, layout, options, False)
+    return out, lse
 
 
-def _forward(q: Tensor, k: Tensor, v: Tensor, layout: Layout, options: Options, forward_chunk) -> tuple[Tensor, Tensor]:
-    """The forward pass, with one way or another to do a chunk."""
+def _forward(q: Tensor, k: Tensor, v: Tensor, layout: Layout, options: Options, may_fuse: bool) -> tuple[Tensor, Tensor, bool]:
+    """The forward pass, and whether a chunk went to torch's fused kernel."""
+    used = False
     B, H, Tq, D = q.shape
     exact = torch.promote_types(q.dtype, torch.float32)
     out = q.new_zeros((B, H, Tq, D), dtype=exact)
     lse = q.new_full((B, H, Tq), float("-inf"), dtype=exact)
     for component in layout.components:
         for chunk, batches in chunks(component, layout, options, q):
+            fuse = may_fuse and serves(batches)
+            used = used or fuse
+            forward_chunk = _fused_forward_chunk if fuse else _forward_chunk
             values, sums = forward_chunk(chunk, batches, q, k, v)
             _merge_into(out, lse, chunk, values, sums)
-    return out.to(q.dtype), lse
+    return out.to(q.dtype), lse, used
 
 
 def _forward_chunk(chunk: Chunk, batches, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -60,10 +65,11 @@ def _forward_chunk(chunk: Chunk, batches, q: Tensor, k: Tensor, v: Tensor) -> tu
     G, blocks, bq, D = qo.shape
     out = torch.zeros_like(qo)
     lse = qo.new_full((G, blocks, bq, 1), float("-inf"))
+    space = Workspace(qo)
     for whole in batches:
         split = whole.count > split_width(c.block_k)
         for batch in fitting_batches(whole, G, c.block_q, c.block_k):
-            s, _, _ = chunk.scores(qo, ko, batch)
+            s, _, _ = chunk.scores(qo, ko, batch, space)
             R, _n = batch.index.shape
             m_i = s.amax(-1, keepdim=True).clamp_(min=NEGATIVE)  # finite where a bias of -inf closes all of a row
             p = s.sub_(m_i).exp_()
@@ -72,8 +78,8 @@ def _forward_chunk(chunk: Chunk, batches, q: Tensor, k: Tensor, v: Tensor) -> tu
             part_lse = torch.where(dead, float("-inf"), m_i + l_i.log())
             if o.dropout_p > 0.0:
                 p.mul_(chunk.kept(batch)).mul_(1.0 / (1.0 - o.dropout_p))
-            values = gathered(vo, batch)
-            part = torch.bmm(p.view(G * R, bq, -1), values).view(G, R, bq, D)
+            values = gathered(vo, batch, space, "values")
+            part = space.product("out", p.view(G * R, bq, -1), values).view(G, R, bq, D)
             part = part.mul_(torch.where(dead, 0.0, 1.0 / l_i))
             if not split:
                 out[:, batch.rows] = part
@@ -142,23 +148,31 @@ def blocked_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Gradients of q, k, v and the block bias, from the merged log-sum-exp: ds = p * (dp - delta + dlse)."""
     exact = torch.promote_types(q.dtype, torch.float32)
-    if fused.takes(q, options) and not fused.too_large(lse):
-        return *_fused_backward(dout, dlse, q, k, v, out, lse, layout, options), None
+    may_fuse = fused.takes(q, options) and not fused.too_large(lse)
     delta = (dout.to(exact) * out.to(exact)).sum(-1)
+    dead = torch.isinf(lse)
     if dlse is not None:
-        delta = delta - torch.where(torch.isinf(lse), 0.0, dlse)
-    floor = torch.where(torch.isinf(lse), DEAD_ROW, lse)
-    dq, dk, dv = (torch.zeros(x.shape, dtype=exact, device=x.device) for x in (q, k, v))
+        dlse = torch.where(dead, 0.0, dlse)
+        delta = delta - dlse
+    floor = torch.where(dead, DEAD_ROW, lse)
     dbias = None if options.bias is None else torch.zeros_like(options.bias, dtype=exact)
+    wide = None  # the tensors as torch's fused kernel wants them, once a chunk goes there
+    grads = [Gradient(q, True), Gradient(k, False), Gradient(v, False)]
     for component in layout.components:
         for chunk, batches in chunks(component, layout, options, q):
-            parts = _backward_chunk(chunk, batches, dout, q, k, v, floor, delta, dbias)
-            add_into(dq, chunk, parts[0], True, q.shape[1])
-            add_into(dk, chunk, parts[1], False, q.shape[1])
-            add_into(dv, chunk, parts[2], False, q.shape[1])
+            if may_fuse and serves(batches):
+                if wide is None:
+                    wide = [x.float() for x in (dout, out, q, k, v)]
+                    wide = wide if dlse is None else fused.with_column(wide[0], dlse, *wide[1:])
+                parts = _fused_backward_chunk(chunk, batches, wide, floor)
+            else:
+                parts = _backward_chunk(chunk, batches, dout, q, k, v, floor, delta, dbias)
+            for grad, part in zip(grads, parts, strict=True):
+                grad.add(chunk, part, q.shape[1])
     if dbias is not None and options.bias is not None:
         dbias = dbias.to(options.bias.dtype)
-    return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), dbias
+    dq, dk, dv = (grad.total(x.dtype) for grad, x in zip(grads, (q, k, v), strict=True))
+    return dq, dk, dv, dbias
 
 
 def _backward_chunk(chunk: Chunk, batches, dout, q, k, v, lse, delta, dbias) -> tuple[Tensor, Tensor, Tensor]:
@@ -171,25 +185,26 @@ def _backward_chunk(chunk: Chunk, batches, dout, q, k, v, lse, delta, dbias) -> 
     lo, de = chunk.ordered_rows(lse, DEAD_ROW), chunk.ordered_rows(delta, 0.0)
     G, _blocks, bq, D = qo.shape
     dq, dk, dv = torch.zeros_like(qo), torch.zeros_like(ko), torch.zeros_like(vo)
+    space = Workspace(qo)
     for whole in batches:
         split = whole.count > split_width(c.block_k)
         for batch in fitting_batches(whole, G, c.block_q, c.block_k):
             R, n = batch.index.shape
-            s, rows, keys = chunk.scores(qo, ko, batch)
+            s, rows, keys = chunk.scores(qo, ko, batch, space)
             p = s.sub_(lo[:, batch.rows]).exp_()
             grad = do[:, batch.rows].reshape(G * R, bq, D)
-            values = gathered(vo, batch)
-            dp = torch.bmm(grad, values.transpose(1, 2)).view_as(p)
+            values = gathered(vo, batch, space, "values")
+            dp = space.product("dp", grad, values.transpose(1, 2)).view_as(p)
             if o.dropout_p > 0.0:
                 kept = chunk.kept(batch).to(p.dtype).mul_(1.0 / (1.0 - o.dropout_p))
                 dp.mul_(kept)
                 weights = p * kept
             else:
                 weights = p
-            dv_part = torch.bmm(weights.view(G * R, bq, -1).transpose(1, 2), grad)
+            dv_part = space.product("dv", weights.view(G * R, bq, -1).transpose(1, 2), grad)
             ds = dp.sub_(de[:, batch.rows]).mul_(p)
-            dq_part = torch.bmm(ds.view(G * R, bq, -1), keys).view(G, R, bq, D)
-            dk_part = torch.bmm(ds.view(G * R, bq, -1).transpose(1, 2), rows)
+            dq_part = space.product("dq", ds.view(G * R, bq, -1), keys).view(G, R, bq, D)
+            dk_part = space.product("dk", ds.view(G * R, bq, -1).transpose(1, 2), rows)
             if split:
                 dq[:, batch.rows] += dq_part
             else:
@@ -224,36 +239,6 @@ def _add_bias(dbias: Tensor, chunk: Chunk, batch, ds: Tensor) -> None:
             flat[head].index_add_(0, cell, sums[place].flatten())
 
 
-def add_into(target: Tensor, chunk: Chunk, values: Tensor, queries: bool, H: int) -> None:
-    """Adds a chunk's gradient to the token rows and heads it belongs to."""
-    length, D = target.shape[2], target.shape[3]
-    part, rows = chunk.restored(values, queries, length)
-    batch = target[chunk.batch]
-    part = part.view(batch.shape[0], len(chunk.head_numbers), -1, D)
-    repeat = H // target.shape[1]
-    if repeat > 1:
-        # Query heads of one key/value head add in the order of their number.
-        for place, head in enumerate(chunk.head_numbers):
-            own = batch[:, head // repeat]
-            own += part[:, place] if rows is None else 0
-            if rows is not None:
-                own.index_add_(1, rows, part[:, place])
-        return
-    if isinstance(chunk.heads, slice):
-        own = batch[:, chunk.heads]
-        if rows is None:
-            own += part
-        else:
-            own.index_add_(2, rows, part)
-        return
-    for place, head in enumerate(chunk.heads):
-        own = batch[:, head]
-        if rows is None:
-            own += part[:, place]
-        else:
-            own.index_add_(1, rows, part[:, place])
-
-
 def fused_batches(batch: RowBatch, pairs: int, per_tile: int) -> Iterator[RowBatch]:
     """Chunks of a row batch whose gathered keys (or their gradients) fit, `per_tile` elements each tile."""
     step = len(batch.index) if batch.shared else max(1, GATHERED_AT_ONCE // (pairs * per_tile * batch.count))
@@ -266,7 +251,7 @@ def fused_batches(batch: RowBatch, pairs: int, per_tile: int) -> Iterator[RowBat
         yield replace(batch, rows=rows, index=batch.index[r : r + step], kinds=kinds, first=first)
 
 
-def keys_of(x: Tensor, batch: RowBatch) -> Tensor:
+def keys_of(x: Tensor, batch: RowBatch, space: Workspace, name: str) -> Tensor:
     """x [G, blocks, bk, D] -> [G, R or 1, n * bk, D], the key tiles of each row side by side; a view where rows are regular."""
     G, _, block, D = x.shape
     R, n = batch.index.shape
@@ -275,7 +260,8 @@ def keys_of(x: Tensor, batch: RowBatch) -> Tensor:
     if batch.window:
         strides = (x.stride(0), block * D, D, 1)
         return x.as_strided((G, R, n * block, D), strides, x.storage_offset() + batch.first * block * D)
-    return x.index_select(1, batch.index.flatten()).view(G, R, n * block, D)
+    tiles = space.take(name, G, R * n, block, D)
+    return torch.index_select(x, 1, batch.index.flatten(), out=tiles).view(G, R, n * block, D)
 
 
 def add_to_tiles(target: Tensor, batch: RowBatch, parts: Tensor) -> None:
@@ -316,6 +302,20 @@ def additive(chunk: Chunk, batch: RowBatch, pairs: int) -> Tensor | None:
     return mask.expand(-1, len(batch.index), -1, -1).reshape(mask.shape[0], 1, -1, keys)
 
 
+def serves(batches: list[RowBatch]) -> bool:
+    """Whether torch's kernel is the quicker way: where the keys of a row are a view of several tiles.
+
+    One tile, and gathered ones, are for plain products: they take all queries of a tile at once, where this kernel takes 32.
+    """
+    return all((batch.window and not batch.own) or batch.shared for batch in batches)
+
+
+def _result(shape: tuple[int, ...], batches: list[RowBatch], blocks: int, fill: float = 0.0) -> Tensor:
+    """A tensor for the rows of all batches: written out only where some row is in none, as new memory costs time."""
+    covered = sum(len(batch.index) for batch in batches) == blocks
+    return torch.empty(shape) if covered else torch.full(shape, fill)
+
+
 def _fused_forward_chunk(chunk: Chunk, batches: list[RowBatch], q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Output [G, blocks, bq, D] and log-sum-exp [G, blocks, bq, 1] of one chunk, in its order."""
     c, scale = chunk.component, chunk.options.scale
@@ -323,55 +323,38 @@ def _fused_forward_chunk(chunk: Chunk, batches: list[RowBatch], q: Tensor, k: Te
     ko = chunk.ordered(k, False, chunk.kv_heads(k, q.shape[1])).contiguous()
     vo = chunk.ordered(v, False, chunk.kv_heads(v, q.shape[1])).contiguous()
     G, blocks, bq, D = qo.shape
-    out = torch.zeros(qo.shape)
-    lse = torch.full((G, blocks, bq, 1), float("-inf"))
+    out = _result(qo.shape, batches, blocks)
+    lse = _result((G, blocks, bq, 1), batches, blocks, float("-inf"))
+    space = Workspace(qo)
     for whole in batches:
         for batch in fused_batches(whole, G, c.block_k * D):
-            mask = additive(chunk, batch, G)
-            part, sums = fused.attend_forward(rows_of(qo, batch), keys_of(ko, batch), keys_of(vo, batch), False, mask, scale)
+            keys, values = keys_of(ko, batch, space, "k"), keys_of(vo, batch, space, "v")
+            part, sums = fused.attend_forward(rows_of(qo, batch), keys, values, False, additive(chunk, batch, G), scale)
             R = len(batch.index)
             out[:, batch.rows] = part.reshape(G, R, bq, D)
             lse[:, batch.rows] = sums.reshape(G, R, bq, 1)
     return out, lse
 
 
-def _fused_backward(
-    dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, layout: Layout,
-    options: Options,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of q, k and v from the merged output and log-sum-exp."""
-    kinds, D, H = (q.dtype, k.dtype, v.dtype), q.shape[3], q.shape[1]
-    dout, out, q, k, v = (x.float() for x in (dout, out, q, k, v))
-    floor = torch.where(torch.isinf(lse), fused.DEAD_ROW, lse)
-    if dlse is not None:
-        dout, out, q, k, v = fused.with_column(dout, torch.where(torch.isinf(lse), 0.0, dlse), out, q, k, v)
-    grads = [torch.zeros(x.shape) for x in (q, k, v)]
-    for component in layout.components:
-        for chunk, batches in chunks(component, layout, options, q):
-            for grad, part, queries in zip(
-                grads, _fused_backward_chunk(chunk, batches, dout, q, k, v, out, floor), (True, False, False), strict=True
-            ):
-                add_into(grad, chunk, part, queries, H)
-    dq, dk, dv = (grad[..., :D].to(kind).contiguous() for grad, kind in zip(grads, kinds, strict=True))
-    return dq, dk, dv
-
-
-def _fused_backward_chunk(chunk: Chunk, batches: list[RowBatch], dout, q, k, v, out, floor) -> tuple[Tensor, Tensor, Tensor]:
-    """dq, dk, dv of one chunk, in its order."""
+def _fused_backward_chunk(
+    chunk: Chunk, batches: list[RowBatch], tensors: list[Tensor], floor: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dq, dk, dv of one chunk, in its order, from [dout, out, q, k, v]; `floor` is the log-sum-exp, DEAD_ROW without keys."""
+    dout, out, q, k, v = tensors
     c, scale = chunk.component, chunk.options.scale
     qo, do, oo = (chunk.ordered(x, True, chunk.heads) for x in (q, dout, out))
     ko = chunk.ordered(k, False, chunk.kv_heads(k, q.shape[1])).contiguous()
     vo = chunk.ordered(v, False, chunk.kv_heads(v, q.shape[1])).contiguous()
     lo = chunk.ordered_rows(floor, fused.DEAD_ROW)
-    G, _, bq, D = qo.shape
-    dq, dk, dv = torch.zeros(qo.shape), torch.zeros(ko.shape), torch.zeros(vo.shape)
+    G, blocks, bq, D = qo.shape
+    dq, dk, dv = _result(qo.shape, batches, blocks), torch.zeros(ko.shape), torch.zeros(vo.shape)
+    space = Workspace(qo)
     for whole in batches:
         for batch in fused_batches(whole, G, c.block_k * D):
             rows = [rows_of(x, batch) for x in (do, qo, oo, lo)]
-            found = fused.attend_backward(
-                rows[0], rows[1], keys_of(ko, batch), keys_of(vo, batch), rows[2], rows[3][..., 0], False,
-                additive(chunk, batch, G), scale,
-            )  # fmt: skip
+            keys, values = keys_of(ko, batch, space, "k"), keys_of(vo, batch, space, "v")
+            mask = additive(chunk, batch, G)
+            found = fused.attend_backward(rows[0], rows[1], keys, values, rows[2], rows[3][..., 0], False, mask, scale)
             dq[:, batch.rows] = found[0].reshape(G, len(batch.index), bq, D)
             add_to_tiles(dk, batch, found[1])
             add_to_tiles(dv, batch, found[2])
