@@ -87,6 +87,7 @@ TARGETS: dict[str, frozenset[str]] = {
             "longspan.data.SelectiveCopyDataModule",
             "longspan.data.SequenceClassificationDataModule",
             "longspan.data.SequenceRegressionDataModule",
+            "longspan.data.SpeciesDataModule",
             "longspan.data.TextDataModule",
             "longspan.data.TokenLabellingDataModule",
         }

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from longspan.data.lra.pathfinder_data import PathfinderDataModule
     from longspan.data.lra.retrieval import RetrievalDataModule
     from longspan.data.regression import SequenceRegressionDataModule
+    from longspan.data.species import SpeciesDataModule
     from longspan.data.synthetic import (
         AssociativeRecallDataModule,
         CommonWordsDataModule,
@@ -59,6 +60,7 @@ __all__ = [
     "SequenceClassificationDataModule",
     "SequenceRegressionDataModule",
     "Source",
+    "SpeciesDataModule",
     "Splits",
     "TextDataModule",
     "TokenLabellingDataModule",
@@ -82,6 +84,7 @@ _WHERE = {
     "DataFileError": "errors", "ResumeError": "errors", "TokenLabellingDataModule": "labelling", "GenomeDataModule": "text",
     "TextDataModule": "text", "Loading": "values",
     "SequenceRegressionDataModule": "regression",
+    "SpeciesDataModule": "species",
     "Source": "values", "Splits": "values", "BYTES": "vocabulary", "NUCLEOTIDES": "vocabulary", "Vocabulary": "vocabulary",
 }  # fmt: skip
 

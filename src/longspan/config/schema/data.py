@@ -27,7 +27,7 @@ Nucleotides = Literal["nucleotides", "nucleotides_soft_masked"]
 Missing = Literal["error", "drop"]
 Column = Annotated[
     Annotated[str, Field(min_length=1)] | Annotated[int, Field(ge=1)],
-    Fix("a column's name, or its number where data.header=false"),
+    Fix("a text, the name of a column, or where data.header=false its number"),
 ]
 Names = Annotated[list[Text], Field(min_length=1), Fix("a list of names")]
 Genome = Literal["h37rv", "msmeg"]
@@ -140,6 +140,13 @@ class ClassificationData(Tabled):
         if self.class_names is not None and len(set(map(str, self.class_names))) < len(self.class_names):
             return "class_names", "give each name once"
         return None
+
+
+@settings_of(f"{D}SpeciesDataModule")
+class SpeciesData(Held):
+    label_from: Literal["auto", "file", "folder"]
+    vocabulary: Nucleotides
+    epoch_windows: Count
 
 
 @settings_of(f"{D}TokenLabellingDataModule")
