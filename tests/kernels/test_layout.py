@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from longspan_kernels.block_sparse import compiler
 from longspan_kernels.block_sparse.block_rules import BlockBand, BlockLists
 from longspan_kernels.block_sparse.compiler import Tiling, compile_layout
+from longspan_kernels.block_sparse.plane import Neighbourhood
 from longspan_kernels.block_sparse.rules import And, Band, Congruent, Everything, Keys, KeysPeriodic, Or, Queries, Rule
 
 
@@ -150,3 +151,13 @@ def test_a_rule_that_forgets_an_answer_cannot_be_made():
 
     with pytest.raises(TypeError, match="traits"):
         Halved()
+
+
+@pytest.mark.parametrize("shifted", [False, True])
+@pytest.mark.parametrize(("height", "width", "reach", "dilation"), [(1, 1, 3, 1), (6, 1, 0, 1), (1, 9, 2, 2), (3, 4, 1, 1)])
+def test_a_plane_is_visited_from_before_its_first_row(height, width, reach, dilation, shifted):
+    """Where there are more queries than keys, the first queries stand in rows that the grid does not have."""
+    rule, q_len, k_len = Neighbourhood(height, width, reach, dilation, shifted), 30, height * width
+    layout = compile_layout([((0, 1), rule)], q_len, k_len, HEADS, Tiling(16, 16, sizes=(16,)))
+    live = rule.live(0, torch.arange(q_len)[:, None] + k_len - q_len, torch.arange(k_len)[None]).expand(HEADS, q_len, k_len)
+    assert torch.equal(counted(layout, "rows"), live.long()) and torch.equal(counted(layout, "columns"), live.long())

@@ -93,7 +93,8 @@ class Neighbourhood(Rule):
 
     def band(self):
         most = self.farthest * self.width + self.farthest
-        return -most, most
+        # Where Tq > Tk, queries stand in rows before the first; a window that lies inside the grid is any distance below them.
+        return None if self.shifted else -most, most
 
     def traits(self):
         return Traits(grows=False, fills=False, listed=True)
@@ -143,7 +144,11 @@ class Neighbourhood(Rule):
 
     def _in_bands(self, q: Tiles, k: Tiles, lo: int | None, hi: int | None) -> Pairs:
         """Tiles of any order: the keys of a row that is m rows away lie in a band around m * width."""
-        most = min(self.farthest // self.dilation, (self.height - 1) // self.dilation)
+        before = bool((q.base < 0).any())  # rows before the first, where Tq > Tk
+        if before and self.shifted:
+            return band_pairs(q, k, lo, hi)
+        most = self.farthest // self.dilation
+        most = most if before else min(most, (self.height - 1) // self.dilation)
         across = min(self.farthest, self.width - 1)
         if 2 * most + 1 > MOST_BANDS:
             return band_pairs(q, k, *tighten((lo, hi), self.band()))
@@ -159,7 +164,8 @@ class Neighbourhood(Rule):
         planes = self._planes(q, k)
         # Past these differences no pair of the two tiles is live.
         down = self.farthest + q.span // W + k.span // W + 3
-        columns = [r.clamp(-down, down)]
+        before = self.shifted and bool((i0 < 0).any())  # these see the first rows from anywhere
+        columns = [r if before else r.clamp(-down, down)]
         if planes is None:
             columns += [i0 % W, j0 % W]
         else:
