@@ -173,3 +173,18 @@ def test_what_cannot_decode_says_why():
         module.decode(*(x[:, :, :1] for x in (q, k, v)), cache)
     with pytest.raises(AttentionCallError, match="batch = 0"):
         module.new_cache(0)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_beam_search_goes_on_with_the_sequences_it_selects(name):
+    """Two taken, one of them twice, after prompts of unequal lengths: as if those had been there from the start."""
+    module, lengths, rows = made(name), torch.tensor([21, 17, 5]), torch.tensor([2, 0, 2])
+    first, after = draw(21, batch=3, seed=1), draw(5, batch=3, seed=2)
+    cache = module.new_cache(3)
+    module.decode(*first, cache, lengths=lengths)
+    cache.select(rows)
+    got = [module.decode(*(x[:, :, n : n + 1] for x in after), cache) for n in range(5)]
+    straight = module.new_cache(3)
+    module.decode(*(x[rows] for x in first), straight, lengths=lengths[rows])
+    want = [module.decode(*(x[:, :, n : n + 1] for x in after), straight) for n in range(5)]
+    torch.testing.assert_close(torch.cat(got, 2), torch.cat(want, 2), atol=1e-5, rtol=1e-5)

@@ -6,7 +6,7 @@ import pytest
 from longspan.data import DataConfigError, GenomeDataModule, TokenLabellingDataModule
 from longspan.data.corpus import Corpus
 from longspan.data.drawn_windows import JitteredWindows, RandomWindows
-from longspan.data.vocabulary import NUCLEOTIDES
+from longspan.data.vocabularies import NUCLEOTIDES
 
 REGIONS = [(0, 3, 40), (1, 0, 5), (2, 10, 29)]
 

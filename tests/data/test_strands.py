@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from longspan.data import NUCLEOTIDES, DataConfigError, TextDataModule, TokenLabellingDataModule
 from longspan.data.augment import reverse_complement
-from longspan.data.vocabulary import SOFT_MASKED, vocabulary
+from longspan.data.vocabularies import SOFT_MASKED, vocabulary
 
 PAIRS = dict(zip("ACGTRYSWKMBDHVN", "TGCAYRSWMKVHDBN", strict=True))
 

@@ -9,7 +9,7 @@ import torch
 
 import longspan.attention as variants
 from longspan.config.errors import ConfigError
-from longspan.data.vocabulary import BYTES
+from longspan.data.vocabularies import BYTES
 from longspan.inference.generate import Sampling, StreamedText, generate, number
 from longspan.models import Decoder, Encoder, HeadedModel, LanguageModellingHead
 

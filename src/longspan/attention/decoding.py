@@ -38,6 +38,14 @@ class AttentionCache:
         """Bytes of every tensor that is kept, positions and other numbers included."""
         return sum(x.numel() * x.element_size() for x in _tensors(vars(self)))
 
+    def select(self, rows: Tensor) -> None:
+        """Goes on with the sequences [B] of these numbers; a sequence may be taken more than once.
+
+        Every tensor that a cache keeps has a sequence in each row, but for those of a subclass that says so itself.
+        """
+        for name, value in vars(self).items():
+            setattr(self, name, _selected(value, rows, self.batch))
+
 
 @contextmanager
 def as_in_evaluation(module: nn.Module) -> Iterator[None]:
@@ -49,6 +57,18 @@ def as_in_evaluation(module: nn.Module) -> Iterator[None]:
             yield
     finally:
         module.train(before)
+
+
+def _selected(value: Any, rows: Tensor, batch: int) -> Any:
+    if isinstance(value, Tensor):
+        return value.index_select(0, rows) if value.dim() and value.shape[0] == batch else value
+    if isinstance(value, AttentionCache):
+        value.select(rows)
+    elif isinstance(value, dict):
+        return {key: _selected(part, rows, batch) for key, part in value.items()}
+    elif isinstance(value, (list, tuple)):
+        return type(value)(_selected(part, rows, batch) for part in value)
+    return value
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

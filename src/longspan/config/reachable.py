@@ -16,15 +16,24 @@ from longspan.config.written import shown
 from longspan.data.errors import DataConfigError
 from longspan.data.files import list_files
 from longspan.data.settings import bundled
+from longspan.data.vocabularies import check_name
 
 GPU_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # of NVIDIA, of AMD, of Windows
-SEVERAL_FORMATS = ("longspan.data.TextDataModule", "longspan.data.SequenceClassificationDataModule",
-                   "longspan.data.SequenceRegressionDataModule")  # fmt: skip
+SEVERAL_FORMATS = (
+    "longspan.data.TextDataModule",
+    "longspan.data.SequenceClassificationDataModule",
+    "longspan.data.SequenceRegressionDataModule",
+    "longspan.data.PairedDataModule",
+    "longspan.data.LargeTextDataModule",
+)
 # keys of data nodes that name files, and whether `data.format` says what is in them
 FILES = {
     "path": True,
     "validation_path": True,
     "test_path": True,
+    "target_path": False,
+    "validation_target_path": False,
+    "test_target_path": False,
     "labels_path": False,
     "genes_path": False,
     "test_genes_path": False,
@@ -126,16 +135,26 @@ def check_data_files(data: Mapping[str, Any]) -> None:
     if not target.startswith("longspan.data."):
         return
     if target in SEVERAL_FORMATS and not data.get("path") and not data.get("name") and not data.get("bundled"):
-        bundled(None, ("addresses", "h37rv", "msmeg") if "Text" in target else ("hiv1",))
+        if "Paired" in target and not data.get("generated"):
+            raise DataConfigError("path", None, "name your own files, or take data=dates, data=numbers or data=summaries")
+        if "Large" in target:
+            raise DataConfigError("path", None, "name your own files: texts, or JSONL with data.text_column")
+        if "Paired" not in target:
+            bundled(None, ("addresses", "h37rv", "msmeg") if "Text" in target else ("hiv1",))
     if target in OF_FOLDERS:
         if data.get("path") and not Path(data["path"]).expanduser().exists():
             raise DataConfigError("path", data["path"], "does not exist")
         return
     if "path" in data and not data.get("path") and target not in SEVERAL_FORMATS and not data.get("bundled"):
         bundled(None, ("h37rv", "msmeg"), named=False)
+    for key in ("vocabulary", "target_vocabulary"):
+        if isinstance(data.get(key), str):
+            check_name(data[key], key)
     for key, told in FILES.items():
         if data.get(key):
             form = data.get("format") if told else None
+            if "target" in key or data.get(f"{key.removesuffix('path')}target_path"):
+                form = "lines"
             if target not in SEVERAL_FORMATS or key.endswith("genes_path"):
                 form = form or "text"  # which format it must be, its reader says; here only that something is there
             list_files(key, data[key], form)

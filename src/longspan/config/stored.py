@@ -83,7 +83,9 @@ TARGETS: dict[str, frozenset[str]] = {
             "longspan.data.ImageClassificationDataModule",
             "longspan.data.GenomeDataModule",
             "longspan.data.InductionDataModule",
+            "longspan.data.LargeTextDataModule",
             "longspan.data.NeedleDataModule",
+            "longspan.data.PairedDataModule",
             "longspan.data.SelectiveCopyDataModule",
             "longspan.data.SequenceClassificationDataModule",
             "longspan.data.SequenceRegressionDataModule",
@@ -100,7 +102,7 @@ TARGETS: dict[str, frozenset[str]] = {
             "longspan.records.wandb_logger",
         }
     ),
-    "model": frozenset({"longspan.models.huggingface", "longspan.models.transformer"}),
+    "model": frozenset({"longspan.models.encoder_decoder", "longspan.models.huggingface", "longspan.models.transformer"}),
     "optimizer": frozenset({"longspan.tasks.adamw", "torch.optim.SGD"}),
     "scheduler": frozenset({"longspan.tasks.warmup_constant", "longspan.tasks.warmup_cosine"}),
     "task": frozenset(
@@ -112,6 +114,7 @@ TARGETS: dict[str, frozenset[str]] = {
             "longspan.tasks.Recall",
             "longspan.tasks.SequenceClassification",
             "longspan.tasks.SequenceRegression",
+            "longspan.tasks.SequenceToSequence",
             "longspan.tasks.TokenLabelling",
         }
     ),
@@ -127,6 +130,8 @@ LARGEST = {
     "model.head_dim": 256,
     "model.mlp_width": 2**20,
     "model.stem": 4096,
+    "model.decoder_layers": 4096,
+    "data.max_target_length": 2**24,
     "data.max_length": 2**24,
     "data.batch_size": 2**16,
     "data.num_workers": 256,
@@ -236,9 +241,10 @@ def check_weights(config: Mapping[str, Any], facts: Any, weights: Any, where: st
     blocks = {int(found[1]) for name in weights if (found := re.search(r"\.blocks\.(\d{1,9})\.", f".{name}"))}
     _check_at_most("model.layers", config["model"].get("layers"), len(blocks), where)
     shapes: list[Any] = [getattr(w, "shape", ()) for name, w in weights.items() if name.endswith("embedding.weight")]
-    if not shapes or len(shapes[0]) != 2:
+    if not shapes or any(len(shape) != 2 for shape in shapes):
         raise CheckpointError(f"{where} holds no embedding of a transformer; give a checkpoint that train.py wrote")
-    _check_at_most("vocab_size", facts.get("vocab_size"), shapes[0][0], where)
+    _check_at_most("vocab_size", facts.get("vocab_size"), max(shape[0] for shape in shapes), where)
+    _check_at_most("target_vocab_size", facts.get("target_vocab_size"), max(shape[0] for shape in shapes), where)
     _check_at_most("model.width", config["model"].get("width"), shapes[0][1], where)
 
 

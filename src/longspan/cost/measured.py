@@ -95,7 +95,7 @@ class MeasuredCost(Callback):
         self._memory: tuple[float | None, str] = (None, "")
         self._joules: float | None = None
         self._peak: float | None = None
-        self._shape: tuple[int, int] | None = None
+        self._shape: tuple[int, float] | None = None
         self._parameters = 0
         self._fitting = True
 
@@ -339,12 +339,15 @@ def _cost_of(pl_module: LightningModule, length: int) -> Cost | None:
     return None
 
 
-def _heads_and_layers(pl_module: LightningModule) -> tuple[int, int] | None:
+def _heads_and_layers(pl_module: LightningModule) -> tuple[int, float] | None:
     model = getattr(pl_module, "model", None)
     backbone = getattr(model, "backbone", model)  # a model may be a backbone with a head
+    whole = getattr(backbone, "full_layers", None)  # of an encoder-decoder, whose layers differ in length
+    if whole is not None:
+        return backbone.settings.heads, float(whole)  # type: ignore[union-attr]
     for place in (backbone, getattr(backbone, "settings", None)):
         heads, layers = getattr(place, "heads", None), getattr(place, "layers", None)
-        if isinstance(heads, int) and isinstance(layers, int):
+        if isinstance(heads, int) and isinstance(layers, (int, float)):
             return heads, layers
     return None
 

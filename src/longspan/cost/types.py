@@ -68,7 +68,7 @@ class Cost:
         """Visited over live pairs; 1.0 where nothing is live (nothing is wasted either)."""
         return self.visited_pairs / self.live_pairs if self.live_pairs else 1.0
 
-    def density(self, length: int, heads: int = 1, layers: int = 1) -> float | None:
+    def density(self, length: int, heads: int = 1, layers: float = 1) -> float | None:
         """Live pairs over the pairs of full two-way attention at this length; None for what mixes tokens without pairs."""
         if not self.live_pairs and not self.visited_pairs and self.attention_flops:
             return None

@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     from longspan.data.genomics import GenomicBenchmarkDataModule
     from longspan.data.images.module import ImageClassificationDataModule
     from longspan.data.labelling import TokenLabellingDataModule
+    from longspan.data.large_text import LargeTextDataModule
     from longspan.data.lra.listops_data import ListOpsDataModule
     from longspan.data.lra.pathfinder_data import PathfinderDataModule
     from longspan.data.lra.retrieval import RetrievalDataModule
+    from longspan.data.pairs import PairedDataModule
     from longspan.data.regression import SequenceRegressionDataModule
     from longspan.data.species import SpeciesDataModule
     from longspan.data.synthetic import (
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     )
     from longspan.data.text import GenomeDataModule, TextDataModule
     from longspan.data.values import Loading, Source, Splits
-    from longspan.data.vocabulary import BYTES, NUCLEOTIDES, Vocabulary
+    from longspan.data.vocabularies import BYTES, NUCLEOTIDES, Vocabulary
 
 __all__ = [
     "BYTES",
@@ -49,10 +51,12 @@ __all__ = [
     "ImageClassificationDataModule",
     "InContextRecallDataModule",
     "InductionDataModule",
+    "LargeTextDataModule",
     "ListOpsDataModule",
     "Loading",
     "MemorisationDataModule",
     "NeedleDataModule",
+    "PairedDataModule",
     "PathfinderDataModule",
     "ResumeError",
     "RetrievalDataModule",
@@ -82,10 +86,10 @@ _WHERE = {
     "AssociativeRecallDataModule": "synthetic", "InductionDataModule": "synthetic", "NeedleDataModule": "synthetic",
     "SelectiveCopyDataModule": "synthetic", "SequenceClassificationDataModule": "classification", "DataConfigError": "errors",
     "DataFileError": "errors", "ResumeError": "errors", "TokenLabellingDataModule": "labelling", "GenomeDataModule": "text",
-    "TextDataModule": "text", "Loading": "values",
-    "SequenceRegressionDataModule": "regression",
     "SpeciesDataModule": "species",
-    "Source": "values", "Splits": "values", "BYTES": "vocabulary", "NUCLEOTIDES": "vocabulary", "Vocabulary": "vocabulary",
+    "TextDataModule": "text", "Loading": "values", "SequenceRegressionDataModule": "regression",
+    "Source": "values", "Splits": "values", "PairedDataModule": "pairs", "LargeTextDataModule": "large_text",
+    "BYTES": "vocabularies", "NUCLEOTIDES": "vocabularies", "Vocabulary": "vocabularies",
 }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from longspan.data import settings
 from longspan.data.errors import DataConfigError
 from longspan.data.readers import read_jsonl
 from longspan.data.sources import Columns, Document, rows_to_documents
-from longspan.data.vocabulary import BYTES
+from longspan.data.vocabularies import BYTES
 
 
 @dataclass(frozen=True, kw_only=True)

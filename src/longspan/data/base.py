@@ -6,7 +6,8 @@ Legend: B sequences a device, T = `max_length`, W windows.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning.pytorch as pl
@@ -23,8 +24,8 @@ from longspan.data.loader import EvaluationSampler, EvenBatches, ItemLists, Resu
 from longspan.data.sources import Document, given_documents
 from longspan.data.splits import SPLITS
 from longspan.data.values import Loading, Shares, Source
-from longspan.data.vocabulary import Vocabulary
-from longspan.data.vocabulary import vocabulary as vocabulary_named
+from longspan.data.vocabularies import BYTES, NUCLEOTIDES, KmerVocabulary, LookupVocabulary, Vocabulary
+from longspan.data.vocabularies import vocabulary as vocabulary_named
 
 
 class SequenceDataModule(pl.LightningDataModule):
@@ -41,9 +42,10 @@ class SequenceDataModule(pl.LightningDataModule):
     # whether batches carry lengths always, or only where a row is short
     lengths: ClassVar[str] = "always"
 
-    def __init__(self, vocabulary: str | Vocabulary, loading: Loading):
+    def __init__(self, vocabulary: str | Vocabulary, loading: Loading, vocabulary_cache: str | None = None):
         super().__init__()
-        self.vocabulary = vocabulary_named(vocabulary) if isinstance(vocabulary, str) else vocabulary
+        self._vocabulary = vocabulary_named(vocabulary) if isinstance(vocabulary, str) else vocabulary
+        self.vocabulary_cache = None if vocabulary_cache is None else Path(vocabulary_cache)
         self.loading = loading
         self.batch_size, self.max_length, self.seed = loading.batch_size, loading.max_length, loading.seed
         self.num_workers, self.drop_last, self.pad_to_multiple = loading.num_workers, loading.drop_last, loading.pad_to_multiple
@@ -57,6 +59,44 @@ class SequenceDataModule(pl.LightningDataModule):
         self.multi_label = False
         self._sets: Mapping[str, Dataset] = {}
         self._predict_set: Dataset | None = None
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Between text and tokens.
+
+        Raises:
+            DataConfigError: it is trained on the training split, which is not read yet.
+        """
+        if not isinstance(self._vocabulary, Vocabulary):
+            raise DataConfigError("vocabulary", self._vocabulary.name, "is trained on the training split: call setup() first")
+        return self._vocabulary
+
+    @property
+    def reading(self) -> LookupVocabulary:
+        """What documents are read in, a byte a token: the vocabulary itself where it is of that kind.
+
+        Splits are made of documents as they are read, and so are the same with any vocabulary.
+        """
+        known = self._vocabulary
+        if isinstance(known, LookupVocabulary):
+            return known
+        return NUCLEOTIDES if isinstance(known, KmerVocabulary) else BYTES
+
+    @property
+    def token_unit(self) -> str | None:
+        """What tasks call a token; None where it is a byte (a base)."""
+        return None if self.reading is self._vocabulary else "token"
+
+    def stored_vocabularies(self) -> dict[str, Any]:
+        """Plain values of each vocabulary that its name does not bring back, by the config's key; checkpoints keep them."""
+        told = {"vocabulary": self.vocabulary.stored()}
+        return {key: value for key, value in told.items() if value is not None}
+
+    def _train_vocabulary(self, documents: Iterable[Document]) -> None:
+        """Trains the vocabulary that is yet to be, on the documents of the training split as they were read."""
+        if not isinstance(self._vocabulary, Vocabulary):
+            texts = (self.reading.decode_bytes(document.tokens) for document in documents)
+            self._vocabulary = self._vocabulary.trained(texts, self.vocabulary_cache)
 
     @property
     def vocab_size(self) -> int:

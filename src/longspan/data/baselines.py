@@ -60,6 +60,27 @@ def language_baselines(train: WindowDataset, data: WindowDataset, size: int, sym
     }
 
 
+def token_baselines(train: WindowDataset, data: WindowDataset, size: int) -> dict[str, float]:
+    """The unigram's scores where tokens stand for several bytes: `size` ids, counts of the training split with one added."""
+
+    def counts(of: WindowDataset) -> np.ndarray:
+        total = np.zeros(size, dtype=np.int64)
+        for _, after in _pairs(of):
+            total += np.bincount(after, minlength=size)
+        return total
+
+    learned, seen = counts(train), counts(data)
+    unigram = (learned + 1.0) / (learned + 1.0).sum()
+    total = max(int(seen.sum()), 1)
+    bits = float(-(seen * np.log2(unigram)).sum())
+    return {
+        "bits_per_byte": bits / max(data.byte_count, 1),
+        "bits_per_token": bits / total,
+        "perplexity": 2.0 ** (bits / total),
+        "accuracy": float(seen[unigram.argmax()] / total),
+    }
+
+
 def class_baselines(train_counts: np.ndarray, counts: np.ndarray) -> dict[str, float]:
     """Scores of always answering the training split's commonest class, from [K] counts of each split.
 

@@ -18,7 +18,8 @@ class Collate:
     """Stacks items into {"tokens": [B, T] int64, "lengths": [B] int64, ...}.
 
     T is `max_length`, so that one pattern layout serves all batches, or with `multiple` the longest item's length
-    rounded up to it. Per-token labels are padded with -100. `lengths` "always", or "if_short": only in a batch where
+    rounded up to it. "bytes" [B, T] int64 (padded with 0), raw bytes of each token, come where a token is not one byte.
+    Per-token labels are padded with -100. `lengths` "always", or "if_short": only in a batch where
     some item is shorter than T, since attention without lengths is cheaper. "segments" [B, T] int64 (padded with -1)
     come where an item holds several documents. `names` adds "ids" and "starts". With `multiple`, "widths" lists for each
     item the T that it would have alone: attention that hangs on T is evaluated at that length, so that a prediction does
@@ -47,6 +48,8 @@ class Collate:
             batch["lengths"] = torch.from_numpy(sizes)
         if any(item["segments"][-1] > 0 for item in items if "segments" in item):
             batch["segments"] = self._stack([item["segments"] for item in items], width, NO_SEGMENT)
+        if "bytes" in items[0]:
+            batch["bytes"] = self._stack([item["bytes"] for item in items], width, 0)
         if "labels" in items[0]:
             batch["labels"] = self._stack([item["labels"] for item in items], width, IGNORED)
         if "target" in items[0]:

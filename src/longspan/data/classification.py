@@ -23,7 +23,7 @@ from longspan.data.files import list_files, stem_of
 from longspan.data.hiv1 import Hiv1
 from longspan.data.labels import ColumnsRule, LabelRule, Labels, indicator, sort_classes
 from longspan.data.readers import Row
-from longspan.data.sources import Columns, Document, read_documents, read_given, read_rows, read_split
+from longspan.data.sources import Columns, Document, read_documents, read_given, read_rows, read_split, retokenised
 from longspan.data.splits import SPLITS, by_groups
 from longspan.data.values import Loading, Source, Splits, check_files, gathered, source_of
 
@@ -97,7 +97,7 @@ class SequenceClassificationDataModule(SequenceDataModule):
     ):
         given = source_of(source, self.source), splits or self.splits, labels or Labels(), loading or Loading(max_length=4096)
         self.source, self.splits, self.labels, loading, self.hiv1 = gathered(self, keys, *given, Hiv1())
-        super().__init__(self.source.vocabulary, loading)
+        super().__init__(self.source.vocabulary, loading, self.source.vocabulary_cache)
         self._is_hiv1 = self.source.bundled_of(self.bundled) == "hiv1"
         check_files(self.source, self.splits)
         if self._is_hiv1:
@@ -124,14 +124,16 @@ class SequenceClassificationDataModule(SequenceDataModule):
             [example.document.name for example in pool],
         )  # fmt: skip
         chosen = by_groups([example.group for example in pool], self._spread(pool), seed=self.seed, **shares)
-        sets: dict[str, Dataset] = {}
+        parts: dict[str, list[Example]] = {}
         for split in SPLITS:
             examples = given[split] if split != "train" else None
-            sets[split] = self._dataset(split, examples or [pool[index] for index in chosen[split]])
-        return sets
+            parts[split] = examples or [pool[index] for index in chosen[split]]
+        self._train_vocabulary([example.document for example in parts["train"]])
+        return {split: self._dataset(split, parts[split]) for split in SPLITS}
 
     def _load_predict(self) -> Dataset:
-        return self._given_set(read_given(self.source, self.vocabulary, self.dropped))
+        documents = read_given(self.source, self.reading, self.dropped)
+        return self._given_set(retokenised(documents, self.reading, self.vocabulary))
 
     def _given_set(self, documents: list[Document]) -> Dataset:
         return ExampleDataset(documents, None, self.max_length)
@@ -142,7 +144,8 @@ class SequenceClassificationDataModule(SequenceDataModule):
             examples = [examples[i] for i in np.linspace(0, len(examples) - 1, limit).round().astype(int)]
         targets = self._targets_of(examples)
         self._targets[split] = targets
-        return ExampleDataset([example.document for example in examples], targets, self.max_length)
+        documents = retokenised([example.document for example in examples], self.reading, self.vocabulary)
+        return ExampleDataset(documents, targets, self.max_length)
 
     def _spread(self, examples: Sequence[Example]) -> np.ndarray:
         """[N, K], what is to be in every split in equal shares."""
@@ -184,13 +187,13 @@ class SequenceClassificationDataModule(SequenceDataModule):
             return self._label(self._labelled_documents(key, path))
         if self._is_hiv1:
             return [Example(*genome) for genome in self.hiv1.labelled()] if split == "train" else None
-        documents = read_split(self.source, self.splits, split, self.vocabulary, self.dropped)
+        documents = read_split(self.source, self.splits, split, self.reading, self.dropped)
         return None if documents is None else self._label(documents)
 
     def _labelled_documents(self, key: str, path: str) -> list[Document]:
         files = list_files(key, path, self.source.format)
         kinds = {kind for _, kind in files}
-        documents = read_documents(key, path, self.vocabulary, self._columns, self.source.format)
+        documents = read_documents(key, path, self.reading, self._columns, self.source.format)
         if self.labels.labels_path is not None:
             if not kinds <= WITHOUT_COLUMNS:
                 fix = f"only for FASTA and texts; {path} has columns of its own"
@@ -317,7 +320,7 @@ class SequenceClassificationDataModule(SequenceDataModule):
         """Source, classes, and of each split the sequences, how many are cut at `max_length`, and class counts."""
         told: dict[str, Any] = {
             "source": str(self.source),
-            "vocabulary": self.vocabulary.name,
+            "vocabulary": self._vocabulary.name,
             "max_length": self.max_length,
             "split": "recombinant form" if self._is_hiv1 else self.splits.group_column or "sequence",
         }

@@ -12,17 +12,21 @@ from dataclasses import dataclass
 import numpy as np
 from torch.utils.data import Dataset
 
-from longspan.data.vocabulary import Vocabulary
+from longspan.data.vocabularies import Vocabulary
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """`tokens` [N]; document d is tokens[offsets[d]:offsets[d + 1]] and is called names[d]; `labels` [N] or None."""
+    """`tokens` [N]; document d is tokens[offsets[d]:offsets[d + 1]] and is called names[d]; `labels` [N] or None.
+
+    `spans` [N], raw bytes of each token, or None where each is one byte.
+    """
 
     tokens: np.ndarray
     offsets: np.ndarray
     names: list[str]
     labels: np.ndarray | None = None
+    spans: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -40,17 +44,19 @@ class Corpus:
         *,
         first: int | None = None,
         labels: Sequence[np.ndarray] | None = None,
+        spans: Sequence[np.ndarray] | None = None,
     ) -> Corpus:
         """Joins documents; `first`, a token's id, is put before each (so that its first symbol has a context)."""
         extra = 0 if first is None else 1
         offsets = np.zeros(len(documents) + 1, dtype=np.int64)
         np.cumsum([len(document) + extra for document in documents], out=offsets[1:])
         tokens = np.empty(offsets[-1], dtype=vocabulary.dtype)
+        counts = None if spans is None else np.concatenate([np.pad(part, (extra, 0)) for part in spans])
         for begin, end, document in zip(offsets, offsets[1:], documents, strict=False):
             if first is not None:
                 tokens[begin] = first
             tokens[begin + extra : end] = document
-        return cls(tokens, offsets, list(names), None if labels is None else np.concatenate(list(labels)))
+        return cls(tokens, offsets, list(names), None if labels is None else np.concatenate(list(labels)), counts)
 
 
 # part of a document: (document, begin, end), positions within the document
@@ -80,7 +86,7 @@ def spread(windows: np.ndarray, limit: int | None) -> np.ndarray:
 
 
 class WindowDataset(Dataset):
-    """Item: {"tokens" [length], "start", "id", "labels" [length] where the corpus has them}, numpy, unpadded."""
+    """Item: {"tokens" [length], "start", "id", "labels" and "bytes" [length] where the corpus has them}, numpy, unpadded."""
 
     def __init__(self, corpus: Corpus, windows: np.ndarray):
         self.corpus, self.windows = corpus, windows
@@ -98,11 +104,22 @@ class WindowDataset(Dataset):
         item = {"tokens": self.corpus.tokens[begin : begin + length], "id": self.corpus.names[document], "start": start}
         if self.corpus.labels is not None:
             item["labels"] = self.corpus.labels[begin : begin + length]
+        if self.corpus.spans is not None:
+            item["bytes"] = self.corpus.spans[begin : begin + length]
         return item
 
     def keep(self, limit: int | None) -> WindowDataset:
         """At most `limit` items of this data set, evenly spaced over all of them; the same ones in every run."""
         return self if limit is None else WindowDataset(self.corpus, spread(self.windows, limit))
+
+    @property
+    def byte_count(self) -> int:
+        """Raw bytes of what is predicted, in all windows together."""
+        if self.corpus.spans is None:
+            return self.token_count - len(self.windows)
+        ends = np.concatenate([[0], np.cumsum(self.corpus.spans, dtype=np.int64)])
+        begins = self.corpus.offsets[self.windows[:, 0]] + self.windows[:, 1]
+        return int((ends[begins + self.windows[:, 2]] - ends[begins + 1]).sum())
 
     @property
     def token_count(self) -> int:
@@ -145,6 +162,8 @@ class PackedDataset(WindowDataset):
         parts = [super(PackedDataset, self).__getitem__(window) for window in self.rows[index]]
         sizes = [len(part["tokens"]) for part in parts]
         item = {"tokens": np.concatenate([part["tokens"] for part in parts]), "id": parts[0]["id"], "start": 0}
+        if "bytes" in parts[0]:
+            item["bytes"] = np.concatenate([part["bytes"] for part in parts])
         return item | {"segments": np.repeat(np.arange(len(parts)), sizes)}
 
     def keep(self, limit: int | None) -> WindowDataset:

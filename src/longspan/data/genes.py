@@ -18,7 +18,7 @@ from longspan.data.batches import IGNORED
 from longspan.data.errors import DataConfigError, DataFileError, each
 from longspan.data.files import list_files
 from longspan.data.readers import ANNOTATIONS, FastaRecord, Interval, read_annotation, read_fasta, read_genbank
-from longspan.data.vocabulary import NUCLEOTIDES, Vocabulary
+from longspan.data.vocabularies import NUCLEOTIDES, LookupVocabulary
 
 CLASS_NAMES = ["no gene", "gene on +", "gene on -"]
 OVERLAPS = ("ignore", "first", "listed")
@@ -121,7 +121,7 @@ class AnnotatedGenome:
     def __str__(self) -> str:
         return self.path or f"bundled {self.bundled}"
 
-    def records(self, vocabulary: Vocabulary = NUCLEOTIDES) -> list[FastaRecord]:
+    def records(self, vocabulary: LookupVocabulary = NUCLEOTIDES) -> list[FastaRecord]:
         """The records of all files; their names must differ, since genes name them.
 
         Raises:

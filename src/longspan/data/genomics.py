@@ -20,7 +20,7 @@ from longspan.data.labels import sort_classes
 from longspan.data.readers import Row, read_csv, read_fasta, read_hub
 from longspan.data.splits import SPLITS, by_groups
 from longspan.data.values import Loading, Shares, gathered
-from longspan.data.vocabulary import INVALID, NUCLEOTIDES
+from longspan.data.vocabularies import INVALID, NUCLEOTIDES
 
 Labelled = tuple[np.ndarray, str]  # tokens, class
 

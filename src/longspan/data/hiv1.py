@@ -16,7 +16,7 @@ from longspan.data.errors import DataConfigError
 from longspan.data.labels import sort_classes
 from longspan.data.readers import read_csv
 from longspan.data.sources import Columns, Document, rows_to_documents
-from longspan.data.vocabulary import NUCLEOTIDES
+from longspan.data.vocabularies import NUCLEOTIDES
 
 COMPLEX = "cpx"
 _SUBTYPE = re.compile(r"[A-Z]\d?")

@@ -22,7 +22,7 @@ from longspan.data.readers import FastaRecord, Interval
 from longspan.data.sources import Document
 from longspan.data.splits import SPLITS, by_chromosome
 from longspan.data.values import Loading, Shares, gathered
-from longspan.data.vocabulary import LETTERS
+from longspan.data.vocabularies import LETTERS
 
 # keys of the genome that is tested on
 TEST_KEYS = ("test_path", "test_genes_path", "test_bundled")
@@ -88,22 +88,20 @@ class TokenLabellingDataModule(SequenceDataModule):
 
     def _load(self) -> dict[str, WindowDataset]:
         genes = self.source.genes(self.annotation)  # asked for first: that none are named is known before a genome is read
-        records = self.source.records(self.vocabulary)
+        records = self.source.records(self.reading)
         sizes = [len(record) for record in records]
         shares = self.splits.validation_fraction, 0.0 if self.test_source else self.splits.test_fraction
         corpus = self._corpus(records, genes)
         parts = by_chromosome(corpus.names, sizes, self.splits, *shares)
         sets = {split: self._windows(split, corpus, parts[split]) for split in SPLITS}
         if self.test_source:
-            sets["test"] = self._whole(
-                "test", self.test_source.records(self.vocabulary), self.test_source.genes(self.annotation)
-            )
+            sets["test"] = self._whole("test", self.test_source.records(self.reading), self.test_source.genes(self.annotation))
         return sets
 
     def _load_predict(self) -> WindowDataset:
         if self.source.path is None:
             raise DataConfigError("path", None, "prediction reads your own files; set data.path to a FASTA file")
-        return self._whole("predict", self.source.records(self.vocabulary), None)
+        return self._whole("predict", self.source.records(self.reading), None)
 
     def _given_set(self, documents: list[Document]) -> WindowDataset:
         return self._whole("predict", [FastaRecord(d.name, "", d.tokens, d.row.path, d.row.line) for d in documents], None)

@@ -24,16 +24,21 @@ from longspan.data.readers import (
     read_text,
 )
 from longspan.data.values import Source, Splits
-from longspan.data.vocabulary import INVALID, LETTERS, Vocabulary
+from longspan.data.vocabularies import LETTERS, OutsideVocabularyError, Vocabulary
+from longspan.data.vocabularies.lookup import LookupVocabulary
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """`tokens` [length], ids without specials; `row` the table's columns, where it came from and for labels."""
+    """`tokens` [length], ids without specials; `row` the table's columns, where it came from and for labels.
+
+    `spans` [length]: raw bytes of each token; None where each is one byte.
+    """
 
     name: str
     tokens: np.ndarray
     row: Row
+    spans: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +68,7 @@ def read_documents(
     A text file is one document, as is a FASTA record and a row of JSONL, CSV, TSV and Parquet.
 
     Raises:
-        DataConfigError: nothing is there, its format is unknown, or FASTA meets a vocabulary other than nucleotides.
+        DataConfigError: nothing is there, its format is unknown, or FASTA meets a vocabulary of texts.
         DataFileError: a file is malformed, or holds a character outside the vocabulary.
     """
     files = list_files(key, path, format)
@@ -137,6 +142,26 @@ def rows_to_documents(rows: Iterable[Row], vocabulary: Vocabulary, columns: Colu
     return documents
 
 
+def retokenised(documents: Sequence[Document], reading: Vocabulary, vocabulary: Vocabulary) -> list[Document]:
+    """Documents that were read in one vocabulary, in another, with the raw bytes of each token.
+
+    Raises:
+        DataFileError: a text has no tokens there.
+    """
+    if reading is vocabulary:
+        return list(documents)
+    out = []
+    for document in documents:
+        data = reading.decode_bytes(document.tokens)
+        try:
+            tokens, spans = vocabulary.encode_spans(data)
+        except OutsideVocabularyError as error:
+            line = document.row.line + data.count(b"\n", 0, error.position)
+            raise DataFileError(document.row.path, line, f"{error.what} is not in the {vocabulary.name} vocabulary") from None
+        out.append(Document(document.name, tokens, document.row, spans))
+    return out
+
+
 def given_documents(texts: Sequence[str | bytes], vocabulary: Vocabulary, names: Sequence[str] | None = None) -> list[Document]:
     """A document for each text that a program hands over; without names they are numbered from 0.
 
@@ -152,17 +177,18 @@ def given_documents(texts: Sequence[str | bytes], vocabulary: Vocabulary, names:
         if not isinstance(text, (str, bytes)) or not text:
             raise DataConfigError(f"sequences[{number}]", text, "give a text that is not empty")
         try:
-            tokens = np.asarray(vocabulary.encode(text), dtype=vocabulary.dtype)
+            tokens, spans = vocabulary.encode_spans(text.encode() if isinstance(text, str) else bytes(text))
         except ValueError as error:
             raise DataConfigError(f"sequences[{number}]", text[:40], str(error)) from None
-        documents.append(Document(str(number if names is None else names[number]), tokens, Row("", number + 1, {})))
+        name = str(number if names is None else names[number])
+        documents.append(Document(name, tokens, Row("", number + 1, {}), None if vocabulary.bytewise else spans))
     return documents
 
 
 def _read_file(file: Path, kind: str, vocabulary: Vocabulary, columns: Columns, label: str, prefix: str) -> list[Document]:
     place = {"file": stem_of(file), "folder": file.parent.name}
     if kind in ("fasta", "genbank"):
-        if vocabulary.name not in LETTERS:
+        if not isinstance(vocabulary, LookupVocabulary) or vocabulary.name not in LETTERS:
             fix = f"{file} is {kind}; set data.vocabulary=nucleotides, or data.format=text to model it as plain bytes"
             raise DataConfigError("vocabulary", vocabulary.name, fix)
         return [
@@ -188,12 +214,11 @@ def _read_file(file: Path, kind: str, vocabulary: Vocabulary, columns: Columns, 
 
 
 def _encode(data: bytes, vocabulary: Vocabulary, path: str | Path, line: int | None) -> np.ndarray:
-    ids = vocabulary.encode_array(data)
-    wrong = np.flatnonzero(ids == INVALID)
-    if wrong.size:
-        at = int(wrong[0])
+    try:
+        return vocabulary.encode_bytes(data)
+    except OutsideVocabularyError as error:
+        at = error.position
         if line is None:
             line = data.count(b"\n", 0, at) + 1
-        what = f"{chr(data[at])!r} (character {at + 1} of the text) is not in the {vocabulary.name} vocabulary"
-        raise DataFileError(path, line, what)
-    return ids.astype(vocabulary.dtype)
+        what = f"{error.what} (character {at + 1} of the text) is not in the {vocabulary.name} vocabulary"
+        raise DataFileError(path, line, what) from None

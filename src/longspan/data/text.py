@@ -15,13 +15,14 @@ from longspan.data import bundled as shipped
 from longspan.data import settings
 from longspan.data.addresses import Addresses
 from longspan.data.base import SequenceDataModule
-from longspan.data.baselines import language_baselines
+from longspan.data.baselines import language_baselines, token_baselines
 from longspan.data.corpus import Corpus, PackedDataset, Region, WindowDataset, cut_windows, pack_windows
 from longspan.data.drawn_windows import Drawing
 from longspan.data.errors import DataConfigError
-from longspan.data.sources import Columns, Document, read_documents, read_given, read_split
+from longspan.data.sources import Columns, Document, read_documents, read_given, read_split, retokenised
 from longspan.data.splits import SPLITS, by_chromosome, by_groups
 from longspan.data.values import Loading, Source, Splits, check_files, gathered, source_of
+from longspan.data.vocabularies import BYTES, LookupVocabulary, Vocabulary
 
 # with fewer documents than this, holding out whole ones makes splits of very unequal size
 FEW_DOCUMENTS = 10
@@ -42,6 +43,10 @@ class TextDataModule(SequenceDataModule):
     Otherwise `split_by` "document" holds out whole documents (equal ones stay together), "position" the last parts
     of all documents laid end to end, "auto" the latter where there are fewer than 10. The bundled addresses are held
     out by the last digit of their year, so that each split spans all decades.
+
+    `vocabulary`: see `longspan.data.vocabularies.vocabulary`; "bpe:4096" is trained on the training split. Splits are made of
+    bytes (bases), so that runs with other vocabularies are tested on the same text; "bytes" [B, T] in a batch tells what each
+    token stands for.
 
     Raises:
         DataConfigError: an argument cannot be used; the message names `data.<key>`, the value and the fix.
@@ -67,7 +72,7 @@ class TextDataModule(SequenceDataModule):
     ):
         given = source_of(source, self.source), splits or self.splits, loading or Loading(max_length=1024)
         self.source, self.splits, loading, self.addresses, self.drawing = gathered(self, keys, *given, Addresses(), Drawing())
-        super().__init__(self.source.vocabulary, loading)
+        super().__init__(self.source.vocabulary, loading, self.source.vocabulary_cache)
         self._bundled = self.source.bundled_of(self.bundled)
         check_files(self.source, self.splits)
         cover = self.max_length - 1
@@ -83,37 +88,57 @@ class TextDataModule(SequenceDataModule):
         given = {split: self._read(split) for split in SPLITS}
         pool = given["train"]
         assert pool is not None
-        corpus = self._corpus(pool)
+        corpus = self._corpus(pool, self.reading)
         self._regions = self._hold_out(corpus, pool, self.splits.shares(given))
-        sets = {split: self._windows(split, corpus, self._regions[split]) for split in SPLITS}
+        if self.reading is self._vocabulary:
+            sets = {split: self._windows(split, corpus, self._regions[split]) for split in SPLITS}
+        else:
+            parts = {split: self._parts(corpus, pool, self._regions[split]) for split in SPLITS}
+            self._train_vocabulary(parts["train"])
+            sets = {split: self._whole(split, parts[split]) for split in SPLITS}
         for split in ("validation", "test"):
             documents = given[split]
             if documents is not None:
                 sets[split] = self._whole(split, documents)
         return sets
 
-    def _load_predict(self) -> WindowDataset:
-        return self._given_set(read_given(self.source, self.vocabulary, self.dropped))
+    def _parts(self, corpus: Corpus, pool: list[Document], regions: list[Region]) -> list[Document]:
+        """What each region holds, as a document that is still in bytes. A cut inside a character moves to its end."""
+        parts = []
+        for document, begin, end in regions:
+            tokens = corpus.tokens[corpus.offsets[document] :][: corpus.size(document)]
+            # a region begins with a token that is only context: <bos>, or the last one of the part before
+            begin, end = (_character_start(tokens, at) if self.reading is BYTES else at for at in (begin + 1, end))
+            if begin < end:
+                parts.append(Document(corpus.names[document], tokens[begin:end], pool[document].row))
+        return parts
 
-    def _given_set(self, documents: list[Document]) -> WindowDataset:
-        return self._whole("predict", documents)
+    def _load_predict(self) -> WindowDataset:
+        return self._whole("predict", read_given(self.source, self.reading, self.dropped))
+
+    def _given_set(self, documents: list[Document], split: str = "predict") -> WindowDataset:
+        corpus = self._corpus(documents, self.vocabulary)
+        # a tokenizer may leave nothing of a text, and nothing is predicted there
+        return self._windows(split, corpus, [(d, 0, corpus.size(d)) for d in range(len(corpus)) if corpus.size(d) > 1])
 
     def _read(self, split: str) -> list[Document] | None:
         """The documents that are named for a split; None where it is to be held out of the training data."""
         if self._bundled is None or self.splits.files(self.source)[split][1] is not None:
-            return read_split(self.source, self.splits, split, self.vocabulary, self.dropped)
+            return read_split(self.source, self.splits, split, self.reading, self.dropped)
         if split != "train":
             return None
         if self._bundled == "addresses":
             return self.addresses.documents()
-        return read_documents("bundled", shipped.GENOMES[self._bundled][0], self.vocabulary, Columns(), "fasta")
+        return read_documents("bundled", shipped.GENOMES[self._bundled][0], self.reading, Columns(), "fasta")
 
-    def _corpus(self, documents: list[Document]) -> Corpus:
+    def _corpus(self, documents: list[Document], vocabulary: Vocabulary) -> Corpus:
+        spans: list[Any] = [document.spans for document in documents]
         return Corpus.build(
             [document.tokens for document in documents],
             [document.name for document in documents],
-            self.vocabulary,
-            first=self.vocabulary.bos_id,
+            vocabulary,
+            first=vocabulary.bos_id,
+            spans=None if spans[0] is None else spans,
         )
 
     def _hold_out(self, corpus: Corpus, documents: list[Document], shares: dict[str, float]) -> dict[str, list[Region]]:
@@ -147,20 +172,24 @@ class TextDataModule(SequenceDataModule):
         return data.keep(self.limits.get(split))
 
     def _whole(self, split: str, documents: list[Document]) -> WindowDataset:
-        corpus = self._corpus(documents)
-        return self._windows(split, corpus, [(d, 0, corpus.size(d)) for d in range(len(corpus))])
+        return self._given_set(retokenised(documents, self.reading, self.vocabulary), split)
 
     def baselines(self, split: str = "test") -> dict[str, float]:
-        """Unigram and bigram bits a byte (base), of counts on the training split with one added, on a split."""
+        """Unigram and bigram bits a byte (base), of counts on the training split with one added, on a split.
+
+        Of tokens that are longer than a byte the unigram's alone.
+        """
         train, data = self.split("train"), self.split(split)
         assert isinstance(train, WindowDataset) and isinstance(data, WindowDataset)
-        return language_baselines(train, data, self.vocab_size, len(self.vocabulary.symbols))
+        if isinstance(self.vocabulary, LookupVocabulary):
+            return language_baselines(train, data, self.vocab_size, len(self.vocabulary.symbols))
+        return token_baselines(train, data, self.vocab_size)
 
     def describe(self) -> dict[str, Any]:
         """Source, vocabulary, and of each split the documents, windows and predicted symbols."""
         told: dict[str, Any] = {
             "source": str(self.source),
-            "vocabulary": self.vocabulary.name,
+            "vocabulary": self._vocabulary.name,
             "max_length": self.max_length,
             "split": "year" if self._bundled == "addresses" else self.splits.split_by,
         }
@@ -172,9 +201,18 @@ class TextDataModule(SequenceDataModule):
                 "windows": len(data),
                 "symbols": data.token_count - len(data.windows),
             }
+            if data.corpus.spans is not None:
+                told[split]["bytes"] = data.byte_count
         if self.dropped.counts:
             told["left_out"] = dict(self.dropped.counts)
         return json.loads(json.dumps(told))
+
+
+def _character_start(tokens: np.ndarray, at: int) -> int:
+    """The first place from `at` on that does not lie inside a UTF-8 character, of bytes [T]."""
+    while at < len(tokens) and tokens[at] < 256 and tokens[at] & 0xC0 == 0x80:
+        at += 1
+    return at
 
 
 class GenomeDataModule(TextDataModule):

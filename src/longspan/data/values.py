@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from longspan.data import settings
 from longspan.data.errors import DataConfigError
 from longspan.data.files import FORMATS, list_files
+from longspan.data.vocabularies import Vocabulary
 from longspan.nearest import did_you_mean, listed, nearest
 
 Value = TypeVar("Value")
@@ -25,7 +26,7 @@ class Source:
 
     `path`: a file, folder or glob; `format` overrides what its suffixes say. `subset`: the configuration of a Hugging
     Face data set. `text_column`, `id_column`: of tables; rows without an `id_column` are numbered. `vocabulary`: the
-    name of one, which turns characters into tokens.
+    name of one, which turns characters into tokens; one that is trained is kept in `vocabulary_cache`, a folder.
 
     `delimiter` of CSV and TSV: a character, or "tab"; None: the one that the first line has. `header`: whether their
     first line names the columns; without, columns are named "1", "2", ... `on_empty`: what becomes of a row, or of a
@@ -39,7 +40,8 @@ class Source:
     format: str | None = None
     text_column: str = "text"
     id_column: str | None = None
-    vocabulary: str = "bytes"
+    vocabulary: str | Vocabulary = "bytes"
+    vocabulary_cache: str | None = None
     delimiter: str | None = None
     header: bool = True
     on_empty: str = "error"
@@ -83,8 +85,11 @@ class Source:
         if self.key != "bundled":
             return None
         name = settings.bundled(self.bundled, tuple(options))
-        if self.vocabulary != options[name]:
-            raise DataConfigError("vocabulary", self.vocabulary, f"the bundled {name} needs {options[name]}")
+        known = self.vocabulary if isinstance(self.vocabulary, str) else self.vocabulary.name
+        bases = known.startswith(("nucleotides", "kmers"))
+        if bases != (options[name] == "nucleotides") or known == "proteins":
+            wanted = "nucleotides or k-mers" if options[name] == "nucleotides" else "bytes or subwords"
+            raise DataConfigError("vocabulary", known, f"the bundled {name} needs {wanted}")
         return name
 
 

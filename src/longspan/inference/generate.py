@@ -159,16 +159,32 @@ def _dtype(model: nn.Module) -> torch.dtype:
 
 
 class StreamedText:
-    """Bytes to text as they come: a character is given once its last byte is there."""
+    """Tokens to text as they come: a character is given once its last byte is there.
+
+    Of a tokenizer whose tokens are no bytes of their own, each token gives what the text of all gains by it.
+    """
 
     def __init__(self, vocabulary: Any) -> None:
         self.vocabulary = vocabulary
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._tokens: list[int] = []
+        self._given = ""
 
     def add(self, token: int | None) -> str:
         """The characters that a token completes."""
-        return "" if token is None else self._decoder.decode(self.vocabulary.decode_bytes([token]))
+        if token is None:
+            return ""
+        if self.vocabulary.byte_lengths is not None:
+            return self._decoder.decode(self.vocabulary.decode_bytes([token]))
+        self._tokens.append(token)
+        text, given = self.vocabulary.decode(self._tokens).rstrip("\ufffd"), self._given
+        if not text.startswith(given):
+            return ""
+        self._given = text
+        return text[len(given) :]
 
     def end(self) -> str:
         """What was still open."""
+        if self._tokens:
+            return self.vocabulary.decode(self._tokens)[len(self._given) :]
         return self._decoder.decode(b"", final=True)

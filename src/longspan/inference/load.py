@@ -16,7 +16,7 @@ from longspan.inference import pretrained
 from longspan.inference.trained_model import TrainedModel
 from longspan.training.assemble import task_of
 from longspan.training.build import build
-from longspan.training.callbacks.checkpoint_config import load_checkpoint, stored
+from longspan.training.callbacks.checkpoint_config import VOCABULARIES, load_checkpoint, stored, with_vocabularies
 
 
 def load(checkpoint: str | Path, device: str | torch.device = "cpu") -> TrainedModel:
@@ -35,13 +35,16 @@ def load(checkpoint: str | Path, device: str | torch.device = "cpu") -> TrainedM
         return assembled(*pretrained.read(path), str(checkpoint)).to(device)
     file = _best(path) if path.is_dir() else path
     saved = load_checkpoint(file)
-    model = assembled(*stored(saved, file), saved["state_dict"], str(checkpoint)).to(device)
+    told = saved.get(VOCABULARIES)
+    model = assembled(*stored(saved, file), saved["state_dict"], told, str(checkpoint)).to(device)
     model.record = _record_of(file)
     return model
 
 
-def assembled(config: Mapping[str, Any], facts: Mapping[str, Any], weights: dict[str, Any], where: str) -> TrainedModel:
-    """The model that a checked config describes, with its weights."""
+def assembled(
+    config: Mapping[str, Any], facts: Mapping[str, Any], weights: dict[str, Any], vocabularies: Any, where: str
+) -> TrainedModel:
+    """The model that a checked config describes, with its weights and the vocabularies that were kept with them."""
     config = {**config, "data": {**config["data"]}}
     if "class_names" in config["data"] and config["data"]["class_names"] is None:
         config["data"]["class_names"] = facts.get("class_names")
@@ -53,7 +56,9 @@ def assembled(config: Mapping[str, Any], facts: Mapping[str, Any], weights: dict
         task.load_state_dict(state["state_dict"])
     except RuntimeError as error:
         raise CheckpointError(f"checkpoint={where} does not fit its own config: {error}") from error
-    return TrainedModel(task, config, facts, build(config, "data"))
+    data = build(with_vocabularies(config, vocabularies, f"checkpoint={where}"), "data")
+    task.attach(data)
+    return TrainedModel(task, config, facts, data)
 
 
 def _best(folder: Path) -> Path:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from longspan.config.errors import ConfigError
 from longspan.records.inert import inert
-from longspan.tasks import SequenceClassification, SequenceRegression, TokenLabelling
+from longspan.tasks import SequenceClassification, SequenceRegression, SequenceToSequence, TokenLabelling
 
 Row = dict[str, Any]
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".bed")
@@ -120,6 +120,8 @@ def rows_for(task: Any) -> Rows:
         return SequenceLabels(task.class_names)
     if isinstance(task, SequenceRegression):
         return SequenceNumbers(task.target_names)
+    if isinstance(task, SequenceToSequence):
+        return Targets()
     return Scores()
 
 
@@ -143,16 +145,31 @@ class Scores(Rows):
     def add(self, batch: Mapping[str, Any]) -> Iterator[Row]:
         for index, name in enumerate(batch["ids"]):
             bits, tokens = float(batch["bits"][index]), int(batch["tokens"][index])
+            counted = {"bytes": int(batch["bytes"][index])} if "bytes" in batch else {}
             if self.open is not None and self.open["id"] == name and int(batch["starts"][index]) > 0:
                 self.open["tokens"] += tokens
                 self.open["bits"] += bits
+                for key, value in counted.items():
+                    self.open[key] += value
             else:
                 yield from self.end()
-                self.open = {"id": name, "tokens": tokens, "bits": bits}
+                self.open = {"id": name, "tokens": tokens, **counted, "bits": bits}
 
     def end(self) -> Iterator[Row]:
         if self.open is not None:
-            yield {**self.open, "bits_per_token": self.open["bits"] / max(1, self.open["tokens"])}
+            row, self.open = self.open, None
+            bits = {"bits_per_token": row["bits"] / max(1, row["tokens"])}
+            if "bytes" in row:
+                bits["bits_per_byte"] = row["bits"] / max(1, row["bytes"])
+            yield {**row, **bits}
+
+
+class Targets(Rows):
+    """One row a source: the text that was found for it."""
+
+    def add(self, batch: Mapping[str, Any]) -> Iterator[Row]:
+        for name, text in zip(batch["ids"], batch["texts"], strict=True):
+            yield {"id": name, "prediction": text}
 
 
 class SequenceLabels(Rows):

@@ -19,9 +19,9 @@ from longspan.tasks import LanguageModelling
 if TYPE_CHECKING:
     from longspan.inference.trained_model import TrainedModel
 
-CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"
+CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, VOCABULARIES_FILE = "config.json", "model.safetensors", "README.md", "vocabularies.json"
 MODEL_TYPE = "longspan"
-LARGEST_CONFIG = 1 << 22  # bytes
+LARGEST_CONFIG, LARGEST_VOCABULARIES = 1 << 22, 1 << 28  # bytes
 
 
 def save(model: TrainedModel, folder: Path) -> Path:
@@ -48,6 +48,8 @@ def save(model: TrainedModel, folder: Path) -> Path:
     if getattr(model.task, "multi_label", False):
         content["problem_type"] = "multi_label_classification"
     (folder / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    if model.vocabularies:
+        (folder / VOCABULARIES_FILE).write_text(json.dumps(model.vocabularies) + "\n", encoding="utf-8")
     save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     begins = isinstance(model.task, LanguageModelling)
     write_tokenizer(model.vocabulary, folder, max_length=model.model.max_length, begins=begins)
@@ -64,19 +66,14 @@ ARCHITECTURES = {
 }
 
 
-def read(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """(config, facts, weights) of a folder, checked as those of a checkpoint are.
+def read(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], Any]:
+    """(config, facts, weights, vocabularies) of a folder, checked as those of a checkpoint are.
 
     Raises:
         CheckpointError: a file is missing or malformed, or the config is not one that may be built.
     """
     where = f"checkpoint={folder}"
-    if (folder / CONFIG_FILE).stat().st_size > LARGEST_CONFIG:
-        raise CheckpointError(f"{where}: {CONFIG_FILE} is larger than any config of this project")
-    try:
-        content = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{where}: {CONFIG_FILE} is no JSON ({error})") from None
+    content = _json(folder / CONFIG_FILE, LARGEST_CONFIG, where)
     if not isinstance(content, dict) or content.get("model_type") != MODEL_TYPE:
         raise CheckpointError(f"{where}: {CONFIG_FILE} describes no model of this project; give a folder of save_pretrained")
     if not (folder / WEIGHTS_FILE).is_file():
@@ -87,12 +84,27 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         raise CheckpointError(f"{where}: {WEIGHTS_FILE} cannot be read ({error})") from None
     config, facts = check_stored(content.get("longspan_config"), where), content.get("longspan_facts")
     check_weights(config, facts, weights, where)
-    return config, dict(facts or {}), with_shared(weights)
+    kept = folder / VOCABULARIES_FILE
+    vocabularies = _json(kept, LARGEST_VOCABULARIES, where) if kept.is_file() else None
+    return config, dict(facts or {}), with_shared(weights), vocabularies
+
+
+def _json(file: Path, largest: int, where: str) -> Any:
+    if file.stat().st_size > largest:
+        raise CheckpointError(f"{where}: {file.name} is larger than any of this project")
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{where}: {file.name} is no JSON ({error})") from None
 
 
 def with_shared(weights: dict[str, Any]) -> dict[str, Any]:
-    """Weights under each of their names: a head that is tied to the embedding is stored once."""
-    embedding, head = "model.backbone.embedding.weight", "model.head.projection.weight"
-    if head not in weights and embedding in weights:
-        weights[head] = weights[embedding]
+    """Weights under each of their names: a head that is tied to an embedding is stored once, and so is an embedding that
+    sources and targets share."""
+    source, target = (f"model.backbone.{side}.embedding.weight" for side in ("encoder", "decoder"))
+    head = "model.head.projection.weight"
+    for name, others in ((target, (source,)), (head, ("model.backbone.embedding.weight", target))):
+        kept = next((other for other in others if other in weights), None)
+        if name not in weights and kept is not None:
+            weights[name] = weights[kept]
     return weights

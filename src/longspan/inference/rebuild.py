@@ -15,7 +15,7 @@ from longspan.config.errors import CheckpointError
 from longspan.config.overrides import overridden
 from longspan.training.assemble import task_of
 from longspan.training.build import build, build_trainer
-from longspan.training.callbacks.checkpoint_config import load_checkpoint, stored
+from longspan.training.callbacks.checkpoint_config import VOCABULARIES, load_checkpoint, stored, with_vocabularies
 from longspan.training.console import quiet_libraries
 from longspan.training.seeding import seed_run
 
@@ -52,7 +52,14 @@ def rebuild(checkpoint: str, words: Sequence[str], conf: Path) -> Rebuilt:
     config, facts = stored(saved, checkpoint)
     if not any(word.startswith(("trainer=", "trainer.accelerator=", "trainer.devices=")) for word in words):
         config = {**config, "trainer": {**config["trainer"], **HERE}}
+    trained = config["data"]
     config = overridden(config, words, conf)
+    for key in saved.get(VOCABULARIES) or ():
+        if config["data"].get(key) != trained.get(key):
+            raise CheckpointError(
+                f"data.{key}={config['data'].get(key)}: the checkpoint was trained with {trained.get(key)}, which it keeps; "
+                f"leave data.{key} out"
+            )
     config["trainer"].update(fast_dev_run=False)
     if "class_names" in config["data"] and config["data"]["class_names"] is None:
         config["data"]["class_names"] = facts.get("class_names")
@@ -67,4 +74,6 @@ def rebuild(checkpoint: str, words: Sequence[str], conf: Path) -> Rebuilt:
         task.load_state_dict(saved["state_dict"])
     except RuntimeError as error:
         raise CheckpointError(f"checkpoint={checkpoint} does not fit the config it is used with: {error}") from error
-    return Rebuilt(config, facts, task, build(config, "data"))
+    data = build(with_vocabularies(config, saved.get(VOCABULARIES), f"checkpoint={checkpoint}"), "data")
+    task.attach(data)
+    return Rebuilt(config, facts, task, data)

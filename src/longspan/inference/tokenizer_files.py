@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from longspan.data.vocabulary import SPECIALS, Vocabulary
+from longspan.data.vocabularies import SPECIALS, LookupVocabulary, Vocabulary
 
 FILES = ("tokenizer.json", "tokenizer_config.json")
 
@@ -21,9 +23,12 @@ def write_tokenizer(vocabulary: Vocabulary, folder: Path, *, max_length: int, be
         from tokenizers.models import BPE
     except ImportError:
         return False
+    if not isinstance(vocabulary, LookupVocabulary):
+        return _write_own(vocabulary, folder, max_length=max_length, begins=begins)
     symbols = vocabulary.symbols
     if vocabulary.name == "bytes":
-        shown = _shown_bytes()
+        from longspan.data.vocabularies.subwords import SHOWN_BYTES as shown
+
         tokenizer = Tokenizer(BPE({shown[byte]: index for index, byte in enumerate(symbols)}, []))
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         tokenizer.decoder = decoders.ByteLevel()
@@ -40,21 +45,32 @@ def write_tokenizer(vocabulary: Vocabulary, folder: Path, *, max_length: int, be
         tokenizer.post_processor = processors.TemplateProcessing(
             single="<bos> $A", special_tokens=[("<bos>", vocabulary.bos_id)]
         )
+    _write(tokenizer, folder, max_length, {special.strip("<>"): special for special in SPECIALS})
+    return True
+
+
+def _write_own(vocabulary: Vocabulary, folder: Path, *, max_length: int, begins: bool) -> bool:
+    """Of a tokenizer as it is; k-mers have none in this format."""
+    from tokenizers import Tokenizer, processors
+
+    from longspan.data.vocabularies.subwords import SubwordVocabulary
+
+    if not isinstance(vocabulary, SubwordVocabulary):
+        return False
+    tokenizer, bos = Tokenizer.from_str(vocabulary.tokenizer.to_str()), vocabulary.specials["bos"]
+    if begins:
+        tokenizer.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, vocabulary.bos_id)])
+    _write(tokenizer, folder, max_length, vocabulary.specials)
+    return True
+
+
+def _write(tokenizer: Any, folder: Path, max_length: int, specials: Mapping[str, str]) -> None:
     tokenizer.save(str(folder / FILES[0]))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": max_length,
         "model_input_names": ["input_ids", "attention_mask"],
         "clean_up_tokenization_spaces": False,
-        **{f"{special.strip('<>')}_token": special for special in SPECIALS},
+        **{f"{kind}_token": token for kind, token in specials.items()},
     }
     (folder / FILES[1]).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    return True
-
-
-def _shown_bytes() -> dict[int, str]:
-    """The printable character that stands for each byte in byte-level tokenizers: itself where it has one, else from 256 up."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    shown = {byte: chr(byte) for byte in printable}
-    others = (byte for byte in range(256) if byte not in shown)
-    return shown | {byte: chr(256 + number) for number, byte in enumerate(others)}

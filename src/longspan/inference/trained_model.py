@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ import torch
 from torch import Tensor
 
 from longspan.data.base import SequenceDataModule
-from longspan.data.vocabulary import Vocabulary
+from longspan.data.vocabularies import Vocabulary
 from longspan.inference.generate import Sampling, StreamedText, generate
 from longspan.inference.prediction_files import Row, rows_for
 from longspan.models.heads import HeadedModel
-from longspan.tasks import LanguageModelling, MaskedModelling, Task
+from longspan.models.search import StreamedTarget
+from longspan.tasks import LanguageModelling, MaskedModelling, SequenceToSequence, Task
 
 
 class TrainedModel:
@@ -38,6 +40,11 @@ class TrainedModel:
     @property
     def vocabulary(self) -> Vocabulary:
         return self._data.vocabulary
+
+    @property
+    def vocabularies(self) -> dict[str, Any]:
+        """Plain values of the vocabularies that no name brings back, as checkpoints keep them."""
+        return self._data.stored_vocabularies()
 
     @property
     def classes(self) -> list[str] | None:
@@ -86,7 +93,7 @@ class TrainedModel:
         top_p: float | None = None,
         seed: int = 0,
     ) -> list[str]:
-        """What a language model writes after each prompt, the prompt left out.
+        """What a language model writes after each prompt, the prompt left out; of an encoder-decoder the target of each source.
 
         A prompt's text depends on its place and the seed, not on the others.
 
@@ -99,6 +106,8 @@ class TrainedModel:
             TypeError: the model is no language model.
             ConfigError: a setting that cannot work, an empty prompt, or more tokens than the model was built for.
         """
+        if isinstance(self.task, SequenceToSequence):
+            return [row["prediction"] for row in self._targets(prompts, max_new_tokens)]
         found: list[list[int]] = [[] for _ in prompts]
         for step in self._tokens(prompts, max_new_tokens, Sampling(temperature, top_k, top_p, seed)):
             for row, token in zip(found, step, strict=True):
@@ -116,10 +125,41 @@ class TrainedModel:
         seed: int = 0,
     ) -> Iterator[str]:
         """As `generate` of one prompt, piece by piece as it is chosen."""
+        if isinstance(self.task, SequenceToSequence):
+            yield from (row["prediction"] for row in self._targets([prompt], max_new_tokens))
+            return
         text = StreamedText(self.vocabulary)
         for (token,) in self._tokens([prompt], max_new_tokens, Sampling(temperature, top_k, top_p, seed)):
             yield text.add(token)
         yield text.end()
+
+    def _targets(self, sources: Sequence[str | bytes], most: int) -> list[Row]:
+        task: Any = self.task
+        kept = task.beam
+        task.beam = dataclasses.replace(kept, most=most)
+        try:
+            return self.predict(sources)
+        finally:
+            task.beam = kept
+
+    def translate_stream(self, pieces: Iterable[str | bytes]) -> Iterator[str]:
+        """The target of a source that comes in pieces, each part as soon as the model's policy writes it.
+
+        Tokens are made of each piece alone, so cut between words where tokens are subwords.
+
+        Raises:
+            ValueError: the model was not trained with a streaming `model.cross_attention` (`wait_k:3`, `chunks:8`).
+        """
+        task: Any = self.task
+        if not isinstance(task, SequenceToSequence):
+            raise TypeError(f"translate_stream: this model does {type(task).__name__}; it takes task=sequence_to_sequence")
+        task.eval()
+        known = self._data.target_vocabulary  # type: ignore[attr-defined]
+        stream = StreamedTarget(self.model, bos=task.bos_id, eos=task.eos_id, forbidden=task.special_ids)
+        text = StreamedText(known)
+        for piece in pieces:
+            yield "".join(text.add(token) for token in stream.read(self.vocabulary.encode(piece)))
+        yield "".join(text.add(token) for token in stream.end()) + text.end()
 
     def _tokens(self, prompts: Sequence[str | bytes], count: int, sampling: Sampling) -> Iterator[list[int | None]]:
         if not isinstance(self.task, LanguageModelling):
@@ -130,7 +170,7 @@ class TrainedModel:
         known, tokens = self.vocabulary, [self.vocabulary.encode(prompt) for prompt in prompts]
         return generate(
             self.model, tokens, count, sampling, stop_tokens=[known.eos_id],
-            forbidden=[known.pad_id, known.bos_id, known.mask_id],
+            forbidden=[id for id in known.special_ids if id != known.eos_id],
         )  # fmt: skip
 
     @torch.inference_mode()

@@ -1,6 +1,7 @@
 """Transformers whose attention is chosen from outside."""
 
 from longspan.models.attention_choice import attention_of_each_layer
+from longspan.models.encoder_decoder import EncoderDecoder, encoder_decoder
 from longspan.models.heads import (
     HeadedModel,
     LanguageModellingHead,
@@ -17,6 +18,7 @@ from longspan.models.warm_start import WarmStart, WarmStartError, read_weights, 
 __all__ = [
     "Decoder",
     "Encoder",
+    "EncoderDecoder",
     "HeadedModel",
     "LanguageModellingHead",
     "MaskedModellingHead",
@@ -30,6 +32,7 @@ __all__ = [
     "WarmStart",
     "WarmStartError",
     "attention_of_each_layer",
+    "encoder_decoder",
     "huggingface",
     "parameter_count",
     "read_weights",

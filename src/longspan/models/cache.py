@@ -31,6 +31,13 @@ class ModelCache:
         own = [x for x in (self.stem, self.positions) if x is not None]
         return sum(layer.nbytes for layer in self.layers) + sum(x.numel() * x.element_size() for x in own)
 
+    def select(self, rows: Tensor) -> None:
+        """Goes on with the sequences [B] of these numbers, as a beam search does; a sequence may be taken more than once."""
+        for layer in self.layers:
+            layer.select(rows)
+        self.stem = None if self.stem is None else self.stem[rows]
+        self.positions = self.positions[rows]
+
     def advance(self, n: int, lengths: Tensor | None) -> None:
         """Counts n new tokens of each sequence, or as many as `lengths` [B] says."""
         self.positions = self.positions + (n if lengths is None else lengths.to(self.positions.device))

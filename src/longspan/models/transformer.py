@@ -110,7 +110,7 @@ class Transformer(nn.Module):
             "grid": self.grid,
         }
         blocks = [
-            Block(
+            self._block(
                 settings,
                 maker(**placed(maker, {**place, "layer": layer})),
             )
@@ -138,13 +138,15 @@ class Transformer(nn.Module):
         lengths: Tensor | None = None,
         segments: Tensor | None = None,
         cache: ModelCache | None = None,
+        memory: Any = None,
     ) -> Tensor:
         """Hidden states [B, T, C] of tokens [B, T], or of patches [B, T, P].
 
         What stands at or past `lengths` [B] is padding and means nothing.
 
         `segments` [B, T] keeps packed documents apart. With a `cache` of `new_cache`, tokens are those that follow the ones it
-        holds, `lengths` says how many of them each sequence has, and hidden states are those of one pass over all.
+        holds, `lengths` says how many of them each sequence has, and hidden states are those of one pass over all. `memory` is
+        what blocks with cross-attention look at.
 
         Raises:
             TokensError: wrong shapes or dtypes, a sequence longer than `max_length`, ids outside the vocabulary (on
@@ -161,12 +163,16 @@ class Transformer(nn.Module):
             x = self.stem(x, lengths, segments)
         x = self.dropout(x)
         recompute = self.settings.activation_checkpointing and self.training and torch.is_grad_enabled()
+        source = () if memory is None else (None, memory)
         for block in self.blocks:
             if recompute:
-                x = checkpoint(block, x, cos, sin, lengths, segments, use_reentrant=False)
+                x = checkpoint(block, x, cos, sin, lengths, segments, *source, use_reentrant=False)
             else:
-                x = block(x, cos, sin, lengths, segments)
+                x = block(x, cos, sin, lengths, segments, *source)
         return self.norm(x)  # (B, T, C)
+
+    def _block(self, settings: TransformerSettings, attention: nn.Module) -> Block:
+        return Block(settings, attention)
 
     def new_cache(
         self, batch: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None

@@ -12,6 +12,7 @@ from longspan.tasks.recall import Recall
 from longspan.tasks.schedules import warmup_constant, warmup_cosine
 from longspan.tasks.sequence_classification import SequenceClassification
 from longspan.tasks.sequence_regression import SequenceRegression
+from longspan.tasks.sequence_to_sequence import SequenceToSequence
 from longspan.tasks.token_labelling import TokenLabelling
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "Recall",
     "SequenceClassification",
     "SequenceRegression",
+    "SequenceToSequence",
     "Task",
     "TaskConfigError",
     "TokenLabelling",

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import torch
@@ -41,7 +41,7 @@ class Step:
 
     loss: Tensor
     count: Tensor | int
-    updates: Mapping[str, tuple[Tensor, ...]]
+    updates: Mapping[str, tuple[Any, ...]]
 
 
 class Task(pl.LightningModule):
@@ -58,6 +58,7 @@ class Task(pl.LightningModule):
     """
 
     causal: bool = False  # which kind of model the task wants
+    model_facts: ClassVar[tuple[str, ...]] = ()  # what of `data_arguments` the model is built with, not the task
     metrics_info: dict[str, bool]  # name -> whether higher is better
     primary_metric: str
 
@@ -106,6 +107,9 @@ class Task(pl.LightningModule):
     @abstractmethod
     def step(self, batch: Batch, batch_idx: int, stage: str) -> Step:
         """Loss of a batch and, unless `stage` is "train", what the metrics are updated with."""
+
+    def attach(self, data: Any) -> None:
+        """Takes from a data module, after its `setup`, what no plain value tells, such as a vocabulary; most tasks nothing."""
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, map_location: Any = None, **given: Any) -> Any:  # type: ignore[override]

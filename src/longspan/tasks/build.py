@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from longspan.models.attention_choice import AttentionChoice
+from longspan.models.encoder_decoder import encoder_decoder
 from longspan.tasks.base import Task
 from longspan.tasks.errors import TaskConfigError
 
@@ -83,12 +84,20 @@ def build_task(
     kind = task_class(task)
     facts = dict(data) if isinstance(data, Mapping) else data_facts(task, data)
     given = task.keywords if isinstance(task, partial) else {}
+    paired = bool(kind.model_facts)
+    if paired != (getattr(model, "func", model) is encoder_decoder):
+        fix = "it takes model=encoder_decoder" if paired else "model=encoder_decoder is for task=sequence_to_sequence alone"
+        raise TaskConfigError("task", kind.__name__, fix)
     backbone = model(
         causal=bool(given.get("causal", kind.causal)),
         vocab_size=facts.pop("vocab_size"),
         max_length=facts.pop("max_length"),
         attention=attention,
         **{name: facts.pop(name) for name in ("grid", "patches") if name in facts},
+        **{name: facts.pop(name) for name in kind.model_facts},
     )
     arguments = {name: value for name, value in facts.items() if given.get(name) is None}
-    return task(model=backbone, optimizer=optimizer, scheduler=scheduler, **arguments)
+    made = task(model=backbone, optimizer=optimizer, scheduler=scheduler, **arguments)
+    if not isinstance(data, Mapping):
+        made.attach(data)
+    return made

@@ -33,15 +33,31 @@ def next_tokens(tokens: Tensor, lengths: Tensor | None = None, segments: Tensor 
     return targets
 
 
+def loss_metrics(token_unit: str) -> tuple[str, dict[str, bool], dict[str, MetricCollection]]:
+    """The name of the primary metric, whether higher is better of each, and the metrics by group.
+
+    Tokens that are no bytes have bits a token too; bits a byte then count the raw bytes, and compare with those of others.
+    """
+    per_token = f"bits_per_{token_unit}"
+    groups = {
+        "losses": MetricCollection({per_token: BitsPerToken(), "perplexity": Perplexity()}, compute_groups=False),
+    }
+    if token_unit != "token":
+        return per_token, {per_token: False, "perplexity": False}, groups
+    groups["raw"] = MetricCollection({"bits_per_byte": BitsPerToken()})
+    return "bits_per_byte", {"bits_per_byte": False, per_token: False, "perplexity": False}, groups
+
+
 class LanguageModelling(Task):
     """Causal language modelling: bits a token, named after what a token is (`bits_per_byte`), and perplexity.
 
     Args:
         model: a decoder.
-        token_unit: what one token is: "byte", "base", "token".
+        token_unit: what one token is: "byte", "base"; or "token", of several bytes, which batches then count.
         tied: whether the head shares the embedding's weights.
 
-    Batches: ``tokens`` [B, T], optional ``lengths`` [B] and ``segments`` [B, T]. Predictions: per sequence the bits of
+    Batches: ``tokens`` [B, T], optional ``lengths`` [B] and ``segments`` [B, T], and where a token is no byte ``bytes`` [B, T],
+    raw bytes of each. Predictions: per sequence the bits of
     its tokens after the first, which has nothing to be predicted from.
     """
 
@@ -57,16 +73,15 @@ class LanguageModelling(Task):
         scheduler: Callable[..., Any] | None = None,
         decay_embeddings: bool = False,
     ) -> None:
-        self.primary_metric = f"bits_per_{token_unit}"
-        self.metrics_info = {self.primary_metric: False, "perplexity": False}
-        losses = MetricCollection({self.primary_metric: BitsPerToken(), "perplexity": Perplexity()}, compute_groups=False)
+        self.primary_metric, self.metrics_info, metrics = loss_metrics(token_unit)
+        self.counts_bytes = "raw" in metrics
         super().__init__(
             model,
             token_head(model, LanguageModellingHead, tied=tied),
             {
-                "losses": losses,
+                **metrics,
                 BREAKDOWN: MetricCollection(
-                    {"accuracy_by_length": MeanByLength(self.primary_metric, f"{token_unit}s before it", False)}
+                    {"accuracy_by_length": MeanByLength(f"bits_per_{token_unit}", f"{token_unit}s before it", False)}
                 ),
             },
             optimizer=optimizer,
@@ -92,7 +107,17 @@ class LanguageModelling(Task):
             return Step(loss, count, {})
         counts = targets != IGNORED
         before = places_before(batch["tokens"]).flatten()[counts] + 1  # the target stands one further
-        return Step(loss, count, {"losses": (losses.sum(), count), BREAKDOWN: (losses[counts] / math.log(2), before)})
+        updates: dict[str, tuple[Tensor, ...]] = {
+            "losses": (losses.sum(), count),
+            BREAKDOWN: (losses[counts] / math.log(2), before),
+        }
+        if self.counts_bytes:
+            updates["raw"] = losses.sum(), self._raw_bytes(batch, counts.view_as(batch["tokens"])).sum()
+        return Step(loss, count, updates)
+
+    def _raw_bytes(self, batch: Batch, counts: Tensor) -> Tensor:
+        """Raw bytes of the targets that count, [B]; a target is the next token."""
+        return (self.entry(batch, "bytes")[:, 1:] * counts[:, :-1]).sum(1)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """``bits`` [B] of each sequence, ``tokens`` [B] they were spent on, ``bits_per_token`` [B], and its ids."""
@@ -101,6 +126,8 @@ class LanguageModelling(Task):
         bits = losses.view(rows, -1).sum(1) / math.log(2)  # (B,)
         counts = (targets != IGNORED).view(rows, -1).sum(1)  # (B,)
         scores = {"bits": bits, "tokens": counts, "bits_per_token": bits / counts.clamp(min=1)}
+        if self.counts_bytes:
+            scores["bytes"] = self._raw_bytes(batch, (targets != IGNORED).view(rows, -1))
         return {**identity(batch), **{name: score.cpu() for name, score in scores.items()}}
 
 

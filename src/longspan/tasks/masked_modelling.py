@@ -19,10 +19,10 @@ from longspan.models import MaskedModellingHead, Transformer, parameter_count, t
 from longspan.tasks.base import Batch, Step, Task
 from longspan.tasks.breakdown import BREAKDOWN, MeanByLength, nearer_side
 from longspan.tasks.errors import TaskConfigError
-from longspan.tasks.language_modelling import identity, token_unit_of
+from longspan.tasks.language_modelling import identity, loss_metrics, token_unit_of
 from longspan.tasks.losses import IGNORED, token_losses, token_predictions, weighted_mean
 from longspan.tasks.masking import mask_tokens
-from longspan.tasks.metrics import BitsPerToken, Perplexity, Share
+from longspan.tasks.metrics import Share
 
 
 class MaskedModelling(Task):
@@ -76,17 +76,17 @@ class MaskedModelling(Task):
         self.mask_id, self.mask_seed = mask_id, mask_seed
         self.masked_share, self.replaced_by_mask = masked_share, replaced_by_mask
         self.replaced_at_random = replaced_at_random
-        self.primary_metric = f"bits_per_{token_unit}"
-        self.metrics_info = {self.primary_metric: False, "perplexity": False, "accuracy": True}
-        losses = MetricCollection({self.primary_metric: BitsPerToken(), "perplexity": Perplexity()}, compute_groups=False)
+        self.primary_metric, self.metrics_info, metrics = loss_metrics(token_unit)
+        self.metrics_info["accuracy"] = True
+        self.counts_bytes = "raw" in metrics
         super().__init__(
             model,
             token_head(model, MaskedModellingHead, tied=tied),
             {
-                "losses": losses,
+                **metrics,
                 "hits": MetricCollection({"accuracy": Share()}, compute_groups=False),
                 BREAKDOWN: MetricCollection(
-                    {"accuracy_by_length": MeanByLength(self.primary_metric, f"{token_unit}s on its shorter side", False)}
+                    {"accuracy_by_length": MeanByLength(f"bits_per_{token_unit}", f"{token_unit}s on its shorter side", False)}
                 ),
             },
             optimizer=optimizer,
@@ -105,9 +105,7 @@ class MaskedModelling(Task):
     @classmethod
     def data_arguments(cls, data: Any) -> dict[str, Any]:
         vocabulary = data.vocabulary
-        names = ("pad_id", "bos_id", "eos_id", "mask_id")
-        special = [int(getattr(vocabulary, name)) for name in names if getattr(vocabulary, name, None) is not None]
-        return {"mask_id": int(vocabulary.mask_id), "special_ids": special, **token_unit_of(data)}
+        return {"mask_id": int(vocabulary.mask_id), "special_ids": list(vocabulary.special_ids), **token_unit_of(data)}
 
     def hide(self, batch: Batch, batch_idx: int, stage: str) -> tuple[Tensor, Tensor]:
         """Inputs and targets, [B, T] both."""
@@ -141,15 +139,14 @@ class MaskedModelling(Task):
             return Step(loss, count, {})
         predicted, _ = token_predictions(self.model.head, hidden, classes=classes)
         sides = nearer_side(batch["tokens"], batch.get("lengths"))[chosen]
-        return Step(
-            loss,
-            count,
-            {
-                "losses": (losses.sum(), count),
-                "hits": ((predicted == targets).sum(), count),
-                BREAKDOWN: (losses / math.log(2), sides),
-            },
-        )
+        updates: dict[str, tuple[Tensor, ...]] = {
+            "losses": (losses.sum(), count),
+            "hits": ((predicted == targets).sum(), count),
+            BREAKDOWN: (losses / math.log(2), sides),
+        }
+        if self.counts_bytes:
+            updates["raw"] = losses.sum(), (self.entry(batch, "bytes") * chosen).sum()
+        return Step(loss, count, updates)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """``bits`` [B] of each sequence's hidden ``tokens`` [B], ``bits_per_token`` [B], and the sequences' ids."""
@@ -159,6 +156,8 @@ class MaskedModelling(Task):
         places = losses.new_zeros(chosen.shape).masked_scatter(chosen, losses)  # (B, T)
         bits = places.sum(1) / math.log(2)  # (B,)
         scores = {"bits": bits, "tokens": counts, "bits_per_token": bits / counts.clamp(min=1)}
+        if self.counts_bytes:
+            scores["bytes"] = (self.entry(batch, "bytes") * chosen).sum(1)
         return {**identity(batch), **{name: score.cpu() for name, score in scores.items()}}
 
     def cost(self, length: int) -> Cost:

@@ -7,20 +7,22 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from longspan.tasks import build_task, data_facts
+from longspan.tasks import Task, build_task, data_facts
 from longspan.training.build import build, called
 
 
-def assemble(config: Mapping[str, Any]) -> tuple[pl.LightningDataModule, pl.LightningModule, dict[str, Any]]:
+def assemble(config: Mapping[str, Any]) -> tuple[pl.LightningDataModule, Task, dict[str, Any]]:
     """The data module (read), the task around a new model, and the facts that the task was told of the data."""
     datamodule = build(config, "data")
     datamodule.prepare_data()
     datamodule.setup("fit")
     facts = data_facts(build(config, "task"), datamodule)
-    return datamodule, task_of(config, facts), facts
+    task = task_of(config, facts)
+    task.attach(datamodule)
+    return datamodule, task, facts
 
 
-def task_of(config: Mapping[str, Any], facts: Mapping[str, Any]) -> pl.LightningModule:
+def task_of(config: Mapping[str, Any], facts: Mapping[str, Any]) -> Task:
     """The task around a new model.
 
     Args:

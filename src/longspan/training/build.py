@@ -106,10 +106,12 @@ def check_monitors(callbacks: list[pl.Callback], task: pl.LightningModule) -> No
             )
 
 
-def always(config: dict[str, Any], facts: dict[str, Any], size: StepSize) -> list[pl.Callback]:
+def always(
+    config: dict[str, Any], facts: dict[str, Any], size: StepSize, vocabularies: dict[str, Any] | None = None
+) -> list[pl.Callback]:
     """The callbacks that every run has, whatever `callbacks` says: what resuming and evaluating rely on."""
     found = [
-        StoreConfig(config, facts),
+        StoreConfig(config, facts, vocabularies),
         RandomState(),
         KeepStepSize(size),
         SaveOnInterrupt(Path(config["output_dir"]) / "checkpoints"),

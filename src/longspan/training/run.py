@@ -70,7 +70,8 @@ def _run(config: dict[str, Any], output_dir: Path) -> float | None:
         if config["init_from"] and resume is None:  # what is resumed has weights of its own
             log.info("init_from=%s\n%s", config["init_from"], _started_from(task, config["init_from"]))
         loggers = build_named(here, "logger")
-        callbacks = [*always(config, facts, size), *build_callbacks(here, loggers), record]
+        told = getattr(datamodule, "stored_vocabularies", dict)()
+        callbacks = [*always(config, facts, size, told), *build_callbacks(here, loggers), record]
         check_monitors(callbacks, task)
         trainer = build_trainer(here, callbacks, loggers)
         show_overview(overview(here, size, datamodule, task, trainer, resume), config["name"])

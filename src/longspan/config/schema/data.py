@@ -22,7 +22,6 @@ from longspan.config.schema.kinds import (
 )
 
 Format = Literal["text", "lines", "jsonl", "csv", "tsv", "parquet", "fasta"]
-Vocabulary = Literal["bytes", "nucleotides", "nucleotides_soft_masked", "proteins"]
 Nucleotides = Literal["nucleotides", "nucleotides_soft_masked"]
 Missing = Literal["error", "drop"]
 Column = Annotated[
@@ -30,6 +29,11 @@ Column = Annotated[
     Fix("a text, the name of a column, or where data.header=false its number"),
 ]
 Names = Annotated[list[Text], Field(min_length=1), Fix("a list of names")]
+Vocabulary = Annotated[
+    str,
+    Field(min_length=1),
+    Fix("bytes, nucleotides, proteins, kmers:6, bpe:4096, a tokenizer.json, or a folder or name of a Hugging Face tokenizer"),
+]
 Genome = Literal["h37rv", "msmeg"]
 TokensOrShare = Annotated[
     Annotated[int, Field(ge=0)] | Annotated[float, Field(gt=0, lt=1)],
@@ -81,6 +85,7 @@ class Tabled(Held):
     header: bool
     on_empty: Missing
     vocabulary: Vocabulary
+    vocabulary_cache: FilePath | None = None
 
 
 class Windowed(Settings):
@@ -168,6 +173,43 @@ class LabellingData(Held, Windowed):
             if getattr(self, key) is None and getattr(self, other) is not None:
                 return key, f"give it too: data.{other} is given, and the two go together"
         return _stride(self, self.train_stride, self.max_length)
+
+
+@settings_of(f"{D}LargeTextDataModule")
+class LargeTextData(Data):
+    path: FilePath | None
+    format: Literal["text", "lines", "jsonl"] | None
+    text_column: Text
+    cache_dir: FilePath
+    vocabulary: Vocabulary
+    validation_fraction: SplitShare
+    test_fraction: SplitShare
+
+
+@settings_of(f"{D}PairedDataModule")
+class PairedData(Tabled):
+    text_column: Column = ""
+    id_column: Column | None = None
+    delimiter: Text | None = None
+    header: bool = True
+    on_empty: Missing = "error"
+    target_path: FilePath | None
+    validation_target_path: FilePath | None
+    test_target_path: FilePath | None
+    bundled: Literal["addresses"] | None
+    generated: Literal["dates", "numbers"] | None
+    pairs: whole(10, meaning="a number of pairs")  # type: ignore[valid-type]
+    source_column: Text
+    target_column: Text
+    target_vocabulary: Vocabulary | None
+    max_target_length: Annotated[int, Field(ge=2, le=2**40), Fix("a whole number of tokens, 2 or more")]
+    pack: bool
+    pad_to_multiple: Count
+
+    def problem(self) -> tuple[str, str] | None:
+        if self.path and self.name:
+            return "name", f"data.path={self.path} is given too; give null for one of them"
+        return None
 
 
 def _stride(data: Data, stride: int | None, most: int) -> tuple[str, str] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -77,6 +77,15 @@ class HuggingFace(Settings):
     activation_checkpointing: bool
 
 
+@settings_of("longspan.models.encoder_decoder")
+class EncoderDecoder(Model):
+    decoder_layers: Count | None
+    decoder_attention: Annotated[str | dict[str, Any] | None, Fix("a variant's name, a mapping of name and settings, or null")]
+    cross_attention: Annotated[str, Field(min_length=1), Fix("full, a pattern such as Local(64), wait_k:3 or chunks:8")]
+    causal_encoder: bool
+    shared_embedding: bool
+
+
 ClassWeights = Annotated[
     list[Positive] | Literal["balanced"] | None,
     Fix("a list of numbers above 0, one a class, such as [1.0, 3.0], or balanced, or null"),
@@ -133,6 +142,20 @@ class SequenceClassification(Task):
 class SequenceRegression(Task):
     pooling: Literal["mean", "first"]
     head_dropout: Fraction
+
+
+@settings_of("longspan.tasks.SequenceToSequence")
+class SequenceToSequence(Task):
+    metrics: Annotated[
+        list[Literal["bleu", "exact_match", "rouge1", "rouge2", "rougeL"]],
+        Field(min_length=1),
+        Fix("a list of bleu, exact_match, rouge1, rouge2 and rougeL, the primary one first"),
+    ]
+    bleu_tokenize: Literal["13a", "intl", "char", "zh", "none"]
+    beam: Count
+    length_penalty: NotNegative
+    label_smoothing: Fraction
+    tied: bool
 
 
 @settings_of("longspan.tasks.TokenLabelling")

@@ -18,7 +18,7 @@ from longspan.data.labelled import LabelledDataModule, LabelledSet
 from longspan.data.lra.files import split_files
 from longspan.data.lra.listops_data import PAPER
 from longspan.data.values import Loading, gathered
-from longspan.data.vocabulary import Vocabulary
+from longspan.data.vocabularies import Vocabulary
 
 COLUMNS = ("label", "input1_id", "input2_id", "text1", "text2")
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from longspan.data.errors import DataFileError
 from longspan.data.files import read_bytes
-from longspan.data.vocabulary import INVALID, NO_SYMBOL, NUCLEOTIDES, Vocabulary
+from longspan.data.vocabularies import INVALID, NO_SYMBOL, NUCLEOTIDES, LookupVocabulary
 
 # how files of other formats begin, that are taken for FASTA
 OTHERS = {b"LOCUS ": "GenBank", b"@": "FASTQ", b"##gff": "GFF3", b"ID   ": "EMBL"}
@@ -29,7 +29,7 @@ class FastaRecord:
         return len(self.tokens)
 
 
-def read_fasta(path: str | Path, vocabulary: Vocabulary = NUCLEOTIDES) -> list[FastaRecord]:
+def read_fasta(path: str | Path, vocabulary: LookupVocabulary = NUCLEOTIDES) -> list[FastaRecord]:
     """The records of a file, in order. A name is the header up to its first blank; the rest is the description.
 
     Bases are ACGT, U (read as T) and the IUPAC ambiguity codes, in either case. Blank lines, blanks at the ends of
@@ -78,7 +78,7 @@ def _header(path: str | Path, number: int, line: bytes) -> tuple[str, str]:
     return words[0], words[1] if len(words) > 1 else ""
 
 
-def _bases(path: str | Path, number: int, body: bytes, vocabulary: Vocabulary) -> np.ndarray:
+def _bases(path: str | Path, number: int, body: bytes, vocabulary: LookupVocabulary) -> np.ndarray:
     """Ids of a record's lines, the first of which is line `number` of the file."""
     if vocabulary.translation is None:
         raise ValueError(f"vocabulary={vocabulary.name}: FASTA is read symbol by symbol")

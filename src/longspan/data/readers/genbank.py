@@ -15,7 +15,7 @@ from longspan.data.errors import DataFileError, each
 from longspan.data.files import read_utf8
 from longspan.data.readers.bed import Interval
 from longspan.data.readers.fasta import FastaRecord
-from longspan.data.vocabulary import INVALID, NUCLEOTIDES, Vocabulary
+from longspan.data.vocabularies import INVALID, NUCLEOTIDES, LookupVocabulary
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class GenBank:
                 raise DataFileError(self.path, line, f"{feature.type} is on neither strand; set data.strands=false")
             yield Interval(record.id, start, end, name, ".", strand, self.path, line, feature.type)
 
-    def sequences(self, vocabulary: Vocabulary = NUCLEOTIDES) -> list[FastaRecord]:
+    def sequences(self, vocabulary: LookupVocabulary = NUCLEOTIDES) -> list[FastaRecord]:
         """The sequence of each record.
 
         Raises:

@@ -21,7 +21,7 @@ from longspan.data.synthetic.draws import Draws
 from longspan.data.synthetic.examples import Examples, StreamSampler, SyntheticDataset, stack
 from longspan.data.synthetic.symbols import SymbolVocabulary
 from longspan.data.values import Loading
-from longspan.data.vocabulary import SPECIALS
+from longspan.data.vocabularies import SPECIALS
 
 # the held-out sets are the same whatever `seed` is, so that runs of several seeds are compared on the same questions
 HELD_OUT_SEED = 0

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from longspan.data.vocabulary import INVALID, SPECIALS, Vocabulary
+from longspan.data.vocabularies import SPECIALS, Vocabulary
 
 
 class SymbolVocabulary(Vocabulary):
@@ -20,7 +20,7 @@ class SymbolVocabulary(Vocabulary):
         self.name, self.kinds = name, dict(kinds)
         self.names = [f"{kind}{number}" for kind, count in kinds.items() for number in range(count)]
         self.first = {kind: self.names.index(f"{kind}0") for kind in kinds}
-        self.symbols, self.table = b"", np.full(256, INVALID, dtype=np.int16)
+        self.byte_lengths = None
         self.pad_id, self.bos_id, self.mask_id, self.eos_id = range(len(self.names), len(self.names) + len(SPECIALS))
         self.size = len(self.names) + len(SPECIALS)
         self.dtype: type[np.unsignedinteger] = np.uint8 if self.size <= 256 else np.uint16 if self.size <= 2**16 else np.uint32
@@ -37,6 +37,9 @@ class SymbolVocabulary(Vocabulary):
             if name not in self._ids:
                 raise ValueError(f"text: {name!r}, symbol {at}, is not in the {self.name} vocabulary")
         return [self._ids[name] for name in names]
+
+    def encode_bytes(self, data: bytes) -> np.ndarray:
+        return np.asarray(self.encode(data), dtype=self.dtype)
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The symbols' names with blanks between them; specials are left out.

@@ -1,7 +1,9 @@
-"""The run's config, and what its task was told of the data, in each checkpoint: enough to rebuild the task."""
+"""The run's config, what its task was told of the data, and trained vocabularies, in each checkpoint: enough to rebuild the
+task and to read texts for it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,24 +12,37 @@ import torch
 
 from longspan.config.errors import CheckpointError
 from longspan.config.stored import check_stored, check_weights
+from longspan.data.vocabularies import restored
 from longspan.training.checkpoint_files import damage
 
-CONFIG, FACTS = "longspan_config", "longspan_facts"
+CONFIG, FACTS, VOCABULARIES = "longspan_config", "longspan_facts", "longspan_vocabularies"
 
 
 class StoreConfig(pl.Callback):
-    """Puts both into every checkpoint.
+    """Puts them into every checkpoint.
 
     Args:
         config: plain containers only; anything else could not be loaded with `weights_only`.
         facts: see `longspan.training.assemble.data_facts`; plain too.
+        vocabularies: see `SequenceDataModule.stored_vocabularies`.
     """
 
-    def __init__(self, config: dict[str, Any], facts: dict[str, Any]) -> None:
-        self.config, self.facts = config, facts
+    def __init__(self, config: dict[str, Any], facts: dict[str, Any], vocabularies: dict[str, Any] | None = None) -> None:
+        self.config, self.facts, self.vocabularies = config, facts, dict(vocabularies or {})
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint[CONFIG], checkpoint[FACTS] = self.config, self.facts
+        if self.vocabularies:
+            checkpoint[VOCABULARIES] = self.vocabularies
+
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        kept = checkpoint.get(VOCABULARIES, {})
+        for key in {*kept, *self.vocabularies}:
+            if kept.get(key) != self.vocabularies.get(key):
+                raise CheckpointError(
+                    f"the checkpoint was trained with another data.{key} than this run has: token numbers mean other texts. Go "
+                    "on with the data and the vocabulary it was trained with"
+                )
 
 
 def load_checkpoint(path: str | Path, *, key: str = "checkpoint") -> dict[str, Any]:
@@ -100,3 +115,20 @@ def stored(checkpoint: dict[str, Any], path: str | Path) -> tuple[dict[str, Any]
     config, facts = check_stored(checkpoint[CONFIG], where), checkpoint[FACTS]
     check_weights(config, facts, checkpoint["state_dict"], where)
     return config, dict(facts)
+
+
+def with_vocabularies(config: Mapping[str, Any], told: Any, where: str) -> dict[str, Any]:
+    """The config, the data's vocabularies in it replaced by those that a checkpoint keeps.
+
+    Raises:
+        CheckpointError: what it keeps makes no vocabulary.
+    """
+    if told is None:
+        return dict(config)
+    if not isinstance(told, Mapping) or not set(told) <= set(config["data"]):
+        raise CheckpointError(f"{where} holds vocabularies that its config does not name; give a checkpoint of train.py")
+    try:
+        known = {key: restored(one, where) for key, one in told.items()}
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
+    return {**config, "data": {**config["data"], **known}}

@@ -1,0 +1,178 @@
+"""Texts of any size as files of tokens, read through memory maps: what is held in memory does not grow with the text.
+
+A folder holds `tokens.bin`, `offsets.bin` (int64, where each document begins, and the end), `cuts.bin` (int64 pairs of raw
+bytes and tokens after each piece of text, so that a share of the bytes can be cut off at the same place with any vocabulary),
+`spans.bin` (raw bytes of each token, where an id does not tell) and `meta.json`, which is written last.
+
+Legend: N tokens, D documents, P pieces.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from longspan.data.errors import DataFileError
+from longspan.data.files import _OPENERS, format_of
+from longspan.data.readers.jsonl import _row
+from longspan.data.vocabularies import OutsideVocabularyError, Vocabulary
+
+PIECE = 1 << 18  # bytes of a text that are read and encoded at a time
+META = "meta.json"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Part of a document's text: `begins`, whether it is the document's first; where it stands, for messages."""
+
+    data: bytes
+    begins: bool
+    path: str
+    line: int
+
+
+def text_pieces(files: Sequence[tuple[Path, str]], column: str) -> Iterator[Piece]:
+    """The texts of files, a piece at a time: a text file is a document, as is a line of "lines" and a row of JSONL.
+
+    Raises:
+        DataFileError: a file cannot be read, or a row has no text in the column.
+    """
+    for file, kind in files:
+        opener = _OPENERS.get(file.suffix.lower(), open)
+        try:
+            with opener(file, "rb") as opened:
+                if kind == "text":
+                    yield from _whole_file(file, opened)
+                elif kind in ("lines", "jsonl"):
+                    yield from _each_line(file, opened, kind, column)
+                else:
+                    raise DataFileError(file, None, f"a file of format {kind} is not streamed; take text, lines or JSONL")
+        except (OSError, EOFError) as error:
+            raise DataFileError(file, None, f"cannot be read ({error})") from error
+
+
+def _whole_file(file: Path, opened: BinaryIO) -> Iterator[Piece]:
+    line, begins, rest = 1, True, b""
+    while block := opened.read(PIECE):
+        block = rest + block
+        # at a line's end where there is one, else before the last character, which may not be whole
+        cut = block.rfind(b"\n") + 1 or max(len(block) - 4, 0)
+        data, rest = block[:cut], block[cut:]
+        if data:
+            yield Piece(data, begins, str(file), line)
+            line, begins = line + data.count(b"\n"), False
+    if rest:
+        yield Piece(rest, begins, str(file), line)
+
+
+def _each_line(file: Path, opened: BinaryIO, kind: str, column: str) -> Iterator[Piece]:
+    for number, raw in enumerate(opened, start=1):
+        line = raw.rstrip(b"\r\n")
+        if not line.strip():
+            continue
+        if kind == "jsonl":
+            try:
+                line = _row(file, number, line.decode("utf-8")).text(column).encode()
+            except UnicodeDecodeError:
+                raise DataFileError(file, number, "is not UTF-8; convert the file") from None
+        yield Piece(line, True, str(file), number)
+
+
+@dataclass(frozen=True)
+class TokenFile:
+    """Tokens [N] of all documents end to end, each after a <bos>; `offsets` [D + 1], `cuts` [P, 2], `spans` [N] or None."""
+
+    tokens: np.ndarray
+    offsets: np.ndarray
+    cuts: np.ndarray
+    spans: np.ndarray | None
+
+    def token_at_share(self, share: float) -> int:
+        """The first token after the piece of text in which that share of the raw bytes ends."""
+        at = int(np.searchsorted(self.cuts[:, 0], share * self.cuts[-1, 0]))
+        return int(self.cuts[min(at, len(self.cuts) - 1), 1]) if share < 1 else len(self.tokens)
+
+
+def fingerprint(files: Sequence[tuple[Path, str]], column: str, vocabulary: str) -> str:
+    """Changes with the files (their places, sizes and times), how they are read, and the vocabulary's settings."""
+    told: list[Any] = [column, vocabulary]
+    for file, kind in files:
+        state = file.stat()
+        told.append([str(file.resolve()), kind, state.st_size, state.st_mtime_ns])
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:24]
+
+
+def build(folder: Path, pieces: Iterable[Piece], vocabulary: Vocabulary) -> None:
+    """Writes the files, in a folder beside that takes its name at the end: an interrupted build leaves none.
+
+    Raises:
+        DataFileError: a text holds what the vocabulary has no token for, or there is no text.
+    """
+    part = folder.with_name(f"{folder.name}.{os.getpid()}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        count = _write(part, pieces, vocabulary)
+        (part / META).write_text(json.dumps({"vocabulary": vocabulary.name, "dtype": np.dtype(vocabulary.dtype).name, **count}))
+        if not folder.exists():
+            part.rename(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _write(part: Path, pieces: Iterable[Piece], vocabulary: Vocabulary) -> dict[str, int]:
+    tokens, raw, documents, last = 0, 0, 0, Piece(b"", False, "", 0)
+    lossy = vocabulary.byte_lengths is None
+    first = np.array([vocabulary.bos_id], dtype=vocabulary.dtype).tobytes()
+    with (
+        (part / "tokens.bin").open("wb") as out,
+        (part / "offsets.bin").open("wb") as offsets,
+        (part / "cuts.bin").open("wb") as cuts,
+        (part / "spans.bin").open("wb") as spans,
+    ):
+        for piece in pieces:
+            if piece.begins:
+                offsets.write(np.int64(tokens).tobytes())
+                out.write(first)
+                spans.write(np.uint32(0).tobytes() if lossy else b"")
+                tokens, documents = tokens + 1, documents + 1
+            try:
+                ids, counts = vocabulary.encode_spans(piece.data)
+            except OutsideVocabularyError as error:
+                line = piece.line + piece.data.count(b"\n", 0, error.position)
+                raise DataFileError(piece.path, line, f"{error.what} is not in the {vocabulary.name} vocabulary") from None
+            out.write(ids.tobytes())
+            spans.write(counts.astype(np.uint32).tobytes() if lossy else b"")
+            tokens, raw, last = tokens + len(ids), raw + len(piece.data), piece
+            if raw // PIECE != (raw - len(piece.data)) // PIECE:  # a place to cut at, of many short texts or of a long one
+                cuts.write(np.array([raw, tokens], dtype=np.int64).tobytes())
+        if not documents:
+            raise DataFileError(last.path or part, None, "holds no text")
+        cuts.write(np.array([raw, tokens], dtype=np.int64).tobytes())
+        offsets.write(np.int64(tokens).tobytes())
+    return {"tokens": tokens, "documents": documents, "bytes": raw, "lossy": int(lossy)}
+
+
+def opened(folder: Path) -> TokenFile:
+    """The files of a folder, mapped, not read."""
+    meta = json.loads((folder / META).read_text())
+
+    def mapped(name: str, dtype: Any) -> np.ndarray:
+        return np.memmap(folder / name, dtype=dtype, mode="r")
+
+    spans = mapped("spans.bin", np.uint32) if meta["lossy"] else None
+    cuts = mapped("cuts.bin", np.int64).reshape(-1, 2)
+    return TokenFile(mapped("tokens.bin", meta["dtype"]), mapped("offsets.bin", np.int64), cuts, spans)
+
+
+def format_of_stream(file: Path, format: str | None) -> str | None:
+    """As `format_of`, unless the config says it."""
+    return format or format_of(file)
