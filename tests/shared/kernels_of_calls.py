@@ -15,8 +15,8 @@ from longspan_kernels.block_sparse import backends, clear_layouts
 from longspan_kernels.block_sparse.args import Options
 from longspan_kernels.block_sparse.layout import DeviceLayout
 from longspan_kernels.block_sparse.triton import configs, schedule
-from longspan_kernels.block_sparse.triton.backward import triton_backward
-from longspan_kernels.block_sparse.triton.call import Call, plan_call
+from longspan_kernels.block_sparse.triton.backward import plan_call, triton_backward
+from longspan_kernels.block_sparse.triton.call import Call
 from longspan_kernels.block_sparse.triton.forward import triton_forward
 from longspan_kernels.launch import launcher
 

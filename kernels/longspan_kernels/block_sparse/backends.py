@@ -274,8 +274,6 @@ def precompile(
     Raises:
         BackendError: Triton does not run on the device, or not with this head width or dtype.
     """
-    from longspan_kernels.block_sparse.triton.call import Call, plan_call
-
     device = torch.device(device)
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
@@ -283,6 +281,9 @@ def precompile(
         raise BackendError(f"precompile cannot serve {device}: {reason}")
     if device.type != "cuda":
         return 0  # Triton's interpreter compiles nothing
+    from longspan_kernels.block_sparse.triton.backward import plan_call
+    from longspan_kernels.block_sparse.triton.call import Call
+
     with torch.cuda.device(device), compiling(device) as wanted:
         for length in lengths:
             q_len, k_len = (length, length) if isinstance(length, int) else length

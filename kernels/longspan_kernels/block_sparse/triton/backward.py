@@ -6,14 +6,17 @@ heads that share a key head in theirs. Triton is imported here: import this file
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from longspan_kernels.block_sparse.args import Options
+from longspan_kernels.block_sparse.cache import HOST, Derived
 from longspan_kernels.block_sparse.layout import Component, Layout
 from longspan_kernels.block_sparse.triton.backward_columns import gradients_of_keys
 from longspan_kernels.block_sparse.triton.backward_rows import gradient_of_queries
-from longspan_kernels.block_sparse.triton.call import LEAST_SCALE, Call, compile_first
+from longspan_kernels.block_sparse.triton.call import LEAST_SCALE, Call
 from longspan_kernels.block_sparse.triton.common import interprets_bfloat16
 from longspan_kernels.block_sparse.triton.workspace import (
     BiasSums,
@@ -25,7 +28,17 @@ from longspan_kernels.block_sparse.triton.workspace import (
     rows_are_listed,
     rows_go_first,
 )
-from longspan_kernels.launch.launcher import from_16_bytes, on_its_device, on_meta, output_like, readable
+from longspan_kernels.launch.graphs import capturing
+from longspan_kernels.launch.launcher import (
+    collecting,
+    compiling,
+    forms_compiled,
+    from_16_bytes,
+    on_its_device,
+    on_meta,
+    output_like,
+    readable,
+)
 
 
 @on_its_device
@@ -119,3 +132,43 @@ def _all_columns(
         dv.zero_()
     for number, component in enumerate(components):
         gradients_of_keys(call, component, dout, numbers, dk, dv, workspace, adding=adds_up(number, component))
+
+
+_compiled_calls: Derived[bool] = Derived()
+
+
+def compile_first(call: Call, key: tuple, plan: Callable[[], None]) -> None:
+    """Compiles what a call launches before it launches anything, several kernels at once; `plan` does so once for each key."""
+    components = call.layout.components
+    if call.device.type != "cuda" or not components or collecting() or capturing(call.device):
+        return
+
+    def compiled() -> bool:
+        with compiling(call.device):
+            plan()
+        return True
+
+    if components[0].dynamic:  # a new layout in each call: its form stands for it
+        key = (*key, call.device, *map(_form, components))
+        if key not in forms_compiled:
+            forms_compiled[key] = compiled()
+    else:
+        _compiled_calls.get(components[0], key, compiled, HOST)  # on this thread, which collects the launches
+
+
+def _form(component: Component) -> tuple:
+    """What kernels are compiled for of a component that is made at run time."""
+    from longspan_kernels.block_sparse.triton.configs import row_kind
+
+    c = component
+    orders = c.q_index is None, c.k_index is None, c.positional, c.batch_groups > 0, len(c.rows.start) == 1
+    return c.block_q, c.block_k, *orders, row_kind(c), None if c.excluded is None else c.excluded.shape[1]
+
+
+def plan_call(call: Call, backward: tuple[Layout, Layout] | None) -> None:
+    """Has `launcher.compiling` collect what the forward pass of a call launches, and the backward pass by two layouts."""
+    from longspan_kernels.block_sparse.triton.forward import forward_pass
+
+    out, _ = forward_pass(call.without_memory())
+    if backward is not None:
+        plan_backward(call, *backward, out, None, out)

@@ -6,7 +6,6 @@ Legend: B batch, H heads, Hkv key/value heads, T tokens, D head width, BD the po
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -14,15 +13,11 @@ import torch
 from torch import Tensor
 
 from longspan_kernels.block_sparse.args import Options
-from longspan_kernels.block_sparse.cache import HOST, Derived
+from longspan_kernels.block_sparse.cache import Derived
 from longspan_kernels.block_sparse.layout import Component, Layout, Lists
 from longspan_kernels.block_sparse.triton.schedule import entry_details, packed_masks, packed_records
-from longspan_kernels.launch.graphs import capturing
 from longspan_kernels.launch.launcher import (
     Launch,
-    collecting,
-    compiling,
-    forms_compiled,
     from_16_bytes,
     on_meta,
     readable,
@@ -387,44 +382,3 @@ def _stepped_side(index: Tensor | None, step: int, tiles: int, block: int) -> tu
 
 def index_stride(index: Tensor | None) -> int:
     return index.stride(0) if index is not None and index.dim() == 2 else 0
-
-
-_compiled_calls: Derived[bool] = Derived()
-
-
-def compile_first(call: Call, key: tuple, plan: Callable[[], None]) -> None:
-    """Compiles what a call launches before it launches anything, several kernels at once; `plan` does so once for each key."""
-    components = call.layout.components
-    if call.device.type != "cuda" or not components or collecting() or capturing(call.device):
-        return
-
-    def compiled() -> bool:
-        with compiling(call.device):
-            plan()
-        return True
-
-    if components[0].dynamic:  # a new layout in each call: its form stands for it
-        key = (*key, call.device, *map(_form, components))
-        if key not in forms_compiled:
-            forms_compiled[key] = compiled()
-    else:
-        _compiled_calls.get(components[0], key, compiled, HOST)  # on this thread, which collects the launches
-
-
-def _form(component: Component) -> tuple:
-    """What kernels are compiled for of a component that is made at run time."""
-    from longspan_kernels.block_sparse.triton.configs import row_kind
-
-    c = component
-    orders = c.q_index is None, c.k_index is None, c.positional, c.batch_groups > 0, len(c.rows.start) == 1
-    return c.block_q, c.block_k, *orders, row_kind(c), None if c.excluded is None else c.excluded.shape[1]
-
-
-def plan_call(call: Call, backward: tuple[Layout, Layout] | None) -> None:
-    """Has `launcher.compiling` collect what the forward pass of a call launches, and the backward pass by two layouts."""
-    from longspan_kernels.block_sparse.triton.backward import plan_backward
-    from longspan_kernels.block_sparse.triton.forward import forward_pass
-
-    out, _ = forward_pass(call.without_memory())
-    if backward is not None:
-        plan_backward(call, *backward, out, None, out)

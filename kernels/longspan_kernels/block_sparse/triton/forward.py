@@ -20,12 +20,11 @@ from torch import Tensor
 from longspan_kernels.block_sparse.args import Options
 from longspan_kernels.block_sparse.cache import Derived
 from longspan_kernels.block_sparse.layout import Component, Layout
+from longspan_kernels.block_sparse.triton.backward import compile_first, plan_call
 from longspan_kernels.block_sparse.triton.call import (
     Call,
     Visits,
-    compile_first,
     index_stride,
-    plan_call,
     streamed,
     strides_of,
     visits_of,
