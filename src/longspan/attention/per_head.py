@@ -40,7 +40,7 @@ class PerHeadAttention(PatternAttention):
         each: list[Pattern] = []
         for n, (name, settings) in enumerate(entries):
             share = -(-(n + 1) * heads // len(entries)) - len(each)  # heads of this entry
-            place = {"heads": share, "head_dim": head_dim, "causal": causal, "layer": layer}
+            place: dict[str, Any] = {"heads": share, "head_dim": head_dim, "causal": causal, "layer": layer}
             place |= {"max_length": max_length, "grid": grid}
             module = built(name, settings, place, f"patterns[{n}]")
             if not isinstance(module, PatternAttention) or name == "per_head":

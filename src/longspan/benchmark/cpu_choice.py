@@ -59,11 +59,13 @@ def _median(call: Callable[[], object]) -> float:
 
 
 def _blocked(pattern: Pattern, tensors: list[Tensor], causal: bool) -> dict[str, float]:
-    *qkv, dout = tensors
-    leaves = [x.clone().requires_grad_() for x in qkv]
+    leaves = [x.clone().requires_grad_() for x in tensors[:3]]
+    dout = tensors[3]
 
     def forward() -> Tensor:
-        return sparse_attention(*leaves, pattern, causal=causal, backend="blocked")
+        out = sparse_attention(leaves[0], leaves[1], leaves[2], pattern, causal=causal, backend="blocked")
+        assert isinstance(out, Tensor)
+        return out
 
     out = forward()
     with torch.no_grad():

@@ -104,7 +104,7 @@ def summaries_of_addresses(longest: int, longest_target: int) -> list[Pair]:
     A passage begins with a sentence of `SHORTEST_SENTENCE` to `longest_target` - 2 bytes, goes on for at least another half of
     it, and has at most `longest` bytes. Its group is its address's year, so that whole addresses are held out.
     """
-    pairs = []
+    pairs: list[Pair] = []
     for row in read_jsonl(shipped.ADDRESSES):
         sentences = [" ".join(part.split()) for part in SENTENCE_END.split(row.values["text"])]
         number = 0

@@ -102,7 +102,8 @@ class CrossAttention(nn.Module):
         q = F.pad(q, (0, 0, 0, rows_q - Tq))
         k, v = (F.pad(x, (0, 0, 0, rows_k - Tk)) for x in (k, v))
         out = sparse_attention(q, k, v, self.sight.pattern, causal=self.sight.causal, lengths=(q_lengths, k_lengths))
-        return out[:, :, :Tq]  # type: ignore[index]
+        assert isinstance(out, Tensor)
+        return out[:, :, :Tq]
 
     def decode(self, x: Tensor, cache: CrossCache, positions: Tensor) -> Tensor:
         """[B, n, C] of new target tokens at `positions` [B, n], equal to those rows of `forward`."""

@@ -42,10 +42,11 @@ class CrossDecoder(Decoder):
         if lengths is None:
             lengths = torch.full((len(states),), states.shape[1], device=states.device)
         blocks: list[Any] = self.layers()
-        cache.layers = [
-            LayerCache(own, CrossCache(*block.cross.keys_values(states), lengths))
-            for own, block in zip(cache.layers, blocks, strict=True)
-        ]
+        held = []
+        for own, block in zip(cache.layers, blocks, strict=True):
+            k, v = block.cross.keys_values(states)
+            held.append(LayerCache(own, CrossCache(k, v, lengths)))
+        cache.layers = held
         return cache
 
     def extend_source(self, cache: ModelCache, states: Tensor) -> None:
@@ -125,7 +126,9 @@ class EncoderDecoder(nn.Module):
     @property
     def embedding(self) -> nn.Embedding:
         """Of targets."""
-        return self.decoder.embedding
+        embedding = self.decoder.embedding
+        assert isinstance(embedding, nn.Embedding)
+        return embedding
 
     def encode(self, source: Tensor, *, lengths: Tensor | None = None, segments: Tensor | None = None) -> Memory:
         """What the decoder looks at, of sources [B, Ts]."""

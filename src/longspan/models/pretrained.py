@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -157,7 +157,7 @@ class PretrainedTransformer(nn.Module):
 
     def cost(self, length: int) -> Cost:
         """Cost of one sequence of `length` tokens, forward, no head: attention, and every dense layer."""
-        attention = total_cost(self.attention_modules(), length)
+        attention = total_cost(cast(Any, self.attention_modules()), length)
         other = sum(linear_flops(length, *shape) for shape in _dense_shapes(self.body))
         return attention + Cost(other_flops=other, parameters=parameter_count(self) - attention.parameters)
 
@@ -329,7 +329,7 @@ def _chosen(replaced: Sequence[int] | None, layers: int) -> set[int]:
 def _dense_shapes(module: nn.Module) -> list[tuple[int, int]]:
     """(inputs, outputs) of each dense layer; GPT-2's is a class of its own, with the same two sizes in its weight."""
     return [
-        (int(part.weight.shape[0]), int(part.weight.shape[1]))
+        (int(part.weight.size(0)), int(part.weight.size(1)))  # type: ignore[operator, union-attr]
         for part in module.modules()
         if isinstance(part, nn.Linear) or type(part).__name__ == "Conv1D"
     ]

@@ -5,7 +5,7 @@ Legend: B batch, Ts source tokens, Tt target tokens, C model width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import lightning.pytorch as pl
@@ -142,8 +142,8 @@ class SequenceToSequence(Task):
         }
         if "lagging" in self.test_metrics:
             lengths = self._source_lengths(batch)
-            sight = self.model.backbone.sight  # type: ignore[union-attr]
-            reads = [[sight.read_before(t, n) for t in range(len(one))] for one, n in zip(found, lengths, strict=True)]  # type: ignore[operator]
+            sight: Any = self.model.backbone.sight  # type: ignore[union-attr]
+            reads = [[sight.read_before(t, n) for t in range(len(one))] for one, n in zip(found, lengths, strict=True)]
             updates["lagging"] = reads, lengths
         return Step(loss, count, updates)
 
@@ -202,7 +202,7 @@ class Latency(pl.Callback):
     def __init__(self) -> None:
         self.lagging: float | None = None
 
-    def keep(self, metrics: Mapping[str, Any]) -> None:
+    def keep(self, metrics: Any) -> None:
         """Takes the figure of the evaluation that ends."""
         if "lagging" in metrics:
             (metric,) = metrics["lagging"].values()

@@ -70,7 +70,7 @@ def _run(config: dict[str, Any], output_dir: Path) -> float | None:
         if config["init_from"] and resume is None:  # what is resumed has weights of its own
             log.info("init_from=%s\n%s", config["init_from"], _started_from(task, config["init_from"]))
         loggers = build_named(here, "logger")
-        told = getattr(datamodule, "stored_vocabularies", dict)()
+        told: dict[str, Any] = getattr(datamodule, "stored_vocabularies", dict)()
         callbacks = [*always(config, facts, size, told), *build_callbacks(here, loggers), record]
         check_monitors(callbacks, task)
         trainer = build_trainer(here, callbacks, loggers)
