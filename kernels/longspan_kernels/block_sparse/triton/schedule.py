@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from longspan_kernels.block_sparse.cache import Derived
-from longspan_kernels.block_sparse.compiler import pack_bits
 from longspan_kernels.block_sparse.layout import Component, Lists
+from longspan_kernels.block_sparse.tile_masks import pack_bits
 
 SHORTEST_SPLIT = 8  # entries; less is not worth a partial result
 EVEN = 1.5  # longest tile row over the mean, up to which the order does not matter
