@@ -137,3 +137,19 @@ def test_what_is_no_model_is_refused(classifier, tmp_path):
     (folder / "config.json").write_text(json.dumps({**content, "longspan_config": longspan.load(classifier).config}))
     with pytest.raises(CheckpointError, match="cannot be read"):
         longspan.load(folder)
+
+
+def test_a_checkpoint_is_enough_where_the_files_of_its_run_are_gone(classifier, tmp_path):
+    """Constructors of data modules look for files so that a run fails early; a trained model needs none."""
+    moved = tmp_path / "moved"
+    files = [*classifier.parent.glob("*.csv")]
+    assert files
+    moved.mkdir()
+    for file in files:
+        file.rename(moved / file.name)
+    try:
+        rows = longspan.load(classifier).predict(["a text"])
+    finally:
+        for file in files:
+            (moved / file.name).rename(file)
+    assert rows[0]["label"] in longspan.load(classifier).classes

@@ -8,7 +8,9 @@ import glob
 import gzip
 import lzma
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,23 @@ COMPRESSION = tuple(_OPENERS)
 # Sequences and texts shrink 3 to 30 times; what shrinks more than MOST_TIMES is a file made to fill the memory. It is told
 # once FREE bytes are read, so that small repetitive files pass.
 MOST_TIMES, FREE, CHUNK = 200, 64 * 2**20, 2**20
+
+_may_be_gone: ContextVar[bool] = ContextVar("may_be_gone", default=False)
+
+
+@contextmanager
+def files_may_be_gone() -> Iterator[None]:
+    """Data modules made inside are there for their vocabulary and their classes: the files they name need not exist."""
+    token = _may_be_gone.set(True)
+    try:
+        yield
+    finally:
+        _may_be_gone.reset(token)
+
+
+def is_file(path: str | Path) -> bool:
+    """Whether a file is there, or need not be."""
+    return _may_be_gone.get() or Path(path).expanduser().is_file()
 
 
 def format_of(path: str | Path) -> str | None:
@@ -118,6 +137,8 @@ def list_files(key: str, path: str | Path, format: str | None = None) -> list[tu
     """
     if format is not None and format not in FORMATS:
         raise DataConfigError("format", format, f"unknown format; take one of {', '.join(FORMATS)}, or null")
+    if _may_be_gone.get():
+        return []
     text, root = str(path), Path(path).expanduser()
     if root.is_dir():
         inside = (p for p in root.rglob("*") if p.is_file())

@@ -16,7 +16,7 @@ from longspan.data import bundled as shipped
 from longspan.data import settings
 from longspan.data.batches import IGNORED
 from longspan.data.errors import DataConfigError, DataFileError, each
-from longspan.data.files import list_files
+from longspan.data.files import is_file, list_files
 from longspan.data.readers import ANNOTATIONS, FastaRecord, Interval, read_annotation, read_fasta, read_genbank
 from longspan.data.vocabularies import NUCLEOTIDES, LookupVocabulary
 
@@ -100,7 +100,7 @@ class AnnotatedGenome:
             key = f"{self.prefix}genes_path"
             if self.path is None:
                 raise DataConfigError(key, self.genes_path, f"set data.{self.prefix}path to the FASTA that these genes are on")
-            if not Path(self.genes_path).expanduser().is_file():
+            if not is_file(self.genes_path):
                 raise DataConfigError(
                     key, self.genes_path, f"no such file (looked in {Path.cwd()}); name a BED, GFF3, GTF or GenBank file"
                 )

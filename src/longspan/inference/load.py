@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from longspan.config.checks import check_targets
 from longspan.config.errors import CheckpointError
+from longspan.data.files import files_may_be_gone
 from longspan.inference import pretrained
 from longspan.inference.trained_model import TrainedModel
 from longspan.training.assemble import task_of
@@ -56,7 +57,8 @@ def assembled(
         task.load_state_dict(state["state_dict"])
     except RuntimeError as error:
         raise CheckpointError(f"checkpoint={where} does not fit its own config: {error}") from error
-    data = build(with_vocabularies(config, vocabularies, f"checkpoint={where}"), "data")
+    with files_may_be_gone():
+        data = build(with_vocabularies(config, vocabularies, f"checkpoint={where}"), "data")
     task.attach(data)
     return TrainedModel(task, config, facts, data)
 
