@@ -8,7 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 from interpreted import import_interpreted
+
+# A busy machine is no fault: no draw has a deadline.
+settings.register_profile("longspan", deadline=None)
+settings.load_profile("longspan")
 
 CONF = Path(__file__).parents[1] / "conf"
 
