@@ -38,6 +38,7 @@ SETTINGS = {
         for membership in ("balanced", "nearest")
     ],
     "sinkhorn": [{"block_size": 16}],
+    "local2d": [{"window": 5}],
     "linear": [{}],
     "performer": [{}],
     "linformer": [{}],

@@ -45,7 +45,7 @@ def test_the_config_holds_every_setting_at_its_default(name):
     target = get_object(config.pop("_target_"))
     assert config.pop("_partial_") is True
     parameters = inspect.signature(target).parameters
-    settings = {k: p.default for k, p in parameters.items() if k not in PLACE}
+    settings = {k: p.default for k, p in parameters.items() if k not in {*PLACE, "grid"}}
     assert config == {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
     first = (CONF / f"{name}.yaml").read_text().splitlines()
     assert f"python train.py attention={name}" in first[0] and "arXiv:" in first[1]

@@ -36,7 +36,7 @@ class TinyData(pl.LightningDataModule):
 
     max_length, vocab_size, num_classes = LENGTH, VOCABULARY, CLASSES
     class_names = ("a", "b", "c")
-    vocabulary = SimpleNamespace(pad_id=10, mask_id=11)
+    vocabulary = SimpleNamespace(pad_id=10, mask_id=11, special_ids=[10, 11])
 
     def __init__(self, task: str, sequences: int = 8, batch_size: int = 4) -> None:
         super().__init__()
