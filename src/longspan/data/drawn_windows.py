@@ -54,7 +54,7 @@ class DrawnWindows(WindowDataset):
 
     def placed(self, index: int) -> tuple[int, int, int]:
         """(document, start, length) of a window."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} defines no placed(index)")
 
     def __getitem__(self, index: int) -> dict:
         return self.item(*self.placed(index))

@@ -60,7 +60,8 @@ class MeanOfTexts(Metric):
         self.add_state("texts", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def of(self, hypothesis: str, reference: str) -> float:
-        raise NotImplementedError
+        """The score of one text."""
+        raise NotImplementedError(f"{type(self).__name__} defines no of(hypothesis, reference)")
 
     def update(self, hypotheses: Sequence[str], references: Sequence[str]) -> None:
         self.total += sum(self.of(*pair) for pair in zip(hypotheses, references, strict=True))
