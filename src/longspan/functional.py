@@ -16,6 +16,7 @@ from longspan_kernels.block_sparse.backends import BACKENDS
 from longspan_kernels.block_sparse.cache import block_size_of
 from longspan_kernels.block_sparse.layout import DeviceLayout
 from longspan_kernels.block_sparse.op import attend, attend_by
+from longspan_kernels.launch.autocast import autocast_dtype
 
 __all__ = ["BACKENDS", "SparseAttentionError", "sparse_attention"]
 
@@ -194,12 +195,8 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
     if not q.device == k.device == v.device:
         raise SparseAttentionError(f"q is on {q.device}, k on {k.device}, v on {v.device}; move them to one device")
     # Autocast brings them to one dtype.
-    if not q.dtype == k.dtype == v.dtype and not _autocasts(q.device.type):
+    if not q.dtype == k.dtype == v.dtype and autocast_dtype(q) is None:
         raise SparseAttentionError(f"q is {q.dtype}, k {k.dtype}, v {v.dtype}; give them one dtype")
-
-
-def _autocasts(kind: str) -> bool:
-    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
 def _check_numbers(scale: Any, dropout_p: Any) -> None:

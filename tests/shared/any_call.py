@@ -63,8 +63,9 @@ class Drawn:
 class Calls:
     """Draws calls by number: the same number is the same call, in whatever order they are drawn."""
 
-    def __init__(self, dtypes: tuple[str, ...], longest: int, widest: int = 128, most: int = 4):
+    def __init__(self, dtypes: tuple[str, ...], longest: int, widest: int = 128, most: int = 4, bias_step: int = 1):
         self.dtypes, self.longest, self.widest, self.most = dtypes, longest, widest, most
+        self.bias_step = bias_step  # blocks with a bias are a multiple of it
 
     def __call__(self, number: int) -> Drawn:
         whole = Random(number // CALLS_A_PATTERN * 1_000_003)
@@ -142,6 +143,8 @@ class Calls:
         dtype: torch.dtype,
     ) -> None:  # fmt: skip
         if not isinstance(pattern, (BigBird, BlockTable)) or r.random() < 0.4:
+            return
+        if pattern.block_size % self.bias_step:
             return
         columns = -(-k_len // pattern.block_size)
         rows = columns - (k_len - q_len) // pattern.block_size

@@ -58,7 +58,7 @@ RUNS = {
     "blocked": Run(
         Calls(("float32", "float32", "float64", "bfloat16", "float16"), 150), ("dense", "blocked", "auto"), 100, 1000
     ),
-    "triton": Run(Calls(("float32", "bfloat16", "float16"), 33, 32, most=2), ("triton",), 60, 50),
+    "triton": Run(Calls(("float32", "bfloat16", "float16"), 33, 32, most=2, bias_step=16), ("triton",), 60, 50),
 }
 
 

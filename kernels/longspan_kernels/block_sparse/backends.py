@@ -152,15 +152,6 @@ def layouts_for(
     return layouts[0], layouts[1], layouts[2]
 
 
-def cast_as_products(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Under autocast, the dtype that matrix products take; float64 stays."""
-    kind = q.device.type
-    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind) or q.dtype == torch.float64:
-        return q, k, v
-    dtype = torch.get_autocast_dtype(kind)
-    return q.to(dtype), k.to(dtype), v.to(dtype)
-
-
 def exact_products(q: Tensor) -> torch.autocast:
     """Keeps autocast out of the plain-torch backend: it has chosen its precision, products in float32 among them."""
     return torch.autocast(q.device.type, enabled=False)

@@ -67,11 +67,3 @@ def runs_of(segments: Tensor | None, lengths: Tensor | None) -> Tensor | None:
         last = runs.gather(1, (lengths.long().clamp(1, segments.shape[1]) - 1)[:, None])
         runs = torch.minimum(runs, last)
     return runs
-
-
-def cast_as_products(*tensors: Tensor) -> list[Tensor]:
-    """Under autocast, the tensors in the dtype that matrix products take; float64 stays."""
-    kind = tensors[0].device.type
-    if torch.is_autocast_enabled(kind) and tensors[0].dtype != torch.float64:
-        return [x.to(torch.get_autocast_dtype(kind)) for x in tensors]
-    return list(tensors)

@@ -8,8 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from longspan_kernels.launch.autocast import cast_as_products
 from longspan_kernels.linear import delta_chunked
-from longspan_kernels.linear.arguments import cast_as_products, check, runs_of
+from longspan_kernels.linear.arguments import check, runs_of
 from longspan_kernels.linear.backends import choose_delta_backend
 from longspan_kernels.linear.op import like, out_shape, state_like
 from longspan_kernels.linear.reference import reference_linear_attention

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from longspan_kernels.launch.autocast import cast_as_products
 from longspan_kernels.linear import chunked
-from longspan_kernels.linear.arguments import LinearAttentionError, cast_as_products, check, runs_of
+from longspan_kernels.linear.arguments import LinearAttentionError, check, runs_of
 from longspan_kernels.linear.backends import choose_backend
 from longspan_kernels.linear.reference import reference_linear_attention
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from longspan.attention.base import Lengths, PatternAttention, visited_pairs
-from longspan.attention.content import cast_as_products, without_padding
+from longspan.attention.content import without_padding
 from longspan.attention.decoding import as_in_evaluation
 from longspan.attention.errors import AttentionConfigError
 from longspan.attention.key_cache import KeyCache
@@ -23,6 +23,7 @@ from longspan.cost import Cost
 from longspan.functional import sparse_attention
 from longspan.patterns import BlockTable, Full, Local, Pattern, PerHead
 from longspan.values import is_number, is_whole
+from longspan_kernels.launch.autocast import cast_as_products
 
 UNIT = 64  # the part that the sparse kernel computes grows in these steps, so that its pattern rarely changes
 

@@ -17,6 +17,7 @@ from longspan.cost import Cost
 from longspan.functional import BACKENDS, sparse_attention
 from longspan.patterns import Pattern
 from longspan_kernels.block_sparse import DeviceLayout
+from longspan_kernels.launch.autocast import cast_as_products
 
 
 class ContentAttention(ShowsWeights):
@@ -117,14 +118,6 @@ def with_lse(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern | DeviceLayout, *
     """`sparse_attention`, with the log-sum-exp: a part of the pairs, to be merged with others."""
     out, lse = sparse_attention(q, k, v, pattern, return_lse=True, **call)
     return out, lse
-
-
-def cast_as_products(*tensors: Tensor) -> list[Tensor]:
-    """Under autocast, the tensors in the dtype of matrix products, as the attention ops take them."""
-    kind = tensors[0].device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind) and tensors[0].dtype != torch.float64:
-        return [x.to(torch.get_autocast_dtype(kind)) for x in tensors]
-    return list(tensors)
 
 
 def without_padding(x: Tensor, lengths: Tensor | None) -> Tensor:
