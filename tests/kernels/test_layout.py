@@ -149,7 +149,7 @@ def test_a_rule_that_forgets_an_answer_cannot_be_made():
         def signature(self, h, i0, j0, q, k):
             return None
 
-    with pytest.raises(TypeError, match="traits"):
+    with pytest.raises(TypeError, match=r"band.*orders.*tiles.*traits"):
         Halved()
 
 

@@ -7,8 +7,16 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from longspan_kernels.block_sparse.grid import Tiles, band_pairs, check_tile_count, pairs_in_band, unique_pairs
-from longspan_kernels.block_sparse.rules import Pairs, Rule, Traits, tighten
+from longspan_kernels.block_sparse.grid import (
+    Tiles,
+    band_pairs,
+    check_tile_count,
+    in_bounds,
+    pairs_in_band,
+    tighten,
+    unique_pairs,
+)
+from longspan_kernels.block_sparse.rules import Pairs, Rule, Traits, Unbounded
 
 MAX_SIGNATURE_BLOCKS = 256
 
@@ -16,17 +24,13 @@ MAX_SIGNATURE_BLOCKS = 256
 class BlockBand(Rule):
     """lo <= i // size - j // size <= hi: whole blocks beside the diagonal; (0, 0) is the query's own block."""
 
+    per_head = False
+
     def __init__(self, size: int, lo: int | None = 0, hi: int | None = 0):
         self.size, self.lo, self.hi = size, lo, hi
 
     def live(self, h, i, j):
-        distance = i // self.size - j // self.size
-        out = torch.ones_like(distance, dtype=torch.bool)
-        if self.lo is not None:
-            out &= distance >= self.lo
-        if self.hi is not None:
-            out &= distance <= self.hi
-        return out
+        return in_bounds(i // self.size - j // self.size, self.lo, self.hi)
 
     def signature(self, h, i0, j0, q, k):
         d = i0 // self.size - j0 // self.size
@@ -48,11 +52,14 @@ class BlockBand(Rule):
     def tiles(self, h, q, k, lo, hi):
         return band_pairs(q, k, *tighten((lo, hi), self.band()))
 
+    def orders(self, extent):
+        return []
+
     def traits(self):
         return Traits(grows=False, fills=False, listed=False, block=self.size)
 
 
-class BlockRule(Rule):
+class BlockRule(Unbounded):
     """Whole blocks of `block_size`, given by membership of (query block, key block)."""
 
     block_size: int

@@ -14,121 +14,35 @@ Legend: U distinct head groups of a component, n tiles of one side, `block_q` x 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from longspan_kernels.block_sparse.grid import (
-    PAD,
-    Order,
-    Tiles,
-    band_ranges,
-    hash_rows,
-    listed_tiles,
-    natural_tiles,
-    residue_tiles,
-)
+from longspan_kernels.block_sparse.grid import PAD, Tiles, band_ranges, hash_rows
 from longspan_kernels.block_sparse.layout import SENTINEL, Component, Layout, Lists
-from longspan_kernels.block_sparse.plane import interior_tiles, plane_tiles, tile_shape
+from longspan_kernels.block_sparse.orders import Extent, Natural, Order, Tiling
 from longspan_kernels.block_sparse.rules import And, Everything, Not, Or, Rule
 from longspan_kernels.block_sparse.tile_masks import EVALUATED_AT_ONCE, distinct_masks, find_bands
 
 PAYS = 0.75  # an order other than the natural one must visit at most this share of its pairs
-LATER = {"residue": 0, "plane": 0, "keys": 1, "natural": 2, "queries": 3}  # the order in which components run
+NATURAL = Natural()
 
 HeadRules = Sequence[tuple[tuple[int, ...], Rule]]
 
 
-@dataclass(frozen=True)
-class Tiling:
-    """Tile sizes a backend wants.
-
-    Attributes:
-        block_q, block_k: the tile in natural order and over gathered keys.
-        sizes: square tile sides to choose from for residue classes, whose length decides.
-        overhead: pairs a tile costs beyond its own area, in favour of fewer, larger tiles.
-        one_pass: keep everything in natural order (a per-block bias needs every block once).
-    """
-
-    block_q: int = 64
-    block_k: int = 64
-    sizes: tuple[int, ...] = (16, 32, 64, 128)
-    overhead: int = 1024
-    one_pass: bool = False
-
-
 class Planner:
-    """Builds the tiles of each order once, for one call of `compile_layout`."""
+    """Chooses the order of each term, and builds the tiles of each order once."""
 
-    def __init__(self, q_len: int, k_len: int, tiling: Tiling, device: torch.device):
-        self.q_len, self.k_len, self.tiling, self.device = q_len, k_len, tiling, device
-        self.first = k_len - q_len
-        self._sides: dict[tuple, tuple[Tiles, Tiles]] = {}
+    def __init__(self, extent: Extent):
+        self.extent = extent
+        self._sides: dict[Order, tuple[Tiles, Tiles]] = {}
 
     def sides(self, order: Order) -> tuple[Tiles, Tiles]:
-        key = (order.kind, order.stride, order.size, order.width, order.positions)
-        if key not in self._sides:
-            self._sides[key] = self._build(order)
-        return self._sides[key]
-
-    def _build(self, order: Order) -> tuple[Tiles, Tiles]:
-        t, device = self.tiling, self.device
-        if order.kind == "residue":
-            length = self.class_length(order.stride)
-            return (
-                residue_tiles(self.first, self.k_len, order.stride, order.size, length, device),
-                residue_tiles(0, self.k_len, order.stride, order.size, length, device),
-            )
-        if order.kind == "plane":
-            tile = tile_shape(order.size, *self.plane_sides(order))
-            return (
-                plane_tiles(self.first, self.k_len, order.width, order.stride, tile, device),
-                plane_tiles(0, self.k_len, order.width, order.stride, tile, device),
-            )
-        q = natural_tiles(self.first, self.k_len, t.block_q, device)
-        k = natural_tiles(0, self.k_len, t.block_k, device)
-        if order.kind == "keys":
-            k = listed_tiles(order.positions_in(0, self.k_len, device), t.block_k)
-        elif order.kind == "queries":
-            q = listed_tiles(order.positions_in(self.first, self.k_len, device), t.block_q)
-        return q, k
-
-    def class_length(self, stride: int) -> int:
-        start = self.first // stride * stride
-        return max(-(-(self.k_len - start) // stride), -(-self.k_len // stride))
-
-    def class_tile(self, stride: int) -> int:
-        """The tile side that computes a stride's classes with the least work."""
-        length = self.class_length(stride)
-
-        def work(size: int) -> float:
-            tiles = -(-length // size)
-            if length * 2 <= size:
-                return (size * size + self.tiling.overhead) / (size // length)
-            return tiles * tiles * (size * size + self.tiling.overhead)
-
-        return min(self.tiling.sizes, key=work)
-
-    def plane_sides(self, order: Order) -> tuple[int, int]:
-        """Rows and columns of a class of a plane, as far as there are keys."""
-        rows, columns = math.ceil(self.k_len / order.width), min(order.width, self.k_len)
-        return math.ceil(rows / order.stride), math.ceil(columns / order.stride)
-
-    def sized(self, order: Order) -> Order:
-        """An order that a rule offers; of a plane, with the tiles that compute windows of its reach with the least work."""
-        if order.kind != "plane":
-            return order
-        rows, columns = self.plane_sides(order)
-
-        def work(size: int) -> float:
-            th, tw = tile_shape(size, rows, columns)
-            tiles = -(-rows // th) * -(-columns // tw)
-            return tiles * min(tiles, interior_tiles((th, tw), order.size)) * (size * size + self.tiling.overhead)
-
-        return replace(order, size=min(self.tiling.sizes, key=work))
+        if order not in self._sides:
+            self._sides[order] = order.tiles(self.extent)
+        return self._sides[order]
 
     def visited(self, term: Rule, order: Order, head: int) -> int:
         """Pairs that visiting a term in an order would compute, for one head."""
@@ -142,15 +56,12 @@ class Planner:
 
     def choose(self, term: Rule, head: int) -> Order:
         """The cheapest order of one term."""
-        natural = Order("natural")
-        if self.tiling.one_pass:
-            return natural
-        options = [order for part in term.conjuncts() for order in map(self.sized, part.orders(self.k_len, self.class_tile))]
-        if not options:
-            return natural
-        best = min(options, key=lambda order: self.visited(term, order, head))
-        pays = self.visited(term, best, head) <= PAYS * self.visited(term, natural, head)
-        return best if pays else natural
+        offered = [] if self.extent.tiling.one_pass else term.orders(self.extent)
+        if not offered:
+            return NATURAL
+        best = min(offered, key=lambda order: self.visited(term, order, head))
+        pays = self.visited(term, best, head) <= PAYS * self.visited(term, NATURAL, head)
+        return best if pays else NATURAL
 
 
 def compile_layout(
@@ -159,7 +70,8 @@ def compile_layout(
 ) -> Layout:  # fmt: skip
     """Compiles head rules (groups of heads that share a rule) into a layout on `device`."""
     device = torch.device(device)
-    planner = Planner(q_len, k_len, tiling or Tiling(), device)
+    extent = Extent(q_len, k_len, tiling or Tiling(), device)
+    planner = Planner(extent)
     # order -> [(heads, rule)], an order being shared by the groups that use it.
     plan: dict[Order, list[tuple[tuple[int, ...], Rule]]] = {}
     for members, rule in groups:
@@ -167,7 +79,7 @@ def compile_layout(
         for term in simplified(rule.terms()):
             by_order.setdefault(planner.choose(term, members[0]), []).append(term)
         taken: list[Rule] = []
-        for order in sorted(by_order, key=lambda o: (LATER[o.kind], -o.stride)):
+        for order in sorted(by_order, key=lambda order: order.rank):
             own = by_order[order]
             part = own[0] if len(own) == 1 else Or(*own)
             if taken:
@@ -177,18 +89,17 @@ def compile_layout(
     components, live, visited = [], 0, 0
     written: set[int] = set()
     covered: set[int] = set()
-    for order in sorted(plan, key=lambda o: (LATER[o.kind], -o.stride)):
+    for order in sorted(plan, key=lambda order: order.rank):
         q, k = planner.sides(order)
-        covers = order.kind != "queries"
         compiler = Compiler(q, k)
         head_group: dict[int, int] = {}
         for members, rule in plan[order]:
             head_group |= compiler.add(rule, members)
-        component, pairs, tiles = compiler.finish(heads, head_group, planner.first, order.name, covers, set(written))
-        component.k_len, component.even = k_len, order.even(k.block)
-        component.grows = order.kind == "natural" and any(rule.traits().grows for _, rule in plan[order])
+        component, pairs, tiles = compiler.finish(heads, head_group, extent.first, order, set(written))
+        component.k_len = k_len
+        component.grows = order == NATURAL and any(rule.traits().grows for _, rule in plan[order])
         for head in head_group:
-            if head not in written and covers:
+            if head not in written and order.all_queries:
                 covered.add(head)
         written |= set(head_group)
         components.append(component)
@@ -298,7 +209,7 @@ class Compiler:
         return torch.cat(kinds)[which], torch.cat(lives)[which]
 
     def finish(
-        self, heads: int, head_group: dict[int, int], origin: int, order: str, covers: bool, merge: set[int]
+        self, heads: int, head_group: dict[int, int], origin: int, order: Order, merge: set[int]
     ) -> tuple[Component, int, int]:
         """The component, and its live and visited pairs over all heads."""
         q, k = self.q, self.k
@@ -323,11 +234,12 @@ class Compiler:
         entries = Entries(group, row, column, kind)
         component = Component(
             block_q=q.block, block_k=k.block, group=table.to(device), merge=merging.to(device),
-            q_index=q.index(origin), k_index=k.index(0), q_start=q.start - origin, k_start=k.start, covers=covers,
+            q_index=q.index(origin), k_index=k.index(0), q_start=q.start - origin, k_start=k.start, covers=order.all_queries,
             q_blocks=q.count, k_blocks=k.count,
             rows=make_lists(entries, groups, q.count, k.count, bands),
             columns=make_lists(Entries(group, column, row, kind), groups, k.count, q.count, bands),
-            masks=masks, band=band, bands=bands, order=order,
+            masks=masks, band=band, bands=bands, order=order.name, all_keys=order.all_keys,
+            stride=order.stride, even=order.even(k.block),
         )  # fmt: skip
         live = sum(self.live[u] for u in head_group.values())
         visited = sum(self.visited[u] for u in head_group.values())

@@ -30,6 +30,25 @@ def check_tile_count(count: int) -> None:
         )
 
 
+@dataclass(frozen=True)
+class Plane:
+    """How the tiles of an order lie in a grid; see plane.py.
+
+    Attributes:
+        width, dilation: W and d.
+        tile: (th, tw).
+        table: [d * d, tile rows, tile columns] int64, the number of each tile, -1 where none was made; its rows begin with
+            the first that holds a token.
+        place: [tiles, 3] int64: the class and the first place (y, x) of each tile.
+    """
+
+    width: int
+    dilation: int
+    tile: tuple[int, int]
+    table: Tensor
+    place: Tensor
+
+
 @dataclass
 class Tiles:
     """An order cut into tiles.
@@ -41,6 +60,7 @@ class Tiles:
         start: the first position of tile 0 in the natural order (a multiple of `block`, so that tiles of queries and
             keys line up with a pattern's blocks whatever Tk - Tq is).
         group: [count] int64; only tiles of equal group can hold live pairs (the residue class), all 0 where not used.
+        plane: how the tiles lie in a grid, where the order is one of a plane.
     """
 
     positions: Tensor
@@ -48,6 +68,7 @@ class Tiles:
     natural: bool
     start: int = 0
     group: Tensor | None = None
+    plane: Plane | None = None
     base: Tensor = field(init=False)
     span: int = field(init=False)
     shape_id: Tensor = field(init=False)
@@ -139,48 +160,6 @@ def equal_steps(ranges: Sequence[tuple[int, int]]) -> tuple[int, int, int, int] 
     return (step, run, first, len(ranges)) if even else None
 
 
-@dataclass(frozen=True)
-class Order:
-    """A token order: kind, its stride or the atom whose positions are gathered; of a plane its width and dilation (`stride`).
-
-    Its `size` is the side of a class's tiles, or of a plane the places of a tile; in what a rule offers, the reach of its
-    windows, by which the planner chooses them.
-    """
-
-    kind: str
-    stride: int = 0
-    size: int = 0
-    positions: tuple[tuple[int, int], ...] = ()
-    steps: tuple[int, int, int, int] | None = None  # of the positions at any length: see equal_steps
-    width: int = 0
-
-    def positions_in(self, lo: int, hi: int, device: torch.device) -> Tensor:
-        """The gathered positions in [lo, hi), ascending."""
-        if self.stride:
-            place = torch.arange(lo, hi, device=device)
-            return place[place % self.stride >= self.stride - self.size]
-        return PositionSet(self.positions).positions(lo, hi, device)
-
-    @property
-    def name(self) -> str:
-        return f"residue {self.stride}" if self.kind == "residue" else self.kind
-
-    def even(self, block: int) -> tuple[int, int, int] | None:
-        """(step, run, first) where the keys of all tiles lie in runs of equal lengths and distances, whole runs to a tile.
-
-        It does not ask how many of them a length has. None for what one tile holds: few keys gain nothing.
-        """
-        if self.kind != "keys":
-            return None
-        if self.stride:
-            step, run, first = self.stride, self.size, self.stride - self.size
-        else:
-            if self.steps is None or self.steps[1] * self.steps[3] <= block:
-                return None
-            step, run, first, _ = self.steps
-        return None if block % run else (step, run, first)
-
-
 def natural_tiles(first: int, stop: int, block: int, device: torch.device) -> Tiles:
     """Positions [first, stop) in their own order; tiles start at multiples of `block`."""
     start = first // block * block
@@ -259,6 +238,16 @@ def pairs_in_band(q: Tiles, k: Tiles, rows: Tensor, columns: Tensor, lo: int | N
     return rows[keep], columns[keep]
 
 
+def in_bounds(x: Tensor, lo: int | None, hi: int | None) -> Tensor:
+    """Whether lo <= x <= hi; None leaves a side open."""
+    out = torch.ones_like(x, dtype=torch.bool)
+    if lo is not None:
+        out &= x >= lo
+    if hi is not None:
+        out &= x <= hi
+    return out
+
+
 def all_pairs(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
     """Each row with each column."""
     check_tile_count(len(rows) * len(columns))
@@ -269,6 +258,13 @@ def unique_pairs(rows: Tensor, columns: Tensor, width: int) -> tuple[Tensor, Ten
     """Each (row, column) once, ascending."""
     flat = torch.unique(rows * width + columns)
     return flat // width, flat % width
+
+
+def tighten(a: tuple[int | None, int | None], b: tuple[int | None, int | None]) -> tuple[int | None, int | None]:
+    """The intersection of two bands."""
+    lo = a[0] if b[0] is None else b[0] if a[0] is None else max(a[0], b[0])
+    hi = a[1] if b[1] is None else b[1] if a[1] is None else min(a[1], b[1])
+    return lo, hi
 
 
 def hash_rows(table: Tensor) -> Tensor:

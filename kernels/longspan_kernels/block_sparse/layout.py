@@ -65,6 +65,9 @@ class Component:
             hold places without a token.
         excluded: [B, E, T] int32, pairs (i, j) that are not live: 0 <= x[i] - x[j] <= 1 for one of the E rows x of a batch
             element; None for none (layouts made at run time alone have them).
+        order: the name of its token order.
+        all_keys: whether every key has a place.
+        stride: whose residue classes follow one another in its order, else 0.
         k_len: keys of the sequence, where `k_index` may list fewer.
         grows: whether its tile rows get longer with the sequence, in natural order.
         even: (step, run, first) where its keys are gathered in runs of equal lengths and distances, at any length of the
@@ -95,6 +98,8 @@ class Component:
     positional: bool = False
     dynamic: bool = False
     excluded: Tensor | None = None
+    all_keys: bool = True
+    stride: int = 0
     k_len: int = 0
     grows: bool = False
     even: tuple[int, int, int] | None = None
@@ -248,7 +253,7 @@ class DeviceLayout:
             q_index=_flat(self.q_order), k_index=_flat(self.k_order), q_start=0, k_start=0, covers=self.q_order is None,
             q_blocks=rows, k_blocks=self.key_blocks, rows=own, columns=self._columns(U, rows, most) if columns else own,
             masks=empty, band=torch.zeros((0, 2), dtype=torch.int32, device=device), bands=0, order="device",
-            batch_groups=H if B > 1 else 0, positional=self.causal, dynamic=True,
+            all_keys=self.k_order is None, batch_groups=H if B > 1 else 0, positional=self.causal, dynamic=True,
             excluded=None if self.excluded is None else from_16_bytes(self.excluded.contiguous()),
         )  # fmt: skip
         if self.q_order is not None:

@@ -19,43 +19,19 @@ from torch import Tensor
 from longspan_kernels.block_sparse.grid import (
     INSIDE,
     PAD,
-    Order,
+    Plane,
     Tiles,
     band_pairs,
     check_tile_count,
     pairs_in_band,
+    tighten,
     unique_pairs,
 )
-from longspan_kernels.block_sparse.rules import Pairs, Rule, Traits, tighten
+from longspan_kernels.block_sparse.orders import Extent, Order
+from longspan_kernels.block_sparse.rules import Pairs, Rule, Traits
 
 MOST_CLASSES = 1 << 12  # of a dilation; their order would leave nothing but tiles of single tokens
 MOST_BANDS = 256  # rows that a window reaches into, each a band of its own
-
-
-@dataclass(frozen=True)
-class Plane:
-    """How the tiles of an order lie in a grid.
-
-    Attributes:
-        width, dilation: W and d.
-        tile: (th, tw).
-        table: [d * d, tile rows, tile columns] int64, the number of each tile, -1 where none was made; its rows begin with
-            the first that holds a token.
-        place: [tiles, 3] int64: the class and the first place (y, x) of each tile.
-    """
-
-    width: int
-    dilation: int
-    tile: tuple[int, int]
-    table: Tensor
-    place: Tensor
-
-
-@dataclass
-class PlaneTiles(Tiles):
-    """Tiles of a grid."""
-
-    plane: Plane | None = None
 
 
 class Neighbourhood(Rule):
@@ -64,6 +40,8 @@ class Neighbourhood(Rule):
     With `shifted`, a window that would reach over the edge lies inside it instead, so that every query has equally many keys
     (neighbourhood attention, arXiv:2204.07143).
     """
+
+    per_head = False
 
     def __init__(self, height: int, width: int, reach: int, dilation: int, shifted: bool):
         self.height, self.width, self.reach, self.dilation, self.shifted = height, width, reach, dilation, shifted
@@ -99,10 +77,10 @@ class Neighbourhood(Rule):
     def traits(self):
         return Traits(grows=False, fills=False, listed=True)
 
-    def orders(self, length, side):
-        if self.dilation**2 > min(MOST_CLASSES, length):
+    def orders(self, extent):
+        if self.dilation**2 > min(MOST_CLASSES, extent.k_len):
             return []
-        return [Order("plane", self.dilation, self.reach, width=self.width)]
+        return [PlaneClasses.fitting(self.width, self.dilation, self.reach, extent)]
 
     def tiles(self, h, q, k, lo, hi):
         if (own := self._planes(q, k)) is not None:
@@ -113,13 +91,10 @@ class Neighbourhood(Rule):
 
     def _planes(self, q: Tiles, k: Tiles) -> tuple[Plane, Plane] | None:
         """How the tiles lie in this grid, where they do."""
-        found = []
-        for side in (q, k):
-            plane = side.plane if isinstance(side, PlaneTiles) else None
-            if plane is None or (plane.width, plane.dilation) != (self.width, self.dilation):
-                return None
-            found.append(plane)
-        return found[0], found[1]
+        if q.plane is None or k.plane is None:
+            return None
+        own = self.width, self.dilation
+        return (q.plane, k.plane) if own == (q.plane.width, q.plane.dilation) == (k.plane.width, k.plane.dilation) else None
 
     def _in_plane(self, q: Plane, k: Plane) -> Pairs:
         """Each query tile with the key tiles of its class that lie in the rectangle its tokens see."""
@@ -186,9 +161,51 @@ class Neighbourhood(Rule):
         return torch.where((x >= most) & (x < size - most), INSIDE, x)
 
 
-def plane_tiles(
-    first: int, stop: int, width: int, dilation: int, tile: tuple[int, int], device: torch.device
-) -> PlaneTiles:  # fmt: skip
+@dataclass(frozen=True)
+class PlaneClasses(Order):
+    """Class by class of a plane, in tiles of `size` places."""
+
+    width: int
+    dilation: int
+    size: int
+    name = "plane"
+    stride = 0
+    all_queries = all_keys = True
+
+    @classmethod
+    def fitting(cls, width: int, dilation: int, reach: int, extent: Extent) -> PlaneClasses:
+        """The order with the tiles that compute windows of `reach` places with the least work."""
+        rows, columns = _class_sides(width, dilation, extent)
+
+        def work(size: int, tile: int) -> float:
+            th, tw = tile_shape(size, rows, columns)
+            tiles = -(-rows // th) * -(-columns // tw)
+            return tiles * min(tiles, interior_tiles((th, tw), reach)) * tile
+
+        return cls(width, dilation, extent.tiling.cheapest(work))
+
+    @property
+    def rank(self):
+        return 0, -self.dilation
+
+    def tiles(self, extent):
+        tile = tile_shape(self.size, *_class_sides(self.width, self.dilation, extent))
+        return (
+            plane_tiles(extent.first, extent.k_len, self.width, self.dilation, tile, extent.device),
+            plane_tiles(0, extent.k_len, self.width, self.dilation, tile, extent.device),
+        )
+
+    def even(self, block):
+        return None
+
+
+def _class_sides(width: int, dilation: int, extent: Extent) -> tuple[int, int]:
+    """Rows and columns of a class of a plane, as far as there are keys."""
+    rows, columns = math.ceil(extent.k_len / width), min(width, extent.k_len)
+    return math.ceil(rows / dilation), math.ceil(columns / dilation)
+
+
+def plane_tiles(first: int, stop: int, width: int, dilation: int, tile: tuple[int, int], device: torch.device) -> Tiles:
     """Positions [first, stop) of a grid in tiles of th x tw places of one class; tiles without a token are left out."""
     (th, tw), d = tile, dilation
     top = first // width // (d * th)  # the first row of tiles
@@ -210,7 +227,7 @@ def plane_tiles(
     table = torch.full((len(kept),), -1, dtype=torch.int64, device=device)
     table[kept] = axis(int(kept.sum()))
     plane = Plane(width, d, tile, table.view(d * d, down, across), place[kept])
-    return PlaneTiles(positions[kept], th * tw, False, group=place[kept, 0], plane=plane)
+    return Tiles(positions[kept], th * tw, False, group=place[kept, 0], plane=plane)
 
 
 def tile_shape(size: int, rows: int, columns: int) -> tuple[int, int]:

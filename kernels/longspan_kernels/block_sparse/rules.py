@@ -1,15 +1,10 @@
-"""Which (query, key) pairs are live, as boolean expressions over a few atoms.
+"""Rules: which (query, key) pairs are live, as boolean expressions over a few atoms.
 
 A rule works in key coordinates: `i` is a query position, `j` a key position, and query row `r` of a call with Tq queries
-and Tk keys is at i = r + Tk - Tq. A rule answers, without Tq * Tk memory:
+and Tk keys is at i = r + Tk - Tq. It answers without Tq * Tk memory.
 
-- `live(h, i, j)`: the definition, elementwise over broadcast int64 tensors;
-- `tiles(h, q, k, lo, hi)`: which tiles of two token orders may hold a live pair (a superset);
-- `signature(h, i0, j0, q, k)`: numbers such that two tiles of the same shape with equal numbers have equal masks;
-- `traits()`, `terms()`, `orders()`: what the planner asks before it chooses token orders.
-
-The signature is what makes layouts cheap: a tile is evaluated once for each distinct signature, so that a shift-invariant
-pattern evaluates a handful of tiles at any length.
+Signatures make layouts cheap: tiles of one shape with equal signatures have equal masks, and a tile is evaluated once for
+each distinct signature, so that a shift-invariant pattern evaluates a handful of tiles at any length.
 """
 
 from __future__ import annotations
@@ -17,22 +12,24 @@ from __future__ import annotations
 import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from longspan_kernels.block_sparse.grid import (
-    Order,
     PositionSet,
     Tiles,
     all_pairs,
     band_pairs,
     equal_steps,
+    in_bounds,
     pairs_in_band,
+    tighten,
     unique_pairs,
 )
+from longspan_kernels.block_sparse.orders import Extent, GatheredKeys, GatheredQueries, Order, PeriodicKeys, Residues
 
 Pairs = tuple[Tensor, Tensor]
 MOST_TERMS = 24
@@ -60,11 +57,10 @@ class Traits:
 class Rule(ABC):
     """A set of live pairs; immutable, combined with `|`, `&` and `~`.
 
-    A subclass says at least which pairs live, how tiles differ, and its traits. `tiles`, `band` and `orders` may be left as
-    they are: that visits more than is needed, and stays right.
+    A subclass answers everything that compilers ask; one that leaves a question out cannot be made.
     """
 
-    per_head = False  # whether `live` depends on the head
+    per_head: bool  # whether `live` depends on the head
 
     @abstractmethod
     def live(self, h: Tensor | int, i: Tensor, j: Tensor) -> Tensor:
@@ -90,17 +86,17 @@ class Rule(ABC):
         """The rules whose union this one is."""
         return (self,)
 
-    def orders(self, length: int, side: Callable[[int], int]) -> list[Order]:
-        """Token orders in which its pairs lie close together, for `length` keys; classes of a stride take `side(stride)`."""
-        return []
+    @abstractmethod
+    def orders(self, extent: Extent) -> list[Order]:
+        """Token orders other than the natural one in which its pairs lie close together."""
 
+    @abstractmethod
     def tiles(self, h: int, q: Tiles, k: Tiles, lo: int | None, hi: int | None) -> Pairs:
-        """Candidate tiles (rows, columns) among those that touch lo <= i - j <= hi."""
-        return band_pairs(q, k, lo, hi)
+        """Candidate tiles (rows, columns) among those that touch lo <= i - j <= hi; `band_pairs` names them all."""
 
+    @abstractmethod
     def band(self) -> tuple[int | None, int | None]:
-        """Bounds that hold for i - j of every live pair."""
-        return None, None
+        """Bounds that hold for i - j of every live pair, None where there is none."""
 
     def __and__(self, other: Rule) -> Rule:
         return And(self, other)
@@ -112,31 +108,31 @@ class Rule(ABC):
         return Not(self)
 
 
-class Everything(Rule):
-    def live(self, h, i, j):
-        return torch.ones(torch.broadcast_shapes(i.shape, j.shape), dtype=torch.bool, device=i.device)
+class Unbounded(Rule):
+    """A rule that bounds no distance: any tile may hold its pairs, unless a subclass knows better."""
 
-    def signature(self, h, i0, j0, q, k):
+    per_head = False
+
+    def band(self):
+        return None, None
+
+    def tiles(self, h, q, k, lo, hi):
+        return band_pairs(q, k, lo, hi)
+
+    def orders(self, extent):
         return []
-
-    def traits(self):
-        return Traits(grows=True, fills=True, listed=False)
 
 
 class Band(Rule):
     """lo <= i - j <= hi; None leaves a side open."""
 
+    per_head = False
+
     def __init__(self, lo: int | None, hi: int | None):
         self.lo, self.hi = lo, hi
 
     def live(self, h, i, j):
-        distance = i - j
-        out = torch.ones_like(distance, dtype=torch.bool)
-        if self.lo is not None:
-            out &= distance >= self.lo
-        if self.hi is not None:
-            out &= distance <= self.hi
-        return out
+        return in_bounds(i - j, self.lo, self.hi)
 
     def signature(self, h, i0, j0, q, k):
         # Distances inside the tile lie in [d - k.span, d + q.span]: past those, d no longer matters.
@@ -154,11 +150,21 @@ class Band(Rule):
     def tiles(self, h, q, k, lo, hi):
         return band_pairs(q, k, *tighten((lo, hi), self.band()))
 
+    def orders(self, extent):
+        return []
+
     def traits(self):
         return Traits(grows=None in (self.lo, self.hi), fills=True, listed=False)
 
 
-class Congruent(Rule):
+class Everything(Band):
+    """Every pair."""
+
+    def __init__(self):
+        super().__init__(None, None)
+
+
+class Congruent(Unbounded):
     """(i - j) % stride == 0."""
 
     def __init__(self, stride: int):
@@ -173,18 +179,36 @@ class Congruent(Rule):
     def traits(self):
         return Traits(grows=True, fills=False, listed=False)
 
-    def orders(self, length, side):
-        return [Order("residue", self.stride, side(self.stride))] if 1 < self.stride < length else []
+    def orders(self, extent):
+        return [Residues.fitting(self.stride, extent)] if 1 < self.stride < extent.k_len else []
 
 
-class Keys(Rule):
+class Members(Unbounded):
+    """One position of a pair lies in one of the half-open `ranges`."""
+
+    def __init__(self, ranges: Sequence[tuple[int, int]]):
+        self.set = PositionSet(ranges)
+
+    def traits(self):
+        return Traits(grows=False, fills=False, listed=True)
+
+    def tiles_of(self, q: Tiles, k: Tiles, rows: Tensor, columns: Tensor, lo: int | None, hi: int | None) -> Pairs:
+        """Candidate tiles, given which query tiles [rows] and key tiles [columns] touch the set."""
+        if lo is not None and hi is not None:
+            row, column = band_pairs(q, k, lo, hi)
+            keep = rows[row] & columns[column]
+            return row[keep], column[keep]
+        return pairs_in_band(q, k, *all_pairs(rows.nonzero().flatten(), columns.nonzero().flatten()), lo, hi)
+
+
+class Keys(Members):
     """j lies in one of the half-open `ranges`.
 
     `named` are those of all lengths, where `ranges` are cut at one: `steps`, which kernels are chosen by, is of them.
     """
 
     def __init__(self, ranges: Sequence[tuple[int, int]], named: Sequence[tuple[int, int]] | None = None):
-        self.set = PositionSet(ranges)
+        super().__init__(ranges)
         self.steps = equal_steps(self.set.ranges if named is None else named)
 
     def live(self, h, i, j):
@@ -193,26 +217,15 @@ class Keys(Rule):
     def signature(self, h, i0, j0, q, k):
         return self.set.signature(j0, k.span)
 
-    def traits(self):
-        return Traits(grows=False, fills=False, listed=True)
-
-    def orders(self, length, side):
-        return [Order("keys", positions=self.set.ranges, steps=self.steps)] if self.set.ranges else []
+    def orders(self, extent):
+        return [GatheredKeys(self.set.ranges, self.steps)] if self.set.ranges else []
 
     def tiles(self, h, q, k, lo, hi):
-        touched = self.set.touches(k.base, k.base + k.span)
-        if lo is not None and hi is not None:
-            rows, columns = band_pairs(q, k, lo, hi)
-            return rows[touched[columns]], columns[touched[columns]]
-        columns = touched.nonzero().flatten()
-        return pairs_in_band(q, k, *all_pairs(torch.arange(q.count, device=q.device), columns), lo, hi)
+        return self.tiles_of(q, k, torch.ones_like(q.base, dtype=torch.bool), self.set.touches(k.base, k.base + k.span), lo, hi)
 
 
-class Queries(Rule):
+class Queries(Members):
     """i lies in one of the half-open `ranges`."""
-
-    def __init__(self, ranges: Sequence[tuple[int, int]]):
-        self.set = PositionSet(ranges)
 
     def live(self, h, i, j):
         return self.set.contains(i).expand(torch.broadcast_shapes(i.shape, j.shape))
@@ -220,22 +233,14 @@ class Queries(Rule):
     def signature(self, h, i0, j0, q, k):
         return self.set.signature(i0, q.span)
 
-    def traits(self):
-        return Traits(grows=False, fills=False, listed=True)
-
-    def orders(self, length, side):
-        return [Order("queries", positions=self.set.ranges)] if self.set.ranges else []
+    def orders(self, extent):
+        return [GatheredQueries(self.set.ranges)] if self.set.ranges else []
 
     def tiles(self, h, q, k, lo, hi):
-        touched = self.set.touches(q.base, q.base + q.span)
-        if lo is not None and hi is not None:
-            rows, columns = band_pairs(q, k, lo, hi)
-            return rows[touched[rows]], columns[touched[rows]]
-        rows = touched.nonzero().flatten()
-        return pairs_in_band(q, k, *all_pairs(rows, torch.arange(k.count, device=k.device)), lo, hi)
+        return self.tiles_of(q, k, self.set.touches(q.base, q.base + q.span), torch.ones_like(k.base, dtype=torch.bool), lo, hi)
 
 
-class KeysPeriodic(Rule):
+class KeysPeriodic(Unbounded):
     """j % stride >= stride - last: the summary columns of Sparse Transformer's fixed pattern."""
 
     def __init__(self, stride: int, last: int):
@@ -250,11 +255,11 @@ class KeysPeriodic(Rule):
     def traits(self):
         return Traits(grows=True, fills=False, listed=False)
 
-    def orders(self, length, side):
-        return [Order("keys", self.stride, self.last)] if self.last < self.stride else []
+    def orders(self, extent):
+        return [PeriodicKeys(self.stride, self.last)] if self.last < self.stride else []
 
 
-class Arbitrary(Rule):
+class Arbitrary(Unbounded):
     """Any elementwise function `fn(h, i, j)` of broadcast int64 tensors."""
 
     def __init__(self, fn, per_head: bool = True):
@@ -270,19 +275,34 @@ class Arbitrary(Rule):
         return Traits(grows=False, fills=False, listed=False, asks_user=True)
 
 
-class And(Rule):
+class Composed(Rule):
+    """A rule made of others."""
+
+    def __init__(self, parts: Sequence[Rule]):
+        self.parts = tuple(parts)
+        self.per_head = any(part.per_head for part in parts)
+
+    def signature(self, h, i0, j0, q, k):
+        columns: list[Tensor] = []
+        for part in self.parts:
+            found = part.signature(h, i0, j0, q, k)
+            if found is None:
+                return None
+            columns += found
+        return columns
+
+
+class And(Composed):
+    """The pairs of every part."""
+
     def __init__(self, *parts: Rule):
-        self.parts: tuple[Rule, ...] = tuple(p for part in parts for p in part.conjuncts())
-        self.per_head = any(p.per_head for p in self.parts)
+        super().__init__([own for part in parts for own in part.conjuncts()])
 
     def live(self, h, i, j):
         out = self.parts[0].live(h, i, j)
         for part in self.parts[1:]:
             out = out & part.live(h, i, j)
         return out
-
-    def signature(self, h, i0, j0, q, k):
-        return _joined(self.parts, h, i0, j0, q, k)
 
     def traits(self):
         each = [part.traits() for part in self.parts]
@@ -299,6 +319,9 @@ class And(Rule):
     def conjuncts(self):
         return self.parts
 
+    def orders(self, extent):
+        return [order for part in self.parts for order in part.orders(extent)]
+
     def band(self):
         band: tuple[int | None, int | None] = (None, None)
         for part in self.parts:
@@ -313,19 +336,17 @@ class And(Rule):
         return min(found, key=lambda pair: pair[0].numel()) if found else band_pairs(q, k, *band)
 
 
-class Or(Rule):
+class Or(Composed):
+    """The pairs of any part."""
+
     def __init__(self, *parts: Rule):
-        self.parts: tuple[Rule, ...] = tuple(p for part in parts for p in part.disjuncts())
-        self.per_head = any(p.per_head for p in self.parts)
+        super().__init__([own for part in parts for own in part.disjuncts()])
 
     def live(self, h, i, j):
         out = self.parts[0].live(h, i, j)
         for part in self.parts[1:]:
             out = out | part.live(h, i, j)
         return out
-
-    def signature(self, h, i0, j0, q, k):
-        return _joined(self.parts, h, i0, j0, q, k)
 
     def traits(self):
         each = [part.traits() for part in self.parts]
@@ -336,6 +357,9 @@ class Or(Rule):
 
     def disjuncts(self):
         return self.parts
+
+    def orders(self, extent):
+        return []  # its terms offer their own
 
     def band(self):
         los, his = zip(*(part.band() for part in self.parts), strict=True)
@@ -351,7 +375,9 @@ class Or(Rule):
         return unique_pairs(torch.cat([r for r, _ in found]), torch.cat([c for _, c in found]), k.count)
 
 
-class Not(Rule):
+class Not(Unbounded):
+    """The pairs that a rule leaves out."""
+
     def __init__(self, part: Rule):
         self.part, self.per_head = part, part.per_head
 
@@ -369,20 +395,3 @@ def _of_any(parts: Sequence[Traits]) -> tuple[int | None, bool]:
     """(block, asks_user) of a rule composed of others."""
     blocks = [part.block for part in parts if part.block is not None]
     return min(blocks, default=None), any(part.asks_user for part in parts)
-
-
-def tighten(a: tuple[int | None, int | None], b: tuple[int | None, int | None]) -> tuple[int | None, int | None]:
-    """The intersection of two bands."""
-    lo = a[0] if b[0] is None else b[0] if a[0] is None else max(a[0], b[0])
-    hi = a[1] if b[1] is None else b[1] if a[1] is None else min(a[1], b[1])
-    return lo, hi
-
-
-def _joined(parts, h, i0, j0, q, k) -> list[Tensor] | None:
-    columns: list[Tensor] = []
-    for part in parts:
-        found = part.signature(h, i0, j0, q, k)
-        if found is None:
-            return None
-        columns += found
-    return columns

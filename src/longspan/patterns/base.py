@@ -9,7 +9,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -40,6 +40,7 @@ class Pattern:
     """
 
     key: str = field(init=False)
+    evaluates_pairs: ClassVar[bool] = False  # whether its rule evaluates every pair that it is asked about
 
     def __post_init__(self) -> None:
         self.validate()
@@ -59,6 +60,12 @@ class Pattern:
     def rule(self, q_len: int, k_len: int, heads: tuple[int, ...], causal: bool, device: torch.device) -> Rule:
         """The live pairs of the given heads; with `causal` only those with j <= i."""
         raise NotImplementedError(f"{type(self).__name__} defines no rule(q_len, k_len, heads, causal, device)")
+
+    def rule_within(
+        self, q_len: int, k_len: int, heads: tuple[int, ...], causal: bool, device: torch.device, reach: int
+    ) -> Rule:
+        """The rule as a part of an intersection whose other parts leave at most `reach` keys a query."""
+        return self.rule(q_len, k_len, heads, causal, device)
 
     def count(self, length: int, heads: tuple[int, ...], causal: bool) -> int:
         """Live pairs of the given heads at Tq = Tk = length; from the layout unless a family knows a formula."""

@@ -9,7 +9,6 @@ import torch
 
 from longspan.patterns.base import Pattern, searched
 from longspan.patterns.errors import PatternError
-from longspan.patterns.predicate import Predicate
 from longspan_kernels.block_sparse.rules import And, Or, Rule
 
 
@@ -85,8 +84,8 @@ class Intersection(Composition):
         return searched(self, keys, stop, head, latest)
 
     def rule(self, q_len: int, k_len: int, heads: tuple[int, ...], causal: bool, device: torch.device) -> Rule:
-        known = [p.rule(q_len, k_len, heads, causal, device) for p in self.parts if not isinstance(p, Predicate)]
+        known = [p.rule(q_len, k_len, heads, causal, device) for p in self.parts if not p.evaluates_pairs]
         lo, hi = And(*known).band() if known else (None, None)
         reach = k_len if lo is None or hi is None else max(0, hi - lo + 1)
-        asked = [p.rule_within(q_len, k_len, heads, causal, reach) for p in self.parts if isinstance(p, Predicate)]
+        asked = [p.rule_within(q_len, k_len, heads, causal, device, reach) for p in self.parts if p.evaluates_pairs]
         return And(*known, *asked)

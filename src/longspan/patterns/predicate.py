@@ -47,6 +47,7 @@ class Predicate(Pattern):
 
     mask_mod: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
     per_head: bool = True
+    evaluates_pairs = True
 
     def validate(self) -> None:
         if not callable(self.mask_mod):
@@ -74,10 +75,11 @@ class Predicate(Pattern):
         return [("mask_mod", f"{name}#{_number(self.mask_mod)}"), ("per_head", repr(self.per_head))]
 
     def rule(self, q_len: int, k_len: int, heads: tuple[int, ...], causal: bool, device: torch.device) -> Rule:
-        return self.rule_within(q_len, k_len, heads, causal, k_len)
+        return self.rule_within(q_len, k_len, heads, causal, device, k_len)
 
-    def rule_within(self, q_len: int, k_len: int, heads: tuple[int, ...], causal: bool, reach: int) -> Rule:
-        """The rule, where other parts of an intersection leave at most `reach` keys a query to be evaluated."""
+    def rule_within(
+        self, q_len: int, k_len: int, heads: tuple[int, ...], causal: bool, device: torch.device, reach: int
+    ) -> Rule:
         copies = len(heads) if self.per_head else 1
         if q_len * min(reach, k_len) * copies > MOST_PAIRS:
             raise PatternError(

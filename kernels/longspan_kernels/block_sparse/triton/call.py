@@ -357,8 +357,7 @@ def stepped(component: Component) -> Steps | None:
 
 
 def _steps(component: Component) -> Steps | None:
-    if component.order.startswith("residue"):
-        step = int(component.order.split()[1])
+    if step := component.stride:
         queries = _stepped_side(component.q_index, step, component.q_blocks, component.block_q)
         keys = _stepped_side(component.k_index, step, component.k_blocks, component.block_k)
         return None if queries is None or keys is None else Steps(step, 1, *queries, 1, *keys)

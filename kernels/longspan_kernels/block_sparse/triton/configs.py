@@ -173,8 +173,7 @@ def row_kind(component: Component) -> str:
     It depends on the pattern rather than on the length, so that another length compiles nothing: rows that grow with the
     length are long at any, others are as long as the median one.
     """
-    gathered = component.q_index is not None or component.k_index is not None
-    if gathered and not component.dynamic and not component.order.startswith(("residue", "plane")):
+    if not component.dynamic and not (component.covers and component.all_keys):
         return "gathered" if stepped(component) is None else "steps"
     if component.grows:
         return "long"

@@ -256,8 +256,7 @@ def steady(component: Component) -> bool:
 
 def adds_up(number: int, component: Component) -> bool:
     """Whether a component's columns add to what is there: all but the first, and one whose order has no place for some keys."""
-    everywhere = component.k_index is None or component.order.startswith(("residue", "plane"))
-    return number > 0 or not everywhere
+    return number > 0 or not component.all_keys
 
 
 def orders_keys_by_head(call: Call, component: Component) -> bool:
