@@ -1,6 +1,7 @@
 """Transformers whose attention is chosen from outside."""
 
 from longspan.models.attention_choice import attention_of_each_layer
+from longspan.models.build import transformer
 from longspan.models.encoder_decoder import EncoderDecoder, encoder_decoder
 from longspan.models.heads import (
     HeadedModel,
@@ -12,7 +13,8 @@ from longspan.models.heads import (
 )
 from longspan.models.pretrained import PretrainedTransformer, huggingface
 from longspan.models.settings import ModelConfigError, TransformerSettings
-from longspan.models.transformer import Decoder, Encoder, TokensError, Transformer, parameter_count, transformer
+from longspan.models.strands import OtherStrand, StrandEncoder
+from longspan.models.transformer import Decoder, Encoder, TokensError, Transformer, parameter_count
 from longspan.models.warm_start import WarmStart, WarmStartError, read_weights, warm_start
 
 __all__ = [
@@ -23,8 +25,10 @@ __all__ = [
     "LanguageModellingHead",
     "MaskedModellingHead",
     "ModelConfigError",
+    "OtherStrand",
     "PretrainedTransformer",
     "SequenceClassificationHead",
+    "StrandEncoder",
     "TokenLabellingHead",
     "TokensError",
     "Transformer",

@@ -6,7 +6,7 @@ Legend: B batch, T tokens, N any number of tokens, C model width, V vocabulary, 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from longspan.cost import Cost, linear_flops
 from longspan.models.cache import ModelCache
 from longspan.models.settings import ModelConfigError
+from longspan.models.strands import StrandHead
 from longspan.models.transformer import Transformer, parameter_count
 
 POOLINGS = ("mean", "first")
@@ -45,74 +46,89 @@ def token_head(backbone: Any, make: Callable[..., nn.Module], *, tied: bool) -> 
     return make(backbone, tied=tied) if own is None else own()
 
 
-class MaskedModellingHead(nn.Module):
+class MaskedModellingHead(StrandHead):
     """BERT's (1810.04805): a dense layer, GELU, a norm, then tied logits with a bias of their own."""
 
     def __init__(self, backbone: Transformer, *, tied: bool = True) -> None:
-        super().__init__()
-        self.dense = nn.Linear(backbone.width, backbone.width, bias=False)
-        nn.init.normal_(self.dense.weight, std=backbone.width**-0.5)
-        self.norm = nn.RMSNorm(backbone.width, eps=backbone.settings.norm_eps)
-        self.projection = nn.Linear(backbone.width, backbone.vocab_size)
+        strands = getattr(backbone, "other_strand", None)
+        super().__init__(backbone, None if strands is None else strands.complement)
+        width = self.strand_width
+        self.dense = nn.Linear(width, width, bias=False)
+        nn.init.normal_(self.dense.weight, std=width**-0.5)
+        self.norm = nn.RMSNorm(width, eps=backbone.settings.norm_eps)
+        self.projection = nn.Linear(width, backbone.vocab_size)
         nn.init.zeros_(self.projection.bias)
         if tied:
             self.projection.weight = backbone.embedding.weight
         else:
             nn.init.normal_(self.projection.weight, std=0.02)
 
-    def forward(self, hidden: Tensor, lengths: Tensor | None = None) -> Tensor:
+    def of_strand(self, hidden: Tensor, lengths: Tensor | None = None) -> Tensor:
         return self.projection(self.norm(F.gelu(self.dense(hidden), approximate="tanh")))  # (..., V)
 
-    def cost(self, length: int) -> Cost:
+    def strand_cost(self, length: int) -> Cost:
         width, vocabulary = self.projection.in_features, self.projection.out_features
         return Cost(other_flops=linear_flops(length, width, width) + linear_flops(length, width, vocabulary))
 
 
 def pool(hidden: Tensor, lengths: Tensor | None, pooling: str) -> Tensor:
-    """One vector a sequence, [B, T, C] -> [B, C] float32: the mean of its real tokens, or its first token."""
+    """One vector a sequence, [B, T, C] -> [B, C], float32 or float64: the mean of its real tokens, or its first token."""
+    hidden = hidden if hidden.dtype == torch.float64 else hidden.float()
     if pooling == "first":
-        return hidden[:, 0].float()  # (B, C)
+        return hidden[:, 0]  # (B, C)
     if lengths is None:
-        return hidden.float().mean(dim=1)  # (B, C)
+        return hidden.mean(dim=1)  # (B, C)
     real = torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None]  # (B, T)
-    total = hidden.float().masked_fill(~real[:, :, None], 0.0).sum(dim=1)  # (B, C)
+    total = hidden.masked_fill(~real[:, :, None], 0.0).sum(dim=1)  # (B, C)
     return total / lengths.clamp(min=1)[:, None]
 
 
-class SequenceClassificationHead(nn.Module):
-    """Hidden states [B, T, C] to logits [B, K], by way of one vector a sequence.
+class PoolingHead(StrandHead):
+    """What makes one vector a sequence of hidden states [B, T, C]: the mean of its real tokens, or its first.
 
     Raises:
-        ModelConfigError: an unknown pooling.
+        ModelConfigError: an unknown pooling, or the first token where a model reads both strands.
     """
 
-    def __init__(self, backbone: Transformer, num_classes: int, *, pooling: str = "mean", dropout: float = 0.0) -> None:
-        super().__init__()
+    def __init__(self, backbone: Transformer, pooling: str) -> None:
+        super().__init__(backbone)
         if pooling not in POOLINGS:
             raise ModelConfigError("pooling", pooling, f"choose one of {', '.join(POOLINGS)}")
+        if pooling == "first" and self.both_strands:
+            fix = "the first token is another one on each strand; take task.pooling=mean, or model.reverse_complement=null"
+            raise ModelConfigError("pooling", pooling, fix)
         self.pooling = pooling
-        self.dropout = nn.Dropout(dropout)
-        self.projection = _classifier(backbone.width, num_classes)
 
-    def forward(self, hidden: Tensor, lengths: Tensor | None = None) -> Tensor:
+
+class SequenceClassificationHead(PoolingHead):
+    """Hidden states [B, T, C] to logits [B, K], by way of one vector a sequence; see `PoolingHead`."""
+
+    def __init__(self, backbone: Transformer, num_classes: int, *, pooling: str = "mean", dropout: float = 0.0) -> None:
+        super().__init__(backbone, pooling)
+        self.dropout = nn.Dropout(dropout)
+        self.projection = _classifier(self.strand_width, num_classes)
+
+    def of_strand(self, hidden: Tensor, lengths: Tensor | None = None) -> Tensor:
         return self.projection(self.dropout(pool(hidden, lengths, self.pooling)))  # (B, K)
 
-    def cost(self, length: int) -> Cost:
+    def strand_cost(self, length: int) -> Cost:
         return Cost(other_flops=linear_flops(1, self.projection.in_features, self.projection.out_features))
 
 
-class TokenLabellingHead(nn.Module):
-    """Hidden states [..., C] to logits [..., K], each token by itself."""
+class TokenLabellingHead(StrandHead):
+    """Hidden states [..., C] to logits [..., K], each token by itself; `swap` as of `StrandHead`."""
 
-    def __init__(self, backbone: Transformer, num_classes: int, *, dropout: float = 0.0) -> None:
-        super().__init__()
+    def __init__(
+        self, backbone: Transformer, num_classes: int, *, dropout: float = 0.0, swap: Sequence[int] | None = None
+    ) -> None:
+        super().__init__(backbone, swap)
         self.dropout = nn.Dropout(dropout)
-        self.projection = _classifier(backbone.width, num_classes)
+        self.projection = _classifier(self.strand_width, num_classes)
 
-    def forward(self, hidden: Tensor, lengths: Tensor | None = None) -> Tensor:
+    def of_strand(self, hidden: Tensor, lengths: Tensor | None = None) -> Tensor:
         return self.projection(self.dropout(hidden))  # (..., K)
 
-    def cost(self, length: int) -> Cost:
+    def strand_cost(self, length: int) -> Cost:
         return Cost(other_flops=linear_flops(length, self.projection.in_features, self.projection.out_features))
 
 

@@ -12,6 +12,8 @@ from longspan.models.encoder_decoder import encoder_decoder
 from longspan.tasks.base import Task
 from longspan.tasks.errors import TaskConfigError
 
+STRANDS = "strands"  # a fact that checkpoints of nucleotides have
+
 
 def task_class(task: type[Task] | partial[Task]) -> type[Task]:
     """The class behind a task or a partial of one.
@@ -29,8 +31,8 @@ def data_facts(task: type[Task] | partial[Task], data: Any) -> dict[str, Any]:
     """What a task is told of the data, as plain values: enough to build it again without the data.
 
     Args:
-        data: a data module after its ``setup``: ``vocab_size``, ``max_length``, of images ``grid`` and ``patches``, and what
-            the task's ``data_arguments`` asks for.
+        data: a data module after its ``setup``: ``vocab_size``, ``max_length``, of images ``grid`` and ``patches``, of
+            nucleotides their complement, and what the task's ``data_arguments`` asks for.
 
     Raises:
         TaskConfigError: the task is none, or the data cannot serve it.
@@ -46,6 +48,7 @@ def data_facts(task: type[Task] | partial[Task], data: Any) -> dict[str, Any]:
             "vocab_size": int(data.vocab_size),
             "max_length": int(data.max_length),
             **_image_facts(data),
+            **_strand_facts(data),
             **kind.data_arguments(data),
         }
     except (AttributeError, TypeError) as error:
@@ -56,6 +59,15 @@ def data_facts(task: type[Task] | partial[Task], data: Any) -> dict[str, Any]:
 def _image_facts(data: Any) -> dict[str, Any]:
     grid = getattr(data, "grid", None)
     return {} if grid is None else {"grid": list(grid), "patches": bool(data.patches)}
+
+
+def _strand_facts(data: Any) -> dict[str, Any]:
+    """Of nucleotides, how a sequence is read from the other strand."""
+    vocabulary: Any = getattr(data, "vocabulary", None)
+    complement = getattr(vocabulary, "complement", None)
+    if complement is None:
+        return {}
+    return {STRANDS: {"complement": complement.tolist(), "bos_id": int(vocabulary.bos_id)}}
 
 
 def build_task(
@@ -88,6 +100,8 @@ def build_task(
     if paired != (getattr(model, "func", model) is encoder_decoder):
         fix = "it takes model=encoder_decoder" if paired else "model=encoder_decoder is for task=sequence_to_sequence alone"
         raise TaskConfigError("task", kind.__name__, fix)
+    strands = facts.pop(STRANDS, None)
+    settings = getattr(model, "keywords", {})
     backbone = model(
         causal=bool(given.get("causal", kind.causal)),
         vocab_size=facts.pop("vocab_size"),
@@ -95,6 +109,7 @@ def build_task(
         attention=attention,
         **{name: facts.pop(name) for name in ("grid", "patches") if name in facts},
         **{name: facts.pop(name) for name in kind.model_facts},
+        **({STRANDS: strands} if settings.get("reverse_complement") else {}),
     )
     arguments = {name: value for name, value in facts.items() if given.get(name) is None}
     made = task(model=backbone, optimizer=optimizer, scheduler=scheduler, **arguments)

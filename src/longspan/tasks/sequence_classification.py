@@ -23,9 +23,10 @@ from longspan.tasks.language_modelling import identity
 from longspan.tasks.losses import weighted_mean
 from longspan.tasks.metrics import MacroAUROC, label_metrics
 from longspan.tasks.per_class import PerClass
+from longspan.tasks.strands import AveragesStrands, mean_of_classes, mean_of_labels
 
 
-class SequenceClassification(WeighsClasses, Task):
+class SequenceClassification(AveragesStrands, WeighsClasses, Task):
     """Classification of whole sequences: accuracy, macro F1 (and micro, of several labels), macro AUROC, Matthews
     correlation.
 
@@ -41,6 +42,7 @@ class SequenceClassification(WeighsClasses, Task):
             "balanced", by how often each is in the training data.
         label_smoothing: share of the target that is spread over all classes, in training (1512.00567).
         focal_gamma: gives less to what is already right, 2 in the paper (1708.02002); 0 is cross-entropy.
+        average_strands: outside training, probabilities are the mean over a sequence of DNA and its reverse complement.
 
     Batches: ``tokens`` [B, T], optional ``lengths`` [B], ``labels`` [B] class numbers or [B, K] of 0 and 1, optional
     ``widths``, the padded length of each sequence alone: an attention that hangs on the padded length is evaluated at it.
@@ -61,6 +63,7 @@ class SequenceClassification(WeighsClasses, Task):
         class_weights: Sequence[float] | str | None = None,
         label_smoothing: float = 0.0,
         focal_gamma: float = 0.0,
+        average_strands: bool = False,
         optimizer: Callable[..., Any] | None = None,
         scheduler: Callable[..., Any] | None = None,
         decay_embeddings: bool = False,
@@ -91,6 +94,7 @@ class SequenceClassification(WeighsClasses, Task):
             },
         )
         self.weigh_classes(class_weights)
+        self.average_strands = average_strands
 
     def _head(self, model: Transformer, num_classes: int, pooling: str, dropout: float) -> nn.Module:
         return SequenceClassificationHead(model, num_classes, pooling=pooling, dropout=dropout)
@@ -104,6 +108,10 @@ class SequenceClassification(WeighsClasses, Task):
         }
 
     def _logits(self, batch: Batch) -> Tensor:
+        mean = mean_of_labels if self.multi_label else mean_of_classes
+        return self.logits_over_strands(batch, self._read, mean)
+
+    def _read(self, batch: Batch) -> Tensor:
         tokens, widths = self.entry(batch, "tokens"), batch.get("widths")
         if widths is None or self.training or not self.model.backbone.depends_on_padding:
             return self.model(tokens, lengths=batch.get("lengths"), segments=batch.get("segments")).float()  # (B, K)

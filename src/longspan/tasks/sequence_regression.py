@@ -17,9 +17,10 @@ from longspan.tasks.base import Batch, Step, Task
 from longspan.tasks.errors import BatchError, TaskConfigError
 from longspan.tasks.language_modelling import identity
 from longspan.tasks.regression_metrics import regression_metrics
+from longspan.tasks.strands import AveragesStrands
 
 
-class SequenceRegression(Task):
+class SequenceRegression(AveragesStrands, Task):
     """Regression of whole sequences: mean squared and absolute error, Spearman's and Pearson's correlation, R squared,
     in the targets' own units and each the mean over the K numbers.
 
@@ -29,6 +30,7 @@ class SequenceRegression(Task):
         target_names: K names, which predictions carry.
         pooling: "mean" of the real tokens, or the "first" token.
         head_dropout: on the pooled vector.
+        average_strands: outside training, numbers are the mean over a sequence of DNA and its reverse complement.
 
     Batches: ``tokens`` [B, T], optional ``lengths`` [B], ``labels`` [B, K].
     """
@@ -45,6 +47,7 @@ class SequenceRegression(Task):
         target_names: Sequence[str] | None = None,
         pooling: str = "mean",
         head_dropout: float = 0.0,
+        average_strands: bool = False,
         optimizer: Callable[..., Any] | None = None,
         scheduler: Callable[..., Any] | None = None,
         decay_embeddings: bool = False,
@@ -72,6 +75,7 @@ class SequenceRegression(Task):
         )
         self.register_buffer("target_mean", torch.tensor(target_mean, dtype=torch.float32), persistent=False)
         self.register_buffer("target_std", torch.tensor(target_std, dtype=torch.float32), persistent=False)
+        self.average_strands = average_strands
 
     @classmethod
     def data_arguments(cls, data: Any) -> dict[str, Any]:
@@ -83,6 +87,9 @@ class SequenceRegression(Task):
 
     def _scaled(self, batch: Batch) -> Tensor:
         """Predictions [B, K], of mean 0 and spread 1 where they are right."""
+        return self.logits_over_strands(batch, self._read, lambda this, other: (this + other) / 2)
+
+    def _read(self, batch: Batch) -> Tensor:
         tokens = self.entry(batch, "tokens")
         return self.model(tokens, lengths=batch.get("lengths"), segments=batch.get("segments")).float()
 

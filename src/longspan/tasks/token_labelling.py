@@ -14,6 +14,7 @@ from torch import Tensor
 from torchmetrics import MetricCollection
 
 from longspan.models import TokenLabellingHead, Transformer
+from longspan.models.strands import aligned
 from longspan.tasks.base import Batch, Step, Task
 from longspan.tasks.breakdown import BREAKDOWN, BY_CLASS, MeanByLength, nearer_side
 from longspan.tasks.class_loss import ClassLoss
@@ -24,9 +25,10 @@ from longspan.tasks.language_modelling import identity
 from longspan.tasks.losses import IGNORED, token_losses, token_predictions, weighted_mean
 from longspan.tasks.metrics import label_metrics
 from longspan.tasks.per_class import PerClass
+from longspan.tasks.strands import AveragesStrands, label_swap, mean_of_classes
 
 
-class TokenLabelling(WeighsClasses, Task):
+class TokenLabelling(AveragesStrands, WeighsClasses, Task):
     """Labels of single tokens: accuracy, macro F1, Matthews correlation, over all tokens with a label.
 
     Args:
@@ -37,6 +39,8 @@ class TokenLabelling(WeighsClasses, Task):
         class_weights: K weights of the loss; or "balanced", by how often each class is in the training data.
         label_smoothing: share of the target that is spread over all classes, in training (1512.00567).
         focal_gamma: gives less to what is already right, 2 in the paper (1708.02002); 0 is cross-entropy.
+        average_strands: outside training, probabilities are the mean over a sequence of DNA and its reverse complement, there
+            with classes that end in + and - swapped.
 
     Batches: ``tokens`` [B, T], optional ``lengths`` [B], ``labels`` [B, T] class numbers, -100 where there is none.
     """
@@ -51,6 +55,7 @@ class TokenLabelling(WeighsClasses, Task):
         class_weights: Sequence[float] | str | None = None,
         label_smoothing: float = 0.0,
         focal_gamma: float = 0.0,
+        average_strands: bool = False,
         optimizer: Callable[..., Any] | None = None,
         scheduler: Callable[..., Any] | None = None,
         decay_embeddings: bool = False,
@@ -63,7 +68,7 @@ class TokenLabelling(WeighsClasses, Task):
         self.metrics_info = {str(name): True for name in labels}
         super().__init__(
             model,
-            TokenLabellingHead(model, num_classes, dropout=head_dropout),
+            TokenLabellingHead(model, num_classes, dropout=head_dropout, swap=label_swap(self.class_names)),
             {
                 "labels": labels,
                 BREAKDOWN: MetricCollection(
@@ -77,6 +82,7 @@ class TokenLabelling(WeighsClasses, Task):
             hyperparameters={"num_classes": num_classes, "class_names": self.class_names},
         )
         self.weigh_classes(class_weights)
+        self.average_strands, self.swap = average_strands, label_swap(self.class_names)
 
     @classmethod
     def data_arguments(cls, data: Any) -> dict[str, Any]:
@@ -92,17 +98,33 @@ class TokenLabelling(WeighsClasses, Task):
             labels = labels.masked_fill(beyond, IGNORED)
         return labels
 
+    def _read(self, batch: Batch) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """Hidden states [B, T, C], and what makes logits of them; over strands, those of both lie side by side, [B, T, 2 C]."""
+        strand, tokens = self.over_strands(), self.entry(batch, "tokens")
+        this = self.hidden(batch)
+        if strand is None:
+            return this, self.model.head
+        order = strand.order(tokens, batch.get("lengths"), batch.get("segments"))
+        other = aligned(self.hidden(batch, strand(tokens, order)), order)
+        return torch.cat((this, other), -1), self._mean_of_strands
+
+    def _mean_of_strands(self, hidden: Tensor) -> Tensor:
+        """Logits [N, K] of hidden states [N, 2 C] of both strands."""
+        this, other = (self.model.head(half).float() for half in hidden.chunk(2, -1))
+        return mean_of_classes(this, other if self.swap is None else other[:, self.swap])
+
     def step(self, batch: Batch, batch_idx: int, stage: str) -> Step:
-        hidden = self.hidden(batch).flatten(0, 1)  # (N, C)
+        hidden, head = self._read(batch)
+        hidden = hidden.flatten(0, 1)  # (N, C)
         targets = self.targets(batch).flatten()  # (N,)
         weights = self.class_weights
         of_class = partial(self.class_loss.single, weights=weights, training=stage == "train")
-        losses = token_losses(self.model.head, hidden, targets, classes=self.num_classes, loss=of_class)
+        losses = token_losses(head, hidden, targets, classes=self.num_classes, loss=of_class)
         loss, count = weighted_mean(losses, targets, weights)
         if stage == "train":
             return Step(loss, count, {})
         labelled = targets != IGNORED
-        predicted, _ = token_predictions(self.model.head, hidden[labelled], classes=self.num_classes)
+        predicted, _ = token_predictions(head, hidden[labelled], classes=self.num_classes)
         sides = nearer_side(batch["tokens"], batch.get("lengths")).flatten()[labelled]
         right = predicted == targets[labelled]
         labels = (predicted, targets[labelled])
@@ -110,7 +132,7 @@ class TokenLabelling(WeighsClasses, Task):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """``labels`` [B, T], their ``probabilities`` [B, T], and the sequences' ids, starts and lengths."""
-        hidden = self.hidden(batch)  # (B, T, C)
-        labels, sure = token_predictions(self.model.head, hidden.flatten(0, 1), classes=self.num_classes)
+        hidden, head = self._read(batch)
+        labels, sure = token_predictions(head, hidden.flatten(0, 1), classes=self.num_classes)
         shape = hidden.shape[:2]
         return {**identity(batch), "labels": labels.view(shape).cpu(), "probabilities": sure.view(shape).cpu()}

@@ -55,6 +55,7 @@ class Model(Settings):
     positions: Literal["auto", "rotary", "rotary_2d"] = "auto"
     rotary_base: Positive
     stem: Count | None
+    reverse_complement: Literal["shared"] | None = None
     qk_norm: bool
     norm_eps: Positive
     activation_checkpointing: bool
@@ -132,6 +133,7 @@ class Recall(Task):
 class SequenceClassification(Task):
     pooling: Literal["mean", "first"]
     head_dropout: Fraction
+    average_strands: bool = False
     threshold: Annotated[float, Field(gt=0, lt=1), Fix("a probability between 0 and 1")]
     class_weights: ClassWeights
     label_smoothing: Fraction
@@ -142,6 +144,7 @@ class SequenceClassification(Task):
 class SequenceRegression(Task):
     pooling: Literal["mean", "first"]
     head_dropout: Fraction
+    average_strands: bool = False
 
 
 @settings_of("longspan.tasks.SequenceToSequence")
@@ -161,6 +164,7 @@ class SequenceToSequence(Task):
 @settings_of("longspan.tasks.TokenLabelling")
 class TokenLabelling(Task):
     head_dropout: Fraction
+    average_strands: bool = False
     class_weights: ClassWeights
     label_smoothing: Fraction
     focal_gamma: NotNegative
