@@ -20,6 +20,7 @@ def import_interpreted() -> None:
         _patch_once()
         import longspan_kernels.block_sparse.triton.backward
         import longspan_kernels.block_sparse.triton.forward
+        import longspan_kernels.linear.triton.delta_launches
         import longspan_kernels.linear.triton.launches
         import longspan_kernels.selected.triton.backward
         import longspan_kernels.selected.triton.choose_important

@@ -67,3 +67,8 @@ def runs_of(segments: Tensor | None, lengths: Tensor | None) -> Tensor | None:
         last = runs.gather(1, (lengths.long().clamp(1, segments.shape[1]) - 1)[:, None])
         runs = torch.minimum(runs, last)
     return runs
+
+
+def stored_dtype(q: Tensor) -> torch.dtype:
+    """What kernels of the delta rule hand on to each other in: float16, whose range a state can leave, becomes float32."""
+    return torch.bfloat16 if q.dtype == torch.bfloat16 else torch.float32

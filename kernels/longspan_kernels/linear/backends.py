@@ -28,13 +28,6 @@ def choose_backend(backend: str, q: Tensor, *, special: bool, decays: bool) -> s
     return backend
 
 
-def choose_delta_backend(backend: str, q: Tensor, *, special: bool) -> str:
-    """`choose_backend` for the gated delta rule."""
-    if backend == "triton":
-        raise BackendError('backend="triton" has no kernels for the gated delta rule; use backend="chunked" (or "auto")')
-    return "chunked" if backend == "auto" else choose_backend(backend, q, special=special, decays=True)
-
-
 def fla_refuses(q: Tensor, special: bool, decays: bool) -> str | None:
     """Why flash-linear-attention cannot serve a call, or None."""
     if find_spec("fla") is None:

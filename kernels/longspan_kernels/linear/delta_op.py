@@ -10,8 +10,8 @@ from torch import Tensor
 
 from longspan_kernels.launch.autocast import cast_as_products
 from longspan_kernels.linear import delta_chunked
-from longspan_kernels.linear.arguments import check, runs_of
-from longspan_kernels.linear.backends import choose_delta_backend
+from longspan_kernels.linear.arguments import check, runs_of, stored_dtype
+from longspan_kernels.linear.backends import choose_backend
 from longspan_kernels.linear.op import like, out_shape, state_like
 from longspan_kernels.linear.reference import reference_linear_attention
 
@@ -40,7 +40,7 @@ def gated_delta_rule(
     """
     q, k, v = cast_as_products(q, k, v)
     check(q, k, v, log_decay, initial_state, scale, lengths, segments, beta)
-    backend = choose_delta_backend(backend, q, special=segments is not None or lengths is not None)
+    backend = choose_backend(backend, q, special=segments is not None or lengths is not None, decays=True)
     exact = torch.promote_types(q.dtype, torch.float32)
     if backend == "reference":
         out, state = reference_linear_attention(
@@ -57,7 +57,7 @@ def gated_delta_rule(
 
         out, state = fla_gated_delta_rule(q, k, v, beta, log_decay, initial_state, float(scale))
         return (out, state) if return_state else out
-    out, state = torch.ops.longspan.gated_delta_forward(
+    out, state, _ = torch.ops.longspan.gated_delta_forward(
         q, k, v, beta, log_decay, runs_of(segments, lengths), lengths, initial_state, float(scale), backend
     )
     return (out, state) if return_state else out
@@ -67,24 +67,36 @@ def gated_delta_rule(
 def gated_delta_forward(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, runs: Tensor | None, lengths: Tensor | None,
     initial_state: Tensor | None, scale: float, backend: str,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """out, the last state, and what the Triton kernels' backward pass takes from here."""
+    nothing = q.new_empty(0, dtype=stored_dtype(q))
     if not q.numel():
         state = state_like(q, v).zero_() if initial_state is None else initial_state.to(state_like(q, v).dtype, copy=True)
-        return q.new_zeros(out_shape(q, v)), state
+        return q.new_zeros(out_shape(q, v)), state, nothing
+    if backend == "triton":
+        from longspan_kernels.linear.triton.delta_launches import triton_delta_forward
+
+        return triton_delta_forward(q, k, v, beta, log_decay, runs, lengths, initial_state, scale)
     with torch.autocast(q.device.type, enabled=False):
-        return delta_chunked.forward(q, k, v, beta, log_decay, runs, lengths, initial_state, scale)
+        return *delta_chunked.forward(q, k, v, beta, log_decay, runs, lengths, initial_state, scale), nothing
 
 
 @torch.library.custom_op("longspan::gated_delta_backward", mutates_args=())
 def gated_delta_backward(
     dout: Tensor, dstate: Tensor | None, q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None,
-    runs: Tensor | None, lengths: Tensor | None, initial_state: Tensor | None, scale: float, backend: str,
+    runs: Tensor | None, lengths: Tensor | None, initial_state: Tensor | None, inverse: Tensor, scale: float, backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """dq, dk, dv, d beta, d log_decay (also where there is none) and d initial_state (likewise)."""
     if not q.numel():
         first = state_like(q, v).zero_() if dstate is None else dstate.to(state_like(q, v).dtype, copy=True)
         zero = torch.zeros_like(beta, memory_format=torch.contiguous_format)
         return like(q).zero_(), like(k).zero_(), like(v).zero_(), zero, zero.clone(), first
+    if backend == "triton":
+        from longspan_kernels.linear.triton.delta_launches import triton_delta_backward
+
+        return triton_delta_backward(
+            dout, dstate, q, k, v, beta, log_decay, runs, lengths, initial_state, inverse, scale
+        )
     with torch.autocast(q.device.type, enabled=False):
         return delta_chunked.backward(
             dout, dstate, q, k, v, beta, log_decay, runs, lengths, initial_state, scale
@@ -93,27 +105,30 @@ def gated_delta_backward(
 
 @gated_delta_forward.register_fake
 def _(q, k, v, beta, log_decay, runs, lengths, initial_state, scale, backend):
-    return q.new_empty(out_shape(q, v)), state_like(q, v)
+    # How long the kernels' chunks are is known to them alone.
+    count = torch.library.get_ctx().new_dynamic_size() if backend == "triton" else 0
+    inverse = q.new_empty(count, dtype=stored_dtype(q))
+    return q.new_empty(out_shape(q, v)), state_like(q, v), inverse
 
 
 @gated_delta_backward.register_fake
-def _(dout, dstate, q, k, v, beta, log_decay, runs, lengths, initial_state, scale, backend):
+def _(dout, dstate, q, k, v, beta, log_decay, runs, lengths, initial_state, inverse, scale, backend):
     return like(q), like(k), like(v), like(beta), like(beta), state_like(q, v)
 
 
 def _save(ctx, inputs, output):
     q, k, v, beta, log_decay, runs, lengths, initial_state, scale, backend = inputs
-    ctx.save_for_backward(q, k, v, beta, log_decay, runs, lengths, initial_state)
+    ctx.save_for_backward(q, k, v, beta, log_decay, runs, lengths, initial_state, output[2])
     ctx.scale, ctx.backend = scale, backend
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx, dout, dstate):
-    q, k, v, beta, log_decay, runs, lengths, initial_state = ctx.saved_tensors
+def _backward(ctx, dout, dstate, _):
+    q, k, v, beta, log_decay, runs, lengths, initial_state, inverse = ctx.saved_tensors
     if dout is None:
         dout = q.new_zeros(out_shape(q, v))
     dq, dk, dv, dbeta, dg, first = torch.ops.longspan.gated_delta_backward(
-        dout, dstate, q, k, v, beta, log_decay, runs, lengths, initial_state, ctx.scale, ctx.backend
+        dout, dstate, q, k, v, beta, log_decay, runs, lengths, initial_state, inverse, ctx.scale, ctx.backend
     )
     dg = None if log_decay is None else dg
     dstart = None if initial_state is None else first.to(initial_state.dtype)

@@ -1,0 +1,223 @@
+"""Triton kernels of the gated delta rule. Triton is imported here: import this file lazily.
+
+The equations are those of `delta_chunked.py`. `invert_systems` and `make_operands` prepare all chunks at once, `run_states` goes
+from chunk to chunk with a head's state in registers, and `read_states` gives the outputs of all chunks at once. Backwards,
+`local_gradients` and `run_states_back` do the same in the other direction, and `finish_gradients` collects what a chunk needs.
+
+Legend: C tokens a chunk, N chunks, D and DV the widths of q, k and of v, BX and BZ columns of them at a time, S the state [D, DV].
+What chunks hand on lies in `[B * H, N * C, width]` and `[B * H, N + 1, D, DV]`, in bfloat16 for bfloat16 and float32 otherwise.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+
+from longspan_kernels.linear.triton.kernels import decays_of, runs_of
+
+VARYING = ("length", "chunks")
+
+
+class Sizes(NamedTuple):
+    """What the kernels are compiled for.
+
+    H query heads, K_SHARE of them a head of k and v; widths and tiles as in the legend; EXACT: products of float32, not
+    rounded to tf32.
+    """
+
+    H: int
+    K_SHARE: int
+    D: int
+    DV: int
+    C: int
+    BX: int
+    BZ: int
+    EXACT: bool
+
+
+@triton.jit
+def tokens_of(X, x_b, x_h, x_t, bh, SHARE: tl.constexpr, H: tl.constexpr, first):
+    """Where the rows of a chunk begin in x [B, heads, T, width]."""
+    b, h = bh // H, bh % H
+    return X + b.to(tl.int64) * x_b + (h // SHARE).to(tl.int64) * x_h + tl.cast(first, tl.int64) * x_t
+
+
+@triton.jit
+def stop_of(LENGTHS, bh, length, H: tl.constexpr):
+    """Tokens that exist."""
+    if LENGTHS is not None:
+        return tl.minimum(length, tl.load(LENGTHS + bh // H).to(tl.int32))
+    return length
+
+
+@triton.jit
+def rows_of(X, x_t, rows, columns, ok, TYPE: tl.constexpr):
+    """[C, B*] rows, zeros where no token is."""
+    return tl.load(X + rows[:, None] * x_t + columns[None, :], mask=ok[:, None], other=0.0).to(TYPE)
+
+
+@triton.jit
+def chunk_decays(G, RUNS, bh, first, rows, ok, length, H: tl.constexpr, C: tl.constexpr):
+    """into [C], onto [C], within [C, C] with its diagonal, and what is kept of the state over the chunk."""
+    lower = rows[:, None] >= rows[None, :]
+    if G is not None:
+        summed, total = decays_of(G, bh.to(tl.int64) * length + first, 1, rows, ok)
+        into = tl.exp(summed)
+        onto = tl.exp(tl.minimum(total - summed, 0.0))
+        within = tl.where(lower, tl.exp(tl.minimum(summed[:, None] - summed[None, :], 0.0)), 0.0)
+        kept = tl.exp(total)
+    else:
+        into = tl.full((C,), 1.0, tl.float32)
+        onto = tl.full((C,), 1.0, tl.float32)
+        within = tl.where(lower, 1.0, 0.0)
+        kept = 1.0
+    if RUNS is not None:
+        own, came, leaves = runs_of(RUNS + (bh // H).to(tl.int64) * length, first, rows, length, C, False)
+        into = tl.where(own == came, into, 0.0)
+        onto = tl.where(own == leaves, onto, 0.0)
+        within = tl.where(own[:, None] == own[None, :], within, 0.0)
+        kept = tl.where(came == leaves, kept, 0.0)
+    return into, onto, within, kept
+
+
+@triton.jit
+def key_products(K, k_t, rows, ok, S: tl.constexpr, TYPE: tl.constexpr, PRECISION: tl.constexpr):
+    """k k^T [C, C] of a chunk."""
+    products = tl.zeros((S.C, S.C), tl.float32)
+    for x in tl.static_range(S.D // S.BX):
+        k = rows_of(K, k_t, rows, x * S.BX + tl.arange(0, S.BX), ok, TYPE)
+        products = tl.dot(k, tl.trans(k), products, input_precision=PRECISION)
+    return products
+
+
+@triton.jit(do_not_specialize=VARYING)
+def invert_systems(
+    K, BETA, INVERSE, G, RUNS, LENGTHS, k_b: tl.int64, k_h: tl.int64, k_t: tl.int64,
+    length: tl.int32, chunks: tl.int32, S: tl.constexpr,
+):  # fmt: skip
+    """INVERSE = (I + L)^-1 [C, C] of every chunk, L_ij = beta_i within_ij k_i . k_j below the diagonal: row after row."""
+    TYPE: tl.constexpr = INVERSE.dtype.element_ty
+    PRECISION: tl.constexpr = "ieee" if S.EXACT else "tf32"
+    program = tl.program_id(0)
+    bh, first = program // chunks, program % chunks * S.C
+    rows = tl.arange(0, S.C)
+    ok = first + rows < stop_of(LENGTHS, bh, length, S.H)
+    k_rows = tokens_of(K, k_b, k_h, k_t, bh, S.K_SHARE, S.H, first)
+    beta = tl.load(BETA + bh.to(tl.int64) * length + first + rows, mask=ok, other=0.0)
+    _, _, within, _ = chunk_decays(G, RUNS, bh, first, rows, ok, length, S.H, S.C)
+    products = key_products(k_rows, k_t, rows, ok, S, TYPE, PRECISION)
+    system = tl.where(rows[:, None] > rows[None, :], products * within * beta[:, None], 0.0)
+    columns = tl.trans(system)  # a row of the system, laid out as a column
+    inverse = tl.where(rows[:, None] == rows[None, :], 1.0, 0.0)
+    for i in tl.range(1, S.C):
+        row = tl.sum(tl.where(rows[None, :] == i, columns, 0.0), 1)
+        known = tl.sum(row[:, None] * inverse, 0)
+        inverse = tl.where(rows[:, None] == i, inverse - known[None, :], inverse)
+    at = INVERSE + program.to(tl.int64) * S.C * S.C
+    tl.store(at + rows[:, None] * S.C + rows[None, :], inverse.to(TYPE))
+
+
+@triton.jit(do_not_specialize=VARYING)
+def make_operands(
+    K, V, BETA, INVERSE, FROM_VALUES, FROM_STATE, G, RUNS, LENGTHS,
+    k_b: tl.int64, k_h: tl.int64, k_t: tl.int64, v_b: tl.int64, v_h: tl.int64, v_t: tl.int64,
+    length: tl.int32, chunks: tl.int32, S: tl.constexpr,
+):  # fmt: skip
+    """FROM_VALUES = A beta V [C, DV] and FROM_STATE = A (beta into K) [C, D] of every chunk, A the inverse."""
+    TYPE: tl.constexpr = INVERSE.dtype.element_ty
+    PRECISION: tl.constexpr = "ieee" if S.EXACT else "tf32"
+    program = tl.program_id(0)
+    bh, first = program // chunks, program % chunks * S.C
+    rows = tl.arange(0, S.C)
+    ok = first + rows < stop_of(LENGTHS, bh, length, S.H)
+    k_rows = tokens_of(K, k_b, k_h, k_t, bh, S.K_SHARE, S.H, first)
+    v_rows = tokens_of(V, v_b, v_h, v_t, bh, S.K_SHARE, S.H, first)
+    beta = tl.load(BETA + bh.to(tl.int64) * length + first + rows, mask=ok, other=0.0)
+    into, _, _, _ = chunk_decays(G, RUNS, bh, first, rows, ok, length, S.H, S.C)
+    inverse = tl.load(INVERSE + program.to(tl.int64) * S.C * S.C + rows[:, None] * S.C + rows[None, :])
+    place = program.to(tl.int64) * S.C
+    for z in tl.static_range(S.DV // S.BZ):
+        columns = z * S.BZ + tl.arange(0, S.BZ)
+        v = rows_of(v_rows, v_t, rows, columns, ok, tl.float32) * beta[:, None]
+        made = tl.dot(inverse, v.to(TYPE), input_precision=PRECISION)
+        tl.store(FROM_VALUES + place * S.DV + rows[:, None] * S.DV + columns[None, :], made.to(TYPE))
+    for x in tl.static_range(S.D // S.BX):
+        columns = x * S.BX + tl.arange(0, S.BX)
+        k = rows_of(k_rows, k_t, rows, columns, ok, tl.float32) * (beta * into)[:, None]
+        made = tl.dot(inverse, k.to(TYPE), input_precision=PRECISION)
+        tl.store(FROM_STATE + place * S.D + rows[:, None] * S.D + columns[None, :], made.to(TYPE))
+
+
+@triton.jit(do_not_specialize=VARYING)
+def run_states(
+    K, FROM_VALUES, FROM_STATE, VALUES, STATES, START, LAST, G, RUNS, LENGTHS,
+    k_b: tl.int64, k_h: tl.int64, k_t: tl.int64, length: tl.int32, chunks: tl.int32, S: tl.constexpr,
+):  # fmt: skip
+    """VALUES = FROM_VALUES - FROM_STATE S, STATES the S before each chunk and after the last, LAST the last in float32."""
+    TYPE: tl.constexpr = STATES.dtype.element_ty
+    PRECISION: tl.constexpr = "ieee" if S.EXACT else "tf32"
+    TILES: tl.constexpr = S.DV // S.BZ
+    bh = tl.program_id(0) // TILES
+    rows, xs = tl.arange(0, S.C), tl.arange(0, S.D)
+    zs = tl.program_id(0) % TILES * S.BZ + tl.arange(0, S.BZ)
+    stop = stop_of(LENGTHS, bh, length, S.H)
+    k_head = tokens_of(K, k_b, k_h, k_t, bh, S.K_SHARE, S.H, 0)
+    place = bh.to(tl.int64) * chunks * S.C
+    entries = xs[:, None] * S.DV + zs[None, :]
+    STATES += bh.to(tl.int64) * (chunks + 1) * S.D * S.DV
+    if START is not None:
+        state = tl.load(START + bh.to(tl.int64) * S.D * S.DV + entries)
+    else:
+        state = tl.zeros((S.D, S.BZ), tl.float32)
+    for step in tl.range(0, chunks):
+        n = tl.cast(step, tl.int32)
+        first = n * S.C
+        ok = first + rows < stop
+        _, onto, _, kept = chunk_decays(G, RUNS, bh, first, rows, ok, length, S.H, S.C)
+        k = rows_of(k_head + first.to(tl.int64) * k_t, k_t, rows, xs, ok, TYPE)
+        own = place + first
+        w = tl.load(FROM_STATE + own * S.D + rows[:, None] * S.D + xs[None, :])
+        values = tl.load(FROM_VALUES + own * S.DV + rows[:, None] * S.DV + zs[None, :]).to(tl.float32)
+        held = state.to(TYPE)
+        tl.store(STATES + n.to(tl.int64) * S.D * S.DV + entries, held)
+        values -= tl.dot(w, held, input_precision=PRECISION)
+        tl.store(VALUES + own * S.DV + rows[:, None] * S.DV + zs[None, :], values.to(TYPE))
+        moved = (values * onto[:, None]).to(TYPE)
+        state = tl.dot(tl.trans(k), moved, state * kept, input_precision=PRECISION)
+    tl.store(STATES + chunks.to(tl.int64) * S.D * S.DV + entries, state.to(TYPE))
+    tl.store(LAST + bh.to(tl.int64) * S.D * S.DV + entries, state)
+
+
+@triton.jit(do_not_specialize=VARYING)
+def read_states(
+    Q, K, VALUES, STATES, OUT, G, RUNS, LENGTHS,
+    q_b: tl.int64, q_h: tl.int64, q_t: tl.int64, k_b: tl.int64, k_h: tl.int64, k_t: tl.int64, scale,
+    length: tl.int32, chunks: tl.int32, S: tl.constexpr,
+):  # fmt: skip
+    """OUT = scale * ((q k^T within) VALUES + into q S), contiguous [B * H, T, DV]."""
+    TYPE: tl.constexpr = STATES.dtype.element_ty
+    PRECISION: tl.constexpr = "ieee" if S.EXACT else "tf32"
+    TILES: tl.constexpr = S.DV // S.BZ
+    program = tl.program_id(0) // TILES
+    zs = tl.program_id(0) % TILES * S.BZ + tl.arange(0, S.BZ)
+    bh, n = program // chunks, program % chunks
+    first = n * S.C
+    rows = tl.arange(0, S.C)
+    ok = first + rows < stop_of(LENGTHS, bh, length, S.H)
+    q_rows = tokens_of(Q, q_b, q_h, q_t, bh, 1, S.H, first)
+    k_rows = tokens_of(K, k_b, k_h, k_t, bh, S.K_SHARE, S.H, first)
+    into, _, within, _ = chunk_decays(G, RUNS, bh, first, rows, ok, length, S.H, S.C)
+    STATES += (bh.to(tl.int64) * (chunks + 1) + n) * S.D * S.DV
+    scores = tl.zeros((S.C, S.C), tl.float32)
+    read = tl.zeros((S.C, S.BZ), tl.float32)
+    for x in tl.static_range(S.D // S.BX):
+        xs = x * S.BX + tl.arange(0, S.BX)
+        q, k = rows_of(q_rows, q_t, rows, xs, ok, TYPE), rows_of(k_rows, k_t, rows, xs, ok, TYPE)
+        scores = tl.dot(q, tl.trans(k), scores, input_precision=PRECISION)
+        read = tl.dot(q, tl.load(STATES + xs[:, None] * S.DV + zs[None, :]), read, input_precision=PRECISION)
+    values = tl.load(VALUES + program.to(tl.int64) * S.C * S.DV + rows[:, None] * S.DV + zs[None, :])
+    out = tl.dot((scores * within).to(TYPE), values, read * into[:, None], input_precision=PRECISION) * scale
+    at = OUT + (bh.to(tl.int64) * length + first) * S.DV + rows[:, None] * S.DV + zs[None, :]
+    tl.store(at, out.to(OUT.dtype.element_ty), mask=(first + rows < length)[:, None])
