@@ -26,6 +26,8 @@ def test_every_kernel_compiles_and_fits(capability, cases):
     rows = [line.split() for line in done.stdout.splitlines()]
     names = {"forward_rows", "backward_rows", "backward_columns", "prepare_rows", "add_splits"}
     names |= {"segment_states", "carry_states", "attend_segments"}
+    names |= {"invert_systems", "make_operands", "run_states", "read_states"}
+    names |= {"local_gradients", "run_states_back", "finish_gradients"}
     names |= {"selected_parts", "merge_parts", "selected_columns", "selected_rows", "attend_tokens", "differentiate_tokens"}
     assert names <= {row[0] for row in rows}
     for name, *_, shared in rows:

@@ -23,6 +23,7 @@ from longspan_kernels.block_sparse.triton import configs, schedule
 from longspan_kernels.block_sparse.triton.backward import triton_backward
 from longspan_kernels.block_sparse.triton.forward import triton_forward
 from longspan_kernels.launch import launcher as launching
+from longspan_kernels.linear.triton import delta_launches
 from longspan_kernels.linear.triton import launches as linear
 from longspan_kernels.selected.lists import queries_of_blocks
 from longspan_kernels.selected.options import Selection
@@ -74,7 +75,8 @@ def compiles(capability: int) -> None:
             made = triton.compile(source, target=target, options=packed.__dict__)
             if made.metadata.shared <= configs.shared_memory((capability // 10, capability % 10)) or stages == 1:
                 break
-        constants = plan.numbers["C"]._asdict() if "C" in plan.numbers else plan.numbers
+        grouped = next((plan.numbers[name] for name in ("C", "S") if hasattr(plan.numbers.get(name), "_asdict")), None)
+        constants = plan.numbers if grouped is None else grouped._asdict()
         tile = (constants.get("BM"), constants.get("BN"), constants.get("BD"))
         seconds = round(time.perf_counter() - began, 1)
         print(kernel.__name__, *tile, choice.warps, stages, seconds, made.metadata.shared, flush=True)
@@ -106,7 +108,7 @@ def main(capability: int, cases: int = len(CASES)) -> None:
 
 
 def compile_linear(D: int, Dv: int, dtype: torch.dtype, full: bool) -> None:
-    """Compiles what linear attention launches in both passes."""
+    """Compiles what linear attention and the delta rule launch in both passes."""
     linear.processors = lambda device: 132
     q, k = torch.zeros(2, 1, HEADS, LENGTH, D, dtype=dtype)
     v = torch.zeros(1, HEADS, LENGTH, Dv, dtype=dtype)
@@ -114,6 +116,9 @@ def compile_linear(D: int, Dv: int, dtype: torch.dtype, full: bool) -> None:
     places = (decay, runs, torch.zeros(1, dtype=torch.int64)) if full else (None, None, None)
     out, _, states = linear.triton_forward(q, k, v, *places, None, 1.0, False)
     linear.triton_backward(out, None, q, k, v, *places, None, states, 1.0, full)
+    beta, state = torch.zeros(1, HEADS, LENGTH), torch.zeros(1, HEADS, D, Dv) if full else None
+    out, _, inverse = delta_launches.triton_delta_forward(q, k, v, beta, *places, state, 1.0)
+    delta_launches.triton_delta_backward(out, state, q, k, v, beta, *places, state, inverse, 1.0)
 
 
 def selected() -> None:

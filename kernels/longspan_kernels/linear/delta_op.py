@@ -94,9 +94,7 @@ def gated_delta_backward(
     if backend == "triton":
         from longspan_kernels.linear.triton.delta_launches import triton_delta_backward
 
-        return triton_delta_backward(
-            dout, dstate, q, k, v, beta, log_decay, runs, lengths, initial_state, inverse, scale
-        )
+        return triton_delta_backward(dout, dstate, q, k, v, beta, log_decay, runs, lengths, initial_state, inverse, scale)
     with torch.autocast(q.device.type, enabled=False):
         return delta_chunked.backward(
             dout, dstate, q, k, v, beta, log_decay, runs, lengths, initial_state, scale

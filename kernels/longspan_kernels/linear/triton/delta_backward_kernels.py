@@ -1,5 +1,6 @@
 """Triton kernels of the gated delta rule's backward pass; `delta_kernels.py` has the legend. Import this file lazily."""
 
+# ruff: noqa: SIM108 (compile-time branches stay statements)
 from __future__ import annotations
 
 import triton
@@ -50,7 +51,7 @@ def run_states_back(
     q_b: tl.int64, q_h: tl.int64, q_t: tl.int64, k_b: tl.int64, k_h: tl.int64, k_t: tl.int64,
     o_b: tl.int64, o_h: tl.int64, o_t: tl.int64, scale, length: tl.int32, chunks: tl.int32, S: tl.constexpr,
 ):  # fmt: skip
-    """Adds to DVALUES what comes back through the states; BACK the gradient of the state after each chunk, FIRST of the first."""
+    """DVALUES += what comes back through the states; BACK: gradients of the states after the chunks, FIRST: of the first."""
     TYPE: tl.constexpr = BACK.dtype.element_ty
     PRECISION: tl.constexpr = "ieee" if S.EXACT else "tf32"
     TILES: tl.constexpr = S.DV // S.BZ
@@ -112,7 +113,7 @@ def finish_gradients(
     v_b: tl.int64, v_h: tl.int64, v_t: tl.int64, o_b: tl.int64, o_h: tl.int64, o_t: tl.int64, scale,
     length: tl.int32, chunks: tl.int32, S: tl.constexpr,
 ):  # fmt: skip
-    """DQ, DK [B * H, T, D], DV [B * H, T, DV], DBETA and DG [B * H, T] of a chunk; DG summed from each token to the chunk's end."""
+    """DQ, DK [B * H, T, D], DV [B * H, T, DV], DBETA and DG [B * H, T] of a chunk; DG summed from a token to its end."""
     TYPE: tl.constexpr = STATES.dtype.element_ty
     PRECISION: tl.constexpr = "ieee" if S.EXACT else "tf32"
     program = tl.program_id(0)

@@ -1,13 +1,14 @@
 """Triton kernels of the gated delta rule. Triton is imported here: import this file lazily.
 
-The equations are those of `delta_chunked.py`. `invert_systems` and `make_operands` prepare all chunks at once, `run_states` goes
-from chunk to chunk with a head's state in registers, and `read_states` gives the outputs of all chunks at once. Backwards,
+The equations are those of `delta_chunked.py`. `invert_systems` and `make_operands` prepare all chunks at once, `run_states`
+goes from chunk to chunk with a head's state in registers, and `read_states` gives the outputs of all chunks at once. Backwards,
 `local_gradients` and `run_states_back` do the same in the other direction, and `finish_gradients` collects what a chunk needs.
 
-Legend: C tokens a chunk, N chunks, D and DV the widths of q, k and of v, BX and BZ columns of them at a time, S the state [D, DV].
-What chunks hand on lies in `[B * H, N * C, width]` and `[B * H, N + 1, D, DV]`, in bfloat16 for bfloat16 and float32 otherwise.
+Legend: C tokens a chunk, N chunks, D and DV the widths of q, k and of v, BX and BZ columns of them at a time, S the state
+[D, DV]. What kernels hand on lies in [B * H, N * C, width] and [B * H, N + 1, D, DV], in `stored_dtype`.
 """
 
+# ruff: noqa: SIM108 (compile-time branches stay statements)
 from __future__ import annotations
 
 from typing import NamedTuple

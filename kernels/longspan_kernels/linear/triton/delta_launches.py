@@ -40,9 +40,7 @@ class Call:
 
     def between(self, width: int) -> Tensor:
         """Rows [B * H, N * C, width] that one kernel hands to another."""
-        return torch.empty(
-            (self.B * self.H, self.chunks * self.tiles.tokens, width), dtype=self.stored, device=self.device
-        )
+        return torch.empty((self.B * self.H, self.chunks * self.tiles.tokens, width), dtype=self.stored, device=self.device)
 
     def run(self, kernel: Any, *tensors: Tensor | None, scaled: bool = False, **operands: Tensor) -> None:
         """Launches a kernel over all chunks, or over all heads where it goes from chunk to chunk itself.
