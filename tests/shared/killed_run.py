@@ -1,9 +1,8 @@
-"""Runs in processes that may be killed: forked from a server that has the libraries loaded, so that each is quick."""
+"""Runs in processes that may be killed."""
 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 import sys
@@ -11,8 +10,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from warm_process import start
+
 CONF = Path(__file__).parents[2] / "conf"
-PRELOADED = ("longspan.training.run", "longspan.config.compose", "longspan.data", "longspan.report.build", "killed_run")
 # byte language modelling, 12 windows an epoch, a validation and so a checkpoint every other step
 SMALL = (
     "model.layers=1", "model.width=32", "model.heads=2", "model.dropout=0.1", "data.max_length=64", "data.batch_size=2",
@@ -21,17 +21,10 @@ SMALL = (
     "logger=none", "callbacks.pattern=null",
 )  # fmt: skip
 
-_server: Any = None
-
 
 def in_child(job: Callable[..., Any], *arguments: Any, timeout: float = 120, **settings: Any) -> int:
     """Runs `job`, a function of an importable module, in a process of its own; its exit code, -9 where it was killed."""
-    global _server
-    if _server is None:
-        _server = multiprocessing.get_context("forkserver")
-        _server.set_forkserver_preload(list(PRELOADED))
-    child = _server.Process(target=_quietly, args=(job, *arguments), kwargs=settings)
-    child.start()
+    child = start(_quietly, job, *arguments, **settings)
     child.join(timeout)
     if child.is_alive():
         child.kill()
@@ -41,9 +34,6 @@ def in_child(job: Callable[..., Any], *arguments: Any, timeout: float = 120, **s
 
 
 def _quietly(job: Callable[..., Any], *arguments: Any, **settings: Any) -> None:
-    import torch
-
-    torch.set_num_threads(1)
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 1)
     job(*arguments, **settings)
