@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from warm_process import Script
 
 from longspan.config.errors import ConfigError
 from longspan.records import Record
@@ -29,17 +30,35 @@ WORDS = [
 ]  # fmt: skip
 TWO = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.devices=2", "trainer.max_steps=8"]
 
-
-def run(*command: str, **environ: str) -> subprocess.Popen:
-    settings = {**os.environ, "OMP_NUM_THREADS": "1", **environ}
-    return subprocess.Popen(
-        [sys.executable, *command], cwd=ROOT, env=settings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+ON_CPU = "tests/shared/fsdp_on_cpu.py"
 
 
-def ended(process: subprocess.Popen) -> None:
+def ended(process: subprocess.Popen | Script) -> str:
     printed = process.communicate(timeout=300)[0]
     assert process.returncode == 0, printed[-3000:]
+    return printed
+
+
+def ranks(*command: str, **variables: str) -> list[Script]:
+    """Two processes, each with its rank under the names of torchrun and of srun that are among these variables."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    own = [name for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "SLURM_LOCALID") if name in variables]
+    settings = [{**os.environ, **place, **variables, **dict.fromkeys(own, str(rank))} for rank in range(2)]
+    return [Script(*command, cwd=ROOT, env=env, merged=True) for env in settings]
+
+
+def torchrun(*command: str) -> list[Script]:
+    """Two processes as torchrun starts them."""
+    return ranks(*command, TORCHELASTIC_RUN_ID="none", RANK="", LOCAL_RANK="", WORLD_SIZE="2", LOCAL_WORLD_SIZE="2",
+                 GROUP_RANK="0", GROUP_WORLD_SIZE="1")  # fmt: skip
+
+
+def srun(*words: str) -> list[Script]:
+    """Two tasks as srun starts them."""
+    return ranks("train.py", *words, SLURM_JOB_ID="77", SLURM_JOB_NAME="night", SLURM_NTASKS="2", SLURM_NTASKS_PER_NODE="2",
+                 SLURM_NODEID="0", SLURM_NNODES="1", SLURM_PROCID="", SLURM_LOCALID="")  # fmt: skip
 
 
 def figures(folder: Path, name: str) -> dict[int, float]:
@@ -60,10 +79,15 @@ def one(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory) -> Path:
-    """The run on two devices, as torchrun starts it."""
+    """The run on two devices, started by torchrun itself."""
     folder = tmp_path_factory.mktemp("two")
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    ended(run(*torchrun, "train.py", *WORDS, *TWO, f"hydra.run.dir={folder}"))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "train.py"]
+    ended(
+        subprocess.Popen(
+            [*command, *WORDS, *TWO, f"hydra.run.dir={folder}"], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+    )  # fmt: skip
     return folder
 
 
@@ -91,10 +115,10 @@ def test_sharded_blocks_clipped_by_norm_give_the_loss_of_one_device(tmp_path, tr
     """Training and validation alone: FSDP's whole checkpoints need a GPU, and are tested there."""
     words = [*WORDS, "model.layers=2", "trainer.gradient_clip_val=0.1", "callbacks=none", "test=false"]
     words = [word for word in words if not word.startswith("callbacks.")] + ["+trainer.enable_checkpointing=false"]
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "tests/shared/fsdp_on_cpu.py"]
-    sharded = run(*torchrun, "train.py", *words, "trainer=fsdp", *TWO[1:], f"hydra.run.dir={tmp_path / 'two'}")
+    sharded = torchrun(ON_CPU, "train.py", *words, "trainer=fsdp", *TWO[1:], f"hydra.run.dir={tmp_path / 'two'}")
     train(tmp_path / "one", *words)
-    ended(sharded)
+    for rank in sharded:
+        ended(rank)
     losses = figures(tmp_path / "two", "val/loss")
     assert len(losses) == 2 and losses == pytest.approx(figures(tmp_path / "one", "val/loss"), rel=1e-4)
 
@@ -102,13 +126,9 @@ def test_sharded_blocks_clipped_by_norm_give_the_loss_of_one_device(tmp_path, tr
 def test_a_model_trained_in_shards_is_tested_with_a_whole_checkpoint(tmp_path):
     """Loading alone, of what one process saved: the test after a sharded training sets the model up a second time."""
     checkpoint, script = str(tmp_path / "whole.ckpt"), "tests/shared/sharded_then_tested.py"
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "tests/shared/fsdp_on_cpu.py"]
-    means = []
-    for command in ([script], [*torchrun, script]):
-        process = run(*command, checkpoint)
-        printed = process.communicate(timeout=300)[0]
-        assert process.returncode == 0, printed[-3000:]
-        means += [float(line.split()[1]) for line in printed.splitlines() if line.startswith("mean ")]
+    printed = ended(Script(script, checkpoint, cwd=ROOT, merged=True))
+    printed += "".join(ended(rank) for rank in torchrun(ON_CPU, script, checkpoint))
+    means = [float(line.split()[1]) for line in printed.splitlines() if line.startswith("mean ")]
     assert len(means) == 2 and means[1] == pytest.approx(means[0], rel=1e-5)
 
 
@@ -117,10 +137,10 @@ def test_a_run_of_one_device_goes_on_in_shards(one, tmp_path, train):
     checkpoint = next(one.glob("checkpoints/*previous*"))
     words = [word for word in WORDS if not word.startswith("callbacks.")]
     words += ["callbacks=none", "+trainer.enable_checkpointing=false", f"ckpt_path={checkpoint}"]
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "tests/shared/fsdp_on_cpu.py"]
-    sharded = run(*torchrun, "train.py", *words, "trainer=fsdp", *TWO[1:], f"hydra.run.dir={tmp_path / 'two'}")
+    sharded = torchrun(ON_CPU, "train.py", *words, "trainer=fsdp", *TWO[1:], f"hydra.run.dir={tmp_path / 'two'}")
     train(tmp_path / "one", *words)
-    ended(sharded)
+    for rank in sharded:
+        ended(rank)
     single, double = Record.load(tmp_path / "one"), Record.load(tmp_path / "two")
     assert double.accuracy["bits_per_byte"].value == pytest.approx(single.accuracy["bits_per_byte"].value, rel=1e-4)
 
@@ -137,17 +157,6 @@ def test_a_run_of_two_devices_goes_on_on_one(one, two, tmp_path, train):
     train(tmp_path, *WORDS, f"ckpt_path={checkpoint}")
     losses, whole = figures(tmp_path, "train/loss"), figures(one, "train/loss")
     assert set(losses) == {6, 7} and losses == pytest.approx({step: whole[step] for step in losses}, rel=1e-3)
-
-
-def srun(*words: str) -> list[subprocess.Popen]:
-    """Two tasks as srun starts them, each a process of its own."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    slurm = {"SLURM_JOB_ID": "77", "SLURM_JOB_NAME": "night", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2",
-             "SLURM_NODEID": "0", "SLURM_NNODES": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}  # fmt: skip
-    tasks = [{**slurm, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)} for rank in range(2)]
-    return [run("train.py", *words, **task) for task in tasks]
 
 
 def test_a_run_of_one_device_goes_on_on_two_under_srun(one, tmp_path):

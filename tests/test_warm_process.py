@@ -21,7 +21,7 @@ ENDS = {
     "exit hooks": "import atexit; atexit.register(print, 'afterwards'); print('before')",
     "a thread": "import threading, time; threading.Thread(target=lambda: (time.sleep(0.2), print('late'))).start()",
     "a signal": "import os, signal; os.kill(os.getpid(), signal.SIGTERM)",
-    "what it is given": "import os, sys; print(sys.argv[1:], os.getcwd(), os.environ['OWN'], 'HOME' in os.environ, sys.path[0])",
+    "what it is given": "import os, sys; print(sys.argv[1:], os.getcwd(), os.environ['OWN'], os.getenv('HOME'), sys.path[0])",
     "its name": "import __main__; print(__name__, __main__.__file__ == __file__, __main__.__spec__)",
 }
 

@@ -53,16 +53,20 @@ class Script:
     """
 
     def __init__(
-        self, script: Path | str, *words: Any, cwd: Path | None = None, env: Mapping[str, str] | None = None, merged: bool = False
+        self,
+        script: Path | str,
+        *words: Any,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        merged: bool = False,
     ) -> None:
         self.args = [str(script), *map(str, words)]
         self._folder = tempfile.TemporaryDirectory(prefix="script-")
         self._files = [Path(self._folder.name) / name for name in ("stdout", "stdout" if merged else "stderr")]
         for file in self._files:
             file.touch()
-        self._process = start(
-            _run_script, self.args, str(cwd or Path.cwd()), dict(os.environ if env is None else env), list(map(str, self._files))
-        )
+        environ = dict(os.environ if env is None else env)
+        self._process = start(_run_script, self.args, str(cwd or Path.cwd()), environ, [str(file) for file in self._files])
         self.pid: int = self._process.pid
 
     @property
@@ -125,6 +129,7 @@ def _run_script(argv: list[str], cwd: str, environ: dict[str, str], outputs: lis
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environ)
+    _read_rank()
     sys.argv = argv
     sys.path.insert(0, str(Path(argv[0]).resolve().parent))
     try:
@@ -141,3 +146,10 @@ def _run_script(argv: list[str], cwd: str, environ: dict[str, str], outputs: lis
         sys.exit(1)
     finally:
         atexit._run_exitfuncs()
+
+
+def _read_rank() -> None:
+    """Lightning reads a process's rank when it is loaded, which was in the server."""
+    from lightning.fabric.utilities.rank_zero import _get_rank, rank_zero_only
+
+    rank_zero_only.rank = _get_rank() or 0
