@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from warm_process import run
 
 from longspan.config.command_line import check_command_line, choices_of, composed, groups, jobs
 from longspan.config.errors import ConfigError
@@ -90,10 +89,7 @@ def test_a_sweep_over_several_devices_in_one_process_is_refused(devices, capsys)
 def test_such_a_sweep_is_refused_however_it_is_asked_for(words, tmp_path):
     """Past the command line's check, by the job itself: nothing is trained, and no rank is started."""
     words = [word.format(own=tmp_path) for word in words]
-    done = subprocess.run(
-        [sys.executable, CONF.parent / "train.py", *words, f"hydra.sweep.dir={tmp_path}/sweep"],
-        capture_output=True, text=True, cwd=tmp_path, timeout=120,
-    )  # fmt: skip
+    done = run(CONF.parent / "train.py", *words, f"hydra.sweep.dir={tmp_path}/sweep", cwd=tmp_path)
     assert done.returncode == 2 and "scripts/sweep.py" in done.stderr and "Traceback" not in done.stderr
     assert not list(tmp_path.rglob("record.json"))
 

@@ -1,12 +1,11 @@
 """The growth benchmark: what it measures, what it refuses."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from warm_process import run
 
 from longspan.benchmark.growth import GrowthError, measure, parse_variant
 
@@ -33,7 +32,7 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark.py"
 def test_the_script_sweeps_variants_and_draws_the_picture(tmp_path):
     words = ["--attention", "local:window=32", "full", "--lengths", "128", "256", "512", "--heads", "1", "--head-dim", "16",
              "--seconds", "0.05", "--device", "cpu", "-o", str(tmp_path / "scaling.json")]  # fmt: skip
-    done = subprocess.run([sys.executable, SCRIPT, *words], capture_output=True, text=True, timeout=300)
+    done = run(SCRIPT, *words)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     content = json.loads((tmp_path / "scaling.json").read_text())
@@ -63,5 +62,5 @@ def test_a_variant_without_the_memory_is_left_out_from_there_on(monkeypatch):
 
 
 def test_a_wrong_variant_ends_with_a_message():
-    done = subprocess.run([sys.executable, SCRIPT, "--attention", "nothing"], capture_output=True, text=True)
+    done = run(SCRIPT, "--attention", "nothing")
     assert done.returncode == 2 and "error: 'nothing' is no attention" in done.stderr

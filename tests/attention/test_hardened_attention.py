@@ -1,13 +1,12 @@
 """Learned patterns out of records, beside windows of equal density."""
 
 import json
-import subprocess
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 import torch
+from warm_process import run
 
 from longspan.attention import learned
 from longspan.benchmark.hardened import HardenedError, at_random, equal_window, measure, of_record
@@ -87,8 +86,8 @@ def test_layers_are_timed_beside_the_window():
 
 def test_the_script_keeps_what_it_measured(tmp_path):
     words = [RECORDS / "learned-seed0", "--length", "2048", "--device", "cpu", "--heads", "2", "--head-dim", "16"]
-    script = [sys.executable, ROOT / "scripts" / "hardened_attention.py", *words, "--seconds", "0.01", "--densities", "0.1"]
-    done = subprocess.run([*script, "-o", tmp_path / "times.json"], capture_output=True, text=True)
+    words += ["--seconds", "0.01", "--densities", "0.1", "-o", tmp_path / "times.json"]
+    done = run(ROOT / "scripts" / "hardened_attention.py", *words)
     assert done.returncode == 0, done.stderr
     kept = json.loads((tmp_path / "times.json").read_text())
     assert [row["learned"] for row in kept["rows"]] == ["learned-seed0", "at random, density 0.1"]

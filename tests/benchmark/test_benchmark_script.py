@@ -4,12 +4,11 @@ import argparse
 import json
 import runpy
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from warm_process import run
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark.py"
 
@@ -26,15 +25,14 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark.py"
 def test_slips_are_said_before_anything_is_timed(words, said):
     if "GPU" in said and torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    command = [sys.executable, SCRIPT, *(words if "--suite" in words else ["--attention", "full", *words])]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = run(SCRIPT, *(words if "--suite" in words else ["--attention", "full", *words]))
     assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
 
 
 def test_the_command_is_kept_as_it_was_typed_and_names_no_folder_of_the_machine(tmp_path):
     words = ["--pattern", "Local(8) | Strided(16)", "--lengths", "64", "--heads", "1", "--head-dim", "16", "--seconds", "0.01"]
     output = tmp_path / "found.json"
-    subprocess.run([sys.executable, SCRIPT, *words, "--device", "cpu", "-o", output], cwd=tmp_path, timeout=120, check=True)
+    run(SCRIPT, *words, "--device", "cpu", "-o", output, cwd=tmp_path, check=True)
     command = json.loads(output.read_text())["command"]
     assert shlex.split(command) == ["python", "scripts/benchmark.py", *words, "--device", "cpu", "-o", str(output)]
 

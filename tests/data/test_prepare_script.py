@@ -1,17 +1,15 @@
 """scripts/prepare_data.py says what a run would read, and names what is wrong with it."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
+
+from warm_process import run
 
 ROOT = Path(__file__).parents[2]
 
 
 def prepare(*words):
-    return subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "prepare_data.py"), *words], capture_output=True, text=True, cwd=ROOT
-    )
+    return run(ROOT / "scripts" / "prepare_data.py", *words, cwd=ROOT)
 
 
 def test_it_tells_sizes_and_baselines(tmp_path):

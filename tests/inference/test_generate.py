@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from warm_process import run
 
 import longspan.attention as variants
 from longspan.config.errors import ConfigError
@@ -121,12 +122,11 @@ def test_from_a_checkpoint_on_the_command_line(tmp_path):
     (tmp_path / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 60)
     small = ["model.layers=1", "model.width=32", "model.heads=2", "data=text", f"data.path={tmp_path}/text.txt", "logger=none"]
     small += ["data.max_length=64", "data.batch_size=2", "trainer.max_steps=3", "attention=local", "attention.window=16"]
-    run = [sys.executable, str(ROOT / "train.py"), *small, f"hydra.run.dir={tmp_path}/run"]
-    subprocess.run(run, check=True, capture_output=True, cwd=tmp_path)
-    command = [sys.executable, str(ROOT / "scripts" / "generate.py"), f"checkpoint={tmp_path}/run", "prompt=The quick"]
-    done = subprocess.run([*command, "max_new_tokens=12", "temperature=0"], check=True, capture_output=True, cwd=tmp_path)
+    run(ROOT / "train.py", *small, f"hydra.run.dir={tmp_path}/run", cwd=tmp_path, check=True)
+    command = [ROOT / "scripts" / "generate.py", f"checkpoint={tmp_path}/run", "prompt=The quick", "max_new_tokens=12"]
+    done = subprocess.run([sys.executable, *command, "temperature=0"], check=True, capture_output=True, cwd=tmp_path)
     from longspan import load
 
     assert done.stdout.decode() == "The quick" + load(tmp_path / "run").generate(["The quick"], 12, temperature=0.0)[0] + "\n"
-    wrong = subprocess.run([*command, "top_k=many"], capture_output=True, cwd=tmp_path, text=True)
+    wrong = run(*command, "top_k=many", cwd=tmp_path)
     assert wrong.returncode == 2 and "top_k=many: give a whole number" in wrong.stderr and "Traceback" not in wrong.stderr

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from left_records import leave
 from rich.console import Console
+from warm_process import run
 
 from longspan.records import Accuracy, Measure, Record
 from longspan.report.build import CostAxisError, write_report
@@ -180,16 +181,10 @@ def test_only_failures_still_make_a_report(tmp_path):
 
 
 def test_the_script_says_where_it_wrote_and_what_is_wrong(runs, tmp_path):
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), str(runs), "-o", str(tmp_path / "out"), "--cost", "time"],
-        capture_output=True, text=True, check=False, timeout=120, env=_environment(),
-    )  # fmt: skip
+    done = run(SCRIPT, runs, "-o", tmp_path / "out", "--cost", "time")
     assert done.returncode == 0, done.stderr
     assert str(tmp_path / "out" / "report.html") in done.stdout
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), str(tmp_path / "nowhere"), "-o", str(tmp_path / "out")],
-        capture_output=True, text=True, check=False, timeout=120, env=_environment(),
-    )  # fmt: skip
+    done = run(SCRIPT, tmp_path / "nowhere", "-o", tmp_path / "out")
     assert done.returncode == 2
     assert "nowhere does not exist" in done.stderr
 

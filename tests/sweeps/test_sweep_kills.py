@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from warm_process import Script
 
 from longspan.config.errors import ConfigError
 from longspan.records import Record
@@ -120,10 +119,10 @@ print(Sweep(settings, Path(train)).run(grid_jobs(settings, Path(conf))), flush=T
 """
 
 
-def driver(folder: Path, *words: str) -> subprocess.Popen:
+def driver(folder: Path, *words: str) -> Script:
+    (folder / "driver.py").write_text(DRIVER)
     own = [f"sweep.output={folder}", "sweep.name=night", "sweep.engine=local"]
-    command = [sys.executable, "-c", DRIVER, str(CONF), str(STAND_IN), *own, *words]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return Script(folder / "driver.py", CONF, STAND_IN, *own, *words, merged=True)
 
 
 def test_a_killed_driver_leaves_its_runs_and_the_next_takes_them_up(tmp_path):

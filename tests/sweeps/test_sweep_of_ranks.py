@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import torch
+from warm_process import Script, run
 
 from longspan.records import Record
 
@@ -24,11 +23,9 @@ WORDS = [
 
 
 def test_every_rank_trains_the_settings_of_its_run_and_a_killed_one_goes_on(tmp_path):
-    command = [sys.executable, "scripts/sweep.py", *WORDS, "optimizer.lr=0.001,0.002", f"sweep.output={tmp_path}"]
-    environ = {**os.environ, "OMP_NUM_THREADS": "1"}
-    driver = subprocess.Popen(
-        [*command, "sweep.at_once=2"], cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    command = ["scripts/sweep.py", *WORDS, "optimizer.lr=0.001,0.002", f"sweep.output={tmp_path}"]
+    settings = {"cwd": ROOT, "env": {**os.environ, "OMP_NUM_THREADS": "1"}}
+    driver = Script(*command, "sweep.at_once=2", merged=True, **settings)
     first = tmp_path / "lr0.001"
     end = time.monotonic() + 200
     while not (first / "checkpoints" / "last.ckpt").exists() and driver.poll() is None and time.monotonic() < end:
@@ -51,6 +48,6 @@ def test_every_rank_trains_the_settings_of_its_run_and_a_killed_one_goes_on(tmp_
     assert len(list(tmp_path.rglob("record.json"))) == 2
     assert spent[0] == spent[1], "steps that the killed run took twice count once"
     before = (first / "record.json").read_bytes()
-    again = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, check=False)
+    again = run(*command, **settings)
     assert again.returncode == 0 and "2 complete already" in again.stdout
     assert (first / "record.json").read_bytes() == before

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from warm_process import Script
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = {
@@ -48,12 +47,13 @@ def driver(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     monkeypatch.setenv("QUEUE", str(tmp_path / "queue"))
     words = [f"sweep.output={tmp_path / 'night'}", "sweep.name=night", "sweep.engine=slurm", "seed=1,18"]
-    return [sys.executable, "-c", DRIVER, str(ROOT), *words]
+    (tmp_path / "driver.py").write_text(DRIVER)
+    return [tmp_path / "driver.py", ROOT, *words]
 
 
 @pytest.mark.slow
 def test_a_killed_driver_waits_for_the_job_that_it_had_submitted(tmp_path, driver):
-    first = subprocess.Popen(driver, stdout=subprocess.DEVNULL)
+    first = Script(*driver)
     waits = tmp_path / "night" / "seed18"
     end = time.monotonic() + 120
     while not ((waits / "steps").exists() and (tmp_path / "night" / "seed1" / "finished").exists()):
@@ -61,8 +61,11 @@ def test_a_killed_driver_waits_for_the_job_that_it_had_submitted(tmp_path, drive
         time.sleep(0.05)
     first.send_signal(signal.SIGKILL)
     first.wait()
-    again = subprocess.Popen(driver, stdout=subprocess.PIPE, text=True)
-    assert again.stdout is not None and "1 to go on with" in again.stdout.readline()
+    again = Script(*driver)
+    while "\n" not in again.printed():
+        assert time.monotonic() < end and again.poll() is None
+        time.sleep(0.05)
+    assert "1 to go on with" in again.printed().splitlines()[0]
     time.sleep(1)  # for what it would do wrong now
     (waits / "go").touch()
     said, _ = again.communicate(timeout=120)

@@ -1,13 +1,12 @@
 """What attention attended to: kept in the record of a run, drawn head by head."""
 
 import io
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from chosen_by_content import PLACE, draw
+from warm_process import run
 
 import longspan.attention as variants
 from longspan.config.errors import ConfigError
@@ -75,7 +74,7 @@ def test_a_checkpoint_is_drawn(tmp_path, train):
         # two blocks of 16 at most, the own one always
         assert all(int((row > 0).view(-1).nonzero().div(16, rounding_mode="floor").unique().numel()) <= 2 for row in weights[0])
     words = [f"checkpoint={checkpoint}", f"output={tmp_path / 'maps' / 'moba.png'}", "tokens=64"]
-    done = subprocess.run([sys.executable, SCRIPT, *words], capture_output=True, text=True)
+    done = run(SCRIPT, *words)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "maps" / "moba.png").stat().st_size > 5000
 
