@@ -23,18 +23,17 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from longspan.attention import AttentionConfigError
-from longspan.attention.errors import AttentionCallError
 from longspan.benchmark import cpu_choice, decode, encoding, first_call, layouts, linear
-from longspan.benchmark.cases import Case, CaseError
+from longspan.benchmark.cases import Case
 from longspan.benchmark.compare import compare
 from longspan.benchmark.compile_first import compile_first
 from longspan.benchmark.converted import compare_converted
 from longspan.benchmark.end_to_end import Size, compare_steps
-from longspan.benchmark.growth import GrowthError, measure
-from longspan.benchmark.peers import PeerUnavailable, find
+from longspan.benchmark.growth import measure
+from longspan.benchmark.peers import find
 from longspan.benchmark.results import result, save, show, show_growth
 from longspan.benchmark.suites import SUITES, Plan, suite
+from longspan.config.errors import BenchmarkError, CallError, ConfigError
 from longspan.patterns import PatternError, parse_pattern
 from longspan.records.environment import command_line
 from longspan.report.build import draw_scaling
@@ -107,7 +106,7 @@ def plans(args: argparse.Namespace) -> list[Plan]:
         chosen = [p for p in chosen if not args.only or any(text in p.case.name for text in args.only)]
         return [replace(p, sides=("longspan",) if args.alone else (*p.sides, *args.peer)) for p in chosen]
     if not args.pattern:
-        raise CaseError("nothing to time; give --attention, --suite or --pattern")
+        raise BenchmarkError("nothing to time; give --attention, --suite or --pattern")
     dtype = DTYPES[args.dtype or ("bfloat16" if args.device.startswith("cuda") else "float32")]
     return [
         Plan(
@@ -175,7 +174,7 @@ def decoding(args: argparse.Namespace) -> int:
             decode.available(args.attention), args.lengths if args.lengths != [8192] else decode.POSITIONS, device=args.device,
             heads=args.heads, head_dim=args.head_dim, batch=args.batch, dtype=dtype, each=keep_row,
         )  # fmt: skip
-    except (GrowthError, AttentionConfigError, AttentionCallError) as error:
+    except (BenchmarkError, ConfigError, CallError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if args.output:
@@ -216,7 +215,7 @@ def variants(args: argparse.Namespace) -> int:
             args.attention, args.lengths, device=args.device, heads=args.heads, head_dim=args.head_dim, causal=args.causal,
             batch=args.batch, dtype=dtype, seconds=args.seconds, each=save_so_far,
         )  # fmt: skip
-    except (GrowthError, AttentionConfigError) as error:
+    except (BenchmarkError, ConfigError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     show_growth(from_rows(rows, content))
@@ -274,7 +273,7 @@ def main() -> int:
             rows.append(compare(plan.case, plan.sides, args.device, args.seconds, heated=plan.heated))
             if args.output:  # after each case, so that an interrupt loses nothing
                 save(args.output, result(command_line(), args.device, rows, threads=torch.get_num_threads()))
-    except (CaseError, PeerUnavailable, PatternError) as error:
+    except (BenchmarkError, PatternError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

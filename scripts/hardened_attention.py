@@ -16,11 +16,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from longspan.attention import AttentionConfigError
-from longspan.benchmark.hardened import HardenedError, Learned, at_random, measure, of_record
+from longspan.benchmark.hardened import Learned, at_random, measure, of_record
 from longspan.benchmark.results import result, save
+from longspan.config.errors import BenchmarkError, ConfigError, RecordError
 from longspan.records.environment import command_line
-from longspan.report.collect import NoRecordsError, collect
+from longspan.report.collect import collect
 
 
 def arguments() -> argparse.Namespace:
@@ -63,7 +63,7 @@ def main() -> int:
             chosen(args), device=args.device, heads=args.heads, head_dim=args.head_dim, batch=args.batch,
             dtype=torch.bfloat16 if args.device.startswith("cuda") else torch.float32, seconds=args.seconds, keep=keep,
         )  # fmt: skip
-    except (HardenedError, AttentionConfigError, NoRecordsError) as error:
+    except (BenchmarkError, ConfigError, RecordError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     table = Table(title=f"T={args.length:,}: ms a layer, medians; times the window's time", title_justify="left")

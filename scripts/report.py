@@ -10,9 +10,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from longspan.report.build import CostAxisError, write_report
-from longspan.report.collect import NoRecordsError
-from longspan.report.scaling import BenchmarkError
+from longspan.config.errors import ConfigError, RecordError
+from longspan.report.build import write_report
 from longspan.report.tables import COST_AXES
 
 
@@ -43,7 +42,7 @@ def main() -> int:
             wandb_project=arguments.wandb,
             keep_records=arguments.records,
         )
-    except (NoRecordsError, CostAxisError, BenchmarkError) as error:
+    except (RecordError, ConfigError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"{page}\n{page.with_suffix('.md')}")

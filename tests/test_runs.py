@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from longspan.config.errors import CheckpointError, ConfigError
-from longspan.data.errors import DataConfigError
 from longspan.inference.evaluate import evaluate
 from longspan.inference.predict import predict
 from longspan.records import Record
@@ -220,7 +219,7 @@ def test_a_gpu_that_is_not_there_is_refused_at_once(tmp_path, train):
 
 
 def test_a_setting_that_its_target_does_not_take_is_refused(tmp_path, train):
-    with pytest.raises(DataConfigError, match=r"Did you mean data\.batch_size"):
+    with pytest.raises(ConfigError, match=r"Did you mean data\.batch_size"):
         train(tmp_path, *LM, "+data.batchsize=2")
 
 

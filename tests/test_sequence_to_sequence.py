@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 import longspan
+from longspan.config.errors import ConfigError
 from longspan.inference.evaluate import evaluate
 from longspan.inference.predict import predict
-from longspan.tasks import TaskConfigError
 
 CONF = Path(__file__).parents[1] / "conf"
 SMALL = [
@@ -70,9 +70,9 @@ def test_predictions_loading_and_saving(checkpoint, tmp_path):
 @pytest.mark.parametrize(
     ("words", "error", "message"),
     [
-        (["model=tiny"], TaskConfigError, "it takes model=encoder_decoder"),
+        (["model=tiny"], ConfigError, "it takes model=encoder_decoder"),
         (["model.cross_attention=wait_k:0"], ValueError, "give a number of tokens, 1 or more"),
-        (["task.metrics=[meteor]"], TaskConfigError, "task.metrics"),
+        (["task.metrics=[meteor]"], ConfigError, "task.metrics"),
     ],
 )
 def test_settings_that_do_not_fit(words, error, message, tmp_path, train):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from longspan.config.errors import CallError
 from longspan.nearest import nearest
 from longspan.patterns import Pattern
 from longspan_kernels.block_sparse.backends import BACKENDS
@@ -18,15 +19,11 @@ from longspan_kernels.block_sparse.layout import DeviceLayout
 from longspan_kernels.block_sparse.op import attend, attend_by
 from longspan_kernels.launch.autocast import autocast_dtype
 
-__all__ = ["BACKENDS", "SparseAttentionError", "sparse_attention"]
+__all__ = ["BACKENDS", "CallError", "sparse_attention"]
 
 WIDTHS = (16, 256)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 PerToken = Tensor | tuple[Tensor | None, Tensor | None]
-
-
-class SparseAttentionError(ValueError):
-    """An argument of `sparse_attention` that cannot work; the message names it, its value and what would be right."""
 
 
 def sparse_attention(
@@ -75,7 +72,7 @@ def sparse_attention(
     transforms of torch.func are served by "auto" and "dense", which hold Tq * Tk scores for them. Meta tensors give shapes.
 
     Raises:
-        SparseAttentionError, PatternError: an argument that cannot work.
+        CallError, PatternError: an argument that cannot work.
         TypeError: an argument of the wrong type.
         BackendError: a backend that cannot serve the call; the message says what would.
     """
@@ -93,19 +90,19 @@ def sparse_attention(
             f"pattern is a {type(pattern).__name__}; give one of longspan.patterns, such as Local(256), or a DeviceLayout"
         )
     if pattern.head_count is not None and pattern.head_count != H:
-        raise SparseAttentionError(f"pattern is made for {pattern.head_count} heads but q has {H}: {pattern}")
+        raise CallError(f"pattern is made for {pattern.head_count} heads but q has {H}: {pattern}")
     if causal and q_len > k_len:
-        raise SparseAttentionError(
+        raise CallError(
             f"causal=True with {q_len} queries and {k_len} keys: the first {q_len - k_len} queries would have no key; "
             "give at least as many keys as queries"
         )
     if backend not in BACKENDS:
-        raise SparseAttentionError(f"backend={backend!r} is unknown; choose one of {', '.join(BACKENDS)}")
+        raise CallError(f"backend={backend!r} is unknown; choose one of {', '.join(BACKENDS)}")
     _check_numbers(scale, dropout_p)
     q_lengths, k_lengths = _pair("lengths", lengths, q_len, k_len, (B,), (B,))
     q_segments, k_segments = _pair("segments", segments, q_len, k_len, (B, q_len), (B, k_len))
     if (q_segments is None) != (k_segments is None):
-        raise SparseAttentionError("segments lacks one of its pair; give both (q_segments, k_segments)")
+        raise CallError("segments lacks one of its pair; give both (q_segments, k_segments)")
     bias_block = 0 if block_bias is None else _bias_block(block_bias, pattern, H, q_len, k_len, bool(causal))
     return attend(
         q,
@@ -156,13 +153,13 @@ def _by_device_layout(
     """The same promises, by blocks that were chosen at run time."""
     B, q_len, k_len = q.shape[0], q.shape[2], k.shape[2]
     if (q_len, k_len) != (layout.q_len, layout.k_len):
-        raise SparseAttentionError(f"the layout is for {layout.q_len} queries and {layout.k_len} keys, not {q_len} and {k_len}")
+        raise CallError(f"the layout is for {layout.q_len} queries and {layout.k_len} keys, not {q_len} and {k_len}")
     if layout.index.shape[0] not in (1, B) or layout.index.shape[1] not in (1, q.shape[1]):
-        raise SparseAttentionError(f"the layout's index {tuple(layout.index.shape)} does not fit q {tuple(q.shape)}")
+        raise CallError(f"the layout's index {tuple(layout.index.shape)} does not fit q {tuple(q.shape)}")
     if causal and not layout.causal:
-        raise SparseAttentionError("causal=True with a layout that is not; make it with DeviceLayout(..., causal=True)")
+        raise CallError("causal=True with a layout that is not; make it with DeviceLayout(..., causal=True)")
     if block_bias is not None:
-        raise SparseAttentionError("block_bias needs a pattern made of blocks, not a layout made at run time")
+        raise CallError("block_bias needs a pattern made of blocks, not a layout made at run time")
     _check_numbers(scale, dropout_p)
     q_lengths, k_lengths = _pair("lengths", lengths, q_len, k_len, (B,), (B,))
     q_segments, k_segments = _pair("segments", segments, q_len, k_len, (B, q_len), (B, k_len))
@@ -177,26 +174,24 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
         if not isinstance(x, Tensor):
             raise TypeError(f"{name} is a {type(x).__name__}; give a tensor [B, heads, T, D]")
         if x.dim() != 4:
-            raise SparseAttentionError(f"{name} has shape {tuple(x.shape)}; give [B, heads, T, D]")
+            raise CallError(f"{name} has shape {tuple(x.shape)}; give [B, heads, T, D]")
         if x.dtype not in DTYPES:
-            raise SparseAttentionError(f"{name} is {x.dtype}; give float32, bfloat16, float16 or float64")
+            raise CallError(f"{name} is {x.dtype}; give float32, bfloat16, float16 or float64")
     if k.shape != v.shape:
-        raise SparseAttentionError(f"k {tuple(k.shape)} and v {tuple(v.shape)} differ in shape; give them the same")
+        raise CallError(f"k {tuple(k.shape)} and v {tuple(v.shape)} differ in shape; give them the same")
     if q.shape[0] != k.shape[0]:
-        raise SparseAttentionError(f"q has a batch of {q.shape[0]} and k of {k.shape[0]}; give them the same")
+        raise CallError(f"q has a batch of {q.shape[0]} and k of {k.shape[0]}; give them the same")
     if q.shape[3] != k.shape[3]:
-        raise SparseAttentionError(f"q has width {q.shape[3]} and k {k.shape[3]}; give them the same")
+        raise CallError(f"q has width {q.shape[3]} and k {k.shape[3]}; give them the same")
     if not WIDTHS[0] <= q.shape[3] <= WIDTHS[1]:
-        raise SparseAttentionError(f"head width D = {q.shape[3]} is not served; give {WIDTHS[0]} to {WIDTHS[1]}")
+        raise CallError(f"head width D = {q.shape[3]} is not served; give {WIDTHS[0]} to {WIDTHS[1]}")
     if k.shape[1] < 1 or q.shape[1] % k.shape[1]:
-        raise SparseAttentionError(
-            f"q has {q.shape[1]} heads and k, v have {k.shape[1]}; the number of key/value heads must divide q's"
-        )
+        raise CallError(f"q has {q.shape[1]} heads and k, v have {k.shape[1]}; the number of key/value heads must divide q's")
     if not q.device == k.device == v.device:
-        raise SparseAttentionError(f"q is on {q.device}, k on {k.device}, v on {v.device}; move them to one device")
+        raise CallError(f"q is on {q.device}, k on {k.device}, v on {v.device}; move them to one device")
     # Autocast brings them to one dtype.
     if not q.dtype == k.dtype == v.dtype and autocast_dtype(q) is None:
-        raise SparseAttentionError(f"q is {q.dtype}, k {k.dtype}, v {v.dtype}; give them one dtype")
+        raise CallError(f"q is {q.dtype}, k {k.dtype}, v {v.dtype}; give them one dtype")
 
 
 def _check_numbers(scale: Any, dropout_p: Any) -> None:
@@ -206,9 +201,9 @@ def _check_numbers(scale: Any, dropout_p: Any) -> None:
         if not isinstance(value, (int, float)) and (name, value) != ("scale", None):
             raise TypeError(f"{name} is a {type(value).__name__}; give a number")
     if scale is not None and not -float("inf") < scale < float("inf"):
-        raise SparseAttentionError(f"scale={scale} is not finite; give a number, or None for 1/sqrt(D)")
+        raise CallError(f"scale={scale} is not finite; give a number, or None for 1/sqrt(D)")
     if not 0.0 <= dropout_p < 1.0:
-        raise SparseAttentionError(f"dropout_p={dropout_p} is not a share; give 0.0 up to but not including 1.0")
+        raise CallError(f"dropout_p={dropout_p} is not a share; give 0.0 up to but not including 1.0")
 
 
 def _pair(
@@ -219,7 +214,7 @@ def _pair(
         return None, None
     if isinstance(given, Tensor):
         if q_len != k_len:
-            raise SparseAttentionError(
+            raise CallError(
                 f"{name} is one tensor, but there are {q_len} queries and {k_len} keys; give a pair (q_{name}, k_{name})"
             )
         given = (given, given)
@@ -231,9 +226,9 @@ def _pair(
         if not isinstance(x, Tensor):
             raise TypeError(f"{name}: its {side} side is {x!r}; give a tensor, or a pair of tensors (q_{name}, k_{name})")
         if tuple(x.shape) != tuple(shape):
-            raise SparseAttentionError(f"{name}: its {side} side has shape {tuple(x.shape)}; give {tuple(shape)}")
+            raise CallError(f"{name}: its {side} side has shape {tuple(x.shape)}; give {tuple(shape)}")
         if x.dtype.is_floating_point or x.dtype.is_complex or x.dtype == torch.bool:
-            raise SparseAttentionError(f"{name}: its {side} side is {x.dtype}; give whole numbers")
+            raise CallError(f"{name}: its {side} side is {x.dtype}; give whole numbers")
     return given[0], given[1]
 
 
@@ -242,14 +237,14 @@ def _bias_block(bias: Tensor, pattern: Pattern, heads: int, q_len: int, k_len: i
     if not isinstance(bias, Tensor):
         raise TypeError(f"block_bias is a {type(bias).__name__}; give a tensor [heads or 1, query blocks, key blocks]")
     if not bias.dtype.is_floating_point:
-        raise SparseAttentionError(f"block_bias is {bias.dtype}; give floating-point numbers, such as torch.float32")
+        raise CallError(f"block_bias is {bias.dtype}; give floating-point numbers, such as torch.float32")
     size = block_size_of(pattern.key, heads, causal)
     if size is None:
-        raise SparseAttentionError(f"block_bias needs a pattern made of blocks, not {pattern}; use BigBird, BlockTable, ...")
+        raise CallError(f"block_bias needs a pattern made of blocks, not {pattern}; use BigBird, BlockTable, ...")
     key_blocks = -(-k_len // size)
     query_blocks = key_blocks - (k_len - q_len) // size
     if tuple(bias.shape) not in ((heads, query_blocks, key_blocks), (1, query_blocks, key_blocks)):
-        raise SparseAttentionError(
+        raise CallError(
             f"block_bias has shape {tuple(bias.shape)}; give [{heads} or 1, {query_blocks}, {key_blocks}] for blocks of {size}"
         )
     return size

@@ -13,7 +13,8 @@ from omegaconf import OmegaConf
 from torch.utils.checkpoint import checkpoint
 
 import longspan.attention as variants
-from longspan.attention import AdaptiveSpan, AttentionConfigError
+from longspan.attention import AdaptiveSpan
+from longspan.config.errors import ConfigError
 from longspan.patterns import Local, PerHead
 
 CONF = Path(__file__).parents[2] / "conf" / "attention"
@@ -157,7 +158,7 @@ def test_final_windows_beyond_the_longest_span_are_refused():
     module = made([10.0, 20.0, 30.0, 200.0])
     module.harden()
     made(max_span=200).load_state_dict(module.state_dict())
-    with pytest.raises(AttentionConfigError, match=r"attention\.max_span = 100, .* final and reach 210 tokens; give at least"):
+    with pytest.raises(ConfigError, match=r"attention\.max_span = 100, .* final and reach 210 tokens; give at least"):
         made(max_span=100).load_state_dict(module.state_dict())
 
 
@@ -213,5 +214,5 @@ WRONG = [
 
 @pytest.mark.parametrize(("given", "message"), WRONG, ids=[message for _, message in WRONG])
 def test_wrong_settings_name_their_config_key(given, message):
-    with pytest.raises(AttentionConfigError, match=message):
+    with pytest.raises(ConfigError, match=message):
         made(**given)

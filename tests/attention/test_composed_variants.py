@@ -5,7 +5,7 @@ import torch
 from chosen_by_content import PLACE, configured, draw
 
 import longspan.attention as variants
-from longspan.attention import AttentionConfigError
+from longspan.config.errors import ConfigError
 from longspan.records.schema import Record
 
 
@@ -32,7 +32,7 @@ def test_layers_by_names():
     ],
 )
 def test_wrong_layers_are_named(layers, words):
-    with pytest.raises(AttentionConfigError, match=words):
+    with pytest.raises(ConfigError, match=words):
         variants.hybrid(layers=layers, **PLACE)
 
 
@@ -64,9 +64,9 @@ def test_heads_have_their_variants():
 
 
 def test_parts_that_cannot_share():
-    with pytest.raises(AttentionConfigError, match="holds 3 parts for 2 key/value heads"):
+    with pytest.raises(ConfigError, match="holds 3 parts for 2 key/value heads"):
         variants.mixed_heads(parts=["local", "full", "linear"], **PLACE)
-    with pytest.raises(AttentionConfigError, match=r"parts\[0\] = 'reformer' makes its keys from the queries"):
+    with pytest.raises(ConfigError, match=r"parts\[0\] = 'reformer' makes its keys from the queries"):
         variants.mixed_heads(parts=["reformer", "full"], **PLACE)
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import longspan.attention as variants
-from longspan.attention.errors import AttentionCallError
+from longspan.config.errors import CallError
 
 torch.set_num_threads(1)
 LONGEST, HEADS, KV, D = 96, 4, 2, 16
@@ -152,26 +152,26 @@ def test_decoding_is_without_dropout_and_without_gradients():
 
 def test_what_cannot_decode_says_why():
     both_ways = variants.local(window=9, **PLACE | {"causal": False})
-    with pytest.raises(AttentionCallError, match="looks both ways; build it with causal=True"):
+    with pytest.raises(CallError, match="looks both ways; build it with causal=True"):
         both_ways.new_cache(2)
-    with pytest.raises(AttentionCallError, match=r"call harden\(\) first"):
+    with pytest.raises(CallError, match=r"call harden\(\) first"):
         variants.learned(**PLACE, density=0.5, block_size=16).new_cache(2)
     for name, change, message in (
         ("reformer", {"chunks": "sorted"}, "move with every later token; give attention.chunks=aligned"),
         ("reformer", {"max_length": None}, "follow from the length of the call; give max_length, or attention.buckets"),
         ("routing", {"membership": "balanced"}, "give attention.membership=nearest"),
     ):
-        with pytest.raises(AttentionCallError, match=message):
+        with pytest.raises(CallError, match=message):
             getattr(variants, name)(**PLACE | change).new_cache(1)
     module = made("local")
     q, k, v = draw(LONGEST)
-    with pytest.raises(AttentionCallError, match="do not fit a cache of 3 sequences"):
+    with pytest.raises(CallError, match="do not fit a cache of 3 sequences"):
         module.decode(q, k, v, module.new_cache(3))
     cache = module.new_cache(2)
     module.decode(q, k, v, cache)
-    with pytest.raises(AttentionCallError, match="97 tokens are more than the 96 of the longest sequence"):
+    with pytest.raises(CallError, match="97 tokens are more than the 96 of the longest sequence"):
         module.decode(*(x[:, :, :1] for x in (q, k, v)), cache)
-    with pytest.raises(AttentionCallError, match="batch = 0"):
+    with pytest.raises(CallError, match="batch = 0"):
         module.new_cache(0)
 
 

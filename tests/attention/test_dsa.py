@@ -5,8 +5,8 @@ import torch
 from chosen_by_content import PLACE, compare, configured, dense, draw
 
 import longspan.attention as variants
-from longspan.attention import AttentionConfigError
 from longspan.attention.indexer import imitation_loss
+from longspan.config.errors import ConfigError
 
 SIZES = {"top_k": 7, "indexer_heads": 3, "indexer_width": 16, "warmup_steps": 0}
 
@@ -173,7 +173,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("change", "message"), WRONG, ids=[message for _, message in WRONG])
 def test_wrong_settings_name_their_config_key(change, message):
-    with pytest.raises(AttentionConfigError, match=message):
+    with pytest.raises(ConfigError, match=message):
         made(**change)
 
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from warm_process import run
 
-from longspan.benchmark.growth import GrowthError, measure, parse_variant
+from longspan.benchmark.growth import measure, parse_variant
+from longspan.config.errors import BenchmarkError
 
 
 def test_rows_state_cost_and_growth():
@@ -22,7 +23,7 @@ def test_settings_are_read_as_what_they_look_like():
         "reformer", {"rounds": 2, "chunks": "sorted", "buckets": None, "dropout": 0.5},
     )  # fmt: skip
     for text, message in (("reformr", "is no attention"), ("local:window", "is no setting; give key=value")):
-        with pytest.raises(GrowthError, match=message):
+        with pytest.raises(BenchmarkError, match=message):
             parse_variant(text)
 
 

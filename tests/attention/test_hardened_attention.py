@@ -9,7 +9,8 @@ import torch
 from warm_process import run
 
 from longspan.attention import learned
-from longspan.benchmark.hardened import HardenedError, at_random, equal_window, measure, of_record
+from longspan.benchmark.hardened import at_random, equal_window, measure, of_record
+from longspan.config.errors import BenchmarkError
 from longspan.patterns import Local
 from longspan.records import Record
 
@@ -64,13 +65,13 @@ def test_a_window_of_equal_density_and_gates_at_random():
 
 def test_what_does_not_fit_is_named():
     record = Record.load(RECORDS / "learned-seed0" / "record.json")
-    with pytest.raises(HardenedError, match="it: 1024 tokens have no gate 'offset 21'; give at least 2048 tokens"):
+    with pytest.raises(BenchmarkError, match="it: 1024 tokens have no gate 'offset 21'; give at least 2048 tokens"):
         of_record(record, 1024, "it")
-    with pytest.raises(HardenedError, match="3000 tokens are no multiple of the 2048"):
+    with pytest.raises(BenchmarkError, match="3000 tokens are no multiple of the 2048"):
         of_record(record, 3000, "it", stretch=True)
-    with pytest.raises(HardenedError, match="3 heads are no multiple of the 2 that were trained"):
+    with pytest.raises(BenchmarkError, match="3 heads are no multiple of the 2 that were trained"):
         of_record(record, 2048, "it").patterns(3)
-    with pytest.raises(HardenedError, match="holds no learned connections"):
+    with pytest.raises(BenchmarkError, match="holds no learned connections"):
         of_record(Record.load(RECORDS / "full-seed0" / "record.json"), 2048, "full")
 
 

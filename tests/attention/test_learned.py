@@ -10,10 +10,11 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 import longspan.attention as variants
-from longspan.attention import AttentionConfigError, LearnedAttention
+from longspan.attention import LearnedAttention
 from longspan.attention.learned import hard_concrete
 from longspan.attention.learned.budget import Schedule, chosen_gates
 from longspan.attention.learned.module import MULTIPLIER
+from longspan.config.errors import ConfigError
 
 CONF = Path(__file__).parents[2] / "conf" / "attention"
 PLACE = {"heads": 2, "kv_heads": 1, "head_dim": 16, "causal": True, "layer": 0, "max_length": 100}
@@ -293,13 +294,11 @@ def test_a_checkpoint_of_other_gates_or_of_more_density_is_refused():
     stored = module.state_dict()
     for given, key in (({"strides": [7]}, r"strides\[0\] = 7"), ({"stride_from": 1}, "stride_from = 1")):
         assert made(**given).candidates.gates == module.candidates.gates
-        with pytest.raises(AttentionConfigError, match=rf"attention\.{key} where the checkpoint's gates were learned with"):
+        with pytest.raises(ConfigError, match=rf"attention\.{key} where the checkpoint's gates were learned with"):
             made(**given).load_state_dict(stored)
     made(density=0.1).load_state_dict(stored)  # its gates can still close
     module.harden()
-    with pytest.raises(
-        AttentionConfigError, match=r"attention\.density = 0\.1, .* is final and keeps 0\.3.*; give at least that"
-    ):
+    with pytest.raises(ConfigError, match=r"attention\.density = 0\.1, .* is final and keeps 0\.3.*; give at least that"):
         made(density=0.1).load_state_dict(module.state_dict())
 
 
@@ -383,5 +382,5 @@ WRONG = [
 
 @pytest.mark.parametrize(("given", "message"), WRONG, ids=[message for _, message in WRONG])
 def test_wrong_settings_name_their_config_key(given, message):
-    with pytest.raises(AttentionConfigError, match=message):
+    with pytest.raises(ConfigError, match=message):
         made(**given)

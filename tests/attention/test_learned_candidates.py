@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longspan.attention import AttentionConfigError
 from longspan.attention.learned.candidates import Candidates
 from longspan.attention.learned.patterns import open_blocks, open_residues, plain_pattern, residue_class
+from longspan.config.errors import ConfigError
 
 
 def gate_of_each_pair(c: Candidates, length: int) -> torch.Tensor:
@@ -38,7 +38,7 @@ def candidates(draw):
             length, draw(st.booleans()), 16, draw(st.none() | st.integers(1, blocks)), draw(st.integers(0, min(2, blocks))),
             tuple(strides), far,
         )  # fmt: skip
-    except AttentionConfigError:  # a stride that no pair is left to
+    except ConfigError:  # a stride that no pair is left to
         return Candidates(length, draw(st.booleans()), 16)
 
 
@@ -97,5 +97,5 @@ WRONG = [
 
 @pytest.mark.parametrize(("given_settings", "message"), WRONG, ids=[message for _, message in WRONG])
 def test_wrong_candidates_name_their_config_key(given_settings, message):
-    with pytest.raises(AttentionConfigError, match=message):
+    with pytest.raises(ConfigError, match=message):
         Candidates(128, True, **{"block_size": 16, **given_settings})

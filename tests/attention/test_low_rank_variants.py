@@ -6,8 +6,7 @@ from chosen_by_content import PLACE, compare, configured, draw
 from torch.nn import functional as F
 
 import longspan.attention as variants
-from longspan.attention import AttentionConfigError
-from longspan.attention.content import AttentionCallError
+from longspan.config.errors import CallError, ConfigError
 
 BOTH_WAYS = PLACE | {"causal": False}
 
@@ -203,11 +202,11 @@ def test_configs_are_defaults_and_costs_grow(name):
     ],
 )
 def test_wrong_settings_are_named(name, settings, words):
-    with pytest.raises(AttentionConfigError, match=words):
+    with pytest.raises(ConfigError, match=words):
         getattr(variants, name)(**settings)
 
 
 @pytest.mark.parametrize(("name", "place"), [("linformer", BOTH_WAYS), ("synthesizer", PLACE)])
 def test_longer_than_built_for_is_refused(name, place):
-    with pytest.raises(AttentionCallError, match="built for 200 tokens and got 201"):
+    with pytest.raises(CallError, match="built for 200 tokens and got 201"):
         made(name, **place)(*draw(201))

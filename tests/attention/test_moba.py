@@ -5,8 +5,7 @@ import torch
 from chosen_by_content import PLACE, checked_against, configured, draw
 
 import longspan.attention as variants
-from longspan.attention import AttentionConfigError
-from longspan.attention.content import AttentionCallError
+from longspan.config.errors import CallError, ConfigError
 
 
 def picked(q, k, size, top_k, causal, length):
@@ -129,16 +128,16 @@ WRONG = [
 
 @pytest.mark.parametrize(("change", "message"), WRONG, ids=[message for _, message in WRONG])
 def test_wrong_settings_name_their_config_key(change, message):
-    with pytest.raises(AttentionConfigError, match=message):
+    with pytest.raises(ConfigError, match=message):
         variants.moba(**PLACE | change)
 
 
 def test_wrong_calls_are_named():
     module = variants.moba(block_size=16, top_k=2, **PLACE)
     q, k, v = draw(32)
-    with pytest.raises(AttentionCallError, match=r"do not fit .* give \[B, 4, T, 16\]"):
+    with pytest.raises(CallError, match=r"do not fit .* give \[B, 4, T, 16\]"):
         module(q[:, :2], k, v)
-    with pytest.raises(AttentionCallError, match="32 queries and 16 keys"):
+    with pytest.raises(CallError, match="32 queries and 16 keys"):
         module(q, k[:, :, :16], v[:, :, :16])
 
 

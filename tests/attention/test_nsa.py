@@ -5,7 +5,7 @@ import torch
 from chosen_by_content import PLACE, compare, configured, dense, draw
 
 import longspan.attention as variants
-from longspan.attention import AttentionConfigError
+from longspan.config.errors import ConfigError
 from longspan_kernels.selected import importance
 from longspan_kernels.selected.importance import overlaps
 
@@ -164,7 +164,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("change", "message"), WRONG, ids=[message for _, message in WRONG])
 def test_wrong_settings_name_their_config_key(change, message):
-    with pytest.raises(AttentionConfigError, match=message):
+    with pytest.raises(ConfigError, match=message):
         variants.nsa(**PLACE | SIZES | change)
 
 

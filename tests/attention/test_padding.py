@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import longspan.attention as variants
-from longspan.attention.errors import AttentionCallError
+from longspan.config.errors import CallError
 from longspan.data import SequenceClassificationDataModule
 from longspan.models import Encoder
 from longspan.tasks import SequenceClassification
@@ -125,7 +125,7 @@ def test_packed_documents_do_not_see_each_other(name, settings, causal):
     q, k, v = (torch.randn(1, heads, LONG, 16, generator=generator) for heads in (2, 1, 1))
     segments = (torch.arange(LONG) >= SHORT).long()[None] * 5
     if name == "sinkhorn":
-        with pytest.raises(AttentionCallError, match=r"segments: .* data\.pack=false"):
+        with pytest.raises(CallError, match=r"segments: .* data\.pack=false"):
             module(q, k, v, segments=segments)
         return
     before = module(q, k, v, segments=segments)

@@ -11,9 +11,10 @@ from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 
 import longspan.attention as variants
-from longspan.attention import AttentionConfigError, PatternAttention
+from longspan.attention import PatternAttention
 from longspan.attention.block_table import log_sparse_table
 from longspan.attention.named import variant_named, variant_names
+from longspan.config.errors import ConfigError
 from longspan.patterns import BigBird, BlockTable, Full, Global, Local, Longformer, PerHead, Predicate, Random, Strided
 
 torch.set_num_threads(1)
@@ -224,7 +225,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("build", "message"), WRONG, ids=[message for _, message in WRONG])
 def test_wrong_settings_name_their_config_key(build, message):
-    with pytest.raises(AttentionConfigError, match=message):
+    with pytest.raises(ConfigError, match=message):
         build()
 
 

@@ -5,10 +5,9 @@ import torch
 from chosen_by_content import PLACE, compare, configured, dense, draw
 
 import longspan.attention as variants
-from longspan.attention import AttentionConfigError
 from longspan.attention.buckets import Chunks
-from longspan.attention.content import AttentionCallError
 from longspan.attention.hashing import buckets_of, directions, factors
+from longspan.config.errors import CallError, ConfigError
 
 SIZES = {"chunk": 16, "buckets": 8, "rounds": 3}
 
@@ -212,7 +211,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("change", "message"), WRONG, ids=[message for _, message in WRONG])
 def test_wrong_settings_name_their_config_key(change, message):
-    with pytest.raises(AttentionConfigError, match=message):
+    with pytest.raises(ConfigError, match=message):
         variants.reformer(**PLACE | change)
 
 
@@ -228,5 +227,5 @@ def test_sequences_longer_than_rotations_were_drawn_for_are_refused():
     module = variants.reformer(**PLACE | {"chunk": 16, "max_length": 64}).double()
     q, k, v = draw(400)
     module.train()(q, k, v)  # rotations are drawn by the call
-    with pytest.raises(AttentionCallError, match=r"q has 400 tokens, .* give a larger max_length, or a number of buckets"):
+    with pytest.raises(CallError, match=r"q has 400 tokens, .* give a larger max_length, or a number of buckets"):
         module.eval()(q, k, v)

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from chosen_by_content import PLACE, compare, configured, dense, draw
 
 import longspan.attention as variants
-from longspan.attention import AttentionConfigError
 from longspan.attention.centroids import Centroids
+from longspan.config.errors import ConfigError
 
 
 def made(**change):
@@ -195,5 +195,5 @@ WRONG = [
 
 @pytest.mark.parametrize(("change", "message"), WRONG, ids=[message for _, message in WRONG])
 def test_wrong_settings_name_their_config_key(change, message):
-    with pytest.raises(AttentionConfigError, match=message):
+    with pytest.raises(ConfigError, match=message):
         variants.routing(**PLACE | change)

@@ -5,9 +5,8 @@ import torch
 from chosen_by_content import PLACE, compare, configured, draw
 
 import longspan.attention as variants
-from longspan.attention import AttentionConfigError
-from longspan.attention.content import AttentionCallError
 from longspan.attention.sinkhorn import sinkhorn_normalised
+from longspan.config.errors import CallError, ConfigError
 
 
 def made(**change):
@@ -151,11 +150,11 @@ WRONG = [
 
 @pytest.mark.parametrize(("change", "message"), WRONG, ids=[message for _, message in WRONG])
 def test_wrong_settings_name_their_config_key(change, message):
-    with pytest.raises(AttentionConfigError, match=message):
+    with pytest.raises(ConfigError, match=message):
         made(**change)
 
 
 def test_segments_are_refused():
     q, k, v = draw(32)
-    with pytest.raises(AttentionCallError, match="segments"):
+    with pytest.raises(CallError, match="segments"):
         made()(q, k, v, segments=torch.zeros(2, 32).long())

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longspan import sparse_attention
-from longspan.functional import SparseAttentionError
+from longspan.config.errors import CallError
 from longspan.patterns import BigBird, BlockTable, Fixed, Full, Global, Local, PerHead, Random, Strided
 
 torch.set_num_threads(1)
@@ -149,5 +149,5 @@ def test_wrong_types_are_named(run, message):
 
 
 def test_named_errors_are_of_the_projects_own_types():
-    with pytest.raises(SparseAttentionError):
+    with pytest.raises(CallError):
         call(dropout_p=2.0)()

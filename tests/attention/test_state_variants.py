@@ -6,7 +6,7 @@ from chosen_by_content import PLACE, compare, configured, draw
 from torch.nn import functional as F
 
 import longspan.attention as variants
-from longspan.attention import AttentionConfigError
+from longspan.config.errors import ConfigError
 from longspan_kernels.linear import linear_attention, reference_linear_attention
 
 NAMES = ("linear", "performer", "retention", "gated_linear", "gated_delta")
@@ -213,7 +213,7 @@ def test_a_map_shows_what_the_state_gives(name):
 
 @pytest.mark.parametrize("name", ["retention", "gated_linear", "gated_delta"])
 def test_recurrent_variants_are_causal_only(name):
-    with pytest.raises(AttentionConfigError, match=r"causal only; .* take attention=linear, performer or a pattern"):
+    with pytest.raises(ConfigError, match=r"causal only; .* take attention=linear, performer or a pattern"):
         getattr(variants, name)(**PLACE | {"causal": False})
 
 
@@ -229,7 +229,7 @@ def test_recurrent_variants_are_causal_only(name):
     ],
 )
 def test_wrong_settings_are_named(name, settings, words):
-    with pytest.raises(AttentionConfigError, match=words):
+    with pytest.raises(ConfigError, match=words):
         getattr(variants, name)(**PLACE | settings)
 
 

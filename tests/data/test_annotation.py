@@ -5,7 +5,8 @@ import gzip
 import numpy as np
 import pytest
 
-from longspan.data import DataConfigError, DataFileError, TokenLabellingDataModule
+from longspan.config.errors import ConfigError
+from longspan.data import DataFileError, TokenLabellingDataModule
 from longspan.data.readers import read_annotation, read_genbank
 
 BASES = "ACGTTGCAAC" * 12
@@ -139,5 +140,5 @@ def test_chromosomes_are_held_out_by_name(tmp_path):
         split: {data.split(split)[n]["id"] for n in range(len(data.split(split)))} for split in ("train", "validation", "test")
     }
     assert ids == {"train": {"c2"}, "validation": {"c3"}, "test": {"c1"}}
-    with pytest.raises(DataConfigError, match=r"data\.test_chromosomes=.*no record c7; the data has c1"):
+    with pytest.raises(ConfigError, match=r"data\.test_chromosomes=.*no record c7; the data has c1"):
         TokenLabellingDataModule(fasta, write(tmp_path, "g.gff", GFF), max_length=16, test_chromosomes=["c7"]).setup()

@@ -11,8 +11,8 @@ import torch
 import yaml
 
 from longspan import data as longspan_data
+from longspan.config.errors import ConfigError
 from longspan.data import (
-    DataConfigError,
     DataFileError,
     GenomeDataModule,
     SequenceClassificationDataModule,
@@ -187,7 +187,7 @@ def test_predicting_needs_no_labels(tmp_path):
     batch = next(iter(labelling.predict_dataloader()))
     assert batch["ids"] == ["a", "a", "b"] and batch["starts"].tolist() == [0, 4, 0] and "labels" not in batch
     for module in (TextDataModule(), SequenceClassificationDataModule(), TokenLabellingDataModule()):
-        with pytest.raises(DataConfigError, match=r"data\.path=None.*your own"):
+        with pytest.raises(ConfigError, match=r"data\.path=None.*your own"):
             module.predict_dataloader()
 
 
@@ -203,7 +203,7 @@ def test_own_genome_and_genes(genome):
     batch = next(iter(data.test_dataloader()))
     assert batch["tokens"].shape == batch["labels"].shape == (3, 50)
     assert (batch["labels"][2, 20:] == -100).all() or (batch["lengths"] == 50).all()
-    with pytest.raises(DataConfigError, match=r"data\.genes_path=None"):
+    with pytest.raises(ConfigError, match=r"data\.genes_path=None"):
         TokenLabellingDataModule(genome[0]).setup()
 
 
@@ -249,13 +249,13 @@ TEXT, CLASSES, BASES = TextDataModule, SequenceClassificationDataModule, TokenLa
     ],
 )
 def test_settings_that_cannot_work_are_named_before_any_work(module, settings, message):
-    with pytest.raises(DataConfigError, match=message):
+    with pytest.raises(ConfigError, match=message):
         module(**settings)
 
 
 def test_too_little_data_says_which_split_is_empty(tmp_path):
     path = write_table(tmp_path / "x.csv", [("a", "1"), ("b", "2")])
-    with pytest.raises(DataConfigError, match=r"only 2 different texts.*give more data"):
+    with pytest.raises(ConfigError, match=r"only 2 different texts.*give more data"):
         SequenceClassificationDataModule(path=path, vocabulary="bytes").setup()
 
 
@@ -267,7 +267,7 @@ def test_configs_name_real_arguments_and_the_command(file):
     module = getattr(longspan_data, keys.pop("_target_").rpartition(".")[2])
     keys["seed"] = 0
     if file.stem in ("large_text", "species") or (keys.get("bundled", "made up") is None and not keys.get("generated")):
-        with pytest.raises(DataConfigError, match=r"data\.path=None"):
+        with pytest.raises(ConfigError, match=r"data\.path=None"):
             module(**keys)
     else:
         module(**keys)

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from longspan.data import DataConfigError, GenomeDataModule, TokenLabellingDataModule
+from longspan.config.errors import ConfigError
+from longspan.data import GenomeDataModule, TokenLabellingDataModule
 from longspan.data.corpus import Corpus
 from longspan.data.drawn_windows import JitteredWindows, RandomWindows
 from longspan.data.vocabularies import NUCLEOTIDES
@@ -72,7 +73,7 @@ def test_a_resumed_epoch_goes_on_with_the_windows_that_follow(kind, settings):
 
 
 def test_random_windows_are_neither_packed_nor_jittered():
-    with pytest.raises(DataConfigError, match=r"data\.jitter=5: data\.windows=random"):
+    with pytest.raises(ConfigError, match=r"data\.jitter=5: data\.windows=random"):
         GenomeDataModule(windows="random", jitter=5)
-    with pytest.raises(DataConfigError, match=r"data\.pack=True"):
+    with pytest.raises(ConfigError, match=r"data\.pack=True"):
         GenomeDataModule(windows="random", pack=True)

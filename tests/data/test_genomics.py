@@ -3,8 +3,9 @@
 import published_files
 import pytest
 
+from longspan.config.errors import ConfigError
 from longspan.data import GenomicBenchmarkDataModule
-from longspan.data.errors import DataConfigError, DataFileError
+from longspan.data.errors import DataFileError
 from longspan.data.genomics import BENCHMARKS
 from longspan.report.published import published_for
 
@@ -40,9 +41,9 @@ def test_wrong_files_and_names(tmp_path):
     file.write_text("ACGTJ")
     with pytest.raises(DataFileError, match=r"0.txt, line 1: 'J' \(character 5\) is no base"):
         GenomicBenchmarkDataModule(path=str(folder)).setup()
-    with pytest.raises(DataConfigError, match="dataset"):
+    with pytest.raises(ConfigError, match="dataset"):
         GenomicBenchmarkDataModule(dataset="human_nontata")
-    with pytest.raises(DataConfigError, match="is no folder; give the folder that holds the benchmark's data sets"):
+    with pytest.raises(ConfigError, match="is no folder; give the folder that holds the benchmark's data sets"):
         GenomicBenchmarkDataModule(path=str(tmp_path / "nowhere")).setup()
 
 

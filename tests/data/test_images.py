@@ -5,8 +5,9 @@ import published_files
 import pytest
 from PIL import Image
 
+from longspan.config.errors import ConfigError
 from longspan.data import ImageClassificationDataModule
-from longspan.data.errors import DataConfigError, DataFileError
+from longspan.data.errors import DataFileError
 from longspan.data.images.tokens import Cutting
 
 
@@ -17,7 +18,7 @@ def test_patches_are_squares_row_by_row():
     assert tokens[4].tolist() == image[2:4, 2:4].reshape(-1).tolist()
     assert Cutting(input="pixels").tokens(image[:, :, :1]).tolist() == image[:, :, 0].reshape(-1).tolist()
     assert Cutting(patch=2, grey=True).tokens(image).shape == (6, 4)
-    with pytest.raises(DataConfigError, match=r"data.patch=5: images of 4 x 6 pixels are not filled by it; one of \[1, 2\]"):
+    with pytest.raises(ConfigError, match=r"data.patch=5: images of 4 x 6 pixels are not filled by it; one of \[1, 2\]"):
         Cutting(patch=5).grid(4, 6)
 
 
@@ -81,7 +82,7 @@ def test_what_is_said_of_wrong_images(tmp_path):
     with pytest.raises(DataFileError, match=r"wide.png: is not an image that can be read"):
         ImageClassificationDataModule(str(folder), patch=4).setup()
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataConfigError, match="holds no images"):
+    with pytest.raises(ConfigError, match="holds no images"):
         ImageClassificationDataModule(str(tmp_path / "empty")).setup()
     Image.new("L", (4, 4)).save(tmp_path / "empty" / "loose.png")
     with pytest.raises(DataFileError, match=r"loose.png: the image is in no class's folder"):
@@ -92,7 +93,7 @@ def test_what_is_said_of_wrong_images(tmp_path):
     np.savez(tmp_path / "few.npz", images=np.zeros((3, 4, 4), np.uint8), labels=np.zeros(2))
     with pytest.raises(DataFileError, match=r"3 images of images and labels of shape \[2\]"):
         ImageClassificationDataModule(str(tmp_path / "few.npz")).setup()
-    with pytest.raises(DataConfigError, match="path"):
+    with pytest.raises(ConfigError, match="path"):
         ImageClassificationDataModule().setup()
 
 

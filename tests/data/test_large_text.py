@@ -8,7 +8,8 @@ import json
 import numpy as np
 import pytest
 
-from longspan.data import DataConfigError, DataFileError, LargeTextDataModule, token_files
+from longspan.config.errors import ConfigError
+from longspan.data import DataFileError, LargeTextDataModule, token_files
 
 TEXTS = [f"document {n}: " + "größe und wörld, " * (n % 5 + 1) for n in range(60)]
 
@@ -106,7 +107,7 @@ def test_bad_files(tmp_path):
     with pytest.raises(DataFileError, match="line 2: no column 'text'"):
         module(str(tmp_path / "x.jsonl"), tmp_path).setup()
     (tmp_path / "y.csv").write_text("text\na\n")
-    with pytest.raises(DataConfigError, match="is not streamed; take text, lines, jsonl"):
+    with pytest.raises(ConfigError, match="is not streamed; take text, lines, jsonl"):
         module(str(tmp_path / "y.csv"), tmp_path).setup()
     (tmp_path / "z.txt").write_bytes(b"ok\nbad \xff\n" * 3)
     with pytest.raises(DataFileError, match="line 2: byte 0xff, which is not UTF-8"):

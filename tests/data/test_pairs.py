@@ -7,7 +7,8 @@ import re
 
 import pytest
 
-from longspan.data import DataConfigError, DataFileError, PairedDataModule
+from longspan.config.errors import ConfigError
+from longspan.data import DataFileError, PairedDataModule
 from longspan.data.batches import IGNORED
 from longspan.data.pair_sets import TokenPair, pack_pairs
 from longspan.data.synthetic.pairs import in_words, made_pairs
@@ -127,7 +128,7 @@ def test_bad_files(files, settings, message, tmp_path):
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     first, *more = [str(tmp_path / name) for name in files]
-    with pytest.raises((DataFileError, DataConfigError), match=message):
+    with pytest.raises((DataFileError, ConfigError), match=message):
         PairedDataModule(path=first, target_path=more[0] if more else None, **settings).setup()
 
 
@@ -138,5 +139,5 @@ def test_wrong_settings(tmp_path):
         ({"target_path": str(write(tmp_path, "x.tsv")), "generated": "dates"}, r"goes with data\.path"),
         ({"generated": "dates", "target_vocabulary": "byte"}, r"data\.target_vocabulary='byte'.*Did you mean bytes"),
     ):
-        with pytest.raises(DataConfigError, match=message):
+        with pytest.raises(ConfigError, match=message):
             PairedDataModule(**settings)

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longspan.data import NUCLEOTIDES, DataConfigError, DataFileError
+from longspan.config.errors import ConfigError
+from longspan.data import NUCLEOTIDES, DataFileError
 from longspan.data.files import list_files
 from longspan.data.readers import read_bed, read_csv, read_fasta, read_hub, read_jsonl, read_lines, read_parquet
 
@@ -228,15 +229,15 @@ def test_folders_and_globs(tmp_path):
     ]
     assert [p.name for p, _ in list_files("path", tmp_path / "**/*.txt")] == ["b.txt", "a.txt"]
     (tmp_path / "z.xyz").write_text("x")
-    with pytest.raises(DataConfigError, match=r"data\.path=.*z\.xyz.*data\.format"):
+    with pytest.raises(ConfigError, match=r"data\.path=.*z\.xyz.*data\.format"):
         list_files("path", tmp_path)
     assert ("z.xyz", "text") in [(p.name, kind) for p, kind in list_files("path", tmp_path, "text")]
-    with pytest.raises(DataConfigError, match=r"data\.path=.*no such file"):
+    with pytest.raises(ConfigError, match=r"data\.path=.*no such file"):
         list_files("path", tmp_path / "nothing.txt")
 
 
 def test_a_hub_name_without_a_network_fails_at_once_and_says_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path))
-    with pytest.raises(DataConfigError, match=r"data\.name='no_such/set'.*cannot be reached.*data\.path"):
+    with pytest.raises(ConfigError, match=r"data\.name='no_such/set'.*cannot be reached.*data\.path"):
         read_hub("no_such/set", None, "train")

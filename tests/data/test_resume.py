@@ -7,7 +7,8 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from longspan.data import ResumeError, TextDataModule
+from longspan.config.errors import CheckpointError
+from longspan.data import TextDataModule
 from longspan.data.loader import EvaluationSampler, EvenBatches, ResumableLoader, TrainSampler
 
 STEPS = 13  # of epochs of 5 batches
@@ -105,9 +106,9 @@ def test_other_data_or_another_seed_is_refused():
 
     state = loader(10, 0).state_dict()
     loader(10, 0).load_state_dict(state)
-    with pytest.raises(ResumeError, match=r"data\.seed 0, this one has 1"):
+    with pytest.raises(CheckpointError, match=r"data\.seed 0, this one has 1"):
         loader(10, 1).load_state_dict(state)
-    with pytest.raises(ResumeError, match=r"training windows 10, this one has 11"):
+    with pytest.raises(CheckpointError, match=r"training windows 10, this one has 11"):
         loader(11, 0).load_state_dict(state)
 
 

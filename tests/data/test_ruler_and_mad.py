@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from longspan.config.errors import ConfigError
 from longspan.data import (
     CommonWordsDataModule,
     CompressionDataModule,
@@ -12,7 +13,6 @@ from longspan.data import (
     VariableTrackingDataModule,
 )
 from longspan.data.batches import IGNORED
-from longspan.data.errors import DataConfigError
 
 SIZES = {"max_train_windows": 6, "max_validation_windows": 4, "max_test_windows": 40, "batch_size": 2}
 
@@ -123,5 +123,5 @@ def test_what_does_not_fit_is_said():
         (lambda: InContextRecallDataModule(noise=1.0), "noise"),
         (lambda: InContextRecallDataModule(max_length=3), "max_length"),
     ):
-        with pytest.raises(DataConfigError, match=rf"data\.{key}="):
+        with pytest.raises(ConfigError, match=rf"data\.{key}="):
             make()

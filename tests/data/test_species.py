@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from longspan.data import DataConfigError, SpeciesDataModule
+from longspan.config.errors import ConfigError
+from longspan.data import SpeciesDataModule
 
 
 def genomes(folder, deep):
@@ -41,7 +42,7 @@ def test_windows_of_every_species(tmp_path, deep):
 
 
 def test_a_folder_is_needed_and_enough_of_each_species(tmp_path):
-    with pytest.raises(DataConfigError, match=r"data\.path=None"):
+    with pytest.raises(ConfigError, match=r"data\.path=None"):
         SpeciesDataModule()
-    with pytest.raises(DataConfigError, match=r"data\.test_chromosomes=.*no record chr3"):
+    with pytest.raises(ConfigError, match=r"data\.test_chromosomes=.*no record chr3"):
         SpeciesDataModule(genomes(tmp_path, False), test_chromosomes=["chr3"]).setup()

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longspan.data import NUCLEOTIDES, DataConfigError, TextDataModule, TokenLabellingDataModule
+from longspan.config.errors import ConfigError
+from longspan.data import NUCLEOTIDES, TextDataModule, TokenLabellingDataModule
 from longspan.data.augment import reverse_complement
 from longspan.data.vocabularies import SOFT_MASKED, vocabulary
 
@@ -53,5 +54,5 @@ def test_training_reads_both_strands_and_each_epoch_anew():
 
 
 def test_texts_have_no_other_strand():
-    with pytest.raises(DataConfigError, match=r"data\.reverse_complement=True: bytes have no other strand"):
+    with pytest.raises(ConfigError, match=r"data\.reverse_complement=True: bytes have no other strand"):
         TextDataModule(reverse_complement=True)

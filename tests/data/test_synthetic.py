@@ -10,13 +10,8 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from longspan.data import (
-    AssociativeRecallDataModule,
-    DataConfigError,
-    InductionDataModule,
-    NeedleDataModule,
-    SelectiveCopyDataModule,
-)
+from longspan.config.errors import ConfigError
+from longspan.data import AssociativeRecallDataModule, InductionDataModule, NeedleDataModule, SelectiveCopyDataModule
 from longspan.data.loader import EvaluationSampler, ResumableLoader
 from longspan.data.synthetic.draws import Draws
 from longspan.data.synthetic.examples import StreamSampler, SyntheticDataset, stack
@@ -48,7 +43,7 @@ def made(kind, **arguments):
     """The data module, or no example where the settings do not fit."""
     try:
         return kind(**arguments)
-    except DataConfigError:
+    except ConfigError:
         assume(False)
 
 
@@ -266,7 +261,7 @@ def test_what_a_module_says(kind):
     assert module.baselines()["accuracy"] <= module.baselines()["accuracy_guess"] <= 1
     with pytest.raises(ValueError, match="split='all'"):
         module.baselines("all")
-    with pytest.raises(DataConfigError, match="nothing to predict"):
+    with pytest.raises(ConfigError, match="nothing to predict"):
         module.predict_dataloader()
     text = module.vocabulary.decode(batch["tokens"][0])
     assert module.vocabulary.encode(text) == batch["tokens"][0].tolist()
@@ -311,7 +306,7 @@ def test_symbols():
     ],
 )
 def test_settings_that_cannot_work(kind, arguments, message):
-    with pytest.raises(DataConfigError, match=message):
+    with pytest.raises(ConfigError, match=message):
         kind(**arguments)
 
 

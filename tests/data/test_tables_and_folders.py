@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from longspan.data import DataConfigError, DataFileError, SequenceClassificationDataModule, TextDataModule
+from longspan.config.errors import ConfigError
+from longspan.data import DataFileError, SequenceClassificationDataModule, TextDataModule
 from longspan.data.values import Loading, Source, Splits
 
 SPLITS = ("train", "validation", "test")
@@ -26,7 +27,7 @@ def test_values_and_their_fields_are_the_same(tmp_path):
     one = TextDataModule(Source(path=path), Splits(test_fraction=0.2), Loading(max_length=8))
     other = TextDataModule(path=path, test_fraction=0.2, max_length=8)
     assert one.describe() == other.describe() == TextDataModule(path, test_fraction=0.2, max_length=8).describe()
-    with pytest.raises(DataConfigError, match=r"data\.batchsize=4: is no setting of TextDataModule.*data\.batch_size"):
+    with pytest.raises(ConfigError, match=r"data\.batchsize=4: is no setting of TextDataModule.*data\.batch_size"):
         TextDataModule(batchsize=4)
 
 
@@ -49,7 +50,7 @@ def test_a_folder_a_class(tmp_path, fasta):
         names = [{path.stem for path in paths} for paths in files]
         assert all(names) and not (names[0] & names[1] or names[0] & names[2] or names[1] & names[2])
     (tmp_path / ("loose.fna" if fasta else "loose.txt")).write_text(">a\nACGT\n")
-    with pytest.raises(DataConfigError, match=r"data\.path=.*loose"):
+    with pytest.raises(ConfigError, match=r"data\.path=.*loose"):
         texts(path=str(tmp_path), vocabulary="nucleotides" if fasta else "bytes", label_from="folder").setup()
 
 
@@ -119,7 +120,7 @@ def test_labels_in_columns(tmp_path, flags):
 
 def test_duplicates_that_empty_a_split_are_named(tmp_path):
     (tmp_path / "x.csv").write_text("name,text,label\n" + "".join(f"n{n},same,{n % 2}\n" for n in range(6)))
-    with pytest.raises(DataConfigError, match=r"only 1 different text \(n0, n1, n2, \.\.\. equal others\)"):
+    with pytest.raises(ConfigError, match=r"only 1 different text \(n0, n1, n2, \.\.\. equal others\)"):
         texts(path=str(tmp_path / "x.csv"), id_column="name").setup()
 
 

@@ -6,7 +6,8 @@ import codecs
 
 import pytest
 
-from longspan.data.errors import DataConfigError, DataFileError
+from longspan.config.errors import ConfigError
+from longspan.data.errors import DataFileError
 from longspan.data.files import read_bytes
 from longspan.data.genes import label_bases
 from longspan.data.readers import read_bed, read_csv, read_fasta, read_jsonl, read_lines, read_text
@@ -70,5 +71,5 @@ def test_the_first_gene_that_does_not_fit_is_named(tmp_path):
 def test_equal_texts_are_said_to_be_equal(tmp_path):
     (tmp_path / "same.jsonl").write_text('{"text": "the same"}\n' * 40)
     module = TextDataModule(path=str(tmp_path / "same.jsonl"), max_length=8, batch_size=1)
-    with pytest.raises(DataConfigError, match=r"same\.jsonl'.*40 documents are only 1 different text"):
+    with pytest.raises(ConfigError, match=r"same\.jsonl'.*40 documents are only 1 different text"):
         module.setup("fit")

@@ -12,8 +12,7 @@ import torch
 
 import longspan
 from longspan.config.compose import config_for
-from longspan.config.errors import CheckpointError
-from longspan.data.errors import DataConfigError
+from longspan.config.errors import CheckpointError, ConfigError
 from longspan.inference.predict import predict
 from longspan.tasks import LanguageModelling, SequenceClassification
 from longspan.training.run import run
@@ -113,9 +112,9 @@ def test_a_saved_model_is_loaded_back(which, request, tmp_path):
 def test_what_cannot_be_predicted_on_is_named(classifier):
     model = longspan.load(classifier)
     for given, named in (([], "sequences"), ("text", "sequences"), (["good", ""], r"sequences\[1\]"), ([3], r"sequences\[0\]")):
-        with pytest.raises(DataConfigError, match=named):
+        with pytest.raises(ConfigError, match=named):
             model.predict(given)
-    with pytest.raises(DataConfigError, match="names"):
+    with pytest.raises(ConfigError, match="names"):
         model.predict(["a", "b"], names=["one"])
 
 

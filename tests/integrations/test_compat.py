@@ -12,7 +12,7 @@ from torch.nn.attention.flex_attention import and_masks, create_block_mask, flex
 
 from longspan import sparse_attention
 from longspan.compat import SparseAttention, attention_impl, blocksparse_attention_impl, from_block_mask, from_deepspeed
-from longspan.functional import SparseAttentionError
+from longspan.config.errors import CallError
 from longspan.patterns import PatternError
 
 
@@ -58,7 +58,7 @@ def test_modes_are_those_of_the_paper(mode, context, length, heads):
 )
 def test_wrong_arguments_are_named(arguments, named):
     x = torch.randn(1, 32, 64)
-    with pytest.raises(SparseAttentionError, match=named.replace("(", r"\(")):
+    with pytest.raises(CallError, match=named.replace("(", r"\(")):
         blocksparse_attention_impl(x, x, x, **arguments)
 
 

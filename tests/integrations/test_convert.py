@@ -7,7 +7,8 @@ import copy
 import pytest
 import torch
 
-from longspan.integrations.huggingface import HuggingFaceError, convert
+from longspan.config.errors import CallError
+from longspan.integrations.huggingface import convert
 
 transformers = pytest.importorskip("transformers")
 
@@ -100,8 +101,8 @@ def test_weights_keep_their_names_and_a_second_conversion_changes_nothing():
 
 def test_what_cannot_be_converted_says_so():
     bert = transformers.BertModel(transformers.BertConfig(hidden_size=64, num_hidden_layers=1, num_attention_heads=4))
-    with pytest.raises(HuggingFaceError, match="has no Longformer or BigBird"):
+    with pytest.raises(CallError, match="has no Longformer or BigBird"):
         convert(bert)
     ids = torch.randint(3, 64, (1, 32))
-    with pytest.raises(HuggingFaceError, match="output_attentions"):
+    with pytest.raises(CallError, match="output_attentions"):
         convert(longformer(attn_implementation="eager"))(ids, output_attentions=True)

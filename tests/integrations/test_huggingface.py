@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from longspan.integrations.huggingface import HuggingFaceError, register
+from longspan.config.errors import CallError
+from longspan.integrations.huggingface import register
 from longspan.patterns import Full, Local, PatternError, Strided, parse_pattern
 
 transformers = pytest.importorskip("transformers")
@@ -146,15 +147,15 @@ def test_what_cannot_be_served_is_refused_with_a_reason():
     ids = torch.randint(3, 64, (2, 40))
     left = torch.ones_like(ids)
     left[0, :5] = 0
-    with pytest.raises(HuggingFaceError, match="pad on the right"):
+    with pytest.raises(CallError, match="pad on the right"):
         outputs(model_of("llama", "longspan:Local(8) | Global(first=2)"), ids, attention_mask=left)
-    with pytest.raises(HuggingFaceError, match="mask of its own"):
+    with pytest.raises(CallError, match="mask of its own"):
         outputs(model_of("llama", "longspan:Local(8)"), ids, attention_mask=torch.zeros(2, 1, 40, 40))
     config = transformers.Gemma2Config(**SIZES, num_key_value_heads=2, head_dim=16)
     capped = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="longspan:Local(8)").eval()
-    with pytest.raises(HuggingFaceError, match="softcap"):
+    with pytest.raises(CallError, match="softcap"):
         outputs(capped, ids)
-    with pytest.raises(HuggingFaceError, match="dynamic cache"):
+    with pytest.raises(CallError, match="dynamic cache"):
         model_of("llama", "longspan:Local(8)").generate(ids, max_new_tokens=3, cache_implementation="static", pad_token_id=0)
 
 

@@ -10,7 +10,8 @@ import torch
 
 import longspan
 from longspan.config.compose import config_for
-from longspan.integrations.huggingface import HuggingFaceError, register
+from longspan.config.errors import CallError
+from longspan.integrations.huggingface import register
 from longspan.training.run import run
 
 transformers = pytest.importorskip("transformers")
@@ -98,5 +99,5 @@ def test_losses_are_those_of_the_task(saved):
 
 def test_a_mask_with_holes_is_refused(saved):
     model = transformers.AutoModelForCausalLM.from_pretrained(saved["bases"][1])
-    with pytest.raises(HuggingFaceError, match="holes"):
+    with pytest.raises(CallError, match="holes"):
         model(torch.zeros(1, 4, dtype=torch.long), attention_mask=torch.tensor([[1, 0, 1, 1]]))

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from longspan_kernels.block_sparse import BackendError
+from longspan_kernels.errors import BackendError
 from longspan_kernels.selected import choose, choose_blocks, choose_scored_blocks
 
 HERE = torch.cuda.is_available()

@@ -6,9 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longspan_kernels.block_sparse.args import Options, Source, packed
-from longspan_kernels.block_sparse.layout import DeviceLayout, DeviceLayoutError
+from longspan_kernels.block_sparse.layout import DeviceLayout
 from longspan_kernels.block_sparse.op import attend_by
 from longspan_kernels.block_sparse.reference import reference_attention
+from longspan_kernels.errors import KernelError
 
 
 def orders(generator, shape, length, block):
@@ -122,7 +123,7 @@ def test_compiles_whole_with_the_choice_inside():
 )
 def test_parts_that_do_not_fit_are_named(change, message):
     _, layout = example()
-    with pytest.raises(DeviceLayoutError, match=message):
+    with pytest.raises(KernelError, match=message):
         DeviceLayout(**{**vars(layout), **change})
 
 

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from longspan_kernels.errors import BackendError
+
 pytest.importorskip("triton")
 
 from longspan.patterns import Full
 from longspan_kernels import clear_caches, precompile
-from longspan_kernels.block_sparse import BackendError, Tiling, layout_for
+from longspan_kernels.block_sparse import Tiling, layout_for
 from longspan_kernels.launch import launcher
 
 SCRIPT = Path(__file__).parents[1] / "shared" / "kernels_of_calls.py"

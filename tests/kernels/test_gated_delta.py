@@ -5,7 +5,8 @@ import torch
 from drawn_linear import LinearCall, compare_with_reference, linear_calls
 from hypothesis import given, settings
 
-from longspan_kernels.linear import LinearAttentionError, delta_chunked, gated_delta_rule
+from longspan_kernels.errors import KernelError
+from longspan_kernels.linear import delta_chunked, gated_delta_rule
 
 
 @given(linear_calls(110, delta=True))
@@ -62,5 +63,5 @@ def test_compiles_whole():
 
 def test_wrong_beta_is_named():
     q = torch.zeros(1, 2, 8, 16)
-    with pytest.raises(LinearAttentionError, match=r"beta has shape \[8\]; give \[1, 2, 8\]"):
+    with pytest.raises(KernelError, match=r"beta has shape \[8\]; give \[1, 2, 8\]"):
         gated_delta_rule(q, q, q, torch.zeros(8))

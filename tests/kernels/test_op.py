@@ -5,9 +5,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from longspan.patterns import BigBird, Full, Local, Strided
-from longspan_kernels.block_sparse import BackendError, attend
+from longspan_kernels.block_sparse import attend
 from longspan_kernels.block_sparse.args import Options, Source, packed
 from longspan_kernels.block_sparse.backends import choose_backend
+from longspan_kernels.errors import BackendError
 
 PATTERN = BigBird(16, 3, 1, 2, 0) | Local(5)
 

@@ -11,8 +11,9 @@ import torch
 from longspan.patterns import Local
 from longspan_kernels.block_sparse import cache as resolve
 from longspan_kernels.block_sparse.compiler import Tiling
+from longspan_kernels.errors import BackendError
 from longspan_kernels.launch import graphs as outside_graphs
-from longspan_kernels.launch.graphs import CaptureError, made_outside_graphs
+from longspan_kernels.launch.graphs import made_outside_graphs
 
 GPU = torch.device("cuda", 0)
 
@@ -48,7 +49,7 @@ def test_what_is_made_may_need_something_made_itself(pretended):
 
 def test_a_call_not_prepared_says_so_while_a_graph_is_recorded(pretended, monkeypatch):
     monkeypatch.setattr(outside_graphs, "capturing", lambda device: True)
-    with pytest.raises(CaptureError, match="once before recording"):
+    with pytest.raises(BackendError, match="once before recording"):
         made_outside_graphs(lambda: 7, GPU)
 
 

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from longspan_kernels.block_sparse import BackendError
-from longspan_kernels.selected import SelectionError, queries_of_blocks, selected_attention, selected_reference
+from longspan_kernels.errors import BackendError, KernelError
+from longspan_kernels.selected import queries_of_blocks, selected_attention, selected_reference
 
 HERE = torch.cuda.is_available()
 interpreted = pytest.mark.skipif(HERE, reason="a GPU is here: tests/gpu runs the compiled kernels")
@@ -211,13 +211,13 @@ def test_no_queries_or_picks_give_zeros():
 
 def test_wrong_calls_are_named():
     q, k, v, picks, size, _ = tensors(1, 1, 2, 1, 20, 16, 16, 2, True)
-    with pytest.raises(SelectionError, match=r"picks \(1, 1, 19, 2\) do not fit"):
+    with pytest.raises(KernelError, match=r"picks \(1, 1, 19, 2\) do not fit"):
         selected_attention(q, k, v, picks[:, :, :19], size)
-    with pytest.raises(SelectionError, match="is self-attention"):
+    with pytest.raises(KernelError, match="is self-attention"):
         selected_attention(q, k[:, :, :10], v[:, :, :10], picks, size)
-    with pytest.raises(SelectionError, match="give whole numbers"):
+    with pytest.raises(KernelError, match="give whole numbers"):
         selected_attention(q, k, v, picks.float(), size)
-    with pytest.raises(SelectionError, match="block_size = 0"):
+    with pytest.raises(KernelError, match="block_size = 0"):
         selected_attention(q, k, v, picks, 0)
     if not HERE:
         with pytest.raises(BackendError, match="triton"):

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from longspan_kernels.selected import SelectionError, attend_to_tokens, selected_reference
+from longspan_kernels.errors import KernelError
+from longspan_kernels.selected import attend_to_tokens, selected_reference
 
 HERE = torch.cuda.is_available()
 BACKENDS = ["blocked", pytest.param("triton", marks=pytest.mark.skipif(HERE, reason="tests/gpu runs the compiled kernels"))]
@@ -62,5 +63,5 @@ def test_operators_are_well_formed_and_count_their_flops():
 
 def test_wrong_calls_are_named():
     q, k, v, picks = drawn(1, 1, 2, 12, 16, 3, torch.float32)
-    with pytest.raises(SelectionError, match=r"picks \(1, 11, 3\) do not fit"):
+    with pytest.raises(KernelError, match=r"picks \(1, 11, 3\) do not fit"):
         attend_to_tokens(q, k, v, picks[:, :11])

@@ -6,7 +6,8 @@ from interpreted import BACKENDS_HERE, interpreting
 
 from longspan.functional import sparse_attention
 from longspan.patterns import BigBird, Local, Strided
-from longspan_kernels.block_sparse import BackendError, DeviceLayout
+from longspan_kernels.block_sparse import DeviceLayout
+from longspan_kernels.errors import BackendError
 
 PATTERN = Local(5) | Strided(7)
 FAST = [b for b in BACKENDS_HERE if b != "dense"]

@@ -154,7 +154,7 @@ def test_tiles_suit_width_granularity_and_bias():
                 for tiling in configs.tilings(width, dtype, capability):
                     rows = 2 * tiling.block_q * max(16, 1 << (width - 1).bit_length()) * dtype.itemsize
                     assert rows <= configs.shared_memory(capability) and tiling.block_q >= 16
-    with pytest.raises(configs.TilingError, match="multiple of 16"):
+    with pytest.raises(configs.KernelError, match="multiple of 16"):
         configs.tilings(64, torch.bfloat16, (9, 0), None, 24)
 
 

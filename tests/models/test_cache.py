@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import longspan.attention as variants
-from longspan.models import Decoder, Encoder, HeadedModel, LanguageModellingHead, TokensError
+from longspan.config.errors import CallError
+from longspan.models import Decoder, Encoder, HeadedModel, LanguageModellingHead
 
 torch.set_num_threads(1)
 LONGEST = 64
@@ -80,10 +81,10 @@ def test_what_a_cache_does_not_take():
     model = model_of(variants.full)
     cache = model.backbone.new_cache(1)
     tokens = torch.zeros((1, LONGEST), dtype=torch.int64)
-    with pytest.raises(TokensError, match="segments with a cache"):
+    with pytest.raises(CallError, match="segments with a cache"):
         model(tokens, segments=tokens, cache=cache)
     model(tokens, cache=cache)
-    with pytest.raises(TokensError, match="65 tokens with those in the cache, but the model was built for 64"):
+    with pytest.raises(CallError, match="65 tokens with those in the cache, but the model was built for 64"):
         model(tokens[:, :1], cache=cache)
     both_ways = Encoder(vocab_size=9, max_length=8, attention=variants.full, layers=1, width=32, heads=2)
     with pytest.raises(ValueError, match="looks both ways"):

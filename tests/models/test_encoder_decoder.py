@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from longspan.attention import bigbird, full, local
-from longspan.models import ModelConfigError
+from longspan.config.errors import ConfigError
 from longspan.models.encoder_decoder import EncoderDecoder
 from longspan.models.sight import sight
 from longspan.patterns import Full
@@ -117,7 +117,7 @@ def test_settings_that_do_not_fit():
         ({"cross_attention": "BigBird(4, 3, 1, 1, 0)"}, "changes with the length of the source"),
         ({"shared_embedding": True}, "sources have 11 tokens and targets 13"),
     ):
-        with pytest.raises(ModelConfigError, match=message):
+        with pytest.raises(ConfigError, match=message):
             model(**settings)
     with pytest.raises(ValueError, match=r"model\.decoder_attention.*names no variant"):
         model(decoder_attention="nothing")

@@ -7,12 +7,12 @@ import math
 import pytest
 import torch
 
+from longspan.config.errors import ConfigError
 from longspan.models import (
     Encoder,
     HeadedModel,
     LanguageModellingHead,
     MaskedModellingHead,
-    ModelConfigError,
     SequenceClassificationHead,
     TokenLabellingHead,
     parameter_count,
@@ -66,7 +66,7 @@ def test_shapes(backbone):
 
 
 def test_wrong_heads_are_named(backbone):
-    with pytest.raises(ModelConfigError, match=r"model\.pooling='max': .*mean, first"):
+    with pytest.raises(ConfigError, match=r"model\.pooling='max': .*mean, first"):
         SequenceClassificationHead(backbone, 3, pooling="max")
-    with pytest.raises(ModelConfigError, match="num_classes"):
+    with pytest.raises(ConfigError, match="num_classes"):
         TokenLabellingHead(backbone, 0)

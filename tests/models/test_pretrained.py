@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from longspan.attention import full, learned, local
 from longspan.config.compose import config_for
 from longspan.config.errors import ConfigError
-from longspan.models import HeadedModel, LanguageModellingHead, ModelConfigError, huggingface, token_head
+from longspan.models import HeadedModel, LanguageModellingHead, huggingface, token_head
 
 transformers = pytest.importorskip("transformers")
 CONF = Path(__file__).parents[2] / "conf"
@@ -120,7 +120,7 @@ def test_some_layers_alone(folders):
     assert [type(module).__name__ for module in model.backbone.attention_modules()] == [
         "LocalAttention", "FullAttention", "LocalAttention"
     ]  # fmt: skip
-    with pytest.raises(ModelConfigError, match=r"replaced_layers=\[3\]: the model has layers 0 to 2"):
+    with pytest.raises(ConfigError, match=r"replaced_layers=\[3\]: the model has layers 0 to 2"):
         headed(folders["llama"], "llama", replaced_layers=[3])
 
 
@@ -167,13 +167,13 @@ def test_gradients_reach_learned_gates_through_recomputed_layers(folders):
 )
 def test_what_cannot_be_is_said(folders, name, settings, says):
     sizes = {"causal": True, "vocab_size": 260, "max_length": 64, "path": folders[name], "attention": full}
-    with pytest.raises(ModelConfigError, match=says):
+    with pytest.raises(ConfigError, match=says):
         huggingface(**{**sizes, **settings})
 
 
 def test_models_that_change_scores_are_refused(tmp_path):
     transformers.Gemma2Config(**SIZES, num_key_value_heads=1, head_dim=16).save_pretrained(tmp_path)
-    with pytest.raises(ModelConfigError, match="caps its scores"):
+    with pytest.raises(ConfigError, match="caps its scores"):
         huggingface(causal=True, vocab_size=260, max_length=64, path=str(tmp_path), attention=full, pretrained=False)
 
 

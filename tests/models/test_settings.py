@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from longspan.models import Encoder, ModelConfigError, TransformerSettings, attention_of_each_layer
+from longspan.config.errors import ConfigError
+from longspan.models import Encoder, TransformerSettings, attention_of_each_layer
 
 
 @pytest.mark.parametrize(
@@ -31,7 +32,7 @@ from longspan.models import Encoder, ModelConfigError, TransformerSettings, atte
     ],
 )
 def test_wrong_sizes_name_key_value_and_fix(sizes, key, fix):
-    with pytest.raises(ModelConfigError) as caught:
+    with pytest.raises(ConfigError) as caught:
         TransformerSettings(**sizes)
     name = key.removeprefix("model.")
     value = sizes.get(name, getattr(TransformerSettings, name, None))
@@ -48,7 +49,7 @@ def test_both_mlps_have_about_the_same_parameters(width):
 
 def test_unknown_vocabulary_and_length_are_refused(sdpa):
     for key in ("vocab_size", "max_length"):
-        with pytest.raises(ModelConfigError, match=f"model.{key}=0"):
+        with pytest.raises(ConfigError, match=f"model.{key}=0"):
             Encoder(**{"vocab_size": 5, "max_length": 8, "attention": sdpa, key: 0})
 
 
@@ -75,13 +76,13 @@ def test_attention_is_told_its_place(sdpa):
 
 def test_wrong_choices_of_attention_are_named(sdpa):
     named = {"local": sdpa, "full": sdpa}
-    with pytest.raises(ModelConfigError, match=r"model.attention_layers='locl': .*Did you mean local\?"):
+    with pytest.raises(ConfigError, match=r"model.attention_layers='locl': .*Did you mean local\?"):
         attention_of_each_layer(named, 2, ["locl"])
     with pytest.raises(TypeError, match="empty dict"):
         attention_of_each_layer({}, 2)
-    with pytest.raises(ModelConfigError, match="dict of named"):
+    with pytest.raises(ConfigError, match="dict of named"):
         attention_of_each_layer(sdpa, 2, ["local"])
-    with pytest.raises(ModelConfigError, match="at least one"):
+    with pytest.raises(ConfigError, match="at least one"):
         attention_of_each_layer(named, 2, [])
     with pytest.raises(TypeError, match="callable"):
         attention_of_each_layer([3], 2)

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from longspan.attention import full
+from longspan.config.errors import ConfigError
 from longspan.models import transformer
-from longspan.models.settings import ModelConfigError
 from longspan.models.stem import Stem
 
 T, C = 12, 4
@@ -71,5 +71,5 @@ def test_it_costs_its_parameters_and_is_off_by_default():
 
 @pytest.mark.parametrize(("causal", "stem"), [(False, 4), (True, 0), (False, -1), (False, 2.5)])
 def test_taps_that_cannot_be_are_refused(causal, stem):
-    with pytest.raises(ModelConfigError, match=r"model\.stem"):
+    with pytest.raises(ConfigError, match=r"model\.stem"):
         model(causal, stem=stem)

@@ -10,14 +10,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longspan.attention.errors import AttentionConfigError
 from longspan.attention.named import variant_named, variant_names
+from longspan.config.errors import ConfigError
 from longspan.data import NUCLEOTIDES
 from longspan.data.augment import reverse_complement
 from longspan.models import (
     HeadedModel,
     MaskedModellingHead,
-    ModelConfigError,
     OtherStrand,
     SequenceClassificationHead,
     TokenLabellingHead,
@@ -96,7 +95,7 @@ def test_hidden_states_turn_with_the_sequence(name):
 
 @pytest.mark.parametrize("name", CAUSAL_ONLY)
 def test_attention_that_only_looks_back_is_refused_by_its_own_error(name):
-    with pytest.raises(AttentionConfigError):
+    with pytest.raises(ConfigError):
         built(name)
 
 
@@ -163,10 +162,10 @@ def test_one_set_of_weights_and_twice_the_work():
 )
 def test_what_cannot_be_had_is_named(change, said, sdpa):
     arguments = {"causal": False, "attention": sdpa, "reverse_complement": "shared", "strands": STRANDS, **SIZES, **change}
-    with pytest.raises(ModelConfigError, match=said):
+    with pytest.raises(ConfigError, match=said):
         transformer(**arguments)
 
 
 def test_the_first_token_stands_for_one_strand_alone():
-    with pytest.raises(ModelConfigError, match=r"model\.pooling='first': the first token is another one on each strand"):
+    with pytest.raises(ConfigError, match=r"model\.pooling='first': the first token is another one on each strand"):
         SequenceClassificationHead(built(), 3, pooling="first")

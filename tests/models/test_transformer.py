@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from longspan.models import Decoder, Encoder, TokensError, parameter_count, transformer
+from longspan.config.errors import CallError
+from longspan.models import Decoder, Encoder, parameter_count, transformer
 
 VOCABULARY = 13
 
@@ -209,7 +210,7 @@ def test_residual_stream_does_not_grow_with_depth(sdpa):
     ],
 )
 def test_wrong_tokens_are_named(tokens, arguments, message):
-    with pytest.raises(TokensError, match=message):
+    with pytest.raises(CallError, match=message):
         build(Encoder, Averaging)(tokens, **arguments)
 
 

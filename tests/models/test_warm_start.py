@@ -6,15 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from longspan.models import (
-    Decoder,
-    Encoder,
-    HeadedModel,
-    LanguageModellingHead,
-    SequenceClassificationHead,
-    WarmStartError,
-    warm_start,
-)
+from longspan.config.errors import CheckpointError
+from longspan.models import Decoder, Encoder, HeadedModel, LanguageModellingHead, SequenceClassificationHead, warm_start
 
 
 def language_model(attention, **sizes):
@@ -73,14 +66,14 @@ def test_names_of_compiled_models_are_understood(sdpa):
 def test_other_sizes_are_refused_and_nothing_is_loaded(sdpa):
     target = classifier(sdpa, vocab_size=12)
     before = target.backbone.blocks[0].mlp.up.weight.detach().clone()
-    with pytest.raises(WarmStartError, match=r"embedding.weight is \[11, 32\] in the checkpoint and \[12, 32\]"):
+    with pytest.raises(CheckpointError, match=r"embedding.weight is \[11, 32\] in the checkpoint and \[12, 32\]"):
         warm_start(target, language_model(sdpa).state_dict())
     assert torch.equal(before, target.backbone.blocks[0].mlp.up.weight)
 
 
 def test_a_deeper_model_needs_leave(sdpa):
     source = language_model(sdpa).state_dict()
-    with pytest.raises(WarmStartError, match=r"lacks blocks\.2\."):
+    with pytest.raises(CheckpointError, match=r"lacks blocks\.2\."):
         warm_start(classifier(sdpa, layers=3), source)
     assert all(
         name.startswith("blocks.2.") for name in warm_start(classifier(sdpa, layers=3), source, allow_missing=True).missing
@@ -88,12 +81,12 @@ def test_a_deeper_model_needs_leave(sdpa):
 
 
 def test_what_is_no_checkpoint_is_named(sdpa, tmp_path):
-    with pytest.raises(WarmStartError, match="is no file"):
+    with pytest.raises(CheckpointError, match="is no file"):
         warm_start(classifier(sdpa), tmp_path / "absent.ckpt")
     torch.save({"state_dict": {}}, tmp_path / "empty.ckpt")
-    with pytest.raises(WarmStartError, match="no weights"):
+    with pytest.raises(CheckpointError, match="no weights"):
         warm_start(classifier(sdpa), tmp_path / "empty.ckpt")
-    with pytest.raises(WarmStartError, match="has no transformer"):
+    with pytest.raises(CheckpointError, match="has no transformer"):
         warm_start(nn.Linear(2, 2), language_model(sdpa).state_dict())
-    with pytest.raises(WarmStartError, match="no backbone weights"):
+    with pytest.raises(CheckpointError, match="no backbone weights"):
         warm_start(classifier(sdpa), {"something.else": torch.zeros(1)})

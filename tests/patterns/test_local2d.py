@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import create_mask
 
 from longspan import sparse_attention
-from longspan.attention import AttentionConfigError, local2d
+from longspan.attention import local2d
 from longspan.attention.named import variant_named
-from longspan.benchmark.cases import Case, CaseError, named
+from longspan.benchmark.cases import Case, named
 from longspan.benchmark.mask_mods import mask_mod_of
 from longspan.benchmark.suites import suite
+from longspan.config.errors import BenchmarkError, ConfigError
 from longspan.patterns import Full, Global, Local, Local2D, PatternError, Strided
 from longspan_kernels.block_sparse.compiler import Tiling, compile_layout
 from longspan_kernels.block_sparse.plane import tile_shape
@@ -99,7 +100,7 @@ def test_the_suite_of_images_asks_for_square_ones():
     plans = suite("image")
     assert {plan.case.length for plan in plans} == {16384, 65536} and all("flex" in plan.sides for plan in plans)
     assert named("natten 13", 16384, 4)[0] == Local2D(128, 128, 13, edges="shift")
-    with pytest.raises(CaseError, match="16000 is no square"):
+    with pytest.raises(BenchmarkError, match="16000 is no square"):
         named("natten 13", 16000, 4)
 
 
@@ -171,7 +172,7 @@ def test_attention_local2d():
         ({"window": 0, "max_length": 16}, "attention.window = 0"),
         ({"height": 0, "width": 4, "max_length": 16}, "attention.height = 0"),
     ):
-        with pytest.raises(AttentionConfigError, match=said):
+        with pytest.raises(ConfigError, match=said):
             local2d(**settings_, **place)
 
 

@@ -8,7 +8,7 @@ from interpreted import BACKENDS_HERE, interpreting
 
 from longspan.functional import sparse_attention
 from longspan.patterns import Local, PerHead, Predicate, Without
-from longspan_kernels.block_sparse import BackendError
+from longspan_kernels.errors import BackendError
 
 T = 24
 KINDS = torch.zeros(T, dtype=torch.long)

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from longspan.records.lock import InUseError, described, exclusive, held_folder, holder_of
+from longspan.config.errors import InUseError
+from longspan.records.lock import described, exclusive, held_folder, holder_of
 
 HOLDER = """
 import sys, time

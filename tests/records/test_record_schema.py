@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longspan.records import SCHEMA_VERSION, Accuracy, Measure, Record, RecordError
+from longspan.config.errors import RecordError
+from longspan.records import SCHEMA_VERSION, Accuracy, Measure, Record
 from longspan.records import atomic as atomic_module
 
 STARTED = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)

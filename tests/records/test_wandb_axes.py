@@ -8,14 +8,14 @@ from left_records import leave
 from tiny_run import TinyData, TinyTask, tiny_trainer
 from wandb_file import read_all
 
+from longspan.config.errors import ConfigError
 from longspan.cost.measured import MeasuredCost
 from longspan.records import RecordWriter, wandb_logger
-from longspan.records.wandb_axes import WandbModeError
 from longspan.report import write_report
 
 
 def test_an_unknown_mode_is_named(tmp_path):
-    with pytest.raises(WandbModeError, match=r"'ofline'.*offline, online, disabled"):
+    with pytest.raises(ConfigError, match=r"'ofline'.*offline, online, disabled"):
         wandb_logger(tmp_path, mode="ofline")
 
 

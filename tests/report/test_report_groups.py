@@ -3,7 +3,8 @@
 import pytest
 from left_records import leave
 
-from longspan.report.collect import NoRecordsError, collect
+from longspan.config.errors import RecordError
+from longspan.report.collect import collect
 from longspan.report.groups import sections
 from longspan.report.tables import csv_text, rows_of
 
@@ -95,9 +96,9 @@ def test_the_reference_may_be_another(tmp_path):
 
 
 def test_nothing_found_says_where(tmp_path):
-    with pytest.raises(NoRecordsError, match=str(tmp_path)):
+    with pytest.raises(RecordError, match=str(tmp_path)):
         collect([tmp_path])
-    with pytest.raises(NoRecordsError, match="does not exist"):
+    with pytest.raises(RecordError, match="does not exist"):
         collect([tmp_path / "none"])
 
 

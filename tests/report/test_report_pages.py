@@ -12,8 +12,9 @@ from left_records import leave
 from rich.console import Console
 from warm_process import run
 
+from longspan.config.errors import ConfigError
 from longspan.records import Accuracy, Measure, Record
-from longspan.report.build import CostAxisError, write_report
+from longspan.report.build import write_report
 from longspan.report.summary import print_summary
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "report.py"
@@ -148,7 +149,7 @@ def test_latex_has_minus_signs_and_no_letter_that_its_fonts_lack(runs, tmp_path)
 
 
 def test_an_unknown_cost_lists_the_known(runs, tmp_path):
-    with pytest.raises(CostAxisError, match=r"'money'.*flops, time, memory, energy"):
+    with pytest.raises(ConfigError, match=r"'money'.*flops, time, memory, energy"):
         write_report([runs], tmp_path / "out", cost="money")
 
 

@@ -7,12 +7,13 @@ import re
 import pytest
 from left_records import leave
 
+from longspan.config.errors import RecordError
 from longspan.records import Measure, Record
 from longspan.report.build import write_report
 from longspan.report.charts import accuracy_charts
-from longspan.report.collect import NoRecordsError, collect
+from longspan.report.collect import collect
 from longspan.report.groups import sections
-from longspan.report.scaling import BenchmarkError, exponent, of_section, read_benchmark
+from longspan.report.scaling import exponent, of_section, read_benchmark
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -88,12 +89,12 @@ def test_a_report_of_benchmarks_alone_and_beside_runs(tmp_path):
 
 def test_what_is_no_benchmark_is_said(tmp_path):
     path = bench(tmp_path / "b.json", [{"variant": "full", "ms": 1.0}])  # no T
-    with pytest.raises(BenchmarkError, match=r"b\.json is not what scripts/benchmark\.py writes"):
+    with pytest.raises(RecordError, match=r"b\.json is not what scripts/benchmark\.py writes"):
         write_report([path], tmp_path / "out")
     other = tmp_path / "other.json"
     other.write_text('{"rows": 3}')
     assert collect([other]).broken[0][0].name == "other.json", "read as a record, and refused as one"
-    with pytest.raises(NoRecordsError):
+    with pytest.raises(RecordError):
         collect([tmp_path / "none.json"])
 
 

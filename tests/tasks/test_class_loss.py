@@ -14,8 +14,9 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch.utils.data import DataLoader
 
 from longspan.attention import full
+from longspan.config.errors import ConfigError
 from longspan.models import Encoder
-from longspan.tasks import SequenceClassification, TaskConfigError
+from longspan.tasks import SequenceClassification
 from longspan.tasks.class_loss import ClassLoss, balanced_weights
 from longspan.tasks.per_class import PerClass
 
@@ -57,7 +58,7 @@ def test_balanced_weights_are_scikit_learns():
     found = balanced_weights([7, 2, 1], "abc")
     np.testing.assert_allclose(found, compute_class_weight("balanced", classes=np.arange(3), y=labels))
     assert balanced_weights([2, 8], "ab", total=10) == [4.0, 0.25]
-    with pytest.raises(TaskConfigError, match="'c' has no training example"):
+    with pytest.raises(ConfigError, match="'c' has no training example"):
         balanced_weights([7, 2, 0], "abc")
 
 
@@ -75,7 +76,7 @@ def model():
     ],
 )
 def test_wrong_settings_are_named(settings, named):
-    with pytest.raises(TaskConfigError, match=named):
+    with pytest.raises(ConfigError, match=named):
         SequenceClassification(model(), num_classes=2, **settings)
 
 

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from longspan.tasks import TaskConfigError, adamw, decay_groups, undecayed_names, warmup_constant, warmup_cosine
+from longspan.config.errors import ConfigError
+from longspan.tasks import adamw, decay_groups, undecayed_names, warmup_constant, warmup_cosine
 from longspan.tasks.optimizers import own_rates
 from longspan.tasks.schedules import warmup_length
 
@@ -52,7 +53,7 @@ def test_frozen_parameters_are_left_out():
     [({"lr": 0}, "lr"), ({"betas": (1.0, 0.9)}, "betas"), ({"eps": 0}, "eps"), ({"weight_decay": -1}, "weight_decay")],
 )
 def test_wrong_settings_are_named(settings, key):
-    with pytest.raises(TaskConfigError, match=f"optimizer.{key}"):
+    with pytest.raises(ConfigError, match=f"optimizer.{key}"):
         adamw(nn.Linear(2, 2).parameters(), **{"lr": 1e-3, **settings})
 
 
@@ -85,18 +86,18 @@ def test_rates_stay_in_range(steps, warmup, final):
 
 @pytest.mark.parametrize("warmup", [-1, 1.5, -0.1])
 def test_wrong_warm_ups_are_named(warmup):
-    with pytest.raises(TaskConfigError, match=r"scheduler\.warmup_steps"):
+    with pytest.raises(ConfigError, match=r"scheduler\.warmup_steps"):
         warmup_length(warmup, 100)
 
 
 def test_wrong_final_fractions_are_named():
-    with pytest.raises(TaskConfigError, match=r"scheduler\.final_fraction"):
+    with pytest.raises(ConfigError, match=r"scheduler\.final_fraction"):
         rates(warmup_cosine, 10, final_fraction=2.0)
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_run_without_an_end_is_refused(make_task, make_data, make_trainer):
-    with pytest.raises(TaskConfigError, match=r"trainer\.max_steps"):
+    with pytest.raises(ConfigError, match=r"trainer\.max_steps"):
         make_trainer(max_epochs=-1).fit(make_task("single_label"), make_data("single_label"))
 
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from longspan.attention import full, local
+from longspan.config.errors import ConfigError
 from longspan.data import AssociativeRecallDataModule, NeedleDataModule
 from longspan.models import transformer
-from longspan.tasks import Recall, TaskConfigError, TokenLabelling, adamw, build_task, warmup_constant
+from longspan.tasks import Recall, TokenLabelling, adamw, build_task, warmup_constant
 from longspan.tasks.breakdown import BREAKDOWN
 from longspan.tasks.metrics import ShareByDistance
 
@@ -78,7 +79,7 @@ def test_the_loss_is_that_of_the_answers_alone():
 def test_a_decoder_by_default_an_encoder_where_asked_and_never_the_other():
     data = needle()
     assert recall(data).model.causal and not recall(data, causal=False).model.causal
-    with pytest.raises(TaskConfigError, match=r"task\.causal=False: the model is a Decoder; give True"):
+    with pytest.raises(ConfigError, match=r"task\.causal=False: the model is a Decoder; give True"):
         Recall(recall(data).model.backbone, causal=False)
 
 

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longspan.config.compose import config_for
-from longspan.data import DataConfigError, DataFileError, SequenceRegressionDataModule
+from longspan.config.errors import ConfigError
+from longspan.data import DataFileError, SequenceRegressionDataModule
 from longspan.tasks.regression_metrics import regression_metrics
 
 
@@ -59,7 +60,7 @@ def test_numbers_from_a_table(tmp_path):
     (tmp_path / "x.csv").write_text((tmp_path / "x.csv").read_text() + "c,high\nd,nan\n")
     with pytest.raises(DataFileError, match=r"x\.csv, line 42: column 'score' holds 'high', which is no number .and 1 more"):
         SequenceRegressionDataModule(path, label_column="score", max_length=16).setup()
-    with pytest.raises(DataConfigError, match=r"data\.path=None: name your own files"):
+    with pytest.raises(ConfigError, match=r"data\.path=None: name your own files"):
         SequenceRegressionDataModule(max_length=16)
 
 

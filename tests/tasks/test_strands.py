@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from longspan.config.errors import ConfigError
 from longspan.data import NUCLEOTIDES
 from longspan.models import transformer
-from longspan.tasks import SequenceClassification, SequenceRegression, TaskConfigError, TokenLabelling, build_task
+from longspan.tasks import SequenceClassification, SequenceRegression, TokenLabelling, build_task
 from longspan.tasks.strands import label_swap
 
 LENGTH = 24
@@ -128,7 +129,7 @@ def test_names_say_which_labels_change_places():
 
 
 def test_texts_have_no_other_strand(make_task, sdpa):
-    with pytest.raises(TaskConfigError, match=r"task\.average_strands=True: bytes have no other strand"):
+    with pytest.raises(ConfigError, match=r"task\.average_strands=True: bytes have no other strand"):
         data = SimpleNamespace(
             max_length=8, vocab_size=260, num_classes=2, class_names=["a", "b"], vocabulary=SimpleNamespace(name="bytes")
         )
@@ -136,7 +137,7 @@ def test_texts_have_no_other_strand(make_task, sdpa):
     task = SequenceClassification(
         made(SequenceClassification, Bases(), sdpa).model.backbone, num_classes=3, average_strands=True
     )
-    with pytest.raises(TaskConfigError, match=r"call task\.attach\(data\)"):
+    with pytest.raises(ConfigError, match=r"call task\.attach\(data\)"):
         task.eval().predict_step(Bases().batch, 0)
 
 

@@ -8,8 +8,9 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
+from longspan.config.errors import CallError, ConfigError
 from longspan.models import Encoder, warm_start
-from longspan.tasks import BatchError, LanguageModelling, NonFiniteLossError, TaskConfigError, build_task, data_facts
+from longspan.tasks import LanguageModelling, NonFiniteLossError, build_task, data_facts
 
 NAMES = ["language_modelling", "masked_modelling", "single_label", "multi_label", "token_labelling"]
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -144,7 +145,7 @@ def test_a_loss_that_is_no_number_leaves_its_batch(bad, make_task, make_data, ma
 
 
 def test_an_encoder_cannot_be_a_language_model(sdpa):
-    with pytest.raises(TaskConfigError, match="needs a Decoder"):
+    with pytest.raises(ConfigError, match="needs a Decoder"):
         LanguageModelling(Encoder(vocab_size=5, max_length=8, attention=sdpa))
 
 
@@ -160,22 +161,22 @@ def test_an_encoder_cannot_be_a_language_model(sdpa):
     ],
 )
 def test_wrong_settings_are_named(name, settings, key, make_task):
-    with pytest.raises(TaskConfigError, match=key):
+    with pytest.raises(ConfigError, match=key):
         make_task(name, **settings)
 
 
 def test_data_that_cannot_serve_a_task_is_named(make_task, make_data, sdpa):
     data = make_data("language_modelling")
     data.num_classes, data.tasks = None, ("language_modelling", "masked_modelling")
-    with pytest.raises(TaskConfigError, match="is for language_modelling, masked_modelling"):
+    with pytest.raises(ConfigError, match="is for language_modelling, masked_modelling"):
         data_facts(type(make_task("single_label")), data)
-    with pytest.raises(TaskConfigError, match="give one of the tasks"):
+    with pytest.raises(ConfigError, match="give one of the tasks"):
         build_task(dict, model=None, attention=sdpa, data=data)
 
 
 def test_batches_that_lack_something_are_named(make_task):
     task = make_task("token_labelling")
-    with pytest.raises(BatchError, match="TokenLabelling needs 'labels' in each batch; it has tokens"):
+    with pytest.raises(CallError, match="TokenLabelling needs 'labels' in each batch; it has tokens"):
         task.step({"tokens": torch.zeros(2, 5, dtype=torch.int64)}, 0, "train")
-    with pytest.raises(BatchError, match=r"labels must be \[B, T\] = \[2, 5\]"):
+    with pytest.raises(CallError, match=r"labels must be \[B, T\] = \[2, 5\]"):
         task.step({"tokens": torch.zeros(2, 5, dtype=torch.int64), "labels": torch.zeros(2)}, 0, "train")

@@ -1,22 +1,20 @@
 """Block-sparse attention: patterns as rules, rules compiled to layouts, layouts attended by torch or Triton."""
 
-from longspan_kernels.block_sparse.backends import BackendError, precompile, tilings_for, what_runs
+from longspan_kernels.block_sparse.backends import precompile, tilings_for, what_runs
 from longspan_kernels.block_sparse.block_rules import BlockTableRule
 from longspan_kernels.block_sparse.cache import clear_layouts, counted_pairs, dense_mask, layout_for
 from longspan_kernels.block_sparse.compiler import Tiling, compile_layout
-from longspan_kernels.block_sparse.layout import Component, DeviceLayout, DeviceLayoutError, Layout, Lists, tile_side
+from longspan_kernels.block_sparse.layout import Component, DeviceLayout, Layout, Lists, tile_side
 from longspan_kernels.block_sparse.op import attend, attend_by
 from longspan_kernels.block_sparse.reference import reference_attention
 from longspan_kernels.block_sparse.rules import And, Congruent, Not, Or, Rule
 
 __all__ = [
     "And",
-    "BackendError",
     "BlockTableRule",
     "Component",
     "Congruent",
     "DeviceLayout",
-    "DeviceLayoutError",
     "Layout",
     "Lists",
     "Not",

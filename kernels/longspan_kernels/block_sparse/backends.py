@@ -24,16 +24,13 @@ from longspan_kernels.block_sparse.cache import LowersToRules, block_size_of, bl
 from longspan_kernels.block_sparse.compiler import Tiling
 from longspan_kernels.block_sparse.fused import says_all
 from longspan_kernels.block_sparse.layout import Layout
+from longspan_kernels.errors import BackendError
 from longspan_kernels.launch.graphs import remembered
 from longspan_kernels.launch.launcher import capability_of, compiling, triton_runs_on
 
 BACKENDS = ("auto", "triton", "blocked", "dense")
 CPU = "cpu"  # what "auto" is on a CPU until the op knows the lengths: blocks, or all pairs by torch's fused kernel
 DENSE_LIMIT = 1 << 31  # elements of [B, H, Tq, Tk] that the dense backend will hold
-
-
-class BackendError(ValueError):
-    """The backend asked for cannot serve this call; the message says why and what would."""
 
 
 def active_transform(*tensors: Tensor | None) -> str | None:

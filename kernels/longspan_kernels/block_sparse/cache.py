@@ -18,6 +18,7 @@ from torch import Tensor
 from longspan_kernels.block_sparse.compiler import Tiling, compile_layout, dense
 from longspan_kernels.block_sparse.layout import Component, Layout
 from longspan_kernels.block_sparse.rules import Rule
+from longspan_kernels.errors import KernelError
 from longspan_kernels.launch.graphs import capturing, cleared_by, made_outside_graphs, remembered
 
 MOST_LAYOUTS = 256
@@ -51,13 +52,6 @@ def state_of(key: str) -> tuple[int, ...]:
     return () if state is None else state()
 
 
-class UnknownPatternError(KeyError):
-    """No pattern of this process has the key."""
-
-    def __str__(self) -> str:
-        return str(self.args[0])
-
-
 _PATTERNS: dict[str, LowersToRules] = {}
 
 
@@ -79,12 +73,12 @@ def lookup(key: str) -> LowersToRules:
     """The pattern that was registered under the key.
 
     Raises:
-        UnknownPatternError: none was; patterns register themselves when they are constructed or unpickled.
+        KernelError: none was; patterns register themselves when they are constructed or unpickled.
     """
     try:
         return _PATTERNS[key]
     except KeyError:
-        raise UnknownPatternError(
+        raise KernelError(
             f"no pattern {key!r} in this process; construct (or unpickle) the pattern here before using its key"
         ) from None
 
@@ -102,7 +96,7 @@ class Derived(Generic[Made]):
         """What was made for a component and a key, or what `make()` returns now; for `device`, that of the component's lists.
 
         Raises:
-            CaptureError: a CUDA graph is being recorded and nothing was made yet.
+            BackendError: a CUDA graph is being recorded and nothing was made yet.
         """
         made = self._made.get(component)
         if made is None:

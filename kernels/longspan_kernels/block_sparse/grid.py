@@ -11,20 +11,18 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from longspan_kernels.errors import KernelError
+
 PAD = -(1 << 40)  # no token; negative positions are real where Tq > Tk
 FAR = 1 << 38  # beyond any distance between positions
 INSIDE, OUTSIDE = -(1 << 41), -(1 << 42)  # below any position
 MOST_TILES = 40_000_000  # of one component; compiling takes about 150 bytes for each
 
 
-class LayoutSizeError(ValueError):
-    """A pattern keeps so many tiles at a length that listing them would take gigabytes; the message says how many."""
-
-
 def check_tile_count(count: int) -> None:
-    """Raises LayoutSizeError before a list of `count` tiles is made, where that is too many."""
+    """Raises KernelError before a list of `count` tiles is made, where that is too many."""
     if count > MOST_TILES:
-        raise LayoutSizeError(
+        raise KernelError(
             f"the pattern reaches into {count:,} tiles at this length, and a layout lists at most {MOST_TILES:,}; give a "
             "shorter length, a pattern with fewer keys a query (such as Local, BigBird or a larger stride), or larger blocks"
         )

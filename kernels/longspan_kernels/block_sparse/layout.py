@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from longspan_kernels.errors import KernelError
 from longspan_kernels.launch.launcher import capability_of, from_16_bytes
 
 SENTINEL = 0  # follows the last entry of a list: a block that exists, read and never visited
@@ -134,10 +135,6 @@ class Layout:
         return sum(t.numel() * t.element_size() for c in self.components for t in c.tensors())
 
 
-class DeviceLayoutError(ValueError):
-    """A device layout whose parts do not fit together; the message names the part, its shape and the fix."""
-
-
 @dataclass(frozen=True)
 class DeviceLayout:
     """Key blocks for each query block, as tensors on the device of q.
@@ -172,14 +169,14 @@ class DeviceLayout:
         parts = [(name, x) for name, x in parts if x is not None or not name.endswith("order")]
         for name, part in parts:
             if not isinstance(part, Tensor):
-                raise DeviceLayoutError(f"{name} is a {type(part).__name__}; give a tensor of whole numbers")
+                raise KernelError(f"{name} is a {type(part).__name__}; give a tensor of whole numbers")
         for name in ("block_q", "block_k"):
             if getattr(self, name) < 1:
-                raise DeviceLayoutError(f"{name} = {getattr(self, name)} leaves no token a block; give 1 or more")
+                raise KernelError(f"{name} = {getattr(self, name)} leaves no token a block; give 1 or more")
         if self.index.dim() != 4:
-            raise DeviceLayoutError(f"index has shape {tuple(self.index.shape)}; give [B or 1, H or 1, query blocks, most]")
+            raise KernelError(f"index has shape {tuple(self.index.shape)}; give [B or 1, H or 1, query blocks, most]")
         if tuple(self.count.shape) != tuple(self.index.shape[:3]):
-            raise DeviceLayoutError(f"count has shape {tuple(self.count.shape)}; give {tuple(self.index.shape[:3])}, as index")
+            raise KernelError(f"count has shape {tuple(self.count.shape)}; give {tuple(self.index.shape[:3])}, as index")
         for name, order, block, length in (
             ("q_order", self.q_order, self.block_q, self.q_len),
             ("k_order", self.k_order, self.block_k, self.k_len),
@@ -187,23 +184,21 @@ class DeviceLayout:
             if order is not None and (
                 order.dim() != 3 or order.shape[:2] != self.index.shape[:2] or order.shape[2] % block or not order.shape[2]
             ):
-                raise DeviceLayoutError(
+                raise KernelError(
                     f"{name} has shape {tuple(order.shape)}; give {tuple(self.index.shape[:2])}, a multiple of {block} places"
                 )
             places = length if order is None else order.shape[2]
             if name == "q_order" and self.index.shape[2] != -(-places // block):
-                raise DeviceLayoutError(
-                    f"index lists {self.index.shape[2]} query blocks; {places} places make {-(-places // block)}"
-                )
+                raise KernelError(f"index lists {self.index.shape[2]} query blocks; {places} places make {-(-places // block)}")
         for name, part in parts:
             if part is None:
                 continue
             if part.dtype.is_floating_point or part.dtype.is_complex or part.dtype == torch.bool:
-                raise DeviceLayoutError(f"{name} is {part.dtype}; give whole numbers, such as torch.int32")
+                raise KernelError(f"{name} is {part.dtype}; give whole numbers, such as torch.int32")
 
         x = self.excluded
         if x is not None and (x.dim() != 3 or x.shape[2] != self.q_len or self.q_len != self.k_len or x.shape[1] < 1):
-            raise DeviceLayoutError(
+            raise KernelError(
                 f"excluded has shape {tuple(x.shape)}, for {self.q_len} queries and {self.k_len} keys; give "
                 f"[B or 1, 1 or more, {self.k_len}], and as many queries as keys"
             )
@@ -214,7 +209,7 @@ class DeviceLayout:
         return -(-places // self.block_k)
 
     def check_values(self) -> None:
-        """Raises DeviceLayoutError where a number is out of its range; it waits for the device."""
+        """Raises KernelError where a number is out of its range; it waits for the device."""
         most = self.index.shape[3]
         _check_range("count", self.count, 0, most, "up to the width of index")
         counted = torch.arange(most, device=self.index.device) < self.count[..., None]
@@ -224,7 +219,7 @@ class DeviceLayout:
         _check_range("index", self.index[counted], 0, self.key_blocks - 1, "the key blocks")
         ordered = index.sort(-1).values
         if bool((ordered[..., 1:] == ordered[..., :-1]).any()):
-            raise DeviceLayoutError("index lists a key block twice for one query block; give each at most once")
+            raise KernelError("index lists a key block twice for one query block; give each at most once")
         for name, order, length in (("q_order", self.q_order, self.q_len), ("k_order", self.k_order, self.k_len)):
             if order is not None:
                 _check_range(name, order, -1, length - 1, "token rows, -1 for none")
@@ -233,7 +228,7 @@ class DeviceLayout:
         """What the backends take; the transposed lists only where `columns` asks for them (the backward pass does)."""
         B, H, rows, most = self.index.shape
         if H not in (1, heads):
-            raise DeviceLayoutError(f"index is made for {H} heads; q has {heads}")
+            raise KernelError(f"index is made for {H} heads; q has {heads}")
         U, device = B * H, self.index.device
         count = from_16_bytes(self.count.reshape(U, rows).int())
         start = (torch.arange(U * rows, device=device, dtype=torch.int32) * most).view(U, rows)
@@ -291,7 +286,7 @@ def tile_side(q: Tensor, size: int) -> int:
 def _check_range(name: str, values: Tensor, low: int, high: int, meaning: str) -> None:
     wrong = values[(values < low) | (values > high)]
     if len(wrong):
-        raise DeviceLayoutError(f"{name} holds {int(wrong[0])}; give {low} to {high}, {meaning}")
+        raise KernelError(f"{name} holds {int(wrong[0])}; give {low} to {high}, {meaning}")
 
 
 def _flat(order: Tensor | None) -> Tensor | None:

@@ -18,7 +18,6 @@ from longspan_kernels.block_sparse.args import BIAS, SCHEMA, TENSORS, Options, S
 from longspan_kernels.block_sparse.backends import (
     CPU,
     DENSE_LIMIT,
-    BackendError,
     active_transform,
     choose_backend,
     chosen,
@@ -31,6 +30,7 @@ from longspan_kernels.block_sparse.blocked_passes import blocked_backward, block
 from longspan_kernels.block_sparse.cache import counted_pairs, dense_mask, every_query_sees_itself, state_of
 from longspan_kernels.block_sparse.layout import DeviceLayout, Layout
 from longspan_kernels.block_sparse.reference import reference_attention
+from longspan_kernels.errors import BackendError
 from longspan_kernels.launch.autocast import cast_as_products
 
 # FLOPs of a visited pair, times D: its score and its share of the output forward; score again, dp, dq, dk and dv backward.

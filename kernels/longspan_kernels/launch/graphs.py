@@ -14,6 +14,8 @@ from typing import TypeVar, cast
 
 import torch
 
+from longspan_kernels.errors import BackendError
+
 Made = TypeVar("Made")
 Function = TypeVar("Function", bound=Callable)
 _clears: list[Callable[[], None]] = []
@@ -47,22 +49,18 @@ def clear_caches() -> None:
         clear()
 
 
-class CaptureError(RuntimeError):
-    """A CUDA graph is being recorded, and a call needs what can only be made outside of one."""
-
-
 def made_outside_graphs(make: Callable[[], Made], device: torch.device, stays: bool = True) -> Made:
     """What `make()` returns, made in ordinary memory and ready for the caller's stream.
 
     On a CPU there are no graphs, and `make` is simply called; so it is where what it makes does not stay.
 
     Raises:
-        CaptureError: a graph is being recorded; nothing can be made ready for it any more.
+        BackendError: a graph is being recorded; nothing can be made ready for it any more.
     """
     if device.type != "cuda" or not stays or getattr(_running, "here", False):  # this thread would wait for itself
         return make()
     if capturing(device):
-        raise CaptureError(
+        raise BackendError(
             "a CUDA graph is being recorded, and this call of sparse attention was not prepared: run the same call (shapes, "
             "strides, pattern) once before recording"
         )

@@ -8,37 +8,35 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from longspan_kernels.errors import KernelError
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 WIDTHS = (16, 256)
-
-
-class LinearAttentionError(ValueError):
-    """An argument of linear attention that cannot work; the message names it, its value and what would be right."""
 
 
 def check(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, initial_state: Tensor | None, scale: float,
     lengths: Tensor | None, segments: Tensor | None, beta: Tensor | None = None,
 ) -> None:  # fmt: skip
-    """Raises LinearAttentionError for shapes and dtypes that do not fit each other."""
+    """Raises KernelError for shapes and dtypes that do not fit each other."""
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.dim() != 4:
-            raise LinearAttentionError(f"{name} has shape {list(x.shape)}; give [B, heads, T, width]")
+            raise KernelError(f"{name} has shape {list(x.shape)}; give [B, heads, T, width]")
         if x.dtype not in DTYPES:
-            raise LinearAttentionError(f"{name} is {x.dtype}; give float32, bfloat16, float16 or float64")
+            raise KernelError(f"{name} is {x.dtype}; give float32, bfloat16, float16 or float64")
         if x.dtype != q.dtype or x.device != q.device:
-            raise LinearAttentionError(f"{name} is {x.dtype} on {x.device}, q {q.dtype} on {q.device}; give all alike")
+            raise KernelError(f"{name} is {x.dtype} on {x.device}, q {q.dtype} on {q.device}; give all alike")
         if not WIDTHS[0] <= x.shape[-1] <= WIDTHS[1]:
-            raise LinearAttentionError(f"{name} is {x.shape[-1]} wide; heads are {WIDTHS[0]} to {WIDTHS[1]} wide")
+            raise KernelError(f"{name} is {x.shape[-1]} wide; heads are {WIDTHS[0]} to {WIDTHS[1]} wide")
     B, H, T, D = q.shape
     if k.shape[1] < 1 or H % k.shape[1]:
-        raise LinearAttentionError(f"{H} query heads cannot share {k.shape[1]} key heads; one must divide the other")
+        raise KernelError(f"{H} query heads cannot share {k.shape[1]} key heads; one must divide the other")
     if k.shape != (B, k.shape[1], T, D):
-        raise LinearAttentionError(f"k has shape {list(k.shape)}; with this q give [{B}, {k.shape[1]}, {T}, {D}]")
+        raise KernelError(f"k has shape {list(k.shape)}; with this q give [{B}, {k.shape[1]}, {T}, {D}]")
     if v.shape[:3] != k.shape[:3]:
-        raise LinearAttentionError(f"v has shape {list(v.shape)}; with this k give [{B}, {k.shape[1]}, {T}, Dv]")
+        raise KernelError(f"v has shape {list(v.shape)}; with this k give [{B}, {k.shape[1]}, {T}, Dv]")
     if isinstance(scale, bool) or not 0.0 < abs(scale) < float("inf"):
-        raise LinearAttentionError(f"scale={scale!r}; give a finite number that is not 0")
+        raise KernelError(f"scale={scale!r}; give a finite number that is not 0")
     shapes: dict[str, tuple[Tensor | None, list[tuple[int, ...]]]] = {
         "log_decay": (log_decay, [(B, H, T), (H,)]),
         "beta": (beta, [(B, H, T)]),
@@ -51,10 +49,10 @@ def check(
             continue
         if tuple(given.shape) not in right:
             want = " or ".join(str(list(shape)) for shape in right)
-            raise LinearAttentionError(f"{name} has shape {list(given.shape)}; give {want}")
+            raise KernelError(f"{name} has shape {list(given.shape)}; give {want}")
         whole = name in ("lengths", "segments")
         if whole == (given.is_floating_point() or given.dtype == torch.bool):
-            raise LinearAttentionError(f"{name} is {given.dtype}; give {'whole' if whole else 'floating-point'} numbers")
+            raise KernelError(f"{name} is {given.dtype}; give {'whole' if whole else 'floating-point'} numbers")
 
 
 def runs_of(segments: Tensor | None, lengths: Tensor | None) -> Tensor | None:

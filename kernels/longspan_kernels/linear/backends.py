@@ -7,7 +7,8 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from longspan_kernels.block_sparse.backends import BackendError, triton_refuses
+from longspan_kernels.block_sparse.backends import triton_refuses
+from longspan_kernels.errors import BackendError
 
 BACKENDS = ("auto", "triton", "chunked", "reference", "fla")
 

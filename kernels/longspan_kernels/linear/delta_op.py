@@ -35,7 +35,7 @@ def gated_delta_rule(
         backend: "auto", "triton", "chunked" (plain torch), "reference" (token by token) or "fla" (flash-linear-attention).
 
     Raises:
-        LinearAttentionError: an argument that cannot work.
+        KernelError: an argument that cannot work.
         BackendError: the backend cannot serve the call.
     """
     q, k, v = cast_as_products(q, k, v)

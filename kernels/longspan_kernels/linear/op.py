@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from longspan_kernels.errors import KernelError
 from longspan_kernels.launch.autocast import cast_as_products
 from longspan_kernels.linear import chunked
-from longspan_kernels.linear.arguments import LinearAttentionError, check, runs_of
+from longspan_kernels.linear.arguments import check, runs_of
 from longspan_kernels.linear.backends import choose_backend
 from longspan_kernels.linear.reference import reference_linear_attention
 
@@ -41,14 +42,14 @@ def linear_attention(
         backend: "auto", "triton", "chunked" (plain torch), "reference" (token by token) or "fla" (flash-linear-attention).
 
     Raises:
-        LinearAttentionError: an argument that cannot work.
+        KernelError: an argument that cannot work.
         BackendError: the backend cannot serve the call.
     """
     q, k, v = cast_as_products(q, k, v)
     check(q, k, v, log_decay, initial_state, scale, lengths, segments)
     if not causal:
         if log_decay is not None or initial_state is not None or return_state:
-            raise LinearAttentionError("causal=False takes no log_decay, initial_state or return_state: order does not count")
+            raise KernelError("causal=False takes no log_decay, initial_state or return_state: order does not count")
         return _both_ways(q, k, v, float(scale), lengths, segments, backend)
     special = segments is not None or lengths is not None
     backend = choose_backend(backend, q, special=special, decays=log_decay is not None)

@@ -5,12 +5,11 @@ from longspan_kernels.selected.importance import choose_important_blocks
 from longspan_kernels.selected.index import choose_tokens
 from longspan_kernels.selected.lists import queries_of_blocks
 from longspan_kernels.selected.mix import gated_sum
-from longspan_kernels.selected.op import SelectionError, selected_attention
+from longspan_kernels.selected.op import selected_attention
 from longspan_kernels.selected.reference import selected_reference
 from longspan_kernels.selected.tokens import attend_to_tokens
 
 __all__ = [
-    "SelectionError",
     "attend_to_tokens",
     "choose_blocks",
     "choose_important_blocks",

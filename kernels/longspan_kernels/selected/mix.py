@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from longspan_kernels.block_sparse.backends import BackendError, active_transform, choose_backend
+from longspan_kernels.block_sparse.backends import active_transform, choose_backend
+from longspan_kernels.errors import BackendError
 
 
 def gated_sum(gates: Tensor, a: Tensor, b: Tensor, c: Tensor, backend: str = "auto") -> Tensor:

@@ -11,21 +11,13 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from longspan_kernels.block_sparse.backends import (
-    BackendError,
-    active_transform,
-    choose_backend,
-    exact_products,
-)
+from longspan_kernels.block_sparse.backends import active_transform, choose_backend, exact_products
+from longspan_kernels.errors import BackendError, KernelError
 from longspan_kernels.launch.autocast import cast_as_products
 from longspan_kernels.selected.attend import torch_backward, torch_forward
 from longspan_kernels.selected.lists import MOST_ENTRIES, queries_of_blocks
 from longspan_kernels.selected.options import Selection
 from longspan_kernels.selected.reference import selected_reference
-
-
-class SelectionError(ValueError):
-    """Picks that do not fit the tensors; the message says which, and what would."""
 
 
 @overload
@@ -70,7 +62,7 @@ def selected_attention(
         out [B, H, T, D], and lse [B, H, T] in float32 (float64 of float64); 0 and -inf where a query has no key.
 
     Raises:
-        SelectionError: shapes that do not fit.
+        KernelError: shapes that do not fit.
         BackendError: the backend cannot serve the call.
     """
     q, k, v = cast_as_products(q, k, v)
@@ -97,21 +89,21 @@ def selected_attention(
 def _check(q: Tensor, k: Tensor, v: Tensor, picks: Tensor, block_size: int) -> None:
     B, H, T, D = q.shape
     if k.shape != v.shape or k.shape[0] != B or k.shape[2:] != q.shape[2:]:
-        raise SelectionError(
+        raise KernelError(
             f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}: selected attention is self-attention; give k and v "
             f"[{B}, key/value heads, {T}, {D}]"
         )
     if picks.dim() != 4 or picks.shape[0] != B or picks.shape[2] != T or H % picks.shape[1] or picks.shape[1] % k.shape[1]:
-        raise SelectionError(
+        raise KernelError(
             f"picks {tuple(picks.shape)} do not fit q {tuple(q.shape)} and k {tuple(k.shape)}; give [{B}, heads that pick, "
             f"{T}, picks a query], of which {k.shape[1]} divides the heads that pick, and these divide {H}"
         )
     if picks.dtype.is_floating_point or picks.dtype == torch.bool:
-        raise SelectionError(f"picks are {picks.dtype}; give whole numbers, such as torch.int32")
+        raise KernelError(f"picks are {picks.dtype}; give whole numbers, such as torch.int32")
     if block_size < 1:
-        raise SelectionError(f"block_size = {block_size} leaves no token a block; give 1 or more")
+        raise KernelError(f"block_size = {block_size} leaves no token a block; give 1 or more")
     if picks.numel() >= MOST_ENTRIES:
-        raise SelectionError(f"{picks.numel():,} picks are more than 32 bits number; give fewer sequences at once")
+        raise KernelError(f"{picks.numel():,} picks are more than 32 bits number; give fewer sequences at once")
 
 
 @torch.library.custom_op("longspan::selected_forward", mutates_args=())

@@ -11,14 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from longspan_kernels.block_sparse.backends import (
-    BackendError,
-    active_transform,
-    choose_backend,
-    exact_products,
-)
+from longspan_kernels.block_sparse.backends import active_transform, choose_backend, exact_products
+from longspan_kernels.errors import BackendError, KernelError
 from longspan_kernels.launch.autocast import cast_as_products
-from longspan_kernels.selected.op import SelectionError
 from longspan_kernels.selected.reference import selected_reference
 
 NUMBERS_AT_ONCE = 1 << 23  # of gathered keys that plain torch holds: they stay near the processor
@@ -57,12 +52,12 @@ def attend_to_tokens(
         out [B, H, T, D]; 0, with a log-sum-exp of -inf, where a query picked nothing.
 
     Raises:
-        SelectionError: shapes that do not fit.
+        KernelError: shapes that do not fit.
         BackendError: the backend cannot serve the call.
     """
     q, k, v = cast_as_products(q, k, v)
     if picks.dim() != 3 or picks.shape[:2] != (q.shape[0], q.shape[2]) or k.shape != v.shape or k.shape[2] != q.shape[2]:
-        raise SelectionError(
+        raise KernelError(
             f"picks {tuple(picks.shape)} do not fit q {tuple(q.shape)} and k {tuple(k.shape)}; give [B, T, picks a query] for "
             "q [B, H, T, D] and k, v [B, Hkv, T, D]"
         )

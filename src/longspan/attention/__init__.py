@@ -14,7 +14,6 @@ from longspan.attention.block_table import block_table
 from longspan.attention.compressed import CompressedAttention, compressed
 from longspan.attention.dilated import dilated
 from longspan.attention.dsa import DeepSeekSparseAttention, dsa
-from longspan.attention.errors import AttentionConfigError
 from longspan.attention.fixed import fixed
 from longspan.attention.full import full
 from longspan.attention.gated_delta import GatedDeltaNet, gated_delta
@@ -42,7 +41,6 @@ from longspan.attention.synthesizer import Synthesizer, synthesizer
 
 __all__ = [
     "AdaptiveSpan",
-    "AttentionConfigError",
     "CompressedAttention",
     "DeepSeekSparseAttention",
     "GatedDeltaNet",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from longspan.attention.base import Lengths, PatternAttention, visited_pairs
 from longspan.attention.content import without_padding
 from longspan.attention.decoding import as_in_evaluation
-from longspan.attention.errors import AttentionConfigError
+from longspan.attention.errors import wrong_setting
 from longspan.attention.key_cache import KeyCache
 from longspan.attention.merging import merged
 from longspan.attention.ramp import CHUNK, banded_attention, ramp_weight
@@ -47,7 +47,7 @@ class AdaptiveSpan(ShowsWeights):
         harden_at: the share of the run after which spans become windows.
 
     Raises:
-        AttentionConfigError: a setting that cannot work, by its config key.
+        ConfigError: a setting that cannot work, by its config key.
     """
 
     window: Tensor
@@ -73,16 +73,16 @@ class AdaptiveSpan(ShowsWeights):
     ) -> None:
         super().__init__()
         if max_length is None:
-            raise AttentionConfigError("max_span", f"= {max_span} needs a known longest sequence; give max_length")
+            raise wrong_setting("max_span", f"= {max_span} needs a known longest sequence; give max_length")
         self.length = _whole("max_length", max_length, 1)
         self.max_span = self.length if max_span is None else _whole("max_span", max_span, 1)
         if self.max_span > self.length:
-            raise AttentionConfigError(
+            raise wrong_setting(
                 "max_span", f"= {max_span} is more than the {self.length} tokens of the longest sequence; give fewer, or null"
             )
         self.ramp, initial = _whole("ramp", ramp, 1), _whole("initial_span", initial_span, 0)
         if initial > self.max_span:
-            raise AttentionConfigError("initial_span", f"= {initial} is beyond the longest span; give 0 to {self.max_span}")
+            raise wrong_setting("initial_span", f"= {initial} is beyond the longest span; give 0 to {self.max_span}")
         self.coefficient = _number("coefficient", coefficient, 0.0, math.inf)
         self.span_learning_rate = None
         if span_learning_rate is not None:
@@ -149,7 +149,7 @@ class AdaptiveSpan(ShowsWeights):
         self._restore()
         farthest = int(self.window.max()) - 1 if self.causal else int(self.window.max()) // 2
         if farthest > self.max_span + self.ramp / 2:
-            raise AttentionConfigError(
+            raise wrong_setting(
                 "max_span", f"= {self.max_span}, and the checkpoint's windows are final and reach {farthest} tokens; give at "
                 "least that, or a checkpoint from before they were final or of another attention",
             )  # fmt: skip
@@ -328,12 +328,12 @@ def _per_head(patterns: list[Pattern]) -> Pattern:
 
 def _whole(key: str, value: Any, least: int) -> int:
     if not is_whole(value, least):
-        raise AttentionConfigError(key, f"= {value!r}; give a whole number of tokens, {least} or more")
+        raise wrong_setting(key, f"= {value!r}; give a whole number of tokens, {least} or more")
     return value
 
 
 def _number(key: str, value: Any, least: float, most: float) -> float:
     if not is_number(value, least, most):
         upper = "or more" if math.isinf(most) else f"to {most}"
-        raise AttentionConfigError(key, f"= {value!r}; give a number, {least} {upper}")
+        raise wrong_setting(key, f"= {value!r}; give a number, {least} {upper}")
     return float(value)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from longspan.attention.decoding import as_in_evaluation
-from longspan.attention.errors import AttentionConfigError, as_fraction, settings_named
+from longspan.attention.errors import as_fraction, settings_named, wrong_setting
 from longspan.attention.key_cache import KeyCache
 from longspan.attention.weights import ShowsWeights
 from longspan.cost import Cost
@@ -33,7 +33,7 @@ class PatternAttention(ShowsWeights):
         max_length: the longest sequence, where it is known.
 
     Raises:
-        AttentionConfigError: a setting that cannot work, by its config key.
+        ConfigError: a setting that cannot work, by its config key.
     """
 
     def __init__(
@@ -50,12 +50,10 @@ class PatternAttention(ShowsWeights):
     ):
         super().__init__()
         if backend not in BACKENDS:
-            raise AttentionConfigError("backend", f"= {backend!r} is unknown; choose one of {', '.join(BACKENDS)}")
+            raise wrong_setting("backend", f"= {backend!r} is unknown; choose one of {', '.join(BACKENDS)}")
         kv_heads = heads if kv_heads is None else kv_heads
         if kv_heads < 1 or heads % kv_heads:
-            raise AttentionConfigError(
-                "", f"with {heads} heads cannot share {kv_heads} key/value heads; one must divide the other"
-            )
+            raise wrong_setting("", f"with {heads} heads cannot share {kv_heads} key/value heads; one must divide the other")
         with settings_named():
             pattern.head_groups(heads)  # a pattern made for another number of heads says so
         self.pattern, self.max_length = pattern, max_length

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from longspan.attention.base import PatternAttention
-from longspan.attention.errors import AttentionConfigError, settings_named
+from longspan.attention.errors import settings_named, wrong_setting
 from longspan.patterns import BlockTable
 
 FORMATS = ".npy, .pt or .csv"
@@ -61,7 +61,7 @@ def block_table_pattern(table: str | Path | Sequence[Any] | None, block_size: in
     """The pattern of a table, a file of one or None, which covers `max_length` tokens."""
     if table is None:
         if max_length is None:
-            raise AttentionConfigError("table", "= null needs a known longest sequence; give a table")
+            raise wrong_setting("table", "= null needs a known longest sequence; give a table")
         BlockTable([[1]], block_size)  # the block size is checked before it divides
         return BlockTable(log_sparse_table(-(-max_length // block_size)), block_size)
     content = read_table(table) if isinstance(table, (str, Path)) else as_array(table, "is no table")
@@ -81,11 +81,11 @@ def read_table(path: str | Path) -> Any:
     """The table of a .npy, .pt or .csv file.
 
     Raises:
-        AttentionConfigError: no such file, another format, or content that is no table.
+        ConfigError: no such file, another format, or content that is no table.
     """
     file = Path(path).expanduser()
     if not file.is_file():
-        raise AttentionConfigError("table", f"= {path} is not a file; give the path of a {FORMATS} file")
+        raise wrong_setting("table", f"= {path} is not a file; give the path of a {FORMATS} file")
     try:
         if file.suffix == ".npy":
             return np.load(file, allow_pickle=False)
@@ -94,8 +94,8 @@ def read_table(path: str | Path) -> Any:
         if file.suffix == ".csv":
             return np.loadtxt(file, delimiter=",", ndmin=2, encoding="utf-8-sig")
     except Exception as error:
-        raise AttentionConfigError("table", f"= {path} cannot be read as {file.suffix}: {error}") from error
-    raise AttentionConfigError("table", f"= {path} has the suffix {file.suffix!r}; give a {FORMATS} file")
+        raise wrong_setting("table", f"= {path} cannot be read as {file.suffix}: {error}") from error
+    raise wrong_setting("table", f"= {path} has the suffix {file.suffix!r}; give a {FORMATS} file")
 
 
 def as_array(rows: Any, problem: str) -> Any:
@@ -105,6 +105,4 @@ def as_array(rows: Any, problem: str) -> Any:
     try:
         return np.array([[list(r) if isinstance(r, Sequence) else r for r in row] for row in rows], dtype=float)
     except (TypeError, ValueError) as error:
-        raise AttentionConfigError(
-            "table", f"{problem} ({error}); give equal rows of 0s and 1s, or a {FORMATS} file"
-        ) from error
+        raise wrong_setting("table", f"{problem} ({error}); give equal rows of 0s and 1s, or a {FORMATS} file") from error

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from longspan.attention.content import ContentAttention, without_padding
 from longspan.attention.decoding import AttentionCache, as_in_evaluation
-from longspan.attention.errors import AttentionConfigError, as_whole
+from longspan.attention.errors import as_whole, wrong_setting
 from longspan.cost import Cost
 
 COMPRESSIONS = ("pooled", "strided", "convolved")
@@ -53,9 +53,9 @@ class CompressedAttention(ContentAttention):
         self.window = as_whole("window", window, 1, "a number of keys")
         self.rate = as_whole("rate", rate, 1, "tokens a compressed key")
         if rate > window:
-            raise AttentionConfigError("rate", f"= {rate} is more than attention.window = {window}; give that many at most")
+            raise wrong_setting("rate", f"= {rate} is more than attention.window = {window}; give that many at most")
         if compression not in COMPRESSIONS:
-            raise AttentionConfigError("compression", f"= {compression!r} is unknown; choose one of {', '.join(COMPRESSIONS)}")
+            raise wrong_setting("compression", f"= {compression!r} is unknown; choose one of {', '.join(COMPRESSIONS)}")
         self.compression = compression
         if compression == "convolved":
             mean = torch.eye(head_dim).repeat(rate, 1, 1) / rate  # (r, D, D)

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from longspan.attention.documents import attend_by_document
-from longspan.attention.errors import AttentionCallError, AttentionConfigError, as_fraction
+from longspan.attention.errors import as_fraction, wrong_setting
 from longspan.attention.weights import ShowsWeights
+from longspan.config.errors import CallError
 from longspan.cost import Cost
 from longspan.functional import BACKENDS, sparse_attention
 from longspan.patterns import Pattern
@@ -34,7 +35,7 @@ class ContentAttention(ShowsWeights):
         backend: "auto", "triton" or "blocked".
 
     Raises:
-        AttentionConfigError: a setting that cannot work, by its config key.
+        ConfigError: a setting that cannot work, by its config key.
     """
 
     pattern = None
@@ -43,16 +44,12 @@ class ContentAttention(ShowsWeights):
     def __init__(self, *, heads: int, kv_heads: int | None, head_dim: int, causal: bool, dropout: float, backend: str) -> None:
         super().__init__()
         if backend not in BACKENDS:
-            raise AttentionConfigError("backend", f"= {backend!r} is unknown; choose one of {', '.join(BACKENDS)}")
+            raise wrong_setting("backend", f"= {backend!r} is unknown; choose one of {', '.join(BACKENDS)}")
         if backend == "dense":
-            raise AttentionConfigError(
-                "backend", "= 'dense' knows no pairs that are chosen at run time; give auto, triton or blocked"
-            )
+            raise wrong_setting("backend", "= 'dense' knows no pairs that are chosen at run time; give auto, triton or blocked")
         kv_heads = heads if kv_heads is None else kv_heads
         if kv_heads < 1 or heads % kv_heads:
-            raise AttentionConfigError(
-                "", f"with {heads} heads cannot share {kv_heads} key/value heads; one must divide the other"
-            )
+            raise wrong_setting("", f"with {heads} heads cannot share {kv_heads} key/value heads; one must divide the other")
         self.heads, self.kv_heads, self.head_dim, self.causal = heads, kv_heads, head_dim, causal
         self.dropout, self.backend = as_fraction("dropout", dropout), backend
 
@@ -66,7 +63,7 @@ class ContentAttention(ShowsWeights):
             segments: [B, T] int, packed documents, each as if it stood alone; not every variant takes them.
 
         Raises:
-            AttentionCallError: tensors that do not fit this module, or segments that it does not take.
+            CallError: tensors that do not fit this module, or segments that it does not take.
         """
         self._check(q, v, lengths, segments)
         q, k, v = cast_as_products(q, k, v)
@@ -93,16 +90,16 @@ class ContentAttention(ShowsWeights):
         _, H, T, D = q.shape
         name = type(self).__name__
         if (H, v.shape[1], D) != (self.heads, self.kv_heads, self.head_dim):
-            raise AttentionCallError(
+            raise CallError(
                 f"q {tuple(q.shape)} and v {tuple(v.shape)} do not fit {name}; "
                 f"give [B, {self.heads}, T, {self.head_dim}] and [B, {self.kv_heads}, T, {self.head_dim}]"
             )
         if v.shape[2] != T:
-            raise AttentionCallError(f"{T} queries and {v.shape[2]} keys: {name} is self-attention; give as many of both")
+            raise CallError(f"{T} queries and {v.shape[2]} keys: {name} is self-attention; give as many of both")
         if isinstance(lengths, tuple):
-            raise AttentionCallError(f"lengths is a pair: {name} is self-attention; give one tensor [B]")
+            raise CallError(f"lengths is a pair: {name} is self-attention; give one tensor [B]")
         if segments is not None and not self.takes_segments:
-            raise AttentionCallError(
+            raise CallError(
                 f"segments: {name} chooses what to see over the whole sequence, packed documents included; give each "
                 "document a sequence of its own, in training by data.pack=false"
             )

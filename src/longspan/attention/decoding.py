@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from longspan.attention.errors import AttentionCallError
+from longspan.config.errors import CallError
 from longspan.values import is_whole
 
 
@@ -29,7 +29,7 @@ class AttentionCache:
 
     def __init__(self, batch: int, device: torch.device | str | None = None) -> None:
         if not is_whole(batch, 1):
-            raise AttentionCallError(f"batch = {batch!r}; give a number of sequences, 1 or more")
+            raise CallError(f"batch = {batch!r}; give a number of sequences, 1 or more")
         self.batch = batch
         self.positions = torch.zeros(batch, dtype=torch.int64, device=device)
 
@@ -98,9 +98,9 @@ class Decodes(nn.Module):
         """An empty cache for `batch` sequences; `dtype` is that of the keys and values to come, float32 unless given.
 
         Raises:
-            AttentionCallError: an attention that cannot decode; the message says why.
+            CallError: an attention that cannot decode; the message says why.
         """
-        raise AttentionCallError(f"{type(self).__name__} cannot decode: {self.undecodable or 'it has no cache'}")
+        raise CallError(f"{type(self).__name__} cannot decode: {self.undecodable or 'it has no cache'}")
 
     def decode(self, q: Tensor, k: Tensor, v: Tensor, cache: Any, *, lengths: Tensor | None = None) -> Tensor:
         """The outputs [B, H, n, D] of n new tokens, equal to those of one full forward pass over all tokens so far.
@@ -113,9 +113,9 @@ class Decodes(nn.Module):
                 on the right: tokens from there on do not exist, get output 0 and do not enter the cache. None for all n.
 
         Raises:
-            AttentionCallError: tensors that do not fit the cache, or more tokens than the module was made for.
+            CallError: tensors that do not fit the cache, or more tokens than the module was made for.
         """
-        raise AttentionCallError(f"{type(self).__name__} cannot decode: {self.undecodable or 'it has no cache'}")
+        raise CallError(f"{type(self).__name__} cannot decode: {self.undecodable or 'it has no cache'}")
 
     @property
     def undecodable(self) -> str | None:
@@ -125,14 +125,14 @@ class Decodes(nn.Module):
         return None
 
     def check_decode(self, q: Tensor, k: Tensor, v: Tensor, cache: AttentionCache, lengths: Tensor | None = None) -> None:
-        """Raises AttentionCallError where tensors do not fit this module or its cache."""
+        """Raises CallError where tensors do not fit this module or its cache."""
         B, _, n, _ = q.shape if q.dim() == 4 else (0, 0, 0, 0)
         fits = (B, self.heads, n, self.head_dim), (B, self.kv_heads, n, self.head_dim)
         if cache.batch != B or n < 1 or tuple(q.shape) != fits[0] or tuple(v.shape) != fits[1]:
-            raise AttentionCallError(
+            raise CallError(
                 f"q {tuple(q.shape)} and v {tuple(v.shape)} do not fit a cache of {cache.batch} sequences; give "
                 f"[{cache.batch}, {self.heads}, n, {self.head_dim}] and [{cache.batch}, {self.kv_heads}, n, {self.head_dim}], "
                 "n of 1 or more"
             )
         if lengths is not None and tuple(lengths.shape) != (B,):
-            raise AttentionCallError(f"lengths has shape {tuple(lengths.shape)}; give one number a sequence, [{B}]")
+            raise CallError(f"lengths has shape {tuple(lengths.shape)}; give one number a sequence, [{B}]")

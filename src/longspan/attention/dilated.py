@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from longspan.attention.base import PatternAttention
-from longspan.attention.errors import AttentionConfigError, settings_named
+from longspan.attention.errors import settings_named, wrong_setting
 from longspan.patterns import Local, Pattern, PerHead
 from longspan.values import is_whole
 
@@ -38,7 +38,7 @@ class DilatedAttention(PatternAttention):
         if dilated_heads is None:
             dilated_heads = heads - heads // 2
         if not is_whole(dilated_heads, 0, heads):
-            raise AttentionConfigError("dilated_heads", f"= {dilated_heads!r}; give 0 to {heads}, the number of heads")
+            raise wrong_setting("dilated_heads", f"= {dilated_heads!r}; give 0 to {heads}, the number of heads")
         with settings_named():
             gaps, plain = Local(window, dilation), Local(window)
         pattern: Pattern = gaps if dilated_heads else plain

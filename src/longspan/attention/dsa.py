@@ -12,7 +12,7 @@ from torch import Tensor
 
 from longspan.attention.content import ContentAttention, with_lse, without_padding
 from longspan.attention.decoding import as_in_evaluation
-from longspan.attention.errors import AttentionConfigError, as_whole
+from longspan.attention.errors import as_whole, wrong_setting
 from longspan.attention.indexer import LightningIndexer, imitation_loss
 from longspan.attention.token_cache import IndexCache
 from longspan.cost import Cost
@@ -48,9 +48,9 @@ class DeepSeekSparseAttention(ContentAttention):
     ) -> None:  # fmt: skip
         super().__init__(heads=heads, kv_heads=kv_heads, head_dim=head_dim, causal=causal, dropout=dropout, backend=backend)
         if not causal:
-            raise AttentionConfigError("", "dsa is causal: its indexer scores earlier tokens; choose it for language modelling")
+            raise wrong_setting("", "dsa is causal: its indexer scores earlier tokens; choose it for language modelling")
         if dropout:
-            raise AttentionConfigError("dropout", f"= {dropout}: dsa drops no weights; give 0")
+            raise wrong_setting("dropout", f"= {dropout}: dsa drops no weights; give 0")
         self.top_k = as_whole("top_k", top_k, 1, "tokens a query sees")
         self.warmup_steps = as_whole("warmup_steps", warmup_steps, 0, "training steps with dense attention")
         self.coefficient = float(indexer_loss)

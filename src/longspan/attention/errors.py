@@ -6,20 +6,22 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from longspan.config.errors import ConfigError
 from longspan.nearest import did_you_mean, nearest
 from longspan.patterns import PatternError
 from longspan.values import is_number, is_whole
 
 
-class AttentionConfigError(ValueError):
-    """A setting of an attention variant that cannot work; the message names its config key."""
+def wrong_setting(key: str, problem: str) -> ConfigError:
+    """The error for a setting `attention.<key>`, or for all of them where the key is empty."""
+    where = f"attention.{key}" if key else "attention"
+    return ConfigError(f"{where} {problem}", where, problem)
 
-    def __init__(self, key: str, problem: str):
-        super().__init__(f"attention.{key} {problem}" if key else f"attention {problem}")
-        self.key, self.problem = key, problem
 
-    def __reduce__(self):
-        return type(self), (self.key, self.problem)
+def moved(error: ConfigError, where: str) -> ConfigError:
+    """The same complaint about the settings of a variant that stands at `attention.<where>`."""
+    key = error.key.removeprefix("attention")
+    return wrong_setting(f"{where}{key}", error.problem)
 
 
 @contextmanager
@@ -28,27 +30,27 @@ def settings_named(within: str = "") -> Iterator[None]:
     try:
         yield
     except PatternError as error:
-        raise AttentionConfigError(f"{within}{error.argument}", error.problem) from error
+        raise wrong_setting(f"{within}{error.argument}", error.problem) from error
 
 
-def unknown_setting(name: str, known: Iterable[str], what: str, within: str = "") -> AttentionConfigError:
+def unknown_setting(name: str, known: Iterable[str], what: str, within: str = "") -> ConfigError:
     """The error for a key that `what` does not take, with the nearest right one."""
     known = sorted(known)
     meant = did_you_mean(nearest(name, known))
-    return AttentionConfigError(f"{within}{name}", f"is not a setting of {what}.{meant} Settings: {', '.join(known)}")
+    return wrong_setting(f"{within}{name}", f"is not a setting of {what}.{meant} Settings: {', '.join(known)}")
 
 
 def as_fraction(key: str, value: Any) -> float:
     """`value` as a float in [0, 1)."""
     if not is_number(value, 0.0) or value >= 1.0:
-        raise AttentionConfigError(key, f"= {value!r} is not a fraction; give 0.0 up to but not including 1.0")
+        raise wrong_setting(key, f"= {value!r} is not a fraction; give 0.0 up to but not including 1.0")
     return float(value)
 
 
 def as_whole(key: str, value: Any, least: int, meaning: str) -> int:
     """`value` as a whole number, `least` or more."""
     if not is_whole(value, least):
-        raise AttentionConfigError(key, f"= {value!r}; give {meaning}, {least} or more")
+        raise wrong_setting(key, f"= {value!r}; give {meaning}, {least} or more")
     return value
 
 
@@ -57,9 +59,5 @@ def as_block_size(value: Any, key: str = "block_size") -> int:
     as_whole(key, value, 16, "a number of tokens")
     if value % 16:
         below = value // 16 * 16
-        raise AttentionConfigError(key, f"= {value} is no multiple of 16, the smallest tile; give {below} or {below + 16}")
+        raise wrong_setting(key, f"= {value} is no multiple of 16, the smallest tile; give {below} or {below + 16}")
     return value
-
-
-class AttentionCallError(ValueError):
-    """Tensors or lengths that an attention variant cannot take; the message names them and what would be right."""

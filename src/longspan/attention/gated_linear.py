@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from longspan.attention.errors import AttentionConfigError, as_whole
+from longspan.attention.errors import as_whole, wrong_setting
 from longspan.attention.short_convolution import ShortConvolution
 from longspan.attention.state import Decay, OutputGate, StateAttention, StateNorm
 from longspan_kernels.linear import linear_attention
@@ -38,7 +38,7 @@ class GatedLinearAttention(StateAttention):
         super().__init__(heads=heads, kv_heads=kv_heads, head_dim=head_dim, causal=causal, backend=backend)
         as_whole("short_conv", short_conv, 0, "tokens of the short convolution, 0 for none")
         if short_conv == 1:
-            raise AttentionConfigError("short_conv", "= 1 sees no other token; give 2 or more, or 0 for none")
+            raise wrong_setting("short_conv", "= 1 sees no other token; give 2 or more, or 0 for none")
         self.short_conv = short_conv
         self.decay = Decay(heads, self.kv_heads, head_dim)
         widths = (heads, self.kv_heads, self.kv_heads)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from longspan.attention.base import PatternAttention
-from longspan.attention.errors import AttentionConfigError, settings_named
+from longspan.attention.errors import settings_named, wrong_setting
 from longspan.patterns import Global
 
 
@@ -34,7 +34,7 @@ class GlobalAttention(PatternAttention):
     ) -> None:
         if (first is None) == (positions is None):
             given = "neither is given" if first is None else f"= {first} and attention.positions = {list(positions or [])}"
-            raise AttentionConfigError("first", f"{given}; give one of first and positions, and null for the other")
+            raise wrong_setting("first", f"{given}; give one of first and positions, and null for the other")
         with settings_named():
             pattern = Global(first=first, positions=positions)
         super().__init__(

@@ -25,7 +25,7 @@ def hybrid(
         heads, kv_heads, head_dim, causal, layer, max_length, grid: the model's.
 
     Raises:
-        AttentionConfigError: a name or a setting that no variant has, by its config key.
+        ConfigError: a name or a setting that no variant has, by its config key.
     """
     parts = parts_of("layers", layers)
     place = {"heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "causal": causal, "layer": layer, "grid": grid}

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from longspan.attention.decoding import AttentionCache
-from longspan.attention.errors import AttentionCallError
+from longspan.config.errors import CallError
 from longspan.patterns import Pattern
 from longspan.patterns.base import NEVER_ENDS
 
@@ -157,7 +157,7 @@ class KeyCache(AttentionCache):
         position, exists = existing(self.positions, n, lengths)
         upcoming = self.positions + (n if lengths is None else lengths.to(self.positions.device))
         if self.seen + n > self.stop and int(upcoming.max()) > self.stop:
-            raise AttentionCallError(
+            raise CallError(
                 f"{int(upcoming.max())} tokens are more than the {self.stop} of the longest sequence; build the attention "
                 "with a larger max_length"
             )

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from longspan.attention.errors import AttentionConfigError
+from longspan.attention.errors import wrong_setting
 from longspan.attention.state import StateAttention
 from longspan_kernels.linear import linear_attention
 
@@ -37,11 +37,11 @@ class LinearAttention(StateAttention):
     ) -> None:  # fmt: skip
         super().__init__(heads=heads, kv_heads=kv_heads, head_dim=head_dim, causal=causal, backend=backend)
         if feature_map not in FEATURE_MAPS:
-            raise AttentionConfigError(
+            raise wrong_setting(
                 "feature_map", f"= {feature_map!r} is unknown; choose one of {', '.join(FEATURE_MAPS)}"
             )  # fmt: skip
         if feature_map == "learned" and head_dim > 128:
-            raise AttentionConfigError(
+            raise wrong_setting(
                 "feature_map",
                 f"= 'learned' is {2 * head_dim} wide, twice a head, and kernels take 256: give heads of 128 at most",
             )

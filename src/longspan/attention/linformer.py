@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from longspan.attention.content import ContentAttention, without_padding
-from longspan.attention.errors import AttentionCallError, AttentionConfigError, as_whole
+from longspan.attention.errors import as_whole, wrong_setting
+from longspan.config.errors import CallError
 from longspan.cost import Cost
 
 
@@ -33,12 +34,12 @@ class Linformer(ContentAttention):
     ) -> None:  # fmt: skip
         super().__init__(heads=heads, kv_heads=kv_heads, head_dim=head_dim, causal=causal, dropout=dropout, backend=backend)
         if causal:
-            raise AttentionConfigError(
+            raise wrong_setting(
                 "", "linformer sums keys over the whole sequence, so queries would see later tokens: it is not causal. Take a "
                 "task that sees both ways (task=masked_modelling, sequence_classification), or attention=compressed or linear",
             )  # fmt: skip
         if max_length is None:
-            raise AttentionConfigError("", "linformer has weights for each position; give max_length")
+            raise wrong_setting("", "linformer has weights for each position; give max_length")
         self.projected = as_whole("projected", projected, 1, "a number of projected keys")
         self.share, self.max_length = bool(share), max_length
         bound = projected**-0.5
@@ -48,7 +49,7 @@ class Linformer(ContentAttention):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, segments: Tensor | None) -> Tensor:
         T = q.shape[2]
         if self.project_k.shape[0] < T:
-            raise AttentionCallError(f"linformer was built for {self.max_length} tokens and got {T}; build it for more")
+            raise CallError(f"linformer was built for {self.max_length} tokens and got {T}; build it for more")
         q, k, v = (without_padding(x, lengths) for x in (q, k, v))
         of_k = self.project_k[:T].to(k.dtype)
         of_v = of_k if self.project_v is None else self.project_v[:T].to(v.dtype)

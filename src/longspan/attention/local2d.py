@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from longspan.attention.base import PatternAttention
-from longspan.attention.errors import AttentionConfigError, settings_named
+from longspan.attention.errors import settings_named, wrong_setting
 from longspan.patterns import Local2D
 
 
@@ -59,25 +59,25 @@ def _sides(height: int | None, width: int | None, grid: tuple[int, int] | None, 
     """Rows and columns of the grid.
 
     Raises:
-        AttentionConfigError: they are not known, or do not hold the sequence.
+        ConfigError: they are not known, or do not hold the sequence.
     """
     if (height is None) != (width is None):
         key = "height" if height is None else "width"
-        raise AttentionConfigError(key, "= None, and the other side of the grid is given; give both, or neither")
+        raise wrong_setting(key, "= None, and the other side of the grid is given; give both, or neither")
     if height is None or width is None:
         if grid is None and length is None:
-            raise AttentionConfigError("height", "= None, and the length is not known; give height and width in tokens")
+            raise wrong_setting("height", "= None, and the length is not known; give height and width in tokens")
         side = math.isqrt((length or 1) - 1) + 1
         return grid or (side, side)
     if grid is not None and (height, width) != tuple(grid):
-        raise AttentionConfigError(
+        raise wrong_setting(
             "height", f"= {height} and attention.width = {width}, but the images have {grid[0]} rows of {grid[1]} tokens; "
             "give null for both",
         )  # fmt: skip
     with settings_named():
         Local2D(height, width, 1)
     if length is not None and height * width < length:
-        raise AttentionConfigError(
+        raise wrong_setting(
             "height", f"= {height} and attention.width = {width} have {height * width} places for {length} tokens; give a "
             "larger grid, or null for both",
         )  # fmt: skip

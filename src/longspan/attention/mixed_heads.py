@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from longspan.attention.decoding import AttentionCache
-from longspan.attention.errors import AttentionConfigError
+from longspan.attention.errors import wrong_setting
 from longspan.attention.parts import parts_of
 from longspan.attention.weights import ShowsWeights
 from longspan.cost import Cost
@@ -37,7 +37,7 @@ class MixedHeads(ShowsWeights):
         heads, kv_heads, head_dim, causal, layer, max_length, grid: the model's.
 
     Raises:
-        AttentionConfigError: a name or a setting that no variant has, or more parts than heads, by its config key.
+        ConfigError: a name or a setting that no variant has, or more parts than heads, by its config key.
     """
 
     pattern = None
@@ -51,7 +51,7 @@ class MixedHeads(ShowsWeights):
         self.kv_heads = heads if kv_heads is None else kv_heads
         entries = parts_of("parts", parts)
         if len(entries) > self.kv_heads:
-            raise AttentionConfigError(
+            raise wrong_setting(
                 "parts", f"holds {len(entries)} parts for {self.kv_heads} key/value heads; give at most one a head"
             )
         share = heads // self.kv_heads
@@ -64,7 +64,7 @@ class MixedHeads(ShowsWeights):
         )
         for entry, part in zip(entries, self.parts, strict=True):
             if getattr(part, "shares_qk", False):
-                raise AttentionConfigError(entry.where, f"= {entry.name!r} makes its keys from the queries, of all heads")
+                raise wrong_setting(entry.where, f"= {entry.name!r} makes its keys from the queries, of all heads")
         self.rotary = any(getattr(part, "rotary", True) for part in self.parts)
 
     def _split(self, q: Tensor, k: Tensor, v: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:

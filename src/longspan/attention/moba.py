@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from longspan.attention.chosen_pairs import picked_pairs
 from longspan.attention.content import ContentAttention, without_padding
 from longspan.attention.decoding import as_in_evaluation
-from longspan.attention.errors import AttentionConfigError, as_block_size, as_whole
+from longspan.attention.errors import as_block_size, as_whole, wrong_setting
 from longspan.attention.token_cache import BlockMeanCache
 from longspan.cost import Cost
 from longspan_kernels.selected import choose_blocks, selected_attention
@@ -40,7 +40,7 @@ class MixtureOfBlocks(ContentAttention):
         self.block_size = as_block_size(block_size)
         self.top_k = as_whole("top_k", top_k, 1, "blocks a query sees, its own among them")
         if max_length is not None and top_k > -(-max_length // block_size):
-            raise AttentionConfigError(
+            raise wrong_setting(
                 "top_k", f"= {top_k} is more than the {-(-max_length // block_size)} blocks of {block_size} in {max_length} "
                 f"tokens; give 1 to {-(-max_length // block_size)}, or a smaller attention.block_size",
             )  # fmt: skip

@@ -6,7 +6,8 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from longspan.attention.errors import AttentionConfigError, unknown_setting
+from longspan.attention.errors import moved, unknown_setting, wrong_setting
+from longspan.config.errors import ConfigError
 from longspan.nearest import did_you_mean, nearest
 
 PLACE = ("heads", "kv_heads", "head_dim", "causal", "layer", "max_length", "grid")  # what the model says, not the config
@@ -24,13 +25,13 @@ def variant_named(name: Any, where: str) -> Any:
     """The class or function that builds the variant.
 
     Raises:
-        AttentionConfigError: no variant has the name; `where` is the config key.
+        ConfigError: no variant has the name; `where` is the config key.
     """
     import longspan.attention
 
     if name not in variant_names():
         meant = did_you_mean(nearest(str(name), variant_names()))
-        raise AttentionConfigError(where, f"= {name!r} names no variant.{meant} Choose among {', '.join(variant_names())}")
+        raise wrong_setting(where, f"= {name!r} names no variant.{meant} Choose among {', '.join(variant_names())}")
     return getattr(longspan.attention, "global_" if name == "global" else name)
 
 
@@ -44,12 +45,12 @@ def named_settings(key: str, entries: Any, most: int) -> list[tuple[str, dict[st
     """(name, settings) of each entry of a list of names, and of mappings of a `name` and settings.
 
     Raises:
-        AttentionConfigError: no list, or one of none or of more than `most` heads.
+        ConfigError: no list, or one of none or of more than `most` heads.
     """
     if isinstance(entries, (str, Mapping)) or not isinstance(entries, Sequence) or not entries:
-        raise AttentionConfigError(key, f"= {entries!r} is not a list; give one, such as [local, full]")
+        raise wrong_setting(key, f"= {entries!r} is not a list; give one, such as [local, full]")
     if len(entries) > most:
-        raise AttentionConfigError(key, f"holds {len(entries)} {key} for {most} heads; give at most one a head")
+        raise wrong_setting(key, f"holds {len(entries)} {key} for {most} heads; give at most one a head")
     out: list[tuple[str, dict[str, Any]]] = []
     for n, entry in enumerate(entries):
         settings = dict(entry) if isinstance(entry, Mapping) else {"name": entry}
@@ -63,7 +64,7 @@ def built(name: str, settings: Mapping[str, Any], place: Mapping[str, Any], wher
     """The module of a named variant at a place.
 
     Raises:
-        AttentionConfigError: a setting that the variant does not take, or that cannot work, by its key under `where`.
+        ConfigError: a setting that the variant does not take, or that cannot work, by its key under `where`.
     """
     make = variant_named(name, where)
     own = [key for key in inspect.signature(make).parameters if key not in (*PLACE, *SHARED)]
@@ -72,5 +73,5 @@ def built(name: str, settings: Mapping[str, Any], place: Mapping[str, Any], wher
             raise unknown_setting(key, own, name, f"{where}.")
     try:
         return make(**settings, **placed(make, place))
-    except AttentionConfigError as error:
-        raise AttentionConfigError(f"{where}.{error.key}", error.problem) from error
+    except ConfigError as error:
+        raise moved(error, where) from error

@@ -14,7 +14,7 @@ from longspan.attention.chosen_pairs import picked_pairs
 from longspan.attention.compression import BlockCompression, attend_to_compressed, compressed_count
 from longspan.attention.content import ContentAttention, with_lse, without_padding
 from longspan.attention.decoding import as_in_evaluation
-from longspan.attention.errors import AttentionConfigError, as_block_size, as_whole
+from longspan.attention.errors import as_block_size, as_whole, wrong_setting
 from longspan.attention.token_cache import CompressedCache
 from longspan.cost import Cost
 from longspan.patterns import Local
@@ -54,7 +54,7 @@ class NativeSparseAttention(ContentAttention):
         self.block_size = as_block_size(block_size)
         self.top_k = as_whole("top_k", top_k, 3, "blocks a token sees: its own, the one before, the first and others")
         if max_length is not None and top_k > -(-max_length // block_size):
-            raise AttentionConfigError(
+            raise wrong_setting(
                 "top_k", f"= {top_k} is more than the {-(-max_length // block_size)} blocks of {block_size} in {max_length} "
                 "tokens; give fewer, or a smaller attention.block_size",
             )  # fmt: skip
@@ -62,12 +62,12 @@ class NativeSparseAttention(ContentAttention):
         self.compressed_block = as_whole("compressed_block", compressed_block, 1, "tokens a compressed block")
         for key, size in (("compressed_block", compressed_block), ("block_size", block_size)):
             if size % compressed_stride:
-                raise AttentionConfigError(
+                raise wrong_setting(
                     "compressed_stride",
                     f"= {compressed_stride} does not divide attention.{key} = {size}; give a divisor of both",
                 )
         if compression not in COMPRESSIONS:
-            raise AttentionConfigError("compression", f"= {compression!r} is unknown; choose one of {', '.join(COMPRESSIONS)}")
+            raise wrong_setting("compression", f"= {compression!r} is unknown; choose one of {', '.join(COMPRESSIONS)}")
         self.window = Local(as_whole("window", window, 1, "a number of keys"))
         learned = compression == "mlp"
         self.compress_k = BlockCompression(compressed_block, compressed_stride, head_dim, learned)

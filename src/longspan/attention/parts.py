@@ -10,8 +10,9 @@ from typing import Any
 
 from torch import nn
 
-from longspan.attention.errors import AttentionConfigError, unknown_setting
+from longspan.attention.errors import moved, unknown_setting, wrong_setting
 from longspan.attention.named import PLACE, placed, variant_named
+from longspan.config.errors import ConfigError
 
 TIMES = re.compile(r"([a-z_]+)\s*\*\s*([0-9]+)")
 
@@ -28,7 +29,7 @@ class Part:
         """The module at a place.
 
         Raises:
-            AttentionConfigError: a setting that the variant does not take or that cannot work, by its key.
+            ConfigError: a setting that the variant does not take or that cannot work, by its key.
         """
         make = variant_named(self.name, self.where)
         known = [key for key in inspect.signature(make).parameters if key not in PLACE]
@@ -37,18 +38,18 @@ class Part:
                 raise unknown_setting(key, known, self.name, f"{self.where}.")
         try:
             return make(**self.settings, **placed(make, place))
-        except AttentionConfigError as error:
-            raise AttentionConfigError(f"{self.where}.{error.key}" if error.key else self.where, error.problem) from error
+        except ConfigError as error:
+            raise moved(error, self.where) from error
 
 
 def parts_of(key: str, entries: Any) -> list[Part]:
     """The entries of `attention.<key>`: names, `name*3` for three in a row, or mappings of `name`, settings and `times`.
 
     Raises:
-        AttentionConfigError: no list, an empty one, or a name that no variant has.
+        ConfigError: no list, an empty one, or a name that no variant has.
     """
     if isinstance(entries, (str, Mapping)) or not isinstance(entries, Sequence) or not entries:
-        raise AttentionConfigError(key, f"= {entries!r} is not a list; give one, such as [gated_delta*3, full]")
+        raise wrong_setting(key, f"= {entries!r} is not a list; give one, such as [gated_delta*3, full]")
     found: list[Part] = []
     for n, entry in enumerate(entries):
         where = f"{key}[{n}]"
@@ -58,7 +59,7 @@ def parts_of(key: str, entries: Any) -> list[Part]:
         if repeated:
             name, times = repeated[1], int(repeated[2])
         if isinstance(times, bool) or not isinstance(times, int) or times < 1:
-            raise AttentionConfigError(where, f"= {entry!r}: times must be a whole number, 1 or more")
+            raise wrong_setting(where, f"= {entry!r}: times must be a whole number, 1 or more")
         variant_named(name, where)
         found += [Part(name, settings, where)] * times
     return found

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from longspan.attention.base import PatternAttention
-from longspan.attention.errors import AttentionConfigError
+from longspan.attention.errors import wrong_setting
 from longspan.attention.named import built, named_settings
 from longspan.patterns import Pattern, PerHead
 
@@ -44,7 +44,7 @@ class PerHeadAttention(PatternAttention):
             place |= {"max_length": max_length, "grid": grid}
             module = built(name, settings, place, f"patterns[{n}]")
             if not isinstance(module, PatternAttention) or name == "per_head":
-                raise AttentionConfigError(f"patterns[{n}]", f"= {name!r} is not one pattern; see attention=mixed_heads")
+                raise wrong_setting(f"patterns[{n}]", f"= {name!r} is not one pattern; see attention=mixed_heads")
             each += [module.pattern.at_head(head, share) for head in range(share)]
         pattern = PerHead(each)
         super().__init__(

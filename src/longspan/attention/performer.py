@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from longspan.attention.errors import AttentionConfigError, as_whole
+from longspan.attention.errors import as_whole, wrong_setting
 from longspan.attention.linear import LinearAttention
 
 MOST = 256  # features that kernels take
@@ -39,7 +39,7 @@ class Performer(LinearAttention):
             features = min(MOST, int(head_dim * math.log(head_dim)))
         self.count = as_whole("features", features, 16, "a number of random features")
         if self.count > MOST:
-            raise AttentionConfigError("features", f"= {features} is more than kernels take; give {MOST} or fewer")
+            raise wrong_setting("features", f"= {features} is more than kernels take; give {MOST} or fewer")
         super().__init__(heads=heads, kv_heads=kv_heads, head_dim=head_dim, causal=causal, backend=backend)
         self.redraw = None if redraw is None else as_whole("redraw", redraw, 1, "training steps between draws")
         self.seed = as_whole("seed", seed, 0, "a seed") + layer

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from longspan.attention.bucket_cache import BucketCache
 from longspan.attention.buckets import Chunks, pairs_of_even_buckets
-from longspan.attention.content import AttentionCallError, ContentAttention, with_lse, without_padding
+from longspan.attention.content import ContentAttention, with_lse, without_padding
 from longspan.attention.decoding import as_in_evaluation
-from longspan.attention.errors import AttentionConfigError, as_block_size, as_whole
+from longspan.attention.errors import as_block_size, as_whole, wrong_setting
 from longspan.attention.hashing import buckets_of, directions
 from longspan.attention.key_cache import existing
 from longspan.attention.merging import NOTHING, merged
+from longspan.config.errors import CallError
 from longspan.cost import Cost
 
 CHUNKS = {"aligned": "aligned", "sorted": "sorted", "transformers": "around"}
@@ -59,11 +60,11 @@ class HashedAttention(ContentAttention):
         self.chunk, self.rounds = as_block_size(chunk, "chunk"), as_whole("rounds", rounds, 1, "rounds of hashing")
         if buckets is not None and (as_whole("buckets", buckets, 2, "a power of two") & (buckets - 1)):
             near = 1 << (buckets.bit_length() - 1)
-            raise AttentionConfigError("buckets", f"= {buckets} is no power of two; give {near} or {2 * near}, or null")
+            raise wrong_setting("buckets", f"= {buckets} is no power of two; give {near} or {2 * near}, or null")
         if buckets is not None and max_length is not None and buckets > max_length:
-            raise AttentionConfigError("buckets", f"= {buckets} is more than the {max_length} tokens; give fewer, or null")
+            raise wrong_setting("buckets", f"= {buckets} is more than the {max_length} tokens; give fewer, or null")
         if chunks not in CHUNKS:
-            raise AttentionConfigError("chunks", f"= {chunks!r} is unknown; choose one of {', '.join(CHUNKS)}")
+            raise wrong_setting("chunks", f"= {chunks!r} is unknown; choose one of {', '.join(CHUNKS)}")
         self.buckets, self.cut, self.once = buckets, CHUNKS[chunks], chunks != "transformers"
         generator = torch.Generator().manual_seed(as_whole("seed", seed, 0, "a seed") + layer)
         self.max_length = max_length or 0
@@ -91,7 +92,7 @@ class HashedAttention(ContentAttention):
         if not self.training:
             drawn = self.eval_rotations.shape[-1]
             if count > drawn:
-                raise AttentionCallError(
+                raise CallError(
                     f"q has {like.shape[2]} tokens, whose buckets take {count} rotations, and {drawn} were drawn for "
                     "max_length; give a larger max_length, or a number of buckets"
                 )

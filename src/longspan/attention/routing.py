@@ -17,7 +17,7 @@ from longspan.attention.buckets import Chunks, pairs_of_even_buckets
 from longspan.attention.centroids import Centroids
 from longspan.attention.content import ContentAttention, with_lse, without_padding
 from longspan.attention.decoding import as_in_evaluation
-from longspan.attention.errors import AttentionConfigError, as_fraction, as_whole
+from longspan.attention.errors import as_fraction, as_whole, wrong_setting
 from longspan.attention.key_cache import existing
 from longspan.cost import Cost
 from longspan.patterns import Full
@@ -54,17 +54,17 @@ class RoutedAttention(ContentAttention):
     ) -> None:  # fmt: skip
         super().__init__(heads=heads, kv_heads=kv_heads, head_dim=head_dim, causal=causal, dropout=dropout, backend=backend)
         if clusters is None and max_length is None:
-            raise AttentionConfigError("clusters", "= null needs a known longest sequence; give a number of clusters")
+            raise wrong_setting("clusters", "= null needs a known longest sequence; give a number of clusters")
         self.clusters = (
             max(1, math.isqrt(max_length or 1)) if clusters is None else as_whole("clusters", clusters, 1, "clusters")
         )
         if max_length is not None and self.clusters > max_length:
-            raise AttentionConfigError("clusters", f"= {clusters} is more than the {max_length} tokens; give fewer, or null")
+            raise wrong_setting("clusters", f"= {clusters} is more than the {max_length} tokens; give fewer, or null")
         self.window = None if window is None else as_whole("window", window, 1, "members a cluster")
         if max_length is not None and window is not None and window > max_length:
-            raise AttentionConfigError("window", f"= {window} is more than the {max_length} tokens; give fewer, or null")
+            raise wrong_setting("window", f"= {window} is more than the {max_length} tokens; give fewer, or null")
         if membership not in MEMBERSHIPS:
-            raise AttentionConfigError("membership", f"= {membership!r} is unknown; choose one of {', '.join(MEMBERSHIPS)}")
+            raise wrong_setting("membership", f"= {membership!r} is unknown; choose one of {', '.join(MEMBERSHIPS)}")
         self.max_length = max_length or 0
         self.balanced = membership == "balanced" or (membership == "auto" and not causal)
         # Tokens in the order of their nearest cluster: one order, so queries and keys are clustered as one.

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from longspan.attention.base import visited_pairs
 from longspan.attention.content import ContentAttention, with_lse, without_padding
 from longspan.attention.decoding import as_in_evaluation
-from longspan.attention.errors import AttentionConfigError, as_block_size, as_whole
+from longspan.attention.errors import as_block_size, as_whole, wrong_setting
 from longspan.attention.merging import NOTHING, merged
 from longspan.attention.token_cache import QueryCache
 from longspan.cost import Cost
@@ -53,7 +53,7 @@ class SinkhornAttention(ContentAttention):
         self.iterations = as_whole("iterations", iterations, 1, "normalisations of rows and columns")
         for key, value, least in (("temperature", temperature, 1e-3), ("noise", noise, 0.0)):
             if not is_number(value, least) or value == float("inf"):
-                raise AttentionConfigError(key, f"= {value!r}; give a number, {least} or more")
+                raise wrong_setting(key, f"= {value!r}; give a number, {least} or more")
         self.temperature, self.noise = float(temperature), float(noise)
         self.own_block = BigBird(block_size, window_blocks=1, random_blocks=0, global_blocks=0)
 

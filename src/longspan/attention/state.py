@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from longspan.attention.content import ContentAttention, without_padding
 from longspan.attention.decoding import AttentionCache
-from longspan.attention.errors import AttentionConfigError
+from longspan.attention.errors import wrong_setting
 from longspan.cost import Cost
 from longspan_kernels.launch.autocast import cast_as_products
 from longspan_kernels.linear import BACKENDS
@@ -46,7 +46,7 @@ class StateAttention(ContentAttention):
         backend: "auto", "triton", "chunked", "reference" or "fla", as `longspan_kernels.linear` has them.
 
     Raises:
-        AttentionConfigError: a setting that cannot work, by its config key.
+        ConfigError: a setting that cannot work, by its config key.
     """
 
     rotary = True
@@ -55,9 +55,9 @@ class StateAttention(ContentAttention):
     def __init__(self, *, heads: int, kv_heads: int | None, head_dim: int, causal: bool, backend: str) -> None:
         super().__init__(heads=heads, kv_heads=kv_heads, head_dim=head_dim, causal=causal, dropout=0.0, backend="auto")
         if backend not in BACKENDS:
-            raise AttentionConfigError("backend", f"= {backend!r} is unknown; choose one of {', '.join(BACKENDS)}")
+            raise wrong_setting("backend", f"= {backend!r} is unknown; choose one of {', '.join(BACKENDS)}")
         if self.recurs and not causal:
-            raise AttentionConfigError(
+            raise wrong_setting(
                 "", f"{type(self).__name__} goes from token to token and is causal only; with a task that sees both ways, such "
                 "as masked modelling or classification, take attention=linear, performer or a pattern",
             )  # fmt: skip

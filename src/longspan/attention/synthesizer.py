@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from longspan.attention.content import ContentAttention, without_padding
 from longspan.attention.decoding import AttentionCache, as_in_evaluation
-from longspan.attention.errors import AttentionCallError, AttentionConfigError, as_whole
+from longspan.attention.errors import as_whole, wrong_setting
+from longspan.config.errors import CallError
 from longspan.cost import Cost
 
 KINDS = ("random", "dense", "factorised", "factorised_dense")
@@ -47,9 +48,9 @@ class Synthesizer(ContentAttention):
     ) -> None:  # fmt: skip
         super().__init__(heads=heads, kv_heads=kv_heads, head_dim=head_dim, causal=causal, dropout=dropout, backend=backend)
         if kind not in KINDS:
-            raise AttentionConfigError("kind", f"= {kind!r} is unknown; choose one of {', '.join(KINDS)}")
+            raise wrong_setting("kind", f"= {kind!r} is unknown; choose one of {', '.join(KINDS)}")
         if max_length is None:
-            raise AttentionConfigError("", "synthesizer has weights for each position; give max_length")
+            raise wrong_setting("", "synthesizer has weights for each position; give max_length")
         self.kind, self.max_length, self.rank = kind, max_length, as_whole("rank", rank, 1, "the rank of the factors")
         L, D = max_length, head_dim
 
@@ -70,9 +71,9 @@ class Synthesizer(ContentAttention):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, segments: Tensor | None) -> Tensor:
         (B, H, T, _), L = q.shape, self.max_length
         if L < T:
-            raise AttentionCallError(f"synthesizer was built for {L} tokens and got {T}; build it for more")
+            raise CallError(f"synthesizer was built for {L} tokens and got {T}; build it for more")
         if B * H * T * T > MOST_WEIGHTS:
-            raise AttentionCallError(
+            raise CallError(
                 f"synthesizer would hold {B * H * T * T:,} weights (limit {MOST_WEIGHTS:,}); give shorter sequences"
             )
         q, v = (without_padding(x, lengths) for x in (q, v))
@@ -122,7 +123,7 @@ class Synthesizer(ContentAttention):
         after = before + (n if lengths is None else lengths.to(before))
         total = int(after.max())
         if total > self.max_length:
-            raise AttentionCallError(f"synthesizer was built for {self.max_length} tokens and got {total}; build it for more")
+            raise CallError(f"synthesizer was built for {self.max_length} tokens and got {total}; build it for more")
         q, v = (without_padding(x, lengths) for x in (q, v))
         i = before[:, None] + torch.arange(n, device=q.device)  # (B, n) positions
         place = torch.where(i < after[:, None], i, total)[:, None, :, None].expand_as(v)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from longspan.attention.decoding import Decodes
-from longspan.attention.errors import AttentionCallError
+from longspan.config.errors import CallError
 
 MOST_MAPPED = 4096  # tokens; a map holds T * T weights a head
 
@@ -24,11 +24,11 @@ class ShowsWeights(Decodes):
         The output is linear in the values, so values that are unit vectors read the weights off, D keys at a time.
 
         Raises:
-            AttentionCallError: more tokens than a map is made for.
+            CallError: more tokens than a map is made for.
         """
         B, _, T, D = q.shape
         if T > MOST_MAPPED:
-            raise AttentionCallError(f"a map of {T:,} tokens holds {T * T:,} weights a head; give up to {MOST_MAPPED:,}")
+            raise CallError(f"a map of {T:,} tokens holds {T * T:,} weights a head; give up to {MOST_MAPPED:,}")
         before = self.training
         self.eval()
         try:

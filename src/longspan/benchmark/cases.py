@@ -8,11 +8,8 @@ from typing import Any
 
 import torch
 
+from longspan.config.errors import BenchmarkError
 from longspan.patterns import BigBird, BlockTable, Fixed, Full, Local, Local2D, Longformer, Pattern, PerHead, Strided
-
-
-class CaseError(ValueError):
-    """A case that cannot be timed; the message names it and what would be right."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,7 @@ def square(length: int) -> tuple[int, int]:
     """Rows and columns of a square image of `length` tokens."""
     side = math.isqrt(length)
     if side * side != length:
-        raise CaseError(f"length {length} is no square image; give a square number such as {side * side}")
+        raise BenchmarkError(f"length {length} is no square image; give a square number such as {side * side}")
     return side, side
 
 
@@ -79,7 +76,7 @@ def named(name: str, length: int, heads: int) -> tuple[Pattern, bool]:
         "table 0.05": (lambda: random_table(length, 0.05), False),
     }
     if name not in known:
-        raise CaseError(
+        raise BenchmarkError(
             f"case {name!r} is unknown; choose one of {', '.join(known)}, or write a pattern: Local(256) | Strided(128)"
         )
     make, causal = known[name]

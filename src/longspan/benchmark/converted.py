@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longspan.benchmark.peers import PeerUnavailable
 from longspan.benchmark.timing import Work, peak_memory, time_interleaved
+from longspan.config.errors import BenchmarkError
 from longspan.integrations.huggingface import convert
 
 WIDTH, HEADS, BLOCK, WINDOW, GLOBALS = 768, 12, 64, 512, 1
@@ -27,12 +27,12 @@ def compare_converted(length: int, device: str, seconds: float = 1.0, batch: int
     """A row a model: ms and peak MiB of a step on each side, how many times faster, and the largest difference of outputs.
 
     Raises:
-        PeerUnavailable: transformers is not installed.
+        BenchmarkError: transformers is not installed.
     """
     try:
         import transformers  # noqa: F401
     except ImportError as error:
-        raise PeerUnavailable(f"transformers is not installed: {error}") from None
+        raise BenchmarkError(f"transformers is not installed: {error}") from None
     rows = []
     for name, make in (("longformer", _longformer), ("bigbird", _bigbird)):
         torch.manual_seed(0)

@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from longspan.benchmark.cases import CaseError
+from longspan.config.errors import BenchmarkError
 from longspan.functional import sparse_attention
 from longspan.patterns import BigBird, Fixed, Full, Local, Longformer, Pattern, Strided
 from longspan_kernels.block_sparse import backends as cpu_choice
@@ -90,7 +90,7 @@ def fit(rows: list[dict[str, Any]]) -> dict[str, dict[str, list[float]]]:
     try:
         from scipy.optimize import nnls
     except ImportError:
-        raise CaseError("--suite cpu-choice fits with scipy: pip install scipy") from None
+        raise BenchmarkError("--suite cpu-choice fits with scipy: pip install scipy") from None
     constants: dict[str, dict[str, list[float]]] = {}
     for way in ("dense", "blocked"):
         features = np.array([row[way]["features"] for row in rows])

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch.autograd import DeviceType
 
-from longspan.benchmark.peers import PeerUnavailable
 from longspan.benchmark.timing import peak_memory, time_interleaved
+from longspan.config.errors import BenchmarkError
 from longspan_kernels.launch.launcher import KERNELS
 
 Step = Callable[[], Any]
@@ -61,7 +61,7 @@ def transformers_step(size: Size, device: str) -> tuple[Step, torch.nn.Module]:
     try:
         from transformers import BigBirdConfig, BigBirdForMaskedLM
     except ImportError as error:
-        raise PeerUnavailable(f"transformers is not installed: {error}") from None
+        raise BenchmarkError(f"transformers is not installed: {error}") from None
     config = BigBirdConfig(
         vocab_size=size.vocab_size, hidden_size=size.width, num_hidden_layers=size.layers, num_attention_heads=size.heads,
         intermediate_size=size.mlp_width, max_position_embeddings=size.length, attention_type="block_sparse",

@@ -13,29 +13,26 @@ import torch
 
 import longspan.attention
 from longspan.benchmark.timing import peak_memory, time_interleaved
+from longspan.config.errors import BenchmarkError
 from longspan.nearest import did_you_mean, listed, nearest
-
-
-class GrowthError(ValueError):
-    """A variant or setting that cannot be measured; the message says which and what would be right."""
 
 
 def parse_variant(text: str) -> tuple[str, dict[str, Any]]:
     """`name` or `name:key=value,key=value` of a variant of `longspan.attention`.
 
     Raises:
-        GrowthError: no such variant, or a setting that is no `key=value`.
+        BenchmarkError: no such variant, or a setting that is no `key=value`.
     """
     name, _, rest = text.partition(":")
     known = [word for word in longspan.attention.__all__ if word.islower()]
     if name not in known:
         meant = did_you_mean(nearest(name, known))
-        raise GrowthError(f"{name!r} is no attention: {listed(known)}; settings follow a colon, local:window=128.{meant}")
+        raise BenchmarkError(f"{name!r} is no attention: {listed(known)}; settings follow a colon, local:window=128.{meant}")
     settings: dict[str, Any] = {}
     for part in filter(None, rest.split(",")):
         key, equals, value = part.partition("=")
         if not equals:
-            raise GrowthError(f"{part!r} in {text!r} is no setting; give key=value")
+            raise BenchmarkError(f"{part!r} in {text!r} is no setting; give key=value")
         settings[key] = _plain(value)
     return name, settings
 

@@ -16,12 +16,9 @@ from longspan.attention.base import PatternAttention
 from longspan.attention.learned.candidates import Candidates
 from longspan.attention.learned.patterns import plain_pattern
 from longspan.benchmark.timing import time_interleaved
+from longspan.config.errors import BenchmarkError
 from longspan.patterns import Local, Pattern
 from longspan.records import Record
-
-
-class HardenedError(ValueError):
-    """Learned patterns that cannot be measured; the message says why and what would do."""
 
 
 @dataclass(frozen=True)
@@ -50,15 +47,15 @@ def of_record(record: Record, length: int, name: str, stretch: bool = False) -> 
     at the same distances in tokens.
 
     Raises:
-        HardenedError: the run learned no such pattern, or it does not fit the length.
+        BenchmarkError: the run learned no such pattern, or it does not fit the length.
     """
     tables = record.extra.get("learned_pattern", {}).get("connections")
     if not tables:
-        raise HardenedError(f"{name}: its record holds no learned connections; give runs with attention=learned")
+        raise BenchmarkError(f"{name}: its record holds no learned connections; give runs with attention=learned")
     chosen, trained = record.config["attention"], int(record.config["data"]["max_length"])
     factor = length // trained if stretch else 1
     if stretch and factor * trained != length:
-        raise HardenedError(f"{name}: {length} tokens are no multiple of the {trained} that it was trained with")
+        raise BenchmarkError(f"{name}: {length} tokens are no multiple of the {trained} that it was trained with")
     candidates = Candidates(
         length, bool(record.config["task"].get("causal", True)), chosen["block_size"] * factor, chosen["offsets"],
         chosen["global_blocks"], tuple(chosen["strides"]), chosen["stride_from"],
@@ -70,7 +67,7 @@ def of_record(record: Record, length: int, name: str, stretch: bool = False) -> 
         for head in heads:
             for gate in head["open"]:
                 if gate not in places:
-                    raise HardenedError(f"{name}: {length} tokens have no gate {gate!r}; give at least {trained} tokens")
+                    raise BenchmarkError(f"{name}: {length} tokens have no gate {gate!r}; give at least {trained} tokens")
                 gates[head["head"], places[gate]] = True
         layers.append(gates)
     return Learned(name, candidates, tuple(layers))
@@ -152,7 +149,7 @@ def measure(
 
 def _repeated(gates: Tensor, heads: int) -> Tensor:
     if heads % len(gates):
-        raise HardenedError(f"{heads} heads are no multiple of the {len(gates)} that were trained; give one")
+        raise BenchmarkError(f"{heads} heads are no multiple of the {len(gates)} that were trained; give one")
     return gates.repeat(heads // len(gates), 1)
 
 

@@ -1,6 +1,6 @@
 """The other sides of a comparison: FlexAttention, torch's SDPA by backend, Longspan's own backends, and a user's function.
 
-A peer is a function `(case, q, k, v) -> callable returning the output`, or it raises PeerUnavailable with the reason.
+A peer is a function `(case, q, k, v) -> callable returning the output`, or it raises BenchmarkError with the reason.
 """
 
 from __future__ import annotations
@@ -14,14 +14,11 @@ from torch import Tensor
 
 from longspan.benchmark.cases import Case
 from longspan.benchmark.mask_mods import mask_mod_of
+from longspan.config.errors import BenchmarkError
 from longspan.functional import sparse_attention
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 Peer = Callable[[Case, str], Attend]
-
-
-class PeerUnavailable(RuntimeError):
-    """The peer cannot run this case here; the message says why."""
 
 
 def longspan(case: Case, device: str, backend: str = "auto") -> Attend:
@@ -39,7 +36,7 @@ def sdpa(case: Case, device: str, backend: str | None = None) -> Attend:
         "efficient": SDPBackend.EFFICIENT_ATTENTION, "math": SDPBackend.MATH,
     }[backend]  # fmt: skip
     if backend == "cudnn" and not device.startswith("cuda"):
-        raise PeerUnavailable("cuDNN needs a CUDA device")
+        raise BenchmarkError("cuDNN needs a CUDA device")
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         with sdpa_kernel(chosen):
@@ -51,7 +48,7 @@ def sdpa(case: Case, device: str, backend: str | None = None) -> Attend:
 def flex(case: Case, device: str) -> Attend:
     """FlexAttention compiled, its block mask made outside the timing."""
     if not device.startswith("cuda"):
-        raise PeerUnavailable("FlexAttention does not train on CPUs")
+        raise BenchmarkError("FlexAttention does not train on CPUs")
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     if case.pattern.key.startswith("Full") and not case.causal:
@@ -68,11 +65,11 @@ def from_path(path: str) -> Peer:
     """A user's peer, `package.module:function`; it gets (case, device) and returns the callable to time."""
     module, _, name = path.partition(":")
     if not name:
-        raise PeerUnavailable(f"--peer {path}: write package.module:function")
+        raise BenchmarkError(f"--peer {path}: write package.module:function")
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise PeerUnavailable(f"--peer {path}: {error}") from None
+        raise BenchmarkError(f"--peer {path}: {error}") from None
 
 
 PEERS: dict[str, Peer] = {
@@ -93,4 +90,4 @@ def find(name: str) -> Peer:
         return PEERS[name]
     if ":" in name:
         return from_path(name)
-    raise PeerUnavailable(f"--peer {name} is unknown; choose from {', '.join(PEERS)}, or package.module:function")
+    raise BenchmarkError(f"--peer {name} is unknown; choose from {', '.join(PEERS)}, or package.module:function")

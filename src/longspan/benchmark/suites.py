@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from longspan.benchmark.cases import Case, CaseError, named
+from longspan.benchmark.cases import Case, named
+from longspan.config.errors import BenchmarkError
 from longspan.patterns import BigBird, Local, Pattern, Strided
 
 
@@ -71,5 +72,5 @@ SUITES = {"cpu": cpu, "gpu": gpu, "gpu-long": gpu_long, "image": image}
 
 def suite(name: str) -> list[Plan]:
     if name not in SUITES:
-        raise CaseError(f"suite {name!r} is unknown; choose one of {', '.join(SUITES)}")
+        raise BenchmarkError(f"suite {name!r} is unknown; choose one of {', '.join(SUITES)}")
     return SUITES[name]()

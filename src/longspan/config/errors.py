@@ -1,4 +1,9 @@
-"""What a user's mistake raises, and how it reaches the screen: a short message, no traceback, exit code 2."""
+"""The errors that Longspan raises, and how they reach the screen: a short message, no traceback, exit code 2.
+
+Some errors carry values of their own and stand where those are made: `PatternError` (patterns/errors.py), `DataFileError`
+(data/errors.py), `OutsideVocabularyError` (data/vocabularies/base.py) and `NonFiniteLossError` (tasks/errors.py). Kernels
+raise `KernelError` and `BackendError` (longspan_kernels/errors.py).
+"""
 
 from __future__ import annotations
 
@@ -7,10 +12,29 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 class ConfigError(ValueError):
-    """A config key or value that cannot work; the message names the key, the value and what would be right."""
+    """A config key or value that cannot work; the message names the key, the value and what would be right.
+
+    Attributes:
+        key: the key at fault, empty where the message is not about a single one.
+        problem: the message without the key.
+    """
+
+    def __init__(self, message: str, key: str = "", problem: str = "") -> None:
+        super().__init__(message)
+        self.key, self.problem = key, problem or message
+
+
+def wrong_value(key: str, value: object, fix: str) -> ConfigError:
+    """The error for a config key whose value cannot be used."""
+    return ConfigError(f"{key}={value!r}: {fix}", key, f"={value!r}: {fix}")
+
+
+class CallError(ValueError):
+    """Tensors, lengths or other arguments of a call that do not work; the message names them and what would be right."""
 
 
 class CheckpointError(ValueError):
@@ -19,6 +43,26 @@ class CheckpointError(ValueError):
 
 class CheckpointWriteError(OSError):
     """A checkpoint that the disk would not take; the message names the one that stands."""
+
+
+class RecordError(ValueError):
+    """A record or a benchmark's result that is missing, cannot be read or must not be written; says which file and why."""
+
+
+class BenchmarkError(ValueError):
+    """What cannot be measured, here or at all; the message names it and what would be right."""
+
+
+class InUseError(RuntimeError):
+    """Another process works in a folder.
+
+    Attributes:
+        holder: what it wrote down of itself.
+    """
+
+    def __init__(self, message: str, holder: dict[str, Any]) -> None:
+        super().__init__(message)
+        self.holder = holder
 
 
 def is_explained(error: BaseException) -> bool:

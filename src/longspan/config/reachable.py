@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from longspan.config.checks import check_processes
-from longspan.config.errors import CheckpointError, ConfigError
+from longspan.config.errors import CheckpointError, ConfigError, wrong_value
 from longspan.config.written import shown
-from longspan.data.errors import DataConfigError
 from longspan.data.files import list_files
 from longspan.data.settings import bundled
 from longspan.data.vocabularies import check_name
@@ -130,20 +129,20 @@ OF_FOLDERS = {
 
 
 def check_data_files(data: Mapping[str, Any]) -> None:
-    """Raises DataConfigError where files of data are missing, or no data is named at all."""
+    """Raises ConfigError where files of data are missing, or no data is named at all."""
     target = str(data.get("_target_"))
     if not target.startswith("longspan.data."):
         return
     if target in SEVERAL_FORMATS and not data.get("path") and not data.get("name") and not data.get("bundled"):
         if "Paired" in target and not data.get("generated"):
-            raise DataConfigError("path", None, "name your own files, or take data=dates, data=numbers or data=summaries")
+            raise wrong_value("data.path", None, "name your own files, or take data=dates, data=numbers or data=summaries")
         if "Large" in target:
-            raise DataConfigError("path", None, "name your own files: texts, or JSONL with data.text_column")
+            raise wrong_value("data.path", None, "name your own files: texts, or JSONL with data.text_column")
         if "Paired" not in target:
             bundled(None, ("addresses", "h37rv", "msmeg") if "Text" in target else ("hiv1",))
     if target in OF_FOLDERS:
         if data.get("path") and not Path(data["path"]).expanduser().exists():
-            raise DataConfigError("path", data["path"], "does not exist")
+            raise wrong_value("data.path", data["path"], "does not exist")
         return
     if "path" in data and not data.get("path") and target not in SEVERAL_FORMATS and not data.get("bundled"):
         bundled(None, ("h37rv", "msmeg"), named=False)

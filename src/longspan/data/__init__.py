@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from longspan.data.classification import SequenceClassificationDataModule
-    from longspan.data.errors import DataConfigError, DataFileError, ResumeError
+    from longspan.data.errors import DataFileError
     from longspan.data.genomics import GenomicBenchmarkDataModule
     from longspan.data.images.module import ImageClassificationDataModule
     from longspan.data.labelling import TokenLabellingDataModule
@@ -43,7 +43,6 @@ __all__ = [
     "AssociativeRecallDataModule",
     "CommonWordsDataModule",
     "CompressionDataModule",
-    "DataConfigError",
     "DataFileError",
     "DistractedNeedleDataModule",
     "GenomeDataModule",
@@ -58,7 +57,6 @@ __all__ = [
     "NeedleDataModule",
     "PairedDataModule",
     "PathfinderDataModule",
-    "ResumeError",
     "RetrievalDataModule",
     "SelectiveCopyDataModule",
     "SequenceClassificationDataModule",
@@ -84,8 +82,8 @@ _WHERE = {
     "ListOpsDataModule": "lra.listops_data",
     "ImageClassificationDataModule": "images.module",
     "AssociativeRecallDataModule": "synthetic", "InductionDataModule": "synthetic", "NeedleDataModule": "synthetic",
-    "SelectiveCopyDataModule": "synthetic", "SequenceClassificationDataModule": "classification", "DataConfigError": "errors",
-    "DataFileError": "errors", "ResumeError": "errors", "TokenLabellingDataModule": "labelling", "GenomeDataModule": "text",
+    "SelectiveCopyDataModule": "synthetic", "SequenceClassificationDataModule": "classification",
+    "DataFileError": "errors", "TokenLabellingDataModule": "labelling", "GenomeDataModule": "text",
     "SpeciesDataModule": "species",
     "TextDataModule": "text", "Loading": "values", "SequenceRegressionDataModule": "regression",
     "Source": "values", "Splits": "values", "PairedDataModule": "pairs", "LargeTextDataModule": "large_text",

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from longspan.config.errors import wrong_value
 from longspan.data import bundled as shipped
 from longspan.data import settings
-from longspan.data.errors import DataConfigError
 from longspan.data.readers import read_jsonl
 from longspan.data.sources import Columns, Document, rows_to_documents
 from longspan.data.vocabularies import BYTES
@@ -25,8 +25,8 @@ class Addresses:
             settings.whole(key, getattr(self, key), 0) for key in ("validation_years_ending", "test_years_ending")
         ]  # fmt: skip
         if digits[0] == digits[1] or max(digits) > 9:
-            raise DataConfigError(
-                "test_years_ending", self.test_years_ending, "give a digit other than validation's, 0 to 9"
+            raise wrong_value(
+                "data.test_years_ending", self.test_years_ending, "give a digit other than validation's, 0 to 9"
             )  # fmt: skip
 
     def documents(self) -> list[Document]:

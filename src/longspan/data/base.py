@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from longspan.config.errors import wrong_value
 from longspan.data.augment import BothStrands, RoundsSampler
 from longspan.data.batches import Collate
 from longspan.data.dropped import Dropped
-from longspan.data.errors import DataConfigError
 from longspan.data.genes import AnnotatedGenome
 from longspan.data.loader import EvaluationSampler, EvenBatches, ItemLists, ResumableLoader, TrainSampler, rank_and_world
 from longspan.data.sources import Document, given_documents
@@ -52,7 +52,7 @@ class SequenceDataModule(pl.LightningDataModule):
         self.limits = loading.limits
         if loading.reverse_complement and self.vocabulary.complement is None:
             fix = f"{self.vocabulary.name} have no other strand; set data.vocabulary=nucleotides, or false"
-            raise DataConfigError("reverse_complement", True, fix)
+            raise wrong_value("data.reverse_complement", True, fix)
         self.dropped = Dropped()
         self.num_classes: int | None = None
         self.class_names: list[str] | None = None
@@ -65,10 +65,10 @@ class SequenceDataModule(pl.LightningDataModule):
         """Between text and tokens.
 
         Raises:
-            DataConfigError: it is trained on the training split, which is not read yet.
+            ConfigError: it is trained on the training split, which is not read yet.
         """
         if not isinstance(self._vocabulary, Vocabulary):
-            raise DataConfigError("vocabulary", self._vocabulary.name, "is trained on the training split: call setup() first")
+            raise wrong_value("data.vocabulary", self._vocabulary.name, "is trained on the training split: call setup() first")
         return self._vocabulary
 
     @property
@@ -129,7 +129,7 @@ class SequenceDataModule(pl.LightningDataModule):
 
         Raises:
             DataFileError: a file is malformed.
-            DataConfigError: a setting does not fit the data.
+            ConfigError: a setting does not fit the data.
         """
         if stage == "predict":
             if self._predict_set is None:
@@ -148,7 +148,7 @@ class SequenceDataModule(pl.LightningDataModule):
             key, value = f"{split}_fraction", getattr(self.splits, f"{split}_fraction")
         elif self.source is not None:
             key, value = self.source.key, self.source.named
-        raise DataConfigError(key, value, f"leaves the {split} split empty; give more data or other shares")
+        raise wrong_value(f"data.{key}", value, f"leaves the {split} split empty; give more data or other shares")
 
     def split(self, name: str) -> Dataset:
         """The data set of a split ("val" is short for "validation"), read if it is not yet.
@@ -199,13 +199,13 @@ class SequenceDataModule(pl.LightningDataModule):
         """Batches of texts from Python, cut and padded as those of `predict_dataloader`; needs no `setup` and no files.
 
         Raises:
-            DataConfigError: see `given_documents`; or this data is made up, and has no texts.
+            ConfigError: see `given_documents`; or this data is made up, and has no texts.
         """
         given = self._given_set(given_documents(texts, self.vocabulary, names))
         return DataLoader(given, shuffle=False, **{**self._options(names=True), "num_workers": 0, "persistent_workers": False})
 
     def _given_set(self, documents: list[Document]) -> Dataset:
-        raise DataConfigError("sequences", None, f"{type(self).__name__} makes its own sequences; it reads no texts")
+        raise wrong_value("data.sequences", None, f"{type(self).__name__} makes its own sequences; it reads no texts")
 
     def _train_sampler(self, data: Dataset, rank: int, world: int) -> TrainSampler:
         anew = isinstance(data, BothStrands) or getattr(data, "endless", False)
@@ -223,7 +223,7 @@ class SequenceDataModule(pl.LightningDataModule):
             return DataLoader(data, sampler=EvaluationSampler(data, rank, world), **self._options())
         windows = len(data)  # type: ignore[arg-type]
         if windows < world:
-            raise DataConfigError(f"max_{name}_windows", windows, f"{world} devices need a window each; give more")
+            raise wrong_value(f"data.max_{name}_windows", windows, f"{world} devices need a window each; give more")
         sampler = EvenBatches(data, self.batch_size, rank, world)
         return DataLoader(ItemLists(data), sampler=sampler, **{**self._options(), "batch_size": None})
 

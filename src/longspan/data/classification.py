@@ -15,10 +15,11 @@ from typing import Any, ClassVar
 import numpy as np
 from torch.utils.data import Dataset
 
+from longspan.config.errors import wrong_value
 from longspan.data import settings
 from longspan.data.base import SequenceDataModule
 from longspan.data.baselines import class_baselines, label_baselines
-from longspan.data.errors import DataConfigError, DataFileError, each
+from longspan.data.errors import DataFileError, each
 from longspan.data.files import list_files, stem_of
 from longspan.data.hiv1 import Hiv1
 from longspan.data.labels import ColumnsRule, LabelRule, Labels, indicator, sort_classes
@@ -77,7 +78,7 @@ class SequenceClassificationDataModule(SequenceDataModule):
     `class_names` fixes the classes and their order, as a trained model needs it when predicting.
 
     Raises:
-        DataConfigError: an argument cannot be used; the message names `data.<key>`, the value and the fix.
+        ConfigError: an argument cannot be used; the message names `data.<key>`, the value and the fix.
     """
 
     tasks: ClassVar[tuple[str, ...]] = ("sequence_classification",)
@@ -161,7 +162,7 @@ class SequenceClassificationDataModule(SequenceDataModule):
 
         Raises:
             DataFileError: a label is not in `class_names`.
-            DataConfigError: fewer than two classes (one, with several labels a sequence).
+            ConfigError: fewer than two classes (one, with several labels a sequence).
         """
         if self.labels.class_names is not None:
             known = set(self.labels.class_names)
@@ -178,7 +179,7 @@ class SequenceClassificationDataModule(SequenceDataModule):
         names = list(columns) if columns is not None and found <= set(columns) else sort_classes(found)
         if len(names) < (1 if self.multi_label else 2):
             fix = f"gives {len(names)} class(es) ({', '.join(names)}); nothing to learn"
-            raise DataConfigError("label_column", self.labels.label_column, fix)
+            raise wrong_value("data.label_column", self.labels.label_column, fix)
         return names
 
     def _read(self, split: str) -> list[Example] | None:
@@ -197,7 +198,7 @@ class SequenceClassificationDataModule(SequenceDataModule):
         if self.labels.labels_path is not None:
             if not kinds <= WITHOUT_COLUMNS:
                 fix = f"only for FASTA and texts; {path} has columns of its own"
-                raise DataConfigError("labels_path", self.labels.labels_path, fix)
+                raise wrong_value("data.labels_path", self.labels.labels_path, fix)
             return self._join(documents, self.labels.labels_path)
         if not kinds <= WITHOUT_COLUMNS or self.labels.label_from == "column":
             return documents
@@ -211,13 +212,13 @@ class SequenceClassificationDataModule(SequenceDataModule):
         """The document with the name of its file, or of the folder below `path` that it is in, as its label.
 
         Raises:
-            DataConfigError: `path` is no folder, or some files are in folders and some are not.
+            ConfigError: `path` is no folder, or some files are in folders and some are not.
         """
         root = Path(path).expanduser()
         if not root.is_dir():
             kind = files[0][1]
             fix = f"{path} is {kind.upper() if kind == 'fasta' else kind}, which has no labels; name a table of id and label"
-            raise DataConfigError("labels_path", None, f"{fix}, or a folder with a file or a folder a class by data.path")
+            raise wrong_value("data.labels_path", None, f"{fix}, or a folder with a file or a folder a class by data.path")
         deep = {len(file.relative_to(root).parts) > 1 for file, _ in files}
         by = self.labels.label_from
         if by == "auto":
@@ -225,10 +226,10 @@ class SequenceClassificationDataModule(SequenceDataModule):
         if (by == "folder" and False in deep) or (by == "file" and len(deep) > 1):
             loose = next(file for file, _ in files if len(file.relative_to(root).parts) == 1)
             fix = f"some files are in folders and {loose.name} is not; put each class in a folder, or each in a file"
-            raise DataConfigError(key, path, fix)
+            raise wrong_value(f"data.{key}", path, fix)
         if by == "file" and files[0][1] == "text":
             fix = "a text file is one document, and no class; put each class in a folder, or set data.format=lines"
-            raise DataConfigError(key, path, fix)
+            raise wrong_value(f"data.{key}", path, fix)
         file = Path(document.row.path)
         label = file.relative_to(root).parts[0] if by == "folder" else stem_of(file)
         row = document.row

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from longspan.config.errors import wrong_value
 from longspan.data import settings
 from longspan.data.corpus import Corpus, Region, WindowDataset, cut_windows
-from longspan.data.errors import DataConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class Drawing:
         settings.whole("epoch_windows", self.epoch_windows, 1)
         settings.whole("jitter", self.jitter, 0)
         if self.jitter and self.windows == "random":
-            raise DataConfigError("jitter", self.jitter, "data.windows=random places windows anywhere; set one of the two")
+            raise wrong_value("data.jitter", self.jitter, "data.windows=random places windows anywhere; set one of the two")
 
     def dataset(self, corpus: Corpus, regions: Sequence[Region], length: int, stride: int, seed: int, limit: int | None) -> Any:
         """The training windows, or None where they are tiled and stay in their places."""

@@ -1,4 +1,4 @@
-"""What goes wrong with data: a file that cannot be read as what it claims to be, or a setting that cannot be met."""
+"""The error for a file of data that cannot be read as what it claims to be."""
 
 from __future__ import annotations
 
@@ -52,18 +52,3 @@ def each(items: Iterable[Item], read: Callable[[Item], Result]) -> list[Result]:
 def _kind(error: DataFileError) -> str:
     """The reason without its names and numbers: lines with the same mistake have the same."""
     return re.sub(r"'[^']*'|\"[^\"]*\"|\d+", "_", error.reason)
-
-
-class DataConfigError(ValueError):
-    """A `data.<key>` of the configuration has a value that cannot be used; the message says which, and the fix."""
-
-    def __init__(self, key: str, value: object, fix: str):
-        self.key, self.value, self.fix = key, value, fix
-        super().__init__(f"data.{key}={value!r}: {fix}")
-
-    def __reduce__(self) -> tuple[type[DataConfigError], tuple[str, object, str]]:
-        return type(self), (self.key, self.value, self.fix)
-
-
-class ResumeError(ValueError):
-    """A checkpoint stopped in the middle of an epoch over other data, or in another order, than is loaded now."""

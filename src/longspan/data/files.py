@@ -14,7 +14,8 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from longspan.data.errors import DataConfigError, DataFileError
+from longspan.config.errors import wrong_value
+from longspan.data.errors import DataFileError
 
 SUFFIXES: dict[str, tuple[str, ...]] = {
     "text": (".txt", ".text", ".md"),
@@ -133,10 +134,10 @@ def list_files(key: str, path: str | Path, format: str | None = None) -> list[tu
     `format` overrides what the suffixes say. Hidden files and folders are not data.
 
     Raises:
-        DataConfigError: nothing is there, or a file's format is unknown.
+        ConfigError: nothing is there, or a file's format is unknown.
     """
     if format is not None and format not in FORMATS:
-        raise DataConfigError("format", format, f"unknown format; take one of {', '.join(FORMATS)}, or null")
+        raise wrong_value("data.format", format, f"unknown format; take one of {', '.join(FORMATS)}, or null")
     if _may_be_gone.get():
         return []
     text, root = str(path), Path(path).expanduser()
@@ -148,15 +149,15 @@ def list_files(key: str, path: str | Path, format: str | None = None) -> list[tu
     elif any(sign in text for sign in "*?["):
         found = sorted(p for p in map(Path, glob.glob(str(root), recursive=True)) if p.is_file())
     else:
-        raise DataConfigError(key, text, f"no such file or folder (looked in {Path.cwd()}); check the spelling")
+        raise wrong_value(f"data.{key}", text, f"no such file or folder (looked in {Path.cwd()}); check the spelling")
     if not found:
-        raise DataConfigError(key, text, "no file is there; name a file, a folder with files or a glob that matches")
+        raise wrong_value(f"data.{key}", text, "no file is there; name a file, a folder with files or a glob that matches")
     named = []
     for file in found:
         kind = format or format_of(file)
         if kind is None or (kind in ANNOTATION and format is None):
-            raise DataConfigError(
-                key,
+            raise wrong_value(
+                f"data.{key}",
                 text,
                 f"cannot tell the format of {file}; set data.format to one of {', '.join(FORMATS)}, "
                 "or name only the files that are data by a glob",

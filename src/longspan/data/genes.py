@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from longspan.config.errors import wrong_value
 from longspan.data import bundled as shipped
 from longspan.data import settings
 from longspan.data.batches import IGNORED
-from longspan.data.errors import DataConfigError, DataFileError, each
+from longspan.data.errors import DataFileError, each
 from longspan.data.files import is_file, list_files
 from longspan.data.readers import ANNOTATIONS, FastaRecord, Interval, read_annotation, read_fasta, read_genbank
 from longspan.data.vocabularies import NUCLEOTIDES, LookupVocabulary
@@ -50,7 +51,7 @@ class Annotation:
         if self.features is not None:
             names = [settings.text("features", name) for name in self.features]
             if not 1 <= len(set(names)) == len(names) <= MOST_FEATURES:
-                raise DataConfigError("features", names, f"give 1 to {MOST_FEATURES} kinds of features, each once")
+                raise wrong_value("data.features", names, f"give 1 to {MOST_FEATURES} kinds of features, each once")
             object.__setattr__(self, "features", tuple(names))
 
     @property
@@ -93,16 +94,20 @@ class AnnotatedGenome:
             for file, kind in list_files(f"{self.prefix}path", self.path):
                 if kind not in ("fasta", "genbank"):
                     fix = f"{file} is of format {kind}; labelling of bases needs FASTA (.fa, .fasta) or GenBank"
-                    raise DataConfigError(f"{self.prefix}path", self.path, fix)
+                    raise wrong_value(f"data.{self.prefix}path", self.path, fix)
         elif self.bundled is not None:
             settings.choice(f"{self.prefix}bundled", self.bundled, tuple(shipped.GENOMES))
         if self.genes_path is not None:
             key = f"{self.prefix}genes_path"
             if self.path is None:
-                raise DataConfigError(key, self.genes_path, f"set data.{self.prefix}path to the FASTA that these genes are on")
+                raise wrong_value(
+                    f"data.{key}", self.genes_path, f"set data.{self.prefix}path to the FASTA that these genes are on"
+                )
             if not is_file(self.genes_path):
-                raise DataConfigError(
-                    key, self.genes_path, f"no such file (looked in {Path.cwd()}); name a BED, GFF3, GTF or GenBank file"
+                raise wrong_value(
+                    f"data.{key}",
+                    self.genes_path,
+                    f"no such file (looked in {Path.cwd()}); name a BED, GFF3, GTF or GenBank file",
                 )
 
     @property
@@ -142,7 +147,7 @@ class AnnotatedGenome:
         """Its features of the kinds that `annotation` asks for.
 
         Raises:
-            DataConfigError: no file of them is named.
+            ConfigError: no file of them is named.
             DataFileError: the file is malformed, or has none of a kind.
         """
         wanted: dict[str, Any] = {"features": annotation.features, "strands": annotation.strands}
@@ -154,7 +159,7 @@ class AnnotatedGenome:
         if all(kind == "genbank" for _, kind in files):
             return [gene for file, _ in files for gene in read_annotation(file, **wanted)]
         fix = "your own FASTA needs its genes here; name a BED, GFF3, GTF or GenBank file"
-        raise DataConfigError(f"{self.prefix}genes_path", None, fix)
+        raise wrong_value(f"data.{self.prefix}genes_path", None, fix)
 
 
 def on_records(records: Sequence[FastaRecord], genes: Sequence[Interval], on_missing: str) -> tuple[list[Interval], int]:

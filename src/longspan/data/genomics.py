@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from longspan.config.errors import wrong_value
 from longspan.data import settings
-from longspan.data.errors import DataConfigError, DataFileError, each
+from longspan.data.errors import DataFileError, each
 from longspan.data.files import read_bytes
 from longspan.data.labelled import LabelledDataModule, LabelledSet
 from longspan.data.labels import sort_classes
@@ -110,7 +111,7 @@ class GenomicBenchmarkDataModule(LabelledDataModule):
     Without a validation split `validation_fraction` of the training sequences is held out, equal ones together.
 
     Raises:
-        DataConfigError: an argument cannot be used; the message names `data.<key>`, the value and the fix.
+        ConfigError: an argument cannot be used; the message names `data.<key>`, the value and the fix.
     """
 
     def __init__(self, **keys: Any):
@@ -122,7 +123,7 @@ class GenomicBenchmarkDataModule(LabelledDataModule):
         given = self._folder(Path(self.choice.path)) if self.choice.path else self._hub()
         self._classes(sort_classes(label for rows in given.values() for _, label in rows))
         if (self.num_classes or 0) < 2:
-            raise DataConfigError("dataset", self.choice.dataset, f"has {self.num_classes} class; nothing to learn")
+            raise wrong_value("data.dataset", self.choice.dataset, f"has {self.num_classes} class; nothing to learn")
         number = {name: n for n, name in enumerate(self.class_names or ())}
         sets = {}
         for split, rows in given.items():
@@ -198,14 +199,14 @@ def encoded(data: bytes, path: str | Path, line: int | None) -> np.ndarray:
 
 def _there(path: Path, kind: str) -> Path:
     if not (path.is_dir() if kind == "folder" else path.is_file()):
-        raise DataConfigError("path", str(path), f"is no {kind}; give the folder that holds the benchmark's data sets")
+        raise wrong_value("data.path", str(path), f"is no {kind}; give the folder that holds the benchmark's data sets")
     return path
 
 
 def _of_folders(folder: Path) -> Iterable[Labelled]:
     classes = sorted(path for path in folder.iterdir() if path.is_dir())
     if not classes:
-        raise DataConfigError("path", str(folder), "holds no folder a class")
+        raise wrong_value("data.path", str(folder), "holds no folder a class")
     for own in classes:
         files = sorted(own.glob("*.txt"))
         if not files:

@@ -10,9 +10,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from longspan.config.errors import wrong_value
 from longspan.data import bundled as shipped
 from longspan.data import settings
-from longspan.data.errors import DataConfigError
 from longspan.data.labels import sort_classes
 from longspan.data.readers import read_csv
 from longspan.data.sources import Columns, Document, rows_to_documents
@@ -90,7 +90,7 @@ class Hiv1:
         """The parents of enough forms, of (parents, form) of each genome.
 
         Raises:
-            DataConfigError: there is none.
+            ConfigError: there is none.
         """
         forms: dict[str, set] = {}
         for names, form in labelled:
@@ -98,5 +98,5 @@ class Hiv1:
                 forms.setdefault(name, set()).add(form)
         kept = [name for name in sort_classes(forms) if len(forms[name]) >= self.min_groups]
         if not kept:
-            raise DataConfigError("min_groups", self.min_groups, "gives 0 class(es) (); nothing to learn")
+            raise wrong_value("data.min_groups", self.min_groups, "gives 0 class(es) (); nothing to learn")
         return kept

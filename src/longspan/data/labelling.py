@@ -10,13 +10,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from longspan.config.errors import wrong_value
 from longspan.data import bundled as shipped
 from longspan.data import settings
 from longspan.data.base import SequenceDataModule
 from longspan.data.baselines import class_baselines
 from longspan.data.corpus import Corpus, Region, WindowDataset, cut_windows
 from longspan.data.drawn_windows import Drawing
-from longspan.data.errors import DataConfigError
 from longspan.data.genes import AnnotatedGenome, Annotation, label_bases, on_records
 from longspan.data.readers import FastaRecord, Interval
 from longspan.data.sources import Document
@@ -43,7 +43,7 @@ class TokenLabellingDataModule(SequenceDataModule):
     each base is scored once; the last of a region may be short.
 
     Raises:
-        DataConfigError: an argument cannot be used; the message names `data.<key>`, the value and the fix.
+        ConfigError: an argument cannot be used; the message names `data.<key>`, the value and the fix.
     """
 
     tasks: ClassVar[tuple[str, ...]] = ("token_labelling",)
@@ -65,7 +65,7 @@ class TokenLabellingDataModule(SequenceDataModule):
         test_keys = {key[5:]: keys.pop(key) for key in TEST_KEYS if key in keys}
         if (test_keys.get("path") is None) != (test_keys.get("genes_path") is None):
             missing = "test_genes_path" if test_keys.get("genes_path") is None else "test_path"
-            raise DataConfigError(missing, None, "data.test_path (FASTA) and data.test_genes_path (BED) go together")
+            raise wrong_value(f"data.{missing}", None, "data.test_path (FASTA) and data.test_genes_path (BED) go together")
         if not isinstance(source, AnnotatedGenome):
             # all keys of a genome at once: a path and its genes are checked together
             keys = {"path": source, "genes_path": genes_path, "bundled": "h37rv"} | keys
@@ -78,11 +78,11 @@ class TokenLabellingDataModule(SequenceDataModule):
             settings.bundled(None, tuple(shipped.GENOMES), named=False)
         if self.test_source.path and self.test_source.bundled:
             fix = "data.test_path is set too; set one of them to null"
-            raise DataConfigError("test_bundled", self.test_source.bundled, fix)
+            raise wrong_value("data.test_bundled", self.test_source.bundled, fix)
         self.train_stride = settings.whole_or_none("train_stride", train_stride, 1) or self.max_length
         if self.train_stride > self.max_length:
             fix = f"leaves out bases; at most max_length = {self.max_length}"
-            raise DataConfigError("train_stride", train_stride, fix)
+            raise wrong_value("data.train_stride", train_stride, fix)
         self.class_names = self.annotation.class_names
         self.num_classes = len(self.class_names)
 
@@ -100,7 +100,7 @@ class TokenLabellingDataModule(SequenceDataModule):
 
     def _load_predict(self) -> WindowDataset:
         if self.source.path is None:
-            raise DataConfigError("path", None, "prediction reads your own files; set data.path to a FASTA file")
+            raise wrong_value("data.path", None, "prediction reads your own files; set data.path to a FASTA file")
         return self._whole("predict", self.source.records(self.reading), None)
 
     def _given_set(self, documents: list[Document]) -> WindowDataset:

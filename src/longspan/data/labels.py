@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from longspan.config.errors import wrong_value
 from longspan.data import settings
-from longspan.data.errors import DataConfigError, DataFileError
+from longspan.data.errors import DataFileError
 from longspan.data.files import list_files
 from longspan.data.readers import Row
 
@@ -44,7 +45,7 @@ class Labels:
         if self.label_columns is not None:
             columns = tuple(str(settings.column("label_columns", name)) for name in self.label_columns)
             if len(set(columns)) < max(len(columns), 1):
-                raise DataConfigError("label_columns", list(columns), "give at least one column, each once")
+                raise wrong_value("data.label_columns", list(columns), "give at least one column, each once")
             object.__setattr__(self, "label_columns", columns)
             object.__setattr__(self, "multi_label", True)
         settings.text("label_separator", self.label_separator)
@@ -54,7 +55,7 @@ class Labels:
         if self.class_names is not None:
             names = [str(name) for name in self.class_names]
             if len(set(names)) != len(names):
-                raise DataConfigError("class_names", list(self.class_names), "a name is there twice")
+                raise wrong_value("data.class_names", list(self.class_names), "a name is there twice")
             object.__setattr__(self, "class_names", names)
 
     def rule(self, rows: Sequence[Row]) -> LabelRule | ColumnsRule:

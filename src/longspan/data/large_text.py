@@ -14,9 +14,9 @@ from typing import Any, ClassVar
 import numpy as np
 from torch.utils.data import Dataset
 
+from longspan.config.errors import wrong_value
 from longspan.data import settings
 from longspan.data.base import SequenceDataModule
-from longspan.data.errors import DataConfigError
 from longspan.data.files import list_files
 from longspan.data.sources import Document, retokenised
 from longspan.data.splits import SPLITS
@@ -73,7 +73,7 @@ class LargeTextDataModule(SequenceDataModule):
     "bpe:4096" is trained on the training part.
 
     Raises:
-        DataConfigError: an argument cannot be used; the message names `data.<key>`, the value and the fix.
+        ConfigError: an argument cannot be used; the message names `data.<key>`, the value and the fix.
     """
 
     tasks: ClassVar[tuple[str, ...]] = ("language_modelling", "masked_modelling")
@@ -107,7 +107,7 @@ class LargeTextDataModule(SequenceDataModule):
         self.splits = Shares(validation_fraction=validation_fraction, test_fraction=test_fraction)
         self.path = settings.text_or_none("path", path)
         if self.path is None:
-            raise DataConfigError("path", None, "name your own files: texts, or JSONL with data.text_column")
+            raise wrong_value("data.path", None, "name your own files: texts, or JSONL with data.text_column")
         self.format = None if format is None else settings.choice("format", format, FORMATS)
         list_files("path", self.path, self.format)
         self.cache_dir = Path(settings.text("cache_dir", cache_dir)).expanduser()
@@ -126,7 +126,7 @@ class LargeTextDataModule(SequenceDataModule):
         files = list_files("path", str(self.path), self.format)
         for file, kind in files:
             if kind not in FORMATS:
-                raise DataConfigError("format", kind, f"{file} is not streamed; take {', '.join(FORMATS)}")
+                raise wrong_value("data.format", kind, f"{file} is not streamed; take {', '.join(FORMATS)}")
         told = self._vocabulary.stored() if isinstance(self._vocabulary, Vocabulary) else None
         name = json.dumps(told, sort_keys=True) if told else self._vocabulary.name
         key = fingerprint(
@@ -161,7 +161,7 @@ class LargeTextDataModule(SequenceDataModule):
         }
 
     def _load_predict(self) -> Dataset:
-        raise DataConfigError("_target_", type(self).__name__, "predict with data=text data.path=FILES of a size that fits")
+        raise wrong_value("data._target_", type(self).__name__, "predict with data=text data.path=FILES of a size that fits")
 
     def _given_set(self, documents: list[Document]) -> Dataset:
         from longspan.data.corpus import Corpus, WindowDataset, cut_windows

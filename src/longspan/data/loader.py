@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from longspan.data.errors import ResumeError
+from longspan.config.errors import CheckpointError
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -140,12 +140,12 @@ class ResumableLoader(DataLoader):
         """Goes on from `state` at the next iteration.
 
         Raises:
-            ResumeError: the state is of other data or of another seed.
+            CheckpointError: the state is of other data or of another seed.
         """
         for name, here in self._identity().items():
             if state.get(name) != here:
                 what = "data.seed" if name == "seed" else "the number of training windows"
-                raise ResumeError(
+                raise CheckpointError(
                     f"resume: the checkpoint's run had {what} {state.get(name)}, this one has {here}; resume with the "
                     "same data.* settings, or start a new run from the checkpoint's weights"
                 )

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from longspan.config.errors import wrong_value
 from longspan.data import bundled as shipped
-from longspan.data.errors import DataConfigError, DataFileError, each
+from longspan.data.errors import DataFileError, each
 from longspan.data.files import list_files, read_utf8
 from longspan.data.readers import Row, read_hub, read_jsonl
 from longspan.data.sources import read_rows
@@ -36,7 +37,9 @@ def pairs_of_tables(key: str, path: str, format: str | None, source: str, target
     pairs: list[Pair] = []
     for file, kind in list_files(key, path, format):
         if kind in ("text", "lines", "fasta"):
-            raise DataConfigError(key, path, f"{file} has no columns; give JSONL, TSV, CSV or Parquet, or data.target_path too")
+            raise wrong_value(
+                f"data.{key}", path, f"{file} has no columns; give JSONL, TSV, CSV or Parquet, or data.target_path too"
+            )
         pairs += pairs_of_rows(read_rows(file, kind), source, target)
     return pairs
 

@@ -9,9 +9,10 @@ from typing import Any, ClassVar
 import numpy as np
 from torch.utils.data import Dataset
 
+from longspan.config.errors import wrong_value
 from longspan.data import settings
 from longspan.data.base import SequenceDataModule
-from longspan.data.errors import DataConfigError, DataFileError
+from longspan.data.errors import DataFileError
 from longspan.data.files import FORMATS, list_files
 from longspan.data.pair_sets import PairCollate, PairDataset, TokenPair, pack_pairs
 from longspan.data.pair_sources import (
@@ -48,7 +49,7 @@ class PairedDataModule(SequenceDataModule):
     With `pack` several short pairs share a row in training, and do not see each other.
 
     Raises:
-        DataConfigError: an argument cannot be used; the message names `data.<key>`, the value and the fix.
+        ConfigError: an argument cannot be used; the message names `data.<key>`, the value and the fix.
     """
 
     tasks: ClassVar[tuple[str, ...]] = ("sequence_to_sequence",)
@@ -114,17 +115,19 @@ class PairedDataModule(SequenceDataModule):
         self.validation_fraction, self.test_fraction = self.splits.validation_fraction, self.splits.test_fraction
         self.pairs = settings.whole("pairs", pairs, 10)
         if not isinstance(pack, bool):
-            raise DataConfigError("pack", pack, "give true or false")
+            raise wrong_value("data.pack", pack, "give true or false")
         self.pack = pack
 
     def _check_origin(self) -> None:
         given = [key for key in ("path", "name", "generated", "bundled") if getattr(self, key)]
         if not given:
             fix = f"name your own files, a Hugging Face data set by data.name, or take data.generated={'|'.join(GENERATED)}"
-            raise DataConfigError("path", None, f"{fix} or data.bundled=addresses")
+            raise wrong_value("data.path", None, f"{fix} or data.bundled=addresses")
         # files of one's own to predict on go with data that is made or bundled
         if len(given) > 1 and {*given} & {"name"}:
-            raise DataConfigError(given[1], getattr(self, given[1]), f"data.{given[0]} is given too; give null for one of them")
+            raise wrong_value(
+                f"data.{given[1]}", getattr(self, given[1]), f"data.{given[0]} is given too; give null for one of them"
+            )
         if self.generated is not None:
             settings.choice("generated", self.generated, GENERATED)
         if self.bundled is not None:
@@ -138,7 +141,7 @@ class PairedDataModule(SequenceDataModule):
                 if value is not None:
                     list_files(key, settings.text(key, value), "lines" if target is not None else self.format)
             if target is not None and source is None:
-                raise DataConfigError(f"{prefix}target_path", target, f"goes with data.{prefix}path, which is null; give both")
+                raise wrong_value(f"data.{prefix}target_path", target, f"goes with data.{prefix}path, which is null; give both")
 
     @property
     def target_vocabulary(self) -> Vocabulary:
@@ -147,7 +150,7 @@ class PairedDataModule(SequenceDataModule):
             return self.vocabulary
         if not isinstance(self._target_vocabulary, Vocabulary):
             name = self._target_vocabulary.name
-            raise DataConfigError("target_vocabulary", name, "is trained on the training split: call setup() first")
+            raise wrong_value("data.target_vocabulary", name, "is trained on the training split: call setup() first")
         return self._target_vocabulary
 
     def stored_vocabularies(self) -> dict[str, Any]:
@@ -225,7 +228,7 @@ class PairedDataModule(SequenceDataModule):
 
     def _load_predict(self) -> PairDataset:
         if self.path is None:
-            raise DataConfigError("path", None, "prediction reads your own files; set data.path")
+            raise wrong_value("data.path", None, "prediction reads your own files; set data.path")
         files = list_files("path", self.path, self.format)
         lines = all(kind in ("text", "lines") for _, kind in files)
         if lines:

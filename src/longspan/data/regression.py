@@ -12,8 +12,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from longspan.config.errors import wrong_value
 from longspan.data.classification import Example, ExampleDataset, SequenceClassificationDataModule
-from longspan.data.errors import DataConfigError, DataFileError, each
+from longspan.data.errors import DataFileError, each
 from longspan.data.readers import Row
 from longspan.data.sources import Document
 from longspan.data.splits import SPLITS
@@ -30,7 +31,7 @@ class SequenceRegressionDataModule(SequenceClassificationDataModule):
     training split, by which the task scales them.
 
     Raises:
-        DataConfigError: an argument cannot be used; the message names `data.<key>`, the value and the fix.
+        ConfigError: an argument cannot be used; the message names `data.<key>`, the value and the fix.
     """
 
     tasks: ClassVar[tuple[str, ...]] = ("sequence_regression",)
@@ -41,7 +42,7 @@ class SequenceRegressionDataModule(SequenceClassificationDataModule):
     def __init__(self, *values: Any, **keys: Any):
         super().__init__(*values, **keys)
         if self.labels.class_names is not None:
-            raise DataConfigError("class_names", list(self.labels.class_names), "numbers have no classes; set it to null")
+            raise wrong_value("data.class_names", list(self.labels.class_names), "numbers have no classes; set it to null")
         self.columns = tuple(self.labels.label_columns or (self.labels.label_column,))
         self.multi_label = False
         self._set_classes(list(self.columns))
@@ -79,8 +80,8 @@ class SequenceRegressionDataModule(SequenceClassificationDataModule):
         return np.array([example.labels for example in examples], dtype=np.float32).reshape(-1, len(self.columns))
 
     def class_counts(self) -> tuple[np.ndarray, int | None]:
-        """Raises DataConfigError: numbers have no classes to weigh."""
-        raise DataConfigError("label_column", self.columns[0], "holds numbers, which have no classes to weigh")
+        """Raises ConfigError: numbers have no classes to weigh."""
+        raise wrong_value("data.label_column", self.columns[0], "holds numbers, which have no classes to weigh")
 
     def baselines(self, split: str = "test") -> dict[str, float]:
         """Scores of always saying the training split's mean: the mean over the K numbers of each figure."""

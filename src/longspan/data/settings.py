@@ -1,10 +1,10 @@
-"""Checks on constructor arguments: each raises `DataConfigError`, naming `data.<key>`, the value and the fix."""
+"""Checks on constructor arguments: each raises `ConfigError`, naming `data.<key>`, the value and the fix."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from longspan.data.errors import DataConfigError
+from longspan.config.errors import wrong_value
 from longspan.values import is_number, is_whole
 
 # what becomes of what has no partner, or of an empty text
@@ -14,7 +14,7 @@ MISSING = ("error", "drop")
 def whole(key: str, value: object, minimum: int) -> int:
     """A whole number of at least `minimum`."""
     if not is_whole(value, minimum):
-        raise DataConfigError(key, value, f"give a whole number, {minimum} or more")
+        raise wrong_value(f"data.{key}", value, f"give a whole number, {minimum} or more")
     return int(value)
 
 
@@ -26,28 +26,28 @@ def whole_or_none(key: str, value: object, minimum: int) -> int | None:
 def flag(key: str, value: object) -> bool:
     """True or False."""
     if not isinstance(value, bool):
-        raise DataConfigError(key, value, "give true or false")
+        raise wrong_value(f"data.{key}", value, "give true or false")
     return value
 
 
 def share(key: str, value: object) -> float:
     """A part of the data, above 0 and at most a half."""
     if not is_number(value, 0, 0.5) or value == 0:
-        raise DataConfigError(key, value, "give a share of the data above 0 and at most 0.5")
+        raise wrong_value(f"data.{key}", value, "give a share of the data above 0 and at most 0.5")
     return float(value)
 
 
 def choice(key: str, value: object, options: Sequence[str]) -> str:
     """One of `options`."""
     if not isinstance(value, str) or value not in options:
-        raise DataConfigError(key, value, f"take one of {', '.join(options)}")
+        raise wrong_value(f"data.{key}", value, f"take one of {', '.join(options)}")
     return value
 
 
 def text(key: str, value: object) -> str:
     """A text that is not empty."""
     if not isinstance(value, str) or not value:
-        raise DataConfigError(key, value, "give a name")
+        raise wrong_value(f"data.{key}", value, "give a name")
     return value
 
 
@@ -74,7 +74,7 @@ def enough_groups(
         alike = [name for name, group in zip(names or (), groups, strict=False) if groups.count(group) > 1][:3]
         said = f" ({', '.join(alike)}{', ...' if len(alike) == 3 else ''} equal others)" if alike else ""
         fix = f"{few}{said}, and equal ones stay in one of the {wanted} splits; give more data, "
-        raise DataConfigError(key, source, f"{fix}or data.validation_path and data.test_path")
+        raise wrong_value(f"data.{key}", source, f"{fix}or data.validation_path and data.test_path")
 
 
 def bundled(value: object, options: Sequence[str], named: bool = True) -> str:
@@ -82,5 +82,5 @@ def bundled(value: object, options: Sequence[str], named: bool = True) -> str:
     if value is None:
         hub = ", a Hugging Face data set by data.name" if named else ""
         shipped = f", or take data.bundled={'|'.join(options)}" if options else ""
-        raise DataConfigError("path", None, f"name your own files{hub}{shipped}")
+        raise wrong_value("data.path", None, f"name your own files{hub}{shipped}")
     return choice("bundled", value, options)

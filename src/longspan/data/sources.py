@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from longspan.config.errors import wrong_value
 from longspan.data.dropped import Dropped
-from longspan.data.errors import DataConfigError, DataFileError
+from longspan.data.errors import DataFileError
 from longspan.data.files import list_files, stem_of
 from longspan.data.readers import (
     Row,
@@ -68,7 +69,7 @@ def read_documents(
     A text file is one document, as is a FASTA record and a row of JSONL, CSV, TSV and Parquet.
 
     Raises:
-        DataConfigError: nothing is there, its format is unknown, or FASTA meets a vocabulary of texts.
+        ConfigError: nothing is there, its format is unknown, or FASTA meets a vocabulary of texts.
         DataFileError: a file is malformed, or holds a character outside the vocabulary.
     """
     files = list_files(key, path, format)
@@ -85,10 +86,10 @@ def read_given(source: Source, vocabulary: Vocabulary, dropped: Dropped) -> list
     """The documents of the user's own files, to predict on.
 
     Raises:
-        DataConfigError: none are named. Else as `read_documents`.
+        ConfigError: none are named. Else as `read_documents`.
     """
     if source.path is None:
-        raise DataConfigError("path", None, "prediction reads your own files; set data.path")
+        raise wrong_value("data.path", None, "prediction reads your own files; set data.path")
     return read_documents("path", source.path, vocabulary, Columns.of(source, dropped), source.format)
 
 
@@ -96,7 +97,7 @@ def read_split(source: Source, splits: Splits, split: str, vocabulary: Vocabular
     """The documents that files or a split of the Hub give for a split; None where it is to be held out of the training data.
 
     Raises:
-        DataConfigError, DataFileError: as `read_documents` and `read_hub`.
+        ConfigError, DataFileError: as `read_documents` and `read_hub`.
     """
     key, path = splits.files(source)[split]
     if path is not None:
@@ -166,20 +167,20 @@ def given_documents(texts: Sequence[str | bytes], vocabulary: Vocabulary, names:
     """A document for each text that a program hands over; without names they are numbered from 0.
 
     Raises:
-        DataConfigError: no texts, an empty one, one that is no text, or a character outside the vocabulary.
+        ConfigError: no texts, an empty one, one that is no text, or a character outside the vocabulary.
     """
     if isinstance(texts, (str, bytes)) or not texts:
-        raise DataConfigError("sequences", texts, "give a list of texts, at least one")
+        raise wrong_value("data.sequences", texts, "give a list of texts, at least one")
     if names is not None and len(names) != len(texts):
-        raise DataConfigError("names", list(names)[:3], f"give one for each of the {len(texts)} sequences")
+        raise wrong_value("data.names", list(names)[:3], f"give one for each of the {len(texts)} sequences")
     documents = []
     for number, text in enumerate(texts):
         if not isinstance(text, (str, bytes)) or not text:
-            raise DataConfigError(f"sequences[{number}]", text, "give a text that is not empty")
+            raise wrong_value(f"data.sequences[{number}]", text, "give a text that is not empty")
         try:
             tokens, spans = vocabulary.encode_spans(text.encode() if isinstance(text, str) else bytes(text))
         except ValueError as error:
-            raise DataConfigError(f"sequences[{number}]", text[:40], str(error)) from None
+            raise wrong_value(f"data.sequences[{number}]", text[:40], str(error)) from None
         name = str(number if names is None else names[number])
         documents.append(Document(name, tokens, Row("", number + 1, {}), None if vocabulary.bytewise else spans))
     return documents
@@ -190,7 +191,7 @@ def _read_file(file: Path, kind: str, vocabulary: Vocabulary, columns: Columns, 
     if kind in ("fasta", "genbank"):
         if not isinstance(vocabulary, LookupVocabulary) or vocabulary.name not in LETTERS:
             fix = f"{file} is {kind}; set data.vocabulary=nucleotides, or data.format=text to model it as plain bytes"
-            raise DataConfigError("vocabulary", vocabulary.name, fix)
+            raise wrong_value("data.vocabulary", vocabulary.name, fix)
         return [
             Document(f"{prefix}{r.name}", r.tokens, Row(r.path, r.line, {"id": r.name, "description": r.description, **place}))
             for r in (read_fasta(file, vocabulary) if kind == "fasta" else read_genbank(file).sequences(vocabulary))

@@ -11,11 +11,11 @@ from typing import Any, ClassVar
 import numpy as np
 from torch.utils.data import Dataset
 
+from longspan.config.errors import wrong_value
 from longspan.data.baselines import class_baselines
 from longspan.data.classification import Example, SequenceClassificationDataModule
 from longspan.data.corpus import Corpus, Region, cut_windows, spread
 from longspan.data.drawn_windows import Drawing, RandomWindows
-from longspan.data.errors import DataConfigError
 from longspan.data.sources import Document
 from longspan.data.splits import SPLITS, by_chromosome
 from longspan.data.values import Source, Splits, gathered
@@ -64,7 +64,7 @@ class SpeciesDataModule(SequenceClassificationDataModule):
     `max_validation_windows` and `max_test_windows` side by side, in even parts of every species.
 
     Raises:
-        DataConfigError: an argument cannot be used; the message names `data.<key>`, the value and the fix.
+        ConfigError: an argument cannot be used; the message names `data.<key>`, the value and the fix.
     """
 
     source: Source = Source(vocabulary="nucleotides")
@@ -75,7 +75,7 @@ class SpeciesDataModule(SequenceClassificationDataModule):
         super().__init__(*values, **keys)
         (self.drawing,) = gathered(self, {"epoch_windows": epoch_windows, "windows": "random"}, Drawing())
         if self.source.path is None:
-            raise DataConfigError("path", None, "name a folder with a FASTA or a folder a species")
+            raise wrong_value("data.path", None, "name a folder with a FASTA or a folder a species")
 
     def _load(self) -> dict[str, Dataset]:
         documents = self._labelled_documents("path", str(self.source.path))
@@ -104,7 +104,7 @@ class SpeciesDataModule(SequenceClassificationDataModule):
         parts = by_chromosome(ids, sizes, self.splits, *shares)
         for split in SPLITS:
             if not parts[split]:
-                raise DataConfigError("path", self.source.path, f"{name} has nothing for the {split} split; give more of it")
+                raise wrong_value("data.path", self.source.path, f"{name} has nothing for the {split} split; give more of it")
         return {split: [(own[record], begin, end) for record, begin, end in parts[split]] for split in SPLITS}
 
     def _held_out(self, split: str, corpus: Corpus, regions: list[list[Region]]) -> HeldOutWindows:

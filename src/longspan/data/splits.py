@@ -10,8 +10,8 @@ from itertools import pairwise
 
 import numpy as np
 
+from longspan.config.errors import wrong_value
 from longspan.data.corpus import Region
-from longspan.data.errors import DataConfigError
 from longspan.data.values import SPLITS, Shares
 
 
@@ -41,7 +41,7 @@ def by_chromosome(
     `validation`, `test`: the shares to take where no names are given; 0 leaves that part empty.
 
     Raises:
-        DataConfigError: a name is no record of the data.
+        ConfigError: a name is no record of the data.
     """
     named = {"validation": shares.validation_chromosomes, "test": shares.test_chromosomes}
     held: dict[str, str] = {}
@@ -49,7 +49,7 @@ def by_chromosome(
         for name in chosen or ():
             if name not in names:
                 has = f"{', '.join(list(names)[:5])}{', ...' if len(names) > 5 else ''}"
-                raise DataConfigError(f"{split}_chromosomes", list(chosen or ()), f"no record {name}; the data has {has}")
+                raise wrong_value(f"data.{split}_chromosomes", list(chosen or ()), f"no record {name}; the data has {has}")
             held[name] = split
     rest = [0 if name in held else size for name, size in zip(names, sizes, strict=True)]
     parts = by_position(rest, 0.0 if named["validation"] else validation, 0.0 if named["test"] else test)

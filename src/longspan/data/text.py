@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from longspan.config.errors import wrong_value
 from longspan.data import bundled as shipped
 from longspan.data import settings
 from longspan.data.addresses import Addresses
@@ -18,7 +19,6 @@ from longspan.data.base import SequenceDataModule
 from longspan.data.baselines import language_baselines, token_baselines
 from longspan.data.corpus import Corpus, PackedDataset, Region, WindowDataset, cut_windows, pack_windows
 from longspan.data.drawn_windows import Drawing
-from longspan.data.errors import DataConfigError
 from longspan.data.sources import Columns, Document, read_documents, read_given, read_split, retokenised
 from longspan.data.splits import SPLITS, by_chromosome, by_groups
 from longspan.data.values import Loading, Source, Splits, check_files, gathered, source_of
@@ -49,7 +49,7 @@ class TextDataModule(SequenceDataModule):
     token stands for.
 
     Raises:
-        DataConfigError: an argument cannot be used; the message names `data.<key>`, the value and the fix.
+        ConfigError: an argument cannot be used; the message names `data.<key>`, the value and the fix.
     """
 
     tasks: ClassVar[tuple[str, ...]] = ("language_modelling", "masked_modelling")
@@ -78,10 +78,10 @@ class TextDataModule(SequenceDataModule):
         cover = self.max_length - 1
         self.train_stride = settings.whole_or_none("train_stride", train_stride, 1) or cover
         if self.train_stride > cover:
-            raise DataConfigError("train_stride", train_stride, f"leaves out tokens; at most max_length - 1 = {cover}")
+            raise wrong_value("data.train_stride", train_stride, f"leaves out tokens; at most max_length - 1 = {cover}")
         self.pack = settings.flag("pack", pack)
         if self.pack and (self.drawing.windows == "random" or self.drawing.jitter):
-            raise DataConfigError("pack", True, "windows that are drawn anew share no rows; set data.pack=false")
+            raise wrong_value("data.pack", True, "windows that are drawn anew share no rows; set data.pack=false")
         self._regions: dict[str, list[Region]] = {}
 
     def _load(self) -> dict[str, WindowDataset]:

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
+from longspan.config.errors import wrong_value
 from longspan.data import settings
-from longspan.data.errors import DataConfigError
 from longspan.data.files import FORMATS, list_files
 from longspan.data.vocabularies import Vocabulary
 from longspan.nearest import did_you_mean, listed, nearest
@@ -56,10 +56,10 @@ class Source:
         if self.delimiter is not None:
             named = {"tab": "\t", "\\t": "\t"}.get(self.delimiter, self.delimiter)
             if not isinstance(named, str) or len(named) != 1 or named in '"\r\n':
-                raise DataConfigError("delimiter", self.delimiter, "give one character, such as ';', or tab")
+                raise wrong_value("data.delimiter", self.delimiter, "give one character, such as ';', or tab")
             object.__setattr__(self, "delimiter", named)
         if self.path and self.name:
-            raise DataConfigError("name", self.name, f"data.path={self.path!r} is set too; set one of them to null")
+            raise wrong_value("data.name", self.name, f"data.path={self.path!r} is set too; set one of them to null")
         if self.format is not None:
             settings.choice("format", self.format, FORMATS)
 
@@ -80,7 +80,7 @@ class Source:
         """The bundled data set, where no other is named. `options`: {name: vocabulary}.
 
         Raises:
-            DataConfigError: no data is named, or none of `options`, or it has another vocabulary.
+            ConfigError: no data is named, or none of `options`, or it has another vocabulary.
         """
         if self.key != "bundled":
             return None
@@ -89,7 +89,7 @@ class Source:
         bases = known.startswith(("nucleotides", "kmers"))
         if bases != (options[name] == "nucleotides") or known == "proteins":
             wanted = "nucleotides or k-mers" if options[name] == "nucleotides" else "bytes or subwords"
-            raise DataConfigError("vocabulary", known, f"the bundled {name} needs {wanted}")
+            raise wrong_value("data.vocabulary", known, f"the bundled {name} needs {wanted}")
         return name
 
 
@@ -109,7 +109,7 @@ class Shares:
             if getattr(self, key) is not None:
                 object.__setattr__(self, key, tuple(settings.text(key, name) for name in getattr(self, key)))
         if both := set(self.validation_chromosomes or ()) & set(self.test_chromosomes or ()):
-            raise DataConfigError("test_chromosomes", list(self.test_chromosomes or ()), f"{min(both)} is validation's too")
+            raise wrong_value("data.test_chromosomes", list(self.test_chromosomes or ()), f"{min(both)} is validation's too")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +189,7 @@ class Loading:
 
 
 def check_files(source: Source, splits: Splits) -> None:
-    """Raises DataConfigError where files that are named are not there, or of no known format."""
+    """Raises ConfigError where files that are named are not there, or of no known format."""
     for key, path in splits.files(source).values():
         if path is not None:
             list_files(key, path, source.format)
@@ -199,14 +199,14 @@ def gathered(module: object, flat: Mapping[str, Any], *values: Any) -> list[Any]
     """The values with the fields that `flat` gives replaced, in order; a field of two values is given to both.
 
     Raises:
-        DataConfigError: a key is a field of none of them; the message names the nearest that is.
+        ConfigError: a key is a field of none of them; the message names the nearest that is.
     """
     known = {field.name for value in values for field in fields(value)}
     for key, value in flat.items():
         if key not in known:
             near = nearest(key, known)
             said = f"is no setting of {type(module).__name__}.{did_you_mean(f'data.{near}' if near else None)}"
-            raise DataConfigError(key, value, f"{said} It takes {listed(known)}")
+            raise wrong_value(f"data.{key}", value, f"{said} It takes {listed(known)}")
     return [_replaced(value, flat) for value in values]
 
 

@@ -89,7 +89,7 @@ def generate(
 
     Raises:
         ConfigError: no prompt, an empty one, or more tokens than the model was built for.
-        AttentionCallError: an attention that cannot decode.
+        CallError: an attention that cannot decode.
     """
     sampling = Sampling(temperature=0.0) if sampling is None else sampling
     backbone = model.backbone

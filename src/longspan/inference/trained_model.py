@@ -69,7 +69,7 @@ class TrainedModel:
             names: the rows' ids; without them sequences are numbered from 0.
 
         Raises:
-            DataConfigError: an empty sequence, or a character outside the vocabulary.
+            ConfigError: an empty sequence, or a character outside the vocabulary.
         """
         return list(self._rows(sequences, names))
 

@@ -9,7 +9,8 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from longspan.functional import SparseAttentionError, sparse_attention
+from longspan.config.errors import CallError
+from longspan.functional import sparse_attention
 from longspan.patterns import Full, Local, Pattern, Strided
 from longspan.values import is_whole
 
@@ -30,14 +31,14 @@ def attention_impl(q: Tensor, k: Tensor, v: Tensor, heads: int, attn_mode: str, 
         [B, T, C].
 
     Raises:
-        SparseAttentionError: a mode, a width or a context that cannot work.
+        CallError: a mode, a width or a context that cannot work.
     """
     pattern = _pattern(attn_mode, local_attn_ctx)
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.dim() != 3:
-            raise SparseAttentionError(f"{name} has shape {tuple(x.shape)}; give [B, T, C]")
+            raise CallError(f"{name} has shape {tuple(x.shape)}; give [B, T, C]")
     if heads < 1 or q.shape[-1] % heads:
-        raise SparseAttentionError(f"heads={heads} does not divide the width {q.shape[-1]}; give a divisor of it")
+        raise CallError(f"heads={heads} does not divide the width {q.shape[-1]}; give a divisor of it")
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))  # (B, H, T, D)
     out = cast(Tensor, sparse_attention(q, k, v, pattern, causal=True))
     return out.transpose(1, 2).flatten(2)  # (B, T, C)
@@ -60,15 +61,15 @@ def blocksparse_attention_impl(
     The published code took `num_verts` and `vertsize` for its mode "fixed" alone: use `longspan.patterns.Fixed` for that.
 
     Raises:
-        SparseAttentionError: see `attention_impl`; or `num_verts` or `vertsize` is given.
+        CallError: see `attention_impl`; or `num_verts` or `vertsize` is given.
     """
     if num_verts is not None or vertsize is not None:
         given = f"num_verts={num_verts}, vertsize={vertsize}"
-        raise SparseAttentionError(
+        raise CallError(
             f"{given}: only the mode 'fixed' has summary columns; use sparse_attention(..., Fixed(stride, summary)) for it"
         )
     if not is_whole(blocksize, 1):
-        raise SparseAttentionError(f"blocksize={blocksize!r} is not a number of tokens; give a whole number, 1 or more")
+        raise CallError(f"blocksize={blocksize!r} is not a number of tokens; give a whole number, 1 or more")
     return attention_impl(q, k, v, heads, attn_mode, local_attn_ctx)
 
 
@@ -103,10 +104,10 @@ class SparseAttention(nn.Module):
 
 def _pattern(mode: str, context: int | None) -> Pattern:
     if mode not in MODES:
-        raise SparseAttentionError(f"attn_mode={mode!r} is unknown; choose one of {', '.join(MODES)}")
+        raise CallError(f"attn_mode={mode!r} is unknown; choose one of {', '.join(MODES)}")
     if mode == "all":
         return Full()
     if not is_whole(context, 1):
         what = "keys in the window" if mode == "local" else "tokens a stride"
-        raise SparseAttentionError(f"local_attn_ctx={context!r} with attn_mode={mode!r}; give the number of {what}, 1 or more")
+        raise CallError(f"local_attn_ctx={context!r} with attn_mode={mode!r}; give the number of {what}, 1 or more")
     return Local(context) if mode == "local" else Strided(context)

@@ -12,10 +12,10 @@ from longspan.models.heads import (
     token_head,
 )
 from longspan.models.pretrained import PretrainedTransformer, huggingface
-from longspan.models.settings import ModelConfigError, TransformerSettings
+from longspan.models.settings import TransformerSettings
 from longspan.models.strands import OtherStrand, StrandEncoder
-from longspan.models.transformer import Decoder, Encoder, TokensError, Transformer, parameter_count
-from longspan.models.warm_start import WarmStart, WarmStartError, read_weights, warm_start
+from longspan.models.transformer import Decoder, Encoder, Transformer, parameter_count
+from longspan.models.warm_start import WarmStart, read_weights, warm_start
 
 __all__ = [
     "Decoder",
@@ -24,17 +24,14 @@ __all__ = [
     "HeadedModel",
     "LanguageModellingHead",
     "MaskedModellingHead",
-    "ModelConfigError",
     "OtherStrand",
     "PretrainedTransformer",
     "SequenceClassificationHead",
     "StrandEncoder",
     "TokenLabellingHead",
-    "TokensError",
     "Transformer",
     "TransformerSettings",
     "WarmStart",
-    "WarmStartError",
     "attention_of_each_layer",
     "encoder_decoder",
     "huggingface",

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import nn
 
-from longspan.models.settings import ModelConfigError
+from longspan.config.errors import wrong_value
 from longspan.nearest import did_you_mean, nearest
 
 AttentionMaker = Callable[..., nn.Module]
@@ -28,14 +28,14 @@ def attention_of_each_layer(
         attention_layers: names out of the dict, cycling: ["local", "local", "full"] makes every third layer full.
 
     Raises:
-        ModelConfigError: a name that the dict lacks, or names without a dict.
+        ConfigError: a name that the dict lacks, or names without a dict.
         TypeError: something among them cannot be called.
     """
     names = None if attention_layers is None else [str(name) for name in attention_layers]
     if isinstance(attention, Mapping):
         cycle = _named(dict(attention), names)
     elif names is not None:
-        raise ModelConfigError("attention_layers", names, "needs `attention` to be a dict of named attentions")
+        raise wrong_value("model.attention_layers", names, "needs `attention` to be a dict of named attentions")
     elif callable(attention):
         cycle = [attention]
     elif isinstance(attention, Sequence) and attention:
@@ -54,9 +54,9 @@ def _named(makers: dict[str, AttentionMaker], names: list[str] | None) -> list[A
     if names is None:
         return list(makers.values())
     if not names:
-        raise ModelConfigError("attention_layers", names, f"list at least one of {', '.join(makers)}")
+        raise wrong_value("model.attention_layers", names, f"list at least one of {', '.join(makers)}")
     for name in names:
         if name not in makers:
             meant = did_you_mean(nearest(name, makers))
-            raise ModelConfigError("attention_layers", name, f"choose among {', '.join(makers)}.{meant}")
+            raise wrong_value("model.attention_layers", name, f"choose among {', '.join(makers)}.{meant}")
     return [makers[name] for name in names]

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from longspan.config.errors import wrong_value
 from longspan.models.attention_choice import AttentionChoice
-from longspan.models.settings import ModelConfigError
 from longspan.models.strands import StrandEncoder
 from longspan.models.transformer import Decoder, Encoder, Transformer
 
@@ -49,7 +49,7 @@ def transformer(
         others: see :class:`Transformer` and :class:`longspan.models.settings.TransformerSettings`.
 
     Raises:
-        ModelConfigError: sizes that do not fit each other, or both strands where there are none or a model is causal.
+        ConfigError: sizes that do not fit each other, or both strands where there are none or a model is causal.
     """
     kind: Callable[..., Transformer] = Decoder if causal else Encoder
     if reverse_complement is not None:
@@ -82,11 +82,11 @@ def transformer(
 def _both_strands(asked: str, causal: bool, strands: Mapping[str, Any] | None) -> dict[str, Any]:
     """What a `StrandEncoder` is told of the vocabulary."""
     if asked != SHARED:
-        raise ModelConfigError("reverse_complement", asked, f"give {SHARED} or null")
+        raise wrong_value("model.reverse_complement", asked, f"give {SHARED} or null")
     if causal:
         fix = "a causal model reads one strand in one direction; take an encoder (task=masked_modelling), or null"
-        raise ModelConfigError("reverse_complement", asked, fix)
+        raise wrong_value("model.reverse_complement", asked, fix)
     if strands is None:
         fix = "the data's vocabulary has no other strand; set data.vocabulary=nucleotides, or null"
-        raise ModelConfigError("reverse_complement", asked, fix)
+        raise wrong_value("model.reverse_complement", asked, fix)
     return dict(strands)

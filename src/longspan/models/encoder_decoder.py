@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from longspan.attention.named import built
+from longspan.config.errors import wrong_value
 from longspan.cost import Cost, total_cost
 from longspan.models.attention_choice import AttentionChoice
 from longspan.models.block import Block
 from longspan.models.cache import ModelCache
 from longspan.models.cross_attention import CrossAttention, CrossBlock, CrossCache, LayerCache, Memory
-from longspan.models.settings import ModelConfigError, TransformerSettings
+from longspan.models.settings import TransformerSettings
 from longspan.models.sight import Sight, sight
 from longspan.models.transformer import Decoder, Encoder, Transformer, parameter_count
 
@@ -71,7 +72,7 @@ class EncoderDecoder(nn.Module):
         sizes: fields of `TransformerSettings`, of both.
 
     Raises:
-        ModelConfigError: settings that do not fit each other.
+        ConfigError: settings that do not fit each other.
     """
 
     causal = True
@@ -97,8 +98,8 @@ class EncoderDecoder(nn.Module):
         longest = max(int(max_length), int(max_target_length))
         self.sight = sight(cross_attention, longest)
         if self.sight.streams and not causal_encoder:
-            raise ModelConfigError(
-                "causal_encoder", causal_encoder, f"give true: model.cross_attention={cross_attention} writes before the "
+            raise wrong_value(
+                "model.causal_encoder", causal_encoder, f"give true: model.cross_attention={cross_attention} writes before the "
                 "source is read to its end",
             )  # fmt: skip
         kind = Decoder if causal_encoder else Encoder
@@ -114,10 +115,9 @@ class EncoderDecoder(nn.Module):
         )  # fmt: skip
         if shared_embedding:
             if vocab_size != target_vocab_size:
-                raise ModelConfigError(
-                    "shared_embedding", True, f"sources have {vocab_size} tokens and targets {target_vocab_size}; give false, "
-                    "or one vocabulary for both (data.target_vocabulary=null)",
-                )  # fmt: skip
+                fix = "give false, or one vocabulary for both (data.target_vocabulary=null)"
+                sizes_found = f"sources have {vocab_size} tokens and targets {target_vocab_size}"
+                raise wrong_value("model.shared_embedding", True, f"{sizes_found}; {fix}")
             self.decoder.embedding = self.encoder.embedding
         self.settings = self.decoder.settings
         self.max_length, self.max_target_length = self.encoder.max_length, self.decoder.max_length
@@ -147,7 +147,7 @@ class EncoderDecoder(nn.Module):
         """Hidden states [B, Tt, C] of target inputs [B, Tt], each after those before it, given sources [B, Ts].
 
         Raises:
-            TokensError: see `Transformer.forward`.
+            CallError: see `Transformer.forward`.
         """
         memory = self.encode(source, lengths=lengths, segments=segments)
         return self.decoder(target, lengths=target_lengths, segments=target_segments, memory=memory)

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from longspan.config.errors import wrong_value
 from longspan.cost import Cost, linear_flops
 from longspan.models.cache import ModelCache
-from longspan.models.settings import ModelConfigError
 from longspan.models.strands import StrandHead
 from longspan.models.transformer import Transformer, parameter_count
 
@@ -87,16 +87,16 @@ class PoolingHead(StrandHead):
     """What makes one vector a sequence of hidden states [B, T, C]: the mean of its real tokens, or its first.
 
     Raises:
-        ModelConfigError: an unknown pooling, or the first token where a model reads both strands.
+        ConfigError: an unknown pooling, or the first token where a model reads both strands.
     """
 
     def __init__(self, backbone: Transformer, pooling: str) -> None:
         super().__init__(backbone)
         if pooling not in POOLINGS:
-            raise ModelConfigError("pooling", pooling, f"choose one of {', '.join(POOLINGS)}")
+            raise wrong_value("model.pooling", pooling, f"choose one of {', '.join(POOLINGS)}")
         if pooling == "first" and self.both_strands:
             fix = "the first token is another one on each strand; take task.pooling=mean, or model.reverse_complement=null"
-            raise ModelConfigError("pooling", pooling, fix)
+            raise wrong_value("model.pooling", pooling, fix)
         self.pooling = pooling
 
 
@@ -134,7 +134,7 @@ class TokenLabellingHead(StrandHead):
 
 def _classifier(width: int, num_classes: int) -> nn.Linear:
     if num_classes < 1:
-        raise ModelConfigError("num_classes", num_classes, "give a whole number, 1 or more")
+        raise wrong_value("model.num_classes", num_classes, "give a whole number, 1 or more")
     projection = nn.Linear(width, num_classes)
     nn.init.normal_(projection.weight, std=0.02)
     nn.init.zeros_(projection.bias)

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from longspan.attention import full, local
-from longspan.attention.errors import AttentionCallError
+from longspan.config.errors import CallError, wrong_value
 from longspan.cost import Cost, linear_flops, total_cost
 from longspan.models.attention_choice import AttentionChoice, attention_of_each_layer
-from longspan.models.settings import ModelConfigError, TransformerSettings
+from longspan.models.settings import TransformerSettings
 from longspan.models.transformer import check_tokens, parameter_count
 
 IMPLEMENTATION = "longspan_layers"
@@ -68,7 +68,7 @@ class PretrainedTransformer(nn.Module):
             or a sliding window, computed by this project's kernels.
 
     Raises:
-        ModelConfigError: what a variant cannot take the place of; a layer that is not there.
+        ConfigError: what a variant cannot take the place of; a layer that is not there.
     """
 
     def __init__(
@@ -78,10 +78,10 @@ class PretrainedTransformer(nn.Module):
         config = network.config
         for key, problem in UNSERVED.items():
             if getattr(config, key, None) not in (None, False, 1.0):
-                raise ModelConfigError("path", name, f"this {type(network).__name__} {problem} ({key}); choose another model")
+                raise wrong_value("model.path", name, f"this {type(network).__name__} {problem} ({key}); choose another model")
         positions = getattr(config, "max_position_embeddings", None)
         if positions is not None and max_length > positions:
-            raise ModelConfigError("path", name, f"was made for {positions} tokens; give data.max_length={positions} or less")
+            raise wrong_value("model.path", name, f"was made for {positions} tokens; give data.max_length={positions} or less")
         body = network.base_model
         self.name, self.max_length = name, max_length
         self.embedding = body.get_input_embeddings()
@@ -90,8 +90,8 @@ class PretrainedTransformer(nn.Module):
         self.__dict__["_head"] = head_of(network)  # registered by the task that uses it alone
         layers = attention_layers(body)
         if not layers:
-            raise ModelConfigError(
-                "path", name, f"no attention of {type(network).__name__} can be replaced; choose another model"
+            raise wrong_value(
+                "model.path", name, f"no attention of {type(network).__name__} can be replaced; choose another model"
             )
         self.causal = bool(getattr(layers[0], "is_causal", True))
         self.settings = _settings(config, len(layers))
@@ -120,8 +120,8 @@ class PretrainedTransformer(nn.Module):
         """Hidden states [B, T, C] of tokens [B, T]; see `Transformer.forward`.
 
         Raises:
-            TokensError: see `Transformer.forward`.
-            AttentionCallError: a cache.
+            CallError: see `Transformer.forward`.
+            CallError: a cache.
         """
         if cache is not None:
             self.new_cache(len(tokens))
@@ -129,8 +129,8 @@ class PretrainedTransformer(nn.Module):
         return self.body(input_ids=tokens, use_cache=False, longspan_call=Call(lengths, segments)).last_hidden_state
 
     def new_cache(self, batch: int, **_: Any) -> Any:
-        """Raises AttentionCallError: transformers generates with such models, by its own caches."""
-        raise AttentionCallError(
+        """Raises CallError: transformers generates with such models, by its own caches."""
+        raise CallError(
             f"{self.name} does not decode here; load it by transformers, with longspan.integrations.huggingface.register()"
         )
 
@@ -138,12 +138,12 @@ class PretrainedTransformer(nn.Module):
         """The network's own head over its vocabulary.
 
         Raises:
-            ModelConfigError: it has none that is known.
+            ConfigError: it has none that is known.
         """
         head = self.__dict__["_head"]
         if head is None:
             fix = f"{type(self.body).__name__} has no head that predicts tokens; give a language model, or another task"
-            raise ModelConfigError("path", self.name, fix)
+            raise wrong_value("model.path", self.name, fix)
         return PretrainedHead(head)
 
     def attention_modules(self) -> list[nn.Module]:
@@ -196,13 +196,13 @@ def huggingface(
         pretrained: False takes sizes alone from it, with weights at random.
 
     Raises:
-        ModelConfigError: no such model, one that cannot be served, or data of another vocabulary.
+        ConfigError: no such model, one that cannot be served, or data of another vocabulary.
     """
     network = _network(path, causal, pretrained)
     backbone = PretrainedTransformer(network, name=path, max_length=max_length, attention=attention, replaced=replaced_layers)
     if not LEAST_SHARE * backbone.vocab_size <= vocab_size <= backbone.vocab_size:
         fix = f"has {backbone.vocab_size} token ids, the data {vocab_size}; give its own, data.vocabulary={path}"
-        raise ModelConfigError("path", path, fix)
+        raise wrong_value("model.path", path, fix)
     if activation_checkpointing:
         backbone.body.gradient_checkpointing_enable({"use_reentrant": False})
     return backbone
@@ -214,7 +214,7 @@ def _network(path: str, causal: bool, pretrained: bool) -> Any:
         from transformers.masking_utils import AttentionMaskInterface
         from transformers.modeling_utils import AttentionInterface
     except ImportError as error:
-        raise ModelConfigError("path", path, "needs transformers 5: pip install 'longspan[huggingface]'") from error
+        raise wrong_value("model.path", path, "needs transformers 5: pip install 'longspan[huggingface]'") from error
     AttentionInterface.register(IMPLEMENTATION, _attend)
     AttentionMaskInterface.register(IMPLEMENTATION, _no_mask)
     there = Path(path).expanduser()
@@ -233,7 +233,7 @@ def _network(path: str, causal: bool, pretrained: bool) -> Any:
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0][:200]
         fix = f"transformers cannot load it ({reason}); give a folder with config.json and model.safetensors"
-        raise ModelConfigError("path", path, fix) from error
+        raise wrong_value("model.path", path, fix) from error
     return network.train()  # transformers hands it out for evaluation, and a trainer leaves modes as they are
 
 
@@ -271,12 +271,12 @@ def _attend(
     ours: Served | None = module.__dict__.get(OURS)
     where = type(module).__name__
     if ours is None or longspan_call is None:
-        raise ModelConfigError("path", where, "does not hand arguments on to its attention; choose another model")
+        raise wrong_value("model.path", where, "does not hand arguments on to its attention; choose another model")
     for argument in ("softcap", "s_aux", "position_bias"):
         if rest.get(argument) is not None:
-            raise ModelConfigError("path", where, f"changes its scores ({argument}); choose another model")
+            raise wrong_value("model.path", where, f"changes its scores ({argument}); choose another model")
     if not ours.replaced and rest.get("sliding_window") != ours.window:
-        raise ModelConfigError("path", where, f"has a window of {rest.get('sliding_window')} here; replace all its layers")
+        raise wrong_value("model.path", where, f"has a window of {rest.get('sliding_window')} here; replace all its layers")
     usual = query.shape[-1] ** -0.5  # what attention modules scale by
     if scaling is not None and abs(scaling / usual - 1) > 1e-6:
         query = query * (scaling / usual)
@@ -316,13 +316,15 @@ def _chosen(replaced: Sequence[int] | None, layers: int) -> set[int]:
     """Layers by number, those below 0 counted from the last.
 
     Raises:
-        ModelConfigError: a layer that is not there.
+        ConfigError: a layer that is not there.
     """
     if replaced is None:
         return set(range(layers))
     for number in replaced:
         if not -layers <= number < layers:
-            raise ModelConfigError("replaced_layers", list(replaced), f"the model has layers 0 to {layers - 1}; -1 is the last")
+            raise wrong_value(
+                "model.replaced_layers", list(replaced), f"the model has layers 0 to {layers - 1}; -1 is the last"
+            )
     return {number % layers for number in replaced}
 
 

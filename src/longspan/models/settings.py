@@ -7,19 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from longspan.config.errors import wrong_value
 from longspan.config.schema.model import head_problem
 from longspan.values import is_whole
 
 MLP_KINDS = ("swiglu", "gelu")
 POSITIONS = ("auto", "rotary", "rotary_2d")
-
-
-class ModelConfigError(ValueError):
-    """A model setting that cannot be built; names the config key, its value and what would be right."""
-
-    def __init__(self, key: str, value: object, fix: str) -> None:
-        self.key, self.value, self.fix = f"model.{key}", value, fix
-        super().__init__(f"model.{key}={value!r}: {fix}")
 
 
 REDUCE_OVERHEAD = "reduce-overhead"
@@ -72,28 +65,28 @@ class TransformerSettings:
             if value is None and key in ("kv_heads", "head_dim", "mlp_width", "stem"):
                 continue
             if not is_whole(value, 1):
-                raise ModelConfigError(key, value, "give a whole number, 1 or more")
+                raise wrong_value(f"model.{key}", value, "give a whole number, 1 or more")
         self._check_heads()
         if self.mlp not in MLP_KINDS:
-            raise ModelConfigError("mlp", self.mlp, f"choose one of {', '.join(MLP_KINDS)}")
+            raise wrong_value("model.mlp", self.mlp, f"choose one of {', '.join(MLP_KINDS)}")
         if self.positions not in POSITIONS:
-            raise ModelConfigError("positions", self.positions, f"choose one of {', '.join(POSITIONS)}")
+            raise wrong_value("model.positions", self.positions, f"choose one of {', '.join(POSITIONS)}")
         if not 0.0 <= self.dropout < 1.0:
-            raise ModelConfigError("dropout", self.dropout, "give a number from 0 up to, not including, 1")
+            raise wrong_value("model.dropout", self.dropout, "give a number from 0 up to, not including, 1")
         for key in ("rotary_base", "norm_eps"):
             if not getattr(self, key) > 0:
-                raise ModelConfigError(key, getattr(self, key), "give a number above 0")
+                raise wrong_value(f"model.{key}", getattr(self, key), "give a number above 0")
         for key in ("qk_norm", "activation_checkpointing"):
             if not isinstance(getattr(self, key), bool):
-                raise ModelConfigError(key, getattr(self, key), "give true or false")
+                raise wrong_value(f"model.{key}", getattr(self, key), "give true or false")
         if not isinstance(self.compile, bool) and self.compile != REDUCE_OVERHEAD:
-            raise ModelConfigError("compile", self.compile, f"give true or false, or {REDUCE_OVERHEAD}")
+            raise wrong_value("model.compile", self.compile, f"give true or false, or {REDUCE_OVERHEAD}")
 
     def _check_heads(self) -> None:
         problem = head_problem(self.width, self.heads, self.kv_heads, self.head_dim)
         if problem is not None:
             key, fix = problem
-            raise ModelConfigError(key, getattr(self, key), fix)
+            raise wrong_value(f"model.{key}", getattr(self, key), fix)
 
     def rotary_columns(self, grid: tuple[int, int] | None) -> int | None:
         """Columns of the image whose rows and columns are turned by; None where positions count tokens.
@@ -102,15 +95,17 @@ class TransformerSettings:
             grid: rows and columns of the data's images in tokens, None for other data.
 
         Raises:
-            ModelConfigError: rows and columns are asked for, and the data has none or heads do not divide by 4.
+            ConfigError: rows and columns are asked for, and the data has none or heads do not divide by 4.
         """
         if self.positions == "rotary" or (self.positions == "auto" and grid is None):
             return None
         if grid is None:
-            raise ModelConfigError("positions", self.positions, "the data are no images; take rotary or auto")
+            raise wrong_value("model.positions", self.positions, "the data are no images; take rotary or auto")
         if self.head_width % 4:
-            raise ModelConfigError(
-                "head_dim", self.head_width, "positions by row and column need a multiple of 4; or take model.positions=rotary"
+            raise wrong_value(
+                "model.head_dim",
+                self.head_width,
+                "positions by row and column need a multiple of 4; or take model.positions=rotary",
             )
         return grid[1]
 

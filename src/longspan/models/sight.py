@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from longspan.models.settings import ModelConfigError
+from longspan.config.errors import wrong_value
 from longspan.patterns import BlockTable, Full, Pattern
 from longspan.patterns.errors import PatternError
 from longspan.patterns.expression import parse_pattern
@@ -64,7 +64,7 @@ def sight(name: str, longest: int) -> Sight:
         longest: tokens of the longest source or target.
 
     Raises:
-        ModelConfigError: it names nothing, or a pattern that changes with the length of the source.
+        ConfigError: it names nothing, or a pattern that changes with the length of the source.
     """
     text = str(name).strip()
     if text == "full":
@@ -73,7 +73,7 @@ def sight(name: str, longest: int) -> Sight:
     if policy is not None:
         count = int(policy[2] or 0)
         if count < 1:
-            raise ModelConfigError(KEY, name, f"give a number of tokens, 1 or more, as in {policy[1]}:4")
+            raise wrong_value(f"model.{KEY}", name, f"give a number of tokens, 1 or more, as in {policy[1]}:4")
         if policy[1] == "wait_k":
             return Sight(text, Full(), causal=True, ahead=count - 1, wait=count)
         blocks = -(-longest // count)
@@ -81,7 +81,7 @@ def sight(name: str, longest: int) -> Sight:
     try:
         pattern = parse_pattern(text)
     except PatternError as error:
-        raise ModelConfigError(KEY, name, f"take {CHOICES}; {error}") from None
+        raise wrong_value(f"model.{KEY}", name, f"take {CHOICES}; {error}") from None
     if pattern.depends_on_length(False):
-        raise ModelConfigError(KEY, name, "what it keeps changes with the length of the source; take another pattern")
+        raise wrong_value(f"model.{KEY}", name, "what it keeps changes with the length of the source; take another pattern")
     return Sight(text, pattern)

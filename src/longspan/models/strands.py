@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from longspan.config.errors import wrong_value
 from longspan.cost import Cost
-from longspan.models.settings import ModelConfigError
 from longspan.models.transformer import Encoder
 
 
@@ -33,8 +33,8 @@ class OtherStrand(nn.Module):
         super().__init__()
         paired = torch.as_tensor(complement, dtype=torch.int64)
         if not torch.equal(paired[paired], torch.arange(len(paired))):
-            raise ModelConfigError(
-                "reverse_complement", list(complement), "the complement's complement must be the token itself"
+            raise wrong_value(
+                "model.reverse_complement", list(complement), "the complement's complement must be the token itself"
             )
         self.bos_id = bos_id
         self.register_buffer("complement", paired, persistent=False)

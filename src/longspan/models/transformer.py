@@ -15,18 +15,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from longspan.attention.named import placed
+from longspan.config.errors import CallError, wrong_value
 from longspan.cost import Cost, linear_flops, total_cost
 from longspan.models.attention_choice import AttentionChoice, attention_of_each_layer
 from longspan.models.block import Block
 from longspan.models.cache import ModelCache
 from longspan.models.patches import PatchEmbedding
 from longspan.models.rotary import RotaryPositions
-from longspan.models.settings import REDUCE_OVERHEAD, ModelConfigError, TransformerSettings
+from longspan.models.settings import REDUCE_OVERHEAD, TransformerSettings
 from longspan.models.stem import Stem
-
-
-class TokensError(ValueError):
-    """Token ids, lengths or segments that the model cannot take."""
 
 
 def parameter_count(module: nn.Module) -> int:
@@ -35,26 +32,26 @@ def parameter_count(module: nn.Module) -> int:
 
 
 def check_tokens(model: Any, tokens: Tensor, lengths: Tensor | None, segments: Tensor | None) -> None:
-    """Raises TokensError where a backbone with `max_length` and `vocab_size` cannot take these; see `Transformer.forward`."""
+    """Raises CallError where a backbone with `max_length` and `vocab_size` cannot take these; see `Transformer.forward`."""
     of_patches = isinstance(getattr(model, "embedding", None), PatchEmbedding)
     if of_patches:
         if tokens.dim() != 3 or tokens.shape[2] != model.vocab_size or not tokens.shape[1]:
-            raise TokensError(f"patches must be [B, T, {model.vocab_size}], T at least 1; got {list(tokens.shape)}")
+            raise CallError(f"patches must be [B, T, {model.vocab_size}], T at least 1; got {list(tokens.shape)}")
     elif tokens.dim() != 2 or tokens.dtype not in (torch.int64, torch.int32) or not tokens.shape[1]:
-        raise TokensError(f"tokens must be integers [B, T], T at least 1; got {tokens.dtype} {list(tokens.shape)}")
+        raise CallError(f"tokens must be integers [B, T], T at least 1; got {tokens.dtype} {list(tokens.shape)}")
     if tokens.shape[1] > model.max_length:
-        raise TokensError(
+        raise CallError(
             f"tokens are {tokens.shape[1]} long, but the model was built for max_length={model.max_length}; "
             "cut them, or build it for longer"
         )
     if lengths is not None and lengths.shape != tokens.shape[:1]:
-        raise TokensError(f"lengths must be [B] = [{tokens.shape[0]}]; got {list(lengths.shape)}")
+        raise CallError(f"lengths must be [B] = [{tokens.shape[0]}]; got {list(lengths.shape)}")
     if segments is not None and segments.shape != tokens.shape[:2]:
-        raise TokensError(f"segments must be [B, T] = {list(tokens.shape[:2])}; got {list(segments.shape)}")
+        raise CallError(f"segments must be [B, T] = {list(tokens.shape[:2])}; got {list(segments.shape)}")
     if not of_patches and tokens.device.type == "cpu" and tokens.numel() and not torch.compiler.is_compiling():
         low, high = (int(bound) for bound in tokens.aminmax())
         if low < 0 or high >= model.vocab_size:
-            raise TokensError(f"token id {low if low < 0 else high} is outside vocab_size={model.vocab_size}")
+            raise CallError(f"token id {low if low < 0 else high} is outside vocab_size={model.vocab_size}")
 
 
 class Transformer(nn.Module):
@@ -70,7 +67,7 @@ class Transformer(nn.Module):
         sizes: fields of :class:`longspan.models.settings.TransformerSettings`.
 
     Raises:
-        ModelConfigError: sizes that do not fit each other.
+        ConfigError: sizes that do not fit each other.
     """
 
     causal: ClassVar[bool]
@@ -90,13 +87,13 @@ class Transformer(nn.Module):
         settings = TransformerSettings(**sizes)
         for key, value in (("vocab_size", vocab_size), ("max_length", max_length)):
             if int(value) < 1:
-                raise ModelConfigError(key, value, "give a whole number, 1 or more")
+                raise wrong_value(f"model.{key}", value, "give a whole number, 1 or more")
         self.settings = settings
         self.vocab_size, self.max_length, self.width = int(vocab_size), int(max_length), settings.width
         self.grid = None if grid is None else (int(grid[0]), int(grid[1]))
         self.embedding = self._embedding(patches)
         if settings.stem and not self.causal and settings.stem % 2 == 0:
-            raise ModelConfigError("stem", settings.stem, "must be odd, as many tokens on each side; or null")
+            raise wrong_value("model.stem", settings.stem, "must be odd, as many tokens on each side; or null")
         self.stem = Stem(self.width, settings.stem, self.causal) if settings.stem else None
         self.dropout = nn.Dropout(settings.dropout)
         self.rotary = RotaryPositions(settings.head_width, settings.rotary_base, settings.rotary_columns(self.grid))
@@ -149,7 +146,7 @@ class Transformer(nn.Module):
         what blocks with cross-attention look at.
 
         Raises:
-            TokensError: wrong shapes or dtypes, a sequence longer than `max_length`, ids outside the vocabulary (on
+            CallError: wrong shapes or dtypes, a sequence longer than `max_length`, ids outside the vocabulary (on
                 a CPU; a GPU stops with a device assertion).
         """
         check_tokens(self, tokens, lengths, segments)
@@ -180,7 +177,7 @@ class Transformer(nn.Module):
         """An empty cache for `batch` sequences, on the device and of the dtype of the weights unless given.
 
         Raises:
-            AttentionCallError: an attention that cannot decode; the message says why.
+            CallError: an attention that cannot decode; the message says why.
         """
         weight = self.embedding.weight
         device, dtype = weight.device if device is None else device, weight.dtype if dtype is None else dtype
@@ -194,11 +191,11 @@ class Transformer(nn.Module):
         """Hidden states [B, n, C] of tokens [B, n] after those in the cache, which takes them in."""
         n = tokens.shape[1]
         if segments is not None:
-            raise TokensError("segments with a cache: packed documents are not decoded; give each a sequence of its own")
+            raise CallError("segments with a cache: packed documents are not decoded; give each a sequence of its own")
         if cache.seen + n > self.max_length:
             longest = int((cache.positions + (n if lengths is None else lengths.to(cache.positions.device))).max())
             if longest > self.max_length:
-                raise TokensError(f"{longest} tokens with those in the cache, but the model was built for {self.max_length}")
+                raise CallError(f"{longest} tokens with those in the cache, but the model was built for {self.max_length}")
         tables = self.rotary(min(cache.seen + n, self.max_length), tokens.device)
         places = cache.places(n, len(tables[0]))
         cos, sin = (table[places][:, None] for table in tables)  # (B, 1, n, D/2)

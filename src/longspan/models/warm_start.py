@@ -10,15 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from longspan.config.errors import CheckpointError
 from longspan.models.heads import HeadedModel
 from longspan.models.transformer import Transformer
 
 _BACKBONE = "backbone."
 _ATTENTION = ".mixer.attention."  # what belongs to the attention variant itself
-
-
-class WarmStartError(ValueError):
-    """Weights that do not fit the model they should start."""
 
 
 @dataclass(frozen=True)
@@ -53,15 +50,15 @@ def read_weights(checkpoint: str | Path) -> dict[str, Tensor]:
     """Weights in a checkpoint of a run, or in a file that holds a state dict alone.
 
     Raises:
-        WarmStartError: no such file, or no weights in it.
+        CheckpointError: no such file, or no weights in it.
     """
     path = Path(checkpoint)
     if not path.is_file():
-        raise WarmStartError(f"checkpoint={path} is no file")
+        raise CheckpointError(f"checkpoint={path} is no file")
     content: Any = torch.load(path, map_location="cpu", weights_only=True)
     weights = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(weights, dict) or not weights or not all(isinstance(w, Tensor) for w in weights.values()):
-        raise WarmStartError(f"checkpoint={path} holds no weights: neither a run's checkpoint nor a state dict")
+        raise CheckpointError(f"checkpoint={path} holds no weights: neither a run's checkpoint nor a state dict")
     return plain_names(weights)
 
 
@@ -72,7 +69,7 @@ def warm_start(model: nn.Module, weights: str | Path | Mapping[str, Tensor], *, 
     model can go on with another attention; the rest of the backbone must be there, and everything must fit in shape.
 
     Raises:
-        WarmStartError: no backbone in the checkpoint, a shape that differs, or (unless `allow_missing`) a weight
+        CheckpointError: no backbone in the checkpoint, a shape that differs, or (unless `allow_missing`) a weight
             outside the attention variants that the checkpoint lacks.
     """
     backbone = _find_backbone(model)
@@ -81,20 +78,20 @@ def warm_start(model: nn.Module, weights: str | Path | Mapping[str, Tensor], *, 
     own = backbone.state_dict()
     shared = [name for name in own if name in source]
     if not shared:
-        raise WarmStartError(f"no backbone weights among the checkpoint's; it has {', '.join(list(source)[:5]) or 'none'}")
+        raise CheckpointError(f"no backbone weights among the checkpoint's; it has {', '.join(list(source)[:5]) or 'none'}")
     differing = [
         f"{name} is {list(source[name].shape)} in the checkpoint and {list(own[name].shape)} in the model"
         for name in shared
         if source[name].shape != own[name].shape
     ]
     if differing:
-        raise WarmStartError(
+        raise CheckpointError(
             "the model must have the checkpoint's sizes (model.*, vocabulary, attention): " + "; ".join(differing)
         )
     missing = tuple(name for name in own if name not in source)
     essential = [name for name in missing if _ATTENTION not in f".{name}"]
     if essential and not allow_missing:
-        raise WarmStartError(f"the checkpoint lacks {', '.join(essential)}; take model.* as it was, or allow_missing=True")
+        raise CheckpointError(f"the checkpoint lacks {', '.join(essential)}; take model.* as it was, or allow_missing=True")
     backbone.load_state_dict({name: source[name] for name in shared}, strict=False)
     return WarmStart(tuple(shared), missing, tuple(name for name in source if name not in own))
 
@@ -105,7 +102,7 @@ def _find_backbone(model: nn.Module) -> Transformer:
         return inner.backbone
     if isinstance(inner, Transformer):
         return inner
-    raise WarmStartError(f"{type(model).__name__} has no transformer to start")
+    raise CheckpointError(f"{type(model).__name__} has no transformer to start")
 
 
 def _backbone_part(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from longspan.records.schema import SCHEMA_VERSION, Accuracy, Measure, Record, RecordError
+from longspan.records.schema import SCHEMA_VERSION, Accuracy, Measure, Record
 
 if TYPE_CHECKING:
     from longspan.records.mlflow_run import mlflow_logger
@@ -20,7 +20,6 @@ __all__ = [
     "Accuracy",
     "Measure",
     "Record",
-    "RecordError",
     "RecordWriter",
     "mlflow_logger",
     "setup_wandb",

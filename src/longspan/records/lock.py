@@ -12,15 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from longspan.config.errors import InUseError
 from longspan.records.environment import command_line
-
-
-class InUseError(RuntimeError):
-    """Another process holds the lock; `holder` is what it wrote down of itself."""
-
-    def __init__(self, path: Path, holder: dict[str, Any]) -> None:
-        self.path, self.holder = path, holder
-        super().__init__(f"{path.parent} is in use by {described(holder)}")
 
 
 @contextlib.contextmanager
@@ -100,7 +93,7 @@ def _taken(path: Path, take_over: bool) -> int:
                 os.close(handle)
                 if not path.exists():
                     continue  # its holder ended just now
-                raise InUseError(path, holder) from None
+                raise InUseError(f"{path.parent} is in use by {described(holder)}", holder) from None
             os.unlink(path)  # held by what its process has forked, which writes nothing
         else:
             if _same_file(handle, path):

@@ -12,12 +12,10 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from longspan.config.errors import RecordError
+
 # beyond it a figure was measured and is no number: its square would not be finite
 LARGEST_FIGURE = 1e100
-
-
-class NotPlainError(ValueError):
-    """Something in a config or a description that JSON cannot state."""
 
 
 def figure(value: Any) -> Any:
@@ -41,7 +39,7 @@ def plain(value: Any, where: str = "config") -> Any:
     """`value` as dicts with string keys, lists, strings, finite numbers, booleans and None.
 
     Raises:
-        NotPlainError: something in it is none of these; the message says where.
+        RecordError: something in it is none of these; the message says where.
     """
     if value is None or isinstance(value, (str, bool)):
         return str(value) if isinstance(value, enum.Enum) else value
@@ -61,7 +59,7 @@ def plain(value: Any, where: str = "config") -> Any:
         return sorted(plain(item, where) for item in value)
     if hasattr(value, "item"):
         return plain(value.item(), where)
-    raise NotPlainError(
+    raise RecordError(
         f"{where} holds a {type(value).__name__}, which JSON cannot state; "
         "give plain numbers, strings, lists and dicts (OmegaConf.to_container(cfg, resolve=True))"
     )

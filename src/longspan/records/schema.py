@@ -32,6 +32,7 @@ from pydantic import (
     model_validator,
 )
 
+from longspan.config.errors import RecordError
 from longspan.records.atomic import write_text
 from longspan.records.plain import figure, plain
 from longspan.records.ranking import better
@@ -42,10 +43,6 @@ Status = Literal["complete", "failed", "interrupted", "out_of_memory"]
 
 Figure = Annotated[StrictInt | StrictFloat | None, BeforeValidator(figure)]
 Plain = Annotated[dict[str, Any], BeforeValidator(lambda value: plain(value, "it"))]
-
-
-class RecordError(ValueError):
-    """A record that cannot be read or must not be written; says which file and why."""
 
 
 class _Strict(BaseModel):

@@ -15,6 +15,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from longspan.config.errors import ConfigError
 from longspan.records.atomic import write_text
 from longspan.records.schema import Record
 
@@ -25,10 +26,6 @@ COST_AXIS = "cost/total_flops"
 SCATTER = "summary/accuracy_against_cost"
 
 
-class WandbModeError(ValueError):
-    """`logger.wandb.mode` is none of the known modes."""
-
-
 def wandb_logger(save_dir: str | Path, *, mode: str = "offline", id: str | None = None, **settings: Any) -> WandbLogger:
     """Lightning's W&B logger for a run that writes under `save_dir`.
 
@@ -36,10 +33,10 @@ def wandb_logger(save_dir: str | Path, *, mode: str = "offline", id: str | None 
     W&B run. `settings` go to ``wandb.init`` (project, name, group, tags, notes, entity, job_type).
 
     Raises:
-        WandbModeError: `mode` is not offline, online or disabled.
+        ConfigError: `mode` is not offline, online or disabled.
     """
     if mode not in MODES:
-        raise WandbModeError(f"logger.wandb.mode is {mode!r}; it must be one of {', '.join(MODES)}")
+        raise ConfigError(f"logger.wandb.mode is {mode!r}; it must be one of {', '.join(MODES)}")
     if mode != "online":
         keep_silent()
     import wandb

@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from longspan.config.errors import ConfigError
 from longspan.records.atomic import write_text
 from longspan.report import figures, html_page, markdown, tables
 from longspan.report.charts import Chart, accuracy_charts
@@ -18,10 +19,6 @@ from longspan.report.groups import Section, sections
 from longspan.report.scaling import of_section, read_benchmark
 from longspan.report.tables import COST_AXES
 from longspan.report.to_wandb import log_report
-
-
-class CostAxisError(ValueError):
-    """A cost axis that a report does not know."""
 
 
 def write_report(
@@ -45,12 +42,12 @@ def write_report(
         wandb_project: a W&B project that the table, a scatter and the pictures are logged to as well.
 
     Raises:
-        CostAxisError: an unknown `cost`.
-        NoRecordsError: no record under `paths`.
-        BenchmarkError: a benchmark's result that cannot be read.
+        ConfigError: an unknown `cost`.
+        RecordError: no record under `paths`.
+        RecordError: a benchmark's result that cannot be read.
     """
     if cost not in COST_AXES:
-        raise CostAxisError(f"cost is {cost!r}; it must be one of {', '.join(COST_AXES)}")
+        raise ConfigError(f"cost is {cost!r}; it must be one of {', '.join(COST_AXES)}")
     folder = Path(folder)
     collection = collect(paths, folder / "records")
     collection = usable(collection, reference, cost)

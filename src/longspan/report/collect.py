@@ -8,13 +8,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from longspan.records.schema import Record, RecordError
+from longspan.config.errors import RecordError
+from longspan.records.schema import Record
 
 RECORD_NAME = "record.json"
-
-
-class NoRecordsError(ValueError):
-    """None of the paths given holds a record."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +49,7 @@ def collect(paths: Iterable[str | Path], copies: str | Path | None = None) -> Co
             those are what they were copied from.
 
     Raises:
-        NoRecordsError: a path does not exist, or nothing was found at all.
+        RecordError: a path does not exist, or nothing was found at all.
     """
     found = Collection()
     files: dict[Path, Path] = {}  # by resolved path, so that overlapping arguments count a run once
@@ -66,9 +63,9 @@ def collect(paths: Iterable[str | Path], copies: str | Path | None = None) -> Co
         elif path.exists():
             files.setdefault(path.resolve(), _shown(path))
         else:
-            raise NoRecordsError(f"{path} does not exist; give record files, or folders that runs wrote to")
+            raise RecordError(f"{path} does not exist; give record files, or folders that runs wrote to")
     if not files and not found.benchmarks:
-        raise NoRecordsError(f"no {RECORD_NAME} under {', '.join(map(str, asked)) or 'nothing'}")
+        raise RecordError(f"no {RECORD_NAME} under {', '.join(map(str, asked)) or 'nothing'}")
     for path in files.values():
         try:
             found.runs.append(Found(path, Record.load(path)))

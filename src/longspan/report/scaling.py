@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from longspan.config.errors import RecordError
 from longspan.report.charts import Chart, group_figure
 from longspan.report.curves import Line
 from longspan.report.groups import RunGroup, Section
@@ -20,10 +21,6 @@ _FOLLOWS = {
     "data.max_length", "data.batch_size", "data.train_stride", "data.max_train_windows", "data.max_validation_windows",
     "data.max_test_windows", "tokens_per_step", "trainer.max_steps", "trainer.val_check_interval",
 }  # fmt: skip
-
-
-class BenchmarkError(ValueError):
-    """A benchmark's result that cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -95,13 +92,13 @@ def read_benchmark(path: Path) -> Scaling:
     """What a benchmark's file says of growth; without lines where nothing in it was measured at two lengths.
 
     Raises:
-        BenchmarkError: it is no such file.
+        RecordError: it is no such file.
     """
     content = json.loads(path.read_text(encoding="utf-8"))
     try:
         return from_rows(content["rows"], content)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise BenchmarkError(f"{path} is not what scripts/benchmark.py writes: {error!r}") from error
+        raise RecordError(f"{path} is not what scripts/benchmark.py writes: {error!r}") from error
 
 
 def from_rows(rows: Sequence[dict[str, Any]], content: dict[str, Any]) -> Scaling:

@@ -14,11 +14,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 
-from longspan.config.errors import ConfigError
+from longspan.config.errors import ConfigError, InUseError
 from longspan.records.atomic import write_text
 from longspan.records.lock import note
 from longspan.sweeps.engines import QUEUED, Engine, Slurm, engine_for
-from longspan.sweeps.folders import StillRunningError, ask_to_stop, locked, status_of, wait_until_free
+from longspan.sweeps.folders import ask_to_stop, locked, status_of, wait_until_free
 from longspan.sweeps.plan import Job
 from longspan.sweeps.process import Outcome
 from longspan.sweeps.settings import SweepSettings
@@ -97,7 +97,7 @@ class Sweep:
                 note(handle, os.getpid())
                 self._stop_file.unlink(missing_ok=True)
                 yield
-        except StillRunningError as error:
+        except InUseError as error:
             raise ConfigError(f"this sweep is being run: {error}. Wait for it, or give another sweep.output=FOLDER") from None
 
     @contextlib.contextmanager

@@ -15,17 +15,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from longspan.config.diff import differences
-from longspan.config.errors import ConfigError
-from longspan.records import Record, RecordError
+from longspan.config.errors import ConfigError, InUseError, RecordError
+from longspan.records import Record
 from longspan.records.atomic import write_text
-from longspan.records.lock import InUseError, described, exclusive, holder_of
+from longspan.records.lock import described, exclusive, holder_of
 from longspan.sweeps.plan import Job
 
 LOCK = "job.lock"
-
-
-class StillRunningError(RuntimeError):
-    """Another process works in the folder."""
 
 
 def status_of(job: Job) -> str | None:
@@ -62,13 +58,9 @@ def locked(folder: Path) -> Iterator[int]:
     """Holds the folder's lock; gives the file descriptor, which a child that inherits it holds too.
 
     Raises:
-        StillRunningError: someone else holds it.
+        InUseError: someone else holds it.
     """
-    with contextlib.ExitStack() as stack:
-        try:
-            handle = stack.enter_context(exclusive(folder / LOCK))
-        except InUseError as error:
-            raise StillRunningError(str(error)) from None
+    with exclusive(folder / LOCK) as handle:
         yield handle
 
 
@@ -88,7 +80,7 @@ def is_running(folder: Path) -> bool:
     try:
         with locked(folder):
             return False
-    except StillRunningError:
+    except InUseError:
         return True
 
 
@@ -112,7 +104,7 @@ def wait_until_free(folders: list[Path], patience: float, say: Callable[[str], N
     """Asks whoever runs in these folders to stop, and waits until they have; kills what has not after `patience` seconds.
 
     Raises:
-        StillRunningError: a process of another host, which cannot be asked.
+        InUseError: a process of another host, which cannot be asked.
     """
     busy = [folder for folder in folders if is_running(folder)]
     if not busy:
@@ -120,9 +112,9 @@ def wait_until_free(folders: list[Path], patience: float, say: Callable[[str], N
     say(f"{len(busy)} run(s) of an earlier start still go on: asking them to save and stop, to take them up again")
     for folder in busy:
         if not ask_to_stop(folder) and is_running(folder):
-            raise StillRunningError(
-                f"{folder} is in use by {described(holder_of(folder / LOCK))}, which cannot be stopped from here: end it first"
-            )
+            holder = holder_of(folder / LOCK)
+            said = f"{folder} is in use by {described(holder)}, which cannot be stopped from here: end it first"
+            raise InUseError(said, holder)
     end = time.monotonic() + patience
     while busy and time.monotonic() < end:
         time.sleep(0.1)

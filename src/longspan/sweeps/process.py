@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from longspan.records import Record, RecordError
+from longspan.config.errors import InUseError, RecordError
+from longspan.records import Record
 from longspan.records.lock import note
 from longspan.records.schema import Status
-from longspan.sweeps.folders import StillRunningError, describe_job, locked, status_of
+from longspan.sweeps.folders import describe_job, locked, status_of
 from longspan.sweeps.plan import Job
 
 # of whoever started the driver: a job that saw them would think itself a rank of that
@@ -58,7 +59,7 @@ def run_job(job: Job, train: Path, devices: str | None, environ: Mapping[str, st
             ended: Status = "interrupted" if _signal(code) == signal.SIGKILL else "failed"
             _record_end(job, train, code, ended)
             return Outcome(ended, code)
-    except StillRunningError:
+    except InUseError:
         return Outcome("running elsewhere", 0)
 
 

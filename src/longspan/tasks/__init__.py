@@ -3,7 +3,7 @@
 from longspan.tasks.base import Task
 from longspan.tasks.build import build_task, data_facts, task_class
 from longspan.tasks.compression import Compression
-from longspan.tasks.errors import BatchError, NonFiniteLossError, TaskConfigError
+from longspan.tasks.errors import NonFiniteLossError
 from longspan.tasks.language_modelling import LanguageModelling
 from longspan.tasks.masked_modelling import MaskedModelling
 from longspan.tasks.optimizers import adamw, decay_groups, undecayed_names
@@ -16,7 +16,6 @@ from longspan.tasks.sequence_to_sequence import SequenceToSequence
 from longspan.tasks.token_labelling import TokenLabelling
 
 __all__ = [
-    "BatchError",
     "Compression",
     "LanguageModelling",
     "MaskedModelling",
@@ -27,7 +26,6 @@ __all__ = [
     "SequenceRegression",
     "SequenceToSequence",
     "Task",
-    "TaskConfigError",
     "TokenLabelling",
     "adamw",
     "build_task",

@@ -21,12 +21,13 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
+from longspan.config.errors import CallError, wrong_value
 from longspan.cost import Cost
 from longspan.models.heads import HeadedModel
 from longspan.models.transformer import Transformer
 from longspan.models.warm_start import plain_names
 from longspan.tasks.breakdown import BREAKDOWN, Breakdown
-from longspan.tasks.errors import BatchError, NonFiniteLossError, TaskConfigError
+from longspan.tasks.errors import NonFiniteLossError
 from longspan.tasks.optimizers import adamw, decay_groups, own_rates, undecayed_names
 from longspan.tasks.pattern_learning import PatternLearning, pattern_learners
 from longspan.tasks.schedules import warmup_cosine
@@ -75,7 +76,7 @@ class Task(pl.LightningModule):
     ) -> None:
         super().__init__()
         if self.causal and not model.causal:
-            raise TaskConfigError(
+            raise wrong_value(
                 "model", type(model).__name__, f"{type(self).__name__} needs a Decoder: an Encoder sees its own targets"
             )
         self.model = HeadedModel(model, head)
@@ -146,10 +147,10 @@ class Task(pl.LightningModule):
         """A tensor of the batch.
 
         Raises:
-            BatchError: the batch has none of that name.
+            CallError: the batch has none of that name.
         """
         if name not in batch:
-            raise BatchError(f"{type(self).__name__} needs {name!r} in each batch; it has {', '.join(batch) or 'nothing'}")
+            raise CallError(f"{type(self).__name__} needs {name!r} in each batch; it has {', '.join(batch) or 'nothing'}")
         return batch[name]
 
     def cost(self, length: int) -> Cost:
@@ -251,7 +252,7 @@ class Task(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         steps = self.trainer.estimated_stepping_batches
         if steps == float("inf"):
-            raise TaskConfigError("trainer.max_steps", -1, "the schedule needs an end: set max_steps or max_epochs")
+            raise wrong_value("trainer.max_steps", -1, "the schedule needs an end: set max_steps or max_epochs")
         groups = decay_groups(self, self._undecayed, own_rates(self, max(1, int(steps))))
         optimizer = self.optimizer_maker(groups, **self._unfused())
         scheduler = self.scheduler_maker(optimizer, total_steps=max(1, int(steps)))

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+from longspan.config.errors import wrong_value
 from longspan.models.attention_choice import AttentionChoice
 from longspan.models.encoder_decoder import encoder_decoder
 from longspan.tasks.base import Task
-from longspan.tasks.errors import TaskConfigError
 
 STRANDS = "strands"  # a fact that checkpoints of nucleotides have
 
@@ -19,11 +19,11 @@ def task_class(task: type[Task] | partial[Task]) -> type[Task]:
     """The class behind a task or a partial of one.
 
     Raises:
-        TaskConfigError: it is no task.
+        ConfigError: it is no task.
     """
     found = task.func if isinstance(task, partial) else task
     if not (isinstance(found, type) and issubclass(found, Task)):
-        raise TaskConfigError("task", found, "give one of the tasks, as in task=language_modelling")
+        raise wrong_value("task", found, "give one of the tasks, as in task=language_modelling")
     return found
 
 
@@ -35,14 +35,14 @@ def data_facts(task: type[Task] | partial[Task], data: Any) -> dict[str, Any]:
             nucleotides their complement, and what the task's ``data_arguments`` asks for.
 
     Raises:
-        TaskConfigError: the task is none, or the data cannot serve it.
+        ConfigError: the task is none, or the data cannot serve it.
     """
     kind = task_class(task)
     served = getattr(data, "tasks", None)
     # longspan.tasks.TokenLabelling -> token_labelling, as data modules and the command line name tasks
     name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind.__name__).lower()
     if served and kind.__module__.startswith("longspan.") and name not in served:
-        raise TaskConfigError("task", name, f"this data ({type(data).__name__}) is for {', '.join(served)}")
+        raise wrong_value("task", name, f"this data ({type(data).__name__}) is for {', '.join(served)}")
     try:
         return {
             "vocab_size": int(data.vocab_size),
@@ -53,7 +53,7 @@ def data_facts(task: type[Task] | partial[Task], data: Any) -> dict[str, Any]:
         }
     except (AttributeError, TypeError) as error:
         others = ", ".join(served or ()) or "other tasks"
-        raise TaskConfigError("task", kind.__name__, f"this data ({type(data).__name__}) is for {others}") from error
+        raise wrong_value("task", kind.__name__, f"this data ({type(data).__name__}) is for {others}") from error
 
 
 def _image_facts(data: Any) -> dict[str, Any]:
@@ -90,8 +90,8 @@ def build_task(
         optimizer, scheduler: partials; see :class:`longspan.tasks.base.Task`.
 
     Raises:
-        TaskConfigError: the task is none, or the data cannot serve it.
-        ModelConfigError: sizes that do not fit each other.
+        ConfigError: the task is none, or the data cannot serve it.
+        ConfigError: sizes that do not fit each other.
     """
     kind = task_class(task)
     facts = dict(data) if isinstance(data, Mapping) else data_facts(task, data)
@@ -99,7 +99,7 @@ def build_task(
     paired = bool(kind.model_facts)
     if paired != (getattr(model, "func", model) is encoder_decoder):
         fix = "it takes model=encoder_decoder" if paired else "model=encoder_decoder is for task=sequence_to_sequence alone"
-        raise TaskConfigError("task", kind.__name__, fix)
+        raise wrong_value("task", kind.__name__, fix)
     strands = facts.pop(STRANDS, None)
     settings = getattr(model, "keywords", {})
     backbone = model(

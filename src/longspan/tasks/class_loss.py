@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from longspan.tasks.errors import TaskConfigError
+from longspan.config.errors import wrong_value
 from longspan.tasks.losses import IGNORED
 
 BALANCED = "balanced"
@@ -33,9 +33,9 @@ class ClassLoss:
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.smoothing < 1.0:
-            raise TaskConfigError("task.label_smoothing", self.smoothing, "give a number from 0 up to, not including, 1")
+            raise wrong_value("task.label_smoothing", self.smoothing, "give a number from 0 up to, not including, 1")
         if not 0.0 <= self.gamma < float("inf"):
-            raise TaskConfigError("task.focal_gamma", self.gamma, "give a number, 0 or more; 2 is the paper's")
+            raise wrong_value("task.focal_gamma", self.gamma, "give a number, 0 or more; 2 is the paper's")
 
     def single(self, logits: Tensor, targets: Tensor, weights: Tensor | None, *, training: bool) -> Tensor:
         """Logits [N, K] and class numbers [N] -> losses [N] in nats, times the weight of each one's class; 0 where ignored."""
@@ -68,12 +68,12 @@ def balanced_weights(counts: Sequence[int], names: Sequence[str], *, total: int 
         total: of several labels, examples in all: a weight is then negatives / positives.
 
     Raises:
-        TaskConfigError: a class has no example (or of several labels, no negative).
+        ConfigError: a class has no example (or of several labels, no negative).
     """
     for count, name in zip(counts, names, strict=True):
         if count <= 0 or (total is not None and count >= total):
             what = "no training example" if count <= 0 else "no training example without it"
-            raise TaskConfigError("task.class_weights", BALANCED, f"class {name!r} has {what}; give numbers, or more data")
+            raise wrong_value("task.class_weights", BALANCED, f"class {name!r} has {what}; give numbers, or more data")
     if total is not None:
         return [(total - count) / count for count in counts]
     return [sum(counts) / (len(counts) * count) for count in counts]
@@ -83,10 +83,10 @@ def counts_of(data: Any) -> tuple[list[int], int | None]:
     """Training examples of each class of a data module, and of several labels how many examples there are.
 
     Raises:
-        TaskConfigError: the data module counts no classes.
+        ConfigError: the data module counts no classes.
     """
     if not hasattr(data, "class_counts"):
-        raise TaskConfigError(
+        raise wrong_value(
             "task.class_weights", BALANCED, f"{type(data).__name__} has no class_counts(); give a number for each class"
         )
     counts, total = data.class_counts()

@@ -30,7 +30,7 @@ class WeighsClasses:
         """Takes weights [K], "balanced", or None.
 
         Raises:
-            TaskConfigError: see `checked_weights`.
+            ConfigError: see `checked_weights`.
         """
         weights = checked_weights(given, self.num_classes)
         self._balanced = weights == BALANCED

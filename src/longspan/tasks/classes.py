@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from longspan.config.errors import wrong_value
 from longspan.tasks.class_loss import BALANCED
-from longspan.tasks.errors import TaskConfigError
 
 
 def check_classes(num_classes: int, class_names: Sequence[str] | None) -> list[str]:
     """Names of the classes, their numbers where none are given.
 
     Raises:
-        TaskConfigError: fewer than two classes, or another number of names than of classes.
+        ConfigError: fewer than two classes, or another number of names than of classes.
     """
     if num_classes < 2:
-        raise TaskConfigError("task.num_classes", num_classes, "there must be 2 classes or more")
+        raise wrong_value("task.num_classes", num_classes, "there must be 2 classes or more")
     if class_names is None:
         return [str(number) for number in range(num_classes)]
     if len(class_names) != num_classes:
-        raise TaskConfigError("task.class_names", list(class_names), f"give {num_classes} names, one a class")
+        raise wrong_value("task.class_names", list(class_names), f"give {num_classes} names, one a class")
     return [str(name) for name in class_names]
 
 
@@ -34,7 +34,7 @@ def checked_weights(class_weights: Sequence[float] | str | None, num_classes: in
     """The weights as plain numbers, or "balanced", which the training data decides.
 
     Raises:
-        TaskConfigError: another word, not one number a class, or one not above 0.
+        ConfigError: another word, not one number a class, or one not above 0.
     """
     if class_weights is None or class_weights == BALANCED:
         return class_weights
@@ -44,7 +44,7 @@ def checked_weights(class_weights: Sequence[float] | str | None, num_classes: in
         weights = [float(weight) for weight in class_weights]
     except (TypeError, ValueError):
         fix = f"give {BALANCED}, or {num_classes} numbers above 0, one a class"
-        raise TaskConfigError("task.class_weights", class_weights, fix) from None
+        raise wrong_value("task.class_weights", class_weights, fix) from None
     if len(weights) != num_classes or not all(weight > 0 for weight in weights):
-        raise TaskConfigError("task.class_weights", weights, f"give {num_classes} numbers above 0, one a class")
+        raise wrong_value("task.class_weights", weights, f"give {num_classes} numbers above 0, one a class")
     return weights

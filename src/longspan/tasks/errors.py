@@ -1,20 +1,8 @@
-"""What can go wrong in a task."""
+"""The error of a training step whose loss is no number."""
 
 from __future__ import annotations
 
 from pathlib import Path
-
-
-class TaskConfigError(ValueError):
-    """A task, optimizer or scheduler setting that cannot be used; names the config key, its value and the fix."""
-
-    def __init__(self, key: str, value: object, fix: str) -> None:
-        self.key, self.value, self.fix = key, value, fix
-        super().__init__(f"{key}={value!r}: {fix}")
-
-
-class BatchError(ValueError):
-    """A batch that lacks what the task needs."""
 
 
 class NonFiniteLossError(FloatingPointError):

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from torchmetrics import MetricCollection
 
+from longspan.config.errors import wrong_value
 from longspan.cost import Cost
 from longspan.models import MaskedModellingHead, Transformer, parameter_count, token_head
 from longspan.tasks.base import Batch, Step, Task
 from longspan.tasks.breakdown import BREAKDOWN, MeanByLength, nearer_side
-from longspan.tasks.errors import TaskConfigError
 from longspan.tasks.language_modelling import identity, loss_metrics, token_unit_of
 from longspan.tasks.losses import IGNORED, token_losses, token_predictions, weighted_mean
 from longspan.tasks.masking import mask_tokens
@@ -63,16 +63,16 @@ class MaskedModelling(Task):
         decay_embeddings: bool = False,
     ) -> None:
         if not 0 <= mask_id < model.vocab_size:
-            raise TaskConfigError("task.mask_id", mask_id, f"give a token id below vocab_size={model.vocab_size}")
+            raise wrong_value("task.mask_id", mask_id, f"give a token id below vocab_size={model.vocab_size}")
         if not 0 < masked_share <= 1:
-            raise TaskConfigError("task.masked_share", masked_share, "give a share above 0, up to 1")
+            raise wrong_value("task.masked_share", masked_share, "give a share above 0, up to 1")
         for key, share in (("replaced_by_mask", replaced_by_mask), ("replaced_at_random", replaced_at_random)):
             if not 0 <= share <= 1 or replaced_by_mask + replaced_at_random > 1:
-                raise TaskConfigError(f"task.{key}", share, "give shares from 0 to 1 that add to at most 1")
+                raise wrong_value(f"task.{key}", share, "give shares from 0 to 1 that add to at most 1")
         special = {int(token) for token in special_ids} | {mask_id}
         self.ordinary_ids = [token for token in range(model.vocab_size) if token not in special]
         if not self.ordinary_ids:
-            raise TaskConfigError("task.special_ids", sorted(special), "leave some tokens to predict")
+            raise wrong_value("task.special_ids", sorted(special), "leave some tokens to predict")
         self.mask_id, self.mask_seed = mask_id, mask_seed
         self.masked_share, self.replaced_by_mask = masked_share, replaced_by_mask
         self.replaced_at_random = replaced_at_random

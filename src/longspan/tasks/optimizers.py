@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 from torch.optim import AdamW
 
-from longspan.tasks.errors import TaskConfigError
+from longspan.config.errors import wrong_value
 
 
 def undecayed_names(module: nn.Module, *, decay_embeddings: bool = False) -> frozenset[str]:
@@ -73,17 +73,17 @@ def adamw(
     """AdamW (1711.05101); `fused` None means fused where every parameter is on a CUDA device.
 
     Raises:
-        TaskConfigError: a setting out of its range.
+        ConfigError: a setting out of its range.
     """
     first, second = (float(beta) for beta in betas)
     if not lr > 0:
-        raise TaskConfigError("optimizer.lr", lr, "give a number above 0")
+        raise wrong_value("optimizer.lr", lr, "give a number above 0")
     if not (0 <= first < 1 and 0 <= second < 1):
-        raise TaskConfigError("optimizer.betas", list(betas), "give two numbers from 0 up to, not including, 1")
+        raise wrong_value("optimizer.betas", list(betas), "give two numbers from 0 up to, not including, 1")
     if not eps > 0:
-        raise TaskConfigError("optimizer.eps", eps, "give a number above 0")
+        raise wrong_value("optimizer.eps", eps, "give a number above 0")
     if not weight_decay >= 0:
-        raise TaskConfigError("optimizer.weight_decay", weight_decay, "give 0 or more")
+        raise wrong_value("optimizer.weight_decay", weight_decay, "give 0 or more")
     groups = list(parameters)
     if fused is None:
         members = [p for group in groups for p in (group["params"] if isinstance(group, dict) else [group])]

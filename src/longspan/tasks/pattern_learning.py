@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor, nn
 
-from longspan.tasks.errors import TaskConfigError
+from longspan.config.errors import wrong_value
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class PatternLearning(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if type(trainer.strategy).__name__ in ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy"):
-            raise TaskConfigError(
+            raise wrong_value(
                 "trainer.strategy", type(trainer.strategy).__name__, "it shards what patterns are learned from; use trainer=ddp"
             )
         self._modules = pattern_learners(pl_module)

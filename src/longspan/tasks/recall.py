@@ -11,10 +11,10 @@ from typing import Any
 from torch import Tensor
 from torchmetrics import MetricCollection
 
+from longspan.config.errors import CallError, wrong_value
 from longspan.models import LanguageModellingHead, Transformer
 from longspan.tasks.base import Batch, Step, Task
 from longspan.tasks.breakdown import BREAKDOWN
-from longspan.tasks.errors import BatchError, TaskConfigError
 from longspan.tasks.losses import IGNORED, token_losses, token_predictions, weighted_mean
 from longspan.tasks.metrics import Share, ShareByDistance
 
@@ -44,7 +44,7 @@ class Recall(Task):
         decay_embeddings: bool = False,
     ) -> None:
         if causal != model.causal:
-            raise TaskConfigError("task.causal", causal, f"the model is a {type(model).__name__}; give {model.causal}")
+            raise wrong_value("task.causal", causal, f"the model is a {type(model).__name__}; give {model.causal}")
         self.causal = causal
         self.primary_metric = "accuracy"
         self.metrics_info = {"accuracy": True}
@@ -68,7 +68,7 @@ class Recall(Task):
     def step(self, batch: Batch, batch_idx: int, stage: str) -> Step:
         labels = self.entry(batch, "labels")
         if labels.shape != batch["tokens"].shape:
-            raise BatchError(f"labels must be [B, T] = {list(batch['tokens'].shape)}; got {list(labels.shape)}")
+            raise CallError(f"labels must be [B, T] = {list(batch['tokens'].shape)}; got {list(labels.shape)}")
         due = labels != IGNORED  # (B, T)
         hidden, answers = self.hidden(batch)[due], labels[due]  # (A, C), (A,)
         losses = token_losses(self.model.head, hidden, answers, classes=self.model.vocab_size)

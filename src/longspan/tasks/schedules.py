@@ -8,7 +8,7 @@ import math
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from longspan.tasks.errors import TaskConfigError
+from longspan.config.errors import wrong_value
 
 log = logging.getLogger(__name__)
 
@@ -19,10 +19,10 @@ def warmup_length(warmup_steps: int | float, total_steps: int) -> int:
     More than half of a run is cut to half, so that a short trial of a long run's config still reaches its rate.
 
     Raises:
-        TaskConfigError: negative, or a fraction of 1 or more that is no whole number.
+        ConfigError: negative, or a fraction of 1 or more that is no whole number.
     """
     if warmup_steps < 0 or (warmup_steps >= 1 and warmup_steps != int(warmup_steps)):
-        raise TaskConfigError("scheduler.warmup_steps", warmup_steps, "give a number of steps, or a fraction below 1")
+        raise wrong_value("scheduler.warmup_steps", warmup_steps, "give a number of steps, or a fraction below 1")
     steps = round(warmup_steps * total_steps) if warmup_steps < 1 else int(warmup_steps)
     if steps > total_steps // 2:
         if warmup_steps >= 1:
@@ -37,10 +37,10 @@ def warmup_cosine(
     """Linear warm-up, then a half cosine (1608.03983) down to `final_fraction` of the rate at the last step.
 
     Raises:
-        TaskConfigError: a setting out of its range.
+        ConfigError: a setting out of its range.
     """
     if not 0 <= final_fraction <= 1:
-        raise TaskConfigError("scheduler.final_fraction", final_fraction, "give a number from 0 to 1")
+        raise wrong_value("scheduler.final_fraction", final_fraction, "give a number from 0 to 1")
     warmup = warmup_length(warmup_steps, total_steps)
 
     def factor(step: int) -> float:
@@ -56,7 +56,7 @@ def warmup_constant(optimizer: Optimizer, *, total_steps: int, warmup_steps: int
     """Linear warm-up, then the rate as it is.
 
     Raises:
-        TaskConfigError: `warmup_steps` out of its range.
+        ConfigError: `warmup_steps` out of its range.
     """
     warmup = warmup_length(warmup_steps, total_steps)
 

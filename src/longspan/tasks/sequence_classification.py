@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
+from longspan.config.errors import CallError
 from longspan.models import SequenceClassificationHead, Transformer
 from longspan.tasks.base import Batch, Step, Task
 from longspan.tasks.breakdown import BREAKDOWN, BY_CLASS, MeanByLength
 from longspan.tasks.class_loss import ClassLoss
 from longspan.tasks.class_weights import WeighsClasses
 from longspan.tasks.classes import check_classes, names_of
-from longspan.tasks.errors import BatchError
 from longspan.tasks.language_modelling import identity
 from longspan.tasks.losses import weighted_mean
 from longspan.tasks.metrics import MacroAUROC, label_metrics
@@ -134,7 +134,7 @@ class SequenceClassification(AveragesStrands, WeighsClasses, Task):
         count = len(batch["tokens"]) // self.members
         wanted = (count, self.num_classes) if self.multi_label else (count,)
         if labels.shape != wanted:
-            raise BatchError(f"labels must be {list(wanted)}; got {list(labels.shape)}")
+            raise CallError(f"labels must be {list(wanted)}; got {list(labels.shape)}")
         logits = self._logits(batch)
         weights, training = self.class_weights, stage == "train"
         if self.multi_label:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torchmetrics import MetricCollection
 
+from longspan.config.errors import CallError, wrong_value
 from longspan.models import SequenceClassificationHead, Transformer
 from longspan.tasks.base import Batch, Step, Task
-from longspan.tasks.errors import BatchError, TaskConfigError
 from longspan.tasks.language_modelling import identity
 from longspan.tasks.regression_metrics import regression_metrics
 from longspan.tasks.strands import AveragesStrands
@@ -54,7 +54,7 @@ class SequenceRegression(AveragesStrands, Task):
     ) -> None:
         numbers = len(target_mean)
         if not numbers or len(target_std) != numbers or any(std <= 0 for std in target_std):
-            raise TaskConfigError("target_std", list(target_std), f"give {numbers} numbers above 0, one a target_mean")
+            raise wrong_value("target_std", list(target_std), f"give {numbers} numbers above 0, one a target_mean")
         self.numbers = numbers
         self.target_names = list(target_names) if target_names else [str(n) for n in range(numbers)]
         self.primary_metric = "spearman"
@@ -96,7 +96,7 @@ class SequenceRegression(AveragesStrands, Task):
     def step(self, batch: Batch, batch_idx: int, stage: str) -> Step:
         labels = self.entry(batch, "labels")
         if labels.shape != (len(batch["tokens"]), self.numbers):
-            raise BatchError(f"labels must be {[len(batch['tokens']), self.numbers]}; got {list(labels.shape)}")
+            raise CallError(f"labels must be {[len(batch['tokens']), self.numbers]}; got {list(labels.shape)}")
         scaled = self._scaled(batch)
         loss = (scaled - (labels.float() - self.target_mean) / self.target_std).square().mean()
         if stage == "train":

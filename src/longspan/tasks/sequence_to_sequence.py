@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torchmetrics import MetricCollection
 
+from longspan.config.errors import CallError, wrong_value
 from longspan.models import EncoderDecoder, LanguageModellingHead
 from longspan.models.search import Beam, search
 from longspan.tasks.base import Batch, Step, Task
-from longspan.tasks.errors import BatchError, TaskConfigError
 from longspan.tasks.language_modelling import identity
 from longspan.tasks.losses import IGNORED, token_losses, token_predictions, weighted_mean
 from longspan.tasks.metrics import BitsPerToken, Share
@@ -63,13 +63,13 @@ class SequenceToSequence(Task):
         decay_embeddings: bool = False,
     ) -> None:
         if not isinstance(model, EncoderDecoder):
-            raise TaskConfigError("model", type(model).__name__, "SequenceToSequence needs model=encoder_decoder")
+            raise wrong_value("model", type(model).__name__, "SequenceToSequence needs model=encoder_decoder")
         wanted = list(metrics)
         wrong = [name for name in wanted if name not in TEXT_METRICS]
         if wrong or not wanted or len(set(wanted)) < len(wanted):
-            raise TaskConfigError("task.metrics", wanted, f"take some of {', '.join(TEXT_METRICS)}, each once")
+            raise wrong_value("task.metrics", wanted, f"take some of {', '.join(TEXT_METRICS)}, each once")
         if not is_whole(beam, 1):
-            raise TaskConfigError("task.beam", beam, "give a number of hypotheses, 1 or more")
+            raise wrong_value("task.beam", beam, "give a number of hypotheses, 1 or more")
         self.primary_metric = wanted[0]
         self.metrics_info = {**dict.fromkeys(wanted, True), "token_accuracy": True, "bits_per_token": False}
         texts = MetricCollection({name: text_metric(name, bleu_tokenize) for name in wanted}, compute_groups=False)
@@ -167,15 +167,15 @@ class SequenceToSequence(Task):
         """The texts of targets.
 
         Raises:
-            BatchError: the task has not been told its target vocabulary.
+            CallError: the task has not been told its target vocabulary.
         """
         if self.target_vocabulary is None:
-            raise BatchError("SequenceToSequence knows no target vocabulary; call task.attach(data) with the data module")
+            raise CallError("SequenceToSequence knows no target vocabulary; call task.attach(data) with the data module")
         return [self.target_vocabulary.decode(one) for one in found]
 
     def _references(self, batch: Batch) -> list[str]:
         if "references" not in batch:
-            raise BatchError("SequenceToSequence needs 'references' in each batch of evaluation, a text for each source")
+            raise CallError("SequenceToSequence needs 'references' in each batch of evaluation, a text for each source")
         return list(batch["references"])
 
     @staticmethod

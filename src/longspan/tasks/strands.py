@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from longspan.config.errors import wrong_value
 from longspan.models import OtherStrand
-from longspan.tasks.errors import TaskConfigError
 
 
 class AveragesStrands:
@@ -29,7 +29,7 @@ class AveragesStrands:
         """Takes the vocabulary's complement.
 
         Raises:
-            TaskConfigError: strands are to be averaged, and the vocabulary has one alone.
+            ConfigError: strands are to be averaged, and the vocabulary has one alone.
         """
         super().attach(data)  # type: ignore[misc]
         vocabulary: Any = getattr(data, "vocabulary", None)
@@ -40,20 +40,20 @@ class AveragesStrands:
         elif self.average_strands:
             name = getattr(vocabulary, "name", type(data).__name__)
             fix = f"{name} have no other strand; set data.vocabulary=nucleotides, or false"
-            raise TaskConfigError("task.average_strands", True, fix)
+            raise wrong_value("task.average_strands", True, fix)
 
     def over_strands(self: Any) -> OtherStrand | None:
         """The other strand where this pass is to read it too, else None.
 
         Raises:
-            TaskConfigError: the task knows no vocabulary.
+            ConfigError: the task knows no vocabulary.
         """
         if self.training or not self.average_strands:
             return None
         strand = getattr(self, "other_strand", None)
         if strand is None:
             fix = "the task knows no complement of its tokens; call task.attach(data) with the data module, or set it false"
-            raise TaskConfigError("task.average_strands", True, fix)
+            raise wrong_value("task.average_strands", True, fix)
         return strand
 
     def logits_over_strands(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torchmetrics import MetricCollection
 
+from longspan.config.errors import CallError
 from longspan.models import TokenLabellingHead, Transformer
 from longspan.models.strands import aligned
 from longspan.tasks.base import Batch, Step, Task
@@ -20,7 +21,6 @@ from longspan.tasks.breakdown import BREAKDOWN, BY_CLASS, MeanByLength, nearer_s
 from longspan.tasks.class_loss import ClassLoss
 from longspan.tasks.class_weights import WeighsClasses
 from longspan.tasks.classes import check_classes, names_of
-from longspan.tasks.errors import BatchError
 from longspan.tasks.language_modelling import identity
 from longspan.tasks.losses import IGNORED, token_losses, token_predictions, weighted_mean
 from longspan.tasks.metrics import label_metrics
@@ -92,7 +92,7 @@ class TokenLabelling(AveragesStrands, WeighsClasses, Task):
         """Labels [B, T], ignored also where the sequence has ended."""
         labels = self.entry(batch, "labels").long()
         if labels.shape != batch["tokens"].shape:
-            raise BatchError(f"labels must be [B, T] = {list(batch['tokens'].shape)}; got {list(labels.shape)}")
+            raise CallError(f"labels must be [B, T] = {list(batch['tokens'].shape)}; got {list(labels.shape)}")
         if (lengths := batch.get("lengths")) is not None:
             beyond = torch.arange(labels.shape[1], device=labels.device) >= lengths[:, None]  # (B, T)
             labels = labels.masked_fill(beyond, IGNORED)

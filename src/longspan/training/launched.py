@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from longspan.config.errors import ConfigError
+from longspan.config.errors import ConfigError, InUseError
 
 PR_SET_PDEATHSIG = 1  # of Linux' prctl
 
@@ -86,7 +86,7 @@ def own_folder(folder: Path) -> Iterator[None]:
     """
     from lightning.pytorch.utilities import rank_zero_only  # seconds to load, and train.py asks this module first
 
-    from longspan.records.lock import InUseError, described, held_folder
+    from longspan.records.lock import described, held_folder
 
     if getattr(rank_zero_only, "rank", 0):
         yield

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from longspan.config.checks import check_machine, check_targets
 from longspan.config.errors import CheckpointError
-from longspan.models import WarmStart, WarmStartError, warm_start
+from longspan.models import WarmStart, warm_start
 from longspan.records import RecordWriter
 from longspan.report import print_summary
 from longspan.training.assemble import assemble
@@ -102,7 +102,7 @@ def _started_from(task: pl.LightningModule, path: str) -> WarmStart:
     weights = load_weights(path, key="init_from")
     try:
         return warm_start(task, weights)
-    except WarmStartError as error:
+    except CheckpointError as error:
         raise CheckpointError(f"init_from={path}: {error}") from error
 
 

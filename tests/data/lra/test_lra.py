@@ -8,9 +8,10 @@ import numpy as np
 import published_files
 import pytest
 
+from longspan.config.errors import ConfigError
 from longspan.data import ListOpsDataModule, PathfinderDataModule, RetrievalDataModule
 from longspan.data.cache import built
-from longspan.data.errors import DataConfigError, DataFileError
+from longspan.data.errors import DataFileError
 from longspan.data.lra.listops import OPERATIONS, TOKENS, ListOps, value_of
 from longspan.data.lra.pathfinder import Pathfinder
 
@@ -101,7 +102,7 @@ def test_listops_is_made_once_and_read_from_published_files(tmp_path):
     with pytest.raises(DataFileError, match=r"basic_test.tsv, line 3: the target is .* comes to"):
         ListOpsDataModule(str(folder), max_length=60).setup()
     wrong.unlink()
-    with pytest.raises(DataConfigError, match=r"has no basic_test\.tsv"):
+    with pytest.raises(ConfigError, match=r"has no basic_test\.tsv"):
         ListOpsDataModule(str(folder), max_length=60).setup()
 
 
@@ -155,7 +156,7 @@ def test_pathfinder_is_what_a_flood_finds():
 def test_pathfinder_draws_the_same_again_and_refuses_what_does_not_fit():
     one, two = (Pathfinder(side=24, dashes=3).image(5, "test", 3) for _ in range(2))
     assert np.array_equal(one[0], two[0]) and one[1] == two[1] and one[0].max() == 255
-    with pytest.raises(DataConfigError, match="curves would fill"):
+    with pytest.raises(ConfigError, match="curves would fill"):
         Pathfinder(side=16, dashes=9)
     data = PathfinderDataModule(side=20, dashes=3, distractors=1, batch_size=3, **SMALL)
     batch = next(iter(data.train_dataloader()))
@@ -192,5 +193,5 @@ def test_retrieval_reads_published_pairs(tmp_path):
     file.write_text("1.0\ta\tb\tonly one text\n2\ta\tb\tx\ty\n")
     with pytest.raises(DataFileError, match=r"eval.tsv, line 1: 4 columns; a pair has 5.*and 1 more"):
         RetrievalDataModule(str(tmp_path), max_length=64).setup()
-    with pytest.raises(DataConfigError, match="path"):
+    with pytest.raises(ConfigError, match="path"):
         RetrievalDataModule().setup()

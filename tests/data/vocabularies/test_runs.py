@@ -15,8 +15,8 @@ from tokenizers import Tokenizer
 import longspan
 from longspan.attention import full
 from longspan.config.compose import config_for
-from longspan.config.errors import CheckpointError
-from longspan.data import DataConfigError, DataFileError, SequenceClassificationDataModule, TextDataModule
+from longspan.config.errors import CheckpointError, ConfigError
+from longspan.data import DataFileError, SequenceClassificationDataModule, TextDataModule
 from longspan.data.vocabularies import BYTES
 from longspan.inference.predict import predict
 from longspan.models import transformer
@@ -111,7 +111,7 @@ def test_classes_of_sequences_in_other_tokens(name, tmp_path):
 def test_a_vocabulary_before_its_texts_are_read_and_bytes_that_are_no_text(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"one\ntwo \xff three\n" * 9)
     data = TextDataModule(path=str(tmp_path / "a.txt"), vocabulary="bpe:300", max_length=8)
-    with pytest.raises(DataConfigError, match="trained on the training split"):
+    with pytest.raises(ConfigError, match="trained on the training split"):
         _ = data.vocab_size
     with pytest.raises(DataFileError, match="line 2: byte 0xff, which is not UTF-8, is not in the bpe:300 vocabulary"):
         data.setup()

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-from longspan.data import DataConfigError
+from longspan.config.errors import ConfigError
 from longspan.data.vocabularies import BYTES, PROTEINS, KmerVocabulary, OutsideVocabularyError, restored, subwords, vocabulary
 from longspan.data.vocabularies.subwords import SubwordVocabulary, UntrainedBpe, train_bpe
 
@@ -101,7 +101,7 @@ def test_files_and_folders_of_tokenizers(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": {"content": "[SEP]"}, "pad_token": None}))
     assert vocabulary(str(tmp_path)).bos_id == 5
     (tmp_path / "broken.json").write_text("{}")
-    with pytest.raises(DataConfigError, match=r"data\.vocabulary='.*broken\.json'.*cannot be read as a tokenizer\.json"):
+    with pytest.raises(ConfigError, match=r"data\.vocabulary='.*broken\.json'.*cannot be read as a tokenizer\.json"):
         vocabulary(str(tmp_path / "broken.json"))
 
 
@@ -131,7 +131,7 @@ def test_wrong_names(name, message, monkeypatch):
     if name == "kmers:":
         assert vocabulary(name).k == 6
         return
-    with pytest.raises(DataConfigError, match=message):
+    with pytest.raises(ConfigError, match=message):
         vocabulary(name)
 
 

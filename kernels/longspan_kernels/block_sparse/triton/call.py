@@ -16,6 +16,7 @@ from longspan_kernels.block_sparse.args import Options
 from longspan_kernels.block_sparse.cache import Derived
 from longspan_kernels.block_sparse.layout import Component, Layout, Lists
 from longspan_kernels.block_sparse.triton.schedule import entry_details, packed_masks, packed_records
+from longspan_kernels.errors import BackendError
 from longspan_kernels.launch.launcher import (
     Launch,
     from_16_bytes,
@@ -29,10 +30,6 @@ LEAST_SCALE = 1e-20  # the pass over columns divides by the scale; this one make
 ONE_CLASS = 1 << 30  # tiles, more than any
 NO_DEVICE = torch.device("meta")
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
-
-
-class UnsupportedCall(ValueError):
-    """The Triton backend cannot serve this call; `blocked` or `dense` can."""
 
 
 @dataclass
@@ -59,20 +56,20 @@ class Call:
         q, k, v = self.q, self.k, self.v
         self.device = q.device if self.device == NO_DEVICE else self.device
         if q.dtype not in FLOATS or k.dtype != q.dtype or v.dtype != q.dtype:
-            raise UnsupportedCall(
+            raise BackendError(
                 f"q, k and v are {q.dtype}, {k.dtype}, {v.dtype}; the triton backend takes one of float16, bfloat16 and "
                 "float32 for all three (float64 runs on backend='blocked' or 'dense')"
             )
         if not 1 <= q.shape[3] <= 256:
-            raise UnsupportedCall(f"head width {q.shape[3]}; the triton backend takes up to 256")
+            raise BackendError(f"head width {q.shape[3]}; the triton backend takes up to 256")
         self.q, self.k, self.v = readable(q), readable(k), readable(v)
         given = self.options
         if (given.q_segments is None) != (given.k_segments is None):
-            raise UnsupportedCall("segments of queries and of keys come together")
+            raise BackendError("segments of queries and of keys come together")
         if given.bias is not None:
             self._check_bias(given.bias_block)
         if given.dropout_p and given.seed is None:
-            raise UnsupportedCall("dropout needs a seed tensor")
+            raise BackendError("dropout needs a seed tensor")
         scale = given.scale
         if scale < 0:
             # The running maximum is taken before scaling, which wants a positive scale.
@@ -99,7 +96,7 @@ class Call:
         for component in self.layout.components:
             natural = component.q_index is None and component.k_index is None
             if not natural or block % component.block_q or block % component.block_k:
-                raise UnsupportedCall(
+                raise BackendError(
                     f"a bias with blocks of {block} wants a layout in natural order whose tiles divide them, not order "
                     f"{component.order!r} with tiles {component.block_q} x {component.block_k}"
                 )

@@ -20,6 +20,7 @@ from longspan_kernels.block_sparse.cache import Derived
 from longspan_kernels.block_sparse.compiler import Tiling
 from longspan_kernels.block_sparse.layout import Component
 from longspan_kernels.block_sparse.triton.call import has_bits, stepped
+from longspan_kernels.errors import KernelError
 from longspan_kernels.launch.graphs import remembered
 from longspan_kernels.launch.launcher import Launch, capability_of, width_of
 
@@ -80,10 +81,6 @@ SHORT_ROWS = 12  # entries of a typical tile row up to which its start and end c
 MIDDLE_ROWS = 40  # and up to which they still show
 
 
-class TilingError(ValueError):
-    """No tile divides the blocks that a call speaks of."""
-
-
 def shared_memory(capability: tuple[int, int]) -> int:
     """Bytes of shared memory one program may use."""
     known = [c for c in sorted(SHARED) if c <= tuple(capability)]
@@ -109,10 +106,10 @@ def tilings(
         bias_block: side of the blocks of a bias; tiles must divide it.
 
     Raises:
-        TilingError: a bias block that no tile divides.
+        KernelError: a bias block that no tile divides.
     """
     if bias_block and bias_block % SMALLEST:
-        raise TilingError(f"bias blocks of {bias_block}: they must be a multiple of {SMALLEST} for the triton backend")
+        raise KernelError(f"bias blocks of {bias_block}: they must be a multiple of {SMALLEST} for the triton backend")
     budget = shared_memory(device_capability)
     forward = _side(head_dim, dtype, budget, granularity, bias_block, 2)
     backward = _side(head_dim, dtype, budget, granularity, bias_block, 4)

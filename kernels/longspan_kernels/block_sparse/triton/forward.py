@@ -290,7 +290,7 @@ def triton_forward(
         out [B, H, Tq, D] in q's dtype and lse [B, H, Tq] float32, natural log; 0 and -inf for a query without keys.
 
     Raises:
-        UnsupportedCall: a dtype, width or bias that this backend does not serve.
+        BackendError: a dtype, width or bias that this backend does not serve.
     """
     if interprets_bfloat16(q):
         out, lse = triton_forward(q.float(), k.float(), v.float(), layout, options)

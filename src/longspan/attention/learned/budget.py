@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from longspan.attention.errors import AttentionConfigError
+from longspan.attention.errors import wrong_setting
 from longspan.values import is_number
 
 
@@ -33,7 +33,7 @@ class Schedule:
         for key in ("open_until", "reached_at", "harden_at"):
             value = getattr(self, key)
             if not is_number(value, earlier, 1.0):
-                raise AttentionConfigError(
+                raise wrong_setting(
                     key, f"= {value!r}; give a share of the run from {earlier} to 1.0 "
                     "(open_until <= reached_at <= harden_at)",
                 )  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from longspan.attention.errors import AttentionConfigError
+from longspan.attention.errors import wrong_setting
 from longspan.attention.learned.budget import Schedule
 from longspan.attention.learned.candidates import Candidates
 from longspan.attention.learned.module import LearnedAttention
@@ -46,19 +46,19 @@ def learned(
         update_every, closed_below, gate_learning_rate, multiplier_rate, seed, dropout, backend: see `LearnedAttention`.
 
     Raises:
-        AttentionConfigError: a setting that cannot work, by its config key.
+        ConfigError: a setting that cannot work, by its config key.
     """
     if max_length is None:
-        raise AttentionConfigError("density", f"= {density} needs a known longest sequence; give max_length")
+        raise wrong_setting("density", f"= {density} needs a known longest sequence; give max_length")
     _number("density", density, 0.0, 1.0, "a share of the T * T pairs, above 0 and at most 1")
     _number("closed_below", closed_below, 0.0, 0.5, "a chance, above 0 and at most 0.5")
     _number("multiplier_rate", multiplier_rate, 0.0, float("inf"), "a number above 0")
     if gate_learning_rate is not None:
         _number("gate_learning_rate", gate_learning_rate, 0.0, float("inf"), "a number above 0, or null")
     if not is_whole(update_every, 1):
-        raise AttentionConfigError("update_every", f"= {update_every!r}; give a number of steps, 1 or more")
+        raise wrong_setting("update_every", f"= {update_every!r}; give a number of steps, 1 or more")
     if isinstance(strides, (str, int)) or not isinstance(strides, Sequence):
-        raise AttentionConfigError("strides", f"= {strides!r} is not a list; give one, such as [128], or [] for none")
+        raise wrong_setting("strides", f"= {strides!r} is not a list; give one, such as [128], or [] for none")
     return LearnedAttention(
         Candidates(max_length, causal, block_size, offsets, global_blocks, tuple(strides), stride_from),
         density=density,
@@ -79,4 +79,4 @@ def learned(
 
 def _number(key: str, value: Any, above: float, most: float, meaning: str) -> None:
     if not is_number(value, above, most) or value == above:
-        raise AttentionConfigError(key, f"= {value!r}; give {meaning}")
+        raise wrong_setting(key, f"= {value!r}; give {meaning}")

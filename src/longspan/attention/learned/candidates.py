@@ -17,7 +17,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from longspan.attention.errors import AttentionConfigError
+from longspan.attention.errors import wrong_setting
 from longspan.values import is_whole
 
 
@@ -35,7 +35,7 @@ class Candidates:
         stride_from: block offset from which residue classes claim pairs.
 
     Raises:
-        AttentionConfigError: by config key.
+        ConfigError: by config key.
     """
 
     length: int
@@ -50,7 +50,7 @@ class Candidates:
         _whole("max_length", self.length, 1)
         _whole("block_size", self.block_size, 16)
         if self.block_size % 16:
-            raise AttentionConfigError(
+            raise wrong_setting(
                 "block_size", f"= {self.block_size} is not a multiple of 16, the smallest tile; give 16, 32, 64 or 128"
             )
         blocks = self.blocks
@@ -58,19 +58,19 @@ class Candidates:
         if self.offsets is not None:
             _whole("offsets", self.offsets, 1)
             if self.offsets > blocks:
-                raise AttentionConfigError("offsets", f"= {self.offsets} is more than {exist}; give 1 to {blocks}, or null")
+                raise wrong_setting("offsets", f"= {self.offsets} is more than {exist}; give 1 to {blocks}, or null")
         _whole("global_blocks", self.global_blocks, 0)
         if self.global_blocks > blocks:
-            raise AttentionConfigError("global_blocks", f"= {self.global_blocks} is more than {exist}; give 0 to {blocks}")
+            raise wrong_setting("global_blocks", f"= {self.global_blocks} is more than {exist}; give 0 to {blocks}")
         _whole("stride_from", self.stride_from, 1)
         for stride in self.strides:
             _whole("strides", stride, 2)
         if len(set(self.strides)) < len(self.strides):
-            raise AttentionConfigError("strides", f"= {list(self.strides)} names a stride twice; give each once")
+            raise wrong_setting("strides", f"= {list(self.strides)} names a stride twice; give each once")
         counts = self.pairs(self.length)
         for n, stride in enumerate(self.strides):
             if counts[self.residue_gate(n)] == 0:
-                raise AttentionConfigError(
+                raise wrong_setting(
                     "strides", f"= {list(self.strides)}: no pair is left to {stride} among {exist} from "
                     f"attention.stride_from = {self.stride_from} on; give a shorter one, or fewer",
                 )  # fmt: skip
@@ -126,7 +126,7 @@ class Candidates:
 
 def _whole(key: str, value: object, least: int) -> None:
     if not is_whole(value, least):
-        raise AttentionConfigError(key, f"= {value!r}; give a whole number, {least} or more")
+        raise wrong_setting(key, f"= {value!r}; give a whole number, {least} or more")
 
 
 def offset_gate(candidates: Candidates, offset: Tensor) -> Tensor:

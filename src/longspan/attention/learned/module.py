@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from longspan.attention.base import Lengths, PatternAttention, visited_pairs
-from longspan.attention.errors import AttentionConfigError
+from longspan.attention.errors import wrong_setting
 from longspan.attention.key_cache import KeyCache
 from longspan.attention.learned import hard_concrete as gate
 from longspan.attention.learned.budget import Schedule, chosen_gates
@@ -55,7 +55,7 @@ class LearnedAttention(ShowsWeights):
         seed, layer: of the noise, which is the same on every rank and after a resume.
 
     Raises:
-        AttentionConfigError: a setting that cannot work, by its config key.
+        ConfigError: a setting that cannot work, by its config key.
     """
 
     open: Tensor
@@ -101,7 +101,7 @@ class LearnedAttention(ShowsWeights):
         self.pairs, self.total = pairs, int(pairs.sum()) * heads
         self.budget = self.density_wanted * candidates.length**2 * heads
         if self.budget < int(pairs[pairs > 0].min()):
-            raise AttentionConfigError(
+            raise wrong_setting(
                 "density", f"= {density} keeps {int(self.budget)} pairs in {heads} heads of {candidates.length} tokens, fewer "
                 f"than any gate holds; give more, or a smaller attention.block_size than {candidates.block_size}",
             )  # fmt: skip
@@ -229,14 +229,14 @@ class LearnedAttention(ShowsWeights):
         if theirs.shape == self.meaning.shape:
             for (key, own), other in zip(self.candidates.meaning.items(), theirs.tolist(), strict=True):
                 if own != other:
-                    raise AttentionConfigError(
+                    raise wrong_setting(
                         key, f"= {own} where the checkpoint's gates were learned with {other}; give {other}, or a checkpoint "
                         "without such gates",
                     )  # fmt: skip
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._restore()
         if self.hardened and self.density() > self.density_wanted:
-            raise AttentionConfigError(
+            raise wrong_setting(
                 "density", f"= {self.density_wanted}, and the checkpoint's pattern is final and keeps {self.density():.4g}; "
                 "give at least that, or a checkpoint from before it was final or of another attention",
             )  # fmt: skip

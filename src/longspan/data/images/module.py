@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from longspan.config.errors import wrong_value
 from longspan.data import settings
-from longspan.data.errors import DataConfigError, DataFileError
+from longspan.data.errors import DataFileError
 from longspan.data.images import sources
 from longspan.data.images.sources import SPLIT_WORDS, Images
 from longspan.data.images.tokens import Cutting
@@ -50,13 +51,13 @@ class ImageSource:
         for key in ("train_split", "image_column", "label_column"):
             settings.text(key, getattr(self, key))
         if self.path and self.name:
-            raise DataConfigError("name", self.name, f"data.path={self.path!r} is set too; set one of them to null")
+            raise wrong_value("data.name", self.name, f"data.path={self.path!r} is set too; set one of them to null")
 
     def read(self) -> Given:
         """The images of each split, None for a split that there is none of.
 
         Raises:
-            DataConfigError, DataFileError: there are none, or they cannot be read.
+            ConfigError, DataFileError: there are none, or they cannot be read.
         """
         if self.name:
             wanted = {"train": self.train_split, "validation": self.validation_split, "test": self.test_split}
@@ -67,12 +68,12 @@ class ImageSource:
                 for split, word in wanted.items()
             }
         if self.path is None:
-            raise DataConfigError("path", None, "give a folder of images, an .npz or .npy, or data.name")
+            raise wrong_value("data.path", None, "give a folder of images, an .npz or .npy, or data.name")
         path = Path(self.path)
         if path.is_file() and path.suffix in (".npz", ".npy"):
             return {**dict.fromkeys(SPLITS), **sources.read_archive(path)}
         if not path.is_dir():
-            raise DataConfigError("path", self.path, "is no folder and no .npz or .npy file")
+            raise wrong_value("data.path", self.path, "is no folder and no .npz or .npy file")
         if sorted(path.glob("data_batch_*.bin")):
             tests = [file for file in (path / "test_batch.bin",) if file.is_file()]
             return {
@@ -137,7 +138,7 @@ class ImageDataModule(LabelledDataModule):
         assert train is not None
         for images in present:
             if images.labels is None:
-                raise DataConfigError("path", self.told["source"], "the images have no labels; see data.path in conf/data")
+                raise wrong_value("data.path", self.told["source"], "the images have no labels; see data.path in conf/data")
             if images.shape != train.shape:
                 raise DataFileError(
                     str(self.told["source"]),
@@ -148,7 +149,7 @@ class ImageDataModule(LabelledDataModule):
             self._classes(sources.classes_of(present))
         number = {name: n for n, name in enumerate(self.class_names or ())}
         if len(number) < 2:
-            raise DataConfigError("path", self.told["source"], f"gives {len(number)} class; nothing to learn")
+            raise wrong_value("data.path", self.told["source"], f"gives {len(number)} class; nothing to learn")
         self._take(train.shape)
         whole = {split: self._set(images, number) for split, images in given.items() if images is not None}
         shares: dict[str, float] = {} if self.splits is None else {
@@ -228,7 +229,7 @@ class ImageClassificationDataModule(ImageDataModule):
     A folder holds a folder a class, or folders `train`, `test`, `val` of such. What is not given is held out of training.
 
     Raises:
-        DataConfigError: an argument cannot be used; the message names `data.<key>`, the value and the fix.
+        ConfigError: an argument cannot be used; the message names `data.<key>`, the value and the fix.
     """
 
     tasks: ClassVar[tuple[str, ...]] = ("sequence_classification",)

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from longspan.data.errors import DataConfigError, DataFileError
+from longspan.config.errors import wrong_value
+from longspan.data.errors import DataFileError
 from longspan.data.labels import sort_classes
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
@@ -55,12 +56,12 @@ def read_folder(folder: Path, shape: tuple[int, int, int] | None = None) -> Imag
     """A folder with a folder of images a class; sizes are looked at in every file's header, images are read when needed.
 
     Raises:
-        DataConfigError: there are no images.
+        ConfigError: there are no images.
         DataFileError: a file is no image, or has another size than the others; an image lies outside of any class's folder.
     """
     files = image_files(folder)
     if not files:
-        raise DataConfigError("path", str(folder), f"the folder holds no images ({', '.join(SUFFIXES)})")
+        raise wrong_value("data.path", str(folder), f"the folder holds no images ({', '.join(SUFFIXES)})")
     labels = []
     for file in files:
         parts = file.relative_to(folder).parts

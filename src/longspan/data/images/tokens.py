@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from longspan.config.errors import wrong_value
 from longspan.data import settings
-from longspan.data.errors import DataConfigError
 
 # of red, green and blue in a grey pixel (ITU-R 601-2, as Pillow has it)
 LUMA = np.array([0.299, 0.587, 0.114])
@@ -42,13 +42,15 @@ class Cutting:
         """Rows and columns of tokens.
 
         Raises:
-            DataConfigError: patches do not fill the image.
+            ConfigError: patches do not fill the image.
         """
         if height % self.side or width % self.side:
             sides = [p for p in range(1, min(height, width) + 1) if height % p == 0 and width % p == 0]
             near = sorted(sides, key=lambda p: abs(p - self.patch))[:3]
-            raise DataConfigError(
-                "patch", self.patch, f"images of {height} x {width} pixels are not filled by it; one of {sorted(near)} does"
+            raise wrong_value(
+                "data.patch",
+                self.patch,
+                f"images of {height} x {width} pixels are not filled by it; one of {sorted(near)} does",
             )
         return height // self.side, width // self.side
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from longspan.data.errors import DataConfigError
+from longspan.config.errors import wrong_value
 from longspan.data.splits import SPLITS
 
 
@@ -13,13 +13,13 @@ def split_files(folder: str, pattern: str, words: Sequence[str]) -> list[tuple[s
     """(split, file) of the three splits, whose names have one of `words` each in the place of `{}`.
 
     Raises:
-        DataConfigError: a file is not there.
+        ConfigError: a file is not there.
     """
     found = []
     for split, word in zip(SPLITS, words, strict=True):
         file = Path(folder) / pattern.format(word)
         if not file.is_file():
             every = ", ".join(pattern.format(word) for word in words)
-            raise DataConfigError("path", folder, f"the folder has no {file.name}; give the folder of {every}")
+            raise wrong_value("data.path", folder, f"the folder has no {file.name}; give the folder of {every}")
         found.append((split, file))
     return found

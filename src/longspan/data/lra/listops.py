@@ -13,8 +13,8 @@ from random import Random
 
 import numpy as np
 
+from longspan.config.errors import wrong_value
 from longspan.data import settings
-from longspan.data.errors import DataConfigError
 from longspan.data.synthetic.symbols import SymbolVocabulary
 
 OPERATIONS = ("[MIN", "[MAX", "[MED", "[SM")
@@ -45,9 +45,9 @@ class ListOps:
         for key, least in (("max_depth", 2), ("max_arguments", 2), ("min_tokens", 0), ("max_tokens", 5)):
             settings.whole(key, getattr(self, key), least)
         if self.max_tokens < self.min_tokens + 2:
-            raise DataConfigError("max_tokens", self.max_tokens, f"give at least {self.min_tokens + 2}, above min_tokens")
+            raise wrong_value("data.max_tokens", self.max_tokens, f"give at least {self.min_tokens + 2}, above min_tokens")
         if self.min_tokens >= self.longest:
-            raise DataConfigError("min_tokens", self.min_tokens, f"no expression is longer than {self.longest} tokens")
+            raise wrong_value("data.min_tokens", self.min_tokens, f"no expression is longer than {self.longest} tokens")
 
     @property
     def longest(self) -> int:

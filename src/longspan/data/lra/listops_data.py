@@ -50,7 +50,7 @@ class ListOpsDataModule(LabelledDataModule):
     `longspan.data.lra.listops.ListOps` and `Sizes` for what else can be set. Expressions longer than `max_length` are cut.
 
     Raises:
-        DataConfigError: an argument cannot be used; the message names `data.<key>`, the value and the fix.
+        ConfigError: an argument cannot be used; the message names `data.<key>`, the value and the fix.
     """
 
     lengths: ClassVar[str] = "always"

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from longspan.config.errors import wrong_value
 from longspan.data import settings
-from longspan.data.errors import DataConfigError
 
 CLASSES = ("apart", "joined")
 STEP = 0.25  # pixels from one point of a drawn curve to the next
@@ -49,11 +49,11 @@ class Pathfinder:
         settings.whole("distractors", self.distractors, 0)
         for key in ("dash", "gap", "clearance"):
             if not 0.5 <= getattr(self, key) <= self.side / 4:
-                raise DataConfigError(key, getattr(self, key), f"give pixels from 0.5 to {self.side / 4:g}")
+                raise wrong_value(f"data.{key}", getattr(self, key), f"give pixels from 0.5 to {self.side / 4:g}")
         used = (2 + self.distractors / 3) * self.dashes * (self.dash + self.gap) * self.clearance / self.side**2
         if used > 0.75:
             fix = f"curves would fill {used:.0%} of data.side={self.side}; give fewer, or a larger side"
-            raise DataConfigError("dashes", self.dashes, fix)
+            raise wrong_value("data.dashes", self.dashes, fix)
 
     def image(self, seed: int, split: str, number: int) -> tuple[np.ndarray, int]:
         """[S, S] uint8 of image `number` of a split, and its class."""

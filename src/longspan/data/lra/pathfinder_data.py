@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from longspan.config.errors import wrong_value
 from longspan.data import settings
-from longspan.data.errors import DataConfigError, DataFileError
+from longspan.data.errors import DataFileError
 from longspan.data.images.module import Given, ImageDataModule
 from longspan.data.images.sources import Images, header, opened
 from longspan.data.images.tokens import Cutting
@@ -26,7 +27,7 @@ class PathfinderDataModule(ImageDataModule):
     tenth of it each is held out. null makes images: see `longspan.data.lra.pathfinder.Pathfinder` for how they look.
 
     Raises:
-        DataConfigError: an argument cannot be used; the message names `data.<key>`, the value and the fix.
+        ConfigError: an argument cannot be used; the message names `data.<key>`, the value and the fix.
     """
 
     def __init__(self, path: str | None = None, **keys: Any):
@@ -64,7 +65,7 @@ def published(folder: Path) -> Images:
     """The images that the rows of `metadata/*.npy` (text: folder, file, number, label, ...) name, below `folder`.
 
     Raises:
-        DataConfigError: there are none.
+        ConfigError: there are none.
         DataFileError: a row is not as it should be, or an image is not there.
     """
     rows: list[tuple[Path, str]] = []
@@ -75,7 +76,7 @@ def published(folder: Path) -> Images:
                 raise DataFileError(file, number, "the row is not: folder, file, number, label 0 or 1, ...")
             rows.append((folder / words[0] / words[1], CLASSES[int(words[3])]))
     if not rows:
-        raise DataConfigError("path", str(folder), "holds no metadata/*.npy; give a folder such as curv_contour_length_14")
+        raise wrong_value("data.path", str(folder), "holds no metadata/*.npy; give a folder such as curv_contour_length_14")
     missing = next((image for image, _ in rows if not image.is_file()), None)
     if missing is not None:
         raise DataFileError(missing, None, "is named in the metadata, and is not there")

@@ -11,8 +11,9 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from longspan.config.errors import wrong_value
 from longspan.data import settings
-from longspan.data.errors import DataConfigError, DataFileError, each
+from longspan.data.errors import DataFileError, each
 from longspan.data.files import read_bytes
 from longspan.data.labelled import LabelledDataModule, LabelledSet
 from longspan.data.lra.files import split_files
@@ -30,7 +31,7 @@ class RetrievalDataModule(LabelledDataModule):
     texts and the texts, with tabs between them. Texts are read as bytes and cut at `max_length`.
 
     Raises:
-        DataConfigError: an argument cannot be used; the message names `data.<key>`, the value and the fix.
+        ConfigError: an argument cannot be used; the message names `data.<key>`, the value and the fix.
     """
 
     tasks: ClassVar[tuple[str, ...]] = ("pair_classification",)
@@ -43,7 +44,7 @@ class RetrievalDataModule(LabelledDataModule):
 
     def _labelled(self) -> dict[str, LabelledSet]:
         if self.path is None:
-            raise DataConfigError("path", None, "give the folder of Long Range Arena's new_aan_pairs.*.tsv (lra_release.gz)")
+            raise wrong_value("data.path", None, "give the folder of Long Range Arena's new_aan_pairs.*.tsv (lra_release.gz)")
         files = split_files(self.path, "new_aan_pairs.{}.tsv", ("train", "eval", "test"))
         return {split: self._read(file) for split, file in files}
 

@@ -6,7 +6,7 @@ import os
 import socket
 from urllib.parse import urlsplit
 
-from longspan.data.errors import DataConfigError
+from longspan.config.errors import wrong_value
 from longspan.data.readers.rows import Row
 
 # long enough for a far mirror, short enough that a wrong name costs a second and not the library's minutes of retries
@@ -34,7 +34,7 @@ def read_hub(name: str, subset: str | None, split: str) -> list[Row]:
     """The rows of one split of `datasets.load_dataset(name, subset)`; `line` is the row's number, from 1.
 
     Raises:
-        DataConfigError: the Hub cannot be reached and the cache has no copy, or there is no such data set or split.
+        ConfigError: the Hub cannot be reached and the cache has no copy, or there is no such data set or split.
     """
     import datasets
 
@@ -54,7 +54,7 @@ def read_hub(name: str, subset: str | None, split: str) -> list[Row]:
                 "the Hugging Face Hub cannot be reached, and the local cache has no copy "
                 f"({said[0]}); download it where there is a network, or set data.path to a file of your own"
             )
-        raise DataConfigError("name", name, fix) from error
+        raise wrong_value("data.name", name, fix) from error
     finally:
         datasets.config.HF_HUB_OFFLINE = before
     return [Row(f"{name} ({split})", number, dict(values)) for number, values in enumerate(data, start=1)]

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from longspan.config.errors import wrong_value
 from longspan.data import settings
-from longspan.data.errors import DataConfigError
 from longspan.data.synthetic.draws import Draws
 from longspan.data.synthetic.examples import Examples
 from longspan.data.synthetic.module import SyntheticDataModule
@@ -27,7 +27,7 @@ class AssociativeRecallDataModule(SyntheticDataModule):
     gap (Zoology's power law). `keys`, `values`, `fillers`: how many symbols there are of each kind.
 
     Raises:
-        DataConfigError: an argument cannot be used; the message names `data.<key>`, the value and the fix.
+        ConfigError: an argument cannot be used; the message names `data.<key>`, the value and the fix.
     """
 
     diagnostic: ClassVar[str] = "multi-query associative recall"
@@ -55,7 +55,7 @@ class AssociativeRecallDataModule(SyntheticDataModule):
     ):
         self.pairs = settings.whole("pairs", pairs, 1)
         if settings.whole("keys", keys, 1) < self.pairs:
-            raise DataConfigError("keys", keys, f"the keys of a sequence differ: give at least data.pairs={pairs}")
+            raise wrong_value("data.keys", keys, f"the keys of a sequence differ: give at least data.pairs={pairs}")
         kinds = {"k": keys, "v": settings.whole("values", values, 2), "f": settings.whole("fillers", fillers, 1)}
         super().__init__(
             SymbolVocabulary("associative recall", kinds),

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from longspan.config.errors import wrong_value
 from longspan.data import settings
-from longspan.data.errors import DataConfigError
 from longspan.data.synthetic.draws import Draws
 from longspan.data.synthetic.examples import Examples
 from longspan.data.synthetic.module import SyntheticDataModule
@@ -28,7 +28,7 @@ class InductionDataModule(SyntheticDataModule):
     many there are of each kind.
 
     Raises:
-        DataConfigError: an argument cannot be used; the message names `data.<key>`, the value and the fix.
+        ConfigError: an argument cannot be used; the message names `data.<key>`, the value and the fix.
     """
 
     diagnostic: ClassVar[str] = "induction"
@@ -55,7 +55,7 @@ class InductionDataModule(SyntheticDataModule):
     ):
         self.run = settings.whole("run", run, 2)
         if settings.whole("symbols", symbols, 2) < self.run:
-            raise DataConfigError("symbols", symbols, f"the symbols of a run differ: give at least data.run={run}")
+            raise wrong_value("data.symbols", symbols, f"the symbols of a run differ: give at least data.run={run}")
         super().__init__(
             SymbolVocabulary("induction", {"s": symbols, "f": settings.whole("fillers", fillers, 1)}),
             "s",

@@ -14,9 +14,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from longspan.config.errors import wrong_value
 from longspan.data import settings
 from longspan.data.batches import IGNORED
-from longspan.data.errors import DataConfigError
 from longspan.data.synthetic.draws import Draws
 from longspan.data.synthetic.examples import Examples
 from longspan.data.synthetic.module import SyntheticDataModule
@@ -69,7 +69,7 @@ class InContextRecallDataModule(MadDataModule):
     `values`: symbols of each kind; fuzzy recall has words of up to three of them. The last pair is one that came before.
 
     Raises:
-        DataConfigError: an argument cannot be used; the message names `data.<key>`, the value and the fix.
+        ConfigError: an argument cannot be used; the message names `data.<key>`, the value and the fix.
     """
 
     diagnostic: ClassVar[str] = "in-context recall"
@@ -89,14 +89,14 @@ class InContextRecallDataModule(MadDataModule):
         self.value_tokens = settings.whole("value_tokens", value_tokens, 1)
         self.words = settings.whole("keys", keys, 2) ** self.key_tokens
         if not isinstance(noise, (int, float)) or isinstance(noise, bool) or not 0 <= noise < 1:
-            raise DataConfigError("noise", noise, "give a share from 0 up to, not including, 1")
+            raise wrong_value("data.noise", noise, "give a share from 0 up to, not including, 1")
         kinds = {"k": keys, "v": settings.whole("values", values, 2), "f": settings.whole("noise_symbols", noise_symbols, 1)}
         super().__init__(SymbolVocabulary("in-context recall", kinds), "v", **sizes)
         self.width, self.noise = self.key_tokens + self.value_tokens, float(noise)
         self.pairs = int(self.max_length * (1 - self.noise)) // self.width
         if self.pairs < 2:
-            raise DataConfigError(
-                "max_length", self.max_length, f"give at least {2 * self.width}, two pairs, and room for noise"
+            raise wrong_value(
+                "data.max_length", self.max_length, f"give at least {2 * self.width}, two pairs, and room for noise"
             )
 
     def make(self, draws: Draws) -> Examples:
@@ -136,7 +136,7 @@ class MemorisationDataModule(MadDataModule):
     What is scored is what the weights hold; attention has nothing to look up.
 
     Raises:
-        DataConfigError: an argument cannot be used; the message names `data.<key>`, the value and the fix.
+        ConfigError: an argument cannot be used; the message names `data.<key>`, the value and the fix.
     """
 
     diagnostic: ClassVar[str] = "memorisation"
@@ -170,7 +170,7 @@ class CompressionDataModule(MadDataModule):
     """v3 v1 v7 ... c: all symbols, to be read off what the model holds at the last token (task=compression).
 
     Raises:
-        DataConfigError: an argument cannot be used; the message names `data.<key>`, the value and the fix.
+        ConfigError: an argument cannot be used; the message names `data.<key>`, the value and the fix.
     """
 
     tasks: ClassVar[tuple[str, ...]] = ("compression",)

@@ -11,10 +11,10 @@ from typing import Any, ClassVar
 import numpy as np
 from torch.utils.data import Dataset
 
+from longspan.config.errors import wrong_value
 from longspan.data import settings
 from longspan.data.base import SequenceDataModule
 from longspan.data.baselines import class_baselines
-from longspan.data.errors import DataConfigError
 from longspan.data.loader import TrainSampler
 from longspan.data.splits import SPLITS
 from longspan.data.synthetic.draws import Draws
@@ -97,7 +97,7 @@ class SyntheticDataModule(SequenceDataModule):
         }
 
     def _load_predict(self) -> Dataset:
-        raise DataConfigError("_target_", type(self).__name__, "its sequences are made, not read: there is nothing to predict")
+        raise wrong_value("data._target_", type(self).__name__, "its sequences are made, not read: there is nothing to predict")
 
     def _train_sampler(self, data: Dataset, rank: int, world: int) -> TrainSampler:
         kind = StreamSampler if self.limits["train"] is None else TrainSampler

@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from longspan.config.errors import wrong_value
 from longspan.data import settings
-from longspan.data.errors import DataConfigError
 from longspan.data.synthetic.draws import Draws
 from longspan.data.synthetic.examples import Examples
 from longspan.data.synthetic.module import SyntheticDataModule
@@ -28,7 +28,7 @@ class NeedleDataModule(SyntheticDataModule):
     the first question. `keys`, `values`: how many symbols there are of each kind.
 
     Raises:
-        DataConfigError: an argument cannot be used; the message names `data.<key>`, the value and the fix.
+        ConfigError: an argument cannot be used; the message names `data.<key>`, the value and the fix.
     """
 
     diagnostic: ClassVar[str] = "needle"
@@ -55,7 +55,7 @@ class NeedleDataModule(SyntheticDataModule):
     ):
         self.needles = settings.whole("needles", needles, 1)
         if settings.whole("keys", keys, 1) < self.needles:
-            raise DataConfigError("keys", keys, f"the keys of a sequence differ: give at least data.needles={needles}")
+            raise wrong_value("data.keys", keys, f"the keys of a sequence differ: give at least data.needles={needles}")
         kinds = {"k": keys, "v": settings.whole("values", values, 2), "f": settings.whole("fillers", fillers, 1)}
         super().__init__(
             SymbolVocabulary("needle", kinds),
@@ -72,19 +72,19 @@ class NeedleDataModule(SyntheticDataModule):
         self.distances = None if distances is None else self._several(distances)
         if self.distances is not None:
             if max_distance is not None:
-                raise DataConfigError("max_distance", max_distance, "give data.distances or data.max_distance, not both")
+                raise wrong_value("data.max_distance", max_distance, "give data.distances or data.max_distance, not both")
             distance, max_distance = min(self.distances), max(self.distances)
         self.distance = self._fitting("distance", distance)
         self.max_distance = self.distance if max_distance is None else self._fitting("max_distance", max_distance)
         if self.max_distance < self.distance:
-            raise DataConfigError("max_distance", max_distance, f"give at least data.distance={self.distance}, or null")
+            raise wrong_value("data.max_distance", max_distance, f"give at least data.distance={self.distance}, or null")
 
     def _several(self, distances: object) -> tuple[int, ...]:
         if isinstance(distances, str) or not isinstance(distances, Sequence) or not distances:
-            raise DataConfigError("distances", distances, "give a list of distances, e.g. [64, 256], or null")
+            raise wrong_value("data.distances", distances, "give a list of distances, e.g. [64, 256], or null")
         fitting = tuple(self._fitting("distances", distance) for distance in distances)
         if len(set(fitting)) < len(fitting):
-            raise DataConfigError("distances", list(distances), "give each distance once: they are drawn evenly")
+            raise wrong_value("data.distances", list(distances), "give each distance once: they are drawn evenly")
         return fitting
 
     def _fitting(self, key: str, value: object) -> int:
@@ -93,8 +93,8 @@ class NeedleDataModule(SyntheticDataModule):
         if self._room(tokens) < self.needles:
             low, high = 2 * self.needles, self.max_length - 2 * self.needles
             fits = f"give from {low} to {high} tokens" if low <= high else "give fewer needles"
-            raise DataConfigError(
-                key,
+            raise wrong_value(
+                f"data.{key}",
                 value,
                 f"data.needles={self.needles} and their questions do not fit data.max_length={self.max_length}: {fits}",
             )

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from longspan.data.errors import DataConfigError
+from longspan.config.errors import wrong_value
 from longspan.data.synthetic.draws import Draws
 from longspan.data.synthetic.examples import Examples
 from longspan.values import is_whole
@@ -23,14 +23,14 @@ def tokens_or_share(key: str, value: object, max_length: int, minimum: int = 1) 
     """A number of tokens: a whole number, or a share of `max_length` below 1.
 
     Raises:
-        DataConfigError: neither, or fewer tokens than `minimum`.
+        ConfigError: neither, or fewer tokens than `minimum`.
     """
     tokens = value
     if isinstance(value, Real) and not isinstance(value, Integral) and 0 < float(value) < 1:
         tokens = round(float(value) * max_length)
     if not is_whole(tokens, minimum):
-        raise DataConfigError(
-            key, value, f"give tokens, a whole number from {minimum} on, or a share of max_length between 0 and 1"
+        raise wrong_value(
+            f"data.{key}", value, f"give tokens, a whole number from {minimum} on, or a share of max_length between 0 and 1"
         )
     return int(tokens)
 
@@ -68,7 +68,7 @@ class QuestionRegion:
         `first_answer` is the first.
 
         Raises:
-            DataConfigError: there is no room for `count` questions.
+            ConfigError: there is no room for `count` questions.
         """
         first = context - 1 + distance
         last = max_length - 1 if max_distance is None else min(max_length - 1, first_answer + max_distance)
@@ -78,11 +78,11 @@ class QuestionRegion:
         needed = f"{context} tokens of context and {count} questions, each with a filler after it,"
         if max_distance is not None and max_length - 1 > last:
             farthest = context - 1 - first_answer + distance + 2 * (count - 1)
-            raise DataConfigError("max_distance", max_distance, f"{needed} need at least {farthest}, or fewer questions")
+            raise wrong_value("data.max_distance", max_distance, f"{needed} need at least {farthest}, or fewer questions")
         nearest = max_length - context - 2 * (count - 1)
         fix = f"at most {nearest}" if nearest >= 1 else "fewer of them"
-        raise DataConfigError(
-            "distance", distance, f"{needed} do not fit data.max_length={max_length} at that distance: take {fix}"
+        raise wrong_value(
+            "data.distance", distance, f"{needed} do not fit data.max_length={max_length} at that distance: take {fix}"
         )
 
     @property

@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from longspan.config.errors import wrong_value
 from longspan.data import settings
-from longspan.data.errors import DataConfigError
 from longspan.data.synthetic.draws import Draws
 from longspan.data.synthetic.examples import Examples
 from longspan.data.synthetic.module import SyntheticDataModule
@@ -47,7 +47,9 @@ class RulerDataModule(SyntheticDataModule):
 
     def _room(self, key: str, value: int, needed: int) -> None:
         if needed > self.max_length:
-            raise DataConfigError(key, value, f"takes {needed} of data.max_length={self.max_length} tokens; give less of it")
+            raise wrong_value(
+                f"data.{key}", value, f"takes {needed} of data.max_length={self.max_length} tokens; give less of it"
+            )
 
 
 class DistractedNeedleDataModule(RulerDataModule):
@@ -57,7 +59,7 @@ class DistractedNeedleDataModule(RulerDataModule):
     answers are its values in order, each asked for by the one before it.
 
     Raises:
-        DataConfigError: an argument cannot be used; the message names `data.<key>`, the value and the fix.
+        ConfigError: an argument cannot be used; the message names `data.<key>`, the value and the fix.
     """
 
     diagnostic: ClassVar[str] = "a needle among distractors"
@@ -68,7 +70,7 @@ class DistractedNeedleDataModule(RulerDataModule):
         self.needles = settings.whole("needles", needles, 1)
         self.values_a_key = settings.whole("values_a_key", values_a_key, 1)
         if settings.whole("keys", keys, 1) < self.needles:
-            raise DataConfigError("keys", keys, f"give at least data.needles={needles}: the keys of a sequence differ")
+            raise wrong_value("data.keys", keys, f"give at least data.needles={needles}: the keys of a sequence differ")
         kinds = {"k": keys, "v": settings.whole("values", values, 2), "f": settings.whole("fillers", fillers, 1)}
         super().__init__(SymbolVocabulary("distracted needle", kinds), "v", **sizes)
         self.width = 1 + self.values_a_key  # tokens of a needle
@@ -108,7 +110,7 @@ class VariableTrackingDataModule(RulerDataModule):
     stands a value; the answers are its chain's variables in order, each asked for by the one before it.
 
     Raises:
-        DataConfigError: an argument cannot be used; the message names `data.<key>`, the value and the fix.
+        ConfigError: an argument cannot be used; the message names `data.<key>`, the value and the fix.
     """
 
     diagnostic: ClassVar[str] = "variable tracking"
@@ -119,9 +121,9 @@ class VariableTrackingDataModule(RulerDataModule):
         self.chains, self.hops = settings.whole("chains", chains, 1), settings.whole("hops", hops, 1)
         self.statements = self.chains * (self.hops + 1)
         if settings.whole("variables", variables, 1) < self.statements:
-            raise DataConfigError("variables", variables, f"give at least {self.statements}: no variable is set twice")
+            raise wrong_value("data.variables", variables, f"give at least {self.statements}: no variable is set twice")
         if settings.whole("values", values, 2) < self.chains:
-            raise DataConfigError("values", values, f"give at least data.chains={chains}: their values differ")
+            raise wrong_value("data.values", values, f"give at least data.chains={chains}: their values differ")
         kinds = {"x": variables, "v": values, "f": settings.whole("fillers", fillers, 1), "=": 1, "?": 1}
         super().__init__(SymbolVocabulary("variable tracking", kinds), "x", **sizes)
         self._room("chains", chains, 3 * self.statements + self.hops + 2)
@@ -168,7 +170,7 @@ class CommonWordsDataModule(RulerDataModule):
     Each of the W `common` words stands `often` times, the others `seldom` times or fewer, all in random order.
 
     Raises:
-        DataConfigError: an argument cannot be used; the message names `data.<key>`, the value and the fix.
+        ConfigError: an argument cannot be used; the message names `data.<key>`, the value and the fix.
     """
 
     diagnostic: ClassVar[str] = "common words"
@@ -177,13 +179,15 @@ class CommonWordsDataModule(RulerDataModule):
         self.common, self.often = settings.whole("common", common, 1), settings.whole("often", often, 2)
         self.seldom = settings.whole("seldom", seldom, 1)
         if self.seldom >= self.often:
-            raise DataConfigError("seldom", seldom, f"give less than data.often={often}")
+            raise wrong_value("data.seldom", seldom, f"give less than data.often={often}")
         super().__init__(SymbolVocabulary("common words", {"w": settings.whole("words", words, 2), "c": 1}), "w", **sizes)
         self.body = self.max_length - self.common
         self._room("often", often, self.common * (self.often + 1))
         needed = self.common + -(-(self.body - self.common * self.often) // self.seldom)
         if words < needed:
-            raise DataConfigError("words", words, f"give at least {needed}, or data.max_length={self.max_length} is not filled")
+            raise wrong_value(
+                "data.words", words, f"give at least {needed}, or data.max_length={self.max_length} is not filled"
+            )
 
     def make(self, draws: Draws) -> Examples:
         rest = self.body - self.common * self.often

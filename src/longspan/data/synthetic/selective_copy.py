@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from longspan.config.errors import wrong_value
 from longspan.data import settings
-from longspan.data.errors import DataConfigError
 from longspan.data.synthetic.draws import Draws
 from longspan.data.synthetic.examples import Examples
 from longspan.data.synthetic.module import SyntheticDataModule
@@ -26,7 +26,7 @@ class SelectiveCopyDataModule(SyntheticDataModule):
     there are of each kind.
 
     Raises:
-        DataConfigError: an argument cannot be used; the message names `data.<key>`, the value and the fix.
+        ConfigError: an argument cannot be used; the message names `data.<key>`, the value and the fix.
     """
 
     diagnostic: ClassVar[str] = "selective copying"
@@ -76,11 +76,11 @@ class SelectiveCopyDataModule(SyntheticDataModule):
         nearest = self.marks - self.first
         what = f"data.copies={self.copies} symbols do not fit data.max_length={self.max_length}"
         if self.marks < self.copies:
-            raise DataConfigError("copies", self.copies, f"half of data.max_length={self.max_length} at most")
+            raise wrong_value("data.copies", self.copies, f"half of data.max_length={self.max_length} at most")
         if self.first:
             key, value, least = "max_distance", max_distance, max(self.copies, self.distance)
-            raise DataConfigError(key, value, f"{what} with data.distance={distance}: give {least} at least, or null")
-        raise DataConfigError("distance", distance, f"{what} at that distance: give at most {nearest}")
+            raise wrong_value(f"data.{key}", value, f"{what} with data.distance={distance}: give {least} at least, or null")
+        raise wrong_value("data.distance", distance, f"{what} at that distance: give at most {nearest}")
 
     def make(self, draws: Draws) -> Examples:
         places = self.first + np.sort(draws.distinct(self.places, self.copies), axis=1)  # [B, N]

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from longspan.data.errors import DataConfigError
+from longspan.config.errors import wrong_value
 from longspan.data.vocabularies.base import SPECIALS, Vocabulary
 from longspan.data.vocabularies.kmers import LARGEST_K, KmerVocabulary
 from longspan.data.vocabularies.lookup import BYTES, NUCLEOTIDES, PROTEINS, SOFT_MASKED
@@ -35,7 +35,7 @@ def vocabulary(name: str, key: str = "vocabulary") -> Vocabulary | UntrainedBpe:
         key: the config key under `data` that has the name.
 
     Raises:
-        DataConfigError: there is none; the message says what may be given.
+        ConfigError: there is none; the message says what may be given.
     """
     if name in VOCABULARIES:
         return VOCABULARIES[name]
@@ -59,7 +59,7 @@ def check_name(name: str, key: str = "vocabulary") -> str:
     """Which kind of vocabulary a name means: "bytes", "kmers", "bpe", "file" or "hub"; nothing is read.
 
     Raises:
-        DataConfigError: it means none.
+        ConfigError: it means none.
     """
     if name in VOCABULARIES:
         return name
@@ -67,13 +67,13 @@ def check_name(name: str, key: str = "vocabulary") -> str:
     for known, least, most, what in (("kmers", 1, LARGEST_K, "bases"), ("bpe", SMALLEST_BPE, LARGEST_BPE, "tokens")):
         if kind == known:
             if number and not (number.isdecimal() and least <= int(number) <= most):
-                raise DataConfigError(key, name, f"give a number of {what} after {known}:, {least} to {most}")
+                raise wrong_value(f"data.{key}", name, f"give a number of {what} after {known}:, {least} to {most}")
             return known
     if Path(name).expanduser().exists():
         return "file"
     near = nearest(name, [*VOCABULARIES, "kmers", "bpe"]) if len(name) < 12 and "/" not in name else None
     if near is not None or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.endswith(".json"):
-        raise DataConfigError(key, name, f"there is no such vocabulary or file; take {CHOICES}.{did_you_mean(near)}")
+        raise wrong_value(f"data.{key}", name, f"there is no such vocabulary or file; take {CHOICES}.{did_you_mean(near)}")
     return "hub"
 
 
@@ -97,7 +97,7 @@ def read_folder(folder: Path) -> SubwordVocabulary:
     """The tokenizer of a folder that `save_pretrained` of this project or of transformers wrote.
 
     Raises:
-        DataConfigError: it holds none.
+        ConfigError: it holds none.
     """
     return _of_folder(str(folder), folder, "vocabulary")
 
@@ -113,7 +113,7 @@ def _of_file(name: str, file: Path, key: str, specials: Mapping[str, str]) -> Su
     try:
         return SubwordVocabulary(name, parsed_tokenizer(file.read_text(encoding="utf-8")), specials)
     except (OSError, ValueError) as error:
-        raise DataConfigError(key, name, f"{file} cannot be read as a tokenizer.json: {error}") from None
+        raise wrong_value(f"data.{key}", name, f"{file} cannot be read as a tokenizer.json: {error}") from None
 
 
 def _of_folder(name: str, folder: Path, key: str) -> SubwordVocabulary:
@@ -134,7 +134,7 @@ def _converted(name: str, folder: Path, key: str, why: str) -> SubwordVocabulary
         tokenizer = found.backend_tokenizer
     except Exception as error:  # the library raises many kinds; each means that there is no tokenizer to be had
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataConfigError(key, name, f"{why}, and transformers makes none of its files ({said[:200]})") from None
+        raise wrong_value(f"data.{key}", name, f"{why}, and transformers makes none of its files ({said[:200]})") from None
     named = {kind: getattr(found, setting, None) for kind, setting in SPECIAL_KEYS.items()}
     return SubwordVocabulary(name, tokenizer, {kind: str(token) for kind, token in named.items() if token})
 
@@ -150,8 +150,8 @@ def _of_hub(name: str, key: str) -> SubwordVocabulary:
     except Exception as error:
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
         where = "the Hub gave none" if reachable else "the Hugging Face Hub cannot be reached and its cache has none"
-        raise DataConfigError(
-            key, name, f"no built-in vocabulary and no file; {where} ({said[:200]}); take {CHOICES}"
+        raise wrong_value(
+            f"data.{key}", name, f"no built-in vocabulary and no file; {where} ({said[:200]}); take {CHOICES}"
         ) from None
     try:
         settings = Path(hf_hub_download(name, SETTINGS_FILE, local_files_only=not reachable))

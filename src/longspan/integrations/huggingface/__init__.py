@@ -11,10 +11,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from longspan.integrations.huggingface.attention import HuggingFaceError
 from longspan.integrations.huggingface.register import register
 
-__all__ = ["HuggingFaceError", "convert", "register"]
+__all__ = ["convert", "register"]
 
 
 def convert(model: Any) -> Any:

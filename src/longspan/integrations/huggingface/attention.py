@@ -14,16 +14,13 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from longspan.config.errors import CallError
 from longspan.functional import sparse_attention
 from longspan.patterns import Full, Local, Pattern, PerHead, Strided
 from longspan.patterns.compose import Intersection, Union
 
 NO_KEYS = -2  # the segment of a query at padding: no key has it
 FEW_QUERIES = 16  # a decoding step: its pairs are too few for tiles
-
-
-class HuggingFaceError(ValueError):
-    """A model, or an argument of its forward pass, that a pattern cannot serve; the message says why and what would do."""
 
 
 class Choice(Protocol):
@@ -156,11 +153,11 @@ class _Refusals:
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def __call__(self, problem: str) -> HuggingFaceError:
-        return HuggingFaceError(f'attn_implementation="{self.name}" cannot serve this model: it {problem}')
+    def __call__(self, problem: str) -> CallError:
+        return CallError(f'attn_implementation="{self.name}" cannot serve this model: it {problem}')
 
     def arguments(self, module: nn.Module, rest: dict[str, Any]) -> None:
-        """Raises HuggingFaceError for arguments that change scores in a way that the kernels have not."""
+        """Raises CallError for arguments that change scores in a way that the kernels have not."""
         for argument, problem in _UNSERVED.items():
             if rest.get(argument) is not None and rest[argument] is not False:
                 raise self(problem)

@@ -22,8 +22,9 @@ from transformers.models.big_bird.modeling_big_bird import BigBirdBlockSparseAtt
 from transformers.models.longformer.modeling_longformer import LongformerSelfAttention
 
 from longspan.attention.merging import merged
+from longspan.config.errors import CallError
 from longspan.functional import sparse_attention
-from longspan.integrations.huggingface.attention import NO_KEYS, HuggingFaceError
+from longspan.integrations.huggingface.attention import NO_KEYS
 from longspan.patterns import BlockTable, Full, Global, Local
 
 HIDDEN = -1  # the segment of a key that no query sees
@@ -37,7 +38,7 @@ def convert(model: torch.nn.Module) -> torch.nn.Module:
     in place; its weights keep their names, so checkpoints fit before and after. Attention weights are no longer returned.
 
     Raises:
-        HuggingFaceError: the model has no such attention.
+        CallError: the model has no such attention.
     """
     converted = 0
     for module in model.modules():
@@ -46,7 +47,7 @@ def convert(model: torch.nn.Module) -> torch.nn.Module:
                 module.__class__ = ours
                 converted += 1
     if not converted:
-        raise HuggingFaceError(
+        raise CallError(
             f"convert: {type(model).__name__} has no Longformer or BigBird block-sparse attention; "
             'load other models with attn_implementation="longspan:..." after register()'
         )
@@ -232,9 +233,7 @@ def _any_padding(mask: Tensor, absent: Tensor) -> bool:
 
 def _no_weights(asked: bool) -> None:
     if asked:
-        raise HuggingFaceError(
-            "output_attentions=True: converted attention never holds its weights; load the model anew for them"
-        )
+        raise CallError("output_attentions=True: converted attention never holds its weights; load the model anew for them")
 
 
 def _sides(

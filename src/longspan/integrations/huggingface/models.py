@@ -24,9 +24,9 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutput, MaskedLMOutput, SequenceClassifierOutput, TokenClassifierOutput
 
+from longspan.config.errors import CallError
 from longspan.config.stored import check_stored
 from longspan.inference.pretrained import MODEL_TYPE
-from longspan.integrations.huggingface.attention import HuggingFaceError
 from longspan.tasks.language_modelling import next_tokens
 from longspan.training.assemble import task_of
 
@@ -73,7 +73,7 @@ class LongspanModel(PreTrainedModel):
         lengths, first = mask.sum(1), mask.argmax(1)
         place = torch.arange(mask.shape[1], device=mask.device)
         if not bool((mask.bool() == ((place >= first[:, None]) & (place < (first + lengths)[:, None]))).all()):
-            raise HuggingFaceError("attention_mask has holes: tokens of a sequence must stand together, padding on one side")
+            raise CallError("attention_mask has holes: tokens of a sequence must stand together, padding on one side")
         turned = (place + first[:, None]) % mask.shape[1]  # tokens first, padding after
         out = self.model(tokens.gather(1, turned), lengths=lengths)
         if out.dim() == 2:

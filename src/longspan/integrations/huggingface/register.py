@@ -55,7 +55,7 @@ def register() -> None:
     Raises:
         ImportError: transformers is not installed, or older than 5.
         PatternError: when a model is loaded with an expression that is no pattern.
-        HuggingFaceError: in a forward pass that asks for what a pattern cannot serve.
+        CallError: in a forward pass that asks for what a pattern cannot serve.
     """
     try:
         from transformers.masking_utils import AttentionMaskInterface
