@@ -81,37 +81,57 @@ def read_bytes(path: str | Path) -> bytes:
             than `MOST_TIMES` its size.
     """
     path = Path(path)
+    if path.suffix.lower() in _OPENERS:
+        return b"".join(read_blocks(path))
+    with _said(path):
+        raw = path.read_bytes()
+    return _first_block(path, raw)
+
+
+def read_blocks(path: str | Path) -> Iterator[bytes]:
+    """What `read_bytes` reads, in blocks of at most `CHUNK` bytes; what is wrong further on is raised when it is reached.
+
+    Raises:
+        DataFileError: as `read_bytes`.
+    """
+    path = Path(path)
+    opener = _OPENERS.get(path.suffix.lower())
+    with _said(path):
+        most = float("inf") if opener is None else max(FREE, MOST_TIMES * path.stat().st_size)
+        read = 0
+        with (opener or open)(path, "rb") as file:
+            while block := file.read(CHUNK):
+                if (read := read + len(block)) > most:
+                    raise DataFileError(
+                        path,
+                        None,
+                        f"unpacks to more than {MOST_TIMES} times its size and {FREE // 2**20} MiB, as no sequences do; unpack "
+                        "it yourself if it is what you want to read",
+                    )
+                yield _first_block(path, block) if read == len(block) else block
+    if not read:
+        raise DataFileError(path, None, "the file is empty")
+
+
+@contextmanager
+def _said(path: Path) -> Iterator[None]:
+    """What opening and unpacking raise, as a `DataFileError`."""
     try:
-        opener = _OPENERS.get(path.suffix.lower())
-        raw = path.read_bytes() if opener is None else _decompressed(path, opener)
+        yield
     except (lzma.LZMAError, gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise DataFileError(path, None, f"not a whole {path.suffix} file ({error})") from error
     except OSError as error:
         raise DataFileError(path, None, f"cannot be read ({error.strerror or error})") from error
-    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+
+
+def _first_block(path: Path, block: bytes) -> bytes:
+    """The first of a file, without a byte order mark."""
+    if block.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise DataFileError(path, 1, "the file is UTF-16, by its byte order mark; convert it to UTF-8")
-    raw = raw.removeprefix(codecs.BOM_UTF8)
-    if not raw:
+    block = block.removeprefix(codecs.BOM_UTF8)
+    if not block:
         raise DataFileError(path, None, "the file is empty")
-    return raw
-
-
-def _decompressed(path: Path, opener: Callable[..., Any]) -> bytes:
-    """The content, read a piece at a time, so that a small file that unpacks to gigabytes is refused early."""
-    most = max(FREE, MOST_TIMES * path.stat().st_size)
-    pieces, read = [], 0
-    with opener(path, "rb") as file:
-        while piece := file.read(CHUNK):
-            pieces.append(piece)
-            read += len(piece)
-            if read > most:
-                raise DataFileError(
-                    path,
-                    None,
-                    f"unpacks to more than {MOST_TIMES} times its size and {FREE // 2**20} MiB, as no sequences do; unpack it "
-                    "yourself if it is what you want to read",
-                )
-    return b"".join(pieces)
+    return block
 
 
 def read_utf8(path: str | Path) -> str:

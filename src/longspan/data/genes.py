@@ -5,10 +5,10 @@ Labels of genes: 0 no gene, 1 a gene on the + strand, 2 a gene on the - strand.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from longspan.data.vocabularies import NUCLEOTIDES, LookupVocabulary
 CLASS_NAMES = ["no gene", "gene on +", "gene on -"]
 OVERLAPS = ("ignore", "first", "listed")
 MOST_FEATURES = 60  # labels are kept in a byte
+PIECE = 2**24  # bases that are labelled at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +163,16 @@ class AnnotatedGenome:
         raise wrong_value(f"data.{self.prefix}genes_path", None, fix)
 
 
-def on_records(records: Sequence[FastaRecord], genes: Sequence[Interval], on_missing: str) -> tuple[list[Interval], int]:
+class Sized(Protocol):
+    """A record that features are on: a name and how many bases it has."""
+
+    @property
+    def name(self) -> str: ...
+
+    def __len__(self) -> int: ...
+
+
+def on_records(records: Sequence[Sized], genes: Sequence[Interval], on_missing: str) -> tuple[list[Interval], int]:
     """The features whose sequence is there, and how many are left out; "error" leaves out none, and `label_bases` refuses."""
     if on_missing == "error":
         return list(genes), 0
@@ -172,7 +182,7 @@ def on_records(records: Sequence[FastaRecord], genes: Sequence[Interval], on_mis
 
 
 def label_bases(
-    records: Sequence[FastaRecord], genes: Sequence[Interval], overlap: str, annotation: Annotation | None = None
+    records: Sequence[Sized], genes: Sequence[Interval], overlap: str, annotation: Annotation | None = None
 ) -> list[np.ndarray]:
     """A label for each base of each record, int8 [bases] a record.
 
@@ -184,29 +194,48 @@ def label_bases(
     Raises:
         DataFileError: a feature is on a sequence that is not there, or reaches past its end; with its line.
     """
-    annotation = annotation or Annotation()
-    place = {record.name: index for index, record in enumerate(records)}
+    pieces = label_pieces(records, genes, overlap, annotation or Annotation())
+    return [np.concatenate([next(pieces) for _ in _pieces(len(record))]) for record in records]
+
+
+def label_pieces(
+    records: Sequence[Sized], genes: Sequence[Interval], overlap: str, annotation: Annotation
+) -> Iterator[np.ndarray]:
+    """The labels of `label_bases`, record after record, in pieces of at most `PIECE` bases, int8; an empty record is one."""
     sizes = {record.name: len(record) for record in records}
     each(genes, lambda gene: _check_fits(gene, sizes))
-    labels = [np.zeros(len(record), dtype=np.int8) for record in records]
     # from the last to the first, so that for "first" the earlier feature is written over the later one
     ordered = sorted(genes, key=lambda gene: (gene.start, -gene.end), reverse=True)
-    if overlap == "listed":
-        for kind in reversed(annotation.kinds):
-            own = [np.zeros(len(record), dtype=np.int8) for record in records]
-            _write([gene for gene in ordered if gene.kind == kind], own, place, annotation, "ignore")
-            for below, above in zip(labels, own, strict=True):
-                np.copyto(below, above, where=above != 0)
-    else:
-        _write(ordered, labels, place, annotation, overlap)
+    inside: dict[tuple[str, int], list[Interval]] = {}
+    for gene in ordered:
+        for piece in range(gene.start // PIECE, (gene.end - 1) // PIECE + 1):
+            inside.setdefault((gene.chrom, piece), []).append(gene)
+    for record in records:
+        for piece in _pieces(len(record)):
+            size = min(PIECE, len(record) - piece * PIECE)
+            yield _labels(inside.get((record.name, piece), []), piece * PIECE, size, overlap, annotation)
+
+
+def _pieces(size: int) -> range:
+    return range(max(1, -(-size // PIECE)))
+
+
+def _labels(genes: Sequence[Interval], begin: int, size: int, overlap: str, annotation: Annotation) -> np.ndarray:
+    """Labels of the `size` bases from `begin` on, of features in order."""
+    labels = np.zeros(size, dtype=np.int8)
+    if overlap != "listed":
+        _write(genes, labels, begin, annotation, overlap)
+        return labels
+    for kind in reversed(annotation.kinds):
+        own = np.zeros(size, dtype=np.int8)
+        _write([gene for gene in genes if gene.kind == kind], own, begin, annotation, "ignore")
+        np.copyto(labels, own, where=own != 0)
     return labels
 
 
-def _write(
-    genes: Sequence[Interval], labels: list[np.ndarray], place: dict[str, int], annotation: Annotation, overlap: str
-) -> None:
+def _write(genes: Sequence[Interval], labels: np.ndarray, begin: int, annotation: Annotation, overlap: str) -> None:
     for gene in genes:
-        part = labels[place[gene.chrom]][gene.start : gene.end]
+        part = labels[max(0, gene.start - begin) : max(0, gene.end - begin)]
         label = annotation.label(gene)
         if overlap == "ignore":
             part[:] = np.where((part == 0) | (part == label), label, IGNORED)

@@ -6,6 +6,7 @@ Legend: B batch, T = `max_length`, bases a window.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,7 +18,9 @@ from longspan.data.base import SequenceDataModule
 from longspan.data.baselines import class_baselines
 from longspan.data.corpus import Corpus, Region, WindowDataset, cut_windows
 from longspan.data.drawn_windows import Drawing
-from longspan.data.genes import AnnotatedGenome, Annotation, label_bases, on_records
+from longspan.data.encoded_genomes import EncodedGenome, Storage, encoded, mapped_labels
+from longspan.data.files import list_files
+from longspan.data.genes import AnnotatedGenome, Annotation, Sized, label_bases, on_records
 from longspan.data.readers import FastaRecord, Interval
 from longspan.data.sources import Document
 from longspan.data.splits import SPLITS, by_chromosome
@@ -71,8 +74,11 @@ class TokenLabellingDataModule(SequenceDataModule):
             keys = {"path": source, "genes_path": genes_path, "bundled": "h37rv"} | keys
             source = AnnotatedGenome()
         given = splits or Shares(), annotation or Annotation(), loading or Loading(batch_size=4, max_length=4096)
-        self.source, self.splits, self.annotation, loading, self.drawing = gathered(self, keys, source, *given, Drawing())
+        self.source, self.splits, self.annotation, loading, self.drawing, self.storage = gathered(
+            self, keys, source, *given, Drawing(), Storage()
+        )
         (self.test_source,) = gathered(self, test_keys, test or AnnotatedGenome(prefix="test_"))
+        self.storage.check(self.source.path)
         super().__init__(settings.choice("vocabulary", self.source.vocabulary, LETTERS[:2]), loading)
         if not self.source:
             settings.bundled(None, tuple(shipped.GENOMES), named=False)
@@ -88,38 +94,48 @@ class TokenLabellingDataModule(SequenceDataModule):
 
     def _load(self) -> dict[str, WindowDataset]:
         genes = self.source.genes(self.annotation)  # asked for first: that none are named is known before a genome is read
-        records = self.source.records(self.reading)
-        sizes = [len(record) for record in records]
+        genome = self._genome(self.source)
+        sizes = [len(record) for record in _records(genome)]
         shares = self.splits.validation_fraction, 0.0 if self.test_source else self.splits.test_fraction
-        corpus = self._corpus(records, genes)
+        corpus = self._corpus(genome, genes)
         parts = by_chromosome(corpus.names, sizes, self.splits, *shares)
         sets = {split: self._windows(split, corpus, parts[split]) for split in SPLITS}
         if self.test_source:
-            sets["test"] = self._whole("test", self.test_source.records(self.reading), self.test_source.genes(self.annotation))
+            sets["test"] = self._whole("test", self._genome(self.test_source), self.test_source.genes(self.annotation))
         return sets
 
     def _load_predict(self) -> WindowDataset:
         if self.source.path is None:
             raise wrong_value("data.path", None, "prediction reads your own files; set data.path to a FASTA file")
-        return self._whole("predict", self.source.records(self.reading), None)
+        return self._whole("predict", self._genome(self.source), None)
 
     def _given_set(self, documents: list[Document]) -> WindowDataset:
         return self._whole("predict", [FastaRecord(d.name, "", d.tokens, d.row.path, d.row.line) for d in documents], None)
 
-    def _whole(self, split: str, records: list[FastaRecord], genes: list[Interval] | None) -> WindowDataset:
-        corpus = self._corpus(records, genes)
-        return self._windows(split, corpus, [(index, 0, len(record)) for index, record in enumerate(records)])
+    def _genome(self, source: AnnotatedGenome) -> list[FastaRecord] | EncodedGenome:
+        """Its records, or where it is large (see `Storage`) the files that they are encoded in."""
+        files = list_files(f"{source.prefix}path", source.path) if source.path else []
+        return encoded(files, self.reading) if self.storage.maps(files) else source.records(self.reading)
 
-    def _corpus(self, records: list[FastaRecord], genes: list[Interval] | None) -> Corpus:
-        labels = None
-        if genes is not None:
-            kept, left_out = on_records(records, genes, self.annotation.on_missing)
-            names = {record.name for record in records}
-            first = next((f"{gene.path}, line {gene.line}" for gene in genes if gene.chrom not in names), "")
-            self.dropped.add("features on sequences that the FASTA does not have", left_out, first)
-            labels = label_bases(records, kept, self.annotation.overlap, self.annotation)
-        ids = [record.name for record in records]
-        return Corpus.build([record.tokens for record in records], ids, self.vocabulary, labels=labels)
+    def _whole(self, split: str, genome: list[FastaRecord] | EncodedGenome, genes: list[Interval] | None) -> WindowDataset:
+        corpus = self._corpus(genome, genes)
+        return self._windows(split, corpus, [(index, 0, len(record)) for index, record in enumerate(_records(genome))])
+
+    def _corpus(self, genome: list[FastaRecord] | EncodedGenome, genes: list[Interval] | None) -> Corpus:
+        kept = None if genes is None else self._on_records(_records(genome), genes)
+        if isinstance(genome, EncodedGenome):
+            how = self.annotation.overlap, self.annotation
+            return genome.corpus(None if kept is None else mapped_labels(genome, kept, *how))
+        labels = None if kept is None else label_bases(genome, kept, self.annotation.overlap, self.annotation)
+        return Corpus.build([record.tokens for record in genome], [r.name for r in genome], self.vocabulary, labels=labels)
+
+    def _on_records(self, records: Sequence[Sized], genes: list[Interval]) -> list[Interval]:
+        """The features on these records; others are an error, or left out and counted."""
+        kept, left_out = on_records(records, genes, self.annotation.on_missing)
+        names = {record.name for record in records}
+        first = next((f"{gene.path}, line {gene.line}" for gene in genes if gene.chrom not in names), "")
+        self.dropped.add("features on sequences that the FASTA does not have", left_out, first)
+        return kept
 
     def _windows(self, split: str, corpus: Corpus, regions: list[Region]) -> WindowDataset:
         stride = self.train_stride if split == "train" else self.max_length
@@ -177,3 +193,7 @@ class TokenLabellingDataModule(SequenceDataModule):
             return None
         labels = np.arange(self.num_classes or 0)
         return np.where(labels == 0, 0, labels + np.where(labels % 2 == 1, 1, -1))
+
+
+def _records(genome: list[FastaRecord] | EncodedGenome) -> Sequence[Sized]:
+    return genome.records if isinstance(genome, EncodedGenome) else genome

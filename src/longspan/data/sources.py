@@ -73,13 +73,21 @@ def read_documents(
         DataFileError: a file is malformed, or holds a character outside the vocabulary.
     """
     files = list_files(key, path, format)
-    root = Path(os.path.commonpath([file.parent for file, _ in files]))
     documents: list[Document] = []
-    for file, kind in files:
-        label = file.relative_to(root).as_posix()  # unique, where the same name is in two folders
-        prefix = f"{label}:" if len(files) > 1 else ""
+    for (file, kind), label, prefix in zip(files, labels_of(files), prefixes_of(files), strict=True):
         documents.extend(_read_file(file, kind, vocabulary, columns, label, prefix))
     return documents
+
+
+def labels_of(files: Sequence[tuple[Path, str]]) -> list[str]:
+    """A name a file: its path below the folder that holds all, unique where the same name is in two folders."""
+    root = Path(os.path.commonpath([file.parent for file, _ in files]))
+    return [file.relative_to(root).as_posix() for file, _ in files]
+
+
+def prefixes_of(files: Sequence[tuple[Path, str]]) -> list[str]:
+    """What the names of a file's documents begin with: nothing where there is one file."""
+    return [f"{label}:" for label in labels_of(files)] if len(files) > 1 else [""]
 
 
 def read_given(source: Source, vocabulary: Vocabulary, dropped: Dropped) -> list[Document]:
@@ -150,7 +158,7 @@ def retokenised(documents: Sequence[Document], reading: Vocabulary, vocabulary: 
         DataFileError: a text has no tokens there.
     """
     if reading is vocabulary:
-        return list(documents)
+        return documents if isinstance(documents, list) else list(documents)
     out = []
     for document in documents:
         data = reading.decode_bytes(document.tokens)

@@ -19,10 +19,12 @@ from longspan.data.base import SequenceDataModule
 from longspan.data.baselines import language_baselines, token_baselines
 from longspan.data.corpus import Corpus, PackedDataset, Region, WindowDataset, cut_windows, pack_windows
 from longspan.data.drawn_windows import Drawing
+from longspan.data.encoded_genomes import MappedDocuments, Storage, encoded
+from longspan.data.files import list_files
 from longspan.data.sources import Columns, Document, read_documents, read_given, read_split, retokenised
 from longspan.data.splits import SPLITS, by_chromosome, by_groups
 from longspan.data.values import Loading, Source, Splits, check_files, gathered, source_of
-from longspan.data.vocabularies import BYTES, LookupVocabulary, Vocabulary
+from longspan.data.vocabularies import BYTES, LETTERS, LookupVocabulary, Vocabulary
 
 # with fewer documents than this, holding out whole ones makes splits of very unequal size
 FEW_DOCUMENTS = 10
@@ -71,10 +73,13 @@ class TextDataModule(SequenceDataModule):
         **keys: Any,
     ):
         given = source_of(source, self.source), splits or self.splits, loading or Loading(max_length=1024)
-        self.source, self.splits, loading, self.addresses, self.drawing = gathered(self, keys, *given, Addresses(), Drawing())
+        self.source, self.splits, loading, self.addresses, self.drawing, self.storage = gathered(
+            self, keys, *given, Addresses(), Drawing(), Storage()
+        )
         super().__init__(self.source.vocabulary, loading, self.source.vocabulary_cache)
         self._bundled = self.source.bundled_of(self.bundled)
         check_files(self.source, self.splits)
+        self.storage.check(self.source.path)
         cover = self.max_length - 1
         self.train_stride = settings.whole_or_none("train_stride", train_stride, 1) or cover
         if self.train_stride > cover:
@@ -114,7 +119,8 @@ class TextDataModule(SequenceDataModule):
         return parts
 
     def _load_predict(self) -> WindowDataset:
-        return self._whole("predict", read_given(self.source, self.reading, self.dropped))
+        mapped = self._mapped("path", self.source.path)
+        return self._whole("predict", read_given(self.source, self.reading, self.dropped) if mapped is None else mapped)
 
     def _given_set(self, documents: list[Document], split: str = "predict") -> WindowDataset:
         corpus = self._corpus(documents, self.vocabulary)
@@ -123,6 +129,9 @@ class TextDataModule(SequenceDataModule):
 
     def _read(self, split: str) -> list[Document] | None:
         """The documents that are named for a split; None where it is to be held out of the training data."""
+        mapped = self._mapped(*self.splits.files(self.source)[split])
+        if mapped is not None:
+            return mapped
         if self._bundled is None or self.splits.files(self.source)[split][1] is not None:
             return read_split(self.source, self.splits, split, self.reading, self.dropped)
         if split != "train":
@@ -131,7 +140,20 @@ class TextDataModule(SequenceDataModule):
             return self.addresses.documents()
         return read_documents("bundled", shipped.GENOMES[self._bundled][0], self.reading, Columns(), "fasta")
 
+    def _mapped(self, key: str, path: str | None) -> MappedDocuments | None:
+        """The records of large genomes, which stay in files; None for all other data."""
+        letters = isinstance(self._vocabulary, LookupVocabulary) and self._vocabulary.name in LETTERS
+        if not letters and self.storage.memory_mapped is True:
+            fix = f"{self._vocabulary.name} are read into memory; take data.vocabulary=nucleotides, or data=large_text"
+            raise wrong_value("data.memory_mapped", True, fix)
+        files = list_files(key, path, self.source.format) if path and letters else []
+        if not self.storage.maps(files):
+            return None
+        return MappedDocuments(encoded(files, self.reading, first=self.vocabulary.bos_id, prefixed=True))
+
     def _corpus(self, documents: list[Document], vocabulary: Vocabulary) -> Corpus:
+        if isinstance(documents, MappedDocuments):
+            return documents.corpus
         spans: list[Any] = [document.spans for document in documents]
         return Corpus.build(
             [document.tokens for document in documents],
@@ -152,7 +174,7 @@ class TextDataModule(SequenceDataModule):
             # a held-out part's first token needs the one before it as context, to be predicted once in its own split;
             # where a cut leaves a part only a document's <bos>, there is nothing to predict
             return {split: [(d, max(0, begin - 1), end) for d, begin, end in parts[split] if end > 1] for split in SPLITS}
-        groups = [hashlib.sha256(document.tokens.tobytes()).digest() for document in documents]
+        groups = [hashlib.sha256(np.ascontiguousarray(document.tokens).data).digest() for document in documents]
         wanted = 1 + sum(share > 0 for share in shares.values())
         settings.enough_groups(self.source.key, self.source.named, groups, wanted, "text", corpus.names)
         weights = np.array(sizes, dtype=float)[:, None]

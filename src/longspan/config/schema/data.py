@@ -24,6 +24,7 @@ from longspan.config.schema.kinds import (
 Format = Literal["text", "lines", "jsonl", "csv", "tsv", "parquet", "fasta"]
 Nucleotides = Literal["nucleotides", "nucleotides_soft_masked"]
 Missing = Literal["error", "drop"]
+Mapped = bool | Literal["auto"]
 Column = Annotated[
     Annotated[str, Field(min_length=1)] | Annotated[int, Field(ge=1)],
     Fix("a text, the name of a column, or where data.header=false its number"),
@@ -119,6 +120,7 @@ class GenomeData(Held, Windowed):
     split_by: Literal["auto", "document", "position"]
     train_stride: Count | None
     vocabulary: Nucleotides
+    memory_mapped: Mapped = "auto"
 
     def problem(self) -> tuple[str, str] | None:
         return _stride(self, self.train_stride, self.max_length - 1)
@@ -167,6 +169,7 @@ class LabellingData(Held, Windowed):
     on_missing: Missing
     vocabulary: Nucleotides
     train_stride: Count | None
+    memory_mapped: Mapped = "auto"
 
     def problem(self) -> tuple[str, str] | None:
         for key, other in (("test_path", "test_genes_path"), ("test_genes_path", "test_path")):

@@ -2,7 +2,7 @@
 
 from longspan.data.readers.annotation import ANNOTATIONS, read_annotation
 from longspan.data.readers.bed import Interval, read_bed
-from longspan.data.readers.fasta import FastaRecord, read_fasta
+from longspan.data.readers.fasta import FastaHeader, FastaRecord, read_fasta, stream_fasta
 from longspan.data.readers.genbank import read_genbank
 from longspan.data.readers.hub import read_hub
 from longspan.data.readers.jsonl import read_jsonl
@@ -13,6 +13,7 @@ from longspan.data.readers.text import read_lines, read_text
 
 __all__ = [
     "ANNOTATIONS",
+    "FastaHeader",
     "FastaRecord",
     "Interval",
     "Row",
@@ -26,4 +27,5 @@ __all__ = [
     "read_lines",
     "read_parquet",
     "read_text",
+    "stream_fasta",
 ]
