@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import warm_process
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longspan.data import (
-    ConfigError,
-    DataFileError,
-    GenomeDataModule,
-    TokenLabellingDataModule,
-    encoded_genomes,
-    files,
-    genes,
-)
+from longspan.config.errors import ConfigError
+from longspan.data import DataFileError, GenomeDataModule, TokenLabellingDataModule, encoded_genomes, files, genes
 from longspan.data.readers import read_fasta
 
 
@@ -190,8 +183,8 @@ def test_a_process_holds_little_of_a_large_genome(tmp_path):
     block = np.concatenate([drawn, np.full((rows, 1), 10, np.uint8)], axis=1).tobytes()
     (tmp_path / "large.fa").write_bytes(b">c1\n" + block * 12)  # 47 million bases
     (tmp_path / "large.bed").write_text("c1\t10\t40000000\tgene\t0\t+\n")
-    command = [sys.executable, "-c", MEASURE, str(tmp_path / "large.fa"), str(tmp_path / "large.bed")]
-    said = subprocess.run(command, capture_output=True, text=True)
+    (tmp_path / "measure.py").write_text(MEASURE)
+    said = warm_process.run(tmp_path / "measure.py", tmp_path / "large.fa", tmp_path / "large.bed")
     assert said.returncode == 0, said.stderr
     grown = [float(row.split()[0]) for row in said.stdout.splitlines()]
     # a batch of int64 tokens is 8 MiB, a piece of labels 16; the genome would be 45

@@ -48,7 +48,9 @@ class Storage:
     def check(self, path: str | None) -> None:
         """Raises ConfigError where mapping is asked for, and no file is named."""
         if self.memory_mapped is True and path is None:
-            raise ConfigError("memory_mapped", True, "what comes with the project is small; name your own FASTA by data.path")
+            raise wrong_value(
+                "data.memory_mapped", True, "what comes with the project is small; name your own FASTA by data.path"
+            )
 
     def maps(self, files: Sequence[tuple[Path, str]]) -> bool:
         """Whether these files (with their formats) are to be mapped.
