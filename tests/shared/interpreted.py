@@ -18,6 +18,7 @@ def import_interpreted() -> None:
     os.environ["TRITON_INTERPRET"] = "1"
     try:
         _patch_once()
+        _compute_no_more_than_is_used()
         import longspan_kernels.block_sparse.triton.backward
         import longspan_kernels.block_sparse.triton.forward
         import longspan_kernels.linear.triton.delta_launches
@@ -59,6 +60,25 @@ def _patch_once() -> None:
         return SimpleNamespace(restore=restore)
 
     interpreter._patch_lang = patch
+
+
+def _compute_no_more_than_is_used() -> None:
+    """Takes a third of an interpreted kernel's time.
+
+    The interpreter computes whether each sum of integers would overflow, and looks at the answer in its debug mode alone;
+    it makes its table of dtypes anew each time that it looks one up.
+    """
+    from dataclasses import replace
+    from functools import cache
+
+    from triton.runtime import interpreter
+
+    builder = interpreter.interpreter_builder
+    if not builder.options.debug:
+        builder.options = replace(builder.options, sanitize_overflow=False)
+    look_up = interpreter._get_np_dtype
+    kept = cache(look_up)
+    interpreter._get_np_dtype = lambda dtype: look_up(dtype) if dtype.scalar.is_ptr() else kept(dtype.scalar)
 
 
 def _backends_here() -> list[str]:
