@@ -86,9 +86,12 @@ def chunk_decays(G, RUNS, bh, first, rows, ok, length, H: tl.constexpr, C: tl.co
 @triton.jit
 def key_products(K, k_t, rows, ok, S: tl.constexpr, TYPE: tl.constexpr, PRECISION: tl.constexpr):
     """k k^T [C, C] of a chunk."""
-    products = tl.zeros((S.C, S.C), tl.float32)
-    for x in tl.static_range(S.D // S.BX):
-        k = rows_of(K, k_t, rows, x * S.BX + tl.arange(0, S.BX), ok, TYPE)
+    D: tl.constexpr = S.D
+    C: tl.constexpr = S.C
+    BX: tl.constexpr = S.BX
+    products = tl.zeros((C, C), tl.float32)
+    for x in tl.static_range(D // BX):
+        k = rows_of(K, k_t, rows, x * BX + tl.arange(0, BX), ok, TYPE)
         products = tl.dot(k, tl.trans(k), products, input_precision=PRECISION)
     return products
 
@@ -99,25 +102,28 @@ def invert_systems(
     length: tl.int32, chunks: tl.int32, S: tl.constexpr,
 ):  # fmt: skip
     """INVERSE = (I + L)^-1 [C, C] of every chunk, L_ij = beta_i within_ij k_i . k_j below the diagonal: row after row."""
+    H: tl.constexpr = S.H
+    K_SHARE: tl.constexpr = S.K_SHARE
+    C: tl.constexpr = S.C
     TYPE: tl.constexpr = INVERSE.dtype.element_ty
     PRECISION: tl.constexpr = "ieee" if S.EXACT else "tf32"
     program = tl.program_id(0)
-    bh, first = program // chunks, program % chunks * S.C
-    rows = tl.arange(0, S.C)
-    ok = first + rows < stop_of(LENGTHS, bh, length, S.H)
-    k_rows = tokens_of(K, k_b, k_h, k_t, bh, S.K_SHARE, S.H, first)
+    bh, first = program // chunks, program % chunks * C
+    rows = tl.arange(0, C)
+    ok = first + rows < stop_of(LENGTHS, bh, length, H)
+    k_rows = tokens_of(K, k_b, k_h, k_t, bh, K_SHARE, H, first)
     beta = tl.load(BETA + bh.to(tl.int64) * length + first + rows, mask=ok, other=0.0)
-    _, _, within, _ = chunk_decays(G, RUNS, bh, first, rows, ok, length, S.H, S.C)
+    _, _, within, _ = chunk_decays(G, RUNS, bh, first, rows, ok, length, H, C)
     products = key_products(k_rows, k_t, rows, ok, S, TYPE, PRECISION)
     system = tl.where(rows[:, None] > rows[None, :], products * within * beta[:, None], 0.0)
     columns = tl.trans(system)  # a row of the system, laid out as a column
     inverse = tl.where(rows[:, None] == rows[None, :], 1.0, 0.0)
-    for i in tl.range(1, S.C):
+    for i in tl.range(1, C):
         row = tl.sum(tl.where(rows[None, :] == i, columns, 0.0), 1)
         known = tl.sum(row[:, None] * inverse, 0)
         inverse = tl.where(rows[:, None] == i, inverse - known[None, :], inverse)
-    at = INVERSE + program.to(tl.int64) * S.C * S.C
-    tl.store(at + rows[:, None] * S.C + rows[None, :], inverse.to(TYPE))
+    at = INVERSE + program.to(tl.int64) * C * C
+    tl.store(at + rows[:, None] * C + rows[None, :], inverse.to(TYPE))
 
 
 @triton.jit(do_not_specialize=VARYING)
@@ -127,28 +133,35 @@ def make_operands(
     length: tl.int32, chunks: tl.int32, S: tl.constexpr,
 ):  # fmt: skip
     """FROM_VALUES = A beta V [C, DV] and FROM_STATE = A (beta into K) [C, D] of every chunk, A the inverse."""
+    H: tl.constexpr = S.H
+    K_SHARE: tl.constexpr = S.K_SHARE
+    D: tl.constexpr = S.D
+    DV: tl.constexpr = S.DV
+    C: tl.constexpr = S.C
+    BX: tl.constexpr = S.BX
+    BZ: tl.constexpr = S.BZ
     TYPE: tl.constexpr = INVERSE.dtype.element_ty
     PRECISION: tl.constexpr = "ieee" if S.EXACT else "tf32"
     program = tl.program_id(0)
-    bh, first = program // chunks, program % chunks * S.C
-    rows = tl.arange(0, S.C)
-    ok = first + rows < stop_of(LENGTHS, bh, length, S.H)
-    k_rows = tokens_of(K, k_b, k_h, k_t, bh, S.K_SHARE, S.H, first)
-    v_rows = tokens_of(V, v_b, v_h, v_t, bh, S.K_SHARE, S.H, first)
+    bh, first = program // chunks, program % chunks * C
+    rows = tl.arange(0, C)
+    ok = first + rows < stop_of(LENGTHS, bh, length, H)
+    k_rows = tokens_of(K, k_b, k_h, k_t, bh, K_SHARE, H, first)
+    v_rows = tokens_of(V, v_b, v_h, v_t, bh, K_SHARE, H, first)
     beta = tl.load(BETA + bh.to(tl.int64) * length + first + rows, mask=ok, other=0.0)
-    into, _, _, _ = chunk_decays(G, RUNS, bh, first, rows, ok, length, S.H, S.C)
-    inverse = tl.load(INVERSE + program.to(tl.int64) * S.C * S.C + rows[:, None] * S.C + rows[None, :])
-    place = program.to(tl.int64) * S.C
-    for z in tl.static_range(S.DV // S.BZ):
-        columns = z * S.BZ + tl.arange(0, S.BZ)
+    into, _, _, _ = chunk_decays(G, RUNS, bh, first, rows, ok, length, H, C)
+    inverse = tl.load(INVERSE + program.to(tl.int64) * C * C + rows[:, None] * C + rows[None, :])
+    place = program.to(tl.int64) * C
+    for z in tl.static_range(DV // BZ):
+        columns = z * BZ + tl.arange(0, BZ)
         v = rows_of(v_rows, v_t, rows, columns, ok, tl.float32) * beta[:, None]
         made = tl.dot(inverse, v.to(TYPE), input_precision=PRECISION)
-        tl.store(FROM_VALUES + place * S.DV + rows[:, None] * S.DV + columns[None, :], made.to(TYPE))
-    for x in tl.static_range(S.D // S.BX):
-        columns = x * S.BX + tl.arange(0, S.BX)
+        tl.store(FROM_VALUES + place * DV + rows[:, None] * DV + columns[None, :], made.to(TYPE))
+    for x in tl.static_range(D // BX):
+        columns = x * BX + tl.arange(0, BX)
         k = rows_of(k_rows, k_t, rows, columns, ok, tl.float32) * (beta * into)[:, None]
         made = tl.dot(inverse, k.to(TYPE), input_precision=PRECISION)
-        tl.store(FROM_STATE + place * S.D + rows[:, None] * S.D + columns[None, :], made.to(TYPE))
+        tl.store(FROM_STATE + place * D + rows[:, None] * D + columns[None, :], made.to(TYPE))
 
 
 @triton.jit(do_not_specialize=VARYING)
@@ -157,38 +170,44 @@ def run_states(
     k_b: tl.int64, k_h: tl.int64, k_t: tl.int64, length: tl.int32, chunks: tl.int32, S: tl.constexpr,
 ):  # fmt: skip
     """VALUES = FROM_VALUES - FROM_STATE S, STATES the S before each chunk and after the last, LAST the last in float32."""
+    H: tl.constexpr = S.H
+    K_SHARE: tl.constexpr = S.K_SHARE
+    D: tl.constexpr = S.D
+    DV: tl.constexpr = S.DV
+    C: tl.constexpr = S.C
+    BZ: tl.constexpr = S.BZ
     TYPE: tl.constexpr = STATES.dtype.element_ty
     PRECISION: tl.constexpr = "ieee" if S.EXACT else "tf32"
-    TILES: tl.constexpr = S.DV // S.BZ
+    TILES: tl.constexpr = DV // BZ
     bh = tl.program_id(0) // TILES
-    rows, xs = tl.arange(0, S.C), tl.arange(0, S.D)
-    zs = tl.program_id(0) % TILES * S.BZ + tl.arange(0, S.BZ)
-    stop = stop_of(LENGTHS, bh, length, S.H)
-    k_head = tokens_of(K, k_b, k_h, k_t, bh, S.K_SHARE, S.H, 0)
-    place = bh.to(tl.int64) * chunks * S.C
-    entries = xs[:, None] * S.DV + zs[None, :]
-    STATES += bh.to(tl.int64) * (chunks + 1) * S.D * S.DV
+    rows, xs = tl.arange(0, C), tl.arange(0, D)
+    zs = tl.program_id(0) % TILES * BZ + tl.arange(0, BZ)
+    stop = stop_of(LENGTHS, bh, length, H)
+    k_head = tokens_of(K, k_b, k_h, k_t, bh, K_SHARE, H, 0)
+    place = bh.to(tl.int64) * chunks * C
+    entries = xs[:, None] * DV + zs[None, :]
+    STATES += bh.to(tl.int64) * (chunks + 1) * D * DV
     if START is not None:
-        state = tl.load(START + bh.to(tl.int64) * S.D * S.DV + entries)
+        state = tl.load(START + bh.to(tl.int64) * D * DV + entries)
     else:
-        state = tl.zeros((S.D, S.BZ), tl.float32)
+        state = tl.zeros((D, BZ), tl.float32)
     for step in tl.range(0, chunks):
         n = tl.cast(step, tl.int32)
-        first = n * S.C
+        first = n * C
         ok = first + rows < stop
-        _, onto, _, kept = chunk_decays(G, RUNS, bh, first, rows, ok, length, S.H, S.C)
+        _, onto, _, kept = chunk_decays(G, RUNS, bh, first, rows, ok, length, H, C)
         k = rows_of(k_head + first.to(tl.int64) * k_t, k_t, rows, xs, ok, TYPE)
         own = place + first
-        w = tl.load(FROM_STATE + own * S.D + rows[:, None] * S.D + xs[None, :])
-        values = tl.load(FROM_VALUES + own * S.DV + rows[:, None] * S.DV + zs[None, :]).to(tl.float32)
+        w = tl.load(FROM_STATE + own * D + rows[:, None] * D + xs[None, :])
+        values = tl.load(FROM_VALUES + own * DV + rows[:, None] * DV + zs[None, :]).to(tl.float32)
         held = state.to(TYPE)
-        tl.store(STATES + n.to(tl.int64) * S.D * S.DV + entries, held)
+        tl.store(STATES + n.to(tl.int64) * D * DV + entries, held)
         values -= tl.dot(w, held, input_precision=PRECISION)
-        tl.store(VALUES + own * S.DV + rows[:, None] * S.DV + zs[None, :], values.to(TYPE))
+        tl.store(VALUES + own * DV + rows[:, None] * DV + zs[None, :], values.to(TYPE))
         moved = (values * onto[:, None]).to(TYPE)
         state = tl.dot(tl.trans(k), moved, state * kept, input_precision=PRECISION)
-    tl.store(STATES + chunks.to(tl.int64) * S.D * S.DV + entries, state.to(TYPE))
-    tl.store(LAST + bh.to(tl.int64) * S.D * S.DV + entries, state)
+    tl.store(STATES + chunks.to(tl.int64) * D * DV + entries, state.to(TYPE))
+    tl.store(LAST + bh.to(tl.int64) * D * DV + entries, state)
 
 
 @triton.jit(do_not_specialize=VARYING)
@@ -198,27 +217,34 @@ def read_states(
     length: tl.int32, chunks: tl.int32, S: tl.constexpr,
 ):  # fmt: skip
     """OUT = scale * ((q k^T within) VALUES + into q S), contiguous [B * H, T, DV]."""
+    H: tl.constexpr = S.H
+    K_SHARE: tl.constexpr = S.K_SHARE
+    D: tl.constexpr = S.D
+    DV: tl.constexpr = S.DV
+    C: tl.constexpr = S.C
+    BX: tl.constexpr = S.BX
+    BZ: tl.constexpr = S.BZ
     TYPE: tl.constexpr = STATES.dtype.element_ty
     PRECISION: tl.constexpr = "ieee" if S.EXACT else "tf32"
-    TILES: tl.constexpr = S.DV // S.BZ
+    TILES: tl.constexpr = DV // BZ
     program = tl.program_id(0) // TILES
-    zs = tl.program_id(0) % TILES * S.BZ + tl.arange(0, S.BZ)
+    zs = tl.program_id(0) % TILES * BZ + tl.arange(0, BZ)
     bh, n = program // chunks, program % chunks
-    first = n * S.C
-    rows = tl.arange(0, S.C)
-    ok = first + rows < stop_of(LENGTHS, bh, length, S.H)
-    q_rows = tokens_of(Q, q_b, q_h, q_t, bh, 1, S.H, first)
-    k_rows = tokens_of(K, k_b, k_h, k_t, bh, S.K_SHARE, S.H, first)
-    into, _, within, _ = chunk_decays(G, RUNS, bh, first, rows, ok, length, S.H, S.C)
-    STATES += (bh.to(tl.int64) * (chunks + 1) + n) * S.D * S.DV
-    scores = tl.zeros((S.C, S.C), tl.float32)
-    read = tl.zeros((S.C, S.BZ), tl.float32)
-    for x in tl.static_range(S.D // S.BX):
-        xs = x * S.BX + tl.arange(0, S.BX)
+    first = n * C
+    rows = tl.arange(0, C)
+    ok = first + rows < stop_of(LENGTHS, bh, length, H)
+    q_rows = tokens_of(Q, q_b, q_h, q_t, bh, 1, H, first)
+    k_rows = tokens_of(K, k_b, k_h, k_t, bh, K_SHARE, H, first)
+    into, _, within, _ = chunk_decays(G, RUNS, bh, first, rows, ok, length, H, C)
+    STATES += (bh.to(tl.int64) * (chunks + 1) + n) * D * DV
+    scores = tl.zeros((C, C), tl.float32)
+    read = tl.zeros((C, BZ), tl.float32)
+    for x in tl.static_range(D // BX):
+        xs = x * BX + tl.arange(0, BX)
         q, k = rows_of(q_rows, q_t, rows, xs, ok, TYPE), rows_of(k_rows, k_t, rows, xs, ok, TYPE)
         scores = tl.dot(q, tl.trans(k), scores, input_precision=PRECISION)
-        read = tl.dot(q, tl.load(STATES + xs[:, None] * S.DV + zs[None, :]), read, input_precision=PRECISION)
-    values = tl.load(VALUES + program.to(tl.int64) * S.C * S.DV + rows[:, None] * S.DV + zs[None, :])
+        read = tl.dot(q, tl.load(STATES + xs[:, None] * DV + zs[None, :]), read, input_precision=PRECISION)
+    values = tl.load(VALUES + program.to(tl.int64) * C * DV + rows[:, None] * DV + zs[None, :])
     out = tl.dot((scores * within).to(TYPE), values, read * into[:, None], input_precision=PRECISION) * scale
-    at = OUT + (bh.to(tl.int64) * length + first) * S.DV + rows[:, None] * S.DV + zs[None, :]
+    at = OUT + (bh.to(tl.int64) * length + first) * DV + rows[:, None] * DV + zs[None, :]
     tl.store(at, out.to(OUT.dtype.element_ty), mask=(first + rows < length)[:, None])
