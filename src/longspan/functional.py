@@ -17,7 +17,7 @@ from longspan_kernels.block_sparse.backends import BACKENDS
 from longspan_kernels.block_sparse.cache import block_size_of
 from longspan_kernels.block_sparse.layout import DeviceLayout
 from longspan_kernels.block_sparse.op import attend, attend_by
-from longspan_kernels.launch.autocast import autocast_dtype
+from longspan_kernels.launch import autocast_dtype
 
 __all__ = ["BACKENDS", "CallError", "sparse_attention"]
 

@@ -1,6 +1,5 @@
 """Pattern-based variants: their configs, their outputs against dense attention, their cost, their errors."""
 
-import inspect
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from longspan.attention import PatternAttention
 from longspan.attention.block_table import log_sparse_table
 from longspan.attention.named import variant_named, variant_names
 from longspan.config.errors import ConfigError
+from longspan.parameters import parameters
 from longspan.patterns import BigBird, BlockTable, Full, Global, Local, Longformer, PerHead, Predicate, Random, Strided
 
 torch.set_num_threads(1)
@@ -45,8 +45,7 @@ def test_the_config_holds_every_setting_at_its_default(name):
     config = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml"))
     target = get_object(config.pop("_target_"))
     assert config.pop("_partial_") is True
-    parameters = inspect.signature(target).parameters
-    settings = {k: p.default for k, p in parameters.items() if k not in {*PLACE, "grid"}}
+    settings = {k: p.default for k, p in parameters(target).items() if k not in {*PLACE, "grid"}}
     assert config == {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
     first = (CONF / f"{name}.yaml").read_text().splitlines()
     assert f"python train.py attention={name}" in first[0] and "arXiv:" in first[1]

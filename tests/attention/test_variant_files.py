@@ -2,7 +2,6 @@
 
 import ast
 import importlib
-import inspect
 import pkgutil
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from omegaconf import OmegaConf
 import longspan.attention as variants
 import longspan_kernels
 from longspan.attention.named import PLACE, variant_named, variant_names
+from longspan.parameters import parameters
 
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf" / "attention"
@@ -32,7 +32,7 @@ def test_a_config_states_the_defaults_of_its_file(name):
     assert target is variant_named(name, "")
     own = importlib.import_module(module_of(name))
     assert target.__module__ == own.__name__ or target.__module__.startswith(f"{own.__name__}.")
-    settings = {k: p.default for k, p in inspect.signature(target).parameters.items() if k not in PLACE}
+    settings = {k: p.default for k, p in parameters(target).items() if k not in PLACE}
     assert config == {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
     first = (CONF / f"{name}.yaml").read_text().splitlines()
     assert f"python train.py attention={name}" in first[0]

@@ -1,1 +1,5 @@
-"""How any Triton kernel of ours starts: a cached launcher, CUDA graphs, and whether Triton runs here."""
+"""How any Triton kernel of ours starts: a cached launcher, CUDA graphs, autocast, and whether Triton runs here."""
+
+from longspan_kernels.launch.autocast import autocast_dtype, cast_as_products
+
+__all__ = ["autocast_dtype", "cast_as_products"]

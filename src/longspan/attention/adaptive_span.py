@@ -23,7 +23,7 @@ from longspan.cost import Cost
 from longspan.functional import sparse_attention
 from longspan.patterns import BlockTable, Full, Local, Pattern, PerHead
 from longspan.values import is_number, is_whole
-from longspan_kernels.launch.autocast import cast_as_products
+from longspan_kernels.launch import cast_as_products
 
 UNIT = 64  # the part that the sparse kernel computes grows in these steps, so that its pattern rarely changes
 

@@ -5,6 +5,8 @@ Legend: B batch, H heads, Hkv key/value heads, T tokens, D head width.
 
 from __future__ import annotations
 
+from typing import Required, TypedDict
+
 import torch
 from torch import Tensor
 
@@ -21,6 +23,19 @@ from longspan_kernels.block_sparse import counted_pairs, what_runs
 Lengths = Tensor | tuple[Tensor, Tensor]
 
 
+class Place(TypedDict, total=False):
+    """What every pattern variant hands on to `PatternAttention`, which says what it means."""
+
+    heads: Required[int]
+    kv_heads: int | None
+    head_dim: Required[int]
+    causal: Required[bool]
+    layer: int
+    max_length: int | None
+    dropout: float
+    backend: str
+
+
 class PatternAttention(ShowsWeights):
     """Softmax attention over the live pairs of a pattern. It has no parameters; projections are the model's.
 
@@ -28,6 +43,7 @@ class PatternAttention(ShowsWeights):
         pattern: which keys each query sees.
         heads, kv_heads, head_dim: H, Hkv (it divides H) and D (16 to 256).
         causal: only keys at or before the query.
+        layer: number of the layer, from 0; variants that draw at random draw by it.
         dropout: share of attention weights that fall away, in training only.
         backend: "auto", "triton", "blocked" or "dense".
         max_length: the longest sequence, where it is known.
@@ -44,6 +60,7 @@ class PatternAttention(ShowsWeights):
         kv_heads: int | None = None,
         head_dim: int,
         causal: bool,
+        layer: int = 0,
         max_length: int | None = None,
         dropout: float = 0.0,
         backend: str = "auto",

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
 
-from longspan.attention.base import PatternAttention
+from longspan.attention.base import PatternAttention, Place
 from longspan.attention.errors import settings_named, wrong_setting
 from longspan.patterns import BlockTable
 
@@ -31,27 +31,11 @@ class BlockTableAttention(PatternAttention):
         *,
         table: str | Sequence[Any] | None = None,
         block_size: int = 64,
-        dropout: float = 0.0,
-        backend: str = "auto",
-        heads: int,
-        head_dim: int,
-        causal: bool,
-        kv_heads: int | None = None,
-        layer: int = 0,
-        max_length: int | None = None,
+        **place: Unpack[Place],
     ) -> None:
         with settings_named():
-            pattern = block_table_pattern(table, block_size, max_length)
-        super().__init__(
-            pattern,
-            heads=heads,
-            kv_heads=kv_heads,
-            head_dim=head_dim,
-            causal=causal,
-            max_length=max_length,
-            dropout=dropout,
-            backend=backend,
-        )
+            pattern = block_table_pattern(table, block_size, place.get("max_length"))
+        super().__init__(pattern, **place)
 
 
 block_table = BlockTableAttention

@@ -18,7 +18,7 @@ from longspan.cost import Cost
 from longspan.functional import BACKENDS, sparse_attention
 from longspan.patterns import Pattern
 from longspan_kernels.block_sparse import DeviceLayout
-from longspan_kernels.launch.autocast import cast_as_products
+from longspan_kernels.launch import cast_as_products
 
 
 class ContentAttention(ShowsWeights):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from longspan.attention.base import PatternAttention
+from typing import Unpack
+
+from longspan.attention.base import PatternAttention, Place
 from longspan.attention.errors import settings_named, wrong_setting
 from longspan.patterns import Local, Pattern, PerHead
 from longspan.values import is_whole
@@ -26,15 +28,9 @@ class DilatedAttention(PatternAttention):
         window: int = 128,
         dilation: int = 4,
         dilated_heads: int | None = None,
-        dropout: float = 0.0,
-        backend: str = "auto",
-        heads: int,
-        head_dim: int,
-        causal: bool,
-        kv_heads: int | None = None,
-        layer: int = 0,
-        max_length: int | None = None,
+        **place: Unpack[Place],
     ) -> None:
+        heads = place["heads"]
         if dilated_heads is None:
             dilated_heads = heads - heads // 2
         if not is_whole(dilated_heads, 0, heads):
@@ -44,16 +40,7 @@ class DilatedAttention(PatternAttention):
         pattern: Pattern = gaps if dilated_heads else plain
         if 0 < dilated_heads < heads:
             pattern = PerHead([plain] * (heads - dilated_heads) + [gaps] * dilated_heads)
-        super().__init__(
-            pattern,
-            heads=heads,
-            kv_heads=kv_heads,
-            head_dim=head_dim,
-            causal=causal,
-            max_length=max_length,
-            dropout=dropout,
-            backend=backend,
-        )
+        super().__init__(pattern, **place)
 
 
 dilated = DilatedAttention

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from longspan.attention.base import PatternAttention
+from typing import Unpack
+
+from longspan.attention.base import PatternAttention, Place
 from longspan.patterns import Full
 
 
@@ -11,27 +13,9 @@ class FullAttention(PatternAttention):
 
     def __init__(
         self,
-        *,
-        dropout: float = 0.0,
-        backend: str = "auto",
-        heads: int,
-        head_dim: int,
-        causal: bool,
-        kv_heads: int | None = None,
-        layer: int = 0,
-        max_length: int | None = None,
+        **place: Unpack[Place],
     ) -> None:
-        pattern = Full()
-        super().__init__(
-            pattern,
-            heads=heads,
-            kv_heads=kv_heads,
-            head_dim=head_dim,
-            causal=causal,
-            max_length=max_length,
-            dropout=dropout,
-            backend=backend,
-        )
+        super().__init__(Full(), **place)
 
 
 full = FullAttention

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Unpack
 
-from longspan.attention.base import PatternAttention
+from longspan.attention.base import PatternAttention, Place
 from longspan.attention.errors import settings_named, wrong_setting
 from longspan.patterns import Global
 
@@ -23,30 +24,14 @@ class GlobalAttention(PatternAttention):
         *,
         first: int | None = 64,
         positions: Sequence[int] | None = None,
-        dropout: float = 0.0,
-        backend: str = "auto",
-        heads: int,
-        head_dim: int,
-        causal: bool,
-        kv_heads: int | None = None,
-        layer: int = 0,
-        max_length: int | None = None,
+        **place: Unpack[Place],
     ) -> None:
         if (first is None) == (positions is None):
             given = "neither is given" if first is None else f"= {first} and attention.positions = {list(positions or [])}"
             raise wrong_setting("first", f"{given}; give one of first and positions, and null for the other")
         with settings_named():
             pattern = Global(first=first, positions=positions)
-        super().__init__(
-            pattern,
-            heads=heads,
-            kv_heads=kv_heads,
-            head_dim=head_dim,
-            causal=causal,
-            max_length=max_length,
-            dropout=dropout,
-            backend=backend,
-        )
+        super().__init__(pattern, **place)
 
 
 global_ = GlobalAttention

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from typing import Unpack
 
-from longspan.attention.base import PatternAttention
+from longspan.attention.base import PatternAttention, Place
 from longspan.attention.errors import settings_named, wrong_setting
 from longspan.patterns import Local2D
 
@@ -30,29 +31,15 @@ class Local2DAttention(PatternAttention):
         edges: str = "cut",
         height: int | None = None,
         width: int | None = None,
-        dropout: float = 0.0,
-        backend: str = "auto",
-        heads: int,
-        head_dim: int,
-        causal: bool,
-        kv_heads: int | None = None,
-        layer: int = 0,
-        max_length: int | None = None,
         grid: tuple[int, int] | None = None,
+        **place: Unpack[Place],
     ) -> None:
-        rows, columns = _sides(height, width, grid, max_length)
+        rows, columns = _sides(height, width, grid, place.get("max_length"))
         with settings_named():
             pattern = Local2D(rows, columns, window, dilation, edges)
-        super().__init__(
-            pattern,
-            heads=heads,
-            kv_heads=kv_heads,
-            head_dim=head_dim,
-            causal=causal,
-            max_length=rows * columns if max_length is None else max_length,
-            dropout=dropout,
-            backend=backend,
-        )
+        if place.get("max_length") is None:
+            place["max_length"] = rows * columns
+        super().__init__(pattern, **place)
 
 
 def _sides(height: int | None, width: int | None, grid: tuple[int, int] | None, length: int | None) -> tuple[int, int]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from longspan.attention.errors import moved, unknown_setting, wrong_setting
 from longspan.config.errors import ConfigError
 from longspan.nearest import did_you_mean, nearest
+from longspan.parameters import parameters
 
 PLACE = ("heads", "kv_heads", "head_dim", "causal", "layer", "max_length", "grid")  # what the model says, not the config
 SHARED = ("dropout", "backend")  # of the whole attention, not of its parts
@@ -37,7 +37,7 @@ def variant_named(name: Any, where: str) -> Any:
 
 def placed(make: Callable[..., Any], place: Mapping[str, Any]) -> dict[str, Any]:
     """What the model says to a variant: the grid of its tokens only where it is one and the variant asks for it."""
-    known = inspect.signature(make).parameters
+    known = parameters(make) or place
     return {key: value for key, value in place.items() if key != "grid" or (value is not None and key in known)}
 
 
@@ -67,7 +67,7 @@ def built(name: str, settings: Mapping[str, Any], place: Mapping[str, Any], wher
         ConfigError: a setting that the variant does not take, or that cannot work, by its key under `where`.
     """
     make = variant_named(name, where)
-    own = [key for key in inspect.signature(make).parameters if key not in (*PLACE, *SHARED)]
+    own = [key for key in parameters(make) or () if key not in (*PLACE, *SHARED)]
     for key in settings:
         if key not in own:
             raise unknown_setting(key, own, name, f"{where}.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from torch import nn
 from longspan.attention.errors import moved, unknown_setting, wrong_setting
 from longspan.attention.named import PLACE, placed, variant_named
 from longspan.config.errors import ConfigError
+from longspan.parameters import parameters
 
 TIMES = re.compile(r"([a-z_]+)\s*\*\s*([0-9]+)")
 
@@ -32,7 +32,7 @@ class Part:
             ConfigError: a setting that the variant does not take or that cannot work, by its key.
         """
         make = variant_named(self.name, self.where)
-        known = [key for key in inspect.signature(make).parameters if key not in PLACE]
+        known = [key for key in parameters(make) or () if key not in PLACE]
         for key in self.settings:
             if key not in known:
                 raise unknown_setting(key, known, self.name, f"{self.where}.")

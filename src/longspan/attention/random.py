@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from longspan.attention.base import PatternAttention
+from typing import Unpack
+
+from longspan.attention.base import PatternAttention, Place
 from longspan.attention.errors import settings_named
 from longspan.patterns import Random
 
@@ -23,27 +25,11 @@ class RandomAttention(PatternAttention):
         blocks: int = 3,
         block_size: int = 64,
         seed: int = 0,
-        dropout: float = 0.0,
-        backend: str = "auto",
-        heads: int,
-        head_dim: int,
-        causal: bool,
-        kv_heads: int | None = None,
-        layer: int = 0,
-        max_length: int | None = None,
+        **place: Unpack[Place],
     ) -> None:
         with settings_named():
-            pattern = Random(blocks, block_size, seed + layer)
-        super().__init__(
-            pattern,
-            heads=heads,
-            kv_heads=kv_heads,
-            head_dim=head_dim,
-            causal=causal,
-            max_length=max_length,
-            dropout=dropout,
-            backend=backend,
-        )
+            pattern = Random(blocks, block_size, seed + place.get("layer", 0))
+        super().__init__(pattern, **place)
 
 
 random = RandomAttention

@@ -14,7 +14,7 @@ from longspan.attention.content import ContentAttention, without_padding
 from longspan.attention.decoding import AttentionCache
 from longspan.attention.errors import wrong_setting
 from longspan.cost import Cost
-from longspan_kernels.launch.autocast import cast_as_products
+from longspan_kernels.launch import cast_as_products
 from longspan_kernels.linear import BACKENDS
 
 CHUNK = 64  # tokens a chunk, as FLOPs are counted: the same on every machine

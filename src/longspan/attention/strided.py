@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from longspan.attention.base import PatternAttention
+from typing import Unpack
+
+from longspan.attention.base import PatternAttention, Place
 from longspan.attention.errors import settings_named
 from longspan.patterns import Local, Strided
 
@@ -22,27 +24,11 @@ class StridedAttention(PatternAttention):
         *,
         stride: int = 128,
         window: int | None = 128,
-        dropout: float = 0.0,
-        backend: str = "auto",
-        heads: int,
-        head_dim: int,
-        causal: bool,
-        kv_heads: int | None = None,
-        layer: int = 0,
-        max_length: int | None = None,
+        **place: Unpack[Place],
     ) -> None:
         with settings_named():
             pattern = Local(window) | Strided(stride) if window else Strided(stride)
-        super().__init__(
-            pattern,
-            heads=heads,
-            kv_heads=kv_heads,
-            head_dim=head_dim,
-            causal=causal,
-            max_length=max_length,
-            dropout=dropout,
-            backend=backend,
-        )
+        super().__init__(pattern, **place)
 
 
 strided = StridedAttention

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -13,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from longspan.config.errors import ConfigError
 from longspan.config.values import HYDRA_KEYS
 from longspan.nearest import did_you_mean, listed, nearest
+from longspan.parameters import parameters
 from longspan.values import is_whole
 
 
@@ -136,9 +136,7 @@ def _targets(node: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
 def _parameters(target: Any) -> set[str] | None:
     """The names a call of `target` takes, or None where it takes any."""
     try:
-        parameters = inspect.signature(target).parameters.values()
+        found = parameters(target)
     except (TypeError, ValueError):
         return None
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return None
-    return {parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_POSITIONAL}
+    return None if found is None else set(found)
