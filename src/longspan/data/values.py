@@ -6,6 +6,7 @@ keywords of its own, as Hydra gives them: `TextDataModule(Source(path="x.txt"))`
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
@@ -202,6 +203,7 @@ def gathered(module: object, flat: Mapping[str, Any], *values: Any) -> list[Any]
         ConfigError: a key is a field of none of them; the message names the nearest that is.
     """
     known = {field.name for value in values for field in fields(value)}
+    known |= {p.name for p in inspect.signature(type(module)).parameters.values() if p.kind is p.KEYWORD_ONLY}
     for key, value in flat.items():
         if key not in known:
             near = nearest(key, known)

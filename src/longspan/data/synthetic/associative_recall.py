@@ -44,31 +44,13 @@ class AssociativeRecallDataModule(SyntheticDataModule):
         keys: int = 64,
         values: int = 64,
         fillers: int = 1,
-        batch_size: int = 32,
-        max_length: int = 256,
-        seed: int = 0,
-        epoch_windows: int = 16384,
-        max_train_windows: int | None = None,
-        max_validation_windows: int = 256,
-        max_test_windows: int = 512,
-        num_workers: int = 0,
+        **sizes: Any,
     ):
         self.pairs = settings.whole("pairs", pairs, 1)
         if settings.whole("keys", keys, 1) < self.pairs:
             raise wrong_value("data.keys", keys, f"the keys of a sequence differ: give at least data.pairs={pairs}")
         kinds = {"k": keys, "v": settings.whole("values", values, 2), "f": settings.whole("fillers", fillers, 1)}
-        super().__init__(
-            SymbolVocabulary("associative recall", kinds),
-            "v",
-            batch_size=batch_size,
-            max_length=max_length,
-            seed=seed,
-            epoch_windows=epoch_windows,
-            max_train_windows=max_train_windows,
-            max_validation_windows=max_validation_windows,
-            max_test_windows=max_test_windows,
-            num_workers=num_workers,
-        )
+        super().__init__(SymbolVocabulary("associative recall", kinds), "v", **sizes)
         self.region = QuestionRegion.fitted(
             context=2 * self.pairs,
             first_answer=1,

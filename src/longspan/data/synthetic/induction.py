@@ -44,29 +44,13 @@ class InductionDataModule(SyntheticDataModule):
         spread: str = "uniform",
         symbols: int = 64,
         fillers: int = 1,
-        batch_size: int = 32,
-        max_length: int = 256,
-        seed: int = 0,
-        epoch_windows: int = 16384,
-        max_train_windows: int | None = None,
-        max_validation_windows: int = 256,
-        max_test_windows: int = 512,
-        num_workers: int = 0,
+        **sizes: Any,
     ):
         self.run = settings.whole("run", run, 2)
         if settings.whole("symbols", symbols, 2) < self.run:
             raise wrong_value("data.symbols", symbols, f"the symbols of a run differ: give at least data.run={run}")
         super().__init__(
-            SymbolVocabulary("induction", {"s": symbols, "f": settings.whole("fillers", fillers, 1)}),
-            "s",
-            batch_size=batch_size,
-            max_length=max_length,
-            seed=seed,
-            epoch_windows=epoch_windows,
-            max_train_windows=max_train_windows,
-            max_validation_windows=max_validation_windows,
-            max_test_windows=max_test_windows,
-            num_workers=num_workers,
+            SymbolVocabulary("induction", {"s": symbols, "f": settings.whole("fillers", fillers, 1)}), "s", **sizes
         )
         self.region = QuestionRegion.fitted(
             context=self.run,

@@ -10,6 +10,7 @@ Legend: B sequences, T = `max_length`, P pairs, K keys.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,36 +20,22 @@ from longspan.data import settings
 from longspan.data.batches import IGNORED
 from longspan.data.synthetic.draws import Draws
 from longspan.data.synthetic.examples import Examples
-from longspan.data.synthetic.module import SyntheticDataModule
+from longspan.data.synthetic.module import Sizes, SyntheticDataModule
 from longspan.data.synthetic.symbols import SymbolVocabulary
-
-PAPER = "2403.17844"
 
 
 class MadDataModule(SyntheticDataModule):
     """What they share: MAD's 12,800 training and 1,280 test sequences."""
 
-    paper: ClassVar[str] = PAPER
-
-    def __init__(
-        self,
-        symbols: SymbolVocabulary,
-        answers: str,
-        *,
-        batch_size: int = 128,
-        max_length: int = 128,
-        seed: int = 0,
-        epoch_windows: int = 12800,
-        max_train_windows: int | None = 12800,
-        max_validation_windows: int = 1280,
-        max_test_windows: int = 1280,
-        num_workers: int = 0,
-    ):
-        super().__init__(
-            symbols, answers, batch_size=batch_size, max_length=max_length, seed=seed, epoch_windows=epoch_windows,
-            max_train_windows=max_train_windows, max_validation_windows=max_validation_windows,
-            max_test_windows=max_test_windows, num_workers=num_workers,
-        )  # fmt: skip
+    paper: ClassVar[str] = "2403.17844"
+    sizes: ClassVar[Sizes] = Sizes(
+        batch_size=128,
+        max_length=128,
+        epoch_windows=12800,
+        max_train_windows=12800,
+        max_validation_windows=1280,
+        max_test_windows=1280,
+    )
 
 
 def seen_before(keys: np.ndarray, count: int) -> np.ndarray:
@@ -140,10 +127,11 @@ class MemorisationDataModule(MadDataModule):
     """
 
     diagnostic: ClassVar[str] = "memorisation"
+    sizes: ClassVar[Sizes] = replace(MadDataModule.sizes, max_length=32)
 
-    def __init__(self, *, keys: int = 128, values: int = 128, max_length: int = 32, **sizes: Any):
+    def __init__(self, *, keys: int = 128, values: int = 128, **sizes: Any):
         kinds = {"k": settings.whole("keys", keys, 1), "v": settings.whole("values", values, 2), "i": 1}
-        super().__init__(SymbolVocabulary("memorisation", kinds), "v", max_length=max_length, **sizes)
+        super().__init__(SymbolVocabulary("memorisation", kinds), "v", **sizes)
         # The facts are the same in every run, split and rank: they are what is to be learned.
         self.facts = np.random.default_rng(2403).integers(0, values, keys)
 
@@ -175,10 +163,11 @@ class CompressionDataModule(MadDataModule):
 
     tasks: ClassVar[tuple[str, ...]] = ("compression",)
     diagnostic: ClassVar[str] = "compression"
+    sizes: ClassVar[Sizes] = replace(MadDataModule.sizes, max_length=32)
 
-    def __init__(self, *, values: int = 16, max_length: int = 32, **sizes: Any):
+    def __init__(self, *, values: int = 16, **sizes: Any):
         kinds = {"v": settings.whole("values", values, 2), "c": 1}
-        super().__init__(SymbolVocabulary("compression", kinds), "v", max_length=max_length, **sizes)
+        super().__init__(SymbolVocabulary("compression", kinds), "v", **sizes)
 
     def make(self, draws: Draws) -> Examples:
         values = self.symbols.first["v"] + draws.below(self.symbols.kinds["v"], self.max_length - 1)

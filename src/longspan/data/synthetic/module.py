@@ -6,6 +6,7 @@ Legend: B sequences a device, T = `max_length`.
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,11 +21,28 @@ from longspan.data.splits import SPLITS
 from longspan.data.synthetic.draws import Draws
 from longspan.data.synthetic.examples import Examples, StreamSampler, SyntheticDataset, stack
 from longspan.data.synthetic.symbols import SymbolVocabulary
-from longspan.data.values import Loading
+from longspan.data.values import Loading, gathered
 from longspan.data.vocabularies import SPECIALS
 
 # the held-out sets are the same whatever `seed` is, so that runs of several seeds are compared on the same questions
 HELD_OUT_SEED = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """How many sequences there are, how long and how they are dealt out; see `Loading`.
+
+    `epoch_windows`: where training data is endless, the sequences of what is called an epoch.
+    """
+
+    batch_size: int = 32
+    max_length: int = 256
+    seed: int = 0
+    epoch_windows: int = 16384
+    max_train_windows: int | None = None
+    max_validation_windows: int = 256
+    max_test_windows: int = 512
+    num_workers: int = 0
 
 
 class SyntheticDataModule(SequenceDataModule):
@@ -42,34 +60,22 @@ class SyntheticDataModule(SequenceDataModule):
     tasks: ClassVar[tuple[str, ...]] = ("recall", "token_labelling")
     diagnostic: ClassVar[str]
     paper: ClassVar[str]
+    sizes: ClassVar[Sizes] = Sizes()  # the defaults; their fields are keywords of every diagnostic
 
     def __init__(
         self,
         symbols: SymbolVocabulary,
         answers: str,
-        *,
-        batch_size: int,
-        max_length: int,
-        seed: int,
-        epoch_windows: int,
-        max_train_windows: int | None,
-        max_validation_windows: int,
-        max_test_windows: int,
-        num_workers: int,
+        **sizes: Any,
     ):
-        loading = Loading(
-            batch_size=batch_size,
-            max_length=max_length,
-            seed=seed,
-            num_workers=num_workers,
-            max_train_windows=max_train_windows,
-            max_validation_windows=settings.whole("max_validation_windows", max_validation_windows, 1),
-            max_test_windows=settings.whole("max_test_windows", max_test_windows, 1),
-        )
+        sizes = asdict(gathered(self, sizes, self.sizes)[0])
+        self.epoch_windows = settings.whole("epoch_windows", sizes.pop("epoch_windows"), 1)
+        for split in ("validation", "test"):
+            settings.whole(f"max_{split}_windows", sizes[f"max_{split}_windows"], 1)
+        loading = Loading(**sizes)
         super().__init__(symbols, loading)
         self.symbols = symbols
         self.answers = symbols.kinds[answers]
-        self.epoch_windows = settings.whole("epoch_windows", epoch_windows, 1)
         self.num_classes = symbols.size
         self.class_names = [*symbols.names, *SPECIALS]
 

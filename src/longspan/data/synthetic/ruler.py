@@ -21,29 +21,9 @@ from longspan.data.synthetic.symbols import SymbolVocabulary
 
 
 class RulerDataModule(SyntheticDataModule):
-    """What the three share: their sizes beside their own settings."""
+    """A task of RULER: its parts must fit the length."""
 
     paper: ClassVar[str] = "2404.06654"
-
-    def __init__(
-        self,
-        symbols: SymbolVocabulary,
-        answers: str,
-        *,
-        batch_size: int = 32,
-        max_length: int = 256,
-        seed: int = 0,
-        epoch_windows: int = 16384,
-        max_train_windows: int | None = None,
-        max_validation_windows: int = 256,
-        max_test_windows: int = 512,
-        num_workers: int = 0,
-    ):
-        super().__init__(
-            symbols, answers, batch_size=batch_size, max_length=max_length, seed=seed, epoch_windows=epoch_windows,
-            max_train_windows=max_train_windows, max_validation_windows=max_validation_windows,
-            max_test_windows=max_test_windows, num_workers=num_workers,
-        )  # fmt: skip
 
     def _room(self, key: str, value: int, needed: int) -> None:
         if needed > self.max_length:

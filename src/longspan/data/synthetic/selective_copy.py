@@ -40,29 +40,11 @@ class SelectiveCopyDataModule(SyntheticDataModule):
         max_distance: int | float | None = None,
         values: int = 16,
         fillers: int = 1,
-        batch_size: int = 32,
-        max_length: int = 256,
-        seed: int = 0,
-        epoch_windows: int = 16384,
-        max_train_windows: int | None = None,
-        max_validation_windows: int = 256,
-        max_test_windows: int = 512,
-        num_workers: int = 0,
+        **sizes: Any,
     ):
         self.copies = settings.whole("copies", copies, 1)
         kinds = {"v": settings.whole("values", values, 2), "f": settings.whole("fillers", fillers, 1), "c": 1}
-        super().__init__(
-            SymbolVocabulary("selective copying", kinds),
-            "v",
-            batch_size=batch_size,
-            max_length=max_length,
-            seed=seed,
-            epoch_windows=epoch_windows,
-            max_train_windows=max_train_windows,
-            max_validation_windows=max_validation_windows,
-            max_test_windows=max_test_windows,
-            num_workers=num_workers,
-        )
+        super().__init__(SymbolVocabulary("selective copying", kinds), "v", **sizes)
         self.marks = self.max_length - self.copies  # where they begin
         self.distance = tokens_or_share("distance", distance, self.max_length)
         farthest = None if max_distance is None else tokens_or_share("max_distance", max_distance, self.max_length)
