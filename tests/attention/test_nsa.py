@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from chosen_by_content import PLACE, compare, configured, dense, draw
+from chosen_by_content import PLACE, checked_past_the_length, compare, configured, dense, draw
 
 import longspan.attention as variants
 from longspan.config.errors import ConfigError
@@ -112,17 +112,7 @@ def test_a_group_shares_its_selection():
 
 
 def test_what_lies_past_the_length_does_not_matter():
-    module = made()
-    q, k, v = draw(64)
-    lengths = torch.tensor([64, 37])
-    expected = module(q, k, v, lengths=lengths)
-    with torch.no_grad():
-        for x in (q, k, v):
-            x[1, :, 37:] = float("nan")
-    out = module(q, k, v, lengths=lengths)
-    torch.testing.assert_close(out, expected)
-    for gradient in torch.autograd.grad(out.sum(), (q, k, v)):
-        assert gradient.isfinite().all()
+    checked_past_the_length(made())
 
 
 def test_later_tokens_change_nothing():

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from chosen_by_content import PLACE, compare, configured, draw
+from chosen_by_content import PLACE, checked_past_the_length, compare, configured, draw
 
 import longspan.attention as variants
 from longspan.attention.sinkhorn import sinkhorn_normalised
@@ -99,17 +99,7 @@ def test_gradients_are_finite_in_training():
 
 
 def test_what_lies_past_the_length_does_not_matter():
-    module = made(causal=False)
-    q, k, v = draw(64)
-    lengths = torch.tensor([64, 37])
-    expected = module(q, k, v, lengths=lengths)
-    with torch.no_grad():
-        for x in (q, k, v):
-            x[1, :, 37:] = float("nan")
-    out = module(q, k, v, lengths=lengths)
-    torch.testing.assert_close(out, expected)
-    for gradient in torch.autograd.grad(out.sum(), (q, k, v)):
-        assert gradient.isfinite().all()
+    checked_past_the_length(made(causal=False))
 
 
 def test_a_map_shows_own_and_matched_blocks():

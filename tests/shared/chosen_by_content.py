@@ -42,6 +42,20 @@ def checked_against(module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, lengt
     compare(module(q, k, v, lengths=ends), dense(q, k, v, mask), (q, k, v))
 
 
+def checked_past_the_length(module) -> None:
+    """NaN past the length of a sequence changes neither outputs nor gradients of the tokens before it."""
+    q, k, v = draw(64)
+    lengths = torch.tensor([64, 37])
+    expected = module(q, k, v, lengths=lengths)
+    with torch.no_grad():
+        for x in (q, k, v):
+            x[1, :, 37:] = float("nan")
+    out = module(q, k, v, lengths=lengths)
+    torch.testing.assert_close(out, expected)
+    for gradient in torch.autograd.grad(out.sum(), (q, k, v)):
+        assert gradient.isfinite().all()
+
+
 def compare(out: Tensor, expected: Tensor, leaves: tuple[Tensor, ...]) -> None:
     torch.testing.assert_close(out, expected, atol=1e-9, rtol=1e-8)
     weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=out.dtype)

@@ -172,6 +172,11 @@ class Chunk:
         repeat = H // x.shape[1]
         return self.heads if repeat == 1 else [h // repeat for h in self.head_numbers]
 
+    def inputs(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k and v [B, H or Hkv, T, D] in the component's order, key/value heads repeated for the queries' heads."""
+        ko, vo = (self.ordered(x, False, self.kv_heads(x, q.shape[1])) for x in (k, v))
+        return self.ordered(q, True, self.heads), ko, vo
+
     def ordered_rows(self, x: Tensor, fill: float) -> Tensor:
         """x [B, H, Tq] -> [G, blocks, block, 1]; places without a row hold `fill`."""
         c = self.component

@@ -59,9 +59,8 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, layout: Layout, options: Options, 
 def _forward_chunk(chunk: Chunk, batches, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Output [G, blocks, bq, D] and log-sum-exp [G, blocks, bq, 1] of one chunk, in its order."""
     c, o = chunk.component, chunk.options
-    qo = chunk.ordered(q, True, chunk.heads) * o.scale
-    ko = chunk.ordered(k, False, chunk.kv_heads(k, q.shape[1]))
-    vo = chunk.ordered(v, False, chunk.kv_heads(v, q.shape[1]))
+    qo, ko, vo = chunk.inputs(q, k, v)
+    qo = qo * o.scale
     G, blocks, bq, D = qo.shape
     out = torch.zeros_like(qo)
     lse = qo.new_full((G, blocks, bq, 1), float("-inf"))
@@ -178,9 +177,8 @@ def blocked_backward(
 def _backward_chunk(chunk: Chunk, batches, dout, q, k, v, lse, delta, dbias) -> tuple[Tensor, Tensor, Tensor]:
     """dq, dk, dv of one chunk, in its order."""
     c, o = chunk.component, chunk.options
-    qo = chunk.ordered(q, True, chunk.heads) * o.scale
-    ko = chunk.ordered(k, False, chunk.kv_heads(k, q.shape[1]))
-    vo = chunk.ordered(v, False, chunk.kv_heads(v, q.shape[1]))
+    qo, ko, vo = chunk.inputs(q, k, v)
+    qo = qo * o.scale
     do = chunk.ordered(dout, True, chunk.heads)
     lo, de = chunk.ordered_rows(lse, DEAD_ROW), chunk.ordered_rows(delta, 0.0)
     G, _blocks, bq, D = qo.shape
@@ -319,9 +317,8 @@ def _result(shape: tuple[int, ...], batches: list[RowBatch], blocks: int, fill: 
 def _fused_forward_chunk(chunk: Chunk, batches: list[RowBatch], q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Output [G, blocks, bq, D] and log-sum-exp [G, blocks, bq, 1] of one chunk, in its order."""
     c, scale = chunk.component, chunk.options.scale
-    qo = chunk.ordered(q, True, chunk.heads)
-    ko = chunk.ordered(k, False, chunk.kv_heads(k, q.shape[1])).contiguous()
-    vo = chunk.ordered(v, False, chunk.kv_heads(v, q.shape[1])).contiguous()
+    qo, ko, vo = chunk.inputs(q, k, v)
+    ko, vo = ko.contiguous(), vo.contiguous()
     G, blocks, bq, D = qo.shape
     out = _result(qo.shape, batches, blocks)
     lse = _result((G, blocks, bq, 1), batches, blocks, float("-inf"))
@@ -342,9 +339,9 @@ def _fused_backward_chunk(
     """dq, dk, dv of one chunk, in its order, from [dout, out, q, k, v]; `floor` is the log-sum-exp, DEAD_ROW without keys."""
     dout, out, q, k, v = tensors
     c, scale = chunk.component, chunk.options.scale
-    qo, do, oo = (chunk.ordered(x, True, chunk.heads) for x in (q, dout, out))
-    ko = chunk.ordered(k, False, chunk.kv_heads(k, q.shape[1])).contiguous()
-    vo = chunk.ordered(v, False, chunk.kv_heads(v, q.shape[1])).contiguous()
+    qo, ko, vo = chunk.inputs(q, k, v)
+    ko, vo = ko.contiguous(), vo.contiguous()
+    do, oo = (chunk.ordered(x, True, chunk.heads) for x in (dout, out))
     lo = chunk.ordered_rows(floor, fused.DEAD_ROW)
     G, blocks, bq, D = qo.shape
     dq, dk, dv = _result(qo.shape, batches, blocks), torch.zeros(ko.shape), torch.zeros(vo.shape)

@@ -95,6 +95,17 @@ def entries_of(entries, served):
 
 
 @triton.jit
+def split_of(SPLITS, batch, PARTS: tl.constexpr):
+    """The split tile row of a program: (b, part of the tile, head, tile row, first partial result, how many there are)."""
+    pid = tl.program_id(0)
+    part = pid % PARTS
+    pid = pid // PARTS
+    b = pid % batch
+    at = SPLITS + (pid // batch).to(tl.int64) * 4
+    return b, part, tl.load(at), tl.load(at + 1), tl.load(at + 2), tl.load(at + 3)
+
+
+@triton.jit
 def part_of(mode, first, masked_from, bits_from, stop):
     """The entries [begin, end) that the loop of a mode visits."""
     lowest = masked_from if mode == 1 else bits_from if mode == 2 else first

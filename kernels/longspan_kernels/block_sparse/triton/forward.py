@@ -46,6 +46,7 @@ from longspan_kernels.block_sparse.triton.common import (
     part_of,
     quick_log2,
     scores_of,
+    split_of,
     streamed_tile,
     tokens_of,
     wide,
@@ -237,15 +238,7 @@ def merge_splits(
 ):  # fmt: skip
     """Merges the partial results of one split tile row, in their order: BX of its BM queries a program."""
     PARTS: tl.constexpr = BM // BX
-    pid = tl.program_id(0)
-    part = pid % PARTS
-    pid = pid // PARTS
-    b = pid % batch
-    at = SPLITS + (pid // batch).to(tl.int64) * 4
-    h = tl.load(at)
-    tile_row = tl.load(at + 1)
-    first_partial = tl.load(at + 2)
-    count = tl.load(at + 3)
+    b, part, h, tile_row, first_partial, count = split_of(SPLITS, batch, PARTS)
     offs_m = part * BX + tl.arange(0, BX)
     offs_d = tl.arange(0, BD)
     acc = tl.zeros([BX, BD], tl.float32)

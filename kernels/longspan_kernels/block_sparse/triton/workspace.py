@@ -28,6 +28,7 @@ from longspan_kernels.block_sparse.triton.common import (
     addresses,
     allowing_for_rounding,
     load_tile,
+    split_of,
     tokens_of,
     within,
 )
@@ -143,15 +144,7 @@ def add_splits(
 ):  # fmt: skip
     """Adds up the partial results of one split tile row or column, in their order: BX of its B tokens a program."""
     PARTS: tl.constexpr = B // BX
-    pid = tl.program_id(0)
-    part = pid % PARTS
-    pid = pid // PARTS
-    b = pid % batch
-    at = SPLITS + (pid // batch).to(tl.int64) * 4
-    head = tl.load(at)
-    tile_row = tl.load(at + 1)
-    first_partial = tl.load(at + 2)
-    count = tl.load(at + 3)
+    b, part, head, tile_row, first_partial, count = split_of(SPLITS, batch, PARTS)
     offs_x = part * BX + tl.arange(0, BX)
     offs_d = tl.arange(0, BD)
     HALVES: tl.constexpr = 1 if PARTIAL.dtype.element_ty == tl.float32 else 2
