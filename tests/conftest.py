@@ -29,6 +29,7 @@ def _before_others_are_imported() -> None:
     os.environ.setdefault("WANDB_MODE", "offline")
     os.environ.setdefault("WANDB_SILENT", "true")
     os.environ.setdefault("MPLBACKEND", "Agg")
+    os.fsync = lambda handle: None  # milliseconds a file, for a loss of power that no test brings about
     import_interpreted()
 
 

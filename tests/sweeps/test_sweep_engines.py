@@ -92,6 +92,14 @@ def test_a_search_is_gone_on_with_and_no_trial_counts_twice(tmp_path, monkeypatc
     assert f"best: trial{study.best_trial.number}" in capsys.readouterr().out
 
 
+@pytest.fixture(scope="module")
+def two_trials(tmp_path_factory) -> Path:
+    pytest.importorskip("optuna")
+    folder = tmp_path_factory.mktemp("search")
+    search(folder, "model.layers=2", "sweep.search.trials=2").run_search()
+    return folder
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -101,13 +109,10 @@ def test_a_search_is_gone_on_with_and_no_trial_counts_twice(tmp_path, monkeypatc
         (["sweep.name=another"], "holds the search learning_rate, this one is another"),
     ],
 )
-def test_a_search_of_other_settings_is_not_gone_on_with(tmp_path, words, said):
-    pytest.importorskip("optuna")
-    first = ("model.layers=2", "sweep.search.trials=2")
-    search(tmp_path, *first).run_search()
+def test_a_search_of_other_settings_is_not_gone_on_with(two_trials, words, said):
     with pytest.raises(ConfigError, match=said):
-        search(tmp_path, *first, "sweep.search.trials=3", *words).run_search()
-    assert not (tmp_path / "trial2").exists()
+        search(two_trials, "model.layers=2", "sweep.search.trials=3", *words).run_search()
+    assert not (two_trials / "trial2").exists()
 
 
 def test_a_trial_that_failed_before_it_was_told_is_not_run_again(tmp_path, monkeypatch):
