@@ -269,8 +269,8 @@ def add_to_tiles(target: Tensor, batch: RowBatch, parts: Tensor) -> None:
     if batch.shared:
         target[:, batch.first : batch.first + n] += parts.reshape(G, n, block, D)
     elif batch.window and n <= R:
-        for slot in range(n):
-            target[:, batch.first + slot : batch.first + slot + R] += parts[:, :, slot * block : (slot + 1) * block]
+        for place in range(n):
+            target[:, batch.first + place : batch.first + place + R] += parts[:, :, place * block : (place + 1) * block]
     else:
         target.index_add_(1, batch.index.flatten(), parts.reshape(G, R * n, block, D))
 

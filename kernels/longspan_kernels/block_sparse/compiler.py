@@ -156,15 +156,15 @@ class Compiler:
         q, k = self.q, self.k
         served = heads if rule.per_head else heads[:1]
         base = len(self.live)
-        rows, columns, groups, owners = [], [], [], []
+        rows, columns, groups, heads_of = [], [], [], []
         for offset, head in enumerate(served):
             row, column = rule.tiles(head, q, k, None, None)
             rows.append(row)
             columns.append(column)
             groups.append(torch.full_like(row, base + offset))
-            owners.append(torch.full_like(row, head))
-        row, column, group, owner = torch.cat(rows), torch.cat(columns), torch.cat(groups), torch.cat(owners)
-        kind, live = self._classify(rule, owner, row, column)
+            heads_of.append(torch.full_like(row, head))
+        row, column, group, head_of = torch.cat(rows), torch.cat(columns), torch.cat(groups), torch.cat(heads_of)
+        kind, live = self._classify(rule, head_of, row, column)
         keep = kind != DEAD
         group, row, column, kind, live = group[keep], row[keep], column[keep], kind[keep], live[keep]
         self.found.append((group, row, column, kind))

@@ -138,9 +138,9 @@ def backward(
         crossing = (last.transpose(-1, -2) * after).sum((-1, -2))[..., None]
         dg = change.double().flip(-1).cumsum(-1).flip(-1) + crossing
         dg = without_ends(dg.to(x.dtype), runs, lengths)
-    share = q.shape[1] // k.shape[1]
-    if share > 1:
-        dk, dv = (t.unflatten(1, (-1, share)).sum(2) for t in (dk, dv))
+    repeat = q.shape[1] // k.shape[1]
+    if repeat > 1:
+        dk, dv = (t.unflatten(1, (-1, repeat)).sum(2) for t in (dk, dv))
     return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), dg, dfirst
 
 

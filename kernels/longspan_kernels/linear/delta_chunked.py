@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from longspan_kernels.linear.chunked import CHUNK, decays, exact_operands, start_state, without_ends
 
-Piece = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+Span = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 ELEMENTS_AT_ONCE = 1 << 19  # of what is held for each chunk: its scores and its state
 
 
@@ -91,7 +91,7 @@ def _forward(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, runs: Tensor | None, lengths: Tensor | None,
     before: Tensor | None, initial_state: Tensor | None, scale: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """`forward` of one piece."""
+    """`forward` of one span."""
     c = cut(q, k, v, beta, log_decay, runs, lengths, before)
     values, states, last = run_states(c, start_state(initial_state, c.q, c.v))
     scores = c.q @ c.k.transpose(-1, -2) * c.within
@@ -103,8 +103,8 @@ def _backward(
     dout: Tensor, dstate: Tensor | None, q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None,
     runs: Tensor | None, lengths: Tensor | None, before: Tensor | None, initial_state: Tensor | None, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """`backward` of one piece."""
-    T, share = q.shape[2], q.shape[1] // k.shape[1]
+    """`backward` of one span."""
+    T, repeat = q.shape[2], q.shape[1] // k.shape[1]
     c = cut(q, k, v, beta, log_decay, runs, lengths, before)
     values, states, last = run_states(c, start_state(initial_state, c.q, c.v))
     do, _, _, _ = exact_operands(dout, k[..., :0], v[..., :0], None, lengths)
@@ -131,8 +131,8 @@ def _backward(
     dv = c.beta[..., None] * to_values
     dg = dg.flip(-1).cumsum(-1).flip(-1)
     dq, dk, dv, dbeta, dg = (x.flatten(2, 3)[:, :, :T] for x in (dq, dk, dv, dbeta, dg))
-    if share > 1:
-        dk, dv = (x.unflatten(1, (-1, share)).sum(2) for x in (dk, dv))
+    if repeat > 1:
+        dk, dv = (x.unflatten(1, (-1, repeat)).sum(2) for x in (dk, dv))
     if lengths is not None:
         dbeta = dbeta.masked_fill((torch.arange(T, device=q.device) >= lengths[:, None])[:, None], 0.0)
     return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), dbeta, dg, first
@@ -144,8 +144,8 @@ def forward(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """out [B, H, T, Dv] in q's dtype and the last state [B, H, D, Dv], in float32 or wider."""
     state, out = initial_state, []
-    for _, piece in pieces(q, k, v, beta, log_decay, runs, lengths):
-        part, state = _forward(*piece, state, scale)
+    for _, span in spans(q, k, v, beta, log_decay, runs, lengths):
+        part, state = _forward(*span, state, scale)
         out.append(part)
     assert state is not None
     return torch.cat(out, 2), state
@@ -157,25 +157,25 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """dq, dk, dv as q, k, v; d beta and d log_decay [B, H, T]; d initial_state. All of the forward pass is computed again."""
     state, states = initial_state, []
-    cuts = list(pieces(q, k, v, beta, log_decay, runs, lengths))
-    for _, piece in cuts[:-1]:
+    cuts = list(spans(q, k, v, beta, log_decay, runs, lengths))
+    for _, span in cuts[:-1]:
         states.append(state)
-        c = cut(*piece)
+        c = cut(*span)
         _, _, state = run_states(c, start_state(state, c.q, c.v))
     states.append(state)
     back, found = dstate, []
     for n in reversed(range(len(cuts))):
-        here, piece = cuts[n]
-        *parts, back = _backward(dout[:, :, here], back, *piece, states[n], scale)
+        here, span = cuts[n]
+        *parts, back = _backward(dout[:, :, here], back, *span, states[n], scale)
         found.append(parts)
     assert back is not None
     dq, dk, dv, dbeta, dg = (torch.cat(parts, 2) for parts in zip(*reversed(found), strict=True))
     return dq, dk, dv, dbeta, without_ends(dg, runs, lengths), back
 
 
-def pieces(
+def spans(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, runs: Tensor | None, lengths: Tensor | None
-) -> Iterator[tuple[slice, Piece]]:
+) -> Iterator[tuple[slice, Span]]:
     """Slices of the tokens, and the arguments of `cut` there: so few chunks at once that they stay near the cache."""
     (B, H, T, D), Dv = q.shape, v.shape[-1]
     step = CHUNK * max(1, ELEMENTS_AT_ONCE // (B * H * max(CHUNK * CHUNK, D * Dv)))

@@ -12,9 +12,9 @@ def fla_linear_attention(
     from fla.ops.linear_attn import chunk_linear_attn
     from fla.ops.simple_gla import chunk_simple_gla
 
-    share = q.shape[1] // k.shape[1]
-    if share > 1:
-        k, v = k.repeat_interleave(share, 1), v.repeat_interleave(share, 1)
+    repeat = q.shape[1] // k.shape[1]
+    if repeat > 1:
+        k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     call = {"scale": scale, "initial_state": initial_state, "output_final_state": True}
     if log_decay is None:
@@ -30,9 +30,9 @@ def fla_gated_delta_rule(
     """As `fla_linear_attention`, beta [B, H, T]."""
     from fla.ops.gated_delta_rule import chunk_gated_delta_rule
 
-    share = q.shape[1] // k.shape[1]
-    if share > 1:
-        k, v = k.repeat_interleave(share, 1), v.repeat_interleave(share, 1)
+    repeat = q.shape[1] // k.shape[1]
+    if repeat > 1:
+        k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
     decay = beta.new_zeros(beta.shape) if log_decay is None else log_decay
     q, k, v, beta, decay = (x.transpose(1, 2) for x in (q, k, v, beta, decay))
     out, state = chunk_gated_delta_rule(

@@ -94,7 +94,7 @@ def _sum_of_all(q: Tensor, k: Tensor, v: Tensor, scale: float, lengths: Tensor |
     """out_i = scale * q_i (sum_j k_j v_j^T), the sum held in float32."""
     if lengths is not None:
         q, k, v = (_without_padding(x, lengths) for x in (q, k, v))
-    share = q.shape[1] // k.shape[1]
+    repeat = q.shape[1] // k.shape[1]
     exact = torch.promote_types(q.dtype, torch.float32)
     with torch.autocast(q.device.type, enabled=False):
         parts = k.shape[2] // PART
@@ -104,7 +104,7 @@ def _sum_of_all(q: Tensor, k: Tensor, v: Tensor, scale: float, lengths: Tensor |
             cut_k, cut_v = (x[:, :, :whole].unflatten(2, (parts, PART)) for x in (k, v))
             state = state + (cut_k.transpose(-1, -2) @ cut_v).to(exact).sum(2)
         top = state.detach().abs().amax((-1, -2), keepdim=True).clamp(min=1.0)  # float16 ends at 65504
-        out = q.unflatten(1, (-1, share)) @ (state / top).to(q.dtype)[:, :, None]
+        out = q.unflatten(1, (-1, repeat)) @ (state / top).to(q.dtype)[:, :, None]
         return (out * (scale * top)[:, :, None].to(exact)).to(q.dtype).flatten(1, 2)
 
 

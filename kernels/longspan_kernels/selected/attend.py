@@ -36,21 +36,21 @@ class Tile:
 def tiles(q: Tensor, k: Tensor, chosen: Selection) -> Iterator[Tile]:
     """All pairs of queries with a block that they picked, blocks of one head in rising order."""
     (B, P, T, n), size, H = chosen.picks.shape, chosen.block_size, q.shape[1]
-    share, bounds = P // k.shape[1], chosen.start.tolist()
+    repeat, bounds = P // k.shape[1], chosen.start.tolist()
     ends = [T] * B if chosen.lengths is None else chosen.lengths.clamp(0, T).tolist()
     rows = max(1, SCORES_AT_ONCE // (size * (H // P)))
-    for line in range(B * P):
-        b, p = divmod(line, P)
+    for list_row in range(B * P):
+        b, p = divmod(list_row, P)
         heads = slice(p * (H // P), (p + 1) * (H // P))
         for block in range(chosen.blocks):
-            start, stop = bounds[line * chosen.blocks + block : line * chosen.blocks + block + 2]
+            start, stop = bounds[list_row * chosen.blocks + block : list_row * chosen.blocks + block + 2]
             keys = slice(block * size, min((block + 1) * size, ends[b]))
             if keys.start >= keys.stop:
                 continue
             for first in range(start, stop, rows):
                 entries = chosen.order[first : min(first + rows, stop)].long()
-                token = (entries - line * T * n).div_(n, rounding_mode="floor")
-                yield Tile(b, heads, p // share, token, keys, _live(chosen, b, token, keys))
+                token = (entries - list_row * T * n).div_(n, rounding_mode="floor")
+                yield Tile(b, heads, p // repeat, token, keys, _live(chosen, b, token, keys))
 
 
 def _live(chosen: Selection, b: int, token: Tensor, keys: slice) -> Tensor | None:
@@ -91,17 +91,17 @@ def torch_forward(q: Tensor, k: Tensor, v: Tensor, chosen: Selection) -> tuple[T
         _, _, scores = _scores(q, k, tile, chosen)
         before = lse[tile.b, tile.heads][:, tile.token]  # (G, L)
         # The largest so far: what came before and this block are scaled to it, so that only sums are merged.
-        peak = torch.maximum(before, scores.amax(-1))
-        peak = peak.masked_fill(peak == float("-inf"), 0.0)
-        weights = scores.sub_(peak[..., None]).exp_()
-        old = (before - peak).exp_()
-        total = old + weights.sum(-1)
+        m_i = torch.maximum(before, scores.amax(-1))
+        m_i = m_i.masked_fill(m_i == float("-inf"), 0.0)
+        weights = scores.sub_(m_i[..., None]).exp_()
+        old = (before - m_i).exp_()
+        l_i = old + weights.sum(-1)
         kept = _survivors(tile, chosen, q.shape[1])
         part = (weights if kept is None else weights * kept) @ v[tile.b, tile.kv, tile.keys]
         part += out[tile.b, tile.heads][:, tile.token] * old[..., None]
-        part /= total.masked_fill(total == 0.0, 1.0)[..., None]
+        part /= l_i.masked_fill(l_i == 0.0, 1.0)[..., None]
         out[tile.b, tile.heads].index_copy_(1, tile.token, part)
-        lse[tile.b, tile.heads].index_copy_(1, tile.token, total.log_().add_(peak))
+        lse[tile.b, tile.heads].index_copy_(1, tile.token, l_i.log_().add_(m_i))
     return out.to(dtype), lse
 
 

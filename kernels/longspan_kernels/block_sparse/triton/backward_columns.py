@@ -5,7 +5,7 @@ order, so that two runs give the same bits.
 
     p = exp(s - lse)    ds = p * (dp - delta)    delta = sum(dout * out) - dlse
 
-Legend: BM x BN the tile of queries x keys, BD the head width D rounded up to a power of two, SHARE query heads a key head.
+Legend: BM x BN the tile of queries x keys, BD the head width D rounded up to a power of two, REPEAT query heads a key head.
 Triton is imported here: import this file lazily.
 """
 
@@ -159,10 +159,10 @@ def backward_columns(
     dk = tl.zeros([BN, BD], tl.float32)
     dv = tl.zeros([BN, BD], tl.float32)
     seen = 0
-    for number in tl.range(0, C.SHARE):
-        h = head * C.SHARE + number
+    for number in tl.range(0, C.REPEAT):
+        h = head * C.REPEAT + number
         u_of = u
-        if C.SHARE > 1:
+        if C.REPEAT > 1:
             # An item is a range of the entries of all the heads that share this key head, one head after another. Queries
             # may have an order for each head; where keys have, each key head has one query head: see `_of_each_head`.
             group = tl.load(visits.GROUP + h)
@@ -181,7 +181,7 @@ def backward_columns(
             seen += count
         else:
             first, masked_from, bits_from, stop, first_tile = entries_of(entries, served)
-        batch_head = b * (heads * C.SHARE) + h
+        batch_head = b * (heads * C.REPEAT) + h
         if C.BY_TMA:
             Q_OF = Q
             DOUT_OF = DOUT
@@ -301,12 +301,12 @@ def _plan(call: Call, component: Component, dout: Tensor, dk: Tensor, dv: Tensor
         Plan(add_splits, max(1, work.split_rows) * B * (component.block_k // SPLIT_ROWS), {
             "x_b": x_b, "x_h": x_h, "x_t": x_t, "index_stride": index_stride(component.k_index), "x_len": Tk,
             "x_start": component.k_start, "batch": B, "batch_groups": component.batch_groups,
-            "D": D, "BD": C.BD, "B": C.BN, "BX": SPLIT_ROWS, "SHARE": call.share, "MERGE": adding, "ALIGN": alignment(D, dk),
+            "D": D, "BD": C.BD, "B": C.BN, "BX": SPLIT_ROWS, "REPEAT": call.repeat, "MERGE": adding, "ALIGN": alignment(D, dk),
         }, SMALL)
         for x_b, x_h, x_t in (strides_of(dk), strides_of(dv))
     ]  # fmt: skip
     partial = (work.partials * B, component.block_k, C.BD) if work.partials else None
-    visits = visits_of(component, "columns", work.items, work.items is not None and call.share == 1)
+    visits = visits_of(component, "columns", work.items, work.items is not None and call.repeat == 1)
     return _Columns(work, visits, by_tma, partial, main, add if work.split_rows else [])
 
 
@@ -314,11 +314,11 @@ def _of_each_head(
     call: Call, component: Component, dout: Tensor, numbers: RowNumbers, dk: Tensor, dv: Tensor, workspace: Workspace | None
 ) -> None:
     """Adds to dk and dv what the heads of each key head give, one gradient a query head."""
-    (B, Hkv, Tk, D), share = call.k.shape, call.share
-    k, v = call.k.repeat_interleave(share, 1), call.v.repeat_interleave(share, 1)
-    own_k = torch.zeros((B, Hkv * share, Tk, D), dtype=torch.float32, device=k.device)
+    (B, Hkv, Tk, D), repeat = call.k.shape, call.repeat
+    k, v = call.k.repeat_interleave(repeat, 1), call.v.repeat_interleave(repeat, 1)
+    own_k = torch.zeros((B, Hkv * repeat, Tk, D), dtype=torch.float32, device=k.device)
     own_v = torch.zeros_like(own_k)
     repeated = replace(call, k=k, v=v)
     gradients_of_keys(repeated, component, dout, numbers, own_k, own_v, workspace, adding=True)
     for gradient, own in ((dk, own_k), (dv, own_v)):
-        gradient.add_(own.view(B, Hkv, share, Tk, D).sum(2).to(gradient.dtype))
+        gradient.add_(own.view(B, Hkv, repeat, Tk, D).sum(2).to(gradient.dtype))

@@ -102,7 +102,7 @@ def backward_rows(
     offs_m = tl.arange(0, BM)
     offs_d = tl.arange(0, BD)
     b64, h64 = b.to(tl.int64), h.to(tl.int64)
-    kv_head = h // C.SHARE
+    kv_head = h // C.REPEAT
     Q = head_of(Q, b, h, q_strides, C)
     DOUT = head_of(DOUT, b, h, do_strides, C)
     if not C.BY_TMA:
@@ -236,7 +236,7 @@ def _plan(
     add = Plan(add_splits, max(1, work.split_rows) * B * (component.block_q // SPLIT_ROWS), {
         "x_b": x_b, "x_h": x_h, "x_t": x_t, "index_stride": index_stride(component.q_index), "x_len": Tq,
         "x_start": component.q_start, "batch": B, "batch_groups": component.batch_groups,
-        "D": D, "BD": C.BD, "B": C.BM, "BX": SPLIT_ROWS, "SHARE": 1, "MERGE": merging, "ALIGN": alignment(D, dq),
+        "D": D, "BD": C.BD, "B": C.BM, "BX": SPLIT_ROWS, "REPEAT": 1, "MERGE": merging, "ALIGN": alignment(D, dq),
     }, SMALL)  # fmt: skip
     partial = (work.partials * B, component.block_q, C.BD) if work.partials else None
     visits = visits_of(component, "rows", work.items, work.items is not None)

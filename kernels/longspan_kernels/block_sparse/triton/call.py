@@ -109,7 +109,7 @@ class Call:
         return replace(self, q=q, k=k, v=v, options=options, layout=self.layout if layout is None else layout)
 
     @property
-    def share(self) -> int:
+    def repeat(self) -> int:
         """Query heads a key head."""
         return self.q.shape[1] // self.k.shape[1]
 
@@ -148,7 +148,7 @@ class Call:
             BM=component.block_q,
             BN=component.block_k,
             WORDS=-(-component.block_k // 32),
-            SHARE=self.share,
+            REPEAT=self.repeat,
             CONTIGUOUS=lists.contiguous,
             CHECKED=component.dynamic or lengths,
             POSITIONAL=component.positional,
@@ -232,7 +232,7 @@ class Constants(NamedTuple):
     Attributes:
         D, BD: head width, and the power of two that it is padded to.
         BM, BN, WORDS: queries and keys a tile; int32 a row of a mask.
-        SHARE: query heads a key head.
+        REPEAT: query heads a key head.
         CONTIGUOUS: full tiles of a row follow one another, so that the list is not read for them.
         CHECKED: tokens of any tile may not exist.
         POSITIONAL: a pair also needs its key at or before its query.
@@ -252,7 +252,7 @@ class Constants(NamedTuple):
     BM: int
     BN: int
     WORDS: int
-    SHARE: int
+    REPEAT: int
     CONTIGUOUS: bool
     CHECKED: bool
     POSITIONAL: bool

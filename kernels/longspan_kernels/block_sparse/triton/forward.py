@@ -159,7 +159,7 @@ def forward_rows(
     offs_m = tl.arange(0, BM)
     offs_d = tl.arange(0, BD)
     b64, h64 = b.to(tl.int64), h.to(tl.int64)
-    kv_head = h // C.SHARE
+    kv_head = h // C.REPEAT
     Q = head_of(Q, b, h, q_strides, C)
     if not C.BY_TMA:
         K = head_of(K, b, kv_head, k_strides, C)

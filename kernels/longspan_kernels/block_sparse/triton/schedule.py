@@ -75,7 +75,7 @@ def processors(device: torch.device) -> int:
 
 
 def work_of(
-    component: Component, name: str, share: int, batch: int, everything: bool, in_two: bool = False, whole: bool = False
+    component: Component, name: str, repeat: int, batch: int, everything: bool, in_two: bool = False, whole: bool = False
 ) -> Work:  # fmt: skip
     """The programs for `rows` or `columns` of a component.
 
@@ -86,18 +86,18 @@ def work_of(
         whole: whether those up to WHOLE are left whole.
     """
     lists: Lists = getattr(component, name)
-    heads, tile_rows = len(component.group) // share, lists.start.shape[1]
+    heads, tile_rows = len(component.group) // repeat, lists.start.shape[1]
     if component.dynamic:
         return Work(tile_rows * heads)
     # The share of one processor decides how long a part may be; rounded, so that batch sizes share schedules.
     rounded = 1 << (batch - 1).bit_length()
 
     def make() -> Work:
-        groups = component.group.view(heads, share)
+        groups = component.group.view(heads, repeat)
         side = component.block_q if name == "rows" else component.block_k
         return _schedule(lists, name, groups, rounded, everything, in_two, whole, side)
 
-    return _works.get(component, (name, share, rounded, everything, in_two, whole), make)
+    return _works.get(component, (name, repeat, rounded, everything, in_two, whole), make)
 
 
 def _schedule(

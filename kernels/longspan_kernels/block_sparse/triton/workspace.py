@@ -2,7 +2,7 @@
 
 It says which pass goes first and where these numbers lie, and has the kernels that make them and add them up.
 
-Legend: BM x BN the tile of queries x keys, BD the head width D rounded up to a power of two, SHARE query heads a key head.
+Legend: BM x BN the tile of queries x keys, BD the head width D rounded up to a power of two, REPEAT query heads a key head.
 Triton is imported here: import this file lazily.
 """
 
@@ -140,7 +140,7 @@ def add_rows_or_keep(X, PARTIAL, value, partial, token, base, ok, stride, step, 
 def add_splits(
     X, PARTIAL, SPLITS, GROUP, MERGES, X_INDEX, x_b: tl.int64, x_h: tl.int64, x_t: tl.int64, index_stride: tl.int64,
     x_len: tl.int32, x_start: tl.int32, batch: tl.int32, batch_groups: tl.int32, D: tl.constexpr, BD: tl.constexpr,
-    B: tl.constexpr, BX: tl.constexpr, SHARE: tl.constexpr, MERGE: tl.constexpr, ALIGN: tl.constexpr,
+    B: tl.constexpr, BX: tl.constexpr, REPEAT: tl.constexpr, MERGE: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
     """Adds up the partial results of one split tile row or column, in their order: BX of its B tokens a program."""
     PARTS: tl.constexpr = B // BX
@@ -155,7 +155,7 @@ def add_splits(
         if HALVES == 2:
             found += tl.load(PARTIAL + B * BD + place[:, None] * BD + offs_d[None, :]).to(tl.float32)
         acc += found
-    u = (tl.maximum(tl.load(GROUP + head * SHARE), 0) + b * batch_groups).to(tl.int64)
+    u = (tl.maximum(tl.load(GROUP + head * REPEAT), 0) + b * batch_groups).to(tl.int64)
     base, token = tokens_of(X_INDEX, u, index_stride, tile_row * PARTS + part, x_start, 1, 1, BX, False)
     merge = 1
     if MERGES is not None:
@@ -238,7 +238,7 @@ def row_work(call: Call, component: Component) -> Work:
 
 
 def column_work(call: Call, component: Component, adding: bool) -> Work:
-    return work_of(component, "columns", call.share, call.q.shape[0], everything=not adding, in_two=steady(component))
+    return work_of(component, "columns", call.repeat, call.q.shape[0], everything=not adding, in_two=steady(component))
 
 
 def steady(component: Component) -> bool:
@@ -254,7 +254,7 @@ def adds_up(number: int, component: Component) -> bool:
 
 def orders_keys_by_head(call: Call, component: Component) -> bool:
     """Whether heads that share keys each have an order of their own."""
-    return component.k_index is not None and component.k_index.dim() == 2 and call.share > 1
+    return component.k_index is not None and component.k_index.dim() == 2 and call.repeat > 1
 
 
 class Workspace:

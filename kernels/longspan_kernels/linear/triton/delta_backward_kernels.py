@@ -24,7 +24,7 @@ def local_gradients(
 ):  # fmt: skip
     """DVALUES = scale * (q k^T within)^T dout: what a chunk's values give to its own outputs."""
     H: tl.constexpr = S.H
-    K_SHARE: tl.constexpr = S.K_SHARE
+    K_REPEAT: tl.constexpr = S.K_REPEAT
     D: tl.constexpr = S.D
     DV: tl.constexpr = S.DV
     C: tl.constexpr = S.C
@@ -39,7 +39,7 @@ def local_gradients(
     rows = tl.arange(0, C)
     ok = first + rows < stop_of(LENGTHS, bh, length, H)
     q_rows = tokens_of(Q, q_b, q_h, q_t, bh, 1, H, first)
-    k_rows = tokens_of(K, k_b, k_h, k_t, bh, K_SHARE, H, first)
+    k_rows = tokens_of(K, k_b, k_h, k_t, bh, K_REPEAT, H, first)
     o_rows = tokens_of(DOUT, o_b, o_h, o_t, bh, 1, H, first)
     _, _, within, _ = chunk_decays(G, RUNS, bh, first, rows, ok, length, H, C)
     scores = tl.zeros((C, C), tl.float32)
@@ -60,7 +60,7 @@ def run_states_back(
 ):  # fmt: skip
     """DVALUES += what comes back through the states; BACK: gradients of the states after the chunks, FIRST: of the first."""
     H: tl.constexpr = S.H
-    K_SHARE: tl.constexpr = S.K_SHARE
+    K_REPEAT: tl.constexpr = S.K_REPEAT
     D: tl.constexpr = S.D
     DV: tl.constexpr = S.DV
     C: tl.constexpr = S.C
@@ -73,7 +73,7 @@ def run_states_back(
     zs = tl.program_id(0) % TILES * BZ + tl.arange(0, BZ)
     stop = stop_of(LENGTHS, bh, length, H)
     q_head = tokens_of(Q, q_b, q_h, q_t, bh, 1, H, 0)
-    k_head = tokens_of(K, k_b, k_h, k_t, bh, K_SHARE, H, 0)
+    k_head = tokens_of(K, k_b, k_h, k_t, bh, K_REPEAT, H, 0)
     o_head = tokens_of(DOUT, o_b, o_h, o_t, bh, 1, H, 0)
     place = bh.to(tl.int64) * chunks * C
     entries = xs[:, None] * DV + zs[None, :]
@@ -133,7 +133,7 @@ def finish_gradients(
 ):  # fmt: skip
     """Gradients [B * H, T, ...] of a chunk's tokens; that of log decays is summed from a token to the chunk's end."""
     H: tl.constexpr = S.H
-    K_SHARE: tl.constexpr = S.K_SHARE
+    K_REPEAT: tl.constexpr = S.K_REPEAT
     D: tl.constexpr = S.D
     DV: tl.constexpr = S.DV
     C: tl.constexpr = S.C
@@ -149,8 +149,8 @@ def finish_gradients(
     exists = first + rows < length
     every = rows >= 0  # of what chunks hand on
     q_rows = tokens_of(Q, q_b, q_h, q_t, bh, 1, H, first)
-    k_rows = tokens_of(K, k_b, k_h, k_t, bh, K_SHARE, H, first)
-    v_rows = tokens_of(V, v_b, v_h, v_t, bh, K_SHARE, H, first)
+    k_rows = tokens_of(K, k_b, k_h, k_t, bh, K_REPEAT, H, first)
+    v_rows = tokens_of(V, v_b, v_h, v_t, bh, K_REPEAT, H, first)
     o_rows = tokens_of(DOUT, o_b, o_h, o_t, bh, 1, H, first)
     token = bh.to(tl.int64) * length + first
     beta = tl.load(BETA + token + rows, mask=ok, other=0.0)

@@ -24,12 +24,12 @@ VARYING = ("length", "chunks")
 class Sizes(NamedTuple):
     """What the kernels are compiled for.
 
-    H query heads, K_SHARE of them a head of k and v; widths and tiles as in the legend; EXACT: products of float32, not
+    H query heads, K_REPEAT of them a head of k and v; widths and tiles as in the legend; EXACT: products of float32, not
     rounded to tf32.
     """
 
     H: int
-    K_SHARE: int
+    K_REPEAT: int
     D: int
     DV: int
     C: int
@@ -39,10 +39,10 @@ class Sizes(NamedTuple):
 
 
 @triton.jit
-def tokens_of(X, x_b, x_h, x_t, bh, SHARE: tl.constexpr, H: tl.constexpr, first):
+def tokens_of(X, x_b, x_h, x_t, bh, REPEAT: tl.constexpr, H: tl.constexpr, first):
     """Where the rows of a chunk begin in x [B, heads, T, width]."""
     b, h = bh // H, bh % H
-    return X + b.to(tl.int64) * x_b + (h // SHARE).to(tl.int64) * x_h + tl.cast(first, tl.int64) * x_t
+    return X + b.to(tl.int64) * x_b + (h // REPEAT).to(tl.int64) * x_h + tl.cast(first, tl.int64) * x_t
 
 
 @triton.jit
@@ -103,7 +103,7 @@ def invert_systems(
 ):  # fmt: skip
     """INVERSE = (I + L)^-1 [C, C] of every chunk, L_ij = beta_i within_ij k_i . k_j below the diagonal: row after row."""
     H: tl.constexpr = S.H
-    K_SHARE: tl.constexpr = S.K_SHARE
+    K_REPEAT: tl.constexpr = S.K_REPEAT
     C: tl.constexpr = S.C
     TYPE: tl.constexpr = INVERSE.dtype.element_ty
     PRECISION: tl.constexpr = "ieee" if S.EXACT else "tf32"
@@ -111,7 +111,7 @@ def invert_systems(
     bh, first = program // chunks, program % chunks * C
     rows = tl.arange(0, C)
     ok = first + rows < stop_of(LENGTHS, bh, length, H)
-    k_rows = tokens_of(K, k_b, k_h, k_t, bh, K_SHARE, H, first)
+    k_rows = tokens_of(K, k_b, k_h, k_t, bh, K_REPEAT, H, first)
     beta = tl.load(BETA + bh.to(tl.int64) * length + first + rows, mask=ok, other=0.0)
     _, _, within, _ = chunk_decays(G, RUNS, bh, first, rows, ok, length, H, C)
     products = key_products(k_rows, k_t, rows, ok, S, TYPE, PRECISION)
@@ -134,7 +134,7 @@ def make_operands(
 ):  # fmt: skip
     """FROM_VALUES = A beta V [C, DV] and FROM_STATE = A (beta into K) [C, D] of every chunk, A the inverse."""
     H: tl.constexpr = S.H
-    K_SHARE: tl.constexpr = S.K_SHARE
+    K_REPEAT: tl.constexpr = S.K_REPEAT
     D: tl.constexpr = S.D
     DV: tl.constexpr = S.DV
     C: tl.constexpr = S.C
@@ -146,8 +146,8 @@ def make_operands(
     bh, first = program // chunks, program % chunks * C
     rows = tl.arange(0, C)
     ok = first + rows < stop_of(LENGTHS, bh, length, H)
-    k_rows = tokens_of(K, k_b, k_h, k_t, bh, K_SHARE, H, first)
-    v_rows = tokens_of(V, v_b, v_h, v_t, bh, K_SHARE, H, first)
+    k_rows = tokens_of(K, k_b, k_h, k_t, bh, K_REPEAT, H, first)
+    v_rows = tokens_of(V, v_b, v_h, v_t, bh, K_REPEAT, H, first)
     beta = tl.load(BETA + bh.to(tl.int64) * length + first + rows, mask=ok, other=0.0)
     into, _, _, _ = chunk_decays(G, RUNS, bh, first, rows, ok, length, H, C)
     inverse = tl.load(INVERSE + program.to(tl.int64) * C * C + rows[:, None] * C + rows[None, :])
@@ -171,7 +171,7 @@ def run_states(
 ):  # fmt: skip
     """VALUES = FROM_VALUES - FROM_STATE S, STATES the S before each chunk and after the last, LAST the last in float32."""
     H: tl.constexpr = S.H
-    K_SHARE: tl.constexpr = S.K_SHARE
+    K_REPEAT: tl.constexpr = S.K_REPEAT
     D: tl.constexpr = S.D
     DV: tl.constexpr = S.DV
     C: tl.constexpr = S.C
@@ -183,7 +183,7 @@ def run_states(
     rows, xs = tl.arange(0, C), tl.arange(0, D)
     zs = tl.program_id(0) % TILES * BZ + tl.arange(0, BZ)
     stop = stop_of(LENGTHS, bh, length, H)
-    k_head = tokens_of(K, k_b, k_h, k_t, bh, K_SHARE, H, 0)
+    k_head = tokens_of(K, k_b, k_h, k_t, bh, K_REPEAT, H, 0)
     place = bh.to(tl.int64) * chunks * C
     entries = xs[:, None] * DV + zs[None, :]
     STATES += bh.to(tl.int64) * (chunks + 1) * D * DV
@@ -218,7 +218,7 @@ def read_states(
 ):  # fmt: skip
     """OUT = scale * ((q k^T within) VALUES + into q S), contiguous [B * H, T, DV]."""
     H: tl.constexpr = S.H
-    K_SHARE: tl.constexpr = S.K_SHARE
+    K_REPEAT: tl.constexpr = S.K_REPEAT
     D: tl.constexpr = S.D
     DV: tl.constexpr = S.DV
     C: tl.constexpr = S.C
@@ -234,7 +234,7 @@ def read_states(
     rows = tl.arange(0, C)
     ok = first + rows < stop_of(LENGTHS, bh, length, H)
     q_rows = tokens_of(Q, q_b, q_h, q_t, bh, 1, H, first)
-    k_rows = tokens_of(K, k_b, k_h, k_t, bh, K_SHARE, H, first)
+    k_rows = tokens_of(K, k_b, k_h, k_t, bh, K_REPEAT, H, first)
     into, _, within, _ = chunk_decays(G, RUNS, bh, first, rows, ok, length, H, C)
     STATES += (bh.to(tl.int64) * (chunks + 1) + n) * D * DV
     scores = tl.zeros((C, C), tl.float32)

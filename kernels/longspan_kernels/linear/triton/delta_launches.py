@@ -51,7 +51,7 @@ class Call:
         columns = min(tile.columns, self.Dv)
         sizes = Sizes(
             H=self.H,
-            K_SHARE=self.H // self.k.shape[1],
+            K_REPEAT=self.H // self.k.shape[1],
             D=self.D,
             DV=self.Dv,
             C=self.tiles.tokens,
@@ -136,8 +136,8 @@ def triton_delta_backward(
     back = torch.empty((call.B * call.H, call.chunks, D, Dv), dtype=call.stored, device=q.device)
     end = None if dstate is None else dstate.float().contiguous()
     call.run(run_states_back, from_state, dvalues, back, end, first, scaled=True, **operands)
-    share = call.H // k.shape[1]
-    wide = torch.float32 if share > 1 else k.dtype  # a shared head's gradient is a sum
+    repeat = call.H // k.shape[1]
+    wide = torch.float32 if repeat > 1 else k.dtype  # a shared head's gradient is a sum
     shape = (call.B, call.H, call.T)
     dq = torch.empty((*shape, D), dtype=q.dtype, device=q.device)
     dk, dv = (torch.empty((*shape, width), dtype=wide, device=q.device) for width in (D, Dv))
@@ -145,6 +145,6 @@ def triton_delta_backward(
     made = (call.beta, inverse, from_values, from_state, values, dvalues, states, back)
     found = (dq, dk, dv, dbeta, dg)
     call.run(finish_gradients, *made, *found, scaled=True, q=call.q, k=call.k, v=call.v, o=dout)
-    if share > 1:
-        dk, dv = (x.unflatten(1, (-1, share)).sum(2).to(k.dtype) for x in (dk, dv))
+    if repeat > 1:
+        dk, dv = (x.unflatten(1, (-1, repeat)).sum(2).to(k.dtype) for x in (dk, dv))
     return dq, dk, dv, dbeta, without_ends(dg, runs, lengths), first

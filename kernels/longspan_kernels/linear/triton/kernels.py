@@ -28,10 +28,10 @@ class Constants(NamedTuple):
     """
 
     H: int
-    X_SHARE: int
-    Y_SHARE: int
-    Z_SHARE: int
-    OTHER_SHARE: int
+    X_REPEAT: int
+    Y_REPEAT: int
+    Z_REPEAT: int
+    OTHER_REPEAT: int
     DX: int
     DZ: int
     BX: int
@@ -77,7 +77,7 @@ def segment_states(
     Y, Z, STATES, KEPT, G, RUNS, LENGTHS,
     y_b: tl.int64, y_h: tl.int64, y_t: tl.int64, z_b: tl.int64, z_h: tl.int64, z_t: tl.int64,
     g_b: tl.int64, g_h: tl.int64, g_t: tl.int64,
-    length: tl.int32, segments: tl.int32, chunks: tl.int32, H: tl.constexpr, Y_SHARE: tl.constexpr, Z_SHARE: tl.constexpr,
+    length: tl.int32, segments: tl.int32, chunks: tl.int32, H: tl.constexpr, Y_REPEAT: tl.constexpr, Z_REPEAT: tl.constexpr,
     DX: tl.constexpr, DZ: tl.constexpr, BX: tl.constexpr, BZ: tl.constexpr, BM: tl.constexpr, REVERSE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -91,8 +91,8 @@ def segment_states(
     bh = program // (Z_TILES * X_TILES) // segments
     b, h = bh // H, bh % H
     b64, h64 = b.to(tl.int64), h.to(tl.int64)
-    Y += b64 * y_b + (h64 // Y_SHARE) * y_h
-    Z += b64 * z_b + (h64 // Z_SHARE) * z_h
+    Y += b64 * y_b + (h64 // Y_REPEAT) * y_h
+    Z += b64 * z_b + (h64 // Z_REPEAT) * z_h
     if G is not None:
         G += b64 * g_b + h64 * g_h
     if RUNS is not None:
@@ -193,16 +193,16 @@ def attend_segments(
     bh = program // Z_TILES // segments
     b, h = bh // C.H, bh % C.H
     b64, h64 = b.to(tl.int64), h.to(tl.int64)
-    X += b64 * x_b + (h64 // C.X_SHARE) * x_h
-    Y += b64 * y_b + (h64 // C.Y_SHARE) * y_h
-    Z += b64 * z_b + (h64 // C.Z_SHARE) * z_h
+    X += b64 * x_b + (h64 // C.X_REPEAT) * x_h
+    Y += b64 * y_b + (h64 // C.Y_REPEAT) * y_h
+    Z += b64 * z_b + (h64 // C.Z_REPEAT) * z_h
     OUT += b64 * out_b + h64 * out_h
     if G is not None:
         G += b64 * g_b + h64 * g_h
     if RUNS is not None:
         RUNS += b64 * length
     if OTHER is not None:
-        OTHER += b64 * other_b + (h64 // C.OTHER_SHARE) * other_h
+        OTHER += b64 * other_b + (h64 // C.OTHER_REPEAT) * other_h
         DOTS += (z_tile.to(tl.int64) * batch_heads + bh) * length
     stop = length
     if LENGTHS is not None:

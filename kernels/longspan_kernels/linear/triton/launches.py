@@ -75,7 +75,7 @@ class Call:
         """The tile of a kernel; widths of both q and v decide how long a chunk is, so that all passes cut alike."""
         return tile_for(kernel, max(width, columns), rounded(columns), self.dtype)
 
-    def share(self, x: Tensor) -> int:
+    def repeat(self, x: Tensor) -> int:
         """Query heads a head of x."""
         return self.H // x.shape[1]
 
@@ -89,7 +89,7 @@ class Call:
         kept = torch.empty((BH, self.segments), dtype=torch.float32, device=self.device)
         tile = self.tile("states", D, Dv)
         BX = min(rounded(D), 64)
-        shares = {"H": self.H, "Y_SHARE": self.share(y), "Z_SHARE": self.share(z)}
+        shares = {"H": self.H, "Y_REPEAT": self.repeat(y), "Z_REPEAT": self.repeat(z)}
         widths = {"DX": D, "DZ": Dv, "BX": BX, "BZ": tile.columns, "BM": self.tokens}
         numbers: dict[str, Any] = {**self.lengths_of_cut(), **shares, **widths, "REVERSE": reverse, "PRECISION": self.precision}
         for name, operand in {"y": y, "z": z, "g": self.log_decay}.items():
@@ -124,10 +124,10 @@ class Call:
         at = (0, 0, 0, 0) if carried is None else carried.stride()
         C = Constants(
             H=self.H,
-            X_SHARE=self.share(x),
-            Y_SHARE=self.share(y),
-            Z_SHARE=self.share(z),
-            OTHER_SHARE=1 if other is None else self.share(other),
+            X_REPEAT=self.repeat(x),
+            Y_REPEAT=self.repeat(y),
+            Z_REPEAT=self.repeat(z),
+            OTHER_REPEAT=1 if other is None else self.repeat(other),
             DX=DX,
             DZ=DZ,
             BX=rounded(DX),

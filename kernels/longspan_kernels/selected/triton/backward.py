@@ -36,11 +36,11 @@ def triton_backward(
     # Launches that add to what others wrote do it in float32.
     kind = torch.float32 if launches.several else k.dtype
     dk, dv = (torch.empty(k.shape, dtype=kind, device=q.device) for _ in range(2))
-    slots = torch.empty(max(4, launches.slot_numbers()), dtype=torch.float32, device=q.device)
+    partials = torch.empty(max(4, launches.partial_numbers()), dtype=torch.float32, device=q.device)
     part = torch.empty(launches.cells * q.shape[3], dtype=q.dtype, device=q.device)
     for number, (column, add, merge) in enumerate(zip(columns, sums, launches.merges_of_gradients, strict=True)):
-        column(q, k, v, dout, rows, chosen.order, lists, items, lengths, segments, chosen.seed, part, dk, dv, slots)
-        add(lists, slots, dk, dv)
+        column(q, k, v, dout, rows, chosen.order, lists, items, lengths, segments, chosen.seed, part, dk, dv, partials)
+        add(lists, partials, dk, dv)
         if queries is not None:
             queries[1][number](q, k, v, dout, rows, chosen.order, row_lists, row_items, lengths, segments, chosen.seed, part)
         merge(part, None, picks, lengths, dq, None)

@@ -3,7 +3,7 @@
     p = exp(s - lse)    ds = p * (dp - delta)    delta = sum(dout * out) - dlse
 
 Every sum has one order, so that two runs give the same bits. Legend: see common.py. PART [pickers of the launch, T, N, GC, D]
-holds what each pick adds to dq / scale; SLOTS [pickers, runs, 2, SIZE, D] float32 holds
+holds what each pick adds to dq / scale; PARTIALS [pickers, runs, 2, SIZE, D] float32 holds
 those of lists that several programs work on.
 """
 
@@ -35,14 +35,14 @@ def row_numbers(
 ):  # fmt: skip
     """ROWS [B, H, T, 2]: lse in base 2 and delta of each row, side by side, so that one gather brings both."""
     pid = tl.program_id(0)
-    line = pid // tiles
+    list_row = pid // tiles
     token = pid % tiles * BM + tl.arange(0, BM)
     exists = token < length
-    row = line.to(tl.int64) * length + token
+    row = list_row.to(tl.int64) * length + token
     lse = tl.load(LSE + row, mask=exists, other=float("-inf"))
     some = exists & (lse > float("-inf"))  # what no query sees may be NaN
     out = rows_at(OUT, of_row(row, D), some, D, BD).to(tl.float32)
-    of_head = (line // HEADS).to(tl.int64) * do_b + (line % HEADS).to(tl.int64) * do_h
+    of_head = (list_row // HEADS).to(tl.int64) * do_b + (list_row % HEADS).to(tl.int64) * do_h
     dout = rows_at(DOUT, of_head + token.to(tl.int64) * do_t, some, D, BD).to(tl.float32)
     delta = tl.sum(out * dout, 1)
     if DLSE is not None:
@@ -76,9 +76,9 @@ def store_or_add(X, x, mask, ADD: tl.constexpr):
 
 @triton.jit(do_not_specialize=VARYING)
 def selected_columns(
-    Q, K, V, DOUT, ROWS, ORDER, LISTS, ITEMS, LENGTHS, SEGMENTS, SEED, PART, DK, DV, SLOTS, q_b: tl.int64, q_h: tl.int64,
+    Q, K, V, DOUT, ROWS, ORDER, LISTS, ITEMS, LENGTHS, SEGMENTS, SEED, PART, DK, DV, PARTIALS, q_b: tl.int64, q_h: tl.int64,
     q_t: tl.int64, kv_b: tl.int64, kv_h: tl.int64, kv_t: tl.int64, length: tl.int32, items: tl.int32, pickers: tl.int32,
-    first: tl.int32, entries: tl.int32, slots: tl.int32, threshold: tl.int32, scale, C: tl.constexpr,
+    first: tl.int32, entries: tl.int32, partials: tl.int32, threshold: tl.int32, scale, C: tl.constexpr,
 ):  # fmt: skip
     """dk and dv of BN keys of a block from a run of the queries that picked it, and these queries' parts of dq.
 
@@ -93,15 +93,15 @@ def selected_columns(
     SUBS: tl.constexpr = (SIZE + BN - 1) // BN
     sub = pid % SUBS
     u = pid // SUBS // items
-    b, p, line = served(u, first, pickers, C.P, C.G, C.SHARE)
+    b, p, list_row = served(u, first, pickers, C.P, C.G, C.REPEAT)
     blocks = (length + SIZE - 1) // SIZE
-    block, start, stop, run, runs, slot = work_of(LISTS, ITEMS, line, pid // SUBS % items, items, blocks, entries)
+    block, start, stop, run, runs, partial = work_of(LISTS, ITEMS, list_row, pid // SUBS % items, items, blocks, entries)
     if block < blocks:
         b64 = b.to(tl.int64)
         end = tl.minimum(tokens_of(LENGTHS, b, length), (block + 1) * SIZE)
         Q += elements(b64 * q_b, D)
         DOUT += elements(b64 * q_b, D)
-        of_keys = elements(b64 * kv_b + (p // C.SHARE).to(tl.int64) * kv_h, D)
+        of_keys = elements(b64 * kv_b + (p // C.REPEAT).to(tl.int64) * kv_h, D)
         K += of_keys
         V += of_keys
         ROWS += b64 * (C.P * C.G) * length * 2
@@ -119,11 +119,11 @@ def selected_columns(
             # Tokens rise, and most often all of the block's own are there: those before these keys see none of them.
             jump = start + sub * BN
             if (run == 0) & (jump < stop) & (sub > 0):
-                before = (tl.load(ORDER + jump - 1) - line * (length * C.N)) // C.N
+                before = (tl.load(ORDER + jump - 1) - list_row * (length * C.N)) // C.N
                 place = tl.where(before < begin, jump, start)
         for at in tl.range(place, stop, BM // C.GC):
             exists, entry, token, head, h, q, segment = queries_of(
-                Q, ORDER, SEGMENTS, at, stop, line, p, length, first, q_h, q_t, C
+                Q, ORDER, SEGMENTS, at, stop, list_row, p, length, first, q_h, q_t, C
             )
             lse2, delta, dout = gradients_of(DOUT, ROWS, exists, token, h, length, q_h, q_t, D, BD)
             live = tl.trans(live_pairs(exists, token, segment, key, end, SEGMENTS, C.CAUSAL))
@@ -144,21 +144,21 @@ def selected_columns(
         offs_d = tl.arange(0, BD)
         inside = (offs_d < D)[None, :]
         if runs <= 1:
-            here = (b64 * (C.P // C.SHARE) + p // C.SHARE) * length + key
+            here = (b64 * (C.P // C.REPEAT) + p // C.REPEAT) * length + key
             rows = (here * D)[:, None] + offs_d[None, :]
             mask = (key < tl.minimum((block + 1) * SIZE, length))[:, None] & inside
             store_or_add(DK + rows, dk * scale, mask, C.ADD)
             store_or_add(DV + rows, dv, mask, C.ADD)
         else:
-            here = (u * slots + slot + run).to(tl.int64) * (2 * SIZE) + sub * BN + tl.arange(0, BN)
-            store_rows(SLOTS, here, sub * BN + tl.arange(0, BN) < SIZE, dk * scale, D, BD)
-            store_rows(SLOTS, here + SIZE, sub * BN + tl.arange(0, BN) < SIZE, dv, D, BD)
+            here = (u * partials + partial + run).to(tl.int64) * (2 * SIZE) + sub * BN + tl.arange(0, BN)
+            store_rows(PARTIALS, here, sub * BN + tl.arange(0, BN) < SIZE, dk * scale, D, BD)
+            store_rows(PARTIALS, here + SIZE, sub * BN + tl.arange(0, BN) < SIZE, dv, D, BD)
 
 
 @triton.jit(do_not_specialize=VARYING)
 def add_runs(
-    LISTS, SLOTS, DK, DV, length: tl.int32, pickers: tl.int32, first: tl.int32, entries: tl.int32, slots: tl.int32,
-    P: tl.constexpr, G: tl.constexpr, SHARE: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr,
+    LISTS, PARTIALS, DK, DV, length: tl.int32, pickers: tl.int32, first: tl.int32, entries: tl.int32, partials: tl.int32,
+    P: tl.constexpr, G: tl.constexpr, REPEAT: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr,
     SIZE: tl.constexpr, ADD: tl.constexpr,
 ):  # fmt: skip
     """dk and dv of BN keys of a block whose list several programs worked on: their sums, first run first."""
@@ -168,15 +168,15 @@ def add_runs(
     blocks = (length + SIZE - 1) // SIZE
     block = pid // SUBS % blocks
     u = pid // SUBS // blocks
-    b, p, line = served(u, first, pickers, P, G, SHARE)
-    list_of = LISTS + (line * blocks + block) * 4
+    b, p, list_row = served(u, first, pickers, P, G, REPEAT)
+    list_of = LISTS + (list_row * blocks + block) * 4
     runs = (tl.load(list_of + 1) - tl.load(list_of) + entries - 1) // entries
     if runs > 1:
         offs_n = sub * BN + tl.arange(0, BN)
         offs_d = tl.arange(0, BD)
         at = offs_n[:, None] * D + offs_d[None, :]
         mask = (offs_n < SIZE)[:, None] & (offs_d < D)[None, :]
-        mine = SLOTS + (u * slots + tl.load(list_of + 3)).to(tl.int64) * (2 * SIZE * D)
+        mine = PARTIALS + (u * partials + tl.load(list_of + 3)).to(tl.int64) * (2 * SIZE * D)
         dk = tl.zeros([BN, BD], tl.float32)
         dv = tl.zeros([BN, BD], tl.float32)
         for _ in tl.range(0, runs):
@@ -184,7 +184,7 @@ def add_runs(
             dv += tl.load(mine + SIZE * D + at, mask=mask, other=0.0)
             mine += 2 * SIZE * D
         key = block * SIZE + offs_n
-        here = (b.to(tl.int64) * (P // SHARE) + p // SHARE) * length + key
+        here = (b.to(tl.int64) * (P // REPEAT) + p // REPEAT) * length + key
         rows = (here * D)[:, None] + offs_d[None, :]
         mask = mask & (key < length)[:, None]
         store_or_add(DK + rows, dk, mask, ADD)
@@ -205,15 +205,15 @@ def selected_rows(
     SIZE: tl.constexpr = C.SIZE
     pid = tl.program_id(0)
     u = pid // items
-    b, p, line = served(u, first, pickers, C.P, C.G, C.SHARE)
+    b, p, list_row = served(u, first, pickers, C.P, C.G, C.REPEAT)
     blocks = (length + SIZE - 1) // SIZE
-    block, start, stop, _, _, _ = work_of(LISTS, ITEMS, line, pid % items, items, blocks, entries)
+    block, start, stop, _, _, _ = work_of(LISTS, ITEMS, list_row, pid % items, items, blocks, entries)
     if (block < blocks) & (start < stop):
         b64 = b.to(tl.int64)
         end = tl.minimum(tokens_of(LENGTHS, b, length), (block + 1) * SIZE)
         Q += elements(b64 * q_b, D)
         DOUT += elements(b64 * q_b, D)
-        of_keys = elements(b64 * kv_b + (p // C.SHARE).to(tl.int64) * kv_h, D)
+        of_keys = elements(b64 * kv_b + (p // C.REPEAT).to(tl.int64) * kv_h, D)
         K += of_keys
         V += of_keys
         ROWS += b64 * (C.P * C.G) * length * 2
@@ -221,7 +221,7 @@ def selected_rows(
             SEGMENTS += b64 * length
         inverse_keep = 1.0 / (1.0 - threshold * (1.0 / 16777216.0))
         exists, entry, token, head, h, q, segment = queries_of(
-            Q, ORDER, SEGMENTS, start, stop, line, p, length, first, q_h, q_t, C
+            Q, ORDER, SEGMENTS, start, stop, list_row, p, length, first, q_h, q_t, C
         )
         lse2, delta, dout = gradients_of(DOUT, ROWS, exists, token, h, length, q_h, q_t, D, BD)
         dq = tl.zeros([BM, BD], tl.float32)

@@ -56,9 +56,9 @@ def choose_by_importance(
     pid = tl.program_id(0)
     # The last rows see most blocks under CAUSAL: they go first.
     tile = tiles - 1 - pid % tiles
-    line = pid // tiles
-    b = line // kv_heads
-    group = line % kv_heads
+    list_row = pid // tiles
+    b = list_row // kv_heads
+    group = list_row % kv_heads
     row = tile * BM + tl.arange(0, BM)
     tokens = tokens_of(LENGTHS, b, length)
     exists = row < tokens
@@ -73,7 +73,7 @@ def choose_by_importance(
         last_seen = row * 0 + tokens // stride - SPAN
     end = tl.where(tile * BM < tokens, end, 0)
     Q += elements(b.to(tl.int64) * q_b + (group * G).to(tl.int64) * q_h, D)
-    KEYS += line.to(tl.int64) * compressed * D
+    KEYS += list_row.to(tl.int64) * compressed * D
     LSE += (b * kv_heads * G + group * G).to(tl.int64) * length
     values, numbers = none_yet(BM, N)
     for start in tl.range(0, end, BN):
@@ -89,7 +89,7 @@ def choose_by_importance(
         if not CAUSAL:
             may = may & (number[None, :] != own[:, None])
         values, numbers = with_chunk(tl.where(may, importance, float("-inf")), number, values, numbers, N)
-    at = OUT + (line.to(tl.int64) * length + row) * (N + 1)
+    at = OUT + (list_row.to(tl.int64) * length + row) * (N + 1)
     tl.store(at, tl.where(exists, own, -1), mask=row < length)
     for n in tl.static_range(N):
         tl.store(at + n + 1, tl.where(exists, numbers[n], -1), mask=row < length)

@@ -5,7 +5,7 @@ A chunk of candidates gives its n best, one a round, and each goes to its place 
 written. That is some 6n operations a score on units that are not the tensor cores, so it suits a small n.
 
 Legend: BM x BN a tile of queries x candidate blocks, BD the head width D rounded up to a power of two, N picks a query, SIZE
-tokens a block, SHARE query heads a key head, PARTS the bfloat16 numbers whose sum is one of q.
+tokens a block, REPEAT query heads a key head, PARTS the bfloat16 numbers whose sum is one of q.
 """
 
 # Triton adds tuples, but does not unpack into them; their types are its own.
@@ -37,7 +37,7 @@ CANDIDATES = 64  # scored at a time
 MEAN_PARTS = tl.constexpr(3)  # bfloat16 numbers whose sum is a float32
 NOBODY = tl.constexpr(1 << 30)  # beyond every block
 # A kernel compiled for one value of these serves all.
-VARYING = ["q_len", "rows", "first_row", "blocks", "owners", "lines", "batch", "q_b", "q_h", "s_b", "s_h", "s_t"]
+VARYING = ["q_len", "rows", "first_row", "blocks", "heads", "tile_rows", "batch", "q_b", "q_h", "s_b", "s_h", "s_t"]
 
 
 @triton.jit
@@ -109,11 +109,11 @@ def none_yet(BM: tl.constexpr, N: tl.constexpr):
 
 
 @triton.jit
-def store_picks(OUT, numbers, line, row, rows, exists, N: tl.constexpr):
-    """Picks of rows into OUT [lines, N, rows]."""
+def store_picks(OUT, numbers, list_row, row, rows, exists, N: tl.constexpr):
+    """Picks of rows into OUT [lists, N, rows]."""
     for s in tl.static_range(N):
         picks = tl.where(exists, numbers[s], -1).to(OUT.dtype.element_ty)
-        tl.store(OUT + (line * N + s) * rows + row, picks, mask=row < rows)
+        tl.store(OUT + (list_row * N + s) * rows + row, picks, mask=row < rows)
 
 
 @triton.jit
@@ -127,8 +127,8 @@ def as_operand(x, INTERPRETED: tl.constexpr):
 @triton.jit(do_not_specialize=VARYING)
 def choose_by_means(
     Q, MEANS, LENGTHS, OUT, q_b: tl.int64, q_h: tl.int64, q_t: tl.int64, q_len: tl.int32, blocks: tl.int32,
-    owners: tl.int32, lines: tl.int32, batch: tl.int32, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr,
-    BN: tl.constexpr, N: tl.constexpr, SIZE: tl.constexpr, SHARE: tl.constexpr, PARTS: tl.constexpr, CAUSAL: tl.constexpr,
+    heads: tl.int32, tile_rows: tl.int32, batch: tl.int32, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr,
+    BN: tl.constexpr, N: tl.constexpr, SIZE: tl.constexpr, REPEAT: tl.constexpr, PARTS: tl.constexpr, CAUSAL: tl.constexpr,
     ALIGN: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """Picks by the dot of a query with one vector a block, Q [B, H, T, D] by MEANS [MEAN_PARTS, B * Hkv, nb, D] bfloat16.
@@ -137,17 +137,17 @@ def choose_by_means(
     are exact; those that reach the last bits of the sum are added up, the smallest first.
     """
     pid = tl.program_id(0)
-    # The last rows have most candidates under CAUSAL: they go first. Heads of one line share the cache.
-    head = pid % (owners * batch)
-    base = (lines - 1 - pid // (owners * batch)) * BM
-    b = head // owners
-    group = b * (owners // SHARE) + head % owners // SHARE
+    # The last rows have most candidates under CAUSAL: they go first. Heads of one tile row share the cache.
+    head = pid % (heads * batch)
+    base = (tile_rows - 1 - pid // (heads * batch)) * BM
+    b = head // heads
+    group = b * (heads // REPEAT) + head % heads // REPEAT
     tokens, end = candidates(LENGTHS, b, base, q_len, blocks, BM, SIZE, CAUSAL)
     row = base + tl.arange(0, BM)
     own = row // SIZE
     offs_d = tl.arange(0, BD)
     offs_n = tl.arange(0, BN)
-    at = Q + tl.multiple_of(b.to(tl.int64) * q_b + (head % owners).to(tl.int64) * q_h, ALIGN)
+    at = Q + tl.multiple_of(b.to(tl.int64) * q_b + (head % heads).to(tl.int64) * q_h, ALIGN)
     at = at + row.to(tl.int64)[:, None] * q_t + offs_d[None, :]
     q = tl.load(at, mask=(row < tokens)[:, None] & (offs_d < D)[None, :], other=0.0)
     first = q.to(tl.bfloat16)
@@ -157,7 +157,7 @@ def choose_by_means(
         second = rest.to(tl.bfloat16)
         third = (rest - second.to(tl.float32)).to(tl.bfloat16)
     first, second, third = as_operand(first, INTERPRETED), as_operand(second, INTERPRETED), as_operand(third, INTERPRETED)
-    plane = (owners // SHARE * batch * blocks).to(tl.int64) * D
+    plane = (heads // REPEAT * batch * blocks).to(tl.int64) * D
     means = MEANS + (group * blocks).to(tl.int64) * D
     values, numbers = none_yet(BM, N)
     for start in tl.range(0, end, BN):
@@ -184,25 +184,25 @@ def choose_by_means(
 @triton.jit(do_not_specialize=VARYING)
 def choose_by_scores(
     SCORES, LENGTHS, OUT, s_b: tl.int64, s_h: tl.int64, s_t: tl.int64, q_len: tl.int32, rows: tl.int32, first_row: tl.int32,
-    blocks: tl.int32, owners: tl.int32, batch: tl.int32, BM: tl.constexpr, BN: tl.constexpr, N: tl.constexpr,
+    blocks: tl.int32, heads: tl.int32, batch: tl.int32, BM: tl.constexpr, BN: tl.constexpr, N: tl.constexpr,
     SIZE: tl.constexpr, CAUSAL: tl.constexpr,
 ):  # fmt: skip
     """Picks by SCORES [B, H, rows, nb] that are given, of the queries from `first_row` on."""
     pid = tl.program_id(0)
-    head = pid % (owners * batch)
-    base = pid // (owners * batch) * BM
-    b = head // owners
+    head = pid % (heads * batch)
+    base = pid // (heads * batch) * BM
+    b = head // heads
     place = base + tl.arange(0, BM)
     row = first_row + place
     tokens, end = candidates(LENGTHS, b, first_row + base, q_len, blocks, BM, SIZE, CAUSAL)
     own = row // SIZE
     offs_n = tl.arange(0, BN)
-    line = SCORES + b.to(tl.int64) * s_b + (head % owners).to(tl.int64) * s_h + place.to(tl.int64)[:, None] * s_t
+    scores_of_row = SCORES + b.to(tl.int64) * s_b + (head % heads).to(tl.int64) * s_h + place.to(tl.int64)[:, None] * s_t
     values, numbers = none_yet(BM, N)
     for start in tl.range(0, end, BN):
         number = start + offs_n
         keep = allowed(number, own, end, CAUSAL) & (place < rows)[:, None]
-        scores = tl.load(line + number[None, :], mask=keep, other=float("-inf")).to(tl.float32)
+        scores = tl.load(scores_of_row + number[None, :], mask=keep, other=float("-inf")).to(tl.float32)
         values, numbers = with_chunk(scores, number, values, numbers, N)
     store_picks(OUT, numbers, head.to(tl.int64), place, rows, row < tokens, N)
 
@@ -215,18 +215,18 @@ def triton_choose(q: Tensor, means: Tensor, lengths: Tensor | None, picks: int, 
     split = bfloat16_parts(means)
     out = torch.empty((B, H, picks, T), dtype=torch.int64, device=q.device)
     block_q, block_n = tile_of(q)
-    lines = -(-T // block_q)
+    tile_rows = -(-T // block_q)
     lengths = None if lengths is None else from_16_bytes(lengths.contiguous())
     # Two programs of 8 warps fit a processor then: while one picks, the other's products run. No more picks go without spills.
     registers = 128 if block_q == 128 and picks < 16 else None
     q_b, q_h, q_t, _ = q.stride()
     numbers = {
-        "q_b": q_b, "q_h": q_h, "q_t": q_t, "q_len": T, "blocks": blocks, "owners": H, "lines": lines, "batch": B, "D": D,
-        "BD": width_of(D), "BM": block_q, "BN": block_n, "N": picks, "SIZE": block_size, "SHARE": H // Hkv,
+        "q_b": q_b, "q_h": q_h, "q_t": q_t, "q_len": T, "blocks": blocks, "heads": H, "tile_rows": tile_rows, "batch": B,
+        "D": D, "BD": width_of(D), "BM": block_q, "BN": block_n, "N": picks, "SIZE": block_size, "REPEAT": H // Hkv,
         "PARTS": PARTS[q.dtype], "CAUSAL": causal, "ALIGN": alignment(D, q), "INTERPRETED": not q.is_cuda,
     }  # fmt: skip
     launch = Launch(8 if block_q == 128 else 4, 2, registers=registers)
-    run_kernel(choose_by_means, lines * B * H, launch, q, split, lengths, out, **numbers)
+    run_kernel(choose_by_means, tile_rows * B * H, launch, q, split, lengths, out, **numbers)
     return out
 
 
@@ -243,7 +243,7 @@ def triton_choose_scored(
     s_b, s_h, s_t, _ = scores.stride()
     numbers = {
         "s_b": s_b, "s_h": s_h, "s_t": s_t, "q_len": length, "rows": rows, "first_row": first_row, "blocks": blocks,
-        "owners": H, "batch": B, "BM": block_q, "BN": CANDIDATES, "N": picks, "SIZE": block_size, "CAUSAL": causal,
+        "heads": H, "batch": B, "BM": block_q, "BN": CANDIDATES, "N": picks, "SIZE": block_size, "CAUSAL": causal,
     }  # fmt: skip
     run_kernel(choose_by_scores, -(-rows // block_q) * B * H, SMALL, scores, lengths, out, **numbers)
     return out

@@ -1,9 +1,11 @@
 """Device functions that the kernels of selected attention share: what a program works on, gathered rows, live pairs.
 
 A list is the entries (picks) that chose one key block, a work item a run of one list, and a launch serves some heads: `first`
-is the first of them, one head group of each key head or GC heads of a group. Legend: BM rows of a tile (entries x GC heads), BN
-keys, BD the head width D rounded up to a power of two, P heads that pick, G heads a picker, SHARE pickers a key head, N picks a
-query, SIZE tokens a block. Strides of q, k and v come in units of 16 elements (see `elements`).
+is the first of them, one head group of each key head or GC heads of a group. Each (sequence, picker) pair has a row of lists.
+
+Legend: BM rows of a tile (entries x GC heads), BN keys, BD the head width D rounded up to a power of two, P heads that pick
+(pickers), G heads a picker, REPEAT pickers a key head, N picks a query, SIZE tokens a block.
+Strides of q, k and v come in units of 16 elements (see `elements`).
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ LN2 = tl.constexpr(0.6931471805599453)
 # A kernel compiled for one value of these serves all.
 VARYING = [
     "q_b", "q_h", "q_t", "kv_b", "kv_h", "kv_t", "do_b", "do_h", "do_t", "length", "items", "pickers", "first", "entries",
-    "slots", "tiles", "threshold",
+    "partials", "tiles", "threshold",
 ]  # fmt: skip
 
 
@@ -31,7 +33,7 @@ class Constants(NamedTuple):
     P: int
     G: int
     GC: int
-    SHARE: int
+    REPEAT: int
     N: int
     D: int
     BD: int
@@ -43,34 +45,34 @@ class Constants(NamedTuple):
 
 
 @triton.jit
-def served(u, first, pickers, P: tl.constexpr, G: tl.constexpr, SHARE: tl.constexpr):
-    """(b, the picker p, its line b * P + p) of the launch's picker u."""
+def served(u, first, pickers, P: tl.constexpr, G: tl.constexpr, REPEAT: tl.constexpr):
+    """(b, the picker p, its row of lists b * P + p) of the launch's picker u."""
     b = u // pickers
-    p = first // G + (u % pickers) * SHARE
+    p = first // G + (u % pickers) * REPEAT
     return b, p, b * P + p
 
 
 @triton.jit
-def work_of(LISTS, ITEMS, line, item, items, blocks, entries):
-    """(block, its first place in the order, the end, which run of its list, runs, slot): `blocks` where there is no work."""
-    block = tl.load(ITEMS + line * items + item)
-    here = LISTS + (line * blocks + tl.minimum(block, blocks - 1)) * 4
+def work_of(LISTS, ITEMS, list_row, item, items, blocks, entries):
+    """(block, its first place in the order, the end, which run of its list, runs, partial): `blocks` where there is no work."""
+    block = tl.load(ITEMS + list_row * items + item)
+    here = LISTS + (list_row * blocks + tl.minimum(block, blocks - 1)) * 4
     start, stop = tl.load(here), tl.load(here + 1)
     run = item - tl.load(here + 2)
-    slot = tl.load(here + 3)
+    partial = tl.load(here + 3)
     runs = (stop - start + entries - 1) // entries
     start += run * entries
-    return block, start, tl.minimum(stop, start + entries), run, runs, slot
+    return block, start, tl.minimum(stop, start + entries), run, runs, partial
 
 
 @triton.jit
-def gathered(ORDER, place, stop, line, length, g0, C: tl.constexpr):
-    """Rows of a tile: (whether they exist, entry within the line, token, head within the launch, head within the group)."""
+def gathered(ORDER, place, stop, list_row, length, g0, C: tl.constexpr):
+    """Rows of a tile: (whether they exist, entry in the row of lists, token, head of the launch, head of the group)."""
     row = tl.arange(0, C.BM)
     at = place + row // C.GC
     head = row % C.GC
     exists = (at < stop) & (g0 + head < C.G)
-    entry = tl.load(ORDER + tl.minimum(at, stop - 1)) - line * (length * C.N)
+    entry = tl.load(ORDER + tl.minimum(at, stop - 1)) - list_row * (length * C.N)
     return exists, entry, entry // C.N, head, tl.minimum(g0 + head, C.G - 1)
 
 
@@ -103,9 +105,9 @@ def store_rows(X, row, exists, rows, D: tl.constexpr, BD: tl.constexpr):
 
 
 @triton.jit
-def queries_of(Q, ORDER, SEGMENTS, place, stop, line, p, length, first, q_h, q_t, C: tl.constexpr):
+def queries_of(Q, ORDER, SEGMENTS, place, stop, list_row, p, length, first, q_h, q_t, C: tl.constexpr):
     """A tile of gathered queries: (exist, entry, token, head within the launch, head of all, rows [BM, BD], their segments)."""
-    exists, entry, token, head, g = gathered(ORDER, place, stop, line, length, first % C.G, C)
+    exists, entry, token, head, g = gathered(ORDER, place, stop, list_row, length, first % C.G, C)
     h = p * C.G + g
     q = rows_at(Q, h.to(tl.int64) * q_h + token.to(tl.int64) * q_t, exists, C.D, C.BD)
     segment = token

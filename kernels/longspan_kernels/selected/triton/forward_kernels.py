@@ -29,20 +29,20 @@ from longspan_kernels.selected.triton.common import (
 
 @triton.jit
 def softmax_step(
-    acc, top, total, q, k, v, live, kept, inverse_keep, scale2, DROPS: tl.constexpr, FIRST: tl.constexpr
+    acc, m_i, l_i, q, k, v, live, kept, inverse_keep, scale2, DROPS: tl.constexpr, FIRST: tl.constexpr
 ):  # fmt: skip
     """One tile of keys more: unnormalised sums, the largest score and the normaliser of every row, in base 2."""
     s = tl.where(live, tl.dot(q, tl.trans(k), input_precision="ieee") * scale2, float("-inf"))  # (BM, BN)
     higher = tl.max(s, 1)
     if not FIRST:
-        higher = tl.maximum(top, higher)
+        higher = tl.maximum(m_i, higher)
     shift = tl.where(higher == float("-inf"), 0.0, higher)
     p = tl.exp2(s - shift[:, None])
     if FIRST:
-        total = tl.sum(p, 1)
+        l_i = tl.sum(p, 1)
     else:
-        old = tl.exp2(top - shift)
-        total = total * old + tl.sum(p, 1)
+        old = tl.exp2(m_i - shift)
+        l_i = l_i * old + tl.sum(p, 1)
         acc = acc * old[:, None]
     if DROPS:
         p = tl.where(kept, p * inverse_keep, 0.0)
@@ -50,13 +50,13 @@ def softmax_step(
         acc = tl.dot(p.to(v.dtype), v, input_precision="ieee")
     else:
         acc = tl.dot(p.to(v.dtype), v, acc, input_precision="ieee")
-    return acc, higher, total
+    return acc, higher, l_i
 
 
 @triton.jit
-def store_part(PART, PART_LSE, u, entry, head, exists, acc, top, total, length, C: tl.constexpr):
-    acc = acc / tl.where(total == 0.0, 1.0, total)[:, None]
-    lse = tl.where(total == 0.0, float("-inf"), top + tl.log2(total))
+def store_part(PART, PART_LSE, u, entry, head, exists, acc, m_i, l_i, length, C: tl.constexpr):
+    acc = acc / tl.where(l_i == 0.0, 1.0, l_i)[:, None]
+    lse = tl.where(l_i == 0.0, float("-inf"), m_i + tl.log2(l_i))
     cell = (u.to(tl.int64) * length * C.N + entry) * C.GC + head
     tl.store(PART_LSE + cell, lse, mask=exists)
     store_rows(PART, cell, exists, acc, C.D, C.BD)
@@ -80,14 +80,14 @@ def selected_parts(
     SIZE: tl.constexpr = C.SIZE
     pid = tl.program_id(0)
     u = pid // items
-    b, p, line = served(u, first, pickers, C.P, C.G, C.SHARE)
+    b, p, list_row = served(u, first, pickers, C.P, C.G, C.REPEAT)
     blocks = (length + SIZE - 1) // SIZE
-    block, start, stop, _, _, _ = work_of(LISTS, ITEMS, line, pid % items, items, blocks, entries)
+    block, start, stop, _, _, _ = work_of(LISTS, ITEMS, list_row, pid % items, items, blocks, entries)
     if (block < blocks) & (start < stop):
         end = tl.minimum(tokens_of(LENGTHS, b, length), (block + 1) * SIZE)
         b64 = b.to(tl.int64)
         Q += elements(b64 * q_b, D)
-        of_keys = elements(b64 * kv_b + (p // C.SHARE).to(tl.int64) * kv_h, D)
+        of_keys = elements(b64 * kv_b + (p // C.REPEAT).to(tl.int64) * kv_h, D)
         K += of_keys
         V += of_keys
         if SEGMENTS is not None:
@@ -101,22 +101,22 @@ def selected_parts(
             v = rows_at(V, key.to(tl.int64) * kv_t, key < end, D, BD)
             for place in tl.range(start, stop, BM // C.GC):
                 exists, entry, token, head, h, q, segment = queries_of(
-                    Q, ORDER, SEGMENTS, place, stop, line, p, length, first, q_h, q_t, C
+                    Q, ORDER, SEGMENTS, place, stop, list_row, p, length, first, q_h, q_t, C
                 )
                 live = live_pairs(exists, token, segment, key, end, SEGMENTS, C.CAUSAL)
                 kept = 0
                 if DROPS:
                     kept = survivors(SEED, b, h, token, key, threshold, C.P * C.G)
-                acc, top, total = softmax_step(0, 0, 0, q, k, v, live, kept, inverse_keep, scale2, DROPS, True)
-                store_part(PART, PART_LSE, u, entry, head, exists, acc, top, total, length, C)
+                acc, m_i, l_i = softmax_step(0, 0, 0, q, k, v, live, kept, inverse_keep, scale2, DROPS, True)
+                store_part(PART, PART_LSE, u, entry, head, exists, acc, m_i, l_i, length, C)
         else:
             # One tile of queries, so that the loop over keys is the only one, which Triton pipelines.
             exists, entry, token, head, h, q, segment = queries_of(
-                Q, ORDER, SEGMENTS, start, stop, line, p, length, first, q_h, q_t, C
+                Q, ORDER, SEGMENTS, start, stop, list_row, p, length, first, q_h, q_t, C
             )
             acc = tl.zeros([BM, BD], tl.float32)
-            top = tl.full([BM], float("-inf"), tl.float32)
-            total = tl.zeros([BM], tl.float32)
+            m_i = tl.full([BM], float("-inf"), tl.float32)
+            l_i = tl.zeros([BM], tl.float32)
             last = end
             if C.CAUSAL:  # tokens of a list rise
                 last = tl.minimum(end, tl.max(token) + 1)
@@ -128,27 +128,27 @@ def selected_parts(
                 kept = 0
                 if DROPS:
                     kept = survivors(SEED, b, h, token, key, threshold, C.P * C.G)
-                acc, top, total = softmax_step(acc, top, total, q, k, v, live, kept, inverse_keep, scale2, DROPS, False)
-            store_part(PART, PART_LSE, u, entry, head, exists, acc, top, total, length, C)
+                acc, m_i, l_i = softmax_step(acc, m_i, l_i, q, k, v, live, kept, inverse_keep, scale2, DROPS, False)
+            store_part(PART, PART_LSE, u, entry, head, exists, acc, m_i, l_i, length, C)
 
 
 @triton.jit(do_not_specialize=VARYING)
 def merge_parts(
     PART, PART_LSE, PICKS, LENGTHS, OUT, LSE, length: tl.int32, tiles: tl.int32, pickers: tl.int32, first: tl.int32, scale,
-    P: tl.constexpr, G: tl.constexpr, GC: tl.constexpr, SHARE: tl.constexpr, N: tl.constexpr, BP: tl.constexpr, D: tl.constexpr,
-    BD: tl.constexpr, BM: tl.constexpr, WEIGHTED: tl.constexpr,
+    P: tl.constexpr, G: tl.constexpr, GC: tl.constexpr, REPEAT: tl.constexpr, N: tl.constexpr, BP: tl.constexpr,
+    D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, WEIGHTED: tl.constexpr,
 ):  # fmt: skip
     """OUT and LSE of BM tokens of one head from the parts of their picks; without WEIGHTED, OUT is their sum times `scale`."""
     pid = tl.program_id(0)
     rest = pid // tiles
     head = rest % GC
     u = rest // GC
-    b, p, line = served(u, first, pickers, P, G, SHARE)
+    b, p, list_row = served(u, first, pickers, P, G, REPEAT)
     g = first % G + head
     if g < G:
         token = pid % tiles * BM + tl.arange(0, BM)
         exists = token < tokens_of(LENGTHS, b, length)
-        picks = PICKS + (line.to(tl.int64) * length + token) * N
+        picks = PICKS + (list_row.to(tl.int64) * length + token) * N
         cell = (u.to(tl.int64) * length + token) * N * GC + head
         lse = tl.zeros([BM], tl.float32)
         if WEIGHTED:
@@ -156,9 +156,9 @@ def merge_parts(
             among = exists[:, None] & (pick < N)[None, :]
             made = tl.load(picks[:, None] + pick[None, :], mask=among, other=-1) >= 0
             each = tl.load(PART_LSE + cell[:, None] + pick[None, :] * GC, mask=made, other=float("-inf"))
-            top = tl.max(each, 1)
-            top = tl.where(top == float("-inf"), 0.0, top)
-            lse = top + tl.log2(tl.sum(tl.exp2(each - top[:, None]), 1))
+            m_i = tl.max(each, 1)
+            m_i = tl.where(m_i == float("-inf"), 0.0, m_i)
+            lse = m_i + tl.log2(tl.sum(tl.exp2(each - m_i[:, None]), 1))
         dead = lse == float("-inf")
         acc = tl.zeros([BM, BD], tl.float32)
         for n in tl.range(0, N):

@@ -1,7 +1,7 @@
 """What the kernels of selected attention are launched with: worked out once for each shape, kept with their compiled kernels.
 
 A launch serves as many heads as the memory of their parts is meant for. Legend: see common.py; B batch, H heads, Hkv key/value
-heads, T tokens, n picks a query, R = T * n entries of a line, nb blocks.
+heads, T tokens, n picks a query, R = T * n entries of a row of lists, nb blocks.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Shape:
         return self.heads // self.pickers
 
     @property
-    def share(self) -> int:
+    def repeat(self) -> int:
         return self.pickers // self.kv_heads
 
     @property
@@ -58,7 +58,7 @@ class Shape:
 
     @property
     def entries(self) -> int:
-        """R: entries of a line."""
+        """R: entries of a row of lists."""
         return self.length * self.picks
 
 
@@ -81,13 +81,13 @@ class Cut:
     """Lists cut into work items of `entries` entries or less."""
 
     plan: Plan
-    lines: int
+    list_rows: int
     blocks: int
     items: int
 
     def __call__(self, start: Tensor) -> tuple[Tensor, Tensor]:
-        lists = start.new_empty(self.lines * self.blocks * 4)
-        items = start.new_empty(self.lines * self.items)
+        lists = start.new_empty(self.list_rows * self.blocks * 4)
+        items = start.new_empty(self.list_rows * self.items)
         self.plan(start, lists, items)
         return lists, items
 
@@ -112,8 +112,8 @@ class Launches:
         widest = 1 << (s.group - 1).bit_length()
         self.heads = min(widest, 1 << ((at_once // pickers).bit_length() - 1))  # GC
         self.served = [
-            Served((kv * s.share + j) * s.group + g, min(pickers, s.kv_heads - kv), bool(j or g))
-            for j in range(s.share)
+            Served((kv * s.repeat + j) * s.group + g, min(pickers, s.kv_heads - kv), bool(j or g))
+            for j in range(s.repeat)
             for g in range(0, s.group, self.heads)
             for kv in range(0, s.kv_heads, pickers)
         ]
@@ -138,17 +138,17 @@ class Launches:
     def constants(self) -> dict:
         s = self.shape
         return {
-            "P": s.pickers, "G": s.group, "GC": self.heads, "SHARE": s.share, "N": s.picks, "D": s.width,
+            "P": s.pickers, "G": s.group, "GC": self.heads, "REPEAT": s.repeat, "N": s.picks, "D": s.width,
             "BD": width_of(s.width), "SIZE": s.block_size,
         }  # fmt: skip
 
     def cut(self, entries: int, least: int) -> Cut:
         s = self.shape
         items = s.entries // entries + s.blocks
-        lines = s.batch * s.pickers
+        list_rows = s.batch * s.pickers
         numbers = {"length": s.length, "items": items, "entries": entries, "BL": max(16, 1 << (s.blocks - 1).bit_length()),
                    "BI": 1024, "SIZE": s.block_size, "LEAST": least}  # fmt: skip
-        return Cut(Plan(cut_lists, lines, numbers, configs.MERGE), lines, s.blocks, items)
+        return Cut(Plan(cut_lists, list_rows, numbers, configs.MERGE), list_rows, s.blocks, items)
 
     def over_rows(self, kernel, tile: configs.Tile) -> tuple[Cut, list[Plan]]:
         """Launches of a kernel whose programs write parts of gathered queries."""
@@ -208,7 +208,7 @@ class Launches:
         cut = self.cut(entries, 1)
         columns, sums = [], []
         for served in self.served:
-            here = {"entries": entries, "pickers": served.pickers, "first": served.first, "slots": self.slots}
+            here = {"entries": entries, "pickers": served.pickers, "first": served.first, "partials": self.partials}
             numbers = {"items": cut.items, **here, **self.numbers, "C": self.compiled_for(tile, served.adds)}
             columns.append(Plan(selected_columns, subs * s.batch * served.pickers * cut.items, numbers, tile.launch))
             constants = {name: value for name, value in self.constants.items() if name not in ("GC", "N")}
@@ -231,14 +231,14 @@ class Launches:
         return -(-entries // step) * step
 
     @cached_property
-    def slots(self) -> int:
-        """Slots a line: a list of several runs has at most twice the runs that it would fill."""
+    def partials(self) -> int:
+        """Partial results a row of lists: a list of several runs has at most twice the runs that it would fill."""
         return min(2 * self.shape.entries // self.run_entries, self.shape.entries // self.run_entries + self.shape.blocks)
 
-    def slot_numbers(self) -> int:
-        """Numbers in all slots of a launch."""
+    def partial_numbers(self) -> int:
+        """Numbers in all partial results of a launch."""
         s = self.shape
-        return s.batch * max(served.pickers for served in self.served) * self.slots * 2 * s.block_size * s.width
+        return s.batch * max(served.pickers for served in self.served) * self.partials * 2 * s.block_size * s.width
 
     @cached_property
     def numbers_of_rows(self) -> dict[bool, Plan]:

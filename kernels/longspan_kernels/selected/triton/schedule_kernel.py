@@ -13,25 +13,25 @@ def cut_lists(
     START, LISTS, ITEMS, length: tl.int32, items: tl.int32, entries: tl.int32, BL: tl.constexpr, BI: tl.constexpr,
     SIZE: tl.constexpr, LEAST: tl.constexpr,
 ):  # fmt: skip
-    """LISTS [lines, nb, 4]: a list's first place, its end, its first item, its first slot or -1; ITEMS [lines, items]: the
-    block of each item, nb for none. One program a line; a list has LEAST items or more, and slots where it has several."""
-    line = tl.program_id(0)
+    """LISTS [rows, nb, 4]: a list's first place, its end, its first item, its first partial result or -1; ITEMS [rows, items]:
+    the block of each item, nb for none. One program a row; a list has LEAST items or more, and partial results if several."""
+    list_row = tl.program_id(0)
     blocks = (length + SIZE - 1) // SIZE
     block = tl.arange(0, BL)
     real = block < blocks
-    start = tl.load(START + line * blocks + block, mask=real, other=0)
-    stop = tl.load(START + line * blocks + block + 1, mask=real, other=0)
+    start = tl.load(START + list_row * blocks + block, mask=real, other=0)
+    stop = tl.load(START + list_row * blocks + block + 1, mask=real, other=0)
     runs = (stop - start + entries - 1) // entries
     several = tl.where(runs > 1, runs, 0)
     mine = tl.where(real, tl.maximum(runs, LEAST), 0)
     first = tl.cumsum(mine, 0) - mine
-    slot = tl.where(runs > 1, tl.cumsum(several, 0) - several, -1)
-    here = LISTS + (line * blocks + block) * 4
+    partial = tl.where(runs > 1, tl.cumsum(several, 0) - several, -1)
+    here = LISTS + (list_row * blocks + block) * 4
     tl.store(here, start, mask=real)
     tl.store(here + 1, stop, mask=real)
     tl.store(here + 2, first, mask=real)
-    tl.store(here + 3, slot, mask=real)
-    own = ITEMS + line * items
+    tl.store(here + 3, partial, mask=real)
+    own = ITEMS + list_row * items
     for run in tl.range(0, tl.max(mine)):
         tl.store(own + first + run, block, mask=run < mine)
     for begin in tl.range(tl.sum(mine), items, BI):

@@ -17,10 +17,10 @@ VARYING = ["q_b", "q_h", "q_t", "kv_b", "kv_h", "kv_t", "length", "kv_heads", "s
 
 
 @triton.jit
-def picked_tile(PICKS, line, at, n, K, V, kv_t, D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr):
+def picked_tile(PICKS, list_row, at, n, K, V, kv_t, D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr):
     """(which exist, tokens, keys, values) of BN picks from place `at` of a query's n."""
     place = at + tl.arange(0, BN)
-    token = tl.load(PICKS + line.to(tl.int64) * n + place, mask=place < n, other=-1)
+    token = tl.load(PICKS + list_row.to(tl.int64) * n + place, mask=place < n, other=-1)
     there = token >= 0
     offset = token.to(tl.int64) * kv_t
     return place, there, rows_at(K, offset, there, D, BD), rows_at(V, offset, there, D, BD)
@@ -40,25 +40,25 @@ def attend_tokens(
     head = kv * G + g
     q = rows_at(Q + elements(b.to(tl.int64) * q_b + token.to(tl.int64) * q_t, D), head.to(tl.int64) * q_h, g < G, D, BD)
     of_keys = elements(b.to(tl.int64) * kv_b + kv.to(tl.int64) * kv_h, D)
-    line = b * length + token
+    list_row = b * length + token
     acc = tl.zeros([BG, BD], tl.float32)
-    top = tl.full([BG], float("-inf"), tl.float32)
-    total = tl.zeros([BG], tl.float32)
+    m_i = tl.full([BG], float("-inf"), tl.float32)
+    l_i = tl.zeros([BG], tl.float32)
     for at in tl.range(0, n, BN):
-        _, there, k, v = picked_tile(PICKS, line, at, n, K + of_keys, V + of_keys, kv_t, D, BD, BN)
+        _, there, k, v = picked_tile(PICKS, list_row, at, n, K + of_keys, V + of_keys, kv_t, D, BD, BN)
         s = tl.dot(q, tl.trans(k), input_precision="ieee") * (scale * LOG2E)
         s = tl.where(there[None, :], s, float("-inf"))
-        higher = tl.maximum(top, tl.max(s, 1))
+        higher = tl.maximum(m_i, tl.max(s, 1))
         shift = tl.where(higher == float("-inf"), 0.0, higher)
         p = tl.exp2(s - shift[:, None])
-        old = tl.exp2(top - shift)
-        total = total * old + tl.sum(p, 1)
+        old = tl.exp2(m_i - shift)
+        l_i = l_i * old + tl.sum(p, 1)
         acc = tl.dot(p.to(v.dtype), v, acc * old[:, None], input_precision="ieee")
-        top = higher
-    acc = acc / tl.where(total == 0.0, 1.0, total)[:, None]
+        m_i = higher
+    acc = acc / tl.where(l_i == 0.0, 1.0, l_i)[:, None]
     row = (b * kv_heads * G + head).to(tl.int64) * length + token
     store_rows(OUT, row, g < G, acc, D, BD)
-    tl.store(LSE + row, tl.where(total == 0.0, float("-inf"), (top + tl.log2(total)) * LN2), mask=g < G)
+    tl.store(LSE + row, tl.where(l_i == 0.0, float("-inf"), (m_i + tl.log2(l_i)) * LN2), mask=g < G)
 
 
 @triton.jit(do_not_specialize=VARYING)
@@ -83,10 +83,10 @@ def differentiate_tokens(
         lse2, delta = numbers_of(ROWS, row)
         # What reaches a query without picks may be NaN.
         dout = rows_at(DOUT + first, head.to(tl.int64) * q_h, (g < G) & (lse2 < float("inf")), D, BD)
-        line = b * length + token
+        list_row = b * length + token
         dq = tl.zeros([BG, BD], tl.float32)
         for at in tl.range(0, n, BN):
-            place, there, k, v = picked_tile(PICKS, line, at, n, K + of_keys, V + of_keys, kv_t, D, BD, BN)
+            place, there, k, v = picked_tile(PICKS, list_row, at, n, K + of_keys, V + of_keys, kv_t, D, BD, BN)
             s = tl.dot(q, tl.trans(k), input_precision="ieee") * (scale * LOG2E) - lse2[:, None]
             p = tl.where(there[None, :] & (g < G)[:, None], tl.exp2(tl.minimum(s, 0.0)), 0.0)
             dp = tl.dot(dout, tl.trans(v), input_precision="ieee")
