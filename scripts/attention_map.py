@@ -35,10 +35,10 @@ def main(arguments: list[str]) -> None:
         check_checkpoint("checkpoint", own["checkpoint"])
         check_output("output", own["output"])
         from longspan.inference.attention_map import attention_weights
-        from longspan.training.callbacks.attention_weights import attended_figure
+        from longspan.training.callbacks.attention_weights import weights_figure
 
         found = attention_weights(own["checkpoint"], words, CONF, int(own.get("tokens", 256)))
-        figure = attended_figure(
+        figure = weights_figure(
             [(f"layer {layer}", weights) for layer, weights in found.layers], f"attention={found.variant}", found.causal
         )
         output = Path(own["output"])

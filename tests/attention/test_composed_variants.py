@@ -60,7 +60,7 @@ def test_heads_have_their_variants():
     out.sum().backward()
     assert all(p.grad is not None for p in module.parameters())
     assert module.cost(60) == sum((part.cost(60) for part in module.parts[1:]), module.parts[0].cost(60))
-    assert module.attended(q, k).shape == (2, 4, 60, 60)
+    assert module.attention_weights(q, k).shape == (2, 4, 60, 60)
 
 
 def test_parts_that_cannot_share():

@@ -42,7 +42,7 @@ def test_choices_are_of_tokens_not_of_blocks():
     q, k, _ = draw(96)
     picks = module.picks(q, k)[..., 1]
     assert (picks[:, :, 80:96].amax(-1) > picks[:, :, 80:96].amin(-1)).any()
-    weights = module.attended(q, k)
+    weights = module.attention_weights(q, k)
     assert weights.shape == (2, 4, 96, 96)
     torch.testing.assert_close(weights.sum(-1), torch.ones(2, 4, 96, dtype=torch.float64))
     expected = torch.stack([picked(q[b], k[b], 16, 2, True, 96) for b in range(2)])

@@ -104,7 +104,7 @@ def test_a_group_shares_its_selection():
     with torch.no_grad():
         module.gate_bias.copy_(torch.tensor([-50.0, 50.0, -50.0]))  # the selected branch alone
         module.gate_weight.zero_()
-    weights = module.attended(q, k) > 1e-12
+    weights = module.attention_weights(q, k) > 1e-12
     assert weights[:, 0].equal(weights[:, 1]) and weights[:, 2].equal(weights[:, 3])
     assert not weights[:, 0].equal(weights[:, 2])
     rows = weights[0, 0, 112:120].view(8, -1)

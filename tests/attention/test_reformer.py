@@ -128,7 +128,7 @@ def test_more_rounds_find_more():
     q, k, _ = draw(64)
     many, few = made(rounds=4), made(rounds=1)
     few.eval_rotations = many.eval_rotations[:, :, :1]
-    more, less = ((module.attended(q, k) > 0).tril(-1) for module in (many, few))
+    more, less = ((module.attention_weights(q, k) > 0).tril(-1) for module in (many, few))
     assert (more & less).equal(less) and more.sum() > less.sum()
 
 
@@ -194,7 +194,7 @@ def test_the_config_is_the_default_and_cost_grows_as_n_log_n():
 def test_the_cost_of_a_round_is_about_what_is_found():
     module = made(rounds=1, buckets=8, max_length=2048)
     q, k, _ = draw(1000, batch=1)
-    seen = int((module.attended(q, k) > 0).sum())
+    seen = int((module.attention_weights(q, k) > 0).sum())
     assert 0.5 < module.cost(1000).live_pairs / seen < 2.0
 
 

@@ -157,7 +157,7 @@ def test_a_task_ends_the_steps(tmp_path, train, monkeypatch):
 def test_weights_of_a_map_add_up():
     module = made(membership="balanced", causal=False)
     q, k, _ = draw(50)
-    total = module.attended(q, k).sum(-1)
+    total = module.attention_weights(q, k).sum(-1)
     assert ((total - 1).abs().lt(1e-9) | total.abs().lt(1e-9)).all()
 
 

@@ -105,7 +105,7 @@ def test_what_lies_past_the_length_does_not_matter():
 def test_a_map_shows_own_and_matched_blocks():
     module = made()
     q, k, _ = draw(64)
-    weights = module.attended(q, k)
+    weights = module.attention_weights(q, k)
     torch.testing.assert_close(weights[:, :, :16].sum(-1), torch.ones(2, 4, 16, dtype=torch.float64))
     assert (weights.triu(1) == 0).all() and (weights[:, :, 48:, :48] > 0).any()
 

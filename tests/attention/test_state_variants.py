@@ -205,7 +205,7 @@ def test_costs_have_a_state_and_no_pairs(name):
 def test_a_map_shows_what_the_state_gives(name):
     module = made(name, short_conv=0) if name.startswith("gated") else made(name)
     q, k, v = draw(40)
-    weights = module.attended(q, k)
+    weights = module.attention_weights(q, k)
     assert not weights.triu(1).any()
     if name in ("linear", "performer"):
         torch.testing.assert_close(weights @ repeated(v), module(q, k, v))

@@ -109,7 +109,7 @@ def test_figures_of_each_class_are_scikit_learns():
     metric = PerClass(["a", "b", "c"])
     for part in (slice(0, 20), slice(20, 50)):
         metric.update(predicted[part], true[part])
-    told = metric.told()
+    told = metric.to_record()
     assert told["confusion"] == confusion_matrix(true, predicted).tolist()
     expected = precision_recall_fscore_support(true, predicted)
     for place, row in enumerate(told["classes"]):
@@ -122,8 +122,8 @@ def test_figures_of_several_labels_and_of_classes_that_never_occur():
     metric = PerClass(["a", "b", "c"], multi_label=True)
     metric.update(predicted, true)
     expected = precision_recall_fscore_support(true, predicted)
-    for place, row in enumerate(metric.told()["classes"]):
+    for place, row in enumerate(metric.to_record()["classes"]):
         np.testing.assert_allclose([row["precision"], row["recall"], row["f1"]], [f[place] for f in expected[:3]])
     never = PerClass(["a", "b"])
     never.update(torch.zeros(3), torch.zeros(3))
-    assert never.told()["classes"][1] == {"class": "b", "precision": None, "recall": None, "f1": None, "support": 0}
+    assert never.to_record()["classes"][1] == {"class": "b", "precision": None, "recall": None, "f1": None, "support": 0}

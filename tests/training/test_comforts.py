@@ -10,7 +10,7 @@ import torch
 from longspan.config.compose import config_for
 from longspan.records import Record
 from longspan.training.callbacks import compile_reasons
-from longspan.training.callbacks.compile_reasons import CompileReasons, fallbacks, told
+from longspan.training.callbacks.compile_reasons import CompileReasons, described, fallbacks
 from longspan.training.callbacks.lr_finder import FindLearningRate
 from longspan.training.run import run
 
@@ -65,4 +65,4 @@ def test_reasons_are_told(monkeypatch):
     assert any("print" in reason for reason in fallbacks())
     watch._say()
     assert len(said) == 1 and "model.compile: parts of the model run uncompiled" in said[0] and "print" in said[0]
-    assert told({"a": 1, "b": 3}).splitlines() == ["  3 times: b", "  1 times: a"]
+    assert described({"a": 1, "b": 3}).splitlines() == ["  3 times: b", "  1 times: a"]

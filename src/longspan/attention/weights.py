@@ -18,7 +18,9 @@ class ShowsWeights(Decodes):
     """Base of the attention modules that have weights: a map of what queries give keys."""
 
     @torch.no_grad()
-    def attended(self, q: Tensor, k: Tensor, *, lengths: Tensor | None = None, segments: Tensor | None = None) -> Tensor:
+    def attention_weights(
+        self, q: Tensor, k: Tensor, *, lengths: Tensor | None = None, segments: Tensor | None = None
+    ) -> Tensor:
         """Weights [B, H, T, T] that this attention gives each key, for short sequences; as in evaluation.
 
         The output is linear in the values, so values that are unit vectors read the weights off, D keys at a time.
@@ -42,5 +44,5 @@ class ShowsWeights(Decodes):
         return torch.cat(columns, -1)[..., :T]
 
     def values_for_map(self, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, segments: Tensor | None) -> Tensor:
-        """The output as `attended` wants it, linear in the values: a variant that is not says here what stands for it."""
+        """The output that `attention_weights` reads; variants that are not linear in the values override it."""
         return self(q, k, v, lengths=lengths, segments=segments)

@@ -26,8 +26,8 @@ def compile_first(plans: Sequence[Plan], device: str, jobs: int) -> None:
         for number, future in enumerate(as_completed(found), 1):
             name, side = found[future]
             reason = future.exception() or future.result()
-            told = f": {str(reason).splitlines()[0][:120]}" if reason else ""
-            print(f"compiled {number}/{len(tasks)}: {name}, {side}{told}", file=sys.stderr, flush=True)
+            why = f": {str(reason).splitlines()[0][:120]}" if reason else ""
+            print(f"compiled {number}/{len(tasks)}: {name}, {side}{why}", file=sys.stderr, flush=True)
 
 
 def compile_side(case: Case, side: str, device: str) -> str | None:

@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from longspan.config.checks import check_config, check_steps
 from longspan.config.errors import ConfigError, readable_errors
 from longspan.config.reachable import check_reachable
-from longspan.config.resolved import plain_config
+from longspan.config.resolved import resolved_config
 from longspan.config.values import check_added, check_values
 from longspan.config.written import quoted, shown
 from longspan.nearest import did_you_mean, listed, nearest
@@ -56,7 +56,7 @@ def check_job(
     output_dir: str | Path | None = None,
     elsewhere: bool = False,
 ) -> dict[str, Any]:
-    """Composes a job and checks all that needs no torch: names, values, files, folders, devices; returns its plain config.
+    """Composes a job and checks all that needs no torch: names, values, files, folders, devices; returns its resolved config.
 
     Args:
         output_dir: where the job will write; None takes what the config says.
@@ -67,16 +67,16 @@ def check_job(
     """
     config = composed(conf, overrides, name, with_hydra=True)
     check_config(config, multirun=multirun)
-    plain = plain_with_hydra(config, output_dir, multirun=multirun)
-    check_values(plain)
-    check_added(plain, overrides)
-    check_steps(plain)
-    check_reachable(plain, devices=not elsewhere)
-    return plain
+    resolved = resolved_with_hydra(config, output_dir, multirun=multirun)
+    check_values(resolved)
+    check_added(resolved, overrides)
+    check_steps(resolved)
+    check_reachable(resolved, devices=not elsewhere)
+    return resolved
 
 
-def plain_with_hydra(config: DictConfig, output_dir: str | Path | None = None, *, multirun: bool = False) -> dict[str, Any]:
-    """The plain config of a job composed with Hydra's own node, which it then no longer has.
+def resolved_with_hydra(config: DictConfig, output_dir: str | Path | None = None, *, multirun: bool = False) -> dict[str, Any]:
+    """The resolved config of a job composed with Hydra's own node, which it then no longer has.
 
     Args:
         output_dir: where the job will write; None takes what `hydra.run.dir` says, or `hydra.sweep.dir`.
@@ -90,10 +90,10 @@ def plain_with_hydra(config: DictConfig, output_dir: str | Path | None = None, *
         if not isinstance(folder, (str, Path)) or not str(folder):
             raise ConfigError(f"hydra.run.dir={shown(folder)}: give a folder to write to")
         hydra.runtime.output_dir = str(folder)
-        hydra.job.num, hydra.job.id = 0, "0"  # what a job of a sweep is told when it starts
+        hydra.job.num, hydra.job.id = 0, "0"  # what Hydra sets when a job of a sweep starts
         HydraConfig.instance().set_config(config)
         del config["hydra"]  # `${hydra:...}` reads the global HydraConfig, which keeps a copy
-    return plain_config(config)
+    return resolved_config(config)
 
 
 def jobs(overrides: Sequence[str], multirun: bool) -> Iterator[list[str]]:
@@ -217,9 +217,9 @@ def _same_key_elsewhere(key: str, node: DictConfig) -> str | None:
                     found.append(here)
                 walk(value, here)
 
-    plain = OmegaConf.to_container(root, resolve=False)
-    assert isinstance(plain, dict)
-    walk({name: value for name, value in plain.items() if name != "hydra"}, "")
+    resolved = OmegaConf.to_container(root, resolve=False)
+    assert isinstance(resolved, dict)
+    walk({name: value for name, value in resolved.items() if name != "hydra"}, "")
     return found[0] if found else None
 
 

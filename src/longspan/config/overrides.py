@@ -1,4 +1,4 @@
-"""`key=value` words over a config that was stored earlier, for the scripts that work on checkpoints."""
+"""`key=value` words over the config of a checkpoint, for the scripts that work on checkpoints."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from longspan.config.command_line import composed, groups
 from longspan.config.errors import ConfigError
-from longspan.config.resolved import plain_config
-from longspan.config.stored import literal
+from longspan.config.from_checkpoint import literal
+from longspan.config.resolved import resolved_config
 from longspan.config.values import check_words
 from longspan.config.written import parsed_value
 from longspan.nearest import did_you_mean, listed, nearest
@@ -50,15 +50,15 @@ def unquoted(value: str) -> str:
     return value
 
 
-def overridden(stored: dict[str, Any], words: Sequence[str], conf: Path) -> dict[str, Any]:
-    """The stored config with the words applied: `trainer=gpu` takes a group's file, `data.batch_size=4` sets a key.
+def overridden(saved: dict[str, Any], words: Sequence[str], conf: Path) -> dict[str, Any]:
+    """The config with the words applied: `trainer=gpu` takes a group's file, `data.batch_size=4` sets a key.
 
-    What was stored is taken literally; a ``${...}`` counts only in the words.
+    The config is taken literally; a ``${...}`` counts only in the words.
 
     Raises:
-        ConfigError: an unknown choice or key; `+key=value` adds a key that the stored config does not have.
+        ConfigError: an unknown choice or key; `+key=value` adds a key that the config does not have.
     """
-    config = OmegaConf.create(literal(stored))
+    config = OmegaConf.create(literal(saved))
     assert isinstance(config, DictConfig)
     known = groups(conf)
     for word in sorted(words, key=lambda word: word.partition("=")[0] not in known):  # as Hydra: groups, then keys
@@ -80,7 +80,7 @@ def overridden(stored: dict[str, Any], words: Sequence[str], conf: Path) -> dict
                 OmegaConf.update(config, key, parsed_value(value), merge=False)
         except OmegaConfBaseException as error:
             raise ConfigError(f"{word}: {str(error).splitlines()[0]}") from error
-    return plain_config(config)
+    return resolved_config(config)
 
 
 def _rename(config: DictConfig, group: str, choice: str) -> None:

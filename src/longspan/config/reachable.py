@@ -149,9 +149,9 @@ def check_data_files(data: Mapping[str, Any]) -> None:
     for key in ("vocabulary", "target_vocabulary"):
         if isinstance(data.get(key), str):
             check_name(data[key], key)
-    for key, told in FILES.items():
+    for key, by_format in FILES.items():
         if data.get(key):
-            form = data.get("format") if told else None
+            form = data.get("format") if by_format else None
             if "target" in key or data.get(f"{key.removesuffix('path')}target_path"):
                 form = "lines"
             if target not in SEVERAL_FORMATS or key.endswith("genes_path"):

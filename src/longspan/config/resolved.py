@@ -17,7 +17,7 @@ from longspan.config.values import check_values
 
 
 def run_config(config: DictConfig) -> dict[str, Any]:
-    """The plain config of a job that Hydra started; in a sweep, `group` is the sweep's folder where none is given.
+    """The resolved config of a job that Hydra started; in a sweep, `group` is the sweep's folder where none is given.
 
     Raises:
         ConfigError: a wrong value; or a job of a sweep in one process, over several devices, which the command line's check
@@ -28,13 +28,13 @@ def run_config(config: DictConfig) -> dict[str, Any]:
     if hydra.mode == RunMode.MULTIRUN and config.get("group") is None:
         folder, here = Path(hydra.sweep.dir), hydra.runtime.cwd
         config.group = (folder.relative_to(here) if folder.is_relative_to(here) else folder).as_posix()
-    plain = plain_config(config)
-    check_values(plain)  # again: of a long sweep, and with a config folder of the user's own, it is the first time
-    check_reachable(plain)
-    return plain
+    resolved = resolved_config(config)
+    check_values(resolved)  # again: of a long sweep, and with a config folder of the user's own, it is the first time
+    check_reachable(resolved)
+    return resolved
 
 
-def plain_config(config: DictConfig) -> dict[str, Any]:
+def resolved_config(config: DictConfig) -> dict[str, Any]:
     """The config as dicts, lists and scalars. A DictConfig in a checkpoint could not be loaded with `weights_only`.
 
     Raises:
@@ -44,8 +44,8 @@ def plain_config(config: DictConfig) -> dict[str, Any]:
         missing = sorted(OmegaConf.missing_keys(config))
         if missing:
             raise ConfigError(f"{missing[0]} must be given, e.g. {missing[0]}=VALUE")
-        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key or 'the config'}: {str(error).splitlines()[0]}") from error
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
+    assert isinstance(resolved, dict)
+    return {str(key): value for key, value in resolved.items()}

@@ -8,10 +8,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from longspan.config.errors import ConfigError
+from longspan.config.from_checkpoint import TARGETS
 from longspan.config.schema import attention, data, model  # noqa: F401  (they register their targets)
 from longspan.config.schema.kinds import BY_TARGET, Settings, fix_of
 from longspan.config.schema.run import Run
-from longspan.config.stored import TARGETS
 from longspan.config.written import parsed_value, shown
 from longspan.nearest import did_you_mean, listed, nearest
 
@@ -33,7 +33,7 @@ def check_values(config: Mapping[str, Any]) -> None:
         settings = BY_TARGET.get(str(node.get("_target_")))
         if settings is not None:
             wrong.extend(wrong_values(node, settings, path))
-    # `data.seed` follows `seed`: one mistake is told once, where it was typed
+    # `data.seed` follows `seed`: one mistake is reported once, where it was typed
     wrong = list({_typed(text): text for text in reversed(wrong)}.values())[::-1]
     if wrong:
         more = f"\n... and {len(wrong) - MOST_TOLD} more" if len(wrong) > MOST_TOLD else ""
@@ -57,9 +57,9 @@ def check_words(words: Sequence[str]) -> None:
         kinds = [BY_TARGET[name] for name in sorted(TARGETS.get(group, ())) if name in BY_TARGET] if group else [Run]
         kinds = [kind for kind in kinds if last in kind.model_fields and (group or last not in TARGETS)]  # no choices
         if kinds and "${" not in text and not key.startswith("~"):
-            told = [wrong_values({last: parsed_value(text)}, kind, group, alone=True) for kind in kinds]
-            if all(told):
-                raise ConfigError(told[0][0])
+            problems = [wrong_values({last: parsed_value(text)}, kind, group, alone=True) for kind in kinds]
+            if all(problems):
+                raise ConfigError(problems[0][0])
 
 
 def check_added(config: Mapping[str, Any], words: Sequence[str]) -> None:

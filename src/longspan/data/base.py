@@ -89,8 +89,8 @@ class SequenceDataModule(pl.LightningDataModule):
 
     def stored_vocabularies(self) -> dict[str, Any]:
         """Plain values of each vocabulary that its name does not bring back, by the config's key; checkpoints keep them."""
-        told = {"vocabulary": self.vocabulary.stored()}
-        return {key: value for key, value in told.items() if value is not None}
+        states = {"vocabulary": self.vocabulary.state()}
+        return {key: value for key, value in states.items() if value is not None}
 
     def _train_vocabulary(self, documents: Iterable[Document]) -> None:
         """Trains the vocabulary that is yet to be, on the documents of the training split as they were read."""

@@ -30,9 +30,9 @@ def built(kind: str, settings: Mapping[str, Any], build: Callable[[Path], None])
         build: writes into an empty folder. Where it fails or is interrupted, nothing is left; where another process builds
             the same, this one waits for it.
     """
-    told = json.dumps(settings, sort_keys=True)
+    text = json.dumps(settings, sort_keys=True)
     root = cache_root()
-    folder = root / f"{kind}-{hashlib.sha256(told.encode()).hexdigest()[:16]}"
+    folder = root / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     if folder.is_dir():
         return folder
     root.mkdir(parents=True, exist_ok=True)
@@ -43,7 +43,7 @@ def built(kind: str, settings: Mapping[str, Any], build: Callable[[Path], None])
         unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=root))
         try:
             build(unfinished)
-            (unfinished / "settings.json").write_text(told + "\n", encoding="utf-8")
+            (unfinished / "settings.json").write_text(text + "\n", encoding="utf-8")
             unfinished.rename(folder)
         except BaseException:
             shutil.rmtree(unfinished, ignore_errors=True)

@@ -319,7 +319,7 @@ class SequenceClassificationDataModule(SequenceDataModule):
 
     def describe(self) -> dict[str, Any]:
         """Source, classes, and of each split the sequences, how many are cut at `max_length`, and class counts."""
-        told: dict[str, Any] = {
+        record: dict[str, Any] = {
             "source": str(self.source),
             "vocabulary": self._vocabulary.name,
             "max_length": self.max_length,
@@ -331,14 +331,14 @@ class SequenceClassificationDataModule(SequenceDataModule):
             targets = self._targets[split]
             size = self.num_classes or 0
             counts = targets.sum(axis=0) if self.multi_label else np.bincount(targets, minlength=size)
-            told[split] = {
+            record[split] = {
                 "sequences": len(data),
                 "cut": sum(len(document.tokens) > self.max_length for document in data.documents),
                 "classes": dict(zip(self.class_names or (), counts.astype(int).tolist(), strict=True)),
             }
         if self.dropped.counts:
-            told["left_out"] = dict(self.dropped.counts)
-        return json.loads(json.dumps(told))
+            record["left_out"] = dict(self.dropped.counts)
+        return json.loads(json.dumps(record))
 
 
 def _first_word(name: object) -> str:

@@ -123,13 +123,13 @@ def encoded(
     Raises:
         DataFileError: a file is malformed, or a name is in two of them.
     """
-    told = {
+    source = {
         "format": FORMAT, "vocabulary": vocabulary.name, "first": first, "prefixed": prefixed,
         "files": fingerprints(file for file, _ in files),
     }  # fmt: skip
     prefixes = prefixes_of(files) if prefixed else [""] * len(files)
-    folder = built("genome", told, lambda part: _write(part, files, prefixes, vocabulary, first))
-    records = tuple(MappedRecord(**told) for told in json.loads((folder / "records.json").read_text(encoding="utf-8")))
+    folder = built("genome", source, lambda part: _write(part, files, prefixes, vocabulary, first))
+    records = tuple(MappedRecord(**record) for record in json.loads((folder / "records.json").read_text(encoding="utf-8")))
     return EncodedGenome(folder.name, np.memmap(folder / "tokens.bin", dtype=np.uint8, mode="r"), records, first)
 
 
@@ -144,10 +144,10 @@ def mapped_labels(genome: EncodedGenome, genes: Sequence[Interval], overlap: str
     Raises:
         DataFileError: a feature is on a sequence that is not there, or reaches past its end; with its line.
     """
-    told = json.dumps([[gene.chrom, gene.start, gene.end, gene.strand, gene.kind] for gene in genes])
+    text = json.dumps([[gene.chrom, gene.start, gene.end, gene.strand, gene.kind] for gene in genes])
     key = {
         "format": FORMAT, "genome": genome.key, "overlap": overlap, "classes": annotation.class_names,
-        "features": hashlib.sha256(told.encode()).hexdigest(),
+        "features": hashlib.sha256(text.encode()).hexdigest(),
     }  # fmt: skip
 
     def write(folder: Path) -> None:
@@ -174,8 +174,8 @@ def _write(
                     seen[name] = str(file)
                     if first is not None:
                         written += out.write(bytes([first]))
-                    told = {"description": part.description, "path": part.path, "line": part.line}
-                    records.append({"name": name, "id": part.name, **told, "begin": written, "size": 0})
+                    place = {"description": part.description, "path": part.path, "line": part.line}
+                    records.append({"name": name, "id": part.name, **place, "begin": written, "size": 0})
                 else:
                     records[-1]["size"] += len(part)
                     written += out.write(part.tobytes())

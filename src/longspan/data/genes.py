@@ -33,7 +33,7 @@ class Annotation:
 
     `features`: the kinds to label, in GFF3, GTF and GenBank their type, in BED the name in column 4; None: genes.
     `strands`: each kind has a class a strand, else one. `overlap`: what a base in several is, see `label_bases`.
-    `genes_format`: bed, gff3, gtf or genbank; None: told by the suffix. `on_missing`: what becomes of features on
+    `genes_format`: bed, gff3, gtf or genbank; None: by the suffix. `on_missing`: what becomes of features on
     sequences that the FASTA does not have: "error", or "drop", counted and printed.
     """
 

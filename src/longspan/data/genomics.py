@@ -176,7 +176,7 @@ class GenomicBenchmarkDataModule(LabelledDataModule):
         return self._labelled()["test"]
 
     @property
-    def told(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, Any]:
         choice = self.choice
         source = choice.path or choice.hub or choice.published.hub.format(choice.dataset)
         return {"source": source, "benchmark": choice.benchmark, "dataset": choice.dataset, "paper": choice.published.paper}

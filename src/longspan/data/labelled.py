@@ -64,7 +64,7 @@ def _chosen(tokens: Callable[[int], np.ndarray], chosen: np.ndarray, number: int
 
 
 class LabelledDataModule(SequenceDataModule):
-    """Base: a subclass gives its splits by `_labelled`, and says what they are by `told`."""
+    """Base: a subclass gives its splits by `_labelled`, and says what they are by `to_record`."""
 
     tasks: ClassVar[tuple[str, ...]] = ("sequence_classification",)
 
@@ -74,7 +74,7 @@ class LabelledDataModule(SequenceDataModule):
 
     @property
     @abstractmethod
-    def told(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, Any]:
         """Where the data is from and the settings that make it what it is, for the record."""
 
     def _load(self) -> dict[str, Dataset]:
@@ -100,8 +100,8 @@ class LabelledDataModule(SequenceDataModule):
 
     def describe(self) -> dict[str, Any]:
         """Where the data is from, and of each split the sequences of each class."""
-        told: dict[str, Any] = {**self.told, "max_length": self.max_length}
+        record: dict[str, Any] = {**self.to_record, "max_length": self.max_length}
         for split in SPLITS:
             counts = self._counts(split).tolist()
-            told[split] = {"sequences": sum(counts), "classes": dict(zip(self.class_names or (), counts, strict=True))}
-        return json.loads(json.dumps(told))
+            record[split] = {"sequences": sum(counts), "classes": dict(zip(self.class_names or (), counts, strict=True))}
+        return json.loads(json.dumps(record))

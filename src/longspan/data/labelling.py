@@ -165,7 +165,7 @@ class TokenLabellingDataModule(SequenceDataModule):
 
     def describe(self) -> dict[str, Any]:
         """Source, the policy on overlapping genes, and of each split the windows, bases and bases of each class."""
-        told: dict[str, Any] = {
+        record: dict[str, Any] = {
             "source": str(self.source),
             "test_source": str(self.test_source) if self.test_source else None,
             "vocabulary": self.vocabulary.name,
@@ -177,14 +177,14 @@ class TokenLabellingDataModule(SequenceDataModule):
             data = self.split(split)
             assert isinstance(data, WindowDataset)
             counts = self._counts(split)
-            told[split] = {
+            record[split] = {
                 "windows": len(data),
                 "bases": data.token_count,
                 "classes": dict(zip(self.class_names or (), counts.tolist(), strict=True)),
             }
         if self.dropped.counts:
-            told["left_out"] = dict(self.dropped.counts)
-        return json.loads(json.dumps(told))
+            record["left_out"] = dict(self.dropped.counts)
+        return json.loads(json.dumps(record))
 
     @property
     def label_complement(self) -> np.ndarray | None:

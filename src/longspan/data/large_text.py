@@ -127,10 +127,10 @@ class LargeTextDataModule(SequenceDataModule):
         for file, kind in files:
             if kind not in FORMATS:
                 raise wrong_value("data.format", kind, f"{file} is not streamed; take {', '.join(FORMATS)}")
-        told = self._vocabulary.stored() if isinstance(self._vocabulary, Vocabulary) else None
-        name = json.dumps(told, sort_keys=True) if told else self._vocabulary.name
+        state = self._vocabulary.state() if isinstance(self._vocabulary, Vocabulary) else None
+        name = json.dumps(state, sort_keys=True) if state else self._vocabulary.name
         key = fingerprint(
-            files, self.text_column, f"{name} {self.validation_fraction} {self.test_fraction}" if not told else name
+            files, self.text_column, f"{name} {self.validation_fraction} {self.test_fraction}" if not state else name
         )
         if not isinstance(self._vocabulary, Vocabulary):
             texts = (piece.data for piece in self._training_pieces(files))
@@ -198,11 +198,11 @@ class LargeTextDataModule(SequenceDataModule):
     def describe(self) -> dict[str, Any]:
         """Source, vocabulary, and of each split the windows and tokens."""
         self.setup()
-        told: dict[str, Any] = {
+        record: dict[str, Any] = {
             "source": str(self.path), "vocabulary": self.vocabulary.name, "max_length": self.max_length, "split": "position",
         }  # fmt: skip
         for split in SPLITS:
             data = self.split(split)
             assert isinstance(data, StreamWindows)
-            told[split] = {"windows": len(data), "tokens": data.end - data.begin}
-        return told
+            record[split] = {"windows": len(data), "tokens": data.end - data.begin}
+        return record

@@ -92,10 +92,10 @@ def _chunk(make: Make, seed: int, split: str, numbers: range) -> list[tuple[np.n
 
 def _with_progress(title: str, size: int, rows: Iterator[Any]) -> Iterator[Any]:
     """The rows; every few seconds a line on stderr says how many there are and how long the rest takes."""
-    began = told = time.monotonic()
+    began = last_said = time.monotonic()
     for number, row in enumerate(rows, start=1):
         yield row
         now = time.monotonic()
-        if now - told > TOLD_EVERY:
-            told, left = now, (now - began) / number * (size - number)
+        if now - last_said > TOLD_EVERY:
+            last_said, left = now, (now - began) / number * (size - number)
             print(f"{title}: {number:,} of {size:,} made, about {left / 60:.1f} minutes more", file=sys.stderr)

@@ -50,7 +50,7 @@ def pairs_of_hub(name: str, subset: str | None, split: str, source: str, target:
 
 
 def pairs_of_rows(rows: Iterable[Row], source: str, target: str | None) -> list[Pair]:
-    """A pair for each row; the first bad one is told, and how many more there are."""
+    """A pair for each row; the error for bad ones names the first and counts the others."""
 
     def pair(row: Row) -> Pair:
         flat = Row(row.path, row.line, _flat(row.values))

@@ -154,9 +154,9 @@ class PairedDataModule(SequenceDataModule):
         return self._target_vocabulary
 
     def stored_vocabularies(self) -> dict[str, Any]:
-        told = super().stored_vocabularies()
-        own = None if self._target_vocabulary is None else self.target_vocabulary.stored()
-        return told if own is None else {**told, "target_vocabulary": own}
+        vocabularies = super().stored_vocabularies()
+        own = None if self._target_vocabulary is None else self.target_vocabulary.state()
+        return vocabularies if own is None else {**vocabularies, "target_vocabulary": own}
 
     def _load(self) -> dict[str, Dataset]:
         given = {split: self._read(split) for split in SPLITS}
@@ -268,7 +268,7 @@ class PairedDataModule(SequenceDataModule):
         """Source, vocabularies, and of each split the pairs, rows, tokens, and how many pairs are cut."""
         self.setup()
         source = self.path or self.name or (f"made: {self.generated}" if self.generated else f"bundled {self.bundled}")
-        told: dict[str, Any] = {
+        record: dict[str, Any] = {
             "source": str(Path(source).name if self.path else source),
             "vocabulary": self.vocabulary.name,
             "target_vocabulary": self.target_vocabulary.name,
@@ -280,14 +280,14 @@ class PairedDataModule(SequenceDataModule):
             data = self.split(split)
             assert isinstance(data, PairDataset)
             pairs = data.pairs
-            told[split] = {
+            record[split] = {
                 "pairs": len(pairs),
                 "rows": len(data),
                 "source_tokens": sum(len(pair.source) for pair in pairs),
                 "target_tokens": sum(1 + len(pair.target) for pair in pairs if pair.target is not None),
                 "cut": sum(pair.cut for pair in pairs),
             }
-        return told
+        return record
 
     @property
     def reading(self) -> LookupVocabulary:

@@ -100,7 +100,7 @@ class SequenceRegressionDataModule(SequenceClassificationDataModule):
 
     def describe(self) -> dict[str, Any]:
         """Source, columns, and of each split the sequences, how many are cut, and mean and spread of the numbers."""
-        told: dict[str, Any] = {
+        record: dict[str, Any] = {
             "source": str(self.source),
             "vocabulary": self.vocabulary.name,
             "max_length": self.max_length,
@@ -110,15 +110,15 @@ class SequenceRegressionDataModule(SequenceClassificationDataModule):
         for split in SPLITS:
             data = self.split(split)
             assert isinstance(data, ExampleDataset) and data.targets is not None
-            told[split] = {
+            record[split] = {
                 "sequences": len(data),
                 "cut": sum(len(document.tokens) > self.max_length for document in data.documents),
                 "mean": data.targets.mean(axis=0).tolist(),
                 "std": data.targets.std(axis=0).tolist(),
             }
         if self.dropped.counts:
-            told["left_out"] = dict(self.dropped.counts)
-        return json.loads(json.dumps(told))
+            record["left_out"] = dict(self.dropped.counts)
+        return json.loads(json.dumps(record))
 
 
 def _number(row: Row, column: str, key: str) -> float:

@@ -122,15 +122,15 @@ class SpeciesDataModule(SequenceClassificationDataModule):
 
     def describe(self) -> dict[str, Any]:
         """Source, species, and of each split the windows and how many are of each species."""
-        told: dict[str, Any] = {
+        record: dict[str, Any] = {
             "source": str(self.source),
             "vocabulary": self.vocabulary.name,
             "max_length": self.max_length,
             "split": "position, in every species",
         }
         for split in SPLITS:
-            told[split] = {"windows": len(self.split(split))}  # type: ignore[arg-type]
+            record[split] = {"windows": len(self.split(split))}  # type: ignore[arg-type]
             if split != "train":
                 counts = np.bincount(self._targets[split], minlength=self.num_classes or 0)
-                told[split]["classes"] = dict(zip(self.class_names or (), counts.tolist(), strict=True))
-        return json.loads(json.dumps(told))
+                record[split]["classes"] = dict(zip(self.class_names or (), counts.tolist(), strict=True))
+        return json.loads(json.dumps(record))

@@ -209,7 +209,7 @@ class TextDataModule(SequenceDataModule):
 
     def describe(self) -> dict[str, Any]:
         """Source, vocabulary, and of each split the documents, windows and predicted symbols."""
-        told: dict[str, Any] = {
+        record: dict[str, Any] = {
             "source": str(self.source),
             "vocabulary": self._vocabulary.name,
             "max_length": self.max_length,
@@ -218,16 +218,16 @@ class TextDataModule(SequenceDataModule):
         for split in SPLITS:
             data = self.split(split)
             assert isinstance(data, WindowDataset)
-            told[split] = {
+            record[split] = {
                 "documents": len(np.unique(data.windows[:, 0])),
                 "windows": len(data),
                 "symbols": data.token_count - len(data.windows),
             }
             if data.corpus.spans is not None:
-                told[split]["bytes"] = data.byte_count
+                record[split]["bytes"] = data.byte_count
         if self.dropped.counts:
-            told["left_out"] = dict(self.dropped.counts)
-        return json.loads(json.dumps(told))
+            record["left_out"] = dict(self.dropped.counts)
+        return json.loads(json.dumps(record))
 
 
 def _character_start(tokens: np.ndarray, at: int) -> int:

@@ -103,11 +103,11 @@ class TokenFile:
 
 def fingerprint(files: Sequence[tuple[Path, str]], column: str, vocabulary: str) -> str:
     """Changes with the files (their places, sizes and times), how they are read, and the vocabulary's settings."""
-    told: list[Any] = [column, vocabulary]
+    settings: list[Any] = [column, vocabulary]
     for file, kind in files:
         state = file.stat()
-        told.append([str(file.resolve()), kind, state.st_size, state.st_mtime_ns])
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:24]
+        settings.append([str(file.resolve()), kind, state.st_size, state.st_mtime_ns])
+    return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:24]
 
 
 def build(folder: Path, pieces: Iterable[Piece], vocabulary: Vocabulary) -> None:

@@ -1,4 +1,4 @@
-"""What data modules are told, as small checked values: where data comes from, what is held out, how it is dealt out.
+"""Settings of data modules, as small checked values: where data comes from, what is held out, how it is dealt out.
 
 Each field is a key of `conf/data/` of the same name. A data module takes the values themselves, or their fields as
 keywords of its own, as Hydra gives them: `TextDataModule(Source(path="x.txt"))` is `TextDataModule(path="x.txt")`.

@@ -15,7 +15,7 @@ from torch import Tensor
 from longspan.attention.weights import MOST_MAPPED
 from longspan.config.errors import ConfigError
 from longspan.inference.rebuild import rebuild
-from longspan.training.callbacks.attention_weights import Attended
+from longspan.training.callbacks.attention_weights import CaughtWeights
 from longspan.training.callbacks.pattern_sketch import attention_modules
 
 
@@ -42,11 +42,11 @@ def attention_weights(checkpoint: str, words: Sequence[str], conf: Path, tokens:
         raise ConfigError(f"tokens={tokens} must be a number from 1 to {MOST_MAPPED}")
     run = rebuild(checkpoint, [*words, "trainer.limit_val_batches=1"], conf)
     variant, modules = run.config["attention_name"], attention_modules(run.task)
-    attended = Attended(tokens)
+    caught = CaughtWeights(tokens)
     run.datamodule.prepare_data()
     run.datamodule.setup("validate")
-    run.trainer([Listening(attended, modules)]).validate(run.task, run.datamodule, verbose=False)
-    layers = attended.weights()
+    run.trainer([Listening(caught, modules)]).validate(run.task, run.datamodule, verbose=False)
+    layers = caught.weights()
     if not layers:
         raise ConfigError(f"checkpoint={checkpoint}: attention={variant} does not tell what it attends to")
     return Weights(variant, run.config["name"], bool(modules[0].causal), layers)
@@ -55,11 +55,11 @@ def attention_weights(checkpoint: str, words: Sequence[str], conf: Path, tokens:
 class Listening(pl.Callback):
     """Listens once the model is where it runs."""
 
-    def __init__(self, attended: Attended, modules: Sequence) -> None:
-        self.attended, self.modules = attended, modules
+    def __init__(self, caught: CaughtWeights, modules: Sequence) -> None:
+        self.caught, self.modules = caught, modules
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.attended.listen(self.modules, patterns=True)
+        self.caught.listen(self.modules, patterns=True)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.attended.stop()
+        self.caught.stop()

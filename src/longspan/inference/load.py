@@ -17,7 +17,7 @@ from longspan.inference import pretrained
 from longspan.inference.trained_model import TrainedModel
 from longspan.training.assemble import task_of
 from longspan.training.build import build
-from longspan.training.callbacks.checkpoint_config import VOCABULARIES, load_checkpoint, stored, with_vocabularies
+from longspan.training.callbacks.checkpoint_config import VOCABULARIES, config_and_facts, load_checkpoint, with_vocabularies
 
 
 def load(checkpoint: str | Path, device: str | torch.device = "cpu") -> TrainedModel:
@@ -36,8 +36,8 @@ def load(checkpoint: str | Path, device: str | torch.device = "cpu") -> TrainedM
         return assembled(*pretrained.read(path), str(checkpoint)).to(device)
     file = _best(path) if path.is_dir() else path
     saved = load_checkpoint(file)
-    told = saved.get(VOCABULARIES)
-    model = assembled(*stored(saved, file), saved["state_dict"], told, str(checkpoint)).to(device)
+    states = saved.get(VOCABULARIES)
+    model = assembled(*config_and_facts(saved, file), saved["state_dict"], states, str(checkpoint)).to(device)
     model.record = _record_of(file)
     return model
 

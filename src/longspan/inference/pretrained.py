@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from longspan.config.errors import CheckpointError
-from longspan.config.stored import check_stored, check_weights
+from longspan.config.from_checkpoint import check_checkpoint_config, check_weights
 from longspan.inference.model_card import model_card
 from longspan.inference.tokenizer_files import write_tokenizer
 from longspan.tasks import LanguageModelling
@@ -82,7 +82,7 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], 
         weights: dict[str, Any] = load_file(folder / WEIGHTS_FILE)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{where}: {WEIGHTS_FILE} cannot be read ({error})") from None
-    config, facts = check_stored(content.get("longspan_config"), where), content.get("longspan_facts")
+    config, facts = check_checkpoint_config(content.get("longspan_config"), where), content.get("longspan_facts")
     check_weights(config, facts, weights, where)
     kept = folder / VOCABULARIES_FILE
     vocabularies = _json(kept, LARGEST_VOCABULARIES, where) if kept.is_file() else None

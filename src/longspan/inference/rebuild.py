@@ -15,7 +15,7 @@ from longspan.config.errors import CheckpointError
 from longspan.config.overrides import overridden
 from longspan.training.assemble import task_of
 from longspan.training.build import build, build_trainer
-from longspan.training.callbacks.checkpoint_config import VOCABULARIES, load_checkpoint, stored, with_vocabularies
+from longspan.training.callbacks.checkpoint_config import VOCABULARIES, config_and_facts, load_checkpoint, with_vocabularies
 from longspan.training.console import quiet_libraries
 from longspan.training.seeding import seed_run
 
@@ -25,7 +25,7 @@ HERE = {"accelerator": "auto", "devices": 1, "num_nodes": 1, "strategy": "auto"}
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """`facts`: what the checkpoint's task was told of the data it was trained on."""
+    """`facts`: what the checkpoint's task was built with: the facts of its training data."""
 
     config: dict[str, Any]
     facts: dict[str, Any]
@@ -41,7 +41,7 @@ def rebuild(checkpoint: str, words: Sequence[str], conf: Path) -> Rebuilt:
     """Builds the data module (not yet set up) and the task with the checkpoint's weights.
 
     Args:
-        words: `key=value` overrides of the stored config.
+        words: `key=value` overrides of the checkpoint's config.
         conf: the folder of config groups, for overrides such as `trainer=gpu`.
 
     Raises:
@@ -49,7 +49,7 @@ def rebuild(checkpoint: str, words: Sequence[str], conf: Path) -> Rebuilt:
         ConfigError: a wrong override.
     """
     saved = load_checkpoint(checkpoint)
-    config, facts = stored(saved, checkpoint)
+    config, facts = config_and_facts(saved, checkpoint)
     if not any(word.startswith(("trainer=", "trainer.accelerator=", "trainer.devices=")) for word in words):
         config = {**config, "trainer": {**config["trainer"], **HERE}}
     trained = config["data"]

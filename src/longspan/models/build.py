@@ -80,7 +80,7 @@ def transformer(
 
 
 def _both_strands(asked: str, causal: bool, strands: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What a `StrandEncoder` is told of the vocabulary."""
+    """The facts of the vocabulary that a `StrandEncoder` is built with."""
     if asked != SHARED:
         raise wrong_value("model.reverse_complement", asked, f"give {SHARED} or null")
     if causal:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from longspan.records.plain import figure
+from longspan.records.jsonable import figure
 
 
 class Curves:

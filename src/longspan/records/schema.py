@@ -34,7 +34,7 @@ from pydantic import (
 
 from longspan.config.errors import RecordError
 from longspan.records.atomic import write_text
-from longspan.records.plain import figure, plain
+from longspan.records.jsonable import figure, jsonable
 from longspan.records.ranking import better
 
 SCHEMA_VERSION = 1
@@ -42,7 +42,7 @@ LARGEST_FILE = 64 * 2**20
 Status = Literal["complete", "failed", "interrupted", "out_of_memory"]
 
 Figure = Annotated[StrictInt | StrictFloat | None, BeforeValidator(figure)]
-Plain = Annotated[dict[str, Any], BeforeValidator(lambda value: plain(value, "it"))]
+Plain = Annotated[dict[str, Any], BeforeValidator(lambda value: jsonable(value, "it"))]
 
 
 class _Strict(BaseModel):

@@ -40,9 +40,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from longspan.records.curves import Curves
 from longspan.records.ending import describe, full_traceback, status_of
 from longspan.records.environment import command_line, git_commit, hardware, versions
-from longspan.records.plain import plain
+from longspan.records.jsonable import jsonable
+from longspan.records.log_config import log_config
 from longspan.records.schema import Accuracy, Measure, Record, Status
-from longspan.records.tell_config import tell_config
 from longspan.records.wandb_axes import finish_wandb, setup_wandb
 
 log = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ class RecordWriter(Callback):
         group: str | None = None,
     ) -> None:
         self.path = Path(path)
-        config = plain(config or {})
+        config = jsonable(config or {})
         commit, dirty = git_commit()
         self._fields: dict[str, Any] = {
             "config": config,
@@ -164,7 +164,7 @@ class RecordWriter(Callback):
         self._fitting = stage == "fit"
         self._wandb = setup_wandb(trainer.loggers) or []  # None on other ranks
         if not self._told:
-            tell_config(trainer.loggers, self._fields["config"], self.path.parent)
+            log_config(trainer.loggers, self._fields["config"], self.path.parent)
             self._told = True
         datamodule: Any = getattr(trainer, "datamodule", None)
         if hasattr(datamodule, "baselines"):
@@ -173,7 +173,7 @@ class RecordWriter(Callback):
                 split: dict(datamodule.baselines(split) if of_split else datamodule.baselines()) for split in ("val", "test")
             }
         if hasattr(datamodule, "describe"):
-            self._data = plain(datamodule.describe(), "the data module's describe()")
+            self._data = jsonable(datamodule.describe(), "the data module's describe()")
         if stage == "fit":  # a new training: figures of an earlier test no longer hold
             self.accuracy = {}
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from longspan.records.plain import LARGEST_FIGURE
+from longspan.records.jsonable import LARGEST_FIGURE
 from longspan.report.curves import Line
 from longspan.report.groups import RunGroup, Section
 
@@ -67,11 +67,11 @@ def accuracy_charts(section: Section) -> list[Chart]:
 def _by_length(section: Section) -> Chart | None:
     words: dict[str, str] = {}
 
-    def line(told: Any) -> Line:
-        words.update(figure=str(told["figure"]), length=str(told["length"]))
-        words["better"] = "higher is better" if told["higher_is_better"] else "lower is better"
-        items = sum(row["items"] for row in told["rows"])
-        kept = [row for row in told["rows"] if row["length"] > 0 and row["items"] >= _LEAST_SHARE * items]
+    def line(figures: Any) -> Line:
+        words.update(figure=str(figures["figure"]), length=str(figures["length"]))
+        words["better"] = "higher is better" if figures["higher_is_better"] else "lower is better"
+        items = sum(row["items"] for row in figures["rows"])
+        kept = [row for row in figures["rows"] if row["length"] > 0 and row["items"] >= _LEAST_SHARE * items]
         return [(float(row["length"]), float(row["value"])) for row in kept]
 
     means, seeds = _lines(section, "accuracy_by_length", line)
@@ -82,8 +82,8 @@ def _by_length(section: Section) -> Chart | None:
 
 
 def _by_distance(section: Section) -> Chart | None:
-    def line(told: Any) -> Line:
-        return [(float(row["distance"]), float(row["accuracy"])) for row in told if row["distance"] > 0]
+    def line(figures: Any) -> Line:
+        return [(float(row["distance"]), float(row["accuracy"])) for row in figures if row["distance"] > 0]
 
     means, seeds = _lines(section, "accuracy_by_distance", line)
     if not means:
@@ -114,9 +114,9 @@ def _read(held: Any, line: Callable[[Any], Line]) -> Line:
     """The points of a breakdown in a record; none where it is missing, or was made by something else."""
     if not isinstance(held, Mapping):
         return []
-    told = held.get("test", held.get("val"))
+    figures = held.get("test", held.get("val"))
     try:
-        return [(x, y) for x, y in line(told) if abs(x) <= LARGEST_FIGURE and abs(y) <= LARGEST_FIGURE]  # and no NaN
+        return [(x, y) for x, y in line(figures) if abs(x) <= LARGEST_FIGURE and abs(y) <= LARGEST_FIGURE]  # and no NaN
     except (TypeError, KeyError, ValueError, OverflowError):
         return []
 

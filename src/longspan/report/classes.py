@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from longspan.records.plain import LARGEST_FIGURE
+from longspan.records.jsonable import LARGEST_FIGURE
 from longspan.records.schema import Record
 from longspan.report.groups import Section
 from longspan.report.numbers import MISSING, plain_number
@@ -62,12 +62,12 @@ def class_tables(section: Section) -> list[ClassTable]:
 
 def table_of(records: list[Record], label: str) -> ClassTable | None:
     """One table of runs of one setting; None where none has figures of classes, or they are not of one kind."""
-    told = [one for record in records if (one := _told(record)) is not None]
-    if not told:
+    figures = [one for record in records if (one := _figures(record)) is not None]
+    if not figures:
         return None
-    split, first = told[0]
+    split, first = figures[0]
     names = [str(row["class"]) for row in first["classes"]]
-    kept = [held for where, held in told if where == split and [str(row["class"]) for row in held["classes"]] == names]
+    kept = [held for where, held in figures if where == split and [str(row["class"]) for row in held["classes"]] == names]
     rows = []
     for number, name in enumerate(names[:MOST_CLASSES]):
         of_class = [held["classes"][number] for held in kept]
@@ -84,28 +84,28 @@ def table_of(records: list[Record], label: str) -> ClassTable | None:
     return ClassTable(label, split, rows, confusion)
 
 
-def _told(record: Record) -> tuple[str, Mapping[str, Any]] | None:
+def _figures(record: Record) -> tuple[str, Mapping[str, Any]] | None:
     """(split, what the record has of its classes); None where it has nothing, or something else made it."""
     held = record.extra.get("per_class")
     if not isinstance(held, Mapping):
         return None
     split = "test" if "test" in held else "val"
-    told = held.get(split)
+    figures = held.get(split)
     try:
-        for row in told["classes"]:  # type: ignore[index]
-            figures = [row[figure] for figure in FIGURES if row[figure] is not None]
+        for row in figures["classes"]:  # type: ignore[index]
+            stated = [row[figure] for figure in FIGURES if row[figure] is not None]
             if (
-                not all(0 <= figure <= 1 for figure in figures)
+                not all(0 <= figure <= 1 for figure in stated)
                 or not 0 <= row["support"] <= LARGEST_FIGURE
                 or "class" not in row
             ):
                 return None
-        for counts in told["confusion"] or ():  # type: ignore[index]
+        for counts in figures["confusion"] or ():  # type: ignore[index]
             if not all(isinstance(count, int) and 0 <= count <= LARGEST_FIGURE for count in counts):
                 return None
     except (TypeError, KeyError):
         return None
-    return (split, told) if told["classes"] else None  # type: ignore[index, return-value]
+    return (split, figures) if figures["classes"] else None  # type: ignore[index, return-value]
 
 
 def _sum(matrices: list[list[list[int]]]) -> list[list[int]]:

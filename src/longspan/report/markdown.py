@@ -99,7 +99,7 @@ def _troubles(collection: Collection, repeats: list[Found]) -> list[str]:
         for run in collection.unfinished:
             record = run.record
             error = (record.error or "").splitlines()[:1]
-            told = [
+            cells = [
                 markdown_text(record.variant_name),
                 "" if record.seed is None else str(record.seed),
                 record.status.replace("_", " "),
@@ -107,7 +107,7 @@ def _troubles(collection: Collection, repeats: list[Found]) -> list[str]:
                 markdown_text(error[0] if error else "", 120),
                 markdown_code(run.path),
             ]
-            lines.append(f"| {' | '.join(told)} |")
+            lines.append(f"| {' | '.join(cells)} |")
         lines.append("")
     if collection.broken:
         lines += ["## Records that cannot be read", ""]

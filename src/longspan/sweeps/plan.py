@@ -108,9 +108,9 @@ def job_for(settings: SweepSettings, values: Mapping[str, Any], conf: Path, name
     grouped = words if any(word.startswith("group=") for word in words) else [*words, f"group={quoted(group)}"]
     config = check_job(conf, grouped, output_dir=folder, elsewhere=True)
     _check_devices(config, settings)
-    from longspan.records.plain import plain  # only now: it loads torch, which a wrong word should not wait for
+    from longspan.records.jsonable import jsonable  # only now: it loads torch, which a wrong word should not wait for
 
-    return Job(tuple(words), folder, plain(config), group)
+    return Job(tuple(words), folder, jsonable(config), group)
 
 
 def _check_devices(config: Mapping[str, Any], settings: SweepSettings) -> None:

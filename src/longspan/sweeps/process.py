@@ -64,7 +64,7 @@ def run_job(job: Job, train: Path, devices: str | None, environ: Mapping[str, st
 
 
 def environment(environ: Mapping[str, str], devices: str | None) -> dict[str, str]:
-    """The driver's environment without what it was told of its own ranks, and with the devices of this job alone."""
+    """The driver's environment without the variables of its own ranks, and with the devices of this job alone."""
     clean = {name: value for name, value in environ.items() if name not in FOREIGN and not name.startswith(FOREIGN_PREFIXES)}
     if devices is not None:
         clean["CUDA_VISIBLE_DEVICES"] = devices

@@ -28,7 +28,7 @@ class SearchSweep(Sweep):
     """Asks Optuna for trials, as many at a time as there are slots, and tells it how each ended.
 
     The study is an SQLite file in the sweep's folder. A trial that was under way when the driver was killed is taken up
-    again in its folder; one whose run had finished is told and not run again.
+    again in its folder; one whose run had finished is reported to Optuna and not run again.
     """
 
     def __init__(self, settings: SweepSettings, train: Path, conf: Path) -> None:

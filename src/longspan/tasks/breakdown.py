@@ -58,7 +58,7 @@ class MeanByLength(Metric):
             if count
         ]
 
-    def told(self) -> Any:
+    def to_record(self) -> Any:
         """What the record takes over."""
         return {"figure": self.figure, "length": self.length_is, "higher_is_better": self.higher, "rows": self.rows()}
 
@@ -73,7 +73,7 @@ class Breakdown(pl.Callback):
         """Takes the figures of one evaluation over, and begins anew."""
         for name, metric in metrics.items():
             if metric.update_called:
-                self.kept.setdefault(name.removeprefix(f"{split}/"), {})[split] = metric.told()
+                self.kept.setdefault(name.removeprefix(f"{split}/"), {})[split] = metric.to_record()
                 metric.reset()
 
     def record_extra(self) -> dict[str, Any]:

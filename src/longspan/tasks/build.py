@@ -28,7 +28,7 @@ def task_class(task: type[Task] | partial[Task]) -> type[Task]:
 
 
 def data_facts(task: type[Task] | partial[Task], data: Any) -> dict[str, Any]:
-    """What a task is told of the data, as plain values: enough to build it again without the data.
+    """The facts of the data that a task is built with, as plain values: enough to build it again without the data.
 
     Args:
         data: a data module after its ``setup``: ``vocab_size``, ``max_length``, of images ``grid`` and ``patches``, of

@@ -117,7 +117,7 @@ class ShareByDistance(Metric):
             if count
         ]
 
-    def told(self) -> list[dict[str, float]]:
+    def to_record(self) -> list[dict[str, float]]:
         """What the record takes over."""
         return self.rows()
 

@@ -45,7 +45,7 @@ class PerClass(Metric):
     def compute(self) -> Tensor:
         return self.table
 
-    def told(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, Any]:
         """What the record takes over: `classes`, a row each with precision, recall, F1 and support; and `confusion`."""
         table = self.table.cpu()
         if self.multi_label:

@@ -167,7 +167,7 @@ class SequenceToSequence(Task):
         """The texts of targets.
 
         Raises:
-            CallError: the task has not been told its target vocabulary.
+            CallError: the task has no target vocabulary yet.
         """
         if self.target_vocabulary is None:
             raise CallError("SequenceToSequence knows no target vocabulary; call task.attach(data) with the data module")

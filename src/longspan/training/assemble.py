@@ -12,7 +12,7 @@ from longspan.training.build import build, called
 
 
 def assemble(config: Mapping[str, Any]) -> tuple[pl.LightningDataModule, Task, dict[str, Any]]:
-    """The data module (read), the task around a new model, and the facts that the task was told of the data."""
+    """The data module (read), the task around a new model, and the facts of the data that the task was built with."""
     datamodule = build(config, "data")
     datamodule.prepare_data()
     datamodule.setup("fit")

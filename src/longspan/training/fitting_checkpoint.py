@@ -28,7 +28,7 @@ def check_whole_state(checkpoint: Mapping[str, Any], path: str | Path) -> None:
 
 @contextlib.contextmanager
 def fitting_checkpoint(path: str | None, config: Mapping[str, Any]) -> Iterator[None]:
-    """Around a fit that goes on from `path`: a checkpoint that does not fit is told with what differs.
+    """Around a fit that goes on from `path`: the error for a checkpoint that does not fit says what differs.
 
     Raises:
         CheckpointError: the weights, or the states of optimizer, schedule or loops, are not this config's.
@@ -44,10 +44,10 @@ def fitting_checkpoint(path: str | None, config: Mapping[str, Any]) -> Iterator[
         changed = differences(kept, config) if isinstance(kept, Mapping) else []
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         more = f" (and {len(lines) - 4} more)" if len(lines) > 4 else ""
-        told = f"Its run's config differs in {'; '.join(changed[:6])}. " if changed else ""
+        differing = f"Its run's config differs in {'; '.join(changed[:6])}. " if changed else ""
         raise CheckpointError(
-            f"ckpt_path={path} does not fit this run. {told}{' '.join(lines[:4])[:600] or type(error).__name__}{more}. Give "
-            f"the settings it was trained with, or start from its weights with init_from={path}"
+            f"ckpt_path={path} does not fit this run. {differing}{' '.join(lines[:4])[:600] or type(error).__name__}{more}. "
+            f"Give the settings it was trained with, or start from its weights with init_from={path}"
         ) from error
 
 

@@ -118,11 +118,11 @@ def show_overview(table: Table, name: str, console: Console | None = None) -> No
 
 
 def _data(config: Mapping[str, Any], datamodule: Any) -> Iterator[Text]:
-    told: Mapping[str, Any] = datamodule.describe() if hasattr(datamodule, "describe") else {}
-    source = told.get("source") or config["task_name"]
-    yield Text(f"{source}, {told.get('vocabulary', 'symbols')}, sequences of up to {config['data']['max_length']:,} tokens")
+    record: Mapping[str, Any] = datamodule.describe() if hasattr(datamodule, "describe") else {}
+    source = record.get("source") or config["task_name"]
+    yield Text(f"{source}, {record.get('vocabulary', 'symbols')}, sequences of up to {config['data']['max_length']:,} tokens")
     for split in SPLITS:
-        part = told.get(split)
+        part = record.get(split)
         if not isinstance(part, Mapping):
             continue
         count = part.get("windows", part.get("sequences"))

@@ -16,7 +16,7 @@ from longspan.config.errors import CheckpointError
 from longspan.config.overrides import overridden
 from longspan.config.reachable import check_reachable
 from longspan.config.values import check_values
-from longspan.training.callbacks.checkpoint_config import CONFIG, load_checkpoint, stored
+from longspan.training.callbacks.checkpoint_config import CONFIG, config_and_facts, load_checkpoint
 from longspan.training.checkpoint_files import damage
 from longspan.training.fitting_checkpoint import check_whole_state
 
@@ -68,16 +68,16 @@ def resumed_config(composed: Mapping[str, Any], words: Sequence[str], conf: Path
     """The config of the run that wrote the checkpoint `ckpt_path`, with the words on top, writing where this run does.
 
     Args:
-        composed: this run's plain config, of which `ckpt_path` and `output_dir` count.
+        composed: this run's resolved config, of which `ckpt_path` and `output_dir` count.
         conf: the folder of config groups, for words such as `trainer=gpu`.
 
     Raises:
-        CheckpointError: see `resume_from` and `longspan.config.stored`.
+        CheckpointError: see `resume_from` and `longspan.config.from_checkpoint`.
         ConfigError: a wrong word.
     """
     path = resume_from(composed)
     assert path is not None
-    config, _ = stored(load_checkpoint(path, key="ckpt_path"), path)
+    config, _ = config_and_facts(load_checkpoint(path, key="ckpt_path"), path)
     config = _moved(config, str(config.get("output_dir") or ""), str(composed["output_dir"]))
     config = overridden({**config, "output_dir": composed["output_dir"], "ckpt_path": path}, words, conf)
     check_values(config)

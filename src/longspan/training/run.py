@@ -1,4 +1,4 @@
-"""One run from its plain config to its record: build, fit, test the best checkpoint, print the table."""
+"""One run from its resolved config to its record: build, fit, test the best checkpoint, print the table."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def run(config: dict[str, Any]) -> float | None:
     """Trains and tests; leaves checkpoints, logs and `record.json` under `config["output_dir"]`, however it ends.
 
     Args:
-        config: the composed config as plain containers (see `plain_config`).
+        config: the composed config as plain containers (see `resolved_config`).
 
     Returns:
         The primary metric at the end, which is what a sweep optimises; None where there is none.
@@ -70,8 +70,8 @@ def _run(config: dict[str, Any], output_dir: Path) -> float | None:
         if config["init_from"] and resume is None:  # what is resumed has weights of its own
             log.info("init_from=%s\n%s", config["init_from"], _started_from(task, config["init_from"]))
         loggers = build_named(here, "logger")
-        told: dict[str, Any] = getattr(datamodule, "stored_vocabularies", dict)()
-        callbacks = [*always(config, facts, size, told), *build_callbacks(here, loggers), record]
+        vocabularies: dict[str, Any] = getattr(datamodule, "stored_vocabularies", dict)()
+        callbacks = [*always(config, facts, size, vocabularies), *build_callbacks(here, loggers), record]
         check_monitors(callbacks, task)
         trainer = build_trainer(here, callbacks, loggers)
         show_overview(overview(here, size, datamodule, task, trainer, resume), config["name"])

@@ -37,8 +37,8 @@ def train(conf: Path) -> None:
 
         with readable_errors():
             words = shown_again()
-            plain = run_config(config)
-            return run(plain if words is None else resumed_config(plain, words, conf))
+            resolved = run_config(config)
+            return run(resolved if words is None else resumed_config(resolved, words, conf))
 
     patient_threads()
     end_with_launcher()

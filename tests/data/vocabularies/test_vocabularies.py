@@ -80,7 +80,7 @@ def test_training_is_the_same_every_time_and_is_cached(tmp_path):
 
 def test_what_a_checkpoint_keeps_brings_the_vocabulary_back():
     for known in (BPE, SubwordVocabulary("words", word_pieces(), {"bos": "[CLS]"})):
-        again = restored(json.loads(json.dumps(known.stored())), "x")
+        again = restored(json.loads(json.dumps(known.state())), "x")
         text = b"hello world"
         assert (again.encode_bytes(text) == known.encode_bytes(text)).all() and again.size == known.size
         assert (again.pad_id, again.bos_id, again.mask_id, again.eos_id) == (

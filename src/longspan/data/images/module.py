@@ -138,10 +138,12 @@ class ImageDataModule(LabelledDataModule):
         assert train is not None
         for images in present:
             if images.labels is None:
-                raise wrong_value("data.path", self.told["source"], "the images have no labels; see data.path in conf/data")
+                raise wrong_value(
+                    "data.path", self.to_record["source"], "the images have no labels; see data.path in conf/data"
+                )
             if images.shape != train.shape:
                 raise DataFileError(
-                    str(self.told["source"]),
+                    str(self.to_record["source"]),
                     None,
                     f"test or validation images are {images.shape}, those of training {train.shape}",
                 )
@@ -149,7 +151,7 @@ class ImageDataModule(LabelledDataModule):
             self._classes(sources.classes_of(present))
         number = {name: n for n, name in enumerate(self.class_names or ())}
         if len(number) < 2:
-            raise wrong_value("data.path", self.told["source"], f"gives {len(number)} class; nothing to learn")
+            raise wrong_value("data.path", self.to_record["source"], f"gives {len(number)} class; nothing to learn")
         self._take(train.shape)
         whole = {split: self._set(images, number) for split, images in given.items() if images is not None}
         shares: dict[str, float] = {} if self.splits is None else {
@@ -167,7 +169,7 @@ class ImageDataModule(LabelledDataModule):
         if images.labels is not None:
             strange = next((name for name in images.labels if name not in number), None)
             if strange is not None:
-                raise DataFileError(str(self.told["source"]), None, f"label {strange!r} is not in data.class_names")
+                raise DataFileError(str(self.to_record["source"]), None, f"label {strange!r} is not in data.class_names")
             targets = np.array([number[name] for name in images.labels], dtype=np.int64)
         return LabelledSet(lambda n: self.cutting.tokens(images.read(n)), targets, len(images), images.names)
 
@@ -252,5 +254,5 @@ class ImageClassificationDataModule(ImageDataModule):
         return LabelledSet(lambda n: self.cutting.tokens(images.read(n)), None, len(images), images.names)
 
     @property
-    def told(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, Any]:
         return {"source": self.images.path or self.images.name, "input": self.cutting.input, "patch": self.cutting.side}

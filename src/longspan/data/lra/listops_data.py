@@ -100,6 +100,6 @@ class ListOpsDataModule(LabelledDataModule):
         return self._labelled()["test"]
 
     @property
-    def told(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, Any]:
         where = {"source": self.path} if self.path else {"source": "made: ListOps", **asdict(self.listops)}
         return {**where, "paper": PAPER}

@@ -56,7 +56,7 @@ class PathfinderDataModule(ImageDataModule):
         return self._labelled()["test"]
 
     @property
-    def told(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, Any]:
         where = {"source": self.path} if self.path else {"source": "made: Pathfinder", **asdict(self.look)}
         return {**where, "paper": PAPER}
 

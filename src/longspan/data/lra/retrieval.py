@@ -74,7 +74,7 @@ class RetrievalDataModule(LabelledDataModule):
         return {**super()._options(names), "collate_fn": PairCollate(self.max_length, self.vocabulary)}
 
     @property
-    def told(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, Any]:
         return {"source": self.path, "paper": PAPER}
 
 

@@ -1,4 +1,4 @@
-"""Annotation of sequences: BED, GFF3, GTF and GenBank, told by the suffix and held against the content."""
+"""Annotation of sequences: BED, GFF3, GTF and GenBank, known by the suffix, which the content must confirm."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ def read_annotation(
     """
     text = read_utf8(path)
     found, line = content_format(text)
-    told = format or format_of(path)
-    told = told if told in ANNOTATIONS else None
-    kind = told or found
+    named = format or format_of(path)
+    named = named if named in ANNOTATIONS else None
+    kind = named or found
     if kind not in ANNOTATIONS:
         what = f"is {NAMES[kind]}, which has no features" if kind else "is neither BED, GFF3, GTF nor GenBank by its content"
         raise DataFileError(path, line, f"{what}; name an annotation, or its format by data.genes_format")

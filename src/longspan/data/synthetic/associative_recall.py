@@ -75,5 +75,5 @@ class AssociativeRecallDataModule(SyntheticDataModule):
         return 1 / self.pairs + (1 - 1 / self.pairs) / self.answers  # the right one, or another of the same value
 
     @property
-    def told(self) -> dict[str, Any]:
-        return {"pairs": self.pairs, **self.region.told}
+    def to_record(self) -> dict[str, Any]:
+        return {"pairs": self.pairs, **self.region.to_record}

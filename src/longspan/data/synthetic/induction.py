@@ -74,5 +74,5 @@ class InductionDataModule(SyntheticDataModule):
         return 1 / (self.run - 1)
 
     @property
-    def told(self) -> dict[str, Any]:
-        return {"run": self.run, **self.region.told}
+    def to_record(self) -> dict[str, Any]:
+        return {"run": self.run, **self.region.to_record}

@@ -113,7 +113,7 @@ class InContextRecallDataModule(MadDataModule):
         return 1 / min(self.pairs, self.words) + (1 - 1 / min(self.pairs, self.words)) / self.answers
 
     @property
-    def told(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, Any]:
         return {"key_tokens": self.key_tokens, "value_tokens": self.value_tokens, "noise": self.noise, "pairs": self.pairs}
 
 
@@ -150,7 +150,7 @@ class MemorisationDataModule(MadDataModule):
         return 1 / self.answers
 
     @property
-    def told(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, Any]:
         return {"facts": len(self.facts)}
 
 
@@ -183,5 +183,5 @@ class CompressionDataModule(MadDataModule):
         return 1 / self.answers
 
     @property
-    def told(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, Any]:
         return {"values": self.answers}

@@ -85,7 +85,7 @@ class SyntheticDataModule(SequenceDataModule):
 
     @property
     @abstractmethod
-    def told(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, Any]:
         """Settings that make the diagnostic what it is, for the run record."""
 
     @property
@@ -130,7 +130,7 @@ class SyntheticDataModule(SequenceDataModule):
             "paper": self.paper,
             "max_length": self.max_length,
             "symbols": dict(self.symbols.kinds),
-            **self.told,
+            **self.to_record,
             "train": {"windows": finite if finite is not None else "endless, each seen once", "seed": self.seed},
             "validation": {"windows": self.limits["validation"], "seed": HELD_OUT_SEED},
             "test": {"windows": self.limits["test"], "seed": HELD_OUT_SEED},

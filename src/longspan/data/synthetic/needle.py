@@ -108,6 +108,6 @@ class NeedleDataModule(SyntheticDataModule):
         return 1 / self.needles + (1 - 1 / self.needles) / self.answers  # the right one, or another of the same value
 
     @property
-    def told(self) -> dict[str, Any]:
-        told = {"needles": self.needles, "distance": self.distance, "max_distance": self.max_distance}
-        return told if self.distances is None else {**told, "distances": list(self.distances)}
+    def to_record(self) -> dict[str, Any]:
+        record = {"needles": self.needles, "distance": self.distance, "max_distance": self.max_distance}
+        return record if self.distances is None else {**record, "distances": list(self.distances)}

@@ -86,7 +86,7 @@ class QuestionRegion:
         )
 
     @property
-    def told(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, Any]:
         """The settings, for the run record."""
         return {
             "questions": self.count,

@@ -79,7 +79,7 @@ class DistractedNeedleDataModule(RulerDataModule):
         return 1 / self.needles + (1 - 1 / self.needles) / self.answers
 
     @property
-    def told(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, Any]:
         return {"needles": self.needles, "values_a_key": self.values_a_key}
 
 
@@ -140,7 +140,7 @@ class VariableTrackingDataModule(RulerDataModule):
         return 1 / self.statements
 
     @property
-    def told(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, Any]:
         return {"chains": self.chains, "hops": self.hops}
 
 
@@ -187,5 +187,5 @@ class CommonWordsDataModule(RulerDataModule):
         return self.often / self.body  # saying a word drawn from the sequence
 
     @property
-    def told(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, Any]:
         return {"common": self.common, "often": self.often, "seldom": self.seldom}

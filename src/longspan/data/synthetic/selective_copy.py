@@ -78,7 +78,7 @@ class SelectiveCopyDataModule(SyntheticDataModule):
         return 1 / self.copies + (1 - 1 / self.copies) / self.answers  # the right one, or another of the same value
 
     @property
-    def told(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, Any]:
         return {
             "copies": self.copies,
             "distance": self.distance,

@@ -106,7 +106,7 @@ class Vocabulary(ABC):
         """The text that ids stand for; specials are left out, and bytes that are no UTF-8 become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
-    def stored(self) -> dict[str, Any] | None:
+    def state(self) -> dict[str, Any] | None:
         """Plain values that `restored` makes the vocabulary of again; None where its name says all."""
         return None
 

@@ -77,7 +77,7 @@ def check_name(name: str, key: str = "vocabulary") -> str:
     return "hub"
 
 
-def restored(told: Any, where: str) -> Vocabulary:
+def restored(state: Any, where: str) -> Vocabulary:
     """The vocabulary that a checkpoint holds.
 
     Raises:
@@ -85,10 +85,10 @@ def restored(told: Any, where: str) -> Vocabulary:
     """
     from longspan.data.vocabularies.subwords import restored_tokenizer
 
-    if not isinstance(told, Mapping) or told.get("kind") != "tokenizer":
+    if not isinstance(state, Mapping) or state.get("kind") != "tokenizer":
         raise ValueError(f"{where} holds a vocabulary of an unknown kind; give a checkpoint that train.py wrote")
     try:
-        return restored_tokenizer(told)
+        return restored_tokenizer(state)
     except ValueError as error:
         raise ValueError(f"{where} holds a vocabulary that cannot be used: {error}") from None
 
@@ -163,12 +163,12 @@ def _of_hub(name: str, key: str) -> SubwordVocabulary:
 def _special_names(file: Path) -> dict[str, str]:
     """What a tokenizer_config.json calls the specials."""
     try:
-        told = json.loads(file.read_text(encoding="utf-8"))
+        state = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     found = {}
     for kind, key in SPECIAL_KEYS.items():
-        token = told.get(key) if isinstance(told, Mapping) else None
+        token = state.get(key) if isinstance(state, Mapping) else None
         token = token.get("content") if isinstance(token, Mapping) else token  # older files write a token with its rules
         if isinstance(token, str) and token:
             found[kind] = token

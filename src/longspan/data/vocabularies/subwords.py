@@ -68,8 +68,8 @@ class SubwordVocabulary(Vocabulary):
 
     def _byte_lengths(self, vocabulary: Mapping[str, int]) -> np.ndarray | None:
         """Of a tokenizer over bytes that changes nothing: a character of a token is a byte."""
-        told = json.loads(self.tokenizer.to_str())
-        if told["normalizer"] is not None or _type(told["decoder"]) != "ByteLevel" or not _plain(told["pre_tokenizer"]):
+        state = json.loads(self.tokenizer.to_str())
+        if state["normalizer"] is not None or _type(state["decoder"]) != "ByteLevel" or not _plain(state["pre_tokenizer"]):
             return None
         lengths = np.zeros(self.size, dtype=np.uint16)
         added = self.tokenizer.get_added_tokens_decoder()
@@ -123,22 +123,22 @@ class SubwordVocabulary(Vocabulary):
             token.encode() if id in added else bytes(_BYTE_OF[character] for character in token) for id, token in parts if token
         )
 
-    def stored(self) -> dict[str, Any]:
+    def state(self) -> dict[str, Any]:
         """The tokenizer's own JSON, and what its specials are called."""
         return {"kind": "tokenizer", "name": self.name, "json": self.tokenizer.to_str(), "specials": dict(self.specials)}
 
 
-def restored_tokenizer(told: Mapping[str, Any]) -> SubwordVocabulary:
-    """The vocabulary that `SubwordVocabulary.stored` told of.
+def restored_tokenizer(state: Mapping[str, Any]) -> SubwordVocabulary:
+    """The vocabulary of what `SubwordVocabulary.state` gives.
 
     Raises:
-        ValueError: what is told makes no tokenizer.
+        ValueError: the state makes no tokenizer.
     """
-    specials = told.get("specials")
-    if not isinstance(told.get("json"), str) or not isinstance(specials, Mapping):
+    specials = state.get("specials")
+    if not isinstance(state.get("json"), str) or not isinstance(specials, Mapping):
         raise ValueError("it holds no tokenizer")
     named = {str(kind): str(token) for kind, token in specials.items() if kind in KNOWN_SPECIALS}
-    return SubwordVocabulary(str(told.get("name")), parsed_tokenizer(told["json"]), named)
+    return SubwordVocabulary(str(state.get("name")), parsed_tokenizer(state["json"]), named)
 
 
 def parsed_tokenizer(text: str) -> Tokenizer:

@@ -25,7 +25,7 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutput, MaskedLMOutput, SequenceClassifierOutput, TokenClassifierOutput
 
 from longspan.config.errors import CallError
-from longspan.config.stored import check_stored
+from longspan.config.from_checkpoint import check_checkpoint_config
 from longspan.inference.pretrained import MODEL_TYPE
 from longspan.tasks.language_modelling import next_tokens
 from longspan.training.assemble import task_of
@@ -34,7 +34,7 @@ EMBEDDING, PROJECTION = "model.backbone.embedding.weight", "model.head.projectio
 
 
 class LongspanConfig(PreTrainedConfig):
-    """`longspan_config`: the run's config; `longspan_facts`: what its task was told of the data."""
+    """`longspan_config`: the run's config; `longspan_facts`: the facts of the data that its task was built with."""
 
     model_type = MODEL_TYPE
 
@@ -55,9 +55,9 @@ class LongspanModel(PreTrainedModel):
 
     def __init__(self, config: LongspanConfig) -> None:
         super().__init__(config)
-        stored = check_stored(config.longspan_config, f"{type(self).__name__}: config.json")
+        saved = check_checkpoint_config(config.longspan_config, f"{type(self).__name__}: config.json")
         with torch.device("cpu"):  # transformers builds on a device without memory, where computed buffers would be lost
-            self.model: Any = task_of(stored, dict(config.longspan_facts)).model  # type: ignore[attr-defined]
+            self.model: Any = task_of(saved, dict(config.longspan_facts)).model  # type: ignore[attr-defined]
         self.post_init()
 
     def _init_weights(self, module: torch.nn.Module) -> None:

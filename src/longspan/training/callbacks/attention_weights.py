@@ -13,7 +13,7 @@ LEAST = 1e-4  # a weight above it counts as attended to
 MOST_COLUMNS = 8  # of a picture
 
 
-class Attended:
+class CaughtWeights:
     """Keeps the queries and keys that attention modules see while it listens, those of the start of one sequence.
 
     Args:
@@ -29,7 +29,7 @@ class Attended:
         """To the modules, one a layer, that can map what they attend to; those with a pattern only if `patterns`."""
         self.stop()
         for layer, module in enumerate(modules):
-            if hasattr(module, "attended") and (patterns or getattr(module, "pattern", None) is None):
+            if hasattr(module, "attention_weights") and (patterns or getattr(module, "pattern", None) is None):
                 self._hooks.append(module.register_forward_pre_hook(self._catch(layer), with_kwargs=True))
 
     def stop(self) -> None:
@@ -52,7 +52,7 @@ class Attended:
         out = []
         for layer, (module, q, k, lengths) in sorted(self._caught.items()):
             end = q.shape[2] if lengths is None else int(lengths[0])
-            out.append((layer, module.attended(q, k, lengths=lengths)[0, :, :end, :end].cpu()))  # type: ignore[operator]
+            out.append((layer, module.attention_weights(q, k, lengths=lengths)[0, :, :end, :end].cpu()))  # type: ignore[operator]
         self._caught = {}
         return out
 
@@ -62,7 +62,7 @@ class Attended:
 
 
 @torch.no_grad()
-def attended_figure(layers: Sequence[tuple[str, Tensor]], title: str = "", causal: bool = True) -> Any:
+def weights_figure(layers: Sequence[tuple[str, Tensor]], title: str = "", causal: bool = True) -> Any:
     """A picture of the weights [H, T, T] of some layers, (name, weights) each: a row a layer, a panel a head.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The run's config, what its task was told of the data, and trained vocabularies, in each checkpoint: enough to rebuild the
+"""Puts the run's config, its facts of the data and trained vocabularies into each checkpoint: enough to rebuild the
 task and to read texts for it."""
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 import torch
 
 from longspan.config.errors import CheckpointError
-from longspan.config.stored import check_stored, check_weights
+from longspan.config.from_checkpoint import check_checkpoint_config, check_weights
 from longspan.data.vocabularies import restored
 from longspan.training.checkpoint_files import damage
 
@@ -103,32 +103,32 @@ def check_tensors(weights: Any, where: str) -> None:
             raise CheckpointError(f"{where} holds {name} of shape {list(weight.shape)} without the values for it")
 
 
-def stored(checkpoint: dict[str, Any], path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def config_and_facts(checkpoint: dict[str, Any], path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Config and facts of the run that wrote the checkpoint, checked: it may come from a stranger.
 
     Raises:
-        CheckpointError: a checkpoint without them, or see `longspan.config.stored`.
+        CheckpointError: a checkpoint without them, or see `longspan.config.from_checkpoint`.
     """
     if CONFIG not in checkpoint or FACTS not in checkpoint:
         raise CheckpointError(f"checkpoint={path} has no config in it; give a checkpoint that train.py wrote.")
     where = f"checkpoint={path}"
-    config, facts = check_stored(checkpoint[CONFIG], where), checkpoint[FACTS]
+    config, facts = check_checkpoint_config(checkpoint[CONFIG], where), checkpoint[FACTS]
     check_weights(config, facts, checkpoint["state_dict"], where)
     return config, dict(facts)
 
 
-def with_vocabularies(config: Mapping[str, Any], told: Any, where: str) -> dict[str, Any]:
+def with_vocabularies(config: Mapping[str, Any], states: Any, where: str) -> dict[str, Any]:
     """The config, the data's vocabularies in it replaced by those that a checkpoint keeps.
 
     Raises:
         CheckpointError: what it keeps makes no vocabulary.
     """
-    if told is None:
+    if states is None:
         return dict(config)
-    if not isinstance(told, Mapping) or not set(told) <= set(config["data"]):
+    if not isinstance(states, Mapping) or not set(states) <= set(config["data"]):
         raise CheckpointError(f"{where} holds vocabularies that its config does not name; give a checkpoint of train.py")
     try:
-        known = {key: restored(one, where) for key, one in told.items()}
+        known = {key: restored(one, where) for key, one in states.items()}
     except ValueError as error:
         raise CheckpointError(str(error)) from None
     return {**config, "data": {**config["data"], **known}}

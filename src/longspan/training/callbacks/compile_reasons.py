@@ -41,7 +41,7 @@ class CompileReasons(pl.Callback):
         new = {reason: count - self._before.get(reason, 0) for reason, count in fallbacks().items()}
         new = {reason: count for reason, count in new.items() if count > 0}
         if new:
-            log.warning("model.compile: parts of the model run uncompiled, since\n%s", told(new))
+            log.warning("model.compile: parts of the model run uncompiled, since\n%s", described(new))
 
 
 def fallbacks() -> dict[str, int]:
@@ -49,7 +49,7 @@ def fallbacks() -> dict[str, int]:
     return {str(reason): count for kind in ("graph_break", "unimplemented") for reason, count in counters[kind].items()}
 
 
-def told(reasons: Mapping[str, int]) -> str:
+def described(reasons: Mapping[str, int]) -> str:
     """A line a reason, the most frequent first."""
     ordered = sorted(reasons.items(), key=lambda item: -item[1])
     lines = [f"  {count} times: {' '.join(reason.split())[:LONGEST]}" for reason, count in ordered[:MOST]]

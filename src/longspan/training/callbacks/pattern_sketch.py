@@ -6,7 +6,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from longspan.training.callbacks.attention_weights import Attended
+from longspan.training.callbacks.attention_weights import CaughtWeights
 
 SHADES = "0123456789abcdef"
 # beyond it, a cell holds so many pairs that counting them would be felt at the start of a run
@@ -29,7 +29,7 @@ class PatternSketch(pl.Callback):
         self.cells = cells
         self.patterns = patterns
         self._sketches: list[dict[str, Any]] = []
-        self._attended = Attended()
+        self._weights = CaughtWeights()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage == "fit":
@@ -40,7 +40,7 @@ class PatternSketch(pl.Callback):
     ) -> None:
         compiled = getattr(getattr(_backbone(pl_module), "settings", None), "compile", False)  # a hook would compile it anew
         if batch_idx == 0 and trainer.is_global_zero and not trainer.sanity_checking and not compiled:
-            self._attended.listen(attention_modules(pl_module)[: self.patterns])
+            self._weights.listen(attention_modules(pl_module)[: self.patterns])
 
     def on_validation_batch_end(
         self,
@@ -51,7 +51,7 @@ class PatternSketch(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self._attended.stop()
+        self._weights.stop()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._draw_again(trainer, pl_module)
@@ -59,7 +59,7 @@ class PatternSketch(pl.Callback):
             chosen = attention_modules(pl_module)
             self._sketches += [
                 {"layers": [layer], "length": live.shape[0], "causal": chosen[layer].causal, "rows": shades(live, self.cells)}
-                for layer, live in self._attended.live_shares()
+                for layer, live in self._weights.live_shares()
             ]
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -12,7 +12,7 @@ import longspan.attention as variants
 from longspan.config.errors import ConfigError
 from longspan.inference.attention_map import attention_weights
 from longspan.records import Record
-from longspan.training.callbacks.attention_weights import Attended, attended_figure
+from longspan.training.callbacks.attention_weights import CaughtWeights, weights_figure
 from longspan.training.callbacks.pattern_sketch import shades
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -33,16 +33,16 @@ def test_the_record_of_a_run_holds_what_was_attended_to(tmp_path, train):
 def test_the_last_sequence_heard_is_mapped():
     module = variants.moba(block_size=16, top_k=2, **PLACE).eval()
     q, k, v = (x.detach().float() for x in draw(64))
-    attended = Attended()
-    attended.listen([torch.nn.Identity(), module])
+    caught = CaughtWeights()
+    caught.listen([torch.nn.Identity(), module])
     module(q, k, v, lengths=torch.tensor([40, 64]))
-    attended.stop()
+    caught.stop()
     module(q * 0, k * 0, v)  # not heard
-    [(layer, live)] = attended.live_shares()
+    [(layer, live)] = caught.live_shares()
     assert layer == 1 and live.shape == (40, 40)
-    expected = (module.attended(q[:1], k[:1], lengths=torch.tensor([40])) > 1e-4)[0, :, :40, :40].float().mean(0)
+    expected = (module.attention_weights(q[:1], k[:1], lengths=torch.tensor([40])) > 1e-4)[0, :, :40, :40].float().mean(0)
     torch.testing.assert_close(live, expected)
-    assert attended.live_shares() == []
+    assert caught.live_shares() == []
 
 
 def test_shades_are_means_of_cells():
@@ -53,7 +53,7 @@ def test_shades_are_means_of_cells():
 
 @pytest.mark.parametrize(("heads", "rows"), [(1, 1), (5, 1), (9, 2)])
 def test_a_figure_has_a_panel_a_head(heads, rows):
-    figure = attended_figure([("layer 0", torch.rand(heads, 20, 20)), ("layer 3", torch.rand(heads, 20, 20))], "moba")
+    figure = weights_figure([("layer 0", torch.rand(heads, 20, 20)), ("layer 3", torch.rand(heads, 20, 20))], "moba")
     panels = [axes for axes in figure.axes if axes.images]
     assert [axes.get_title() for axes in panels] == [f"layer {layer}, head {n}" for layer in (0, 3) for n in range(heads)]
     assert len({axes.get_subplotspec().rowspan.start for axes in panels}) == 2 * rows
@@ -86,7 +86,7 @@ def test_weights_of_a_pattern_are_those_of_its_pairs(name, causal):
     module = getattr(variants, name)(**PLACE | settings | {"causal": causal}).double()
     q, k, v = (x.detach() for x in draw(70))
     for _ in range(2):
-        weights = module.attended(q, k, lengths=torch.tensor([70, 33]))
+        weights = module.attention_weights(q, k, lengths=torch.tensor([70, 33]))
         mask = module.pattern.mask(70, heads=4, causal=causal)
         assert ((weights > 1e-7)[0] == mask).all() and not weights[1, :, 33:].any() and not weights[1, :, :, 33:].any()
         full = weights @ v.repeat_interleave(2, 1)

@@ -35,7 +35,7 @@ def figure(value: Any) -> Any:
     return value
 
 
-def plain(value: Any, where: str = "config") -> Any:
+def jsonable(value: Any, where: str = "config") -> Any:
     """`value` as dicts with string keys, lists, strings, finite numbers, booleans and None.
 
     Raises:
@@ -44,7 +44,7 @@ def plain(value: Any, where: str = "config") -> Any:
     if value is None or isinstance(value, (str, bool)):
         return str(value) if isinstance(value, enum.Enum) else value
     if isinstance(value, enum.Enum):
-        return plain(value.value, where)
+        return jsonable(value.value, where)
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else ".nan" if math.isnan(value) else ".inf" if value > 0 else "-.inf"
     if isinstance(value, int):
@@ -52,13 +52,13 @@ def plain(value: Any, where: str = "config") -> Any:
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, Mapping):
-        return {str(key): plain(item, f"{where}.{key}") for key, item in value.items()}
+        return {str(key): jsonable(item, f"{where}.{key}") for key, item in value.items()}
     if isinstance(value, (list, tuple)) or type(value).__name__ == "ListConfig":
-        return [plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
+        return [jsonable(item, f"{where}[{index}]") for index, item in enumerate(value)]
     if isinstance(value, (set, frozenset)):
-        return sorted(plain(item, where) for item in value)
+        return sorted(jsonable(item, where) for item in value)
     if hasattr(value, "item"):
-        return plain(value.item(), where)
+        return jsonable(value.item(), where)
     raise RecordError(
         f"{where} holds a {type(value).__name__}, which JSON cannot state; "
         "give plain numbers, strings, lists and dicts (OmegaConf.to_container(cfg, resolve=True))"

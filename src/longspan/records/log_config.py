@@ -16,15 +16,15 @@ LEFT_OUT = {"logger", "output_dir", "hydra"}
 
 
 @rank_zero_only
-def tell_config(loggers: Iterable[Logger], config: Mapping[str, Any], folder: Path) -> None:
+def log_config(loggers: Iterable[Logger], config: Mapping[str, Any], folder: Path) -> None:
     """Logs the config as hyperparameters; a CSV has the record beside it, which holds them.
 
     Args:
         folder: of the run, where the id of its MLflow run is kept.
     """
-    told = {key: value for key, value in config.items() if key not in LEFT_OUT}
+    logged = {key: value for key, value in config.items() if key not in LEFT_OUT}
     for logger in loggers:
         if isinstance(logger, MLFlowLogger):
             keep_run(logger, folder)
-        if not isinstance(logger, CSVLogger) and told:
-            logger.log_hyperparams(told)
+        if not isinstance(logger, CSVLogger) and logged:
+            logger.log_hyperparams(logged)

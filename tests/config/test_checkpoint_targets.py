@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from longspan.config.errors import CheckpointError
-from longspan.config.stored import TARGETS, check_stored, literal
+from longspan.config.from_checkpoint import TARGETS, check_checkpoint_config, literal
 
 CONF = Path(__file__).parents[2] / "conf"
 GOOD = {
@@ -39,7 +39,7 @@ def test_the_list_is_what_conf_names():
         group = None if folder == "config.yaml" or "@package _global_" in text.splitlines()[0] else folder
         for where, target in _targets(yaml.safe_load(text), group):
             named.setdefault(where, set()).add(target)
-    assert named == {group: set(names) for group, names in TARGETS.items()}, "conf/ and config/stored.py differ"
+    assert named == {group: set(names) for group, names in TARGETS.items()}, "conf/ and config/from_checkpoint.py differ"
 
 
 def with_value(path: str, value):
@@ -75,7 +75,7 @@ def with_value(path: str, value):
 )
 def test_what_is_refused(path, value, says):
     with pytest.raises(CheckpointError, match=r"checkpoint=x") as caught:
-        check_stored(with_value(path, value), "checkpoint=x")
+        check_checkpoint_config(with_value(path, value), "checkpoint=x")
     assert says in str(caught.value)
 
 
@@ -84,19 +84,19 @@ def test_deep_nesting_is_refused():
     for _ in range(5000):
         node = {"a": node}
     with pytest.raises(CheckpointError, match="nested"):
-        check_stored(with_value("extra", node), "checkpoint=x")
+        check_checkpoint_config(with_value("extra", node), "checkpoint=x")
 
 
 def test_a_trusted_module_is_taken(monkeypatch):
     config = with_value("optimizer", {"_target_": "mine.optimizers.Lion", "lr": 1.0})
-    check_stored(GOOD, "checkpoint=x")
+    check_checkpoint_config(GOOD, "checkpoint=x")
     with pytest.raises(CheckpointError, match=r"LONGSPAN_TRUST=mine\.optimizers"):
-        check_stored(config, "checkpoint=x")
+        check_checkpoint_config(config, "checkpoint=x")
     monkeypatch.setenv("LONGSPAN_TRUST", "other, mine")
-    check_stored(config, "checkpoint=x")
+    check_checkpoint_config(config, "checkpoint=x")
     monkeypatch.setenv("LONGSPAN_TRUST", "min")  # no module, a part of its name
     with pytest.raises(CheckpointError):
-        check_stored(config, "checkpoint=x")
+        check_checkpoint_config(config, "checkpoint=x")
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
-"""Checks a config that was stored in a checkpoint before anything of it is imported, resolved or built.
+"""Checks the config of a checkpoint before anything of it is imported, resolved or built.
 
-A checkpoint may come from a stranger, and a config can name any function of any installed package. So a stored config may
-name only the targets that `conf/` itself uses, each in its own group; its strings are literal; and its sizes must be those
+A checkpoint may come from a stranger, and a config can name any function of any installed package. So it may name
+only the targets that `conf/` itself uses, each in its own group; its strings are literal; and its sizes must be those
 of the weights beside it.
 """
 
@@ -144,7 +144,7 @@ DEEPEST, MOST_VALUES, LONGEST_TEXT = 24, 100_000, 1_000_000
 _OWN_KEYS = ("_target_", "_partial_")
 
 
-def check_stored(config: Any, where: str) -> dict[str, Any]:
+def check_checkpoint_config(config: Any, where: str) -> dict[str, Any]:
     """The config, where it may be built from.
 
     Args:
@@ -229,7 +229,7 @@ def _check_groups(config: Mapping[str, Any], where: str) -> None:
 
 
 def check_weights(config: Mapping[str, Any], facts: Any, weights: Any, where: str) -> None:
-    """Raises CheckpointError where a stored size is above that of the weights, which the file bounds.
+    """Raises CheckpointError where a size of the config is above that of the weights, which the file bounds.
 
     A config of ten million layers beside the weights of four would otherwise be built before anything compares them.
     """
@@ -248,11 +248,11 @@ def check_weights(config: Mapping[str, Any], facts: Any, weights: Any, where: st
     _check_at_most("model.width", config["model"].get("width"), shapes[0][1], where)
 
 
-def _check_at_most(what: str, told: Any, held: int, where: str) -> None:
-    if told is None:
+def _check_at_most(what: str, stated: Any, held: int, where: str) -> None:
+    if stated is None:
         return
-    if not is_whole(told, most=held):
-        raise CheckpointError(f"{where} says that {what} is {told}, and its weights have {held}: they do not belong together")
+    if not is_whole(stated, most=held):
+        raise CheckpointError(f"{where} says that {what} is {stated}, and its weights have {held}: they do not belong together")
 
 
 def _check_facts(facts: Mapping[str, Any], where: str) -> None:
