@@ -266,7 +266,9 @@ def test_configs_name_real_arguments_and_the_command(file):
     keys = yaml.safe_load(file.read_text())
     module = getattr(longspan_data, keys.pop("_target_").rpartition(".")[2])
     keys["seed"] = 0
-    if file.stem in ("large_text", "species") or (keys.get("bundled", "made up") is None and not keys.get("generated")):
+    if file.stem in ("large_text", "species", "streamed", "streamed_classification") or (
+        keys.get("bundled", "made up") is None and not keys.get("generated")
+    ):
         with pytest.raises(ConfigError, match=r"data\.path=None"):
             module(**keys)
     else:

@@ -90,6 +90,8 @@ TARGETS: dict[str, frozenset[str]] = {
             "longspan.data.SequenceClassificationDataModule",
             "longspan.data.SequenceRegressionDataModule",
             "longspan.data.SpeciesDataModule",
+            "longspan.data.StreamedClassificationDataModule",
+            "longspan.data.StreamedTextDataModule",
             "longspan.data.TextDataModule",
             "longspan.data.TokenLabellingDataModule",
         }

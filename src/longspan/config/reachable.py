@@ -24,6 +24,8 @@ SEVERAL_FORMATS = (
     "longspan.data.SequenceRegressionDataModule",
     "longspan.data.PairedDataModule",
     "longspan.data.LargeTextDataModule",
+    "longspan.data.StreamedTextDataModule",
+    "longspan.data.StreamedClassificationDataModule",
 )
 # keys of data nodes that name files, and whether `data.format` says what is in them
 FILES = {
@@ -138,6 +140,8 @@ def check_data_files(data: Mapping[str, Any]) -> None:
             raise wrong_value("data.path", None, "name your own files, or take data=dates, data=numbers or data=summaries")
         if "Large" in target:
             raise wrong_value("data.path", None, "name your own files: texts, or JSONL with data.text_column")
+        if "Streamed" in target:
+            raise wrong_value("data.path", None, "name your own files, or a Hugging Face data set by data.name")
         if "Paired" not in target:
             bundled(None, ("addresses", "h37rv", "msmeg") if "Text" in target else ("hiv1",))
     if target in OF_FOLDERS:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from longspan.data.pairs import PairedDataModule
     from longspan.data.regression import SequenceRegressionDataModule
     from longspan.data.species import SpeciesDataModule
+    from longspan.data.streamed import StreamedClassificationDataModule, StreamedTextDataModule
     from longspan.data.synthetic import (
         AssociativeRecallDataModule,
         CommonWordsDataModule,
@@ -64,6 +65,8 @@ __all__ = [
     "Source",
     "SpeciesDataModule",
     "Splits",
+    "StreamedClassificationDataModule",
+    "StreamedTextDataModule",
     "TextDataModule",
     "TokenLabellingDataModule",
     "VariableTrackingDataModule",
@@ -84,7 +87,7 @@ _WHERE = {
     "AssociativeRecallDataModule": "synthetic", "InductionDataModule": "synthetic", "NeedleDataModule": "synthetic",
     "SelectiveCopyDataModule": "synthetic", "SequenceClassificationDataModule": "classification",
     "DataFileError": "errors", "TokenLabellingDataModule": "labelling", "GenomeDataModule": "text",
-    "SpeciesDataModule": "species",
+    "SpeciesDataModule": "species", "StreamedTextDataModule": "streamed", "StreamedClassificationDataModule": "streamed",
     "TextDataModule": "text", "Loading": "values", "SequenceRegressionDataModule": "regression",
     "Source": "values", "Splits": "values", "PairedDataModule": "pairs", "LargeTextDataModule": "large_text",
     "BYTES": "vocabularies", "NUCLEOTIDES": "vocabularies", "Vocabulary": "vocabularies",

@@ -58,6 +58,14 @@ class ExampleDataset(Dataset):
             item["target"] = self.targets[index]
         return item
 
+    def keep(self, limit: int | None) -> ExampleDataset:
+        """At most `limit` items, evenly spaced over all of them; the same ones in every run."""
+        if limit is None or len(self.documents) <= limit:
+            return self
+        chosen = np.linspace(0, len(self.documents) - 1, limit).round().astype(int)
+        targets = None if self.targets is None else self.targets[chosen]
+        return ExampleDataset([self.documents[number] for number in chosen], targets, self.max_length)
+
 
 class SequenceClassificationDataModule(SequenceDataModule):
     """{"tokens": [B, T], "lengths": [B], "labels": [B] int64, or [B, K] float with `multi_label`}.

@@ -22,7 +22,7 @@ import numpy as np
 
 from longspan.data.errors import DataFileError
 from longspan.data.files import _OPENERS, format_of
-from longspan.data.readers.jsonl import _row
+from longspan.data.readers.jsonl import jsonl_row
 from longspan.data.vocabularies import OutsideVocabularyError, Vocabulary
 
 PIECE = 1 << 18  # bytes of a text that are read and encoded at a time
@@ -80,7 +80,7 @@ def _each_line(file: Path, opened: BinaryIO, kind: str, column: str) -> Iterator
             continue
         if kind == "jsonl":
             try:
-                line = _row(file, number, line.decode("utf-8")).text(column).encode()
+                line = jsonl_row(file, number, line.decode("utf-8")).text(column).encode()
             except UnicodeDecodeError:
                 raise DataFileError(file, number, "is not UTF-8; convert the file") from None
         yield Piece(line, True, str(file), number)

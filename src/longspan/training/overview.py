@@ -127,7 +127,9 @@ def _data(config: Mapping[str, Any], datamodule: Any) -> Iterator[Text]:
             continue
         count = part.get("windows", part.get("sequences"))
         said = [f"{count:,} sequences" if isinstance(count, int) else f"{count} sequences"]
-        if (tokens := _tokens(datamodule, split)) is not None:
+        if part.get("streamed"):
+            said = [f"streamed, {count:,} sequences an epoch"]
+        elif (tokens := _tokens(datamodule, split)) is not None:
             said.append(f"{prefixed(tokens).strip()} tokens")
         if isinstance(part.get("cut"), int):
             said.append(f"{part['cut']:,} cut at {config['data']['max_length']:,}" if part["cut"] else "none cut")

@@ -189,6 +189,51 @@ class LargeTextData(Data):
     test_fraction: SplitShare
 
 
+class StreamedData(Data):
+    """What streams in."""
+
+    max_validation_windows: Count
+    max_test_windows: Count
+    path: FilePath | None
+    name: Text | None
+    subset: Text | None
+    train_split: Text
+    validation_split: Text | None
+    test_split: Text | None
+    validation_path: FilePath | None
+    test_path: FilePath | None
+    validation_fraction: SplitShare
+    test_fraction: SplitShare
+    format: Literal["text", "lines", "jsonl", "parquet"] | None
+    text_column: Column
+    id_column: Column | None
+    on_empty: Missing
+    vocabulary: Vocabulary
+    vocabulary_cache: FilePath | None
+    shuffle_rows: Count
+    sample_rows: Count
+    epoch_windows: Count
+
+    def problem(self) -> tuple[str, str] | None:
+        if self.path and self.name:
+            return "name", f"data.path={self.path} is given too; give null for one of them"
+        return None
+
+
+@settings_of(f"{D}StreamedTextDataModule")
+class StreamedText(StreamedData):
+    """Language modelling."""
+
+
+@settings_of(f"{D}StreamedClassificationDataModule")
+class StreamedClassification(StreamedData):
+    label_column: Column
+    label_columns: Annotated[list[Column], Field(min_length=1), Fix("a list of columns")] | None
+    multi_label: bool
+    label_separator: Text
+    class_names: Annotated[list[Any], Fix("a list of names, or null")] | None
+
+
 @settings_of(f"{D}PairedDataModule")
 class PairedData(Tabled):
     text_column: Column = ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from typing import Any
 from urllib.parse import urlsplit
 
 from longspan.config.errors import wrong_value
@@ -36,6 +37,20 @@ def read_hub(name: str, subset: str | None, split: str) -> list[Row]:
     Raises:
         ConfigError: the Hub cannot be reached and the cache has no copy, or there is no such data set or split.
     """
+    data = _loaded(name, subset, split)
+    return [Row(f"{name} ({split})", number, dict(values)) for number, values in enumerate(data, start=1)]
+
+
+def stream_hub(name: str, subset: str | None, split: str) -> Any:
+    """One split as a `datasets.IterableDataset`, of which nothing is read yet.
+
+    Raises:
+        ConfigError: as `read_hub`; also of a cached copy, which is not streamed.
+    """
+    return _loaded(name, subset, split, streaming=True)
+
+
+def _loaded(name: str, subset: str | None, split: str, **how: Any) -> Any:
     import datasets
 
     reachable = hub_reachable()
@@ -44,7 +59,7 @@ def read_hub(name: str, subset: str | None, split: str) -> list[Row]:
         if not reachable:
             datasets.config.HF_HUB_OFFLINE = True
         options = datasets.DownloadConfig(max_retries=1, local_files_only=not reachable)
-        data = datasets.load_dataset(name, subset, split=split, download_config=options)
+        return datasets.load_dataset(name, subset, split=split, download_config=options, **how)
     except Exception as error:  # the library raises many kinds; each means that the rows are not to be had
         said = str(error).strip().splitlines() or [type(error).__name__]
         if reachable:
@@ -57,4 +72,3 @@ def read_hub(name: str, subset: str | None, split: str) -> list[Row]:
         raise wrong_value("data.name", name, fix) from error
     finally:
         datasets.config.HF_HUB_OFFLINE = before
-    return [Row(f"{name} ({split})", number, dict(values)) for number, values in enumerate(data, start=1)]

@@ -19,10 +19,10 @@ def read_jsonl(path: str | Path) -> list[Row]:
     lines = [(number, line) for number, line in enumerate(read_utf8(path).split("\n"), start=1) if line.strip()]
     if not lines:
         raise DataFileError(path, None, "holds no JSON object")
-    return each(lines, lambda line: _row(path, *line))
+    return each(lines, lambda line: jsonl_row(path, *line))
 
 
-def _row(path: str | Path, number: int, line: str) -> Row:
+def jsonl_row(path: str | Path, number: int, line: str) -> Row:
     try:
         values = json.loads(line)
     except json.JSONDecodeError as error:
