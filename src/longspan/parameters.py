@@ -1,4 +1,4 @@
-"""What a class or function takes by keyword, also where it hands keywords on to its base class."""
+"""Lists what a class or function takes by keyword, also where it hands keywords on to its base class."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a value of a config or of a call is the number that is wanted. True and false are no numbers, nor is NaN."""
+"""Checks that a value of a config or a call is the kind of number it should be. True, false and NaN are no numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a call is told beside q, k and v, declared once: its options, and which pairs it attends to.
+"""Declares once what a call takes beside q, k and v: its options, and which pairs it attends to.
 
 Custom ops take plain tensors and numbers; `packed` lays both out for them, `unpacked` reads them back, and the schema follows
 from the declarations. Legend: B batch, H heads, T tokens (Tq, Tk).

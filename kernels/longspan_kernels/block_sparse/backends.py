@@ -1,4 +1,4 @@
-"""Which backend serves a call, and the layouts that it serves it by.
+"""Chooses the backend of a call and the layouts that it needs.
 
 A CPU attends by the blocks of a pattern or by all pairs with its mask, as a model of their time says. All pairs cost no lists,
 no gathering and no merging, so short and dense calls go that way; long sparse ones visit their blocks. Nothing is timed at run

@@ -1,4 +1,4 @@
-"""Patterns by their serialised key, and what is kept of them from call to call: layouts, dense masks, what backends derive.
+"""Finds patterns by their serialised key, and keeps their layouts, dense masks and what backends derive from call to call.
 
 An op takes a key and finds the pattern behind it; kernels know nothing of a pattern but `LowersToRules`. Patterns stay for the
 life of the process: a compiled graph or a backward pass may ask for a key long after the user's own reference is gone.

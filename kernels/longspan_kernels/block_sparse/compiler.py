@@ -1,4 +1,4 @@
-"""From a rule to a layout: which parts of a pattern are cheap in which token order.
+"""Compiles rules to layouts: each part of a pattern goes to the token order in which it is cheapest.
 
 A rule is brought to a union of intersections of atoms. Each intersection (term) may be visited
 - in natural order, or

@@ -1,4 +1,4 @@
-"""Torch's fused CPU attention kernel as a part of ours: the same scores, with a mask, a log-sum-exp and both passes.
+"""Calls torch's fused CPU attention kernel with our masks, and takes its log-sum-exp and gradients.
 
 The kernel takes an additive mask and a causal flag at once, any strides, and gives the log-sum-exp, so it serves both whole
 calls (a pattern's mask over all pairs) and the row batches of the blocked backend. Its backward pass takes the output and the

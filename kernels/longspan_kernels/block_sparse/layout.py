@@ -1,4 +1,4 @@
-"""Layouts, as data: components, each a short list of tiles to visit, compiled from a pattern or listed at run time on a device.
+"""The data of layouts: components, each a list of tiles to visit, compiled from a pattern or made at run time on a device.
 
 Legend: U distinct head groups of a component, n tiles of one side, `block_q` x `block_k` the tile, M distinct partial masks.
 Memory is O(visited tiles); nothing here is Tq * Tk. Layouts made at run time: B batch, H heads, n_q and n_k blocks of queries

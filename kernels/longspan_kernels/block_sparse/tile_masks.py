@@ -1,4 +1,4 @@
-"""Masks of partial tiles: equal ones found, bands told from the rest, 32 pairs packed into a word."""
+"""Masks of partial tiles: finds equal ones, recognises bands, and packs 32 pairs into a word."""
 
 from __future__ import annotations
 

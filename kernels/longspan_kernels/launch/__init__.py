@@ -1,4 +1,4 @@
-"""How any Triton kernel of ours starts: a cached launcher, CUDA graphs, autocast, and whether Triton runs here."""
+"""Starts Triton kernels: a cached launcher, CUDA graphs, autocast, and a check that Triton runs here."""
 
 from longspan_kernels.launch.autocast import autocast_dtype, cast_as_products
 

@@ -1,4 +1,4 @@
-"""What outlives a call: made where a CUDA graph's memory pool does not reach, and forgotten by one `clear_caches()`.
+"""Keeps what outlives a call out of a CUDA graph's memory pool, and clears all of it by one `clear_caches()`.
 
 While torch.compile warms up a CUDA graph, all that the running thread allocates comes from the graph's own pool, where nothing
 may stay but the graph's outputs. Layouts and work lists stay, so another thread makes them.

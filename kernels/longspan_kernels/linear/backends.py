@@ -1,4 +1,4 @@
-"""Which backend serves a call of linear attention, and why another cannot."""
+"""Chooses the backend of a call of linear attention, and says why another cannot serve it."""
 
 from __future__ import annotations
 

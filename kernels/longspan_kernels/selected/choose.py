@@ -1,4 +1,4 @@
-"""Which key blocks each query attends to: the best of a score for each block, as content-based variants want it.
+"""Chooses the key blocks that each query attends to: those with the highest scores.
 
 Legend: B batch, H query heads, Hkv key/value heads, T tokens, D head width, nb candidate blocks, n picks a query.
 """

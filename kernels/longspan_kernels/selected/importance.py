@@ -1,5 +1,5 @@
-"""Which key blocks each query group attends to in native sparse attention (arXiv:2502.11089): those that matter most to the
-compressed branch.
+"""Chooses the key blocks of each query group in native sparse attention (arXiv:2502.11089): those with the largest weights in
+the compressed branch.
 
 Legend: B batch, H heads, Hkv key/value heads, G = H / Hkv, T tokens, D head width, nc compressed keys, nb blocks, n picks.
 """

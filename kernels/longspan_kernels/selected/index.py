@@ -1,4 +1,4 @@
-"""Which tokens each query attends to in DeepSeek sparse attention (arXiv:2512.02556): those of highest index score.
+"""Chooses the tokens that each query attends to in DeepSeek sparse attention (arXiv:2512.02556): those of highest index score.
 
 Legend: B batch, T tokens, J indexer heads, E their width, n picks a query, C queries of a chunk.
 """

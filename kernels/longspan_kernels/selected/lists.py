@@ -1,4 +1,4 @@
-"""The queries of each key block: picks turned around by one sort on the device, without waiting for it.
+"""Lists the queries of each key block: one sort of the picks on the device, without waiting for it.
 
 Legend: B batch, P heads that pick for themselves, T tokens, n picks a query, nb key blocks. Entry t * n + s of a head is pick s
 of its token t; list (b * P + p) * nb + c holds the entries of a head that picked block c, in rising order of tokens.

@@ -1,4 +1,4 @@
-"""The gated sum of three branches as one op: each is read once forward and once backward, and no product is kept.
+"""The gated sum of three branches as one op: it reads each branch once a pass and keeps no product.
 
 Legend: B batch, H heads, T tokens, D head width.
 """

@@ -1,4 +1,4 @@
-"""What a call of selected attention is told beside its tensors.
+"""The options of a call of selected attention.
 
 Legend: B batch, H heads, Hkv key/value heads, P heads that pick for themselves, T tokens, D head width, n picks a query.
 """

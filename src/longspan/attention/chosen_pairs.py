@@ -1,4 +1,4 @@
-"""How many pairs queries see that each pick the same number of key blocks, their own among them.
+"""Counts the live pairs of queries that each pick the same number of key blocks, their own among them.
 
 Legend: T tokens, n picks a query.
 """

@@ -1,4 +1,4 @@
-"""What variants that choose pairs by content share: checked settings and checked calls.
+"""The base of variants that choose pairs by content: it checks their settings and calls.
 
 Legend: B batch, H heads, Hkv key/value heads, T tokens, D head width.
 """

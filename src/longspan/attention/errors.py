@@ -1,4 +1,4 @@
-"""What a wrong attention setting raises: the config key, its value and what would be right."""
+"""Checks of attention settings, and their error: the config key, its value and what would be right."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What decoding by a pattern keeps: the keys and values that some later query still sees, in slots that are used again.
+"""The cache of decoding by a pattern: it holds the keys and values that a later query still sees, and reuses the other slots.
 
 Each key is stored with the last query that sees it (`Pattern.last_query`); from then on its slot is free. So a window keeps
 a window, and full attention keeps everything. Heads whose patterns differ keep their own.

@@ -1,4 +1,4 @@
-"""What each query attends to, for any attention whose output is linear in the values.
+"""Reads the attention weights of any attention whose output is linear in the values.
 
 Legend: B batch, H heads, Hkv key/value heads, T tokens, D head width.
 """

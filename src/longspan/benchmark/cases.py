@@ -1,4 +1,4 @@
-"""What is timed: the patterns of the published comparison, by name."""
+"""The patterns that the published comparison times, by name."""
 
 from __future__ import annotations
 

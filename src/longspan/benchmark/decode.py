@@ -1,4 +1,4 @@
-"""What one more token costs: time and cache bytes of an attention layer against how many tokens came before.
+"""Times decoding: milliseconds and cache bytes of one more token against how many tokens came before.
 
 Legend: B batch, H heads, D head width.
 """

@@ -1,4 +1,4 @@
-"""How many bases a second one core reads from FASTA into tokens, and how many tokens a second the loader hands out."""
+"""Times data: bases a second that one core reads from FASTA into tokens, and tokens a second that the loader hands out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the time of attention variants grows with the length, beside what they say they cost.
+"""Times attention variants over lengths, beside the cost that they state.
 
 Legend: B batch, H heads, T tokens, D head width.
 """

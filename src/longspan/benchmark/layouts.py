@@ -1,4 +1,4 @@
-"""How long a pattern takes to compile for a length, and how much memory its layout keeps."""
+"""Times the compilation of a pattern for a length, and measures the memory of its layout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can be known to be wrong with a config before anything is built: a wrong config costs a second, not an epoch."""
+"""Checks a config before anything is built, so that a wrong one costs a second and not an epoch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether two configs describe the same run, wherever it writes and however often it was taken up."""
+"""Compares two configs, leaving out where a run writes and how often it was resumed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where `conf/` is: in the installed package, or in the repository that an editable install points to."""
+"""Finds `conf/`: in the installed package, or in the repository that an editable install points to."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an attention, a model or a run costs."""
+"""The cost of an attention, a model or a run."""
 
 from longspan.cost.analytic import Costed, linear_flops, total_cost
 from longspan.cost.types import Cost

@@ -1,4 +1,4 @@
-"""How much of a training step attention takes, by the clock: marks around each attention module, forward and backward.
+"""Measures the part of a training step that attention takes, by marks around each attention module, forward and backward.
 
 Marks are CUDA events on a GPU, so that a step is not held up by them, and times elsewhere. Attention is what
 ``sparse_attention`` and its kin do: projections before and after it are not in it. A step with marks is a step like any

@@ -1,4 +1,4 @@
-"""What training costs, measured while it runs, beside what the model states about itself.
+"""Measures what training costs while it runs, beside what the model states about itself.
 
 Two kinds of figures, which are not to be mixed up. *Counted*: live and visited pairs, density, FLOPs and parameters
 come from ``cost(length)``, exactly, whatever the machine. *Measured*: time a step, tokens a second, peak memory and

@@ -1,4 +1,4 @@
-"""What all data modules share: sizes, loaders, limits, and the attributes that models and tasks read.
+"""The base class of data modules: sizes, loaders, limits, and the attributes that models and tasks read.
 
 Legend: B sequences a device, T = `max_length`, W windows.
 """

@@ -1,4 +1,4 @@
-"""What knowing nothing of the input scores: counts of symbols, and constant answers.
+"""Baselines that ignore the input: counts of symbols, and constant answers.
 
 Legend: V symbols, N items, K classes.
 """

@@ -1,4 +1,4 @@
-"""What is built once and kept: folders named by a hash of what they were built from, whole or not there at all."""
+"""Keeps built data in folders named by a hash of what they were built from; a folder is complete or not there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which files a `data.path` means, what format each is in, and opening them whether or not they are compressed."""
+"""Finds the files of a `data.path` and their formats, and opens them, compressed or not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which parent subtypes a circulating recombinant form of HIV-1 has, read from its name.
+"""Reads the parent subtypes of a circulating recombinant form of HIV-1 from its name.
 
 `42_BF1` is form 42, of B and F1; `63_02A6` is of form 02 (`02_AG`) and A6, so of A, G and A6. Forms named only `cpx`
 (complex) do not tell their parents.

@@ -1,4 +1,4 @@
-"""What data modules share whose sequences have one class each, and splits of their own.
+"""The base of data modules whose sequences have one class each and whose splits are given.
 
 Legend: B batch, T = `max_length`, N sequences, K classes.
 """

@@ -1,4 +1,4 @@
-"""Which species a stretch of DNA is from: windows of genomes, with a file or a folder of FASTA a species.
+"""Windows of genomes labelled by species: a file or a folder of FASTA is a species.
 
 Legend: B batch, T = `max_length`, K species. The task is HyenaDNA's (2306.15794, section 4.4).
 """

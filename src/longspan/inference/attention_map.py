@@ -1,4 +1,4 @@
-"""What a trained model's attention gives weight to on a sequence of its data.
+"""Draws the attention weights of a trained model on a sequence of its data.
 
 Legend: H heads, T tokens.
 """

@@ -1,4 +1,4 @@
-"""Which attention each layer uses.
+"""Chooses the attention of each layer.
 
 An attention is chosen by a callable, ``attention(heads=, kv_heads=, head_dim=, causal=, layer=, max_length=)``, that
 returns a module called as ``module(q, k, v, lengths=, segments=) -> [B, H, T, D]`` with a ``cost(length)``.

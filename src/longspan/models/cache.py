@@ -1,4 +1,4 @@
-"""What a decoder keeps of the tokens so far: one cache a layer, and the embeddings that its stem still looks at.
+"""The cache of a decoder: one a layer, and the embeddings that its stem still needs.
 
 Legend: B batch, T tokens, C model width, K taps of the stem.
 """

@@ -1,4 +1,4 @@
-"""What turns hidden states into predictions.
+"""Heads: they turn hidden states into predictions.
 
 Legend: B batch, T tokens, N any number of tokens, C model width, V vocabulary, K classes.
 """

@@ -1,4 +1,4 @@
-"""How far a decoder sees into the source: all of it, along a pattern, or only what a streaming policy has read so far.
+"""Sets how far a decoder sees into the source: all of it, along a pattern, or what a streaming policy has read so far.
 
 Target token t and source token j are counted from 0 in each sequence. Under a pattern, target token t stands at source
 position t, so that training on whole pairs and decoding token by token see the same.

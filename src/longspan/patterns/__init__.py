@@ -1,4 +1,4 @@
-"""Which keys each query may attend to: patterns as values, one file a family."""
+"""Patterns: which keys each query may attend to, as values; one file a family."""
 
 from longspan.patterns.base import Pattern
 from longspan.patterns.bigbird import BigBird

@@ -1,4 +1,4 @@
-"""What every pattern is: an immutable value that lowers itself to rules, draws itself and counts its live pairs.
+"""The base class of patterns: immutable values that compile to rules, draw themselves and count their live pairs.
 
 Legend: H heads, Tq queries, Tk keys, i query position, j key position; query row r is at i = r + Tk - Tq.
 """

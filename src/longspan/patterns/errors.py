@@ -1,4 +1,4 @@
-"""What a wrong pattern raises, and the checks of its settings."""
+"""The error of a wrong pattern, and the checks of its settings."""
 
 from __future__ import annotations
 

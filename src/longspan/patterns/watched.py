@@ -1,4 +1,4 @@
-"""Whether what a user's function reads beside its arguments has changed: the tensors and numbers that it closes over."""
+"""Notices when the tensors and numbers that a user's function closes over have changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run leaves behind: ``record.json``, its schema, and the callback that writes it.
+"""The record of a run: ``record.json``, its schema, and the callback that writes it.
 
 Reading records needs pydantic alone; :class:`RecordWriter` and the W&B setup load Lightning on first use, so that
 a report over many records starts at once.

@@ -1,4 +1,4 @@
-"""How a run ended: its status from what was raised."""
+"""Turns the exception that ended a run into its status."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run ran on: commit, versions of what was installed, hardware. Nothing here names a person or a host."""
+"""Describes what a run ran on: commit, installed versions, hardware. Nothing here names a person or a host."""
 
 from __future__ import annotations
 

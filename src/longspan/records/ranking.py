@@ -1,4 +1,4 @@
-"""Which of two figures is better, where figures that differ by rounding alone are equal.
+"""Ranks figures; those that differ by rounding alone are equal.
 
 A mean over a million float32 values is good to about seven digits: a ranking of the eighth says which way it was summed.
 """

@@ -1,4 +1,4 @@
-"""Whether the runs of a section can be ranked: what they must share, and patterns that leave nothing out."""
+"""Decides whether the runs of a section can be ranked: what they must have in common, and patterns that leave nothing out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which runs belong together: one section a task and data set, one group a setting, its seeds inside.
+"""Groups the runs of a report: one section a task and data set, one group a setting, its seeds inside.
 
 Two runs are of one group where their configs are equal but for the seed and for where things are written. A group is
 called by its attention variant, and by the settings in which it differs from other groups of that variant.

@@ -1,4 +1,4 @@
-"""How cost grows with the length: from the files that scripts/benchmark.py leaves, and from runs at several lengths."""
+"""Cost against length: from the files that scripts/benchmark.py writes, and from runs at several lengths."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a report says in sentences: the finding of a section, how far its figures may be compared, how to repeat it."""
+"""Writes the sentences of a report: the finding of a section, how far its figures may be compared, how to repeat it."""
 
 from __future__ import annotations
 

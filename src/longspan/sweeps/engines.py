@@ -1,4 +1,4 @@
-"""Who shares out the devices: Ray on this machine, SLURM through submitit, or one slot a device where neither is there."""
+"""Engines that give jobs their devices: Ray on this machine, SLURM through submitit, or one thread a device without either."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a job's folder says of it: finished, to be gone on with, or in the hands of a process that still runs.
+"""Reads the state of a job from its folder: finished, to be resumed, or still running in another process.
 
 The lock is held by the run's own process and goes with it, however it ends; the driver that started it may be long gone.
 """

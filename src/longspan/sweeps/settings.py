@@ -1,4 +1,4 @@
-"""What `conf/sweep/*.yaml` may say."""
+"""The settings of a sweep, as `conf/sweep/*.yaml` states them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What models are trained for."""
+"""Tasks that models are trained for, as LightningModules."""
 
 from longspan.tasks.base import Task
 from longspan.tasks.build import build_task, data_facts, task_class

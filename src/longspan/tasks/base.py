@@ -1,4 +1,4 @@
-"""What every task shares: steps, optimizer and schedule, the watch over the loss.
+"""The base class of tasks: steps, optimizer and schedule, and a check that the loss stays finite.
 
 Legend: B batch, T tokens, C model width.
 """

@@ -1,4 +1,4 @@
-"""How a task's figures depend on a number that each item has: a distance, or the length of what may be seen.
+"""Breaks a task's figures down by a number that each item has: a distance, or the length of its context.
 
 Such figures are for the record and its report, not for a logger: a list of rows for each split.
 """

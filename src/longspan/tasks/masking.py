@@ -1,4 +1,4 @@
-"""Which tokens masked modelling hides, and what stands in their place (1810.04805).
+"""Draws the tokens that masked modelling hides, and what stands in their place (1810.04805).
 
 Legend: B batch, T tokens.
 """

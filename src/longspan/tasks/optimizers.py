@@ -1,4 +1,4 @@
-"""Which parameters decay, and AdamW."""
+"""AdamW, and which parameters it decays."""
 
 from __future__ import annotations
 

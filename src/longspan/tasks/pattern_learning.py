@@ -1,4 +1,4 @@
-"""What trains patterns: tells attention modules that learn theirs where the run stands, and hardens them in time."""
+"""Trains learned patterns: passes the progress of the run to their attention modules, and hardens them in time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What reaches the screen: the run's own lines, not the libraries' tips."""
+"""Keeps the tips of libraries off the screen, so that it shows the run's own lines."""
 
 from __future__ import annotations
 

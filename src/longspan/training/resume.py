@@ -1,4 +1,4 @@
-"""Where a run goes on from: the checkpoint asked for, or the newest of its folder that can be read."""
+"""Finds the checkpoint that a run resumes from: the one asked for, or the newest readable one of its folder."""
 
 from __future__ import annotations
 

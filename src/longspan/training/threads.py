@@ -1,4 +1,4 @@
-"""How CPU threads wait for each other; to be decided before torch is loaded."""
+"""Sets how CPU threads wait for each other, which must happen before torch is loaded."""
 
 from __future__ import annotations
 

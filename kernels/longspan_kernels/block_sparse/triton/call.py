@@ -1,4 +1,4 @@
-"""A call brought to the form that the Triton kernels take: readable tensors, and their arguments in named groups.
+"""Brings a call to the form that the Triton kernels take: readable tensors, and arguments in named groups.
 
 Legend: B batch, H heads, Hkv key/value heads, T tokens, D head width, BD the power of two at or above D.
 """

@@ -1,4 +1,4 @@
-"""What the backward pass keeps between its launches: delta, partial results of split tile rows and columns, sums for a bias.
+"""Memory of the backward pass between its launches: delta, partial results of split tile rows and columns, sums for a bias.
 
 It says which pass goes first and where these numbers lie, and has the kernels that make them and add them up.
 

@@ -1,4 +1,4 @@
-"""How tensors are laid out for the kernels of selected attention: rows that start at whole units, keys and values alike."""
+"""Lays tensors out for the kernels of selected attention: aligned rows, and keys and values with the same strides."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the kernels of selected attention are launched with: worked out once for each shape, kept with their compiled kernels.
+"""Plans the launches of selected attention, once for each shape, and keeps them with their compiled kernels.
 
 A launch serves as many heads as the memory of their parts is meant for. Legend: see common.py; B batch, H heads, Hkv key/value
 heads, T tokens, n picks a query, R = T * n entries of a row of lists, nb blocks.

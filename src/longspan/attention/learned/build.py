@@ -1,4 +1,4 @@
-"""What `attention=learned` builds in each layer."""
+"""`attention=learned`: builds the module of each layer and checks its settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the keys of `conf/attention/` take."""
+"""The values that the keys of `conf/attention/` take."""
 
 from __future__ import annotations
 

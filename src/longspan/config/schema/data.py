@@ -1,4 +1,4 @@
-"""What the keys of `conf/data/` take."""
+"""The values that the keys of `conf/data/` take."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the keys of `conf/model/`, `conf/task/`, `conf/optimizer/` and `conf/scheduler/` take."""
+"""The values that the keys of `conf/model/`, `conf/task/`, `conf/optimizer/` and `conf/scheduler/` take."""
 
 from __future__ import annotations
 

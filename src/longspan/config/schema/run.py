@@ -1,4 +1,4 @@
-"""What the keys of `conf/config.yaml`, `conf/trainer/`, `conf/callbacks/` and `conf/logger/` take."""
+"""The values that the keys of `conf/config.yaml`, `conf/trainer/`, `conf/callbacks/` and `conf/logger/` take."""
 
 from __future__ import annotations
 

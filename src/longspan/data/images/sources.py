@@ -1,4 +1,4 @@
-"""Where images come from: each source gives images one by one, all of one size, with their class.
+"""Sources of images: each gives images one by one, all of one size, with their class.
 
 Legend: N images, H rows, W columns, c channels.
 """

@@ -1,4 +1,4 @@
-"""What a diagnostic makes, and how it is dealt out: endlessly in training, a fixed set to be tested on.
+"""The examples of synthetic data, and their datasets: endless in training, fixed for validation and test.
 
 Legend: B sequences, T = `max_length`, P things that can be asked for, Q questions.
 """

@@ -1,4 +1,4 @@
-"""What the diagnostics share: endless training data, fixed held-out sets, chance, and what they say of themselves.
+"""The base of synthetic data modules: endless training data, fixed held-out sets, chance scores, and a description.
 
 Legend: B sequences a device, T = `max_length`.
 """

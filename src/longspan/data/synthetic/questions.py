@@ -1,4 +1,4 @@
-"""Where questions stand: after the context that they ask about, at a distance that settings bound.
+"""Places questions after the context that they ask about, at a distance that settings bound.
 
 Legend: B sequences, P things that can be asked for, Q questions.
 """

@@ -1,4 +1,4 @@
-"""What every vocabulary offers: ids of raw bytes and back, the special tokens, and how many raw bytes each token stands for."""
+"""The base class of vocabularies: raw bytes to ids and back, special tokens, and how many raw bytes each token stands for."""
 
 from __future__ import annotations
 

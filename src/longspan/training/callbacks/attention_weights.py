@@ -1,4 +1,4 @@
-"""What attention attended to on real input: caught in a validation, mapped at the end."""
+"""Attention weights on real input: caught during validation, drawn at the end."""
 
 from __future__ import annotations
 
