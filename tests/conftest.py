@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import lzma
 import os
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ settings.register_profile("longspan", deadline=None)
 settings.load_profile("longspan")
 
 CONF = Path(__file__).parents[1] / "conf"
+BUNDLED = Path(__file__).parents[1] / "src" / "longspan" / "data" / "bundled"
 
 
 def _before_others_are_imported() -> None:
@@ -30,11 +34,35 @@ def _before_others_are_imported() -> None:
     os.environ.setdefault("WANDB_SILENT", "true")
     os.environ.setdefault("MPLBACKEND", "Agg")
     os.fsync = lambda handle: None  # milliseconds a file, for a loss of power that no test brings about
+    _unpack_bundled_data_once()
     import_interpreted()
+
+
+def _unpack_bundled_data_once() -> None:
+    """Hundreds of tests read them, a tenth of a second each time."""
+    open_file = lzma.open
+    unpacked = cache(lambda path: open_file(path).read())
+
+    def open_once(path: Any, *arguments: Any, **settings: Any) -> Any:
+        if isinstance(path, Path) and path.parent == BUNDLED:
+            return io.BytesIO(unpacked(path))
+        return open_file(path, *arguments, **settings)
+
+    lzma.open = open_once
 
 
 # Not in pytest_configure: where folders are named, pytest reads their conftest.py before it calls that.
 _before_others_are_imported()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """`pytest -n 2`: each process begins with half of the folders, so that what a module's tests share is made once."""
+    if config.getoption("dist") != "load":
+        return None  # asked for
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log)
 
 
 @pytest.fixture(autouse=True)

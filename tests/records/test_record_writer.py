@@ -4,8 +4,6 @@ import errno
 import logging
 import os
 import signal
-import subprocess
-import sys
 import textwrap
 import time
 
@@ -13,6 +11,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny_run import TinyData, TinyTask, tiny_trainer
+from warm_process import run as run_script
 
 from longspan.cost.measured import MeasuredCost
 from longspan.records import Record, RecordWriter
@@ -146,17 +145,18 @@ def test_sigterm_outside_training_ends_at_once(tmp_path):
 
 
 def test_a_killed_run_leaves_an_interrupted_record(tmp_path):
-    script = textwrap.dedent(
-        f"""
-        import os, sys, signal
-        sys.path[:0] = {[p for p in sys.path if p]!r}
-        from longspan.records import RecordWriter
-        with RecordWriter({str(tmp_path / "record.json")!r}, config={{"seed": 1}}):
-            os.kill(os.getpid(), signal.SIGKILL)
-        """
+    script = tmp_path / "job.py"
+    script.write_text(
+        textwrap.dedent(
+            """
+            import os, signal
+            from longspan.records import RecordWriter
+            with RecordWriter("record.json", config={"seed": 1}):
+                os.kill(os.getpid(), signal.SIGKILL)
+            """
+        )
     )
-    done = subprocess.run([sys.executable, "-c", script], check=False, timeout=120)
-    assert done.returncode == -signal.SIGKILL
+    assert run_script(script, cwd=tmp_path).returncode == -signal.SIGKILL
     record = Record.load(tmp_path)
     assert record.status == "interrupted"
     assert "still going, or was killed" in record.error
@@ -226,13 +226,10 @@ def test_a_job_of_a_sweep_records_its_own_command(tmp_path):
             """
         )
     )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     for arguments, expected in [
         (["-m", "+seed=1,2"], ["python job.py +seed=1", "python job.py +seed=2"]),
         (["+seed=1", "+name=a b"], ["python job.py +seed=1 '+name=a b'"]),
     ]:
-        done = subprocess.run(
-            [sys.executable, "job.py", *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
-        )
+        done = run_script("job.py", *arguments, cwd=tmp_path, check=True)
         said = [line.removeprefix("COMMAND ") for line in done.stdout.splitlines() if line.startswith("COMMAND")]
         assert said == expected

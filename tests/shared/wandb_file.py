@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ class OfflineRun:
 def messages(path: Path) -> list[Record]:
     """The records of a file, in their order."""
     data = path.read_bytes()
-    assert data[: len(OPENING)] == OPENING, f"{path} is no file of W&B"
+    assert OPENING.startswith(data[: len(OPENING)]), f"{path} is no file of W&B"  # empty while it is begun
     found, part, place = [], b"", HEAD_OF_FILE
     while place + HEADER <= len(data):
         left = BLOCK - place % BLOCK
@@ -76,8 +77,13 @@ def read(path: Path) -> OfflineRun:
 
 
 def read_all(folder: Path) -> list[OfflineRun]:
-    """The runs in a folder that W&B wrote to, oldest first."""
-    return [read(path) for path in sorted(folder.rglob("*.wandb"), key=lambda path: path.stat().st_mtime_ns)]
+    """The finished runs in a folder that W&B wrote to, oldest first; its service may write a file's end a moment later."""
+    end = time.monotonic() + 30
+    while True:
+        runs = [read(path) for path in sorted(folder.rglob("*.wandb"), key=lambda path: path.stat().st_mtime_ns)]
+        if all(run.exit_code is not None for run in runs) or time.monotonic() > end:
+            return runs
+        time.sleep(0.1)
 
 
 def _key(item: Any) -> str:
