@@ -125,6 +125,8 @@ class SequenceClassificationDataModule(SequenceDataModule):
         assert pool is not None
         everything = [example for examples in given.values() for example in examples or ()]
         self._set_classes(self._classes(everything))
+        if self.labels.class_names is None and not self._is_hiv1:
+            self._check_learned(pool, [example for split in SPLITS[1:] for example in given[split] or ()])
         assert self.class_names is not None
         shares = self.splits.shares(given)
         settings.enough_groups(
@@ -189,6 +191,19 @@ class SequenceClassificationDataModule(SequenceDataModule):
             fix = f"gives {len(names)} class(es) ({', '.join(names)}); nothing to learn"
             raise wrong_value("data.label_column", self.labels.label_column, fix)
         return names
+
+    @staticmethod
+    def _check_learned(pool: Sequence[Example], others: Sequence[Example]) -> None:
+        """Raises DataFileError where rows of validation or test have a label that no training row has."""
+        known = {name for example in pool for name in example.labels}
+
+        def check(example: Example) -> None:
+            for name in example.labels:
+                if name not in known:
+                    row, fix = example.document.row, "list the classes by data.class_names to keep it"
+                    raise DataFileError(row.path, row.line, f"label {name!r} is on no training row; {fix}")
+
+        each(others, check)
 
     def _read(self, split: str) -> list[Example] | None:
         key, path = self.splits.files(self.source)[split]

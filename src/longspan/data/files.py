@@ -83,7 +83,7 @@ def read_bytes(path: str | Path) -> bytes:
     path = Path(path)
     if path.suffix.lower() in _OPENERS:
         return b"".join(read_blocks(path))
-    with _said(path):
+    with readable(path):
         raw = path.read_bytes()
     return _first_block(path, raw)
 
@@ -96,7 +96,7 @@ def read_blocks(path: str | Path) -> Iterator[bytes]:
     """
     path = Path(path)
     opener = _OPENERS.get(path.suffix.lower())
-    with _said(path):
+    with readable(path):
         most = float("inf") if opener is None else max(FREE, MOST_TIMES * path.stat().st_size)
         read = 0
         with (opener or open)(path, "rb") as file:
@@ -114,7 +114,7 @@ def read_blocks(path: str | Path) -> Iterator[bytes]:
 
 
 @contextmanager
-def _said(path: Path) -> Iterator[None]:
+def readable(path: Path) -> Iterator[None]:
     """What opening and unpacking raise, as a `DataFileError`."""
     try:
         yield

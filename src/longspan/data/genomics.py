@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,7 +23,14 @@ from longspan.data.splits import SPLITS, by_groups
 from longspan.data.values import Loading, Shares, gathered
 from longspan.data.vocabularies import INVALID, NUCLEOTIDES
 
-Labelled = tuple[np.ndarray, str]  # tokens, class
+
+class Labelled(NamedTuple):
+    """A sequence's tokens and class, and where it stands."""
+
+    tokens: np.ndarray
+    label: str
+    path: str
+    line: int
 
 
 @dataclass(frozen=True)
@@ -121,14 +128,17 @@ class GenomicBenchmarkDataModule(LabelledDataModule):
 
     def _labelled(self) -> dict[str, LabelledSet]:
         given = self._folder(Path(self.choice.path)) if self.choice.path else self._hub()
-        self._classes(sort_classes(label for rows in given.values() for _, label in rows))
+        self._classes(sort_classes(row.label for row in given["train"]))
         if (self.num_classes or 0) < 2:
             raise wrong_value("data.dataset", self.choice.dataset, f"has {self.num_classes} class; nothing to learn")
         number = {name: n for n, name in enumerate(self.class_names or ())}
         sets = {}
         for split, rows in given.items():
-            tokens = [sequence for sequence, _ in rows]
-            sets[split] = LabelledSet(tokens.__getitem__, np.array([number[label] for _, label in rows]), len(rows))
+            for row in rows:
+                if row.label not in number:
+                    raise DataFileError(row.path, row.line, f"label {row.label!r} is on no training sequence")
+            tokens = [row.tokens for row in rows]
+            sets[split] = LabelledSet(tokens.__getitem__, np.array([number[row.label] for row in rows]), len(rows))
         if "validation" not in sets:
             pool = sets["train"]
             assert pool.targets is not None and self.splits is not None
@@ -164,7 +174,7 @@ class GenomicBenchmarkDataModule(LabelledDataModule):
     def _rows(self, rows: Iterable[Row], sequence: str, label: str) -> list[Labelled]:
         def read(row: Row) -> Labelled:
             tokens = encoded(row.text(sequence).encode(), row.path, row.line)
-            return tokens[: self.max_length], str(row.get(label, "dataset"))
+            return Labelled(tokens[: self.max_length], str(row.get(label, "dataset")), row.path, row.line)
 
         return each(rows, read)
 
@@ -212,7 +222,7 @@ def _of_folders(folder: Path) -> Iterable[Labelled]:
         if not files:
             raise DataFileError(own, None, "the class has no .txt file")
         for file in files:
-            yield encoded(read_bytes(file).strip(), file, 1), own.name
+            yield Labelled(encoded(read_bytes(file).strip(), file, 1), own.name, str(file), 1)
 
 
 def _of_fasta(file: Path) -> list[Labelled]:
@@ -222,6 +232,6 @@ def _of_fasta(file: Path) -> list[Labelled]:
         label = name.rpartition("|")[2].strip()
         if "|" not in name or not label.isdigit():
             raise DataFileError(record.path, record.line, f"the name {name!r} does not end in |CLASS, a number")
-        return record.tokens, label
+        return Labelled(record.tokens, label, record.path, record.line)
 
     return each(read_fasta(file), read)

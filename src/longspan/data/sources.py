@@ -136,15 +136,18 @@ def rows_to_documents(rows: Iterable[Row], vocabulary: Vocabulary, columns: Colu
     """A document for each row of a table.
 
     Raises:
-        DataFileError: a row has no text in the column, or a character outside the vocabulary.
+        DataFileError: a row has no text in the column, a character outside the vocabulary, or the name of an earlier one.
     """
     documents = []
     empty: list[Row] = []
+    named: dict[str, int] = {}
     for number, row in enumerate(rows):
         if columns.on_empty == "drop" and row.values.get(columns.text, 0) in ("", None):
             empty.append(row)
             continue
         name = number if columns.name is None else row.get(columns.name, "id_column")
+        if columns.name is not None and named.setdefault(str(name), row.line) != row.line:
+            raise DataFileError(row.path, row.line, f"{str(name)!r} is on line {named[str(name)]} already; ids must differ")
         data = row.text(columns.text).encode("utf-8")
         documents.append(Document(f"{prefix}{name}", _encode(data, vocabulary, row.path, row.line), row))
     columns.dropped.add("rows without text", len(empty), f"{empty[0].path}, line {empty[0].line}" if empty else "")

@@ -306,7 +306,8 @@ class StreamedClassificationDataModule(StreamedDataModule):
         self.class_names, self.num_classes = names, len(names)
 
     def _learn(self, kept: dict[str, list[Row]]) -> None:
-        rows = [row for part in kept.values() for row in part]
+        # held-out rows of the stream itself are of its classes; those of other files must be
+        rows = [row for split, part in kept.items() if split == "train" or self.rows[split] is None for row in part]
         self._rule = self.labels.rule(rows)
         if self.class_names is None:
             found = {name for row in rows for name in self._rule.read(row)}

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from longspan.data.errors import DataFileError
-from longspan.data.files import _OPENERS, format_of
+from longspan.data.files import _OPENERS, format_of, readable
 from longspan.data.readers.jsonl import jsonl_row
 from longspan.data.vocabularies import OutsideVocabularyError, Vocabulary
 
@@ -43,20 +43,19 @@ def text_pieces(files: Sequence[tuple[Path, str]], column: str) -> Iterator[Piec
     """The texts of files, a piece at a time: a text file is a document, as is a line of "lines" and a row of JSONL.
 
     Raises:
-        DataFileError: a file cannot be read, or a row has no text in the column.
+        DataFileError: a file cannot be read or holds no text, or a row has no text in the column.
     """
     for file, kind in files:
         opener = _OPENERS.get(file.suffix.lower(), open)
-        try:
-            with opener(file, "rb") as opened:
-                if kind == "text":
-                    yield from _whole_file(file, opened)
-                elif kind in ("lines", "jsonl"):
-                    yield from _each_line(file, opened, kind, column)
-                else:
-                    raise DataFileError(file, None, f"a file of format {kind} is not streamed; take text, lines or JSONL")
-        except (OSError, EOFError) as error:
-            raise DataFileError(file, None, f"cannot be read ({error})") from error
+        if kind not in ("text", "lines", "jsonl"):
+            raise DataFileError(file, None, f"a file of format {kind} is not streamed; take text, lines or JSONL")
+        found = False
+        with readable(file), opener(file, "rb") as opened:
+            for piece in _whole_file(file, opened) if kind == "text" else _each_line(file, opened, kind, column):
+                found = True
+                yield piece
+        if not found:
+            raise DataFileError(file, None, "holds no text")
 
 
 def _whole_file(file: Path, opened: BinaryIO) -> Iterator[Piece]:

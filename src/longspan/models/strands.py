@@ -76,6 +76,7 @@ class StrandEncoder(Encoder):
         super().__init__(**settings)
         self.other_strand = OtherStrand(strands["complement"], strands.get("bos_id"))
         self.width = 2 * self.settings.width
+        self.full_layers = 2 * self.settings.layers  # that a density is of
 
     def forward(
         self,

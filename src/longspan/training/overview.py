@@ -66,13 +66,14 @@ def attention_cost(task: pl.LightningModule, length: int) -> AttentionCost | Non
     full_layer = full(
         heads=settings.heads, head_dim=settings.head_width, kv_heads=settings.key_value_heads, causal=causal, max_length=length
     ).cost(length)
+    layers = getattr(backbone, "full_layers", settings.layers)
     changes = any(getattr(module, "cost_changes", False) for module in task.modules())
     return AttentionCost(
         length=length,
-        density=cost.density(length, settings.heads, settings.layers),
+        density=cost.density(length, settings.heads, layers),
         full_density=per_head / length**2,
         flops=cost.total_flops,
-        full_flops=settings.layers * full_layer.attention_flops + cost.other_flops,
+        full_flops=layers * full_layer.attention_flops + cost.other_flops,
         changes=changes,
     )
 

@@ -148,7 +148,7 @@ class ImageDataModule(LabelledDataModule):
                     f"test or validation images are {images.shape}, those of training {train.shape}",
                 )
         if self.class_names is None:
-            self._classes(sources.classes_of(present))
+            self._classes(sources.classes_of([train]))
         number = {name: n for n, name in enumerate(self.class_names or ())}
         if len(number) < 2:
             raise wrong_value("data.path", self.to_record["source"], f"gives {len(number)} class; nothing to learn")
@@ -167,9 +167,10 @@ class ImageDataModule(LabelledDataModule):
     def _set(self, images: Images, number: Mapping[str, int]) -> LabelledSet:
         targets = None
         if images.labels is not None:
-            strange = next((name for name in images.labels if name not in number), None)
-            if strange is not None:
-                raise DataFileError(str(self.to_record["source"]), None, f"label {strange!r} is not in data.class_names")
+            for name, label in zip(images.names, images.labels, strict=True):
+                if label not in number:
+                    said = f"image {name}: label {label!r} is on no training image, and not in data.class_names"
+                    raise DataFileError(str(self.to_record["source"]), None, said)
             targets = np.array([number[name] for name in images.labels], dtype=np.int64)
         return LabelledSet(lambda n: self.cutting.tokens(images.read(n)), targets, len(images), images.names)
 

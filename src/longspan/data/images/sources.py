@@ -84,10 +84,15 @@ def check_size(path: Any, line: int | None, size: Sequence[int], wanted: Sequenc
         )  # fmt: skip
 
 
+def channels_of(image: Image.Image) -> int:
+    """1 of a grey image, else 3."""
+    return 1 if image.mode in ("1", "L", "I;16", "I") else 3
+
+
 def header(file: Path) -> tuple[int, int, int]:
     try:
         with Image.open(file) as image:
-            return image.height, image.width, 1 if image.mode in ("1", "L", "I;16", "I") else 3
+            return image.height, image.width, channels_of(image)
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
         raise DataFileError(file, None, f"is not an image that can be read ({error})") from error
 
@@ -179,32 +184,48 @@ def read_cifar(folder: Path, files: Sequence[Path]) -> Images:
     return Images(lambda n: pixels[n].transpose(1, 2, 0), labels, [str(n) for n in range(len(records))], (32, 32, 3))
 
 
-def read_hub_images(rows: Sequence[Any], image_column: str, label_column: str, features: Any = None) -> Images:
-    """Rows of a `datasets` data set with an image column.
+def read_hub_images(rows: Sequence[Any], image_column: str, label_column: str) -> Images:
+    """Rows of a `datasets` data set with an image column; sizes are looked at in every row, images are read when needed.
 
     Raises:
         DataFileError: an image cannot be read, or has another size than the first.
     """
-    first = _pixels(rows[0].get(image_column, "image_column"))
-    shape = (first.shape[0], first.shape[1], 3 if first.ndim == 3 else 1)
+    sizes = [_size(row, image_column) for row in rows]
+    shape = (*sizes[0][:2], 3 if any(channels == 3 for *_, channels in sizes) else 1)
+    for row, size in zip(rows, sizes, strict=True):
+        check_size(row.path, row.line, size[:2], shape[:2])
 
     def read(number: int) -> np.ndarray:
-        row = rows[number]
-        image = row.get(image_column, "image_column")
-        if isinstance(image, dict):
-            image = Image.open(io.BytesIO(image["bytes"]))
-        pixels = np.asarray(image.convert(MODES[shape[2]])) if isinstance(image, Image.Image) else np.asarray(image)
-        check_size(row.path, row.line, pixels.shape[:2], shape[:2])
+        image = _image(rows[number], image_column)
+        pixels = np.asarray(image.convert(MODES[shape[2]]) if isinstance(image, Image.Image) else image, dtype=np.uint8)
+        if pixels.ndim == 2 and shape[2] == 3:
+            pixels = np.repeat(pixels[:, :, None], 3, axis=2)
         return pixels.reshape(shape)
 
     labels = [str(row.get(label_column, "label_column")) for row in rows]
     return Images(read, labels, [str(row.line) for row in rows], shape)
 
 
-def _pixels(image: Any) -> np.ndarray:
+def _image(row: Any, column: str) -> Any:
+    """The image of a row: one of PIL, whose pixels may be unread, or an array."""
+    image = row.get(column, "image_column")
     if isinstance(image, dict):
-        image = Image.open(io.BytesIO(image["bytes"]))
-    return np.asarray(image)
+        try:
+            return Image.open(io.BytesIO(image["bytes"]) if image.get("bytes") else image["path"])
+        except (UnidentifiedImageError, OSError, TypeError, KeyError, Image.DecompressionBombError) as error:
+            raise DataFileError(row.path, row.line, f"column {column!r} holds no image that can be read ({error})") from error
+    return image if isinstance(image, Image.Image) else np.asarray(image)
+
+
+def _size(row: Any, column: str) -> tuple[int, int, int]:
+    """Rows, columns and channels of a row's image."""
+    image = _image(row, column)
+    if isinstance(image, Image.Image):
+        return image.height, image.width, channels_of(image)
+    if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3)):
+        fix = f"column {column!r} holds an array of shape {list(image.shape)}; images are [H, W] or [H, W, 1 or 3]"
+        raise DataFileError(row.path, row.line, fix)
+    return image.shape[0], image.shape[1], image.shape[2] if image.ndim == 3 else 1
 
 
 def classes_of(splits: Sequence[Images]) -> list[str]:
