@@ -171,9 +171,15 @@ def decoding(args: argparse.Namespace) -> int:
 
     try:
         decode.measure(
-            decode.available(args.attention), args.lengths if args.lengths != [8192] else decode.POSITIONS, device=args.device,
-            heads=args.heads, head_dim=args.head_dim, batch=args.batch, dtype=dtype, each=keep_row,
-        )  # fmt: skip
+            decode.available(args.attention),
+            args.lengths if args.lengths != [8192] else decode.POSITIONS,
+            device=args.device,
+            heads=args.heads,
+            head_dim=args.head_dim,
+            batch=args.batch,
+            dtype=dtype,
+            each=keep_row,
+        )
     except (BenchmarkError, ConfigError, CallError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -212,9 +218,17 @@ def variants(args: argparse.Namespace) -> int:
 
     try:
         rows = measure(
-            args.attention, args.lengths, device=args.device, heads=args.heads, head_dim=args.head_dim, causal=args.causal,
-            batch=args.batch, dtype=dtype, seconds=args.seconds, each=save_so_far,
-        )  # fmt: skip
+            args.attention,
+            args.lengths,
+            device=args.device,
+            heads=args.heads,
+            head_dim=args.head_dim,
+            causal=args.causal,
+            batch=args.batch,
+            dtype=dtype,
+            seconds=args.seconds,
+            each=save_so_far,
+        )
     except (BenchmarkError, ConfigError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -60,9 +60,15 @@ def main() -> int:
 
     try:
         rows = measure(
-            chosen(args), device=args.device, heads=args.heads, head_dim=args.head_dim, batch=args.batch,
-            dtype=torch.bfloat16 if args.device.startswith("cuda") else torch.float32, seconds=args.seconds, keep=keep,
-        )  # fmt: skip
+            chosen(args),
+            device=args.device,
+            heads=args.heads,
+            head_dim=args.head_dim,
+            batch=args.batch,
+            dtype=torch.bfloat16 if args.device.startswith("cuda") else torch.float32,
+            seconds=args.seconds,
+            keep=keep,
+        )
     except (BenchmarkError, ConfigError, RecordError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -12,9 +12,18 @@ from longspan.config.errors import ConfigError
 
 CONF = Path(__file__).parents[1] / "conf"
 VARIANTS = {
-    "full", "local", "dilated", "strided", "fixed", "global", "random", "longformer", "bigbird", "block_table",
+    "full",
+    "local",
+    "dilated",
+    "strided",
+    "fixed",
+    "global",
+    "random",
+    "longformer",
+    "bigbird",
+    "block_table",
     "per_head",
-}  # fmt: skip
+}
 
 
 def message(*overrides: str) -> str:

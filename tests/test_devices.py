@@ -23,11 +23,24 @@ from longspan.training.step_size import StepSize, device_count, sized, step_size
 ROOT = Path(__file__).parents[1]
 # 4 sequences a step; one of the windows is short, so that a mean of means over devices would be another loss
 WORDS = [
-    "model.layers=1", "model.width=32", "model.heads=2", "data.max_length=64", "tokens_per_step=256", "data.batch_size=4",
-    "data.max_train_windows=20", "data.max_validation_windows=5", "data.max_test_windows=5", "attention=local",
-    "attention.window=16", "trainer.log_every_n_steps=1", "trainer.val_check_interval=3", "trainer.max_steps=8",
-    "optimizer.eps=1e-4", "logger=csv", "callbacks.pattern=null",
-]  # fmt: skip
+    "model.layers=1",
+    "model.width=32",
+    "model.heads=2",
+    "data.max_length=64",
+    "tokens_per_step=256",
+    "data.batch_size=4",
+    "data.max_train_windows=20",
+    "data.max_validation_windows=5",
+    "data.max_test_windows=5",
+    "attention=local",
+    "attention.window=16",
+    "trainer.log_every_n_steps=1",
+    "trainer.val_check_interval=3",
+    "trainer.max_steps=8",
+    "optimizer.eps=1e-4",
+    "logger=csv",
+    "callbacks.pattern=null",
+]
 TWO = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.devices=2", "trainer.max_steps=8"]
 
 ON_CPU = "tests/shared/fsdp_on_cpu.py"
@@ -51,14 +64,32 @@ def ranks(*command: str, **variables: str) -> list[Script]:
 
 def torchrun(*command: str) -> list[Script]:
     """Two processes as torchrun starts them."""
-    return ranks(*command, TORCHELASTIC_RUN_ID="none", RANK="", LOCAL_RANK="", WORLD_SIZE="2", LOCAL_WORLD_SIZE="2",
-                 GROUP_RANK="0", GROUP_WORLD_SIZE="1")  # fmt: skip
+    return ranks(
+        *command,
+        TORCHELASTIC_RUN_ID="none",
+        RANK="",
+        LOCAL_RANK="",
+        WORLD_SIZE="2",
+        LOCAL_WORLD_SIZE="2",
+        GROUP_RANK="0",
+        GROUP_WORLD_SIZE="1",
+    )
 
 
 def srun(*words: str) -> list[Script]:
     """Two tasks as srun starts them."""
-    return ranks("train.py", *words, SLURM_JOB_ID="77", SLURM_JOB_NAME="night", SLURM_NTASKS="2", SLURM_NTASKS_PER_NODE="2",
-                 SLURM_NODEID="0", SLURM_NNODES="1", SLURM_PROCID="", SLURM_LOCALID="")  # fmt: skip
+    return ranks(
+        "train.py",
+        *words,
+        SLURM_JOB_ID="77",
+        SLURM_JOB_NAME="night",
+        SLURM_NTASKS="2",
+        SLURM_NTASKS_PER_NODE="2",
+        SLURM_NODEID="0",
+        SLURM_NNODES="1",
+        SLURM_PROCID="",
+        SLURM_LOCALID="",
+    )
 
 
 def figures(folder: Path, name: str) -> dict[int, float]:
@@ -84,10 +115,14 @@ def two(tmp_path_factory) -> Path:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "train.py"]
     ended(
         subprocess.Popen(
-            [*command, *WORDS, *TWO, f"hydra.run.dir={folder}"], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            [*command, *WORDS, *TWO, f"hydra.run.dir={folder}"],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
-    )  # fmt: skip
+    )
     return folder
 
 

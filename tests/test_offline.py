@@ -16,9 +16,15 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SHORT = (
-    "attention=local", "trainer.max_steps=2", "trainer.val_check_interval=2", "data.max_length=64", "data.max_train_windows=8",
-    "data.max_validation_windows=2", "data.max_test_windows=2", "logger=[default,tensorboard]",
-)  # fmt: skip
+    "attention=local",
+    "trainer.max_steps=2",
+    "trainer.val_check_interval=2",
+    "data.max_length=64",
+    "data.max_train_windows=8",
+    "data.max_validation_windows=2",
+    "data.max_test_windows=2",
+    "logger=[default,tensorboard]",
+)
 HOOK = """
 import os, sys
 def told(event, arguments):

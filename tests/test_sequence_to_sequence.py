@@ -14,11 +14,22 @@ from longspan.inference.predict import predict
 
 CONF = Path(__file__).parents[1] / "conf"
 SMALL = [
-    "experiment=numbers_streaming", "attention=local", "attention.window=4", "model.layers=1", "model.width=32",
+    "experiment=numbers_streaming",
+    "attention=local",
+    "attention.window=4",
+    "model.layers=1",
+    "model.width=32",
     "model.heads=2",
-    "data.pairs=200", "data.vocabulary=bpe:270", "data.max_target_length=24", "data.batch_size=4", "trainer.max_steps=3",
-    "trainer.val_check_interval=3", "logger=none", "data.max_validation_windows=4", "data.max_test_windows=8",
-]  # fmt: skip
+    "data.pairs=200",
+    "data.vocabulary=bpe:270",
+    "data.max_target_length=24",
+    "data.batch_size=4",
+    "trainer.max_steps=3",
+    "trainer.val_check_interval=3",
+    "logger=none",
+    "data.max_validation_windows=4",
+    "data.max_test_windows=8",
+]
 
 
 @pytest.fixture(scope="module")

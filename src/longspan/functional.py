@@ -82,9 +82,19 @@ def sparse_attention(
     (B, H, q_len, _), k_len = q.shape, k.shape[2]
     if isinstance(pattern, DeviceLayout):
         return _by_device_layout(
-            q, k, v, pattern, causal=causal, lengths=lengths, segments=segments, scale=scale, dropout_p=dropout_p,
-            block_bias=block_bias, return_lse=return_lse, backend=backend,
-        )  # fmt: skip
+            q,
+            k,
+            v,
+            pattern,
+            causal=causal,
+            lengths=lengths,
+            segments=segments,
+            scale=scale,
+            dropout_p=dropout_p,
+            block_bias=block_bias,
+            return_lse=return_lse,
+            backend=backend,
+        )
     if not isinstance(pattern, Pattern):
         raise TypeError(
             f"pattern is a {type(pattern).__name__}; give one of longspan.patterns, such as Local(256), or a DeviceLayout"
@@ -147,9 +157,20 @@ def _unknown_argument(name: str) -> TypeError:
 
 
 def _by_device_layout(
-    q: Tensor, k: Tensor, v: Tensor, layout: DeviceLayout, *, causal: bool, lengths: PerToken | None, segments: PerToken | None,
-    scale: float | None, dropout_p: float, block_bias: Tensor | None, return_lse: bool, backend: str,
-) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: DeviceLayout,
+    *,
+    causal: bool,
+    lengths: PerToken | None,
+    segments: PerToken | None,
+    scale: float | None,
+    dropout_p: float,
+    block_bias: Tensor | None,
+    return_lse: bool,
+    backend: str,
+) -> Tensor | tuple[Tensor, Tensor]:
     """The same promises, by blocks that were chosen at run time."""
     B, q_len, k_len = q.shape[0], q.shape[2], k.shape[2]
     if (q_len, k_len) != (layout.q_len, layout.k_len):
@@ -164,9 +185,19 @@ def _by_device_layout(
     q_lengths, k_lengths = _pair("lengths", lengths, q_len, k_len, (B,), (B,))
     q_segments, k_segments = _pair("segments", segments, q_len, k_len, (B, q_len), (B, k_len))
     return attend_by(
-        q, k, v, layout, q_lengths=_moved(q_lengths, q), k_lengths=_moved(k_lengths, q), q_segments=_moved(q_segments, q),
-        k_segments=_moved(k_segments, q), scale=scale, dropout_p=float(dropout_p), return_lse=return_lse, backend=backend,
-    )  # fmt: skip
+        q,
+        k,
+        v,
+        layout,
+        q_lengths=_moved(q_lengths, q),
+        k_lengths=_moved(k_lengths, q),
+        q_segments=_moved(q_segments, q),
+        k_segments=_moved(k_segments, q),
+        scale=scale,
+        dropout_p=float(dropout_p),
+        return_lse=return_lse,
+        backend=backend,
+    )
 
 
 def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:

@@ -39,9 +39,18 @@ def test_wrong_layers_are_named(layers, words):
 def test_the_command_line_as_it_is_typed(tmp_path, train):
     typed = ["attention=hybrid", "attention.layers=[gated_delta*3,local]"]
     config = train(
-        tmp_path, *typed, "model.layers=1", "model.width=32", "model.heads=2", "data.max_length=32", "data.batch_size=2",
-        "trainer.max_steps=1", "trainer.limit_val_batches=1", "trainer.limit_test_batches=1", "logger=none",
-    )  # fmt: skip
+        tmp_path,
+        *typed,
+        "model.layers=1",
+        "model.width=32",
+        "model.heads=2",
+        "data.max_length=32",
+        "data.batch_size=2",
+        "trainer.max_steps=1",
+        "trainer.limit_val_batches=1",
+        "trainer.limit_test_batches=1",
+        "logger=none",
+    )
     record = Record.load(tmp_path / "record.json")
     assert record.status == "complete" and config["attention"]["layers"] == ["gated_delta*3", "local"]
     assert record.cost["density"].value is None and record.cost["state_bytes"].value > 0

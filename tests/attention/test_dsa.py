@@ -113,8 +113,9 @@ def test_the_indexer_learns_what_attention_looks_at():
     and then a handful of tokens is enough to find it."""
     g = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
-    module = variants.dsa(heads=2, kv_heads=1, head_dim=16, causal=True, top_k=6, indexer_heads=4, indexer_width=16,
-                          warmup_steps=60).train()  # fmt: skip
+    module = variants.dsa(
+        heads=2, kv_heads=1, head_dim=16, causal=True, top_k=6, indexer_heads=4, indexer_width=16, warmup_steps=60
+    ).train()
     names = torch.nn.functional.normalize(torch.randn(48, 16, generator=g), dim=-1)
     optimizer = torch.optim.Adam(module.parameters(), 0.01)
 
@@ -183,6 +184,8 @@ def test_the_loss_is_that_of_all_documents():
     segments = (torch.arange(40) >= 20).long().expand(2, 40)
     module(q, k, v, segments=segments)
     together = module.auxiliary_loss()
-    alone = [imitation_loss(module.indexer(a, b), a, b, module.picks(a, b), None)
-             for a, b in ((q[:, :, :20], k[:, :, :20]), (q[:, :, 20:], k[:, :, 20:]))]  # fmt: skip
+    alone = [
+        imitation_loss(module.indexer(a, b), a, b, module.picks(a, b), None)
+        for a, b in ((q[:, :, :20], k[:, :, :20]), (q[:, :, 20:], k[:, :, 20:]))
+    ]
     torch.testing.assert_close(together, sum(alone) / 2)

@@ -20,8 +20,9 @@ def test_rows_state_cost_and_growth():
 
 def test_settings_are_read_as_what_they_look_like():
     assert parse_variant("reformer:rounds=2,chunks=sorted,buckets=null,dropout=0.5") == (
-        "reformer", {"rounds": 2, "chunks": "sorted", "buckets": None, "dropout": 0.5},
-    )  # fmt: skip
+        "reformer",
+        {"rounds": 2, "chunks": "sorted", "buckets": None, "dropout": 0.5},
+    )
     for text, message in (("reformr", "is no attention"), ("local:window", "is no setting; give key=value")):
         with pytest.raises(BenchmarkError, match=message):
             parse_variant(text)
@@ -31,8 +32,25 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark.py"
 
 
 def test_the_script_sweeps_variants_and_draws_the_picture(tmp_path):
-    words = ["--attention", "local:window=32", "full", "--lengths", "128", "256", "512", "--heads", "1", "--head-dim", "16",
-             "--seconds", "0.05", "--device", "cpu", "-o", str(tmp_path / "scaling.json")]  # fmt: skip
+    words = [
+        "--attention",
+        "local:window=32",
+        "full",
+        "--lengths",
+        "128",
+        "256",
+        "512",
+        "--heads",
+        "1",
+        "--head-dim",
+        "16",
+        "--seconds",
+        "0.05",
+        "--device",
+        "cpu",
+        "-o",
+        str(tmp_path / "scaling.json"),
+    ]
     done = run(SCRIPT, *words)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
@@ -55,8 +73,15 @@ def test_a_variant_without_the_memory_is_left_out_from_there_on(monkeypatch):
 
     monkeypatch.setattr(growth, "_step", step)
     seen = []
-    rows = measure(["full", "local:window=8"], [64, 128, 256], device="cpu", heads=1, head_dim=16, seconds=0.01,
-                   each=lambda rows: seen.append(len(rows)))  # fmt: skip
+    rows = measure(
+        ["full", "local:window=8"],
+        [64, 128, 256],
+        device="cpu",
+        heads=1,
+        head_dim=16,
+        seconds=0.01,
+        each=lambda rows: seen.append(len(rows)),
+    )
     assert [(row["variant"], row["T"]) for row in rows if "unavailable" in row] == [("full", 128)]
     assert [row["T"] for row in rows if row["variant"] == "local:window=8"] == [64, 128, 256]
     assert seen == [2, 4, 5]

@@ -35,9 +35,14 @@ def candidates(draw):
     strides = draw(st.lists(st.integers(2, max(2, length // 3)), unique=True, max_size=2))
     try:
         return Candidates(
-            length, draw(st.booleans()), 16, draw(st.none() | st.integers(1, blocks)), draw(st.integers(0, min(2, blocks))),
-            tuple(strides), far,
-        )  # fmt: skip
+            length,
+            draw(st.booleans()),
+            16,
+            draw(st.none() | st.integers(1, blocks)),
+            draw(st.integers(0, min(2, blocks))),
+            tuple(strides),
+            far,
+        )
     except ConfigError:  # a stride that no pair is left to
         return Candidates(length, draw(st.booleans()), 16)
 

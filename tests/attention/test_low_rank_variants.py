@@ -150,9 +150,9 @@ def test_padding_and_segments(name, place):
     torch.testing.assert_close(packed[:, :, 33:66], module(*(x[:, :, 33:66] for x in (q, k, v))))
 
 
-DECODED = [
-    ("synthesizer", {"kind": kind}) for kind in ("random", "factorised", "dense", "factorised_dense")
-] + [("compressed", {"window": 8, "rate": 4, "compression": kind}) for kind in ("pooled", "strided", "convolved")]  # fmt: skip
+DECODED = [("synthesizer", {"kind": kind}) for kind in ("random", "factorised", "dense", "factorised_dense")] + [
+    ("compressed", {"window": 8, "rate": 4, "compression": kind}) for kind in ("pooled", "strided", "convolved")
+]
 
 
 @pytest.mark.parametrize(("name", "settings"), [*DECODED, ("compressed", {"window": 1, "rate": 1})])

@@ -91,10 +91,19 @@ def test_segments_stay_apart(chunks):
 def test_transformers_with_the_same_weights(decoder, rounds, buckets):
     modeling = pytest.importorskip("transformers.models.reformer.modeling_reformer", reason="transformers is not installed")
     config = modeling.ReformerConfig(
-        attn_layers=["lsh"], lsh_attn_chunk_length=16, num_hashes=rounds, num_buckets=buckets, lsh_num_chunks_before=1,
-        lsh_num_chunks_after=0, hash_seed=3, hidden_size=64, num_attention_heads=4, attention_head_size=16,
-        is_decoder=decoder, lsh_attention_probs_dropout_prob=0.0,
-    )  # fmt: skip
+        attn_layers=["lsh"],
+        lsh_attn_chunk_length=16,
+        num_hashes=rounds,
+        num_buckets=buckets,
+        lsh_num_chunks_before=1,
+        lsh_num_chunks_after=0,
+        hash_seed=3,
+        hidden_size=64,
+        num_attention_heads=4,
+        attention_head_size=16,
+        is_decoder=decoder,
+        lsh_attention_probs_dropout_prob=0.0,
+    )
     theirs = modeling.LSHSelfAttention(config, layer_idx=0).double().eval()
     count = buckets if isinstance(buckets, int) else buckets[0] * buckets[1]
     place = PLACE | {"kv_heads": 4, "causal": decoder}

@@ -21,10 +21,21 @@ def make(q_len, k_len=None, heads=2, kv_heads=2, width=16, batch=2, dtype=torch.
     return [torch.randn(s, generator=generator, dtype=dtype, requires_grad=True) for s in shapes]
 
 
-PATTERNS = st.sampled_from([
-    Full(), Local(7), Local(3, 4), Strided(5), Fixed(8, 2), Global(first=2), Random(2, 16), BigBird(16, 1, 1, 1),
-    Local(4) | Strided(9), Strided(2) & Local(20), PerHead([Local(5), BigBird(16, 3, 1, 2)]),
-])  # fmt: skip
+PATTERNS = st.sampled_from(
+    [
+        Full(),
+        Local(7),
+        Local(3, 4),
+        Strided(5),
+        Fixed(8, 2),
+        Global(first=2),
+        Random(2, 16),
+        BigBird(16, 1, 1, 1),
+        Local(4) | Strided(9),
+        Strided(2) & Local(20),
+        PerHead([Local(5), BigBird(16, 3, 1, 2)]),
+    ]
+)
 
 
 @CALLS

@@ -13,19 +13,26 @@ from longspan.config.values import check_words
 
 CONF = Path(__file__).parents[2] / "conf"
 STORED = {
-    "name": "addresses-local", "attention_name": "local", "task_name": "addresses",
-    "attention": {"_target_": "longspan.attention.local", "window": 64}, "optimizer": {"lr": 0.1, "betas": [0.9, 0.95]},
-}  # fmt: skip
+    "name": "addresses-local",
+    "attention_name": "local",
+    "task_name": "addresses",
+    "attention": {"_target_": "longspan.attention.local", "window": 64},
+    "optimizer": {"lr": 0.1, "betas": [0.9, 0.95]},
+}
 
 
 @pytest.mark.parametrize(
     ("words", "answer"),
     [
-        (["ckpt_path=/r/last.ckpt"], True), (["ckpt_path='/r/e=1.ckpt'", "trainer.max_steps=9"], True),
-        (["ckpt_path=auto"], False), (["ckpt_path=null"], False), (["attention=local"], False),
-        (["ckpt_path=/r/last.ckpt", "experiment=demo"], False), (["-m", "ckpt_path=/r/last.ckpt", "seed=0,1"], False),
+        (["ckpt_path=/r/last.ckpt"], True),
+        (["ckpt_path='/r/e=1.ckpt'", "trainer.max_steps=9"], True),
+        (["ckpt_path=auto"], False),
+        (["ckpt_path=null"], False),
+        (["attention=local"], False),
+        (["ckpt_path=/r/last.ckpt", "experiment=demo"], False),
+        (["-m", "ckpt_path=/r/last.ckpt", "seed=0,1"], False),
     ],
-)  # fmt: skip
+)
 def test_when_a_command_line_goes_on_with_a_checkpoint(words, answer):
     assert resumes(words) is answer
 

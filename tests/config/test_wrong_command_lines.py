@@ -56,8 +56,12 @@ def test_train_itself_tells_it_before_torch_is_loaded(case, places, tmp_path, re
     begun = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-X", "importtime", ROOT / "train.py", *words.split(" ")],
-        capture_output=True, text=True, cwd=tmp_path, timeout=60, env={**os.environ, "HYDRA_FULL_ERROR": "0"},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=60,
+        env={**os.environ, "HYDRA_FULL_ERROR": "0"},
+    )
     record_property("seconds", round(time.monotonic() - begun, 2))
     said = "\n".join(line for line in done.stderr.splitlines() if not line.startswith("import time:"))
     assert done.returncode == 2

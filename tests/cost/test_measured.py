@@ -130,10 +130,14 @@ def test_settings_out_of_range_are_named(name, value):
 @pytest.mark.parametrize(
     ("precision", "matmul", "expected"),
     [
-        ("bf16-mixed", "highest", "bf16"), ("bf16-true", "high", "bf16"), ("16-mixed", "highest", "fp16"),
-        ("32-true", "highest", "fp32"), ("32-true", "high", "tf32"), ("64-true", "highest", None),
+        ("bf16-mixed", "highest", "bf16"),
+        ("bf16-true", "high", "bf16"),
+        ("16-mixed", "highest", "fp16"),
+        ("32-true", "highest", "fp32"),
+        ("32-true", "high", "tf32"),
+        ("64-true", "highest", None),
     ],
-)  # fmt: skip
+)
 def test_number_formats(precision, matmul, expected):
     assert number_format(precision, matmul) == expected
 

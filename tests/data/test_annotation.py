@@ -19,9 +19,13 @@ GFF = "##gff-version 3\n#!a comment\n" + "".join(
         ("c1", "x", "region", 1, 120, ".", ".", ".", "ID=r"),
     ]
 )
-GTF = GFF.replace("##gff-version 3\n", "").replace("ID=g1;Name=dnaA", 'gene_id "g1"; gene "dnaA";').replace(
-    "ID=c1;Parent=g1", 'gene_id "g1";'
-).replace("ID=t1", 'gene_id "t1";').replace("ID=r", 'gene_id "r";')  # fmt: skip
+GTF = (
+    GFF.replace("##gff-version 3\n", "")
+    .replace("ID=g1;Name=dnaA", 'gene_id "g1"; gene "dnaA";')
+    .replace("ID=c1;Parent=g1", 'gene_id "g1";')
+    .replace("ID=t1", 'gene_id "t1";')
+    .replace("ID=r", 'gene_id "r";')
+)
 BED = "c1\t10\t40\tgene\t0\t+\nc1\t10\t40\tCDS\t0\t+\nc1\t30\t60\ttRNA\t0\t-\n"
 
 

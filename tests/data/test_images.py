@@ -37,8 +37,10 @@ def test_equal_images_stay_in_one_split(tmp_path):
     images = np.repeat(random.integers(0, 256, (12, 8, 8), dtype=np.uint8), 3, axis=0)
     np.savez(tmp_path / "x.npz", images=images, labels=np.repeat(np.arange(2), 18))
     data = ImageClassificationDataModule(str(tmp_path / "x.npz"), input="pixels", validation_fraction=0.2, test_fraction=0.2)
-    held = {split: {data.split(split)[n]["tokens"].tobytes() for n in range(len(data.split(split)))} for split in
-            ("train", "validation", "test")}  # fmt: skip
+    held = {
+        split: {data.split(split)[n]["tokens"].tobytes() for n in range(len(data.split(split)))}
+        for split in ("train", "validation", "test")
+    }
     assert not held["train"] & held["validation"] and not held["train"] & held["test"] and not held["test"] & held["validation"]
     assert data.vocab_size == 260 and data.max_length == 64
 
@@ -46,8 +48,15 @@ def test_equal_images_stay_in_one_split(tmp_path):
 def test_given_splits_and_arrays_as_others_write_them(tmp_path):
     x = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
     y = np.array([0, 1, 0, 1, 0, 1])[:, None]
-    np.savez(tmp_path / "medmnist.npz", train_images=x, train_labels=y, val_images=x[:2], val_labels=y[:2], test_images=x[2:4],
-             test_labels=y[2:4])  # fmt: skip
+    np.savez(
+        tmp_path / "medmnist.npz",
+        train_images=x,
+        train_labels=y,
+        val_images=x[:2],
+        val_labels=y[:2],
+        test_images=x[2:4],
+        test_labels=y[2:4],
+    )
     data = ImageClassificationDataModule(str(tmp_path / "medmnist.npz"), patch=4)
     assert [data.describe()[split]["sequences"] for split in ("train", "validation", "test")] == [6, 2, 2]
     np.savez(tmp_path / "keras.npz", x_train=x / 255.0, y_train=y, x_test=x[:3] / 255.0, y_test=y[:3])

@@ -42,9 +42,16 @@ def folder(tmp_path):
 
 def module(folder, kind=StreamedTextDataModule, **settings):
     small = {
-        "max_length": 48, "batch_size": 3, "shuffle_rows": 16, "sample_rows": 20, "epoch_windows": 30,
-        "validation_fraction": 0.1, "test_fraction": 0.1, "max_validation_windows": 8, "max_test_windows": 8,
-    }  # fmt: skip
+        "max_length": 48,
+        "batch_size": 3,
+        "shuffle_rows": 16,
+        "sample_rows": 20,
+        "epoch_windows": 30,
+        "validation_fraction": 0.1,
+        "test_fraction": 0.1,
+        "max_validation_windows": 8,
+        "max_test_windows": 8,
+    }
     return kind(folder, **{**small, **settings})
 
 
@@ -154,9 +161,16 @@ class Watcher(pl.LightningModule):
 def fit(data, folder, steps, checkpoint=None, **trainer):
     watcher = Watcher()
     runner = pl.Trainer(
-        accelerator="cpu", max_steps=steps, max_epochs=-1, logger=False, default_root_dir=folder, enable_progress_bar=False,
-        enable_model_summary=False, num_sanity_val_steps=0, **{"enable_checkpointing": False, **trainer},
-    )  # fmt: skip
+        accelerator="cpu",
+        max_steps=steps,
+        max_epochs=-1,
+        logger=False,
+        default_root_dir=folder,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        **{"enable_checkpointing": False, **trainer},
+    )
     runner.fit(watcher, data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
     return watcher.seen, runner
 
@@ -216,11 +230,12 @@ def test_all_formats_and_a_dataset_of_a_program(folder, tmp_path):
     datasets.Dataset.from_list(rows).to_parquet(tmp_path / "x.parquet")
     (tmp_path / "x.txt").write_text("\n".join(row["text"] for row in rows))
     given = {
-        "gz": {"source": str(tmp_path / "x.jsonl.gz")}, "parquet": {"source": str(tmp_path / "x.parquet")},
+        "gz": {"source": str(tmp_path / "x.jsonl.gz")},
+        "parquet": {"source": str(tmp_path / "x.parquet")},
         "lines": {"source": str(tmp_path / "x.txt"), "format": "lines"},
         "dataset": {"dataset": datasets.Dataset.from_list(rows)},
         "iterable": {"dataset": {"train": datasets.Dataset.from_list(rows).to_iterable_dataset(num_shards=3)}},
-    }  # fmt: skip
+    }
     found = {}
     for name, where in given.items():
         data = module(where.pop("source", None), **where, max_test_windows=99)
@@ -236,9 +251,12 @@ def test_rows_of_their_own_for_validation_and_test(folder, tmp_path):
             "".join(json.dumps({"text": f"{name} {n}", "label": "red"}) + "\n" for n in range(9))
         )
     data = module(
-        folder, StreamedClassificationDataModule, validation_path=str(tmp_path / "validation.jsonl"),
-        test_path=str(tmp_path / "test.jsonl"), max_test_windows=4,
-    )  # fmt: skip
+        folder,
+        StreamedClassificationDataModule,
+        validation_path=str(tmp_path / "validation.jsonl"),
+        test_path=str(tmp_path / "test.jsonl"),
+        max_test_windows=4,
+    )
     assert sorted(decoded(data, data.val_dataloader())) == [f"validation {n}" for n in range(8)]
     assert len(data.split("test")) == 4 and all(text.startswith("test ") for text in decoded(data, data.test_dataloader()))
     assert data.class_names == sorted(COLORS) and data.baselines()["accuracy"] < 1

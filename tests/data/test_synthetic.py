@@ -62,9 +62,16 @@ reaches = st.one_of(st.integers(1, 60), st.floats(0.05, 0.9))
 )
 def test_associative_recall(length, pairs, questions, distance, farthest, spread):
     module = made(
-        AssociativeRecallDataModule, max_length=length, pairs=pairs, questions=questions, distance=distance,
-        max_distance=farthest, spread=spread, keys=13, values=5,
-    )  # fmt: skip
+        AssociativeRecallDataModule,
+        max_length=length,
+        pairs=pairs,
+        questions=questions,
+        distance=distance,
+        max_distance=farthest,
+        spread=spread,
+        keys=13,
+        values=5,
+    )
     examples = drawn(module)
     check_answers(module, examples)
     told = module.describe()
@@ -89,9 +96,15 @@ def test_associative_recall(length, pairs, questions, distance, farthest, spread
 @given(lengths, st.integers(2, 20), st.none() | st.integers(1, 20), reaches, st.none() | reaches)
 def test_induction(length, run, questions, distance, farthest):
     module = made(
-        InductionDataModule, max_length=length, run=run, questions=questions, distance=distance, max_distance=farthest,
-        symbols=21, fillers=3,
-    )  # fmt: skip
+        InductionDataModule,
+        max_length=length,
+        run=run,
+        questions=questions,
+        distance=distance,
+        max_distance=farthest,
+        symbols=21,
+        fillers=3,
+    )
     examples = drawn(module)
     check_answers(module, examples)
     for row, place, answer, at in asked(examples):

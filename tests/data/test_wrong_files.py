@@ -19,10 +19,15 @@ BED = "one\t0\t4\ta\t0\t+\n"
 @pytest.mark.parametrize(
     ("read", "content"),
     [
-        (read_text, "words"), (read_lines, "a\nb\n"), (read_csv, "text,label\nx,1\n"), (read_jsonl, '{"text": "x"}\n'),
-        (read_fasta, ">one\nACGT\n"), (read_bed, BED), (lambda file: read_csv(file, "\t"), "text\tlabel\nx\t1\n"),
+        (read_text, "words"),
+        (read_lines, "a\nb\n"),
+        (read_csv, "text,label\nx,1\n"),
+        (read_jsonl, '{"text": "x"}\n'),
+        (read_fasta, ">one\nACGT\n"),
+        (read_bed, BED),
+        (lambda file: read_csv(file, "\t"), "text\tlabel\nx\t1\n"),
     ],
-)  # fmt: skip
+)
 def test_a_byte_order_mark_changes_nothing(read, content, tmp_path):
     file = tmp_path / "same"
 

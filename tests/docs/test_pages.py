@@ -17,10 +17,20 @@ ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 PAGES = {page.stem: page for page in sorted((ROOT / "docs").glob("*.md")) if BLOCK.search(page.read_text(encoding="utf-8"))}
 SMALL = [
-    "model.layers=1", "model.width=32", "model.heads=2", "trainer.max_steps=2", "logger=none", "callbacks.progress=null",
-    "data=text", "data.batch_size=4", "data.max_length=64", "data.max_validation_windows=2", "data.max_test_windows=2",
-    "attention=local", "attention.window=16",
-]  # fmt: skip
+    "model.layers=1",
+    "model.width=32",
+    "model.heads=2",
+    "trainer.max_steps=2",
+    "logger=none",
+    "callbacks.progress=null",
+    "data=text",
+    "data.batch_size=4",
+    "data.max_length=64",
+    "data.max_validation_windows=2",
+    "data.max_test_windows=2",
+    "attention=local",
+    "attention.window=16",
+]
 
 
 @pytest.fixture(scope="module")

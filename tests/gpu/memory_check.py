@@ -45,8 +45,11 @@ def main(names: list[str]) -> None:
             q, k, v = tensors(length, 2, key_heads, width, torch.bfloat16)
             sparse_attention(q, k, v, pattern, causal=causal, backend="triton").square().sum().backward()
         q, k, v = tensors(333, 2, 2, 64, torch.float16)
-        options = {"lengths": torch.tensor([333, 77], device="cuda"), "dropout_p": 0.1,
-                   "segments": (torch.arange(333, device="cuda") // 100).expand(2, 333)}  # fmt: skip
+        options = {
+            "lengths": torch.tensor([333, 77], device="cuda"),
+            "dropout_p": 0.1,
+            "segments": (torch.arange(333, device="cuda") // 100).expand(2, 333),
+        }
         sparse_attention(q, k, v, pattern, causal=causal, backend="triton", **options).square().sum().backward()
         done(name)
     if names and "others" not in names:

@@ -23,9 +23,11 @@ CAUSAL = Band(0, None)
 def bigbird(block):
     g = torch.Generator().manual_seed(0)
     return Or(
-        BlockBand(block, -1, 1), Keys([(0, block)]), Queries([(0, block)]),
+        BlockBand(block, -1, 1),
+        Keys([(0, block)]),
+        Queries([(0, block)]),
         BlockLists(block, torch.randint(0, 1024 // block, (HEADS, 1024 // block, 3), generator=g)),
-    )  # fmt: skip
+    )
 
 
 RULES = {
@@ -97,8 +99,17 @@ def test_lengths_segments_and_dropout(name):
     tensors, layouts, mask = problem(RULES[name], 900, 64, torch.bfloat16, batch=2)
     lengths = torch.tensor([900, 311], device="cuda", dtype=torch.int32)
     segments = (torch.arange(900, device="cuda") // 300).expand(2, 900).contiguous()
-    check(tensors, layouts, mask, q_lengths=lengths, k_lengths=lengths, q_segments=segments, k_segments=segments,
-          dropout_p=0.2, seed=torch.tensor([7], device="cuda"))  # fmt: skip
+    check(
+        tensors,
+        layouts,
+        mask,
+        q_lengths=lengths,
+        k_lengths=lengths,
+        q_segments=segments,
+        k_segments=segments,
+        dropout_p=0.2,
+        seed=torch.tensor([7], device="cuda"),
+    )
 
 
 def test_shared_key_heads():
@@ -129,12 +140,17 @@ def step(pattern, length, causal=False, heads=16, width=64, key_heads=None):
 @pytest.mark.parametrize(
     ("pattern", "causal"),
     [
-        (Local(512), True), (Full(), True), (Longformer(512, range(64)), False), (Fixed(128, 32), True),
-        (BigBird(64, 3, 3, 2), False), (Local(128) | Strided(128), True), (Predicate(near, per_head=False), True),
+        (Local(512), True),
+        (Full(), True),
+        (Longformer(512, range(64)), False),
+        (Fixed(128, 32), True),
+        (BigBird(64, 3, 3, 2), False),
+        (Local(128) | Strided(128), True),
+        (Predicate(near, per_head=False), True),
         (Local(20) | Global(positions=range(0, 8000, 100)), True),
     ],
     ids=lambda x: str(x)[:40],
-)  # fmt: skip
+)
 @pytest.mark.parametrize(("heads", "key_heads", "width"), [(16, 16, 64), (32, 4, 128), (2, 2, 40)])
 def test_what_was_compiled_before_is_not_compiled_again(monkeypatch, pattern, causal, heads, key_heads, width):
     """Neither by a first call, after `precompile`, nor by the same call again after its layouts are forgotten."""
@@ -159,10 +175,15 @@ def test_the_first_forward_pass_compiles_the_backward_kernels_too(monkeypatch):
 
 @pytest.mark.parametrize(
     ("pattern", "causal"),
-    [(BigBird(64, 3, 3, 2), False), (BigBird(128, 3, 3, 2), False), (Longformer(512, range(64)), False), (Full(), True),
-     (Local(128) | Strided(128), True)],
+    [
+        (BigBird(64, 3, 3, 2), False),
+        (BigBird(128, 3, 3, 2), False),
+        (Longformer(512, range(64)), False),
+        (Full(), True),
+        (Local(128) | Strided(128), True),
+    ],
     ids=lambda x: str(x)[:40],
-)  # fmt: skip
+)
 def test_a_step_takes_the_memory_of_its_results_and_one_number_a_row(pattern, causal):
     """As a dense backward pass does, which keeps delta."""
     found = step(pattern, 16384, causal, heads=32)

@@ -32,10 +32,14 @@ def losses(attention, steps=6, **settings) -> list[float]:
 @pytest.mark.parametrize("attention", [bigbird, strided])
 @pytest.mark.parametrize(
     "settings",
-    [{"compile": True}, {"compile": "reduce-overhead"}, {"activation_checkpointing": True},
-     {"compile": True, "activation_checkpointing": True}],
+    [
+        {"compile": True},
+        {"compile": "reduce-overhead"},
+        {"activation_checkpointing": True},
+        {"compile": True, "activation_checkpointing": True},
+    ],
     ids=["compiled", "graphs", "checkpointed", "compiled and checkpointed"],
-)  # fmt: skip
+)
 def test_the_losses_are_those_of_plain_steps(attention, settings):
     torch._dynamo.reset()
     assert losses(attention, **settings) == pytest.approx(losses(attention), rel=2e-2)

@@ -15,11 +15,25 @@ from longspan.records import Record
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 WORDS = [
-    "model.layers=2", "model.width=64", "model.heads=2", "data.max_length=256", "tokens_per_step=2048", "data.batch_size=8",
-    "data.max_train_windows=64", "data.max_validation_windows=9", "data.max_test_windows=9", "attention=local",
-    "attention.window=64", "trainer.log_every_n_steps=1", "trainer.val_check_interval=3", "trainer.max_steps=8",
-    "optimizer.eps=1e-4", "logger=csv", "callbacks.pattern=null", "trainer.precision=32-true",
-]  # fmt: skip
+    "model.layers=2",
+    "model.width=64",
+    "model.heads=2",
+    "data.max_length=256",
+    "tokens_per_step=2048",
+    "data.batch_size=8",
+    "data.max_train_windows=64",
+    "data.max_validation_windows=9",
+    "data.max_test_windows=9",
+    "attention=local",
+    "attention.window=64",
+    "trainer.log_every_n_steps=1",
+    "trainer.val_check_interval=3",
+    "trainer.max_steps=8",
+    "optimizer.eps=1e-4",
+    "logger=csv",
+    "callbacks.pattern=null",
+    "trainer.precision=32-true",
+]
 
 
 def train(folder: Path, *words: str) -> Path:

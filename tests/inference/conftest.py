@@ -8,10 +8,23 @@ import pytest
 
 CONF = Path(__file__).parents[2] / "conf"
 SMALL = (
-    "model.layers=1", "model.width=32", "model.heads=2", "data.max_length=64", "data.batch_size=2", "data.max_train_windows=4",
-    "data.max_validation_windows=2", "data.max_test_windows=2", "attention=local", "attention.window=16", "logger=none",
-    "trainer.max_steps=1", "trainer.val_check_interval=1", "test=false", "callbacks.pattern=null", "callbacks.cost=null",
-)  # fmt: skip
+    "model.layers=1",
+    "model.width=32",
+    "model.heads=2",
+    "data.max_length=64",
+    "data.batch_size=2",
+    "data.max_train_windows=4",
+    "data.max_validation_windows=2",
+    "data.max_test_windows=2",
+    "attention=local",
+    "attention.window=16",
+    "logger=none",
+    "trainer.max_steps=1",
+    "trainer.val_check_interval=1",
+    "test=false",
+    "callbacks.pattern=null",
+    "callbacks.cost=null",
+)
 
 
 @pytest.fixture(scope="session")

@@ -19,9 +19,17 @@ from longspan.training.run import run
 
 CONF = Path(__file__).parents[2] / "conf"
 SMALL = [
-    "model.layers=1", "model.width=32", "model.heads=2", "trainer.max_steps=2", "logger=none", "callbacks.progress=null",
-    "data.batch_size=4", "data.max_length=64", "attention=local", "attention.window=16",
-]  # fmt: skip
+    "model.layers=1",
+    "model.width=32",
+    "model.heads=2",
+    "trainer.max_steps=2",
+    "logger=none",
+    "callbacks.progress=null",
+    "data.batch_size=4",
+    "data.max_length=64",
+    "attention=local",
+    "attention.window=16",
+]
 TEXTS = ["a short one", "x" * 150, "The quick brown fox jumps over the lazy dog."]
 
 

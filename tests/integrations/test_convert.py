@@ -16,20 +16,36 @@ transformers = pytest.importorskip("transformers")
 def longformer(window=8, **more):
     torch.manual_seed(0)
     config = transformers.LongformerConfig(
-        vocab_size=64, hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        max_position_embeddings=300, attention_window=[window, 2 * window], attention_probs_dropout_prob=0.0,
-        hidden_dropout_prob=0.0, pad_token_id=1, **more,
-    )  # fmt: skip
+        vocab_size=64,
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=300,
+        attention_window=[window, 2 * window],
+        attention_probs_dropout_prob=0.0,
+        hidden_dropout_prob=0.0,
+        pad_token_id=1,
+        **more,
+    )
     return transformers.LongformerModel(config)
 
 
 def bigbird(block=16, random=1, length=512):
     torch.manual_seed(0)
     config = transformers.BigBirdConfig(
-        vocab_size=64, hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=length, block_size=block, num_random_blocks=random, hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0, attention_type="block_sparse",
-    )  # fmt: skip
+        vocab_size=64,
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=length,
+        block_size=block,
+        num_random_blocks=random,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        attention_type="block_sparse",
+    )
     return transformers.BigBirdModel(config)
 
 

@@ -17,9 +17,17 @@ from longspan.training.run import run
 transformers = pytest.importorskip("transformers")
 CONF = Path(__file__).parents[2] / "conf"
 SMALL = [
-    "model.layers=1", "model.width=32", "model.heads=2", "trainer.max_steps=3", "logger=none", "callbacks.progress=null",
-    "data.batch_size=4", "data.max_length=64", "attention=local", "attention.window=16",
-]  # fmt: skip
+    "model.layers=1",
+    "model.width=32",
+    "model.heads=2",
+    "trainer.max_steps=3",
+    "logger=none",
+    "callbacks.progress=null",
+    "data.batch_size=4",
+    "data.max_length=64",
+    "attention=local",
+    "attention.window=16",
+]
 
 
 @pytest.fixture(scope="module")

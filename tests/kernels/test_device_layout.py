@@ -152,9 +152,7 @@ def test_excluded_pairs(length, rows, per_batch, causal, seed):
 @pytest.mark.parametrize(("batch", "q_len", "k_len"), [(0, 32, 32), (1, 0, 0), (1, 0, 32), (1, 32, 0)])
 def test_no_tokens_are_no_error(batch, q_len, k_len):
     blocks, of = -(-q_len // 16), -(-k_len // 16)
-    layout = DeviceLayout(
-        torch.arange(of).expand(1, 1, blocks, of), torch.full((1, 1, blocks), of), 16, 16, q_len, k_len
-    )  # fmt: skip
+    layout = DeviceLayout(torch.arange(of).expand(1, 1, blocks, of), torch.full((1, 1, blocks), of), 16, 16, q_len, k_len)
     q = torch.randn(batch, 2, q_len, 16, requires_grad=True)
     k, v = (torch.randn(batch, 2, k_len, 16, requires_grad=True) for _ in range(2))
     out, lse = attend_by(q, k, v, layout, return_lse=True)

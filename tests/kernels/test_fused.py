@@ -13,9 +13,18 @@ from longspan.patterns import BigBird, Fixed, Full, Global, Local, PerHead, Rand
 from longspan_kernels.block_sparse import backends, op
 
 PATTERNS = [
-    Full(), Local(9), Local(40, 3), Strided(7), Strided(64), Fixed(16, 3), Local(20) | Global(first=5), Random(2, 16, 1),
-    BigBird(16), PerHead([Local(64), Full(), Strided(5), Global(positions=(3, 50))]), Local(9) & Global(positions=(40,)),
-]  # fmt: skip
+    Full(),
+    Local(9),
+    Local(40, 3),
+    Strided(7),
+    Strided(64),
+    Fixed(16, 3),
+    Local(20) | Global(first=5),
+    Random(2, 16, 1),
+    BigBird(16),
+    PerHead([Local(64), Full(), Strided(5), Global(positions=(3, 50))]),
+    Local(9) & Global(positions=(40,)),
+]
 
 
 def drawn(seed, batch, kv_heads, q_len, k_len, width, dtype):

@@ -11,9 +11,17 @@ from longspan.patterns import BigBird, Fixed, Full, Global, Local, PerHead, Pred
 from longspan_kernels.block_sparse import DeviceLayout
 
 PATTERNS = [
-    Local(7), Full(), Strided(5) | Local(4), Global(first=2), Fixed(8, 2), BigBird(16, 1, 1, 2), Global(positions=(30,)),
-    PerHead([Local(3), Strided(6)]), Predicate(lambda b, h, i, j: (i % 3 != 0) & (j <= i)), Local(9) & Strided(4),
-]  # fmt: skip
+    Local(7),
+    Full(),
+    Strided(5) | Local(4),
+    Global(first=2),
+    Fixed(8, 2),
+    BigBird(16, 1, 1, 2),
+    Global(positions=(30,)),
+    PerHead([Local(3), Strided(6)]),
+    Predicate(lambda b, h, i, j: (i % 3 != 0) & (j <= i)),
+    Local(9) & Strided(4),
+]
 WRONG = [float("nan"), float("inf"), -float("inf")]
 
 
@@ -85,9 +93,13 @@ def test_what_lies_beyond_a_length_is_not_read(backend, pattern, length, wrong, 
         for value in (0.0, wrong):
             dirty = [x.masked_fill(beyond[:, None, :, None], value) for x in (*tensors, grad_out)]
             grads = gradients(
-                pattern, dirty[:3], {"lengths": lengths}, backend, dirty[3],
+                pattern,
+                dirty[:3],
+                {"lengths": lengths},
+                backend,
+                dirty[3],
                 grad_lse.masked_fill(beyond[:, None], value),
-            )  # fmt: skip
+            )
             results.append((*grads[:2], *grads[2]))
     for clean, other in zip(*results, strict=True):
         assert torch.equal(clean, other)

@@ -41,13 +41,13 @@ TRANSFORMS = {
     "grad": lambda f, q, k, v: torch.func.grad(lambda q: f(q, k, v).square().sum())(q),
     "vjp": lambda f, q, k, v: torch.func.vjp(f, q, k, v)[1](v)[1],
     "vmap": lambda f, q, k, v: torch.func.vmap(lambda s: f(q * s, k, v))(torch.arange(3, dtype=q.dtype)),
-    "vmap of grad": lambda f, q, k, v: torch.func.vmap(
-        torch.func.grad(lambda s: f(q * s, k, v).square().sum())
-    )(torch.arange(1, 4, dtype=q.dtype)),
-    "grad of grad": lambda f, q, k, v: torch.func.grad(
-        torch.func.grad(lambda s: f(q * s, k, v).square().sum())
-    )(torch.ones((), dtype=q.dtype)),
-}  # fmt: skip
+    "vmap of grad": lambda f, q, k, v: torch.func.vmap(torch.func.grad(lambda s: f(q * s, k, v).square().sum()))(
+        torch.arange(1, 4, dtype=q.dtype)
+    ),
+    "grad of grad": lambda f, q, k, v: torch.func.grad(torch.func.grad(lambda s: f(q * s, k, v).square().sum()))(
+        torch.ones((), dtype=q.dtype)
+    ),
+}
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)

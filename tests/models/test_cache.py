@@ -14,17 +14,34 @@ from longspan.models import Decoder, Encoder, HeadedModel, LanguageModellingHead
 torch.set_num_threads(1)
 LONGEST = 64
 CASES = {
-    "full": {}, "local": {"window": 9}, "dilated": {"window": 4, "dilation": 3}, "longformer": {"window": 9},
-    "bigbird": {"block_size": 16, "random_blocks": 1, "window_blocks": 1}, "random": {"block_size": 16, "blocks": 1},
-    "block_table": {"block_size": 16}, "strided": {"stride": 7, "window": 5}, "fixed": {"stride": 16, "summary": 3},
-    "global_": {"first": 4}, "per_head": {"patterns": ["local", "full"]}, "learned": {"block_size": 16, "density": 0.3},
-    "adaptive_span": {"initial_span": 20, "ramp": 9}, "moba": {"block_size": 16, "top_k": 2},
+    "full": {},
+    "local": {"window": 9},
+    "dilated": {"window": 4, "dilation": 3},
+    "longformer": {"window": 9},
+    "bigbird": {"block_size": 16, "random_blocks": 1, "window_blocks": 1},
+    "random": {"block_size": 16, "blocks": 1},
+    "block_table": {"block_size": 16},
+    "strided": {"stride": 7, "window": 5},
+    "fixed": {"stride": 16, "summary": 3},
+    "global_": {"first": 4},
+    "per_head": {"patterns": ["local", "full"]},
+    "learned": {"block_size": 16, "density": 0.3},
+    "adaptive_span": {"initial_span": 20, "ramp": 9},
+    "moba": {"block_size": 16, "top_k": 2},
     "nsa": {"block_size": 16, "top_k": 3, "compressed_block": 16, "compressed_stride": 8, "window": 9},
-    "reformer": {"chunk": 16, "buckets": 4}, "routing": {"clusters": 2, "window": 16}, "sinkhorn": {"block_size": 16},
-    "linear": {}, "performer": {"features": 32}, "retention": {}, "gated_linear": {}, "gated_delta": {},
-    "synthesizer": {"kind": "dense"}, "compressed": {"window": 9, "rate": 4},
-    "hybrid": {"layers": ["gated_delta", "local"]}, "mixed_heads": {"parts": ["gated_delta", "linear"]},
-}  # fmt: skip
+    "reformer": {"chunk": 16, "buckets": 4},
+    "routing": {"clusters": 2, "window": 16},
+    "sinkhorn": {"block_size": 16},
+    "linear": {},
+    "performer": {"features": 32},
+    "retention": {},
+    "gated_linear": {},
+    "gated_delta": {},
+    "synthesizer": {"kind": "dense"},
+    "compressed": {"window": 9, "rate": 4},
+    "hybrid": {"layers": ["gated_delta", "local"]},
+    "mixed_heads": {"parts": ["gated_delta", "linear"]},
+}
 
 
 def model_of(attention, **sizes):

@@ -19,8 +19,13 @@ SIZES = {"layers": 1, "width": 32, "heads": 2, "kv_heads": 1}
 def model(**settings) -> EncoderDecoder:
     torch.manual_seed(0)
     given = {
-        "vocab_size": 11, "max_length": 24, "target_vocab_size": 13, "max_target_length": 20, "attention": full, **SIZES,
-    }  # fmt: skip
+        "vocab_size": 11,
+        "max_length": 24,
+        "target_vocab_size": 13,
+        "max_target_length": 20,
+        "attention": full,
+        **SIZES,
+    }
     return EncoderDecoder(**{**given, **settings}).double().eval()
 
 
@@ -37,10 +42,13 @@ def test_a_row_sees_what_its_sight_says(name, targets, sources):
     out = cross(x, Memory(memory, k_lengths), q_lengths, None)
     t, j = torch.arange(targets)[:, None], torch.arange(sources)[None]
     kept = {
-        "full": t >= 0 * j, "Local(5)": (t - j).abs() <= 2,
+        "full": t >= 0 * j,
+        "Local(5)": (t - j).abs() <= 2,
         "Local(3) | Global(first=2)": ((t - j).abs() <= 1) | (j < 2) | (t < 2),
-        "wait_k:1": j <= t, "wait_k:3": j <= t + 2, "chunks:4": j < (t // 4 + 1) * 4,
-    }[name].expand(targets, sources)  # fmt: skip
+        "wait_k:1": j <= t,
+        "wait_k:3": j <= t + 2,
+        "chunks:4": j < (t // 4 + 1) * 4,
+    }[name].expand(targets, sources)
     live = kept[None, None] & (j < k_lengths[:, None, None])[:, None]
     q, (k, v) = cross.queries(x), cross.keys_values(memory)
     scores = (q @ k.expand(-1, 2, -1, -1).transpose(-1, -2)) * 16**-0.5
@@ -77,8 +85,9 @@ def test_packed_pairs_are_pairs_alone():
     packed = both(torch.cat(sources)[None], torch.cat(targets)[None], segments=segments[0], target_segments=segments[1])[0]
     assert torch.allclose(packed, torch.cat(alone), atol=1e-9)
     with pytest.raises(ValueError, match="packed pairs shift"):
-        model(cross_attention="Local(3)")(sources[0][None], targets[0][None], segments=segments[0][:, :4],
-                                          target_segments=segments[1][:, :6])  # fmt: skip
+        model(cross_attention="Local(3)")(
+            sources[0][None], targets[0][None], segments=segments[0][:, :4], target_segments=segments[1][:, :6]
+        )
 
 
 @pytest.mark.parametrize("policy", ["wait_k:2", "chunks:3"])
@@ -124,8 +133,13 @@ def test_settings_that_do_not_fit():
 
 
 def test_any_encoder_and_shared_embeddings():
-    both = model(attention=partial(bigbird, block_size=4, seed=0), decoder_attention="full", target_vocab_size=11,
-                 shared_embedding=True, decoder_layers=2)  # fmt: skip
+    both = model(
+        attention=partial(bigbird, block_size=4, seed=0),
+        decoder_attention="full",
+        target_vocab_size=11,
+        shared_embedding=True,
+        decoder_layers=2,
+    )
     assert both.decoder.embedding is both.encoder.embedding and len(both.decoder.layers()) == 2
     assert both(torch.randint(0, 11, (2, 21)), torch.randint(0, 11, (2, 5))).shape == (2, 5, 32)
     cost = both.cost(24)

@@ -17,9 +17,16 @@ from longspan.models import HeadedModel, LanguageModellingHead, huggingface, tok
 transformers = pytest.importorskip("transformers")
 CONF = Path(__file__).parents[2] / "conf"
 SIZES = {
-    "vocab_size": 260, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2,
-    "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
-}  # fmt: skip
+    "vocab_size": 260,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 DECODERS = {
     "llama": lambda: transformers.LlamaConfig(**SIZES, num_key_value_heads=1, tie_word_embeddings=True),
     "qwen3": lambda: transformers.Qwen3Config(**SIZES, num_key_value_heads=1, head_dim=16),
@@ -118,8 +125,10 @@ def test_some_layers_alone(folders):
     model = headed(folders["llama"], "llama", attention, replaced_layers=[0, -1])
     assert asked == [0, 2]
     assert [type(module).__name__ for module in model.backbone.attention_modules()] == [
-        "LocalAttention", "FullAttention", "LocalAttention"
-    ]  # fmt: skip
+        "LocalAttention",
+        "FullAttention",
+        "LocalAttention",
+    ]
     with pytest.raises(ConfigError, match=r"replaced_layers=\[3\]: the model has layers 0 to 2"):
         headed(folders["llama"], "llama", replaced_layers=[3])
 
@@ -197,10 +206,18 @@ def test_the_experiment_trains_and_its_checkpoint_evaluates(folders, tmp_path, a
     from longspan.training.run import run
 
     words = [
-        "experiment=sparsify", f"model.path={folders['llama']}", f"attention={attention}", "data.max_length=64",
-        "trainer.max_steps=2", "trainer.val_check_interval=2", "data.max_validation_windows=2", "data.max_test_windows=2",
-        "logger=none", "callbacks.progress=null", *(f"attention.{setting}" for setting in settings),
-    ]  # fmt: skip
+        "experiment=sparsify",
+        f"model.path={folders['llama']}",
+        f"attention={attention}",
+        "data.max_length=64",
+        "trainer.max_steps=2",
+        "trainer.val_check_interval=2",
+        "data.max_validation_windows=2",
+        "data.max_test_windows=2",
+        "logger=none",
+        "callbacks.progress=null",
+        *(f"attention.{setting}" for setting in settings),
+    ]
     run(config_for(words, tmp_path / "run", CONF))
     record = json.loads((tmp_path / "run" / "record.json").read_text())
     assert record["status"] == "complete" and record["cost"]["total_flops"]["value"] > 0

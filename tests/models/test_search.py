@@ -17,9 +17,15 @@ BOS, EOS, PAD, V = 4, 3, 5, 6
 def model(**settings) -> HeadedModel:
     torch.manual_seed(3)
     given = {
-        "vocab_size": 9, "max_length": 12, "target_vocab_size": V, "max_target_length": 4, "attention": full, "layers": 1,
-        "width": 32, "heads": 2,
-    }  # fmt: skip
+        "vocab_size": 9,
+        "max_length": 12,
+        "target_vocab_size": V,
+        "max_target_length": 4,
+        "attention": full,
+        "layers": 1,
+        "width": 32,
+        "heads": 2,
+    }
     both = EncoderDecoder(**{**given, **settings})
     head = LanguageModellingHead(both, tied=False)
     torch.nn.init.normal_(head.projection.weight, std=0.7)
@@ -42,8 +48,14 @@ def test_a_beam_of_all_hypotheses_finds_the_best_target(penalty):
     ended = [[*part, EOS] for n in range(most) for part in itertools.product(words, repeat=n)]
     cut = [list(part) for part in itertools.product(words, repeat=most)]
     found = search(
-        headed, sources, lengths, bos=BOS, eos=EOS, forbidden=[PAD, BOS, EOS], beam=Beam(4**most, penalty, most),
-    )  # fmt: skip
+        headed,
+        sources,
+        lengths,
+        bos=BOS,
+        eos=EOS,
+        forbidden=[PAD, BOS, EOS],
+        beam=Beam(4**most, penalty, most),
+    )
     for row, (source, length) in enumerate(zip(sources, lengths.tolist(), strict=True)):
         scores = {tuple(t): log_probability(headed, source[:length], t) / len(t) ** penalty for t in ended + cut}
         best = max(scores, key=scores.get)

@@ -45,9 +45,7 @@ def test_padding_and_other_segments_are_out_of_sight():
 
 def model(causal, **sizes):
     attention = partial(full, backend="dense")
-    return transformer(
-        causal=causal, vocab_size=8, max_length=16, attention=attention, layers=1, width=32, heads=2, **sizes
-    )  # fmt: skip
+    return transformer(causal=causal, vocab_size=8, max_length=16, attention=attention, layers=1, width=32, heads=2, **sizes)
 
 
 def test_a_decoder_still_sees_no_later_token():

@@ -59,9 +59,7 @@ def test_the_mask_is_what_walking_finds_and_the_count_is_the_masks(pattern, caus
 def test_layouts_hold_the_pairs_of_the_mask(pattern, causal, size, data):
     k_len = data.draw(st.integers(1, pattern.height * pattern.width))
     q_len = data.draw(st.integers(1, k_len))
-    layout = compile_layout(
-        pattern.head_rules(q_len, k_len, 1, causal), q_len, k_len, 1, Tiling(size, size, sizes=(size,))
-    )  # fmt: skip
+    layout = compile_layout(pattern.head_rules(q_len, k_len, 1, causal), q_len, k_len, 1, Tiling(size, size, sizes=(size,)))
     assert layout.live_pairs == int(pattern.mask(q_len, k_len, causal=causal).sum())
 
 

@@ -204,10 +204,14 @@ FAMILIES = st.one_of(
     st.builds(lambda seed, size: table_of(seed, size), st.integers(0, 9), st.integers(5, 40)),
     st.builds(lambda n: Predicate(residue_predicate(n)), st.integers(1, 9)),
 )
-PATTERNS = st.recursive(FAMILIES, lambda inner: st.one_of(
-    st.builds(lambda a, b: a | b, inner, inner),
-    st.builds(lambda a, b: a & b, inner, inner),
-), max_leaves=4)  # fmt: skip
+PATTERNS = st.recursive(
+    FAMILIES,
+    lambda inner: st.one_of(
+        st.builds(lambda a, b: a | b, inner, inner),
+        st.builds(lambda a, b: a & b, inner, inner),
+    ),
+    max_leaves=4,
+)
 
 
 def table_of(seed, size):

@@ -15,9 +15,19 @@ from longspan.records import atomic as atomic_module
 
 STARTED = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
 DESIGN_FIELDS = {
-    "status", "config", "command", "seed", "commit", "versions", "hardware", "accuracy", "cost", "started", "seconds",
+    "status",
+    "config",
+    "command",
+    "seed",
+    "commit",
+    "versions",
+    "hardware",
+    "accuracy",
+    "cost",
+    "started",
+    "seconds",
     "error",
-}  # fmt: skip
+}
 
 names = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), min_size=1, max_size=12)
 figures = st.one_of(st.none(), st.integers(-(10**24), 10**24), st.floats(allow_nan=False, allow_infinity=False))
@@ -65,12 +75,19 @@ def test_what_is_saved_is_loaded(tmp_path_factory, record):
 
 def test_the_design_s_fields_alone_are_enough(tmp_path):
     content = {
-        "status": "complete", "config": {"attention": {"_target_": "longspan.attention.bigbird"}}, "command": "python train.py",
-        "seed": 0, "commit": None, "versions": {}, "hardware": {},
+        "status": "complete",
+        "config": {"attention": {"_target_": "longspan.attention.bigbird"}},
+        "command": "python train.py",
+        "seed": 0,
+        "commit": None,
+        "versions": {},
+        "hardware": {},
         "accuracy": {"bits_per_byte": {"value": 2.5, "higher_is_better": False, "baseline": 4.34, "split": "test"}},
         "cost": {"total_flops": {"value": 10**19, "unit": "FLOP"}},
-        "started": "2026-01-31T12:00:00Z", "seconds": 1.5, "error": None,
-    }  # fmt: skip
+        "started": "2026-01-31T12:00:00Z",
+        "seconds": 1.5,
+        "error": None,
+    }
     path = tmp_path / "record.json"
     path.write_text(json.dumps(content))
     record = Record.load(tmp_path)  # the run's folder will do
@@ -82,9 +99,13 @@ def test_the_design_s_fields_alone_are_enough(tmp_path):
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_figures_that_are_not_finite_become_null(tmp_path, value):
     record = Record(
-        status="complete", started=STARTED, accuracy={"loss": Accuracy(value=value, higher_is_better=False)},
-        cost={"energy": Measure(value=value, unit="J")}, curves={"val/loss": [(1, value)]}, config={"clip": value},
-    )  # fmt: skip
+        status="complete",
+        started=STARTED,
+        accuracy={"loss": Accuracy(value=value, higher_is_better=False)},
+        cost={"energy": Measure(value=value, unit="J")},
+        curves={"val/loss": [(1, value)]},
+        config={"clip": value},
+    )
     loaded = Record.load(record.save(tmp_path / "record.json"))
     assert loaded.accuracy["loss"].value is None
     assert loaded.accuracy["loss"].beats_baseline is None

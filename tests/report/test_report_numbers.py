@@ -13,10 +13,17 @@ from longspan.report.placement import Box, place_labels
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        (0.81234, "0.8123"), (2.5, "2.500"), (0.0, "0"), (12345, "12,345"), (1234.5, "1,234"), (0.000012, "1.20e-05"),
-        (16777216, "16.78 M"), (None, MISSING), (math.nan, MISSING),
+        (0.81234, "0.8123"),
+        (2.5, "2.500"),
+        (0.0, "0"),
+        (12345, "12,345"),
+        (1234.5, "1,234"),
+        (0.000012, "1.20e-05"),
+        (16777216, "16.78 M"),
+        (None, MISSING),
+        (math.nan, MISSING),
     ],
-)  # fmt: skip
+)
 def test_plain_numbers(value, text):
     assert plain_number(value) == text
 
@@ -38,10 +45,13 @@ def test_a_prefixed_figure_means_what_it_was(value):
 @pytest.mark.parametrize(
     ("mean", "sd", "text"),
     [
-        (2.19912, 0.0194, "2.199 ± 0.019"), (0.5, None, "0.5000"), (120.4, 12.3, "120 ± 12"), (1.0, 0.0, "1.000 ± 0"),
+        (2.19912, 0.0194, "2.199 ± 0.019"),
+        (0.5, None, "0.5000"),
+        (120.4, 12.3, "120 ± 12"),
+        (1.0, 0.0, "1.000 ± 0"),
         (None, None, MISSING),
     ],
-)  # fmt: skip
+)
 def test_spreads(mean, sd, text):
     assert with_spread(mean, sd) == text
 
@@ -54,11 +64,14 @@ def test_durations(seconds, text):
 @pytest.mark.parametrize(
     ("value", "unit", "text"),
     [
-        (12.34, "ms a step", "12.3 ms a step"), (540.2, "MiB resident in the process", "540 MiB resident in the process"),
-        (20480.0, "MiB", "20.0 GiB"), (1234.0, "J", "1.23 kJ"),
-        (8300.0, "tokens/s", "8.3 k tokens/s"), (0.41, "of peak", "41.0 %"),
+        (12.34, "ms a step", "12.3 ms a step"),
+        (540.2, "MiB resident in the process", "540 MiB resident in the process"),
+        (20480.0, "MiB", "20.0 GiB"),
+        (1234.0, "J", "1.23 kJ"),
+        (8300.0, "tokens/s", "8.3 k tokens/s"),
+        (0.41, "of peak", "41.0 %"),
     ],
-)  # fmt: skip
+)
 def test_measures(value, unit, text):
     assert measure(value, unit) == text
 

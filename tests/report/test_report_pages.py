@@ -207,11 +207,17 @@ def test_the_closing_table_fits_80_columns(tmp_path):
     record.accuracy["macro_f1"] = Accuracy(value=0.3, higher_is_better=True, baseline=0.5, split="test")
     record.accuracy["bits_per_byte"] = Accuracy(value=2.5, higher_is_better=False, baseline=4.34, split="val")
     for name, value, unit in [
-        ("density", 0.21, "live / all pairs"), ("live_pairs", 8171520, "pairs a sequence"), ("visited_pairs", 8945664, "pairs"),
-        ("parameters", 4813056, "parameters"), ("attention_share", 0.188, "of the FLOPs"), ("step_time", 412.5, "ms a step"),
-        ("tokens_per_second", 19_853.0, "tokens/s"), ("peak_memory", 2236.57, "MiB resident in the process"),
-        ("data_time", 1.0, "ms a step"), ("energy", 123456.0, "J"),
-    ]:  # fmt: skip
+        ("density", 0.21, "live / all pairs"),
+        ("live_pairs", 8171520, "pairs a sequence"),
+        ("visited_pairs", 8945664, "pairs"),
+        ("parameters", 4813056, "parameters"),
+        ("attention_share", 0.188, "of the FLOPs"),
+        ("step_time", 412.5, "ms a step"),
+        ("tokens_per_second", 19_853.0, "tokens/s"),
+        ("peak_memory", 2236.57, "MiB resident in the process"),
+        ("data_time", 1.0, "ms a step"),
+        ("energy", 123456.0, "J"),
+    ]:
         record.cost[name] = Measure(value=value, unit=unit)
     console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     print_summary(record, console)

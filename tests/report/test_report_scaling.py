@@ -20,19 +20,33 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 def bench(path, rows, **more):
     content = {
-        "command": "python scripts/benchmark.py --attention full", "commit": "abc", "dirty": False, "device": "cpu",
-        "hardware": {"cpu": "a CPU", "cores": 2, "gpus": []}, "threads": 2, "rows": rows, **more,
-    }  # fmt: skip
+        "command": "python scripts/benchmark.py --attention full",
+        "commit": "abc",
+        "dirty": False,
+        "device": "cpu",
+        "hardware": {"cpu": "a CPU", "cores": 2, "gpus": []},
+        "threads": 2,
+        "rows": rows,
+        **more,
+    }
     path.write_text(json.dumps(content))
     return path
 
 
 def variant_rows(name, power, lengths=(1024, 2048, 4096)):
     return [
-        {"variant": name, "T": T, "ms": 1e-6 * T**power, "peak_mib": T / 64, "heads": 4, "head_dim": 64, "causal": True,
-         "dtype": "torch.float32"}
+        {
+            "variant": name,
+            "T": T,
+            "ms": 1e-6 * T**power,
+            "peak_mib": T / 64,
+            "heads": 4,
+            "head_dim": 64,
+            "causal": True,
+            "dtype": "torch.float32",
+        }
         for T in lengths
-    ]  # fmt: skip
+    ]
 
 
 def test_exponents_are_slopes():
@@ -58,11 +72,19 @@ def test_a_benchmark_of_variants(tmp_path):
 
 def test_a_comparison_s_sides_are_lines(tmp_path):
     rows = [
-        {"case": "local 256", "shape": {"B": 1, "H": 8, "T": T, "D": 64}, "causal": False, "dtype": "float32",
-         "sides": {"longspan": {"both": {"ms": T}, "peak_mib": 1.0}, "sdpa": {"both": {"ms": T * T}},
-                   "flex": {"unavailable": "no"}}}
+        {
+            "case": "local 256",
+            "shape": {"B": 1, "H": 8, "T": T, "D": 64},
+            "causal": False,
+            "dtype": "float32",
+            "sides": {
+                "longspan": {"both": {"ms": T}, "peak_mib": 1.0},
+                "sdpa": {"both": {"ms": T * T}},
+                "flex": {"unavailable": "no"},
+            },
+        }
         for T in (1024, 2048)
-    ]  # fmt: skip
+    ]
     lines = read_benchmark(bench(tmp_path / "b.json", rows)).lines
     assert {line.label: line.time_exponent for line in lines} == pytest.approx({"local 256": 1, "local 256: sdpa": 2})
     assert lines[1].memory == [] and lines[1].memory_exponent is None
@@ -105,9 +127,14 @@ def runs_at_lengths(tmp_path):
         for variant, power in (("full", 2), ("local", 1)):
             for seed in range(2):
                 path = leave(
-                    tmp_path / "runs", f"{variant}{length}-{seed}", variant, seed, 0.5, data__max_length=length,
+                    tmp_path / "runs",
+                    f"{variant}{length}-{seed}",
+                    variant,
+                    seed,
+                    0.5,
+                    data__max_length=length,
                     data__batch_size=8192 // length,
-                )  # fmt: skip
+                )
                 record = Record.load(path)
                 record.cost["tokens_per_second"] = Measure(value=1e9 / length ** (power - 1), unit="tokens/s")
                 record.cost["peak_memory"] = Measure(

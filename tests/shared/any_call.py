@@ -139,9 +139,17 @@ class Calls:
             kinds.append("segments")
 
     def _bias(
-        self, r: Random, g: torch.Generator, call: dict, kinds: list[str], pattern: Pattern, heads: int, q_len: int, k_len: int,
+        self,
+        r: Random,
+        g: torch.Generator,
+        call: dict,
+        kinds: list[str],
+        pattern: Pattern,
+        heads: int,
+        q_len: int,
+        k_len: int,
         dtype: torch.dtype,
-    ) -> None:  # fmt: skip
+    ) -> None:
         if not isinstance(pattern, (BigBird, BlockTable)) or r.random() < 0.4:
             return
         if pattern.block_size % self.bias_step:
@@ -184,20 +192,22 @@ def family(r: Random, heads: int, length: int) -> Pattern:
     a, b = r.randrange(2, 9), r.randrange(1, 5)
     table = torch.rand(blocks, blocks, generator=torch.Generator().manual_seed(r.randrange(1 << 30))) < 0.4
     stride = r.randrange(2, 20)
-    return r.choice([
-        lambda: Full(),
-        lambda: Local(r.randrange(1, 40), r.choice([1, 1, 2, 5])),
-        lambda: Strided(stride),
-        lambda: grid(r, length),
-        lambda: Fixed(stride, r.randrange(1, stride + 1)),
-        lambda: Global(first=r.randrange(1, 9)),
-        lambda: Global(positions=tuple(sorted({r.randrange(80) for _ in range(3)}))),
-        lambda: RandomBlocks(r.randrange(1, 4), size, r.randrange(9)),
-        lambda: BlockTable(table, size),
-        lambda: Predicate(lambda B, h, i, j, a=a, b=b: (i * b + j * 3 + h) % a == 0),
-        lambda: BigBird(size, r.choice([1, 3]), r.randrange(3), r.randrange(3), r.randrange(9)),
-        lambda: Longformer(r.randrange(1, 20), tuple(sorted({r.randrange(60) for _ in range(2)}))),
-    ])()  # fmt: skip
+    return r.choice(
+        [
+            lambda: Full(),
+            lambda: Local(r.randrange(1, 40), r.choice([1, 1, 2, 5])),
+            lambda: Strided(stride),
+            lambda: grid(r, length),
+            lambda: Fixed(stride, r.randrange(1, stride + 1)),
+            lambda: Global(first=r.randrange(1, 9)),
+            lambda: Global(positions=tuple(sorted({r.randrange(80) for _ in range(3)}))),
+            lambda: RandomBlocks(r.randrange(1, 4), size, r.randrange(9)),
+            lambda: BlockTable(table, size),
+            lambda: Predicate(lambda B, h, i, j, a=a, b=b: (i * b + j * 3 + h) % a == 0),
+            lambda: BigBird(size, r.choice([1, 3]), r.randrange(3), r.randrange(3), r.randrange(9)),
+            lambda: Longformer(r.randrange(1, 20), tuple(sorted({r.randrange(60) for _ in range(2)}))),
+        ]
+    )()
 
 
 def grid(r: Random, length: int) -> Local2D:

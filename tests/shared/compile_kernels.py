@@ -47,8 +47,13 @@ CASES: list[tuple[Pattern, bool, int, torch.dtype]] = [
 ]
 HEADS, LENGTH = 8, 2048
 # Linear attention: widths of q and of v, dtype, whether with decay, runs and lengths.
-LINEAR = [(64, 64, torch.bfloat16, False), (64, 64, torch.bfloat16, True), (128, 256, torch.bfloat16, True),
-          (40, 24, torch.float16, True), (256, 128, torch.float32, True)]  # fmt: skip
+LINEAR = [
+    (64, 64, torch.bfloat16, False),
+    (64, 64, torch.bfloat16, True),
+    (128, 256, torch.bfloat16, True),
+    (40, 24, torch.float16, True),
+    (256, 128, torch.float32, True),
+]
 _seen: set[tuple] = set()
 
 
@@ -124,8 +129,10 @@ def compile_linear(D: int, Dv: int, dtype: torch.dtype, full: bool) -> None:
 def selected() -> None:
     """Attention to chosen blocks, small and large, shared by a group or not, and to chosen tokens; and the choices."""
     for dtype, heads, kv_heads, pickers, picks, size in (
-        (torch.bfloat16, 16, 2, 2, 16, 64), (torch.bfloat16, 4, 4, 4, 3, 512), (torch.float32, 4, 2, 4, 3, 128),
-    ):  # fmt: skip
+        (torch.bfloat16, 16, 2, 2, 16, 64),
+        (torch.bfloat16, 4, 4, 4, 3, 512),
+        (torch.float32, 4, 2, 4, 3, 128),
+    ):
         q, k = torch.zeros(1, heads, 1024, 64, dtype=dtype), torch.zeros(1, kv_heads, 1024, 64, dtype=dtype)
         chosen = torch.zeros(1, pickers, 1024, picks, dtype=torch.int32)
         order, start = queries_of_blocks(chosen, None, -(-1024 // size))

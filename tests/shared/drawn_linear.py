@@ -58,10 +58,20 @@ class LinearCall:
 
 def linear_calls(longest: int = 150, delta: bool = False) -> st.SearchStrategy[LinearCall]:
     return st.builds(
-        LinearCall, B=st.integers(1, 2), H=st.integers(1, 2), shared=st.integers(1, 2), T=st.integers(1, longest),
-        D=st.sampled_from(WIDTHS), Dv=st.sampled_from(WIDTHS), decay=st.sampled_from([None, 0.01, 0.5, 30.0]),
-        state=st.booleans(), lengths=st.booleans(), segments=st.booleans(), delta=st.just(delta), seed=st.integers(0, 99),
-    )  # fmt: skip
+        LinearCall,
+        B=st.integers(1, 2),
+        H=st.integers(1, 2),
+        shared=st.integers(1, 2),
+        T=st.integers(1, longest),
+        D=st.sampled_from(WIDTHS),
+        Dv=st.sampled_from(WIDTHS),
+        decay=st.sampled_from([None, 0.01, 0.5, 30.0]),
+        state=st.booleans(),
+        lengths=st.booleans(),
+        segments=st.booleans(),
+        delta=st.just(delta),
+        seed=st.integers(0, 99),
+    )
 
 
 def compare_with_reference(call: LinearCall, backend: str, dtype: torch.dtype, tolerance: float) -> None:

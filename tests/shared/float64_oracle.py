@@ -89,24 +89,31 @@ def oracle(x: Drawn, seed: Tensor | None, slack: float) -> Right:
     out_off = (near + own * p) * kept @ v.abs()
     p_most = (p + p_off).clamp(max=1.0)
     ds_off = p_off * ((dp - delta).abs() + dlse[..., None].abs()) + p_most * (
-        (terms + own) * (dout_v + dlse[..., None].abs()) + (dout.abs() * (out_off + 2 * own * out.abs())).sum(-1, keepdim=True)
+        (terms + own) * (dout_v + dlse[..., None].abs())
+        + (dout.abs() * (out_off + 2 * own * out.abs())).sum(-1, keepdim=True)
         + terms * dout_out
-    )  # fmt: skip
+    )
     ds_off = (ds_off + own * (ds.abs() + ds_off)).masked_fill(~live, 0.0)
     wv_off = (p_off + (own + terms) * p_most) * kept
 
     def grouped(y: Tensor) -> Tensor:
         return y.view(B, H // share, share, Tk, D).sum(2) if share > 1 else y
 
-    values = {"out": out, "lse": lse, "dq": ds @ k * scale, "dk": grouped(ds.transpose(2, 3) @ q * scale),
-              "dv": grouped(w.transpose(2, 3) @ dout)}  # fmt: skip
+    values = {
+        "out": out,
+        "lse": lse,
+        "dq": ds @ k * scale,
+        "dk": grouped(ds.transpose(2, 3) @ q * scale),
+        "dv": grouped(w.transpose(2, 3) @ dout),
+    }
     magnitude = abs(scale) * ds.abs()
     bounds = {
-        "out": out_off, "lse": off[..., 0] + few * 4 * (lse.masked_fill(keyless, 0.0).abs() + 1) + terms,
+        "out": out_off,
+        "lse": off[..., 0] + few * 4 * (lse.masked_fill(keyless, 0.0).abs() + 1) + terms,
         "dq": (ds_off * abs(scale) + terms * magnitude) @ k.abs(),
         "dk": grouped((ds_off * abs(scale) + terms * magnitude).transpose(2, 3) @ q.abs()),
         "dv": grouped(wv_off.transpose(2, 3) @ dout.abs()),
-    }  # fmt: skip
+    }
     if bias is not None:
         values["dbias"], bounds["dbias"] = (_blocks(y, bias, rows, block) for y in (ds, ds_off + terms * ds.abs()))
     for name, y in values.items():

@@ -21,9 +21,16 @@ from longspan_kernels.block_sparse.triton.forward import triton_forward
 from longspan_kernels.launch import launcher
 
 PATTERNS: list[tuple[Pattern, bool]] = [
-    (Full(), False), (Full(), True), (BigBird(64, 3, 3, 2), False), (BigBird(64, 3, 3, 2), True), (Local(512), True),
-    (Longformer(512, range(64)), False), (Fixed(128, 32), True), (Local(128) | Strided(128), True), (Strided(100), True),
-]  # fmt: skip
+    (Full(), False),
+    (Full(), True),
+    (BigBird(64, 3, 3, 2), False),
+    (BigBird(64, 3, 3, 2), True),
+    (Local(512), True),
+    (Longformer(512, range(64)), False),
+    (Fixed(128, 32), True),
+    (Local(128) | Strided(128), True),
+    (Strided(100), True),
+]
 LENGTHS = (300, 512, 1000, 1024, 2048, 3000, 4096, 6000, 9600, 16384)
 COMPILED_AT = (1000, 4096)
 LISTS = ((700, 3), (2100, 3), (4100, 3))  # length, entries a row

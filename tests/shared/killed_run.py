@@ -15,11 +15,23 @@ from warm_process import start
 CONF = Path(__file__).parents[2] / "conf"
 # byte language modelling, 12 windows an epoch, a validation and so a checkpoint every other step
 SMALL = (
-    "model.layers=1", "model.width=32", "model.heads=2", "model.dropout=0.1", "data.max_length=64", "data.batch_size=2",
-    "data.max_train_windows=12", "data.max_validation_windows=4", "data.max_test_windows=4", "attention=local",
-    "attention.window=16", "trainer.log_every_n_steps=1", "trainer.val_check_interval=2", "trainer.max_steps=10",
-    "logger=none", "callbacks.pattern=null",
-)  # fmt: skip
+    "model.layers=1",
+    "model.width=32",
+    "model.heads=2",
+    "model.dropout=0.1",
+    "data.max_length=64",
+    "data.batch_size=2",
+    "data.max_train_windows=12",
+    "data.max_validation_windows=4",
+    "data.max_test_windows=4",
+    "attention=local",
+    "attention.window=16",
+    "trainer.log_every_n_steps=1",
+    "trainer.val_check_interval=2",
+    "trainer.max_steps=10",
+    "logger=none",
+    "callbacks.pattern=null",
+)
 
 
 def in_child(job: Callable[..., Any], *arguments: Any, timeout: float = 120, **settings: Any) -> int:

@@ -13,11 +13,15 @@ def leave(
 ):
     """Write a record as a run would; `settings` are dotted config keys with __ for the dot."""
     config = {
-        "seed": seed, "output_dir": f"outputs/{name}", "attention_name": variant,
+        "seed": seed,
+        "output_dir": f"outputs/{name}",
+        "attention_name": variant,
         "attention": {"_target_": f"longspan.attention.{variant}"},
-        "data": {"_target_": f"longspan.data.{data}"}, "task": {"_target_": "longspan.tasks.SequenceClassification"},
-        "optimizer": {"lr": 1e-3}, "logger": {"wandb": {"id": name}},
-    }  # fmt: skip
+        "data": {"_target_": f"longspan.data.{data}"},
+        "task": {"_target_": "longspan.tasks.SequenceClassification"},
+        "optimizer": {"lr": 1e-3},
+        "logger": {"wandb": {"id": name}},
+    }
     for key, setting in settings.items():
         group, name_of = key.split("__")
         config.setdefault(group, {})[name_of] = setting

@@ -40,9 +40,15 @@ def main(checkpoint: str) -> None:
     data = torch.utils.data.DataLoader(tokens, batch_size=2)
     strategy = ShardedBlocks(process_group_backend="gloo") if sharded else "auto"
     trainer = lightning.Trainer(
-        accelerator="cpu", devices=2 if sharded else 1, strategy=strategy, max_steps=2, logger=False,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-    )  # fmt: skip
+        accelerator="cpu",
+        devices=2 if sharded else 1,
+        strategy=strategy,
+        max_steps=2,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
     model = Model()
     trainer.fit(model, data)
     if not sharded:

@@ -48,8 +48,12 @@ def stop(number: int, frame: object) -> None:
 
 signal.signal(signal.SIGTERM, stop)
 with (folder / "starts").open("a") as file:
-    seen = {"pid": os.getpid(), "place": os.environ.get("CUDA_VISIBLE_DEVICES"), "at": time.time(),
-            "foreign": sorted(name for name in os.environ if name.startswith(("SLURM_", "RANK", "MASTER_")))}  # fmt: skip
+    seen = {
+        "pid": os.getpid(),
+        "place": os.environ.get("CUDA_VISIBLE_DEVICES"),
+        "at": time.time(),
+        "foreign": sorted(name for name in os.environ if name.startswith(("SLURM_", "RANK", "MASTER_"))),
+    }
     file.write(json.dumps(seen) + "\n")
 print("said")
 if seed == 15:

@@ -21,9 +21,13 @@ class TinyModel(torch.nn.Module):
 
     def cost(self, length: int) -> Cost:
         return Cost(
-            live_pairs=6 * length, visited_pairs=8 * length, attention_flops_live=96 * length, attention_flops=128 * length,
-            other_flops=64 * length, parameters=2,
-        )  # fmt: skip
+            live_pairs=6 * length,
+            visited_pairs=8 * length,
+            attention_flops_live=96 * length,
+            attention_flops=128 * length,
+            other_flops=64 * length,
+            parameters=2,
+        )
 
 
 class TinyTask(LightningModule):
@@ -72,8 +76,17 @@ class TinyData(LightningDataModule):
 
 def tiny_trainer(folder: Any, callbacks: list[Any], **settings: Any) -> Trainer:
     defaults = {
-        "max_steps": 20, "accelerator": "cpu", "devices": 1, "logger": False, "enable_checkpointing": False,
-        "enable_progress_bar": False, "enable_model_summary": False, "log_every_n_steps": 5, "val_check_interval": 10,
-        "num_sanity_val_steps": 1, "limit_val_batches": 1, "limit_test_batches": 1,
-    }  # fmt: skip
+        "max_steps": 20,
+        "accelerator": "cpu",
+        "devices": 1,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "log_every_n_steps": 5,
+        "val_check_interval": 10,
+        "num_sanity_val_steps": 1,
+        "limit_val_batches": 1,
+        "limit_test_batches": 1,
+    }
     return Trainer(default_root_dir=folder, callbacks=callbacks, **{**defaults, **settings})

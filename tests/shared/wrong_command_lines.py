@@ -144,8 +144,12 @@ WRONG: list[tuple[str, str, str, str]] = [
     ("data=text data.path=/no/such.txt", "data.path", "/no/such.txt", "no such file"),
     ("data=text", "data.path", "None", "your own files"),
     ("data=text data.path=/dev/null", "data.path", "/dev/null", "no such file"),
-    ("data=labelling data.path={fasta} data.genes_path=/no/genes.bed task=token_labelling", "data.genes_path", "/no/genes.bed",
-     "no such file"),
+    (
+        "data=labelling data.path={fasta} data.genes_path=/no/genes.bed task=token_labelling",
+        "data.genes_path",
+        "/no/genes.bed",
+        "no such file",
+    ),
     ("ckpt_path=/no/last.ckpt", "ckpt_path", "/no/last.ckpt", "does not exist"),
     ("ckpt_path={folder}", "ckpt_path", "{folder}", "is a folder"),
     ("init_from=/nope", "init_from", "/nope", "does not exist"),
@@ -167,4 +171,4 @@ WRONG: list[tuple[str, str, str, str]] = [
     ("-m attention=full,bigbrid", "attention", "bigbrid", "attention=bigbird"),
     ("-m optimizer.lr=1e-3,fast", "optimizer.lr", "fast", "number above 0"),
     ("-m seed=0,1 trainer.devices=2", "trainer.devices", "2", "scripts/sweep.py"),
-]  # fmt: skip
+]

@@ -50,8 +50,12 @@ def test_each_run_is_a_process_and_one_that_ends_badly_takes_none_with_it(tmp_pa
         monkeypatch.setenv(name, value)
     statuses = sweep(tmp_path, "seed=1,13,14,15,2", "sweep.gpus=[5,6]", "group=mine")
     assert statuses == {
-        "seed1": "complete", "seed13": "failed", "seed14": "out_of_memory", "seed15": "failed", "seed2": "complete"
-    }  # fmt: skip
+        "seed1": "complete",
+        "seed13": "failed",
+        "seed14": "out_of_memory",
+        "seed15": "failed",
+        "seed2": "complete",
+    }
     seen = [start for name in statuses for start in starts(tmp_path / name)]
     assert len(seen) == len({start["pid"] for start in seen}) == 5
     assert {start["place"] for start in seen} == {"5", "6"}

@@ -15,11 +15,26 @@ from longspan.records import Record
 
 ROOT = Path(__file__).parents[2]
 WORDS = [
-    "model.layers=1", "model.width=32", "model.heads=2", "data.max_length=64", "tokens_per_step=128", "data.batch_size=2",
-    "data.max_train_windows=20", "data.max_validation_windows=4", "data.max_test_windows=4", "attention=local",
-    "attention.window=16", "trainer.val_check_interval=10", "callbacks.pattern=null", "logger=csv",
-    "trainer=ddp", "trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.devices=2", "trainer.max_steps=60",
-]  # fmt: skip
+    "model.layers=1",
+    "model.width=32",
+    "model.heads=2",
+    "data.max_length=64",
+    "tokens_per_step=128",
+    "data.batch_size=2",
+    "data.max_train_windows=20",
+    "data.max_validation_windows=4",
+    "data.max_test_windows=4",
+    "attention=local",
+    "attention.window=16",
+    "trainer.val_check_interval=10",
+    "callbacks.pattern=null",
+    "logger=csv",
+    "trainer=ddp",
+    "trainer.accelerator=cpu",
+    "trainer.precision=32-true",
+    "trainer.devices=2",
+    "trainer.max_steps=60",
+]
 
 
 def test_every_rank_trains_the_settings_of_its_run_and_a_killed_one_goes_on(tmp_path):

@@ -129,7 +129,9 @@ def test_modules_may_set_rates_of_their_own():
     module = nn.Sequential(nn.Linear(2, 2), Gates())
     groups = decay_groups(module, rates=own_rates(module, 100))
     assert [(len(group["params"]), group.get("lr"), group.get("weight_decay")) for group in groups] == [
-        (1, None, None), (1, None, 0.0), (1, 0.1, 0.0),
-    ]  # fmt: skip
+        (1, None, None),
+        (1, None, 0.0),
+        (1, 0.1, 0.0),
+    ]
     optimizer = adamw(groups, lr=1.0)
     assert [group["lr"] for group in optimizer.param_groups] == [1.0, 1.0, 0.1]

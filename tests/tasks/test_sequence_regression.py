@@ -71,10 +71,21 @@ def test_a_run_writes_its_figures_and_predicts(tmp_path):
     from longspan.training.run import run
 
     words = [
-        "data=regression", f"data.path={table(tmp_path)}", "data.label_column=score", "data.max_length=16",
-        "data.batch_size=4", "task=sequence_regression", "model.layers=1", "model.width=32", "model.heads=2",
-        "attention=local", "attention.window=8", "trainer.max_steps=3", "logger=none", "callbacks.progress=null",
-    ]  # fmt: skip
+        "data=regression",
+        f"data.path={table(tmp_path)}",
+        "data.label_column=score",
+        "data.max_length=16",
+        "data.batch_size=4",
+        "task=sequence_regression",
+        "model.layers=1",
+        "model.width=32",
+        "model.heads=2",
+        "attention=local",
+        "attention.window=8",
+        "trainer.max_steps=3",
+        "logger=none",
+        "callbacks.progress=null",
+    ]
     run(config_for(words, tmp_path / "run", Path(__file__).parents[2] / "conf"))
     record = json.loads((tmp_path / "run" / "record.json").read_text())
     assert record["status"] == "complete" and {"test/spearman", "spearman"} & set(record["accuracy"])

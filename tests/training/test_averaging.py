@@ -33,9 +33,13 @@ def trainer_for(folder, steps):
     keep = BestCheckpoint(dirpath=folder, filename="best", save_last=True, enable_version_counter=False)
     # decay 0.5: 1, 1.5, 2.25, 3.125, ... behind 1, 2, 3, 4, ...
     return tiny_trainer(
-        folder, [AveragedWeights(decay=0.5, warm_up=False), keep], enable_checkpointing=True, max_steps=steps,
-        val_check_interval=2, num_sanity_val_steps=0,
-    )  # fmt: skip
+        folder,
+        [AveragedWeights(decay=0.5, warm_up=False), keep],
+        enable_checkpointing=True,
+        max_steps=steps,
+        val_check_interval=2,
+        num_sanity_val_steps=0,
+    )
 
 
 def bias(state):

@@ -16,10 +16,21 @@ from longspan.training.run import run
 
 CONF = Path(__file__).parents[2] / "conf"
 SMALL = [
-    "model.layers=1", "model.width=32", "model.heads=2", "trainer.max_steps=3", "trainer.val_check_interval=3", "logger=none",
-    "callbacks.progress=null", "data.max_length=32", "data.max_validation_windows=2", "data.max_test_windows=2",
-    "attention=local", "attention.window=16", "scheduler=warmup_constant", "scheduler.warmup_steps=0",
-]  # fmt: skip
+    "model.layers=1",
+    "model.width=32",
+    "model.heads=2",
+    "trainer.max_steps=3",
+    "trainer.val_check_interval=3",
+    "logger=none",
+    "callbacks.progress=null",
+    "data.max_length=32",
+    "data.max_validation_windows=2",
+    "data.max_test_windows=2",
+    "attention=local",
+    "attention.window=16",
+    "scheduler=warmup_constant",
+    "scheduler.warmup_steps=0",
+]
 
 
 def test_the_run_trains_with_the_rate_that_was_found(tmp_path, monkeypatch):

@@ -63,6 +63,16 @@ def test_the_screen_says_all_of_it_and_fits(assembled, width, tmp_path):
     assert max(map(len, text.splitlines())) <= width
     for kept in (text, (tmp_path / "train.log").read_text()):
         words = " ".join(kept.replace("│", " ").split())
-        for part in ("bundled hiv1", "cut at 256", "classes:", "2 layers of width 32", "window=511", "keeps 100 %",
-                     "keeps every pair at this length", "checkpoints/", "200 steps", "CPU"):  # fmt: skip
+        for part in (
+            "bundled hiv1",
+            "cut at 256",
+            "classes:",
+            "2 layers of width 32",
+            "window=511",
+            "keeps 100 %",
+            "keeps every pair at this length",
+            "checkpoints/",
+            "200 steps",
+            "CPU",
+        ):
             assert part in words

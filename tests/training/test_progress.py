@@ -68,9 +68,12 @@ def test_the_best_checkpoint_is_the_task_s(tmp_path, metric, best):
     task = Falls()
     task.primary_metric = metric
     keep = BestCheckpoint(
-        dirpath=tmp_path, filename="best-step{step}", auto_insert_metric_name=False, save_last=True,
+        dirpath=tmp_path,
+        filename="best-step{step}",
+        auto_insert_metric_name=False,
+        save_last=True,
         enable_version_counter=False,
-    )  # fmt: skip
+    )
     trainer = tiny_trainer(
         tmp_path, [keep], enable_checkpointing=True, max_steps=15, val_check_interval=5, num_sanity_val_steps=0
     )

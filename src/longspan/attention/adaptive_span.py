@@ -150,9 +150,10 @@ class AdaptiveSpan(ShowsWeights):
         farthest = int(self.window.max()) - 1 if self.causal else int(self.window.max()) // 2
         if farthest > self.max_span + self.ramp / 2:
             raise wrong_setting(
-                "max_span", f"= {self.max_span}, and the checkpoint's windows are final and reach {farthest} tokens; give at "
+                "max_span",
+                f"= {self.max_span}, and the checkpoint's windows are final and reach {farthest} tokens; give at "
                 "least that, or a checkpoint from before they were final or of another attention",
-            )  # fmt: skip
+            )
 
     def train(self, mode: bool = True) -> AdaptiveSpan:
         """Weights may be swapped for their average between training and evaluation."""
@@ -183,9 +184,17 @@ class AdaptiveSpan(ShowsWeights):
         parts: list[Any] = []
         if pattern is not None:
             core = sparse_attention(
-                q, k, v, pattern, causal=self.causal, lengths=lengths, segments=segments, dropout_p=dropout_p,
-                return_lse=True, backend=self.backend,
-            )  # fmt: skip
+                q,
+                k,
+                v,
+                pattern,
+                causal=self.causal,
+                lengths=lengths,
+                segments=segments,
+                dropout_p=dropout_p,
+                return_lse=True,
+                backend=self.backend,
+            )
             parts.append(core)
         with torch.autocast(q.device.type, enabled=False):
             parts.append(self._band(q, k, v, cores, lengths, segments, dropout_p, ahead=False))
@@ -194,9 +203,16 @@ class AdaptiveSpan(ShowsWeights):
         return without_padding(merged(parts), lengths)
 
     def _band(
-        self, q: Tensor, k: Tensor, v: Tensor, cores: list[int], lengths: Tensor | None, segments: Tensor | None,
-        dropout_p: float, ahead: bool,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cores: list[int],
+        lengths: Tensor | None,
+        segments: Tensor | None,
+        dropout_p: float,
+        ahead: bool,
+    ) -> tuple[Tensor, Tensor]:
         """Keys behind the core of each head, or ahead of it, head group by head group."""
         T, spans, per = q.shape[2], self.spans(), self.heads // self.kv_heads
         out, lse = [torch.empty(0)] * self.heads, [torch.empty(0)] * self.heads
@@ -219,9 +235,18 @@ class AdaptiveSpan(ShowsWeights):
                 found = (one, torch.full(one.shape[:3], float("-inf"), dtype=torch.float32, device=q.device))
             else:
                 found = banded_attention(
-                    q[:, members], k[:, shared], v[:, shared], spans[members], start, width, ramp=float(self.ramp),
-                    scale=q.shape[3] ** -0.5, lengths=None if ahead else lengths, segments=segments, dropout_p=dropout_p,
-                )  # fmt: skip
+                    q[:, members],
+                    k[:, shared],
+                    v[:, shared],
+                    spans[members],
+                    start,
+                    width,
+                    ramp=float(self.ramp),
+                    scale=q.shape[3] ** -0.5,
+                    lengths=None if ahead else lengths,
+                    segments=segments,
+                    dropout_p=dropout_p,
+                )
             for place, head in enumerate(members):
                 out[head], lse[head] = found[0][:, place], found[1][:, place]
         outs, lses = torch.stack(out, 1), torch.stack(lse, 1)
@@ -255,9 +280,15 @@ class AdaptiveSpan(ShowsWeights):
         if self.undecodable:
             super().new_cache(batch)
         return KeyCache(
-            self.pattern, batch, heads=self.heads, kv_heads=self.kv_heads, head_dim=self.head_dim, max_length=self.length,
-            device=device, dtype=dtype,
-        )  # fmt: skip
+            self.pattern,
+            batch,
+            heads=self.heads,
+            kv_heads=self.kv_heads,
+            head_dim=self.head_dim,
+            max_length=self.length,
+            device=device,
+            dtype=dtype,
+        )
 
     def decode(self, q: Tensor, k: Tensor, v: Tensor, cache: KeyCache, *, lengths: Tensor | None = None) -> Tensor:
         """q [B, H, n, D], k and v [B, Hkv, n, D] -> [B, H, n, D]; see `Decodes.decode`."""

@@ -46,9 +46,20 @@ class CompressedAttention(ContentAttention):
     """
 
     def __init__(
-        self, *, window: int = 128, rate: int = 16, compression: str = "pooled", dropout: float = 0.0, backend: str = "auto",
-        heads: int, head_dim: int, causal: bool, kv_heads: int | None = None, layer: int = 0, max_length: int | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        window: int = 128,
+        rate: int = 16,
+        compression: str = "pooled",
+        dropout: float = 0.0,
+        backend: str = "auto",
+        heads: int,
+        head_dim: int,
+        causal: bool,
+        kv_heads: int | None = None,
+        layer: int = 0,
+        max_length: int | None = None,
+    ) -> None:
         super().__init__(heads=heads, kv_heads=kv_heads, head_dim=head_dim, causal=causal, dropout=dropout, backend=backend)
         self.window = as_whole("window", window, 1, "a number of keys")
         self.rate = as_whole("rate", rate, 1, "tokens a compressed key")

@@ -58,9 +58,17 @@ def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
 
 
 def attend_to_compressed(
-    q: Tensor, keys: Tensor, values: Tensor, block: int, stride: int, *, causal: bool, lengths: Tensor | None,
-    dropout_p: float, backend: str,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    block: int,
+    stride: int,
+    *,
+    causal: bool,
+    lengths: Tensor | None,
+    dropout_p: float,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
     """Attention to compressed keys and values [B, Hkv, nc, D] -> out [B, H, T, D], lse [B, H, T].
 
     Causal, a query sees the blocks that end at or before it, so that stride after stride of tokens sees one block more: token

@@ -42,10 +42,22 @@ class DeepSeekSparseAttention(ContentAttention):
     steps: Tensor
 
     def __init__(
-        self, *, top_k: int = 512, indexer_heads: int = 4, indexer_width: int = 64, warmup_steps: int = 200,
-        indexer_loss: float = 1.0, dropout: float = 0.0, backend: str = "auto", heads: int, head_dim: int, causal: bool,
-        kv_heads: int | None = None, layer: int = 0, max_length: int | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        top_k: int = 512,
+        indexer_heads: int = 4,
+        indexer_width: int = 64,
+        warmup_steps: int = 200,
+        indexer_loss: float = 1.0,
+        dropout: float = 0.0,
+        backend: str = "auto",
+        heads: int,
+        head_dim: int,
+        causal: bool,
+        kv_heads: int | None = None,
+        layer: int = 0,
+        max_length: int | None = None,
+    ) -> None:
         super().__init__(heads=heads, kv_heads=kv_heads, head_dim=head_dim, causal=causal, dropout=dropout, backend=backend)
         if not causal:
             raise wrong_setting("", "dsa is causal: its indexer scores earlier tokens; choose it for language modelling")
@@ -57,8 +69,9 @@ class DeepSeekSparseAttention(ContentAttention):
         self.indexer = LightningIndexer(
             as_whole("indexer_heads", indexer_heads, 1, "heads of the indexer"),
             as_whole("indexer_width", indexer_width, 16, "numbers a head of the indexer"),
-            heads * head_dim, self.kv_heads * head_dim,
-        )  # fmt: skip
+            heads * head_dim,
+            self.kv_heads * head_dim,
+        )
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self._steps = 0  # the same number, which asks no device
         self._seen: list[tuple[Tensor, Tensor, Tensor | None, Tensor | None]] = []
@@ -84,9 +97,7 @@ class DeepSeekSparseAttention(ContentAttention):
     def picks(self, q: Tensor, k: Tensor, lengths: Tensor | None = None) -> Tensor:
         """[B, T, n] int32: the tokens that each query sees, -1 for none."""
         queries, keys, weights = self.indexer(q, k)
-        return choose_tokens(
-            queries, keys, weights, min(self.top_k, q.shape[2]), lengths=lengths, backend=self.backend
-        )  # fmt: skip
+        return choose_tokens(queries, keys, weights, min(self.top_k, q.shape[2]), lengths=lengths, backend=self.backend)
 
     def new_cache(
         self, batch: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
@@ -111,9 +122,7 @@ class DeepSeekSparseAttention(ContentAttention):
 
     def auxiliary_loss(self) -> Tensor:
         """`indexer_loss` times the KL divergence of the last forward pass in training, 0 where there is none."""
-        parts = [
-            imitation_loss(self.indexer(q, k), q, k, picks, lengths) * len(q) for q, k, picks, lengths in self._seen
-        ]  # fmt: skip
+        parts = [imitation_loss(self.indexer(q, k), q, k, picks, lengths) * len(q) for q, k, picks, lengths in self._seen]
         rows = sum(len(q) for q, _, _, _ in self._seen)
         self._seen = []
         if not parts:

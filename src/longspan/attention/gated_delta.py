@@ -28,13 +28,30 @@ class GatedDeltaNet(GatedLinearAttention):
     """
 
     def __init__(
-        self, *, decay: bool = True, short_conv: int = 4, output_gate: bool = True, backend: str = "auto", heads: int,
-        head_dim: int, causal: bool, kv_heads: int | None = None, layer: int = 0, max_length: int | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        decay: bool = True,
+        short_conv: int = 4,
+        output_gate: bool = True,
+        backend: str = "auto",
+        heads: int,
+        head_dim: int,
+        causal: bool,
+        kv_heads: int | None = None,
+        layer: int = 0,
+        max_length: int | None = None,
+    ) -> None:
         super().__init__(
-            short_conv=short_conv, output_gate=output_gate, backend=backend, heads=heads, head_dim=head_dim, causal=causal,
-            kv_heads=kv_heads, layer=layer, max_length=max_length,
-        )  # fmt: skip
+            short_conv=short_conv,
+            output_gate=output_gate,
+            backend=backend,
+            heads=heads,
+            head_dim=head_dim,
+            causal=causal,
+            kv_heads=kv_heads,
+            layer=layer,
+            max_length=max_length,
+        )
         self.decays = decay
         if not decay:
             del self.decay

@@ -32,9 +32,18 @@ class GatedLinearAttention(StateAttention):
     rotary = False
 
     def __init__(
-        self, *, short_conv: int = 4, output_gate: bool = True, backend: str = "auto", heads: int, head_dim: int, causal: bool,
-        kv_heads: int | None = None, layer: int = 0, max_length: int | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        short_conv: int = 4,
+        output_gate: bool = True,
+        backend: str = "auto",
+        heads: int,
+        head_dim: int,
+        causal: bool,
+        kv_heads: int | None = None,
+        layer: int = 0,
+        max_length: int | None = None,
+    ) -> None:
         super().__init__(heads=heads, kv_heads=kv_heads, head_dim=head_dim, causal=causal, backend=backend)
         as_whole("short_conv", short_conv, 0, "tokens of the short convolution, 0 for none")
         if short_conv == 1:
@@ -69,9 +78,7 @@ class GatedLinearAttention(StateAttention):
 
     def recur(self, operands: list[Tensor], tokens: Tensor, state: Tensor | None, call: dict[str, Any]) -> Any:
         """The output and the state of the op on q, k and v, its gates from the `tokens` [B, Hkv, T, D]."""
-        return linear_attention(
-            *operands, log_decay=self.decay(tokens), initial_state=state, scale=self.head_dim**-0.5, **call
-        )  # fmt: skip
+        return linear_attention(*operands, log_decay=self.decay(tokens), initial_state=state, scale=self.head_dim**-0.5, **call)
 
     def values_for_map(self, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, segments: Tensor | None) -> Tensor:
         """What tokens give each other once the convolution has mixed neighbours' values."""

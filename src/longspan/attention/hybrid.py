@@ -11,9 +11,16 @@ from longspan.attention.parts import parts_of
 
 
 def hybrid(
-    *, layers: Sequence[str | Mapping[str, Any]] = ("gated_delta*3", "full"), heads: int, head_dim: int, causal: bool,
-    kv_heads: int | None = None, layer: int = 0, max_length: int | None = None, grid: tuple[int, int] | None = None,
-) -> nn.Module:  # fmt: skip
+    *,
+    layers: Sequence[str | Mapping[str, Any]] = ("gated_delta*3", "full"),
+    heads: int,
+    head_dim: int,
+    causal: bool,
+    kv_heads: int | None = None,
+    layer: int = 0,
+    max_length: int | None = None,
+    grid: tuple[int, int] | None = None,
+) -> nn.Module:
     """The variant of layer `layer`; the list cycles over the layers.
 
     A few layers with keys among many with a state give back most of what a state cannot recall (arXiv:2406.07887,

@@ -69,9 +69,15 @@ def imitation_loss(
 class _Imitation(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, queries: Tensor, keys: Tensor, weights: Tensor, q: Tensor, k: Tensor, picks: Tensor | None,
+        ctx: Any,
+        queries: Tensor,
+        keys: Tensor,
+        weights: Tensor,
+        q: Tensor,
+        k: Tensor,
+        picks: Tensor | None,
         lengths: Tensor | None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         exact = torch.promote_types(q.dtype, torch.float32)
         (B, H, T, _), width = q.shape, q.shape[2] if picks is None else picks.shape[2]
         own = tuple(x.detach().to(exact).requires_grad_() for x in (queries, keys, weights))

@@ -100,9 +100,17 @@ class KeyCache(AttentionCache):
     """
 
     def __init__(
-        self, pattern: Pattern, batch: int, *, heads: int, kv_heads: int, head_dim: int, max_length: int | None, device: Any,
+        self,
+        pattern: Pattern,
+        batch: int,
+        *,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        max_length: int | None,
+        device: Any,
         dtype: torch.dtype | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(batch, device)
         self.stop = NEVER_ENDS if max_length is None else max_length
         self.per_kv = heads // kv_heads
@@ -225,9 +233,9 @@ class _Group:
         """[g, STEP] of the positions from number * STEP on."""
         keys = torch.arange(number * STEP, min((number + 1) * STEP, self.stop))
         found = [
-            torch.stack([
-                pattern.last_query(keys, self.stop, kv * self.per_kv + c) for c, pattern in enumerate(self.patterns)
-            ]).amax(0)
+            torch.stack(
+                [pattern.last_query(keys, self.stop, kv * self.per_kv + c) for c, pattern in enumerate(self.patterns)]
+            ).amax(0)
             for kv in self.members
-        ]  # fmt: skip
+        ]
         return torch.nn.functional.pad(torch.stack(found), (0, STEP - len(keys)), value=-1)

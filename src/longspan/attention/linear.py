@@ -32,14 +32,21 @@ class LinearAttention(StateAttention):
     eps = 1e-6
 
     def __init__(
-        self, *, feature_map: str = "elu1", normalise: bool = True, backend: str = "auto", heads: int, head_dim: int,
-        causal: bool, kv_heads: int | None = None, layer: int = 0, max_length: int | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        feature_map: str = "elu1",
+        normalise: bool = True,
+        backend: str = "auto",
+        heads: int,
+        head_dim: int,
+        causal: bool,
+        kv_heads: int | None = None,
+        layer: int = 0,
+        max_length: int | None = None,
+    ) -> None:
         super().__init__(heads=heads, kv_heads=kv_heads, head_dim=head_dim, causal=causal, backend=backend)
         if feature_map not in FEATURE_MAPS:
-            raise wrong_setting(
-                "feature_map", f"= {feature_map!r} is unknown; choose one of {', '.join(FEATURE_MAPS)}"
-            )  # fmt: skip
+            raise wrong_setting("feature_map", f"= {feature_map!r} is unknown; choose one of {', '.join(FEATURE_MAPS)}")
         if feature_map == "learned" and head_dim > 128:
             raise wrong_setting(
                 "feature_map",

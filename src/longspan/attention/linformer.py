@@ -29,15 +29,26 @@ class Linformer(ContentAttention):
     """
 
     def __init__(
-        self, *, projected: int = 128, share: bool = False, dropout: float = 0.0, backend: str = "auto", heads: int,
-        head_dim: int, causal: bool, kv_heads: int | None = None, layer: int = 0, max_length: int | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        projected: int = 128,
+        share: bool = False,
+        dropout: float = 0.0,
+        backend: str = "auto",
+        heads: int,
+        head_dim: int,
+        causal: bool,
+        kv_heads: int | None = None,
+        layer: int = 0,
+        max_length: int | None = None,
+    ) -> None:
         super().__init__(heads=heads, kv_heads=kv_heads, head_dim=head_dim, causal=causal, dropout=dropout, backend=backend)
         if causal:
             raise wrong_setting(
-                "", "linformer sums keys over the whole sequence, so queries would see later tokens: it is not causal. Take a "
+                "",
+                "linformer sums keys over the whole sequence, so queries would see later tokens: it is not causal. Take a "
                 "task that sees both ways (task=masked_modelling, sequence_classification), or attention=compressed or linear",
-            )  # fmt: skip
+            )
         if max_length is None:
             raise wrong_setting("", "linformer has weights for each position; give max_length")
         self.projected = as_whole("projected", projected, 1, "a number of projected keys")

@@ -58,16 +58,18 @@ def _sides(height: int | None, width: int | None, grid: tuple[int, int] | None, 
         return grid or (side, side)
     if grid is not None and (height, width) != tuple(grid):
         raise wrong_setting(
-            "height", f"= {height} and attention.width = {width}, but the images have {grid[0]} rows of {grid[1]} tokens; "
+            "height",
+            f"= {height} and attention.width = {width}, but the images have {grid[0]} rows of {grid[1]} tokens; "
             "give null for both",
-        )  # fmt: skip
+        )
     with settings_named():
         Local2D(height, width, 1)
     if length is not None and height * width < length:
         raise wrong_setting(
-            "height", f"= {height} and attention.width = {width} have {height * width} places for {length} tokens; give a "
+            "height",
+            f"= {height} and attention.width = {width} have {height * width} places for {length} tokens; give a "
             "larger grid, or null for both",
-        )  # fmt: skip
+        )
     return height, width
 
 

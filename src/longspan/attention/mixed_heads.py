@@ -43,9 +43,17 @@ class MixedHeads(ShowsWeights):
     pattern = None
 
     def __init__(
-        self, *, parts: Sequence[str | Mapping[str, Any]] = ("gated_delta", "local"), heads: int, head_dim: int, causal: bool,
-        kv_heads: int | None = None, layer: int = 0, max_length: int | None = None, grid: tuple[int, int] | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        parts: Sequence[str | Mapping[str, Any]] = ("gated_delta", "local"),
+        heads: int,
+        head_dim: int,
+        causal: bool,
+        kv_heads: int | None = None,
+        layer: int = 0,
+        max_length: int | None = None,
+        grid: tuple[int, int] | None = None,
+    ) -> None:
         super().__init__()
         self.heads, self.head_dim, self.causal = heads, head_dim, causal
         self.kv_heads = heads if kv_heads is None else kv_heads

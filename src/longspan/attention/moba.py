@@ -33,23 +33,41 @@ class MixtureOfBlocks(ContentAttention):
     """
 
     def __init__(
-        self, *, block_size: int = 64, top_k: int = 4, dropout: float = 0.0, backend: str = "auto", heads: int,
-        head_dim: int, causal: bool, kv_heads: int | None = None, layer: int = 0, max_length: int | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        block_size: int = 64,
+        top_k: int = 4,
+        dropout: float = 0.0,
+        backend: str = "auto",
+        heads: int,
+        head_dim: int,
+        causal: bool,
+        kv_heads: int | None = None,
+        layer: int = 0,
+        max_length: int | None = None,
+    ) -> None:
         super().__init__(heads=heads, kv_heads=kv_heads, head_dim=head_dim, causal=causal, dropout=dropout, backend=backend)
         self.block_size = as_block_size(block_size)
         self.top_k = as_whole("top_k", top_k, 1, "blocks a query sees, its own among them")
         if max_length is not None and top_k > -(-max_length // block_size):
             raise wrong_setting(
-                "top_k", f"= {top_k} is more than the {-(-max_length // block_size)} blocks of {block_size} in {max_length} "
+                "top_k",
+                f"= {top_k} is more than the {-(-max_length // block_size)} blocks of {block_size} in {max_length} "
                 f"tokens; give 1 to {-(-max_length // block_size)}, or a smaller attention.block_size",
-            )  # fmt: skip
+            )
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, segments: Tensor | None) -> Tensor:
         return selected_attention(
-            q, k, v, self.picks(q, k, lengths), self.block_size, causal=self.causal, lengths=lengths, dropout_p=self.dropped,
+            q,
+            k,
+            v,
+            self.picks(q, k, lengths),
+            self.block_size,
+            causal=self.causal,
+            lengths=lengths,
+            dropout_p=self.dropped,
             backend=self.backend,
-        )  # fmt: skip
+        )
 
     @torch.no_grad()
     def picks(self, q: Tensor, k: Tensor, lengths: Tensor | None = None) -> Tensor:

@@ -46,18 +46,32 @@ class NativeSparseAttention(ContentAttention):
     """
 
     def __init__(
-        self, *, block_size: int = 64, top_k: int = 4, compressed_block: int = 32, compressed_stride: int = 16,
-        window: int = 128, compression: str = "mlp", dropout: float = 0.0, backend: str = "auto", heads: int, head_dim: int,
-        causal: bool, kv_heads: int | None = None, layer: int = 0, max_length: int | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        block_size: int = 64,
+        top_k: int = 4,
+        compressed_block: int = 32,
+        compressed_stride: int = 16,
+        window: int = 128,
+        compression: str = "mlp",
+        dropout: float = 0.0,
+        backend: str = "auto",
+        heads: int,
+        head_dim: int,
+        causal: bool,
+        kv_heads: int | None = None,
+        layer: int = 0,
+        max_length: int | None = None,
+    ) -> None:
         super().__init__(heads=heads, kv_heads=kv_heads, head_dim=head_dim, causal=causal, dropout=dropout, backend=backend)
         self.block_size = as_block_size(block_size)
         self.top_k = as_whole("top_k", top_k, 3, "blocks a token sees: its own, the one before, the first and others")
         if max_length is not None and top_k > -(-max_length // block_size):
             raise wrong_setting(
-                "top_k", f"= {top_k} is more than the {-(-max_length // block_size)} blocks of {block_size} in {max_length} "
+                "top_k",
+                f"= {top_k} is more than the {-(-max_length // block_size)} blocks of {block_size} in {max_length} "
                 "tokens; give fewer, or a smaller attention.block_size",
-            )  # fmt: skip
+            )
         self.stride = as_whole("compressed_stride", compressed_stride, 1, "tokens from one compressed block to the next")
         self.compressed_block = as_whole("compressed_block", compressed_block, 1, "tokens a compressed block")
         for key, size in (("compressed_block", compressed_block), ("block_size", block_size)):
@@ -112,13 +126,28 @@ class NativeSparseAttention(ContentAttention):
         else:
             keys = self.compress_k(k)  # (B, Hkv, nc, D)
             out, lse = attend_to_compressed(
-                q, keys, coarse_v, self.compressed_block, self.stride, causal=self.causal, lengths=lengths,
-                dropout_p=self.dropped, backend=self.backend,
-            )  # fmt: skip
+                q,
+                keys,
+                coarse_v,
+                self.compressed_block,
+                self.stride,
+                causal=self.causal,
+                lengths=lengths,
+                dropout_p=self.dropped,
+                backend=self.backend,
+            )
         picks = choose_important_blocks(
-            q, keys, lse, min(self.top_k, -(-T // self.block_size)), self.block_size, self.compressed_block, self.stride,
-            causal=self.causal, lengths=lengths, backend=self.backend,
-        )  # fmt: skip
+            q,
+            keys,
+            lse,
+            min(self.top_k, -(-T // self.block_size)),
+            self.block_size,
+            self.compressed_block,
+            self.stride,
+            causal=self.causal,
+            lengths=lengths,
+            backend=self.backend,
+        )
         return out, picks
 
     def new_cache(

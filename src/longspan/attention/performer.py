@@ -32,9 +32,19 @@ class Performer(LinearAttention):
     eps = 1e-20  # the features of long keys are small, and so is their sum
 
     def __init__(
-        self, *, features: int | None = None, redraw: int | None = 1000, seed: int = 0, backend: str = "auto", heads: int,
-        head_dim: int, causal: bool, kv_heads: int | None = None, layer: int = 0, max_length: int | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        features: int | None = None,
+        redraw: int | None = 1000,
+        seed: int = 0,
+        backend: str = "auto",
+        heads: int,
+        head_dim: int,
+        causal: bool,
+        kv_heads: int | None = None,
+        layer: int = 0,
+        max_length: int | None = None,
+    ) -> None:
         if features is None:
             features = min(MOST, int(head_dim * math.log(head_dim)))
         self.count = as_whole("features", features, 16, "a number of random features")

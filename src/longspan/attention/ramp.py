@@ -18,9 +18,19 @@ def ramp_weight(distance: Tensor, span: Tensor, ramp: float) -> Tensor:
 
 
 def banded_attention(
-    q: Tensor, k: Tensor, v: Tensor, span: Tensor, start: int, width: int, *, ramp: float, scale: float,
-    lengths: Tensor | None = None, segments: Tensor | None = None, dropout_p: float = 0.0,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    span: Tensor,
+    start: int,
+    width: int,
+    *,
+    ramp: float,
+    scale: float,
+    lengths: Tensor | None = None,
+    segments: Tensor | None = None,
+    dropout_p: float = 0.0,
+) -> tuple[Tensor, Tensor]:
     """Attention over keys start <= i - j < start + width, each weight times `ramp_weight`.
 
     Args:

@@ -52,10 +52,22 @@ class HashedAttention(ContentAttention):
     eval_rotations: Tensor
 
     def __init__(
-        self, *, chunk: int = 64, buckets: int | None = None, rounds: int = 4, chunks: str = "aligned", seed: int = 0,
-        dropout: float = 0.0, backend: str = "auto", heads: int, head_dim: int, causal: bool, kv_heads: int | None = None,
-        layer: int = 0, max_length: int | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        chunk: int = 64,
+        buckets: int | None = None,
+        rounds: int = 4,
+        chunks: str = "aligned",
+        seed: int = 0,
+        dropout: float = 0.0,
+        backend: str = "auto",
+        heads: int,
+        head_dim: int,
+        causal: bool,
+        kv_heads: int | None = None,
+        layer: int = 0,
+        max_length: int | None = None,
+    ) -> None:
         super().__init__(heads=heads, kv_heads=kv_heads, head_dim=head_dim, causal=causal, dropout=dropout, backend=backend)
         self.chunk, self.rounds = as_block_size(chunk, "chunk"), as_whole("rounds", rounds, 1, "rounds of hashing")
         if buckets is not None and (as_whole("buckets", buckets, 2, "a power of two") & (buckets - 1)):
@@ -110,9 +122,15 @@ class HashedAttention(ContentAttention):
             same = chunks.bucket if self.cut == "sorted" else None  # there a pair needs equal buckets
         q_all, k_all, v_all = (x[:, :, None].expand(B, H, R, T, D).reshape(B * H * R, 1, T, D) for x in (q, k, v))
         out, lse = with_lse(
-            q_all, k_all, v_all, chunks.layout(q_all, self.causal, excluded), segments=same, scale=1.0,
-            dropout_p=self.dropped, backend=self.backend,
-        )  # fmt: skip
+            q_all,
+            k_all,
+            v_all,
+            chunks.layout(q_all, self.causal, excluded),
+            segments=same,
+            scale=1.0,
+            dropout_p=self.dropped,
+            backend=self.backend,
+        )
         parts = [(o, s) for o, s in zip(out.view(B, H, R, T, D).unbind(2), lse.view(B, H, R, T).unbind(2), strict=True)]
         alone = torch.stack([s for _, s in parts]).detach().amax(0) <= NOTHING / 2
         return without_padding(torch.where(alone[..., None], v, merged(parts)), lengths)
@@ -164,7 +182,7 @@ class HashedAttention(ContentAttention):
             super().new_cache(batch)
         return BucketCache(
             batch, self.heads, self.head_dim, device, dtype, rounds=self.rounds, buckets=self.buckets_at(0), size=self.chunk
-        )  # fmt: skip
+        )
 
     def decode(self, q: Tensor, k: Tensor, v: Tensor, cache: BucketCache, *, lengths: Tensor | None = None) -> Tensor:
         """q [B, H, n, D], k and v [B, Hkv, n, D] -> [B, H, n, D]; see `Decodes.decode`."""

@@ -25,9 +25,17 @@ class Retention(StateAttention):
     """
 
     def __init__(
-        self, *, output_gate: bool = False, backend: str = "auto", heads: int, head_dim: int, causal: bool,
-        kv_heads: int | None = None, layer: int = 0, max_length: int | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        output_gate: bool = False,
+        backend: str = "auto",
+        heads: int,
+        head_dim: int,
+        causal: bool,
+        kv_heads: int | None = None,
+        layer: int = 0,
+        max_length: int | None = None,
+    ) -> None:
         super().__init__(heads=heads, kv_heads=kv_heads, head_dim=head_dim, causal=causal, backend=backend)
         self.log_decay: Tensor
         powers = torch.arange(heads, dtype=torch.float64)
@@ -44,9 +52,17 @@ class Retention(StateAttention):
 
     def _retained(self, q, k, v, lengths, segments, states) -> Any:
         return linear_attention(
-            q, k, v, log_decay=self.log_decay, initial_state=None if states is None else states[0], return_state=True,
-            scale=self.head_dim**-0.5, lengths=lengths, segments=segments, backend=self.backend,
-        )  # fmt: skip
+            q,
+            k,
+            v,
+            log_decay=self.log_decay,
+            initial_state=None if states is None else states[0],
+            return_state=True,
+            scale=self.head_dim**-0.5,
+            lengths=lengths,
+            segments=segments,
+            backend=self.backend,
+        )
 
     def values_for_map(self, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, segments: Tensor | None) -> Tensor:
         return self._retained(q, k, v, lengths, segments, None)[0]

@@ -48,10 +48,22 @@ class RoutedAttention(ContentAttention):
     """
 
     def __init__(
-        self, *, clusters: int | None = None, window: int | None = None, membership: str = "auto", decay: float = 0.999,
-        seed: int = 0, dropout: float = 0.0, backend: str = "auto", heads: int, head_dim: int, causal: bool,
-        kv_heads: int | None = None, layer: int = 0, max_length: int | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        clusters: int | None = None,
+        window: int | None = None,
+        membership: str = "auto",
+        decay: float = 0.999,
+        seed: int = 0,
+        dropout: float = 0.0,
+        backend: str = "auto",
+        heads: int,
+        head_dim: int,
+        causal: bool,
+        kv_heads: int | None = None,
+        layer: int = 0,
+        max_length: int | None = None,
+    ) -> None:
         super().__init__(heads=heads, kv_heads=kv_heads, head_dim=head_dim, causal=causal, dropout=dropout, backend=backend)
         if clusters is None and max_length is None:
             raise wrong_setting("clusters", "= null needs a known longest sequence; give a number of clusters")
@@ -130,9 +142,15 @@ class RoutedAttention(ContentAttention):
         # Members stand in their order, those that do not exist last: a triangle is causal, and a length ends them.
         filled = None if filled is None else filled.repeat_interleave(H * C)
         out, lse = with_lse(
-            folded[0], folded[1], folded[2], Full(), causal=self.causal, lengths=filled, dropout_p=self.dropped,
+            folded[0],
+            folded[1],
+            folded[2],
+            Full(),
+            causal=self.causal,
+            lengths=filled,
+            dropout_p=self.dropped,
             backend=self.backend,
-        )  # fmt: skip
+        )
         place = of_q.flatten(2)  # (B, H, C w)
         saw = (lse > float("-inf")).view(B, H, C * w).to(out.dtype)
         total = out.new_zeros((B, H, T + 1, D)).scatter_add(
@@ -168,7 +186,7 @@ class RoutedAttention(ContentAttention):
             super().new_cache(batch)
         return BucketCache(
             batch, self.heads, self.head_dim, device, dtype, rounds=1, buckets=self.clusters, size=self._chunk(0)
-        )  # fmt: skip
+        )
 
     def decode(self, q: Tensor, k: Tensor, v: Tensor, cache: BucketCache, *, lengths: Tensor | None = None) -> Tensor:
         """q [B, H, n, D], k and v [B, Hkv, n, D] -> [B, H, n, D]; see `Decodes.decode`."""

@@ -44,10 +44,21 @@ class SinkhornAttention(ContentAttention):
     takes_segments = False
 
     def __init__(
-        self, *, block_size: int = 64, iterations: int = 7, temperature: float = 0.75, noise: float = 1.0,
-        dropout: float = 0.0, backend: str = "auto", heads: int, head_dim: int, causal: bool, kv_heads: int | None = None,
-        layer: int = 0, max_length: int | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        block_size: int = 64,
+        iterations: int = 7,
+        temperature: float = 0.75,
+        noise: float = 1.0,
+        dropout: float = 0.0,
+        backend: str = "auto",
+        heads: int,
+        head_dim: int,
+        causal: bool,
+        kv_heads: int | None = None,
+        layer: int = 0,
+        max_length: int | None = None,
+    ) -> None:
         super().__init__(heads=heads, kv_heads=kv_heads, head_dim=head_dim, causal=causal, dropout=dropout, backend=backend)
         self.block_size = as_block_size(block_size)
         self.iterations = as_whole("iterations", iterations, 1, "normalisations of rows and columns")

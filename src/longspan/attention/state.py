@@ -58,9 +58,10 @@ class StateAttention(ContentAttention):
             raise wrong_setting("backend", f"= {backend!r} is unknown; choose one of {', '.join(BACKENDS)}")
         if self.recurs and not causal:
             raise wrong_setting(
-                "", f"{type(self).__name__} goes from token to token and is causal only; with a task that sees both ways, such "
+                "",
+                f"{type(self).__name__} goes from token to token and is causal only; with a task that sees both ways, such "
                 "as masked modelling or classification, take attention=linear, performer or a pattern",
-            )  # fmt: skip
+            )
         self.backend = backend
 
     def forward(

@@ -43,9 +43,19 @@ class Synthesizer(ContentAttention):
     rotary = False
 
     def __init__(
-        self, *, kind: str = "factorised", rank: int = 8, dropout: float = 0.0, backend: str = "auto", heads: int,
-        head_dim: int, causal: bool, kv_heads: int | None = None, layer: int = 0, max_length: int | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        kind: str = "factorised",
+        rank: int = 8,
+        dropout: float = 0.0,
+        backend: str = "auto",
+        heads: int,
+        head_dim: int,
+        causal: bool,
+        kv_heads: int | None = None,
+        layer: int = 0,
+        max_length: int | None = None,
+    ) -> None:
         super().__init__(heads=heads, kv_heads=kv_heads, head_dim=head_dim, causal=causal, dropout=dropout, backend=backend)
         if kind not in KINDS:
             raise wrong_setting("kind", f"= {kind!r} is unknown; choose one of {', '.join(KINDS)}")

@@ -88,9 +88,12 @@ def _bigbird(length: int, batch: int, device: str) -> tuple[torch.nn.Module, Cal
     from transformers.models.big_bird.modeling_big_bird import BigBirdBlockSparseAttention, BigBirdModel
 
     config = BigBirdConfig(
-        hidden_size=WIDTH, num_attention_heads=HEADS, block_size=BLOCK, max_position_embeddings=length,
+        hidden_size=WIDTH,
+        num_attention_heads=HEADS,
+        block_size=BLOCK,
+        max_position_embeddings=length,
         attention_probs_dropout_prob=0.0,
-    )  # fmt: skip
+    )
     module = BigBirdBlockSparseAttention(config, seed=0)
     blocked, band, rows, columns = BigBirdModel.create_masks_for_block_sparse_attn(
         torch.ones(batch, length, device=device), BLOCK

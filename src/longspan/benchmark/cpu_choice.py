@@ -23,10 +23,16 @@ from longspan_kernels.block_sparse import clear_layouts
 from longspan_kernels.block_sparse.fused import dense_backward, dense_forward
 
 PATTERNS: dict[str, Pattern] = {
-    "full": Full(), "local 64": Local(64), "local 256": Local(256), "bigbird 64": BigBird(64), "bigbird 16": BigBird(16),
-    "strided 64": Strided(64), "fixed 128": Fixed(128, 4), "longformer 128": Longformer(128, tuple(range(16))),
+    "full": Full(),
+    "local 64": Local(64),
+    "local 256": Local(256),
+    "bigbird 64": BigBird(64),
+    "bigbird 16": BigBird(16),
+    "strided 64": Strided(64),
+    "fixed 128": Fixed(128, 4),
+    "longformer 128": Longformer(128, tuple(range(16))),
     "sparse transformer": Local(64) | Strided(64),
-}  # fmt: skip
+}
 LENGTHS, HEADS, WIDTHS = (256, 512, 1024, 2048), 4, (32, 64)
 ROUNDS = 5
 

@@ -18,8 +18,18 @@ import longspan.attention
 from longspan.benchmark.growth import parse_variant
 
 VARIANTS = (
-    "full", "local", "longformer", "bigbird", "strided", "moba", "nsa", "retention", "linear", "gated_linear", "gated_delta",
-)  # fmt: skip
+    "full",
+    "local",
+    "longformer",
+    "bigbird",
+    "strided",
+    "moba",
+    "nsa",
+    "retention",
+    "linear",
+    "gated_linear",
+    "gated_delta",
+)
 POSITIONS = tuple(1 << bits for bits in range(10, 18))  # 1k to 128k
 FILLED_AT_ONCE = 1024  # tokens
 CALLS = 24  # timed at each position
@@ -31,9 +41,16 @@ def available(texts: Sequence[str] = ()) -> list[str]:
 
 
 def measure(
-    texts: Sequence[str], positions: Sequence[int] = POSITIONS, *, device: str = "cpu", heads: int = 8, head_dim: int = 64,
-    batch: int = 1, dtype: torch.dtype = torch.float32, each: Callable[[dict[str, Any]], None] | None = None,
-) -> list[dict[str, Any]]:  # fmt: skip
+    texts: Sequence[str],
+    positions: Sequence[int] = POSITIONS,
+    *,
+    device: str = "cpu",
+    heads: int = 8,
+    head_dim: int = 64,
+    batch: int = 1,
+    dtype: torch.dtype = torch.float32,
+    each: Callable[[dict[str, Any]], None] | None = None,
+) -> list[dict[str, Any]]:
     """One row a variant and position: the median time of a token in ms, and the bytes of the cache.
 
     Keys and values before the position are random numbers that go into the cache without attention where the cache can take
@@ -61,9 +78,15 @@ def measure(
                 taken.append(_timed(lambda: module.decode(*token, cache), device))  # noqa: B023
                 filled += 1
             row = {
-                "variant": text, "position": position, "batch": batch, "heads": heads, "head_dim": head_dim,
-                "dtype": str(dtype), "ms": 1e3 * statistics.median(taken), "cache_bytes": cache.nbytes,
-            }  # fmt: skip
+                "variant": text,
+                "position": position,
+                "batch": batch,
+                "heads": heads,
+                "head_dim": head_dim,
+                "dtype": str(dtype),
+                "ms": 1e3 * statistics.median(taken),
+                "cache_bytes": cache.nbytes,
+            }
             rows.append(row)
             if each is not None:
                 each(row)
@@ -101,8 +124,9 @@ def draw(rows: Sequence[dict[str, Any]], file: Path) -> Path:
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, 2)
     for axes, key, scale, title in (
-        (panels[0], "ms", 1.0, "ms a token"), (panels[1], "cache_bytes", 1 / (1 << 20), "cache, MiB"),
-    ):  # fmt: skip
+        (panels[0], "ms", 1.0, "ms a token"),
+        (panels[1], "cache_bytes", 1 / (1 << 20), "cache, MiB"),
+    ):
         for variant in dict.fromkeys(row["variant"] for row in rows):
             own = [row for row in rows if row["variant"] == variant]
             axes.plot([row["position"] for row in own], [row[key] * scale for row in own], marker="o", ms=3, label=variant)

@@ -48,9 +48,16 @@ def longspan_step(
 
     chosen = partial(bigbird, block_size=size.block_size, random_blocks=size.random_blocks) if attention == "bigbird" else full
     backbone = Encoder(
-        vocab_size=size.vocab_size, max_length=size.length, attention=chosen, layers=size.layers, width=size.width,
-        heads=size.heads, mlp="gelu", mlp_width=size.mlp_width, compile=compile,
-    )  # fmt: skip
+        vocab_size=size.vocab_size,
+        max_length=size.length,
+        attention=chosen,
+        layers=size.layers,
+        width=size.width,
+        heads=size.heads,
+        mlp="gelu",
+        mlp_width=size.mlp_width,
+        compile=compile,
+    )
     task = MaskedModelling(backbone, mask_id=4, masked_share=size.masked_share).to(device).train()
     tokens = torch.randint(5, size.vocab_size, (size.batch, size.length), device=device)
     return _step(task, lambda: task.step({"tokens": tokens}, 0, "train").loss, device), task
@@ -63,11 +70,19 @@ def transformers_step(size: Size, device: str) -> tuple[Step, torch.nn.Module]:
     except ImportError as error:
         raise BenchmarkError(f"transformers is not installed: {error}") from None
     config = BigBirdConfig(
-        vocab_size=size.vocab_size, hidden_size=size.width, num_hidden_layers=size.layers, num_attention_heads=size.heads,
-        intermediate_size=size.mlp_width, max_position_embeddings=size.length, attention_type="block_sparse",
-        block_size=size.block_size, num_random_blocks=size.random_blocks, use_cache=False,
-        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-    )  # fmt: skip
+        vocab_size=size.vocab_size,
+        hidden_size=size.width,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        intermediate_size=size.mlp_width,
+        max_position_embeddings=size.length,
+        attention_type="block_sparse",
+        block_size=size.block_size,
+        num_random_blocks=size.random_blocks,
+        use_cache=False,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
     model: torch.nn.Module = BigBirdForMaskedLM(config)
     model = model.to(device).train()
     tokens = torch.randint(5, size.vocab_size, (size.batch, size.length), device=device)

@@ -47,10 +47,19 @@ def _plain(text: str) -> Any:
 
 
 def measure(
-    texts: Sequence[str], lengths: Sequence[int], *, device: str, heads: int = 4, head_dim: int = 64, causal: bool = True,
-    batch: int = 1, dtype: torch.dtype = torch.float32, seconds: float = 1.0, memory: bool = True,
+    texts: Sequence[str],
+    lengths: Sequence[int],
+    *,
+    device: str,
+    heads: int = 4,
+    head_dim: int = 64,
+    causal: bool = True,
+    batch: int = 1,
+    dtype: torch.dtype = torch.float32,
+    seconds: float = 1.0,
+    memory: bool = True,
     each: Callable[[list[dict[str, Any]]], None] | None = None,
-) -> list[dict[str, Any]]:  # fmt: skip
+) -> list[dict[str, Any]]:
     """One row a variant and length: medians of a forward and a backward pass, FLOPs as the variant states them, growth.
 
     `exponent` is log(time / time at the length before) / log(T / that length): 1 for linear cost, 2 for quadratic. A
@@ -82,11 +91,18 @@ def measure(
             cost = modules[text].cost(length)
             before = next((row for row in reversed(rows) if row["variant"] == text and "ms" in row), None)
             row: dict[str, Any] = {
-                "variant": text, "T": length, "batch": batch, "heads": heads, "head_dim": head_dim,
-                "causal": causal, "dtype": str(dtype),
-                **measured.plain(), "live_pairs": cost.live_pairs, "visited_pairs": cost.visited_pairs,
+                "variant": text,
+                "T": length,
+                "batch": batch,
+                "heads": heads,
+                "head_dim": head_dim,
+                "causal": causal,
+                "dtype": str(dtype),
+                **measured.plain(),
+                "live_pairs": cost.live_pairs,
+                "visited_pairs": cost.visited_pairs,
                 "forward_flops": cost.total_flops,
-            }  # fmt: skip
+            }
             if memory:
                 row["peak_mib"] = peak_memory(works[text], device) / (1 << 20)
             if before is not None:

@@ -57,9 +57,14 @@ def of_record(record: Record, length: int, name: str, stretch: bool = False) -> 
     if stretch and factor * trained != length:
         raise BenchmarkError(f"{name}: {length} tokens are no multiple of the {trained} that it was trained with")
     candidates = Candidates(
-        length, bool(record.config["task"].get("causal", True)), chosen["block_size"] * factor, chosen["offsets"],
-        chosen["global_blocks"], tuple(chosen["strides"]), chosen["stride_from"],
-    )  # fmt: skip
+        length,
+        bool(record.config["task"].get("causal", True)),
+        chosen["block_size"] * factor,
+        chosen["offsets"],
+        chosen["global_blocks"],
+        tuple(chosen["strides"]),
+        chosen["stride_from"],
+    )
     places = {gate: place for place, gate in enumerate(candidates.names)}
     layers = []
     for heads in tables:
@@ -100,9 +105,16 @@ def equal_window(live: int, length: int, heads: int, causal: bool) -> Local:
 
 
 def measure(
-    found: Sequence[Learned], *, device: str, heads: int = 16, head_dim: int = 64, batch: int = 1,
-    dtype: torch.dtype = torch.bfloat16, seconds: float = 0.5, keep: Callable[[list[dict[str, Any]]], None] = lambda rows: None,
-) -> list[dict[str, Any]]:  # fmt: skip
+    found: Sequence[Learned],
+    *,
+    device: str,
+    heads: int = 16,
+    head_dim: int = 64,
+    batch: int = 1,
+    dtype: torch.dtype = torch.bfloat16,
+    seconds: float = 0.5,
+    keep: Callable[[list[dict[str, Any]]], None] = lambda rows: None,
+) -> list[dict[str, Any]]:
     """One row a learned model: times of its layers and of a window of equal density, forward and forward + backward.
 
     `ratio`: the layers' times together over the window's for as many layers. `keep` gets the rows after each.
@@ -122,10 +134,17 @@ def measure(
         }
         inputs = [torch.randn(batch, heads, length, head_dim, device=device, dtype=dtype) for _ in range(4)]
         row: dict[str, Any] = {
-            "learned": learned.name, "T": length, "batch": batch, "heads": heads, "head_dim": head_dim, "causal": causal,
-            "dtype": str(dtype), "block_size": learned.candidates.block_size,
-            "density": sum(live) / len(live) / heads / length**2, "sides": {},
-        }  # fmt: skip
+            "learned": learned.name,
+            "T": length,
+            "batch": batch,
+            "heads": heads,
+            "head_dim": head_dim,
+            "causal": causal,
+            "dtype": str(dtype),
+            "block_size": learned.candidates.block_size,
+            "density": sum(live) / len(live) / heads / length**2,
+            "sides": {},
+        }
         for side, module in modules.items():
             cost = module.cost(length)
             row["sides"][side] = {

@@ -32,9 +32,11 @@ def sdpa(case: Case, device: str, backend: str | None = None) -> Attend:
     if backend is None:
         return lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=case.causal)
     chosen = {
-        "cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION,
-        "efficient": SDPBackend.EFFICIENT_ATTENTION, "math": SDPBackend.MATH,
-    }[backend]  # fmt: skip
+        "cudnn": SDPBackend.CUDNN_ATTENTION,
+        "flash": SDPBackend.FLASH_ATTENTION,
+        "efficient": SDPBackend.EFFICIENT_ATTENTION,
+        "math": SDPBackend.MATH,
+    }[backend]
     if backend == "cudnn" and not device.startswith("cuda"):
         raise BenchmarkError("cuDNN needs a CUDA device")
 

@@ -49,10 +49,12 @@ def show(rows: list[dict[str, Any]], console: Console | None = None) -> None:
             differs = not row["agreement"].get(name, {"agrees": True})["agrees"]
             table.add_row(
                 f"  {name}" + (" [red]DIFFERS[/red]" if differs else ""),
-                f"{side['forward']['ms']:.3f}", f"{side['both']['ms']:.3f}",
-                f"{side['live_tflops_both']:.3g}", f"{side['peak_mib']:,.0f}" if "peak_mib" in side else "",
+                f"{side['forward']['ms']:.3f}",
+                f"{side['both']['ms']:.3f}",
+                f"{side['live_tflops_both']:.3g}",
+                f"{side['peak_mib']:,.0f}" if "peak_mib" in side else "",
                 f"{ratio['both']:.2f}x" if ratio else "",
-            )  # fmt: skip
+            )
         table.add_section()
     (console or Console()).print(table)
 

@@ -39,9 +39,16 @@ def gpu() -> list[Plan]:
         for width in (64, 128):
             plans.append(_gpu(name, 16384, width, ("longspan", "flex", "sdpa-cudnn", "sdpa-flash")))
     for name in (
-        "local 512 causal", "local 256 a side", "bigbird 128", "bigbird 64", "longformer", "fixed causal",
-        "local or strided causal", "per head", "table 0.05",
-    ):  # fmt: skip
+        "local 512 causal",
+        "local 256 a side",
+        "bigbird 128",
+        "bigbird 64",
+        "longformer",
+        "fixed causal",
+        "local or strided causal",
+        "per head",
+        "table 0.05",
+    ):
         plans.append(_gpu(name, 16384, 64, ("longspan", "flex")))
     return plans
 

@@ -46,9 +46,14 @@ class Measured:
 
 
 def time_interleaved(
-    works: dict[str, Work], device: str, seconds: float = 1.0, most: int = 50, warm_up: int = 2, queued: bool = False,
+    works: dict[str, Work],
+    device: str,
+    seconds: float = 1.0,
+    most: int = 50,
+    warm_up: int = 2,
+    queued: bool = False,
     heated: bool = False,
-) -> dict[str, Measured]:  # fmt: skip
+) -> dict[str, Measured]:
     """Times several works in turn, so that a drift of the machine falls on all of them alike.
 
     Args:
@@ -85,9 +90,13 @@ def time_interleaved(
         ordered = sorted(values)
         cut = len(ordered) // 5
         out[name] = Measured(
-            statistics.median(ordered), ordered[cut], ordered[-1 - cut], len(ordered), host_seconds=host[name],
+            statistics.median(ordered),
+            ordered[cut],
+            ordered[-1 - cut],
+            len(ordered),
+            host_seconds=host[name],
             clock_mhz=statistics.median(clocks[name]) if clocks[name] else None,
-        )  # fmt: skip
+        )
     return out
 
 
@@ -105,7 +114,7 @@ def host_seconds(work: Work, device: str, repeats: int = 5) -> float:
 
 def _once(
     work: Work, device: str, flush: torch.Tensor | None, host: float | None, before: int = 0, clocks: list[float] | None = None
-) -> float:  # fmt: skip
+) -> float:
     if flush is None:
         began = time.perf_counter()
         work()

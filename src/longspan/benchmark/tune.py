@@ -196,10 +196,14 @@ def tune_one(problem: Problem, device: str, seconds: float, launches: list[Launc
     measured = time_interleaved(named, device, seconds / max(1, len(named)), queued=True)
     best = min(works, key=lambda launch: measured[str(launch)].seconds, default=None)
     return {
-        "kernel": problem.kernel, "width": problem.head_dim, "lines": problem.lines, "found_lines": row_kind(component),
-        "best": None if best is None else source(best), "ms": {name: m.seconds * 1e3 for name, m in measured.items()},
+        "kernel": problem.kernel,
+        "width": problem.head_dim,
+        "lines": problem.lines,
+        "found_lines": row_kind(component),
+        "best": None if best is None else source(best),
+        "ms": {name: m.seconds * 1e3 for name, m in measured.items()},
         "failed": failed,
-    }  # fmt: skip
+    }
 
 
 def source(launch: Launch) -> str:

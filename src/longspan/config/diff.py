@@ -11,9 +11,15 @@ MOVABLE = {"output_dir", "ckpt_path", "group", "name"}
 MACHINE = {"accelerator", "devices", "num_nodes", "strategy", "enable_progress_bar", "default_root_dir", "plugins"}
 # how it is shown and fed, not what is trained
 SHOWN = {
-    "trainer.default_root_dir", "trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.log_every_n_steps",
-    "trainer.profiler", "data.num_workers", "data.pin_memory", "callbacks.checkpoint.dirpath",
-}  # fmt: skip
+    "trainer.default_root_dir",
+    "trainer.enable_progress_bar",
+    "trainer.enable_model_summary",
+    "trainer.log_every_n_steps",
+    "trainer.profiler",
+    "data.num_workers",
+    "data.pin_memory",
+    "callbacks.checkpoint.dirpath",
+}
 # callbacks that watch a run; any other, such as averaged weights, makes another model of it
 WATCHING = {"learning_rate", "progress", "cost", "pattern"}
 

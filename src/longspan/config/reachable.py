@@ -44,8 +44,12 @@ FILES = {
 def check_reachable(config: Mapping[str, Any], *, devices: bool = True) -> None:
     """Raises an error that names the key, for a plain config of train.py; looks at this machine's devices where asked to."""
     check_folder("hydra.run.dir", config["output_dir"])
-    for path in (("trainer", "default_root_dir"), ("callbacks", "checkpoint", "dirpath"), ("logger", "csv", "save_dir"),
-                 ("logger", "wandb", "save_dir")):  # fmt: skip
+    for path in (
+        ("trainer", "default_root_dir"),
+        ("callbacks", "checkpoint", "dirpath"),
+        ("logger", "csv", "save_dir"),
+        ("logger", "wandb", "save_dir"),
+    ):
         folder = _at(config, path)
         if isinstance(folder, str) and not folder.startswith(str(config["output_dir"])):
             check_folder(".".join(path), folder)

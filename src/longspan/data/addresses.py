@@ -21,13 +21,9 @@ class Addresses:
     test_years_ending: int = 0
 
     def __post_init__(self) -> None:
-        digits = [
-            settings.whole(key, getattr(self, key), 0) for key in ("validation_years_ending", "test_years_ending")
-        ]  # fmt: skip
+        digits = [settings.whole(key, getattr(self, key), 0) for key in ("validation_years_ending", "test_years_ending")]
         if digits[0] == digits[1] or max(digits) > 9:
-            raise wrong_value(
-                "data.test_years_ending", self.test_years_ending, "give a digit other than validation's, 0 to 9"
-            )  # fmt: skip
+            raise wrong_value("data.test_years_ending", self.test_years_ending, "give a digit other than validation's, 0 to 9")
 
     def documents(self) -> list[Document]:
         """All addresses, a document each, as bytes."""

@@ -130,10 +130,13 @@ class SequenceClassificationDataModule(SequenceDataModule):
         assert self.class_names is not None
         shares = self.splits.shares(given)
         settings.enough_groups(
-            self.source.key, self.source.named, [example.group for example in pool],
-            1 + sum(share > 0 for share in shares.values()), self.splits.group_column or "text",
+            self.source.key,
+            self.source.named,
+            [example.group for example in pool],
+            1 + sum(share > 0 for share in shares.values()),
+            self.splits.group_column or "text",
             [example.document.name for example in pool],
-        )  # fmt: skip
+        )
         chosen = by_groups([example.group for example in pool], self._spread(pool), seed=self.seed, **shares)
         parts: dict[str, list[Example]] = {}
         for split in SPLITS:

@@ -88,9 +88,7 @@ class RandomWindows(DrawnWindows):
 class JitteredWindows(DrawnWindows):
     """Tiled windows, each moved by up to `jitter` tokens either way, within its region."""
 
-    def __init__(
-        self, corpus: Corpus, regions: Sequence[Region], max_length: int, stride: int, seed: int, jitter: int
-    ):  # fmt: skip
+    def __init__(self, corpus: Corpus, regions: Sequence[Region], max_length: int, stride: int, seed: int, jitter: int):
         parts = [cut_windows([region], max_length, stride) for region in regions]
         super().__init__(corpus, np.concatenate(parts) if parts else np.zeros((0, 3), dtype=np.int64))
         counts = [len(part) for part in parts]

@@ -124,9 +124,12 @@ def encoded(
         DataFileError: a file is malformed, or a name is in two of them.
     """
     source = {
-        "format": FORMAT, "vocabulary": vocabulary.name, "first": first, "prefixed": prefixed,
+        "format": FORMAT,
+        "vocabulary": vocabulary.name,
+        "first": first,
+        "prefixed": prefixed,
         "files": fingerprints(file for file, _ in files),
-    }  # fmt: skip
+    }
     prefixes = prefixes_of(files) if prefixed else [""] * len(files)
     folder = built("genome", source, lambda part: _write(part, files, prefixes, vocabulary, first))
     records = tuple(MappedRecord(**record) for record in json.loads((folder / "records.json").read_text(encoding="utf-8")))
@@ -146,9 +149,12 @@ def mapped_labels(genome: EncodedGenome, genes: Sequence[Interval], overlap: str
     """
     text = json.dumps([[gene.chrom, gene.start, gene.end, gene.strand, gene.kind] for gene in genes])
     key = {
-        "format": FORMAT, "genome": genome.key, "overlap": overlap, "classes": annotation.class_names,
+        "format": FORMAT,
+        "genome": genome.key,
+        "overlap": overlap,
+        "classes": annotation.class_names,
         "features": hashlib.sha256(text.encode()).hexdigest(),
-    }  # fmt: skip
+    }
 
     def write(folder: Path) -> None:
         with (folder / "labels.bin").open("wb") as out:

@@ -56,33 +56,64 @@ HISTONES = ("H2AFZ", "H3K27ac", "H3K27me3", "H3K36me3", "H3K4me1", "H3K4me2", "H
 YEAST = ("H3", "H3K14ac", "H3K36me3", "H3K4me1", "H3K4me2", "H3K4me3", "H3K79me3", "H3K9ac", "H4", "H4ac")
 BENCHMARKS: dict[str, Benchmark] = {
     "genomic_benchmarks": Benchmark(
-        "katarinagresova/Genomic_Benchmarks_{}", ("seq", "label"), False, "10.1186/s12863-023-01123-8",
+        "katarinagresova/Genomic_Benchmarks_{}",
+        ("seq", "label"),
+        False,
+        "10.1186/s12863-023-01123-8",
         {
-            "dummy_mouse_enhancers_ensembl": 4707, "demo_coding_vs_intergenomic_seqs": 200, "demo_human_or_worm": 200,
-            "human_enhancers_cohn": 500, "human_enhancers_ensembl": 573, "human_ensembl_regulatory": 802,
-            "human_nontata_promoters": 251, "human_ocr_ensembl": 593, "drosophila_enhancers_stark": 3237,
+            "dummy_mouse_enhancers_ensembl": 4707,
+            "demo_coding_vs_intergenomic_seqs": 200,
+            "demo_human_or_worm": 200,
+            "human_enhancers_cohn": 500,
+            "human_enhancers_ensembl": 573,
+            "human_ensembl_regulatory": 802,
+            "human_nontata_promoters": 251,
+            "human_ocr_ensembl": 593,
+            "drosophila_enhancers_stark": 3237,
         },
     ),
     "nucleotide_transformer": Benchmark(
-        "InstaDeepAI/nucleotide_transformer_downstream_tasks", ("sequence", "label"), True, "10.1038/s41592-024-02523-z",
+        "InstaDeepAI/nucleotide_transformer_downstream_tasks",
+        ("sequence", "label"),
+        True,
+        "10.1038/s41592-024-02523-z",
         {
-            **dict.fromkeys(YEAST, 500), "enhancers": 200, "enhancers_types": 200, "promoter_all": 300, "promoter_no_tata": 300,
-            "promoter_tata": 300, "splice_sites_acceptors": 600, "splice_sites_all": 400, "splice_sites_donors": 600,
+            **dict.fromkeys(YEAST, 500),
+            "enhancers": 200,
+            "enhancers_types": 200,
+            "promoter_all": 300,
+            "promoter_no_tata": 300,
+            "promoter_tata": 300,
+            "splice_sites_acceptors": 600,
+            "splice_sites_all": 400,
+            "splice_sites_donors": 600,
         },
     ),
     "gue": Benchmark(
-        "leannmlindsey/GUE", ("sequence", "label"), True, "2306.15006",
+        "leannmlindsey/GUE",
+        ("sequence", "label"),
+        True,
+        "2306.15006",
         {
             **{f"emp_{name}": 500 for name in YEAST},
-            **{f"human_tf_{n}": 100 for n in range(5)}, **{f"mouse_{n}": 100 for n in range(5)},
+            **{f"human_tf_{n}": 100 for n in range(5)},
+            **{f"mouse_{n}": 100 for n in range(5)},
             **{f"prom_300_{kind}": 300 for kind in ("all", "notata", "tata")},
             **{f"prom_core_{kind}": 70 for kind in ("all", "notata", "tata")},
-            "splice_reconstructed": 400, "virus_covid": 1000,
+            "splice_reconstructed": 400,
+            "virus_covid": 1000,
         },
     ),
-}  # fmt: skip
-FOLDERS = {"emp": "EMP", "human_tf": "tf", "mouse": "mouse", "prom_300": "prom", "prom_core": "prom", "splice": "splice",
-           "virus": "virus"}  # fmt: skip
+}
+FOLDERS = {
+    "emp": "EMP",
+    "human_tf": "tf",
+    "mouse": "mouse",
+    "prom_300": "prom",
+    "prom_core": "prom",
+    "splice": "splice",
+    "virus": "virus",
+}
 
 
 @dataclass(frozen=True, kw_only=True)

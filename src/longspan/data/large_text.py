@@ -99,10 +99,15 @@ class LargeTextDataModule(SequenceDataModule):
         drop_last: bool = False,
     ):
         loading = Loading(
-            batch_size=batch_size, max_length=max_length, seed=seed, num_workers=num_workers, drop_last=drop_last,
-            max_train_windows=max_train_windows, max_validation_windows=max_validation_windows,
+            batch_size=batch_size,
+            max_length=max_length,
+            seed=seed,
+            num_workers=num_workers,
+            drop_last=drop_last,
+            max_train_windows=max_train_windows,
+            max_validation_windows=max_validation_windows,
             max_test_windows=max_test_windows,
-        )  # fmt: skip
+        )
         super().__init__(vocabulary, loading)
         self.splits = Shares(validation_fraction=validation_fraction, test_fraction=test_fraction)
         self.path = settings.text_or_none("path", path)
@@ -170,9 +175,12 @@ class LargeTextDataModule(SequenceDataModule):
         documents = retokenised(documents, known, known)
         spans: list[Any] = [document.spans for document in documents]
         corpus = Corpus.build(
-            [document.tokens for document in documents], [document.name for document in documents], known, first=known.bos_id,
+            [document.tokens for document in documents],
+            [document.name for document in documents],
+            known,
+            first=known.bos_id,
             spans=None if spans[0] is None else spans,
-        )  # fmt: skip
+        )
         regions = [(d, 0, corpus.size(d)) for d in range(len(corpus))]
         return WindowDataset(corpus, cut_windows(regions, self.max_length, self.max_length - 1))
 
@@ -199,8 +207,11 @@ class LargeTextDataModule(SequenceDataModule):
         """Source, vocabulary, and of each split the windows and tokens."""
         self.setup()
         record: dict[str, Any] = {
-            "source": str(self.path), "vocabulary": self.vocabulary.name, "max_length": self.max_length, "split": "position",
-        }  # fmt: skip
+            "source": str(self.path),
+            "vocabulary": self.vocabulary.name,
+            "max_length": self.max_length,
+            "split": "position",
+        }
         for split in SPLITS:
             data = self.split(split)
             assert isinstance(data, StreamWindows)

@@ -92,10 +92,16 @@ class PairedDataModule(SequenceDataModule):
         drop_last: bool = False,
     ):
         loading = Loading(
-            batch_size=batch_size, max_length=max_length, seed=seed, num_workers=num_workers, drop_last=drop_last,
-            max_train_windows=max_train_windows, max_validation_windows=max_validation_windows,
-            max_test_windows=max_test_windows, pad_to_multiple=pad_to_multiple,
-        )  # fmt: skip
+            batch_size=batch_size,
+            max_length=max_length,
+            seed=seed,
+            num_workers=num_workers,
+            drop_last=drop_last,
+            max_train_windows=max_train_windows,
+            max_validation_windows=max_validation_windows,
+            max_test_windows=max_test_windows,
+            pad_to_multiple=pad_to_multiple,
+        )
         super().__init__(vocabulary, loading, vocabulary_cache)
         self.splits = Shares(validation_fraction=validation_fraction, test_fraction=test_fraction)
         named = target_vocabulary
@@ -242,10 +248,13 @@ class PairedDataModule(SequenceDataModule):
 
     def _options(self, names: bool = False) -> dict[str, Any]:
         collate = PairCollate(
-            most=(self.max_length, self.max_target_length), pad=(self.vocabulary.pad_id, self.target_vocabulary.pad_id),
-            bos=self.target_vocabulary.bos_id, eos=self.target_vocabulary.eos_id, multiple=int(self.pad_to_multiple or 1),
+            most=(self.max_length, self.max_target_length),
+            pad=(self.vocabulary.pad_id, self.target_vocabulary.pad_id),
+            bos=self.target_vocabulary.bos_id,
+            eos=self.target_vocabulary.eos_id,
+            multiple=int(self.pad_to_multiple or 1),
             names=names,
-        )  # fmt: skip
+        )
         return {**super()._options(names), "collate_fn": collate}
 
     def baselines(self, split: str = "test") -> dict[str, float]:
@@ -259,8 +268,10 @@ class PairedDataModule(SequenceDataModule):
         words = max(1, round(float(np.mean([len(target.split()) for target in learned]))))
         usual, references = commonest(learned), [pair.target for pair in pairs]
         answers = [
-            [pair.source for pair in pairs], [lead(pair.source, words) for pair in pairs], [usual] * len(pairs),
-        ]  # fmt: skip
+            [pair.source for pair in pairs],
+            [lead(pair.source, words) for pair in pairs],
+            [usual] * len(pairs),
+        ]
         scores = [text_scores(EVALUATION_TEXTS, answer, references) for answer in answers]
         return {metric: max(score[metric] for score in scores) for metric in EVALUATION_TEXTS}
 

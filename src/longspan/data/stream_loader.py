@@ -91,11 +91,16 @@ class StreamLoader(DataLoader):
     def _identity(self) -> dict[str, int]:
         data = self.streamed
         return {
-            "streams": data.world * max(1, self.num_workers), "seed": data.seed, "block": data.block, "shards": len(data.rows),
-        }  # fmt: skip
+            "streams": data.world * max(1, self.num_workers),
+            "seed": data.seed,
+            "block": data.block,
+            "shards": len(data.rows),
+        }
 
 
 NAMES = {
-    "streams": "a number of streams (devices times data.num_workers) of", "seed": "data.seed", "block": "data.shuffle_rows",
+    "streams": "a number of streams (devices times data.num_workers) of",
+    "seed": "data.seed",
+    "block": "data.shuffle_rows",
     "shards": "a number of shards (files) of",
-}  # fmt: skip
+}

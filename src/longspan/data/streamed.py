@@ -69,9 +69,14 @@ class StreamedDataModule(SequenceDataModule):
     splits: Splits
 
     def __init__(
-        self, source: Source | str | None, splits: Splits | None, loading: Loading | None, dataset: Any, others: Sequence[Any],
+        self,
+        source: Source | str | None,
+        splits: Splits | None,
+        loading: Loading | None,
+        dataset: Any,
+        others: Sequence[Any],
         keys: dict[str, Any],
-    ):  # fmt: skip
+    ):
         few = Splits(validation_fraction=0.01, test_fraction=0.01)
         some = Loading(max_length=1024, max_validation_windows=128, max_test_windows=512)
         given = source_of(source, Source()), splits or few, loading or some, Streaming(), *others
@@ -217,10 +222,13 @@ class StreamedDataModule(SequenceDataModule):
         self.setup()
         told: dict[str, Any] = {
             "source": str(self.source) if self.dataset is None else type(self.dataset).__name__,
-            "vocabulary": self.vocabulary.name, "max_length": self.max_length, "split": "a hash of the text",
-            "shards": len(self.rows["train"] or ()), "shuffle_rows": self.streaming.shuffle_rows,
+            "vocabulary": self.vocabulary.name,
+            "max_length": self.max_length,
+            "split": "a hash of the text",
+            "shards": len(self.rows["train"] or ()),
+            "shuffle_rows": self.streaming.shuffle_rows,
             "train": {"windows": self.streaming.epoch_windows, "streamed": True},
-        }  # fmt: skip
+        }
         for split in SPLITS[1:]:
             told[split] = {"windows": len(self.split(split))}  # type: ignore[arg-type]
         if self.dropped.counts:
@@ -251,9 +259,12 @@ class StreamedTextDataModule(StreamedDataModule):
     def _corpus(self, documents: list[Document]) -> Corpus:
         spans: list[Any] = [document.spans for document in documents]
         return Corpus.build(
-            [document.tokens for document in documents], [document.name for document in documents], self.vocabulary,
-            first=self.vocabulary.bos_id, spans=None if not spans or spans[0] is None else spans,
-        )  # fmt: skip
+            [document.tokens for document in documents],
+            [document.name for document in documents],
+            self.vocabulary,
+            first=self.vocabulary.bos_id,
+            spans=None if not spans or spans[0] is None else spans,
+        )
 
     def _make(self, documents: list[Document]) -> PackedDataset:
         data = self._given_set(documents)

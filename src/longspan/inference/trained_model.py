@@ -169,9 +169,13 @@ class TrainedModel:
         self.task.eval()
         known, tokens = self.vocabulary, [self.vocabulary.encode(prompt) for prompt in prompts]
         return generate(
-            self.model, tokens, count, sampling, stop_tokens=[known.eos_id],
+            self.model,
+            tokens,
+            count,
+            sampling,
+            stop_tokens=[known.eos_id],
             forbidden=[id for id in known.special_ids if id != known.eos_id],
-        )  # fmt: skip
+        )
 
     @torch.inference_mode()
     def _rows(self, sequences: Sequence[str | bytes], names: Sequence[str] | None) -> Iterator[Row]:

@@ -60,8 +60,11 @@ def from_deepspeed(config: Mapping[str, Any], *, length: int, heads: int = 1, se
     blocks = -(-length // block)
     one = not config.get("different_layout_per_head", False)
     if one and mode == "fixed" and _count(config, "num_different_global_patterns", 1) > 1:
-        raise _wrong("num_different_global_patterns", config["num_different_global_patterns"],
-                     "several need different_layout_per_head=true")  # fmt: skip
+        raise _wrong(
+            "num_different_global_patterns",
+            config["num_different_global_patterns"],
+            "several need different_layout_per_head=true",
+        )
     draw = random.Random(seed)
     tables = [_LAYOUTS[mode](config, head, blocks, draw) for head in range(1 if one else heads)]
     table = torch.stack(tables)  # (H or 1, n, n)

@@ -30,11 +30,18 @@ def from_block_mask(block_mask: BlockMask) -> Pattern:
     batch, heads = block_mask.kv_num_blocks.shape[:2]
     q_length, k_length = block_mask.seq_lengths
     if batch != 1:
-        raise PatternError("from_block_mask", "block_mask", f"is made for B={batch}; make it with B=None, or pass lengths and "
-                           "segments to sparse_attention")  # fmt: skip
+        raise PatternError(
+            "from_block_mask",
+            "block_mask",
+            f"is made for B={batch}; make it with B=None, or pass lengths and segments to sparse_attention",
+        )
     if q_length != k_length:
-        raise PatternError("from_block_mask", "block_mask", f"has {q_length} queries and {k_length} keys; make it for as many "
-                           "of both: sparse_attention places queries at the end of the keys by itself")  # fmt: skip
+        raise PatternError(
+            "from_block_mask",
+            "block_mask",
+            f"has {q_length} queries and {k_length} keys; make it for as many "
+            "of both: sparse_attention places queries at the end of the keys by itself",
+        )
     size = math.gcd(*block_mask.BLOCK_SIZE)
     partial = _table(block_mask.kv_num_blocks, block_mask.kv_indices, block_mask.BLOCK_SIZE, size)
     masked: Pattern = BlockTable(partial, size)

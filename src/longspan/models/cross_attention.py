@@ -82,9 +82,13 @@ class CrossAttention(nn.Module):
         return self.out(mixed.transpose(1, 2).flatten(2))
 
     def _attend(
-        self, q: Tensor, k: Tensor, v: Tensor, lengths: tuple[Tensor | None, Tensor | None],
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        lengths: tuple[Tensor | None, Tensor | None],
         segments: tuple[Tensor | None, Tensor | None],
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         (B, _, Tq, _), Tk = q.shape, k.shape[2]
         packed = segments if segments[0] is not None else None
         if self.sight.whole:

@@ -99,20 +99,30 @@ class EncoderDecoder(nn.Module):
         self.sight = sight(cross_attention, longest)
         if self.sight.streams and not causal_encoder:
             raise wrong_value(
-                "model.causal_encoder", causal_encoder, f"give true: model.cross_attention={cross_attention} writes before the "
-                "source is read to its end",
-            )  # fmt: skip
+                "model.causal_encoder",
+                causal_encoder,
+                f"give true: model.cross_attention={cross_attention} writes before the source is read to its end",
+            )
         kind = Decoder if causal_encoder else Encoder
         self.encoder: Transformer = kind(
-            vocab_size=vocab_size, max_length=max_length, attention=attention, attention_layers=attention_layers, layers=layers,
+            vocab_size=vocab_size,
+            max_length=max_length,
+            attention=attention,
+            attention_layers=attention_layers,
+            layers=layers,
             **sizes,
-        )  # fmt: skip
+        )
         chosen = attention if decoder_attention is None else _named(decoder_attention)
         self.decoder = CrossDecoder(
-            sight=self.sight, longest=longest, vocab_size=target_vocab_size, max_length=max_target_length, attention=chosen,
+            sight=self.sight,
+            longest=longest,
+            vocab_size=target_vocab_size,
+            max_length=max_target_length,
+            attention=chosen,
             attention_layers=attention_layers if decoder_attention is None else None,
-            layers=layers if decoder_layers is None else decoder_layers, **sizes,
-        )  # fmt: skip
+            layers=layers if decoder_layers is None else decoder_layers,
+            **sizes,
+        )
         if shared_embedding:
             if vocab_size != target_vocab_size:
                 fix = "give false, or one vocabulary for both (data.target_vocabulary=null)"

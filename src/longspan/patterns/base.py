@@ -135,9 +135,11 @@ class Pattern:
         """
         if causal and q_len > k_len:
             raise PatternError(
-                type(self).__name__, "causal", f"= True with {q_len} queries and {k_len} keys; the first "
+                type(self).__name__,
+                "causal",
+                f"= True with {q_len} queries and {k_len} keys; the first "
                 f"{q_len - k_len} queries would have no key: give at least as many keys as queries",
-            )  # fmt: skip
+            )
         return [
             (members, pattern.rule(q_len, k_len, members, causal, torch.device(device)))
             for pattern, members in self.head_groups(heads)
@@ -151,9 +153,14 @@ class Pattern:
         return [(pattern, tuple(members)) for pattern, members in groups.items()]
 
     def mask(
-        self, q_len: int, k_len: int | None = None, *, heads: int | None = None, causal: bool = False,
+        self,
+        q_len: int,
+        k_len: int | None = None,
+        *,
+        heads: int | None = None,
+        causal: bool = False,
         device: torch.device | str | None = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """The definition, dense: for tests, pictures and short sequences.
 
         Args:
@@ -174,9 +181,11 @@ class Pattern:
         heads = self.heads_or_default(heads)
         if heads * q_len * k_len > MOST_MASK:
             raise PatternError(
-                owner, "q_len, k_len", f"= {q_len}, {k_len} make a mask of {heads * q_len * k_len:,} pairs, more than "
+                owner,
+                "q_len, k_len",
+                f"= {q_len}, {k_len} make a mask of {heads * q_len * k_len:,} pairs, more than "
                 f"{MOST_MASK:,}; mask is for short sequences: count by live_pairs, draw by plot",
-            )  # fmt: skip
+            )
         device = torch.device(device if device is not None else self.home)
         groups = self.head_rules(q_len, k_len, heads, causal, device)
         out = torch.zeros((heads, q_len, k_len), dtype=torch.bool, device=device)
@@ -202,9 +211,7 @@ class Pattern:
         length = whole_number(type(self).__name__, "length", length, 0, "a number of tokens")
         return _live_pairs(self, length, self.heads_or_default(heads), bool(causal), self.state())
 
-    def plot(
-        self, length: int, *, heads: int | None = None, causal: bool = False, width: float = 4.0
-    ) -> Figure:  # fmt: skip
+    def plot(self, length: int, *, heads: int | None = None, causal: bool = False, width: float = 4.0) -> Figure:
         """A picture of the mask, each cell shaded by its share of live pairs; one panel for each distinct head.
 
         Args:
@@ -322,6 +329,8 @@ def _construct_while_tracing(family: type[Pattern], names: tuple[str, ...], sett
     needs them.
     """
     read: dict[str, Callable[[Any], Any]] = {
-        "pattern": lookup, "patterns": lambda keys: tuple(map(lookup, keys)), "plain": lambda value: value,
-    }  # fmt: skip
+        "pattern": lookup,
+        "patterns": lambda keys: tuple(map(lookup, keys)),
+        "plain": lambda value: value,
+    }
     _construct(family, {name: read[kind](value) for name, (kind, value) in zip(names, settings, strict=True)})

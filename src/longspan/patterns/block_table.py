@@ -52,9 +52,11 @@ class BlockTable(Pattern):
     def at_head(self, head: int, heads: int) -> Pattern:
         if self.head_count not in (None, heads):
             raise PatternError(
-                "BlockTable", "table", f"of shape {tuple(self.table.shape)} is made for {self.head_count} heads, "
+                "BlockTable",
+                "table",
+                f"of shape {tuple(self.table.shape)} is made for {self.head_count} heads, "
                 f"not {heads}; give [{heads}, nq, nk], or [nq, nk] for all",
-            )  # fmt: skip
+            )
         return self
 
     def rule(self, q_len: int, k_len: int, heads: tuple[int, ...], causal: bool, device: torch.device) -> Rule:
@@ -75,9 +77,11 @@ class BlockTable(Pattern):
         needed = -(-length // self.block_size)
         if min(self.table.shape[-2:]) < needed:
             raise PatternError(
-                "BlockTable", "table", f"of shape {tuple(self.table.shape)} is too small for {length} tokens, "
+                "BlockTable",
+                "table",
+                f"of shape {tuple(self.table.shape)} is too small for {length} tokens, "
                 f"which are {needed} blocks of {self.block_size}; give at least [{needed}, {needed}], or larger blocks",
-            )  # fmt: skip
+            )
 
     def __reduce__(self):
         # numpy bits are an eighth of the bool table, and need no torch storage to travel.

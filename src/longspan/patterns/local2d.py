@@ -53,9 +53,11 @@ class Local2D(Pattern):
         side = 2 * (self.window // 2) + 1
         if self.edges == "shift" and side * self.dilation > min(self.height, self.width):
             raise PatternError(
-                "Local2D", "window", f"= {self.window} with dilation {self.dilation} spans {side * self.dilation} tokens, more "
+                "Local2D",
+                "window",
+                f"= {self.window} with dilation {self.dilation} spans {side * self.dilation} tokens, more "
                 f"than the grid of {self.height} x {self.width} has; give a smaller one, or edges='cut'",
-            )  # fmt: skip
+            )
 
     @property
     def neighbourhood(self) -> Neighbourhood:
@@ -67,9 +69,11 @@ class Local2D(Pattern):
     def rule(self, q_len: int, k_len: int, heads: tuple[int, ...], causal: bool, device: torch.device) -> Rule:
         if k_len > self.height * self.width:
             raise PatternError(
-                "Local2D", "height, width", f"= {self.height}, {self.width} have {self.height * self.width} places for "
+                "Local2D",
+                "height, width",
+                f"= {self.height}, {self.width} have {self.height * self.width} places for "
                 f"{k_len} tokens; give the rows and columns of the image in tokens",
-            )  # fmt: skip
+            )
         return causal_part(self.neighbourhood, causal)
 
     def last_query(self, keys: Tensor, stop: int, head: int = 0) -> Tensor:

@@ -31,9 +31,11 @@ class PerHead(Pattern):
                 raise PatternError("PerHead", f"patterns[{head}]", f"= {pattern!r} is not a pattern; give one, such as Full()")
             if pattern.head_count not in (None, len(self.patterns)):
                 raise PatternError(
-                    "PerHead", f"patterns[{head}]", f"is made for {pattern.head_count} heads, among "
+                    "PerHead",
+                    f"patterns[{head}]",
+                    f"is made for {pattern.head_count} heads, among "
                     f"{len(self.patterns)}; give a pattern for any number of heads",
-                )  # fmt: skip
+                )
         self.normalise(patterns=tuple(self.patterns))
 
     def settings(self) -> list[tuple[str, str]]:

@@ -83,10 +83,12 @@ class Predicate(Pattern):
         copies = len(heads) if self.per_head else 1
         if q_len * min(reach, k_len) * copies > MOST_PAIRS:
             raise PatternError(
-                "Predicate", "mask_mod", f"would be evaluated at {q_len} x {min(reach, k_len)} pairs "
+                "Predicate",
+                "mask_mod",
+                f"would be evaluated at {q_len} x {min(reach, k_len)} pairs "
                 f"for {copies} head(s), more than {MOST_PAIRS}; intersect it with a window, Local(...) & Predicate(...), "
                 "use a pattern that knows its structure" + (", or per_head=False if it ignores h" if self.per_head else ""),
-            )  # fmt: skip
+            )
         lowest, highest = k_len - q_len, k_len - 1
 
         def live(h: Tensor | int, i: Tensor, j: Tensor) -> Tensor:

@@ -37,8 +37,10 @@ def line_colours(charts: list[Chart], known: dict[str, str] | None = None) -> di
     known = known or {}
     free = [colour for colour in PALETTE if colour not in {known[label] for label in labels if label in known}] or list(PALETTE)
     fresh = [label for label in labels if label not in known]
-    return {**{label: known[label] for label in labels if label in known},
-            **{label: free[index % len(free)] for index, label in enumerate(fresh)}}  # fmt: skip
+    return {
+        **{label: known[label] for label in labels if label in known},
+        **{label: free[index % len(free)] for index, label in enumerate(fresh)},
+    }
 
 
 def markers_of(sections: list[Section]) -> dict[str, str]:
@@ -219,9 +221,15 @@ def _draw_baseline(axes: Axes, groups: list[RunGroup], metric: str) -> None:
         axes.axhline(baseline, color=_SOFT, linewidth=1, linestyle=":", zorder=0, label="trivial baseline")
     else:
         axes.annotate(
-            f"trivial baseline: {baseline:.4g}, outside the picture", (0, 0), (2, 4), color=_SOFT, fontsize=8,
-            xycoords="axes fraction", textcoords="offset points", bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
-        )  # fmt: skip
+            f"trivial baseline: {baseline:.4g}, outside the picture",
+            (0, 0),
+            (2, 4),
+            color=_SOFT,
+            fontsize=8,
+            xycoords="axes fraction",
+            textcoords="offset points",
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
+        )
 
 
 def _draw_group(axes: Axes, group: RunGroup, metric: str, cost: str, colour: str, marker: str, on_front: bool) -> None:
@@ -232,9 +240,19 @@ def _draw_group(axes: Axes, group: RunGroup, metric: str, cost: str, colour: str
     summary = group.accuracy(metric)
     x = group.cost(cost).mean
     axes.errorbar(
-        [x or 0.0], [summary.mean or 0.0], yerr=summary.sd, fmt=marker, color=colour, markersize=9, capsize=3, elinewidth=1.2,
-        markerfacecolor=colour if on_front else "white", markeredgecolor=colour, markeredgewidth=1.8, zorder=3,
-    )  # fmt: skip
+        [x or 0.0],
+        [summary.mean or 0.0],
+        yerr=summary.sd,
+        fmt=marker,
+        color=colour,
+        markersize=9,
+        capsize=3,
+        elinewidth=1.2,
+        markerfacecolor=colour if on_front else "white",
+        markeredgecolor=colour,
+        markeredgewidth=1.8,
+        zorder=3,
+    )
 
 
 def _label(
@@ -277,10 +295,14 @@ def _label(
         )
         if distance > 40:
             axes.annotate(
-                "", (x, y), ((box.left + box.right) / 2, (box.low + box.high) / 2), xycoords="figure pixels",
-                textcoords="figure pixels", zorder=0,
+                "",
+                (x, y),
+                ((box.left + box.right) / 2, (box.low + box.high) / 2),
+                xycoords="figure pixels",
+                textcoords="figure pixels",
+                zorder=0,
                 arrowprops={"arrowstyle": "-", "color": _GRID, "shrinkA": 8, "shrinkB": 8},
-            )  # fmt: skip
+            )
 
 
 def _beside(axes: Axes) -> None:

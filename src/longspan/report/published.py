@@ -13,9 +13,18 @@ D = "longspan.data."
 LRA = "Long Range Arena, arXiv:2011.04006"
 GENOMIC = "Genomic Benchmarks, doi:10.1186/s12863-023-01123-8, and HyenaDNA, arXiv:2306.15794"
 MODELS = (
-    "Local", "Linear Transformer", "Reformer", "Sparse Transformer", "Sinkhorn", "Linformer", "Performer", "Synthesizer",
-    "Longformer", "Transformer", "BigBird",
-)  # fmt: skip
+    "Local",
+    "Linear Transformer",
+    "Reformer",
+    "Sparse Transformer",
+    "Sinkhorn",
+    "Linformer",
+    "Performer",
+    "Synthesizer",
+    "Longformer",
+    "Transformer",
+    "BigBird",
+)
 # accuracy in percent, in the order of MODELS
 LRA_ACCURACY = {
     "listops": (15.82, 16.13, 37.27, 17.07, 33.67, 35.70, 18.01, 36.99, 35.63, 36.37, 36.05),

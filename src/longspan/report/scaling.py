@@ -18,9 +18,16 @@ from longspan.report.numbers import MISSING, plain_number
 
 # settings that follow from a length, or hold its cost equal; runs that differ in these alone are one line
 _FOLLOWS = {
-    "data.max_length", "data.batch_size", "data.train_stride", "data.max_train_windows", "data.max_validation_windows",
-    "data.max_test_windows", "tokens_per_step", "trainer.max_steps", "trainer.val_check_interval",
-}  # fmt: skip
+    "data.max_length",
+    "data.batch_size",
+    "data.train_stride",
+    "data.max_train_windows",
+    "data.max_validation_windows",
+    "data.max_test_windows",
+    "tokens_per_step",
+    "trainer.max_steps",
+    "trainer.val_check_interval",
+}
 
 
 @dataclass(frozen=True)

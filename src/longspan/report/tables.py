@@ -158,9 +158,22 @@ def markdown(section: Section, rows: list[Row]) -> str:
 
 
 CSV_COLUMNS = [
-    "section", "variant", "label", "n", "metric", "higher_is_better", "mean", "sd", "baseline", "beats_baseline",
-    "pairs", "difference", "difference_low", "difference_high", "on_front",
-]  # fmt: skip
+    "section",
+    "variant",
+    "label",
+    "n",
+    "metric",
+    "higher_is_better",
+    "mean",
+    "sd",
+    "baseline",
+    "beats_baseline",
+    "pairs",
+    "difference",
+    "difference_low",
+    "difference_high",
+    "on_front",
+]
 
 
 def csv_text(tables: list[tuple[Section, list[Row]]]) -> str:
@@ -184,10 +197,24 @@ def csv_text(tables: list[tuple[Section, list[Row]]]) -> str:
 
 
 _LATEX = {
-    "\\": r"\textbackslash{}", "_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "↑": r"$\uparrow$", "↓": r"$\downarrow$",
-    MISSING: "--", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
-}  # fmt: skip
+    "\\": r"\textbackslash{}",
+    "_": r"\_",
+    "%": r"\%",
+    "&": r"\&",
+    "#": r"\#",
+    "$": r"\$",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$",
+    MISSING: "--",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+}
 
 
 def latex(section: Section, rows: list[Row]) -> str:

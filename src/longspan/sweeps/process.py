@@ -19,12 +19,31 @@ from longspan.sweeps.folders import describe_job, locked, status_of
 from longspan.sweeps.plan import Job
 
 # of whoever started the driver: a job that saw them would think itself a rank of that
-FOREIGN = ("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
-           "PL_GLOBAL_SEED")  # fmt: skip
+FOREIGN = (
+    "RANK",
+    "LOCAL_RANK",
+    "GROUP_RANK",
+    "NODE_RANK",
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "PL_GLOBAL_SEED",
+)
 # Of Open MPI only what names a rank or its launcher: machines set other OMPI_MCA_ keys, without which MPI may not start at all,
 # and Lightning asks MPI, where it is installed, whether it was started by it.
-FOREIGN_PREFIXES = ("SLURM_", "TORCHELASTIC_", "PMI_", "PMIX_", "OMPI_COMM_WORLD_", "OMPI_UNIVERSE_", "OMPI_MCA_ess_",
-                    "OMPI_MCA_orte_", "OMPI_MCA_prte_", "SUBMITIT_")  # fmt: skip
+FOREIGN_PREFIXES = (
+    "SLURM_",
+    "TORCHELASTIC_",
+    "PMI_",
+    "PMIX_",
+    "OMPI_COMM_WORLD_",
+    "OMPI_UNIVERSE_",
+    "OMPI_MCA_ess_",
+    "OMPI_MCA_orte_",
+    "OMPI_MCA_prte_",
+    "SUBMITIT_",
+)
 LOG_TAIL = 3000
 
 

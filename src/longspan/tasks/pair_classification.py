@@ -39,7 +39,7 @@ class PairHead(PoolingHead):
         first, second = self.hidden, self.projection
         flops = linear_flops(1, first.in_features, first.out_features) + linear_flops(
             1, second.in_features, second.out_features
-        )  # fmt: skip
+        )
         return Cost(other_flops=flops // 2)  # half of it a sequence
 
 

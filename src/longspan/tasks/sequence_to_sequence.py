@@ -157,9 +157,14 @@ class SequenceToSequence(Task):
         was_training = self.training
         self.model.eval()
         found = search(
-            self.model, self.entry(batch, "tokens"), batch.get("lengths"), bos=self.bos_id, eos=self.eos_id,
-            forbidden=self.special_ids, beam=self.beam,
-        )  # fmt: skip
+            self.model,
+            self.entry(batch, "tokens"),
+            batch.get("lengths"),
+            bos=self.bos_id,
+            eos=self.eos_id,
+            forbidden=self.special_ids,
+            beam=self.beam,
+        )
         self.model.train(was_training)
         return found
 

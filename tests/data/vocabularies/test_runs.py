@@ -69,9 +69,18 @@ def test_bits_a_byte_count_raw_bytes(texts):
 def test_a_checkpoint_with_a_trained_vocabulary_needs_nothing_else(texts, tmp_path):
     out = tmp_path / "run"
     words = [
-        "data=text", f"data.path={texts}", "data.vocabulary=bpe:300", "data.max_length=32", "model.layers=1", "model.width=32",
-        "model.heads=2", "attention=full", "trainer=debug", "logger=none", "trainer.max_steps=2",
-    ]  # fmt: skip
+        "data=text",
+        f"data.path={texts}",
+        "data.vocabulary=bpe:300",
+        "data.max_length=32",
+        "model.layers=1",
+        "model.width=32",
+        "model.heads=2",
+        "attention=full",
+        "trainer=debug",
+        "logger=none",
+        "trainer.max_steps=2",
+    ]
     assert run(config_for(words, out, CONF)) is not None
     record = json.loads((out / "record.json").read_text())
     assert set(record["accuracy"]) >= {"bits_per_byte", "bits_per_token", "perplexity"}

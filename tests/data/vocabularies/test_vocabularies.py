@@ -84,8 +84,11 @@ def test_what_a_checkpoint_keeps_brings_the_vocabulary_back():
         text = b"hello world"
         assert (again.encode_bytes(text) == known.encode_bytes(text)).all() and again.size == known.size
         assert (again.pad_id, again.bos_id, again.mask_id, again.eos_id) == (
-            known.pad_id, known.bos_id, known.mask_id, known.eos_id,
-        )  # fmt: skip
+            known.pad_id,
+            known.bos_id,
+            known.mask_id,
+            known.eos_id,
+        )
     for wrong in (None, {}, {"kind": "tokenizer"}, {"kind": "tokenizer", "json": "{}", "specials": {}}):
         with pytest.raises(ValueError, match="checkpoint=x holds a vocabulary"):
             restored(wrong, "checkpoint=x")

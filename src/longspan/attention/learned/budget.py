@@ -34,9 +34,9 @@ class Schedule:
             value = getattr(self, key)
             if not is_number(value, earlier, 1.0):
                 raise wrong_setting(
-                    key, f"= {value!r}; give a share of the run from {earlier} to 1.0 "
-                    "(open_until <= reached_at <= harden_at)",
-                )  # fmt: skip
+                    key,
+                    f"= {value!r}; give a share of the run from {earlier} to 1.0 (open_until <= reached_at <= harden_at)",
+                )
             earlier = float(value)
 
     def target(self, progress: float, final: float) -> float:

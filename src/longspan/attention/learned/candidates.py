@@ -71,9 +71,10 @@ class Candidates:
         for n, stride in enumerate(self.strides):
             if counts[self.residue_gate(n)] == 0:
                 raise wrong_setting(
-                    "strides", f"= {list(self.strides)}: no pair is left to {stride} among {exist} from "
+                    "strides",
+                    f"= {list(self.strides)}: no pair is left to {stride} among {exist} from "
                     f"attention.stride_from = {self.stride_from} on; give a shorter one, or fewer",
-                )  # fmt: skip
+                )
 
     @property
     def blocks(self) -> int:

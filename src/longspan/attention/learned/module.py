@@ -102,9 +102,10 @@ class LearnedAttention(ShowsWeights):
         self.budget = self.density_wanted * candidates.length**2 * heads
         if self.budget < int(pairs[pairs > 0].min()):
             raise wrong_setting(
-                "density", f"= {density} keeps {int(self.budget)} pairs in {heads} heads of {candidates.length} tokens, fewer "
+                "density",
+                f"= {density} keeps {int(self.budget)} pairs in {heads} heads of {candidates.length} tokens, fewer "
                 f"than any gate holds; give more, or a smaller attention.block_size than {candidates.block_size}",
-            )  # fmt: skip
+            )
         # Also checks heads, dropout and backend.
         self.plain = PatternAttention(
             Full(),
@@ -230,16 +231,18 @@ class LearnedAttention(ShowsWeights):
             for (key, own), other in zip(self.candidates.meaning.items(), theirs.tolist(), strict=True):
                 if own != other:
                     raise wrong_setting(
-                        key, f"= {own} where the checkpoint's gates were learned with {other}; give {other}, or a checkpoint "
+                        key,
+                        f"= {own} where the checkpoint's gates were learned with {other}; give {other}, or a checkpoint "
                         "without such gates",
-                    )  # fmt: skip
+                    )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._restore()
         if self.hardened and self.density() > self.density_wanted:
             raise wrong_setting(
-                "density", f"= {self.density_wanted}, and the checkpoint's pattern is final and keeps {self.density():.4g}; "
+                "density",
+                f"= {self.density_wanted}, and the checkpoint's pattern is final and keeps {self.density():.4g}; "
                 "give at least that, or a checkpoint from before it was final or of another attention",
-            )  # fmt: skip
+            )
 
     def train(self, mode: bool = True) -> LearnedAttention:
         """Averages of weights are swapped in and out between training and evaluation, which nothing else would show."""
@@ -263,9 +266,13 @@ class LearnedAttention(ShowsWeights):
         length = k.shape[2]
         first = (length - q.shape[2]) // c.block_size  # the block of the first query
         given: dict[str, Any] = {
-            "causal": self.causal, "lengths": lengths, "segments": segments, "backend": self.backend,
-            "dropout_p": self.dropout if self.training else 0.0, "return_lse": True,
-        }  # fmt: skip
+            "causal": self.causal,
+            "lengths": lengths,
+            "segments": segments,
+            "backend": self.backend,
+            "dropout_p": self.dropout if self.training else 0.0,
+            "return_lse": True,
+        }
         of_blocks = bias[:, c.block_gates(length, q.device)[first:]]  # (H, query blocks, key blocks)
         parts: list[Any] = [sparse_attention(q, k, v, blocks, block_bias=of_blocks, **given)]
         for n, pattern in enumerate(residues):
@@ -341,12 +348,15 @@ class LearnedAttention(ShowsWeights):
             live = int((self.open.cpu() * self.candidates.pairs(length)).sum())
             visited = sum(
                 visited_pairs(
-                    pattern, length, self.heads, self.causal,
+                    pattern,
+                    length,
+                    self.heads,
+                    self.causal,
                     self.candidates.block_size if isinstance(pattern, OpenBlocks) else 0,
                 )
                 for pattern in self._remembered("training", None, lambda: self.open)
                 if pattern is not None
-            )  # fmt: skip
+            )
             per_pair = 4 * self.head_dim
             self._costs[length] = Cost(live, visited, per_pair * live, per_pair * visited)
         return self._costs[length]

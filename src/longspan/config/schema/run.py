@@ -43,9 +43,22 @@ class Run(Settings):
 
     closed = False
     required = (
-        "name", "group", "seed", "tokens_per_step", "output_dir", "ckpt_path", "init_from", "test",
-        "attention", "data", "model", "optimizer", "scheduler", "task", "trainer",
-    )  # fmt: skip
+        "name",
+        "group",
+        "seed",
+        "tokens_per_step",
+        "output_dir",
+        "ckpt_path",
+        "init_from",
+        "test",
+        "attention",
+        "data",
+        "model",
+        "optimizer",
+        "scheduler",
+        "task",
+        "trainer",
+    )
 
     name: Name
     attention_name: Name
@@ -84,12 +97,24 @@ class Trainer(Settings):
     num_nodes: whole(1, 4096)  # type: ignore[valid-type]
     strategy: (
         Literal[
-            "auto", "single_device", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true", "ddp_spawn",
-            "ddp_fork", "ddp_notebook", "fsdp", "fsdp_cpu_offload", "model_parallel", "deepspeed", "deepspeed_stage_1",
-            "deepspeed_stage_2", "deepspeed_stage_3",
+            "auto",
+            "single_device",
+            "ddp",
+            "ddp_find_unused_parameters_false",
+            "ddp_find_unused_parameters_true",
+            "ddp_spawn",
+            "ddp_fork",
+            "ddp_notebook",
+            "fsdp",
+            "fsdp_cpu_offload",
+            "model_parallel",
+            "deepspeed",
+            "deepspeed_stage_1",
+            "deepspeed_stage_2",
+            "deepspeed_stage_3",
         ]
         | dict[str, Any]
-    )  # fmt: skip
+    )
     precision: Literal[
         "32-true", "64-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed", "16", "bf16", "32", "64", 16, 32, 64
     ]

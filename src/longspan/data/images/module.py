@@ -154,9 +154,13 @@ class ImageDataModule(LabelledDataModule):
             raise wrong_value("data.path", self.to_record["source"], f"gives {len(number)} class; nothing to learn")
         self._take(train.shape)
         whole = {split: self._set(images, number) for split, images in given.items() if images is not None}
-        shares: dict[str, float] = {} if self.splits is None else {
-            split: 0.0 if split in whole else getattr(self.splits, f"{split}_fraction") for split in ("validation", "test")
-        }  # fmt: skip
+        shares: dict[str, float] = (
+            {}
+            if self.splits is None
+            else {
+                split: 0.0 if split in whole else getattr(self.splits, f"{split}_fraction") for split in ("validation", "test")
+            }
+        )
         return self._held_out(whole, shares) if any(shares.values()) else whole
 
     def _take(self, shape: tuple[int, int, int]) -> None:

@@ -79,9 +79,11 @@ def check_size(path: Any, line: int | None, size: Sequence[int], wanted: Sequenc
     """Raises DataFileError where an image has another size than those before it."""
     if tuple(size) != tuple(wanted):
         raise DataFileError(
-            path, line, f"the image has {size[0]} x {size[1]} pixels, and the ones before it {wanted[0]} x {wanted[1]}; scale "
+            path,
+            line,
+            f"the image has {size[0]} x {size[1]} pixels, and the ones before it {wanted[0]} x {wanted[1]}; scale "
             "all to one size first",
-        )  # fmt: skip
+        )
 
 
 def channels_of(image: Image.Image) -> int:

@@ -48,9 +48,7 @@ class PathfinderDataModule(ImageDataModule):
     def _of(self, made: Made) -> Images:
         side = self.look.side
         labels = [CLASSES[n] for n in made.targets]
-        return Images(
-            lambda n: made[n].reshape(side, side, 1), labels, [str(n) for n in range(len(made))], (side, side, 1)
-        )  # fmt: skip
+        return Images(lambda n: made[n].reshape(side, side, 1), labels, [str(n) for n in range(len(made))], (side, side, 1))
 
     def _load_predict(self) -> Any:
         return self._labelled()["test"]

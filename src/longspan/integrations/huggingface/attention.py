@@ -58,9 +58,16 @@ def attention_function(name: str, choice: Choice) -> Callable[..., tuple[Tensor,
             kept = kept & Local(sliding_window if causal else 2 * sliding_window - 1)  # distances below it, as FlashAttention's
         segments = None if attention_mask is None else _segments(attention_mask, q_len, k_len, refuse)
         out = sparse_attention(
-            query, key, value, kept, causal=causal, segments=segments, scale=scaling, dropout_p=dropout,
+            query,
+            key,
+            value,
+            kept,
+            causal=causal,
+            segments=segments,
+            scale=scaling,
+            dropout_p=dropout,
             backend="dense" if q_len < FEW_QUERIES else "auto",
-        )  # fmt: skip
+        )
         return cast(Tensor, out).transpose(1, 2), None  # (B, Tq, H, D)
 
     return attention

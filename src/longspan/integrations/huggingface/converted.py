@@ -154,17 +154,29 @@ class ConvertedBigBirdAttention(BigBirdBlockSparseAttention):
     """BigBird's attention as transformers has it: its plan of blocks, in which a block that is listed twice counts twice."""
 
     def bigbird_block_sparse_attention(
-        self, query_layer: Tensor, key_layer: Tensor, value_layer: Tensor, band_mask: Any, from_mask: Tensor, to_mask: Tensor,
-        *_: Any, **__: Any,
-    ) -> tuple[Tensor, None]:  # fmt: skip
+        self,
+        query_layer: Tensor,
+        key_layer: Tensor,
+        value_layer: Tensor,
+        band_mask: Any,
+        from_mask: Tensor,
+        to_mask: Tensor,
+        *_: Any,
+        **__: Any,
+    ) -> tuple[Tensor, None]:
         """q, k, v [B, H, T, D] -> ([B, T, H, D], no weights). from_mask [B, 1, T, 1], to_mask [B, 1, 1, T]: 1 for tokens."""
         table, bias = self._plan(query_layer.shape[2], query_layer.device)
         absent = to_mask[:, 0, 0] == 0  # (B, T)
         padding = absent if _any_padding(to_mask, absent) else None
         out = sparse_attention(
-            query_layer, key_layer, value_layer, table, segments=_sides(padding, padding),
-            scale=self.attention_head_size**-0.5, block_bias=bias,
-        )  # fmt: skip
+            query_layer,
+            key_layer,
+            value_layer,
+            table,
+            segments=_sides(padding, padding),
+            scale=self.attention_head_size**-0.5,
+            block_bias=bias,
+        )
         return cast(Tensor, out).transpose(1, 2), None
 
     def _plan(self, length: int, device: torch.device) -> tuple[BlockTable, Tensor | None]:
@@ -206,9 +218,14 @@ class ConvertedBigBirdAttention(BigBirdBlockSparseAttention):
             else:
                 until, how_many = self._get_rand_attn_plan(length, size, blocks)
                 drawn = self._bigbird_block_rand_mask_with_head(
-                    from_seq_length=length, to_seq_length=length, from_block_size=size, to_block_size=size, num_heads=heads,
-                    plan_from_length=until, plan_num_rand_blocks=how_many,
-                )  # fmt: skip
+                    from_seq_length=length,
+                    to_seq_length=length,
+                    from_block_size=size,
+                    to_block_size=size,
+                    num_heads=heads,
+                    plan_from_length=until,
+                    plan_num_rand_blocks=how_many,
+                )
         finally:
             np.random.set_state(state)
         return np.stack(drawn)
