@@ -33,4 +33,4 @@ __all__ = [
     "tile_side",
     "tilings_for",
     "what_runs",
-]  # fmt: skip
+]

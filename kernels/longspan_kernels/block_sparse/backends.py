@@ -240,10 +240,18 @@ def cpu_layout(key: str, shape: Shape, causal: bool) -> Layout:
 
 
 def precompile(
-    pattern: LowersToRules, lengths: Iterable[int | tuple[int, int]], *, heads: int, head_dim: int,
-    dtype: torch.dtype = torch.bfloat16, causal: bool = False, device: torch.device | str = "cuda",
-    key_heads: int | None = None, batch: int = 1, backward: bool = True,
-) -> int:  # fmt: skip
+    pattern: LowersToRules,
+    lengths: Iterable[int | tuple[int, int]],
+    *,
+    heads: int,
+    head_dim: int,
+    dtype: torch.dtype = torch.bfloat16,
+    causal: bool = False,
+    device: torch.device | str = "cuda",
+    key_heads: int | None = None,
+    batch: int = 1,
+    backward: bool = True,
+) -> int:
     """Compiles what calls of a pattern at some lengths launch, all kernels at once in threads, without memory for q, k and v.
 
     A call compiles its own kernels when it comes first; this is for who wants several lengths up front. Lengths share most

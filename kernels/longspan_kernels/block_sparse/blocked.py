@@ -78,11 +78,16 @@ def _row_batch(rows: Tensor, index: Tensor, kinds: Tensor, alike: bool) -> RowBa
     masked = bool((kinds >= 0).any())
     steady = consecutive and alike and bool((index == index[:, :1] + torch.arange(n, device=index.device)).all())
     return RowBatch(
-        chosen, n, index, kinds if masked else None,
-        own=n == 1 and consecutive and bool((index[:, 0] == rows).all()), alike=alike, first=int(index[0, 0]),
+        chosen,
+        n,
+        index,
+        kinds if masked else None,
+        own=n == 1 and consecutive and bool((index[:, 0] == rows).all()),
+        alike=alike,
+        first=int(index[0, 0]),
         window=steady and bool((index[:, 0] - rows == index[0, 0] - rows[0]).all()),
         shared=steady and not masked and bool((index[:, 0] == index[0, 0]).all()),
-    )  # fmt: skip
+    )
 
 
 class Workspace:
@@ -311,9 +316,11 @@ def chunks(component: Component, layout: Layout, options: Options, q: Tensor) ->
             group = u + b_group * component.batch_groups
             own = _batches.get(component, group, partial(row_batches, component.rows, group))
             step = max(1, fit // len(heads))
-            batches = [slice(b_group, b_group + 1)] if component.batch_groups else [
-                slice(b, min(B, b + step)) for b in range(0, B, step)
-            ]  # fmt: skip
+            batches = (
+                [slice(b_group, b_group + 1)]
+                if component.batch_groups
+                else [slice(b, min(B, b + step)) for b in range(0, B, step)]
+            )
             for batch in batches:
                 for h in range(0, len(heads), max(1, fit)):
                     yield Chunk(component, layout, options, group, batch, heads[h : h + fit]), own

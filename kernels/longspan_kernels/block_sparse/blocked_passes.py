@@ -241,9 +241,11 @@ def fused_batches(batch: RowBatch, pairs: int, per_tile: int) -> Iterator[RowBat
     """Chunks of a row batch whose gathered keys (or their gradients) fit, `per_tile` elements each tile."""
     step = len(batch.index) if batch.shared else max(1, GATHERED_AT_ONCE // (pairs * per_tile * batch.count))
     for r in range(0, len(batch.index), step):
-        rows = batch.rows[r : r + step] if isinstance(batch.rows, Tensor) else slice(
-            batch.rows.start + r, min(batch.rows.stop, batch.rows.start + r + step)
-        )  # fmt: skip
+        rows = (
+            batch.rows[r : r + step]
+            if isinstance(batch.rows, Tensor)
+            else slice(batch.rows.start + r, min(batch.rows.stop, batch.rows.start + r + step))
+        )
         kinds = None if batch.kinds is None else batch.kinds[r : r + step]
         first = batch.first + r if batch.window else batch.first
         yield replace(batch, rows=rows, index=batch.index[r : r + step], kinds=kinds, first=first)

@@ -111,9 +111,7 @@ class Derived(Generic[Made]):
         return dict(self._made.get(component, {}))
 
 
-def layout_for(
-    key: str, q_len: int, k_len: int, heads: int, causal: bool, tiling: Tiling, device: torch.device
-) -> Layout:  # fmt: skip
+def layout_for(key: str, q_len: int, k_len: int, heads: int, causal: bool, tiling: Tiling, device: torch.device) -> Layout:
     """The compiled layout of a registered pattern; the least recently used ones make room."""
     state = state_of(key)
     name = (key, state, q_len, k_len, heads, causal, tiling, device)

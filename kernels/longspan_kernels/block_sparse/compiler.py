@@ -65,9 +65,13 @@ class Planner:
 
 
 def compile_layout(
-    groups: HeadRules, q_len: int, k_len: int, heads: int, tiling: Tiling | None = None,
+    groups: HeadRules,
+    q_len: int,
+    k_len: int,
+    heads: int,
+    tiling: Tiling | None = None,
     device: torch.device | str = "cpu",
-) -> Layout:  # fmt: skip
+) -> Layout:
     """Compiles head rules (groups of heads that share a rule) into a layout on `device`."""
     device = torch.device(device)
     extent = Extent(q_len, k_len, tiling or Tiling(), device)
@@ -233,14 +237,27 @@ class Compiler:
             merging[head] = int(head in merge)
         entries = Entries(group, row, column, kind)
         component = Component(
-            block_q=q.block, block_k=k.block, group=table.to(device), merge=merging.to(device),
-            q_index=q.index(origin), k_index=k.index(0), q_start=q.start - origin, k_start=k.start, covers=order.all_queries,
-            q_blocks=q.count, k_blocks=k.count,
+            block_q=q.block,
+            block_k=k.block,
+            group=table.to(device),
+            merge=merging.to(device),
+            q_index=q.index(origin),
+            k_index=k.index(0),
+            q_start=q.start - origin,
+            k_start=k.start,
+            covers=order.all_queries,
+            q_blocks=q.count,
+            k_blocks=k.count,
             rows=make_lists(entries, groups, q.count, k.count, bands),
             columns=make_lists(Entries(group, column, row, kind), groups, k.count, q.count, bands),
-            masks=masks, band=band, bands=bands, order=order.name, all_keys=order.all_keys,
-            stride=order.stride, even=order.even(k.block),
-        )  # fmt: skip
+            masks=masks,
+            band=band,
+            bands=bands,
+            order=order.name,
+            all_keys=order.all_keys,
+            stride=order.stride,
+            even=order.even(k.block),
+        )
         live = sum(self.live[u] for u in head_group.values())
         visited = sum(self.visited[u] for u in head_group.values())
         return component, live, visited
@@ -279,7 +296,12 @@ def make_lists(entries: Entries, groups: int, rows: int, columns: int, bands: in
     narrow = torch.int8 if most < (1 << 7) - 1 else torch.int16 if most < (1 << 15) - 1 else torch.int32
     shape = (groups, rows)
     return Lists(
-        start=start.int().view(shape), count=count.int().view(shape), full=full.int().view(shape),
-        band=band.int().view(shape), index=index, kind=kind.to(narrow),
-        contiguous=contiguous, longest=int(count.max()) if len(count) else 0,
-    )  # fmt: skip
+        start=start.int().view(shape),
+        count=count.int().view(shape),
+        full=full.int().view(shape),
+        band=band.int().view(shape),
+        index=index,
+        kind=kind.to(narrow),
+        contiguous=contiguous,
+        longest=int(count.max()) if len(count) else 0,
+    )

@@ -33,9 +33,12 @@ def takes(q: Tensor, options: Options) -> bool:
     So is a scale of 0 or less: the kernel masks by -inf before it scales, and -inf times that is +inf or NaN.
     """
     return (
-        q.device.type == "cpu" and q.dtype in (torch.float32, torch.bfloat16, torch.float16)
-        and options.dropout_p == 0.0 and options.bias is None and options.scale > 0.0
-    )  # fmt: skip
+        q.device.type == "cpu"
+        and q.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        and options.dropout_p == 0.0
+        and options.bias is None
+        and options.scale > 0.0
+    )
 
 
 def too_large(lse: Tensor) -> bool:
@@ -169,9 +172,17 @@ def dense_forward(q: Tensor, k: Tensor, v: Tensor, key: str, causal: bool, optio
 
 
 def dense_backward(
-    dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, key: str, causal: bool,
+    dout: Tensor,
+    dlse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    key: str,
+    causal: bool,
     options: Options,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v."""
     (B, H, Tq, D), Hkv = q.shape, k.shape[1]
     mask = additive_mask(key, Tq, k.shape[2], H, causal)
@@ -187,9 +198,16 @@ def dense_backward(
             continue
         of_rows, of_columns = (batch, slice(None), slice(rows)), (batch, slice(None), slice(columns))
         found = attend_backward(
-            dout[of_rows], wide[0][of_rows], wide[1][of_columns], wide[2][of_columns], out[of_rows], floor[of_rows], flag, part,
+            dout[of_rows],
+            wide[0][of_rows],
+            wide[1][of_columns],
+            wide[2][of_columns],
+            out[of_rows],
+            floor[of_rows],
+            flag,
+            part,
             options.scale,
-        )  # fmt: skip
+        )
         for grad, own, where in zip(grads, found, (of_rows, of_columns, of_columns), strict=True):
             grad[where] = own[..., :D]
     if Hkv != H:

@@ -234,23 +234,44 @@ class DeviceLayout:
         start = (torch.arange(U * rows, device=device, dtype=torch.int32) * most).view(U, rows)
         empty = torch.zeros((0, self.block_q, self.block_k), dtype=torch.bool, device=device)
         own = Lists(
-            start=start, count=count, full=count, band=torch.zeros_like(count),
+            start=start,
+            count=count,
+            full=count,
+            band=torch.zeros_like(count),
             index=from_16_bytes(self.index.reshape(-1).int()),
-            kind=torch.full((1,), -1, dtype=torch.int16, device=device).expand(U * rows * most), contiguous=False, longest=most,
-        )  # fmt: skip
+            kind=torch.full((1,), -1, dtype=torch.int16, device=device).expand(U * rows * most),
+            contiguous=False,
+            longest=most,
+        )
         head = (
             torch.arange(heads, device=device, dtype=torch.int32)
             if H > 1
             else torch.zeros(heads, dtype=torch.int32, device=device)
         )
         component = Component(
-            block_q=self.block_q, block_k=self.block_k, group=head, merge=torch.zeros(heads, dtype=torch.int32, device=device),
-            q_index=_flat(self.q_order), k_index=_flat(self.k_order), q_start=0, k_start=0, covers=self.q_order is None,
-            q_blocks=rows, k_blocks=self.key_blocks, rows=own, columns=self._columns(U, rows, most) if columns else own,
-            masks=empty, band=torch.zeros((0, 2), dtype=torch.int32, device=device), bands=0, order="device",
-            all_keys=self.k_order is None, batch_groups=H if B > 1 else 0, positional=self.causal, dynamic=True,
+            block_q=self.block_q,
+            block_k=self.block_k,
+            group=head,
+            merge=torch.zeros(heads, dtype=torch.int32, device=device),
+            q_index=_flat(self.q_order),
+            k_index=_flat(self.k_order),
+            q_start=0,
+            k_start=0,
+            covers=self.q_order is None,
+            q_blocks=rows,
+            k_blocks=self.key_blocks,
+            rows=own,
+            columns=self._columns(U, rows, most) if columns else own,
+            masks=empty,
+            band=torch.zeros((0, 2), dtype=torch.int32, device=device),
+            bands=0,
+            order="device",
+            all_keys=self.k_order is None,
+            batch_groups=H if B > 1 else 0,
+            positional=self.causal,
+            dynamic=True,
             excluded=None if self.excluded is None else from_16_bytes(self.excluded.contiguous()),
-        )  # fmt: skip
+        )
         if self.q_order is not None:
             component.merge.fill_(1)  # rows that no place holds keep output 0
         visited = U * rows * most * self.block_q * self.block_k * (heads if H == 1 else 1)
@@ -271,9 +292,15 @@ class DeviceLayout:
         start = torch.cumsum(totals, 0) - totals
         count = totals.int().view(U, n)
         return Lists(
-            start=start.int().view(U, n), count=count, full=count, band=torch.zeros_like(count), index=row[order].int(),
-            kind=torch.full((1,), -1, dtype=torch.int16, device=device).expand(len(order)), contiguous=False, longest=rows,
-        )  # fmt: skip
+            start=start.int().view(U, n),
+            count=count,
+            full=count,
+            band=torch.zeros_like(count),
+            index=row[order].int(),
+            kind=torch.full((1,), -1, dtype=torch.int16, device=device).expand(len(order)),
+            contiguous=False,
+            longest=rows,
+        )
 
 
 def tile_side(q: Tensor, size: int) -> int:

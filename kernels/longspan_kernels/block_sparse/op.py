@@ -38,12 +38,23 @@ FORWARD_FLOPS, BACKWARD_FLOPS = 4, 10
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, key: str, *, causal: bool = False,
-    q_lengths: Tensor | None = None, k_lengths: Tensor | None = None,
-    q_segments: Tensor | None = None, k_segments: Tensor | None = None,
-    scale: float | None = None, dropout_p: float = 0.0, block_bias: Tensor | None = None, bias_block: int = 0,
-    return_lse: bool = False, backend: str = "auto",
-) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    key: str,
+    *,
+    causal: bool = False,
+    q_lengths: Tensor | None = None,
+    k_lengths: Tensor | None = None,
+    q_segments: Tensor | None = None,
+    k_segments: Tensor | None = None,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    block_bias: Tensor | None = None,
+    bias_block: int = 0,
+    return_lse: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
     """q [B, H, Tq, D], k and v [B, Hkv, Tk, D] -> out [B, H, Tq, D], and lse [B, H, Tq] where asked for.
 
     `key` names a registered pattern. Under autocast q, k and v are cast as matrix products are. Arguments are taken as
@@ -71,11 +82,20 @@ def attend(
 
 
 def attend_by(
-    q: Tensor, k: Tensor, v: Tensor, layout: DeviceLayout, *,
-    q_lengths: Tensor | None = None, k_lengths: Tensor | None = None,
-    q_segments: Tensor | None = None, k_segments: Tensor | None = None,
-    scale: float | None = None, dropout_p: float = 0.0, return_lse: bool = False, backend: str = "auto",
-) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: DeviceLayout,
+    *,
+    q_lengths: Tensor | None = None,
+    k_lengths: Tensor | None = None,
+    q_segments: Tensor | None = None,
+    k_segments: Tensor | None = None,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    return_lse: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
     """As `attend`, by a layout given as tensors. The lists themselves get no gradient.
 
     Raises:

@@ -14,11 +14,21 @@ HEAD, ROW, COLUMN = 0x9E3779B9, 0x85EBCA6B, 0xC2B2AE35
 
 
 def reference_attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, *, scale: float | None = None,
-    q_lengths: Tensor | None = None, k_lengths: Tensor | None = None,
-    q_segments: Tensor | None = None, k_segments: Tensor | None = None,
-    dropout_p: float = 0.0, seed: Tensor | None = None, bias: Tensor | None = None, bias_block: int = 0,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor,
+    *,
+    scale: float | None = None,
+    q_lengths: Tensor | None = None,
+    k_lengths: Tensor | None = None,
+    q_segments: Tensor | None = None,
+    k_segments: Tensor | None = None,
+    dropout_p: float = 0.0,
+    seed: Tensor | None = None,
+    bias: Tensor | None = None,
+    bias_block: int = 0,
+) -> tuple[Tensor, Tensor]:
     """q [B, H, Tq, D], k and v [B, Hkv, Tk, D], mask [H or 1, Tq, Tk] bool -> out [B, H, Tq, D], lse [B, H, Tq].
 
     A query without a key gives output 0 and lse -inf. `bias` [H or 1, query blocks, key blocks] is added to the scores.

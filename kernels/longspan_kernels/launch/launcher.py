@@ -27,10 +27,10 @@ DIRECT = os.environ.get("LONGSPAN_DIRECT_LAUNCH") != "0"
 MOST_THREADS = 16  # that compile at once, in each process of a node
 # What a profile of a device shows of Longspan's attention.
 KERNELS = (
-    "forward_rows", "merge_splits", "prepare_rows", "backward_rows", "backward_columns", "add_splits", "choose_by_means",
-    "choose_by_scores", "segment_states", "carry_states", "attend_segments", "invert_systems", "make_operands", "run_states",
-    "read_states", "local_gradients", "run_states_back", "finish_gradients",
-)  # fmt: skip
+    *("forward_rows", "merge_splits", "prepare_rows", "backward_rows", "backward_columns", "add_splits"),
+    *("choose_by_means", "choose_by_scores", "segment_states", "carry_states", "attend_segments", "invert_systems"),
+    *("make_operands", "run_states", "read_states", "local_gradients", "run_states_back", "finish_gradients"),
+)
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,16 @@ WIDTHS = (16, 256)
 
 
 def check(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, initial_state: Tensor | None, scale: float,
-    lengths: Tensor | None, segments: Tensor | None, beta: Tensor | None = None,
-) -> None:  # fmt: skip
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor | None,
+    initial_state: Tensor | None,
+    scale: float,
+    lengths: Tensor | None,
+    segments: Tensor | None,
+    beta: Tensor | None = None,
+) -> None:
     """Raises KernelError for shapes and dtypes that do not fit each other."""
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.dim() != 4:

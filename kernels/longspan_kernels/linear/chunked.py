@@ -41,9 +41,15 @@ def scan(
 
 
 def _scan_chunks(
-    x: Tensor, y: Tensor, z: Tensor, log_decay: Tensor | None, runs: Tensor | None, before: Tensor | None, state: Tensor,
+    x: Tensor,
+    y: Tensor,
+    z: Tensor,
+    log_decay: Tensor | None,
+    runs: Tensor | None,
+    before: Tensor | None,
+    state: Tensor,
     C: int,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor]:
     T = x.shape[2]
     pad = -T % C
     x, y, z = (F.pad(t, (0, 0, 0, pad)).unflatten(2, (-1, C)) for t in (x, y, z))  # (B, H, N, C, ...)
@@ -108,9 +114,15 @@ def scan_back(
 
 
 def forward(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, runs: Tensor | None, lengths: Tensor | None,
-    initial_state: Tensor | None, scale: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor | None,
+    runs: Tensor | None,
+    lengths: Tensor | None,
+    initial_state: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
     """out [B, H, T, Dv] in q's dtype and the last state [B, H, D, Dv], in float32 or wider."""
     x, y, z, g = exact_operands(q, k, v, log_decay, lengths)
     state = start_state(initial_state, x, z)
@@ -119,9 +131,18 @@ def forward(
 
 
 def backward(
-    dout: Tensor, dstate: Tensor | None, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, runs: Tensor | None,
-    lengths: Tensor | None, initial_state: Tensor | None, scale: float, wants_decay: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:  # fmt: skip
+    dout: Tensor,
+    dstate: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor | None,
+    runs: Tensor | None,
+    lengths: Tensor | None,
+    initial_state: Tensor | None,
+    scale: float,
+    wants_decay: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
     """dq, dk, dv as q, k, v; d log_decay [B, H, T] where wanted; d initial_state."""
     x, y, z, g = exact_operands(q, k, v, log_decay, lengths)
     do, _, _, _ = exact_operands(dout, k[..., :0], v[..., :0], None, lengths)

@@ -48,9 +48,15 @@ class Chunks:
 
 
 def cut(
-    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, runs: Tensor | None, lengths: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    log_decay: Tensor | None,
+    runs: Tensor | None,
+    lengths: Tensor | None,
     before: Tensor | None,
-) -> Chunks:  # fmt: skip
+) -> Chunks:
     """Solves the triangular systems of all chunks."""
     T = q.shape[2]
     C = min(CHUNK, T)
@@ -88,9 +94,17 @@ def run_states(c: Chunks, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _forward(
-    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, runs: Tensor | None, lengths: Tensor | None,
-    before: Tensor | None, initial_state: Tensor | None, scale: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    log_decay: Tensor | None,
+    runs: Tensor | None,
+    lengths: Tensor | None,
+    before: Tensor | None,
+    initial_state: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
     """`forward` of one span."""
     c = cut(q, k, v, beta, log_decay, runs, lengths, before)
     values, states, last = run_states(c, start_state(initial_state, c.q, c.v))
@@ -100,9 +114,19 @@ def _forward(
 
 
 def _backward(
-    dout: Tensor, dstate: Tensor | None, q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None,
-    runs: Tensor | None, lengths: Tensor | None, before: Tensor | None, initial_state: Tensor | None, scale: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    dout: Tensor,
+    dstate: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    log_decay: Tensor | None,
+    runs: Tensor | None,
+    lengths: Tensor | None,
+    before: Tensor | None,
+    initial_state: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """`backward` of one span."""
     T, repeat = q.shape[2], q.shape[1] // k.shape[1]
     c = cut(q, k, v, beta, log_decay, runs, lengths, before)
@@ -139,9 +163,16 @@ def _backward(
 
 
 def forward(
-    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, runs: Tensor | None, lengths: Tensor | None,
-    initial_state: Tensor | None, scale: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    log_decay: Tensor | None,
+    runs: Tensor | None,
+    lengths: Tensor | None,
+    initial_state: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
     """out [B, H, T, Dv] in q's dtype and the last state [B, H, D, Dv], in float32 or wider."""
     state, out = initial_state, []
     for _, span in spans(q, k, v, beta, log_decay, runs, lengths):
@@ -152,9 +183,18 @@ def forward(
 
 
 def backward(
-    dout: Tensor, dstate: Tensor | None, q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None,
-    runs: Tensor | None, lengths: Tensor | None, initial_state: Tensor | None, scale: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    dout: Tensor,
+    dstate: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    log_decay: Tensor | None,
+    runs: Tensor | None,
+    lengths: Tensor | None,
+    initial_state: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """dq, dk, dv as q, k, v; d beta and d log_decay [B, H, T]; d initial_state. All of the forward pass is computed again."""
     state, states = initial_state, []
     cuts = list(spans(q, k, v, beta, log_decay, runs, lengths))

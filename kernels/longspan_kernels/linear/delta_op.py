@@ -17,10 +17,19 @@ from longspan_kernels.linear.reference import reference_linear_attention
 
 
 def gated_delta_rule(
-    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None = None, *, initial_state: Tensor | None = None,
-    return_state: bool = False, scale: float = 1.0, lengths: Tensor | None = None, segments: Tensor | None = None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    log_decay: Tensor | None = None,
+    *,
+    initial_state: Tensor | None = None,
+    return_state: bool = False,
+    scale: float = 1.0,
+    lengths: Tensor | None = None,
+    segments: Tensor | None = None,
     backend: str = "auto",
-) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+) -> Tensor | tuple[Tensor, Tensor]:
     """The gated delta rule (2412.06464), causal, in O(T): linear attention that overwrites what a key held before.
 
     S_t = a_t (I - beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T, out_t = scale * S_t^T q_t, a_t = exp(log_decay_t). Without
@@ -44,9 +53,16 @@ def gated_delta_rule(
     exact = torch.promote_types(q.dtype, torch.float32)
     if backend == "reference":
         out, state = reference_linear_attention(
-            q, k, v, log_decay=log_decay, beta=beta, initial_state=initial_state, scale=scale, lengths=lengths,
+            q,
+            k,
+            v,
+            log_decay=log_decay,
+            beta=beta,
+            initial_state=initial_state,
+            scale=scale,
+            lengths=lengths,
             segments=segments,
-        )  # fmt: skip
+        )
         return (out, state) if return_state else out
     if log_decay is not None:
         log_decay = log_decay.to(exact)
@@ -65,9 +81,17 @@ def gated_delta_rule(
 
 @torch.library.custom_op("longspan::gated_delta_forward", mutates_args=())
 def gated_delta_forward(
-    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, runs: Tensor | None, lengths: Tensor | None,
-    initial_state: Tensor | None, scale: float, backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    log_decay: Tensor | None,
+    runs: Tensor | None,
+    lengths: Tensor | None,
+    initial_state: Tensor | None,
+    scale: float,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
     """out, the last state, and what the Triton kernels' backward pass takes from here."""
     nothing = q.new_empty(0, dtype=stored_dtype(q))
     if not q.numel():
@@ -83,9 +107,20 @@ def gated_delta_forward(
 
 @torch.library.custom_op("longspan::gated_delta_backward", mutates_args=())
 def gated_delta_backward(
-    dout: Tensor, dstate: Tensor | None, q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None,
-    runs: Tensor | None, lengths: Tensor | None, initial_state: Tensor | None, inverse: Tensor, scale: float, backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    dout: Tensor,
+    dstate: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    log_decay: Tensor | None,
+    runs: Tensor | None,
+    lengths: Tensor | None,
+    initial_state: Tensor | None,
+    inverse: Tensor,
+    scale: float,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """dq, dk, dv, d beta, d log_decay (also where there is none) and d initial_state (likewise)."""
     if not q.numel():
         first = state_like(q, v).zero_() if dstate is None else dstate.to(state_like(q, v).dtype, copy=True)
@@ -96,9 +131,7 @@ def gated_delta_backward(
 
         return triton_delta_backward(dout, dstate, q, k, v, beta, log_decay, runs, lengths, initial_state, inverse, scale)
     with torch.autocast(q.device.type, enabled=False):
-        return delta_chunked.backward(
-            dout, dstate, q, k, v, beta, log_decay, runs, lengths, initial_state, scale
-        )  # fmt: skip
+        return delta_chunked.backward(dout, dstate, q, k, v, beta, log_decay, runs, lengths, initial_state, scale)
 
 
 @gated_delta_forward.register_fake

@@ -19,10 +19,19 @@ from longspan_kernels.linear.reference import reference_linear_attention
 
 
 def linear_attention(
-    q: Tensor, k: Tensor, v: Tensor, *, log_decay: Tensor | None = None, causal: bool = True,
-    initial_state: Tensor | None = None, return_state: bool = False, scale: float = 1.0, lengths: Tensor | None = None,
-    segments: Tensor | None = None, backend: str = "auto",
-) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    log_decay: Tensor | None = None,
+    causal: bool = True,
+    initial_state: Tensor | None = None,
+    return_state: bool = False,
+    scale: float = 1.0,
+    lengths: Tensor | None = None,
+    segments: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
     """Linear attention with a scalar decay a head and token, in O(T) time and memory.
 
     out_i = scale * sum_{j <= i} exp(sum_{j < l <= i} log_decay_l) (q_i . k_j) v_j, by the state
@@ -118,9 +127,17 @@ def _without_padding(x: Tensor, lengths: Tensor) -> Tensor:
 
 @torch.library.custom_op("longspan::linear_attention_forward", mutates_args=())
 def linear_attention_forward(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, runs: Tensor | None, lengths: Tensor | None,
-    initial_state: Tensor | None, scale: float, wants_state: bool, backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor | None,
+    runs: Tensor | None,
+    lengths: Tensor | None,
+    initial_state: Tensor | None,
+    scale: float,
+    wants_state: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
     """out, the last state (empty unless wanted) and what the backward pass takes from here."""
     exact = torch.promote_types(q.dtype, torch.float32)
     nothing = q.new_zeros(0, dtype=exact)
@@ -139,9 +156,20 @@ def linear_attention_forward(
 
 @torch.library.custom_op("longspan::linear_attention_backward", mutates_args=())
 def linear_attention_backward(
-    dout: Tensor, dstate: Tensor | None, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, runs: Tensor | None,
-    lengths: Tensor | None, initial_state: Tensor | None, states: Tensor, scale: float, wants_decay: bool, backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    dout: Tensor,
+    dstate: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor | None,
+    runs: Tensor | None,
+    lengths: Tensor | None,
+    initial_state: Tensor | None,
+    states: Tensor,
+    scale: float,
+    wants_decay: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """dq, dk, dv, and d log_decay and d initial_state, empty where not wanted."""
     exact = torch.promote_types(q.dtype, torch.float32)
     nothing = q.new_zeros(0, dtype=exact)
@@ -157,9 +185,19 @@ def linear_attention_backward(
         from longspan_kernels.linear.triton.launches import triton_backward
 
         dq, dk, dv, dg, first = triton_backward(
-            dout, dstate, q, k, v, log_decay, runs, lengths, initial_state, states if states.numel() else None, scale,
+            dout,
+            dstate,
+            q,
+            k,
+            v,
+            log_decay,
+            runs,
+            lengths,
+            initial_state,
+            states if states.numel() else None,
+            scale,
             wants_decay,
-        )  # fmt: skip
+        )
     else:
         with torch.autocast(q.device.type, enabled=False):
             dq, dk, dv, dg, first = chunked.backward(

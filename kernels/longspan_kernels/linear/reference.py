@@ -11,9 +11,18 @@ from torch import Tensor
 
 
 def reference_linear_attention(
-    q: Tensor, k: Tensor, v: Tensor, *, log_decay: Tensor | None = None, beta: Tensor | None = None, causal: bool = True,
-    initial_state: Tensor | None = None, scale: float = 1.0, lengths: Tensor | None = None, segments: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    log_decay: Tensor | None = None,
+    beta: Tensor | None = None,
+    causal: bool = True,
+    initial_state: Tensor | None = None,
+    scale: float = 1.0,
+    lengths: Tensor | None = None,
+    segments: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """q [B, H, T, D], k [B, Hkv, T, D], v [B, Hkv, T, Dv] -> out [B, H, T, Dv] and the last state [B, H, D, Dv].
 
     S_t = a_t S_{t-1} + k_t w_t^T, out_t = scale * S_t^T q_t, a_t = exp(log_decay_t), and w_t = v_t; with `beta` [B, H, T]

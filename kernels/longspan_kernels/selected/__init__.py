@@ -19,4 +19,4 @@ __all__ = [
     "queries_of_blocks",
     "selected_attention",
     "selected_reference",
-]  # fmt: skip
+]

@@ -16,9 +16,15 @@ MOST_PICKS = 16  # n up to which the Triton kernels choose: they hold all picks 
 
 
 def choose_blocks(
-    q: Tensor, means: Tensor, picks: int, block_size: int, *, causal: bool, lengths: Tensor | None = None,
+    q: Tensor,
+    means: Tensor,
+    picks: int,
+    block_size: int,
+    *,
+    causal: bool,
+    lengths: Tensor | None = None,
     backend: str = "auto",
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """The blocks whose vector a query likes best, by their dot product in float32 (the router of MoBA, arXiv:2502.13189).
 
     A query may pick blocks that hold a token, but not its own (the one it is in); under `causal` those before its own.
@@ -45,9 +51,16 @@ def choose_blocks(
 
 
 def choose_scored_blocks(
-    scores: Tensor, picks: int, block_size: int, length: int, *, causal: bool, first_row: int = 0,
-    lengths: Tensor | None = None, backend: str = "auto",
-) -> Tensor:  # fmt: skip
+    scores: Tensor,
+    picks: int,
+    block_size: int,
+    length: int,
+    *,
+    causal: bool,
+    first_row: int = 0,
+    lengths: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
     """As `choose_blocks`, by scores [B, H, rows, nb] of the queries `first_row`, `first_row` + 1, ... of `length`.
 
     Returns:
@@ -116,9 +129,15 @@ def _by_products(q: Tensor, means: Tensor, lengths: Tensor | None, picks: int, b
 
 @torch.library.custom_op("longspan::choose_scored_blocks", mutates_args=())
 def _choose_scored_blocks(
-    scores: Tensor, lengths: Tensor | None, first_row: int, length: int, picks: int, block_size: int, causal: bool,
+    scores: Tensor,
+    lengths: Tensor | None,
+    first_row: int,
+    length: int,
+    picks: int,
+    block_size: int,
+    causal: bool,
     backend: str,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     if scores.numel() == 0 or picks == 0:
         return _picks_like(scores, picks).fill_(-1)
     if backend == "triton":

@@ -18,9 +18,18 @@ ALWAYS = torch.finfo(torch.float32).max  # the importance of blocks that every q
 
 
 def choose_important_blocks(
-    q: Tensor, keys: Tensor, lse: Tensor, picks: int, block_size: int, compressed_block: int, stride: int, *, causal: bool,
-    lengths: Tensor | None = None, backend: str = "auto",
-) -> Tensor:  # fmt: skip
+    q: Tensor,
+    keys: Tensor,
+    lse: Tensor,
+    picks: int,
+    block_size: int,
+    compressed_block: int,
+    stride: int,
+    *,
+    causal: bool,
+    lengths: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
     """A query's own block, the one before, the first, and those with most of the weight that the compressed branch gives.
 
     A block's importance is that weight, summed over the strides that a compressed key shares with it (equations 9 and 10) and
@@ -49,9 +58,17 @@ def choose_important_blocks(
 
 @torch.library.custom_op("longspan::choose_important_blocks", mutates_args=())
 def _choose_important_blocks(
-    q: Tensor, keys: Tensor, lse: Tensor, lengths: Tensor | None, picks: int, block_size: int, compressed_block: int,
-    stride: int, causal: bool, backend: str,
-) -> Tensor:  # fmt: skip
+    q: Tensor,
+    keys: Tensor,
+    lse: Tensor,
+    lengths: Tensor | None,
+    picks: int,
+    block_size: int,
+    compressed_block: int,
+    stride: int,
+    causal: bool,
+    backend: str,
+) -> Tensor:
     if q.numel() == 0 or picks == 0:
         return _picks_like(q, keys, picks).fill_(-1)
     if backend == "triton":
@@ -63,9 +80,16 @@ def _choose_important_blocks(
 
 
 def _by_weights(
-    q: Tensor, keys: Tensor, lse: Tensor, lengths: Tensor | None, picks: int, block_size: int, compressed_block: int,
-    stride: int, causal: bool,
-) -> Tensor:  # fmt: skip
+    q: Tensor,
+    keys: Tensor,
+    lse: Tensor,
+    lengths: Tensor | None,
+    picks: int,
+    block_size: int,
+    compressed_block: int,
+    stride: int,
+    causal: bool,
+) -> Tensor:
     """The definition, some rows at a time."""
     (B, H, T, D), (_, Hkv, nc, _) = q.shape, keys.shape
     blocks, exact, device = -(-T // block_size), torch.promote_types(q.dtype, torch.float32), q.device

@@ -16,7 +16,7 @@ SCORES_AT_ONCE = 1 << 24  # scores held at a time; the heads' own are as many ag
 
 def choose_tokens(
     queries: Tensor, keys: Tensor, weights: Tensor, picks: int, *, lengths: Tensor | None = None, backend: str = "auto"
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """The tokens up to a query whose index score sum over j of weights[j] * ReLU(queries[j] . keys) is highest.
 
     Scores of a chunk of queries are in memory at a time, never T * T.
@@ -38,9 +38,7 @@ def choose_tokens(
 
 
 @torch.library.custom_op("longspan::choose_tokens", mutates_args=())
-def _choose_tokens(
-    queries: Tensor, keys: Tensor, weights: Tensor, lengths: Tensor | None, picks: int, backend: str
-) -> Tensor:  # fmt: skip
+def _choose_tokens(queries: Tensor, keys: Tensor, weights: Tensor, lengths: Tensor | None, picks: int, backend: str) -> Tensor:
     (B, J, T, _), device = queries.shape, queries.device
     out = torch.full((B, T, picks), -1, dtype=torch.int32, device=device)
     step = max(1, SCORES_AT_ONCE // max(1, T * (1 if backend == "triton" else J)))

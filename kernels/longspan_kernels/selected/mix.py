@@ -35,9 +35,7 @@ def _gated_sum(gates: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("longspan::gated_sum_backward", mutates_args=())
-def _gated_sum_backward(
-    dout: Tensor, gates: Tensor, a: Tensor, b: Tensor, c: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+def _gated_sum_backward(dout: Tensor, gates: Tensor, a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     from longspan_kernels.selected.triton.mix import triton_gated_sum_backward
 
     return triton_gated_sum_backward(dout, gates, a, b, c)

@@ -22,25 +22,55 @@ from longspan_kernels.selected.reference import selected_reference
 
 @overload
 def selected_attention(
-    q: Tensor, k: Tensor, v: Tensor, picks: Tensor, block_size: int, *, causal: bool = ..., lengths: Tensor | None = ...,
-    segments: Tensor | None = ..., scale: float | None = ..., dropout_p: float = ..., return_lse: Literal[False] = ...,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    picks: Tensor,
+    block_size: int,
+    *,
+    causal: bool = ...,
+    lengths: Tensor | None = ...,
+    segments: Tensor | None = ...,
+    scale: float | None = ...,
+    dropout_p: float = ...,
+    return_lse: Literal[False] = ...,
     backend: str = ...,
-) -> Tensor: ...  # fmt: skip
+) -> Tensor: ...
 
 
 @overload
 def selected_attention(
-    q: Tensor, k: Tensor, v: Tensor, picks: Tensor, block_size: int, *, causal: bool = ..., lengths: Tensor | None = ...,
-    segments: Tensor | None = ..., scale: float | None = ..., dropout_p: float = ..., return_lse: Literal[True],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    picks: Tensor,
+    block_size: int,
+    *,
+    causal: bool = ...,
+    lengths: Tensor | None = ...,
+    segments: Tensor | None = ...,
+    scale: float | None = ...,
+    dropout_p: float = ...,
+    return_lse: Literal[True],
     backend: str = ...,
-) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+) -> tuple[Tensor, Tensor]: ...
 
 
 def selected_attention(
-    q: Tensor, k: Tensor, v: Tensor, picks: Tensor, block_size: int, *, causal: bool = False, lengths: Tensor | None = None,
-    segments: Tensor | None = None, scale: float | None = None, dropout_p: float = 0.0, return_lse: bool = False,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    picks: Tensor,
+    block_size: int,
+    *,
+    causal: bool = False,
+    lengths: Tensor | None = None,
+    segments: Tensor | None = None,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    return_lse: bool = False,
     backend: str = "auto",
-) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+) -> Tensor | tuple[Tensor, Tensor]:
     """Softmax attention of each query token to the tokens of the key blocks that it picked.
 
     Picks get no gradient. Two runs give the same bits: gradients of keys and values are summed in the order of the tokens.
@@ -74,9 +104,18 @@ def selected_attention(
         exact = torch.promote_types(q.dtype, torch.float32)
         with exact_products(q):
             out, lse = selected_reference(
-                q.to(exact), k.to(exact), v.to(exact), picks, block_size, causal=causal, lengths=lengths, segments=segments,
-                scale=scale, dropout_p=dropout_p, seed=seed,
-            )  # fmt: skip
+                q.to(exact),
+                k.to(exact),
+                v.to(exact),
+                picks,
+                block_size,
+                causal=causal,
+                lengths=lengths,
+                segments=segments,
+                scale=scale,
+                dropout_p=dropout_p,
+                seed=seed,
+            )
         return (out.to(q.dtype), lse) if return_lse else out.to(q.dtype)
     picks = picks.detach().to(torch.int32)
     order, start = queries_of_blocks(picks, lengths, -(-q.shape[2] // block_size))
@@ -108,9 +147,21 @@ def _check(q: Tensor, k: Tensor, v: Tensor, picks: Tensor, block_size: int) -> N
 
 @torch.library.custom_op("longspan::selected_forward", mutates_args=())
 def selected_forward(
-    q: Tensor, k: Tensor, v: Tensor, picks: Tensor, order: Tensor, start: Tensor, lengths: Tensor | None,
-    segments: Tensor | None, seed: Tensor | None, block_size: int, causal: bool, scale: float, dropout_p: float, backend: str,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    picks: Tensor,
+    order: Tensor,
+    start: Tensor,
+    lengths: Tensor | None,
+    segments: Tensor | None,
+    seed: Tensor | None,
+    block_size: int,
+    causal: bool,
+    scale: float,
+    dropout_p: float,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
     if q.numel() == 0 or picks.numel() == 0:
         return _like(q).zero_(), _lse_like(q).fill_(float("-inf"))
     chosen = Selection(picks, order, start, lengths, segments, seed, block_size, causal, scale, dropout_p)
@@ -128,10 +179,25 @@ def selected_forward(
 
 @torch.library.custom_op("longspan::selected_backward", mutates_args=())
 def selected_backward(
-    dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, picks: Tensor,
-    order: Tensor, start: Tensor, lengths: Tensor | None, segments: Tensor | None, seed: Tensor | None, block_size: int,
-    causal: bool, scale: float, dropout_p: float, backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    dout: Tensor,
+    dlse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    picks: Tensor,
+    order: Tensor,
+    start: Tensor,
+    lengths: Tensor | None,
+    segments: Tensor | None,
+    seed: Tensor | None,
+    block_size: int,
+    causal: bool,
+    scale: float,
+    dropout_p: float,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
     if q.numel() == 0 or picks.numel() == 0:
         return _like(q).zero_(), _like(k).zero_(), _like(v).zero_()
     chosen = Selection(picks, order, start, lengths, segments, seed, block_size, causal, scale, dropout_p)
@@ -161,8 +227,9 @@ def _(q, k, v, picks, order, start, lengths, segments, seed, block_size, causal,
 
 
 @selected_backward.register_fake
-def _(dout, dlse, q, k, v, out, lse, picks, order, start, lengths, segments, seed, block_size, causal, scale, dropout_p,
-      backend):  # fmt: skip
+def _(
+    dout, dlse, q, k, v, out, lse, picks, order, start, lengths, segments, seed, block_size, causal, scale, dropout_p, backend
+):
     return _like(q), _like(k), _like(v)
 
 

@@ -33,9 +33,19 @@ def live_pairs(
 
 
 def selected_reference(
-    q: Tensor, k: Tensor, v: Tensor, picks: Tensor, block_size: int, *, causal: bool = False, lengths: Tensor | None = None,
-    segments: Tensor | None = None, scale: float | None = None, dropout_p: float = 0.0, seed: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    picks: Tensor,
+    block_size: int,
+    *,
+    causal: bool = False,
+    lengths: Tensor | None = None,
+    segments: Tensor | None = None,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    seed: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """q [B, H, T, D], k and v [B, Hkv, T, D] -> out [B, H, T, D], lse [B, H, T]; 0 and -inf where a query has no key."""
     B, H, T, D = q.shape
     live = live_pairs(picks, block_size, H, causal=causal, lengths=lengths, segments=segments)

@@ -21,22 +21,40 @@ NUMBERS_AT_ONCE = 1 << 23  # of gathered keys that plain torch holds: they stay 
 
 @overload
 def attend_to_tokens(
-    q: Tensor, k: Tensor, v: Tensor, picks: Tensor, *, scale: float | None = ..., return_lse: Literal[False] = ...,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    picks: Tensor,
+    *,
+    scale: float | None = ...,
+    return_lse: Literal[False] = ...,
     backend: str = ...,
-) -> Tensor: ...  # fmt: skip
+) -> Tensor: ...
 
 
 @overload
 def attend_to_tokens(
-    q: Tensor, k: Tensor, v: Tensor, picks: Tensor, *, scale: float | None = ..., return_lse: Literal[True],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    picks: Tensor,
+    *,
+    scale: float | None = ...,
+    return_lse: Literal[True],
     backend: str = ...,
-) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+) -> tuple[Tensor, Tensor]: ...
 
 
 def attend_to_tokens(
-    q: Tensor, k: Tensor, v: Tensor, picks: Tensor, *, scale: float | None = None, return_lse: bool = False,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    picks: Tensor,
+    *,
+    scale: float | None = None,
+    return_lse: bool = False,
     backend: str = "auto",
-) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+) -> Tensor | tuple[Tensor, Tensor]:
     """Softmax attention of each query to the keys that it picked, and to no others.
 
     Picks get no gradient. Two runs give the same bits.

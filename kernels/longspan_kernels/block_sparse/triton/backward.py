@@ -43,9 +43,19 @@ from longspan_kernels.launch.launcher import (
 
 @on_its_device
 def triton_backward(
-    dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, layout: Layout,
-    options: Options, *, columns: Layout | None = None, sides: tuple[str, ...] = ("rows", "columns"),
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
+    dout: Tensor,
+    dlse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    layout: Layout,
+    options: Options,
+    *,
+    columns: Layout | None = None,
+    sides: tuple[str, ...] = ("rows", "columns"),
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Gradients of `triton_forward`, whose arguments and results these are; dout [B, H, Tq, D], dlse [B, H, Tq] or None.
 
     Args:
@@ -70,9 +80,14 @@ def triton_backward(
 
 
 def plan_backward(
-    call: Call, layout: Layout, columns: Layout, dout: Tensor, dlse: Tensor | None, out: Tensor,
+    call: Call,
+    layout: Layout,
+    columns: Layout,
+    dout: Tensor,
+    dlse: Tensor | None,
+    out: Tensor,
     sides: tuple[str, ...] = ("rows", "columns"),
-) -> None:  # fmt: skip
+) -> None:
     """Has `launcher.compiling` collect what the backward pass of a call launches, whatever its layout."""
     given = call.without_memory(layout)
     lse = torch.empty(call.q.shape[:3], dtype=torch.float32, device="meta")
@@ -81,9 +96,14 @@ def plan_backward(
 
 
 def _backward(
-    call: Call, dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor, by_columns: list[Component],
+    call: Call,
+    dout: Tensor,
+    dlse: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    by_columns: list[Component],
     sides: tuple[str, ...],
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     layout = call.layout
     dq, dk, dv = output_like(call.q), output_like(call.k), output_like(call.v)
     sums = BiasSums.empty(call) if call.options.bias is not None else None
@@ -114,9 +134,14 @@ def _backward(
 
 
 def _all_rows(
-    call: Call, layout: Layout, dout: Tensor, numbers: RowNumbers, dq: Tensor, sums: BiasSums | None,
+    call: Call,
+    layout: Layout,
+    dout: Tensor,
+    numbers: RowNumbers,
+    dq: Tensor,
+    sums: BiasSums | None,
     workspace: Workspace | None,
-) -> None:  # fmt: skip
+) -> None:
     if not layout.covered:
         dq.zero_()
     for number, component in enumerate(layout.components):
@@ -124,9 +149,14 @@ def _all_rows(
 
 
 def _all_columns(
-    call: Call, components: list[Component], dout: Tensor, numbers: RowNumbers, dk: Tensor, dv: Tensor,
+    call: Call,
+    components: list[Component],
+    dout: Tensor,
+    numbers: RowNumbers,
+    dk: Tensor,
+    dv: Tensor,
     workspace: Workspace | None,
-) -> None:  # fmt: skip
+) -> None:
     if not components or adds_up(0, components[0]):
         dk.zero_()
         dv.zero_()

@@ -255,9 +255,15 @@ _planned: Derived[_Columns] = Derived()
 
 
 def gradients_of_keys(
-    call: Call, component: Component, dout: Tensor, numbers: RowNumbers, dk: Tensor, dv: Tensor, workspace: Workspace | None,
+    call: Call,
+    component: Component,
+    dout: Tensor,
+    numbers: RowNumbers,
+    dk: Tensor,
+    dv: Tensor,
+    workspace: Workspace | None,
     adding: bool,
-) -> None:  # fmt: skip
+) -> None:
     """Writes what a component gives to dk and dv, or adds it; partial results lie in the workspace."""
     if orders_keys_by_head(call, component):
         _of_each_head(call, component, dout, numbers, dk, dv, workspace)
@@ -277,9 +283,19 @@ def gradients_of_keys(
     of_rows = (numbers.lse, numbers.minus_delta) if numbers.pairs is None else (numbers.pairs, None)
     (queries, douts), _ = streamed((call.q, dout), component, "q", columns.by_tma, call)
     columns.main(
-        queries, call.k, call.v, douts, *of_rows, dk, dv, partial_k, partial_v, flags_of(work, call, component), columns.visits,
+        queries,
+        call.k,
+        call.v,
+        douts,
+        *of_rows,
+        dk,
+        dv,
+        partial_k,
+        partial_v,
+        flags_of(work, call, component),
+        columns.visits,
         call.limits(component),
-    )  # fmt: skip
+    )
     for plan, gradient, partial in zip(columns.add, (dk, dv), (partial_k, partial_v), strict=False):
         plan(gradient, partial, work.splits, component.group, None, component.k_index)
 
@@ -292,19 +308,50 @@ def _plan(call: Call, component: Component, dout: Tensor, dk: Tensor, dv: Tensor
     choice = choice if by_tma else without_tma(choice)
     lists = component.columns
     C = call.constants(component, lists, alignment(D, call.q, call.k, call.v, dout, dk, dv), choice, adding)
-    main = Plan(backward_columns, work.programs(B), call.sizes(component) | {
-        "q_strides": strides_of(call.q), "k_strides": strides_of(call.k), "v_strides": strides_of(call.v),
-        "do_strides": strides_of(dout), "dk_strides": strides_of(dk), "dv_strides": strides_of(dv),
-        "factors": call.factors(), "tile_rows": lists.start.shape[1], "heads": Hkv, "flags": work.flags * B, "C": C,
-    }, choice)  # fmt: skip
+    main = Plan(
+        backward_columns,
+        work.programs(B),
+        call.sizes(component)
+        | {
+            "q_strides": strides_of(call.q),
+            "k_strides": strides_of(call.k),
+            "v_strides": strides_of(call.v),
+            "do_strides": strides_of(dout),
+            "dk_strides": strides_of(dk),
+            "dv_strides": strides_of(dv),
+            "factors": call.factors(),
+            "tile_rows": lists.start.shape[1],
+            "heads": Hkv,
+            "flags": work.flags * B,
+            "C": C,
+        },
+        choice,
+    )
     add = [
-        Plan(add_splits, max(1, work.split_rows) * B * (component.block_k // SPLIT_ROWS), {
-            "x_b": x_b, "x_h": x_h, "x_t": x_t, "index_stride": index_stride(component.k_index), "x_len": Tk,
-            "x_start": component.k_start, "batch": B, "batch_groups": component.batch_groups,
-            "D": D, "BD": C.BD, "B": C.BN, "BX": SPLIT_ROWS, "REPEAT": call.repeat, "MERGE": adding, "ALIGN": alignment(D, dk),
-        }, SMALL)
+        Plan(
+            add_splits,
+            max(1, work.split_rows) * B * (component.block_k // SPLIT_ROWS),
+            {
+                "x_b": x_b,
+                "x_h": x_h,
+                "x_t": x_t,
+                "index_stride": index_stride(component.k_index),
+                "x_len": Tk,
+                "x_start": component.k_start,
+                "batch": B,
+                "batch_groups": component.batch_groups,
+                "D": D,
+                "BD": C.BD,
+                "B": C.BN,
+                "BX": SPLIT_ROWS,
+                "REPEAT": call.repeat,
+                "MERGE": adding,
+                "ALIGN": alignment(D, dk),
+            },
+            SMALL,
+        )
         for x_b, x_h, x_t in (strides_of(dk), strides_of(dv))
-    ]  # fmt: skip
+    ]
     partial = (work.partials * B, component.block_k, C.BD) if work.partials else None
     visits = visits_of(component, "columns", work.items, work.items is not None and call.repeat == 1)
     return _Columns(work, visits, by_tma, partial, main, add if work.split_rows else [])

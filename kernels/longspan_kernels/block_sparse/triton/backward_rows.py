@@ -189,9 +189,15 @@ _planned: Derived[_Rows] = Derived()
 
 
 def gradient_of_queries(
-    call: Call, component: Component, dout: Tensor, numbers: RowNumbers, dq: Tensor, sums: BiasSums | None,
-    workspace: Workspace | None, merging: bool,
-) -> None:  # fmt: skip
+    call: Call,
+    component: Component,
+    dout: Tensor,
+    numbers: RowNumbers,
+    dq: Tensor,
+    sums: BiasSums | None,
+    workspace: Workspace | None,
+    merging: bool,
+) -> None:
     """Writes what a component gives to dq, or adds it; partial results lie in the workspace."""
     of_numbers = numbers.left, numbers.read, numbers.out.stride(), numbers.dlse is None
     rows = _planned.get(
@@ -225,19 +231,51 @@ def _plan(
     lists = component.rows
     align = alignment(D, call.q, call.k, call.v, dout, dq, numbers.out)
     C = call.constants(component, lists, align, choice, merging)
-    main = Plan(backward_rows, work.programs(B), call.sizes(component) | {
-        "q_strides": strides_of(call.q), "k_strides": strides_of(call.k), "v_strides": strides_of(call.v),
-        "o_strides": strides_of(numbers.out), "do_strides": strides_of(dout), "dq_strides": strides_of(dq),
-        "factors": call.factors(), "tile_rows": lists.start.shape[1], "heads": H,
-        "sums_h": 0 if sums is None else sums.tiles.stride(1), "sums_row": 0 if sums is None else sums.tiles.stride(2),
-        "sums_first": 0 if sums is None else sums.first, "leaves_delta": int(numbers.left), "C": C,
-    }, choice)  # fmt: skip
+    main = Plan(
+        backward_rows,
+        work.programs(B),
+        call.sizes(component)
+        | {
+            "q_strides": strides_of(call.q),
+            "k_strides": strides_of(call.k),
+            "v_strides": strides_of(call.v),
+            "o_strides": strides_of(numbers.out),
+            "do_strides": strides_of(dout),
+            "dq_strides": strides_of(dq),
+            "factors": call.factors(),
+            "tile_rows": lists.start.shape[1],
+            "heads": H,
+            "sums_h": 0 if sums is None else sums.tiles.stride(1),
+            "sums_row": 0 if sums is None else sums.tiles.stride(2),
+            "sums_first": 0 if sums is None else sums.first,
+            "leaves_delta": int(numbers.left),
+            "C": C,
+        },
+        choice,
+    )
     x_b, x_h, x_t = strides_of(dq)
-    add = Plan(add_splits, max(1, work.split_rows) * B * (component.block_q // SPLIT_ROWS), {
-        "x_b": x_b, "x_h": x_h, "x_t": x_t, "index_stride": index_stride(component.q_index), "x_len": Tq,
-        "x_start": component.q_start, "batch": B, "batch_groups": component.batch_groups,
-        "D": D, "BD": C.BD, "B": C.BM, "BX": SPLIT_ROWS, "REPEAT": 1, "MERGE": merging, "ALIGN": alignment(D, dq),
-    }, SMALL)  # fmt: skip
+    add = Plan(
+        add_splits,
+        max(1, work.split_rows) * B * (component.block_q // SPLIT_ROWS),
+        {
+            "x_b": x_b,
+            "x_h": x_h,
+            "x_t": x_t,
+            "index_stride": index_stride(component.q_index),
+            "x_len": Tq,
+            "x_start": component.q_start,
+            "batch": B,
+            "batch_groups": component.batch_groups,
+            "D": D,
+            "BD": C.BD,
+            "B": C.BM,
+            "BX": SPLIT_ROWS,
+            "REPEAT": 1,
+            "MERGE": merging,
+            "ALIGN": alignment(D, dq),
+        },
+        SMALL,
+    )
     partial = (work.partials * B, component.block_q, C.BD) if work.partials else None
     visits = visits_of(component, "rows", work.items, work.items is not None)
     return _Rows(work, visits, by_tma, partial, main, add if work.split_rows else None)

@@ -87,10 +87,18 @@ class Call:
         )
         bias = options.bias
         self.key = (
-            self.q.shape, self.q.stride(), self.k.shape, self.k.stride(), self.v.stride(), options.scale, given.dropout_p,
-            given.bias_block, None if bias is None else (bias.shape, bias.stride()), q.dtype,
+            self.q.shape,
+            self.q.stride(),
+            self.k.shape,
+            self.k.stride(),
+            self.v.stride(),
+            options.scale,
+            given.dropout_p,
+            given.bias_block,
+            None if bias is None else (bias.shape, bias.stride()),
+            q.dtype,
             *[x.dtype if isinstance(x, Tensor) else None for x in options],
-        )  # fmt: skip
+        )
 
     def _check_bias(self, block: int) -> None:
         for component in self.layout.components:
@@ -276,10 +284,16 @@ class Constants(NamedTuple):
 def visits_of(component: Component, name: str, items: Tensor | None, listed: bool) -> Visits:
     """A component's `rows` or `columns` as kernels take them; `listed` says that items tell all that the records do."""
     return Visits(
-        None if listed else packed_records(component, name), getattr(component, name).index, entry_details(component, name),
-        packed_masks(component) if has_bits(component) else None, component.q_index, component.k_index, component.group,
-        component.merge, items,
-    )  # fmt: skip
+        None if listed else packed_records(component, name),
+        getattr(component, name).index,
+        entry_details(component, name),
+        packed_masks(component) if has_bits(component) else None,
+        component.q_index,
+        component.k_index,
+        component.group,
+        component.merge,
+        items,
+    )
 
 
 def has_bits(component: Component) -> bool:

@@ -30,10 +30,10 @@ ROUNDING = tl.constexpr(6 * 2.0**-24)  # of that difference, relative to the sco
 # Arguments that follow the lengths: a kernel compiled for one value serves all. (Triton specialises what tuples hold, so these
 # come one by one.)
 VARYING = [
-    "q_len", "k_len", "q_start", "k_start", "tile_rows", "batch", "heads", "batch_groups", "threshold", "bias_first",
-    "bias_h", "bias_row", "step", "q_per", "k_per", "q_index_stride", "k_index_stride", "sums_h", "sums_row", "sums_first",
-    "leaves_delta", "flags", "x_b", "x_h", "x_len", "x_start", "index_stride", "o_b", "o_h", "do_b", "do_h",
-]  # fmt: skip
+    *("q_len", "k_len", "q_start", "k_start", "tile_rows", "batch", "heads", "batch_groups", "threshold", "flags"),
+    *("bias_first", "bias_h", "bias_row", "step", "q_per", "k_per", "q_index_stride", "k_index_stride", "index_stride"),
+    *("sums_h", "sums_row", "sums_first", "leaves_delta", "x_b", "x_h", "x_len", "x_start", "o_b", "o_h", "do_b", "do_h"),
+]
 
 
 def interprets_bfloat16(x: torch.Tensor) -> bool:
@@ -247,9 +247,7 @@ def tokens_of(INDEX, u, index_stride, tile, origin, step, per, B: tl.constexpr, 
 
 
 @triton.jit
-def addresses(
-    X, token, base, stride, step, offs_d, B: tl.constexpr, INDEXED: tl.constexpr, STEPPED: tl.constexpr
-):  # fmt: skip
+def addresses(X, token, base, stride, step, offs_d, B: tl.constexpr, INDEXED: tl.constexpr, STEPPED: tl.constexpr):
     """Where rows `token` of X [T, D] lie, [B, BD]."""
     offs = tl.arange(0, B)
     if STEPPED == 1:
@@ -267,9 +265,20 @@ def addresses(
 
 @triton.jit
 def load_tile(
-    X, token, base, ok, stride, step, offs_d, D: tl.constexpr, BD: tl.constexpr, B: tl.constexpr, CHECK: tl.constexpr,
-    INDEXED: tl.constexpr, STEPPED: tl.constexpr,
-):  # fmt: skip
+    X,
+    token,
+    base,
+    ok,
+    stride,
+    step,
+    offs_d,
+    D: tl.constexpr,
+    BD: tl.constexpr,
+    B: tl.constexpr,
+    CHECK: tl.constexpr,
+    INDEXED: tl.constexpr,
+    STEPPED: tl.constexpr,
+):
     """Rows `token` of X [T, D] as [B, BD]; 0 where not ok (only looked at under CHECK) and past D."""
     at = addresses(X, token, base, stride, step, offs_d, B, INDEXED, STEPPED)
     if CHECK:
@@ -287,9 +296,19 @@ def load_tile(
 
 @triton.jit
 def load_own(
-    X, token, base, ok, last, stride, step, offs_d, C: tl.constexpr, B: tl.constexpr, INDEXED: tl.constexpr,
+    X,
+    token,
+    base,
+    ok,
+    last,
+    stride,
+    step,
+    offs_d,
+    C: tl.constexpr,
+    B: tl.constexpr,
+    INDEXED: tl.constexpr,
     STEPPED: tl.constexpr,
-):  # fmt: skip
+):
     """The rows that a program works for, [B, BD]. Those before the first and past the last hold it again: nobody stores what
     comes of them, and it takes fewer instructions than zeros. Where tokens may not exist they are 0."""
     if C.CHECKED or INDEXED or STEPPED > 0:
@@ -315,9 +334,23 @@ def widened(x):
 
 @triton.jit
 def streamed_tile(
-    X, b, h, tile, base, token, ok, start, stride, step, per, B: tl.constexpr, INDEXED: tl.constexpr, STEPPED: tl.constexpr,
-    C: tl.constexpr, MODE: tl.constexpr,
-):  # fmt: skip
+    X,
+    b,
+    h,
+    tile,
+    base,
+    token,
+    ok,
+    start,
+    stride,
+    step,
+    per,
+    B: tl.constexpr,
+    INDEXED: tl.constexpr,
+    STEPPED: tl.constexpr,
+    C: tl.constexpr,
+    MODE: tl.constexpr,
+):
     """A tile [B, BD] that a loop visits: by descriptor, where what lies outside the tensor comes as 0, or by addresses."""
     if C.BY_TMA:
         if STEPPED == 1:

@@ -96,9 +96,12 @@ def fitting(block: int, of: int | None) -> int:
 
 @remembered(1024)
 def tilings(
-    head_dim: int, dtype: torch.dtype, device_capability: tuple[int, int] = (9, 0), granularity: int | None = None,
+    head_dim: int,
+    dtype: torch.dtype,
+    device_capability: tuple[int, int] = (9, 0),
+    granularity: int | None = None,
     bias_block: int = 0,
-) -> tuple[Tiling, Tiling]:  # fmt: skip
+) -> tuple[Tiling, Tiling]:
     """Tiles for the forward and the backward pass.
 
     Args:

@@ -120,9 +120,23 @@ def attend(
 
 @triton.jit
 def store_rows(
-    OUT, LSE, out, lse2, token, base, ok, out_stride, step, merge, D: tl.constexpr, BD: tl.constexpr, B: tl.constexpr,
-    MERGE: tl.constexpr, INDEXED: tl.constexpr, STEPPED: tl.constexpr,
-):  # fmt: skip
+    OUT,
+    LSE,
+    out,
+    lse2,
+    token,
+    base,
+    ok,
+    out_stride,
+    step,
+    merge,
+    D: tl.constexpr,
+    BD: tl.constexpr,
+    B: tl.constexpr,
+    MERGE: tl.constexpr,
+    INDEXED: tl.constexpr,
+    STEPPED: tl.constexpr,
+):
     """Writes rows, or merges them into what earlier components wrote. `lse2` is in base 2."""
     offs_d = tl.arange(0, BD)
     at = addresses(OUT, token, base, out_stride, step, offs_d, B, INDEXED, STEPPED)
@@ -195,8 +209,24 @@ def forward_rows(
     if C.MODES[MIXED] or not (C.HAS_BANDS or C.HAS_BITS):
         if stop <= first:
             # Told here that its loop has entries, the compiler keeps no second set of sums for when it is skipped.
-            store_rows(out_at, lse_at, acc, m_i, row, base, within(row, limit), o_stride, step, merge, C.D, BD, BM, C.MERGE,
-                       INDEXED, C.Q_STEPPED)  # fmt: skip
+            store_rows(
+                out_at,
+                lse_at,
+                acc,
+                m_i,
+                row,
+                base,
+                within(row, limit),
+                o_stride,
+                step,
+                merge,
+                C.D,
+                BD,
+                BM,
+                C.MERGE,
+                INDEXED,
+                C.Q_STEPPED,
+            )
             return
     for mode in tl.static_range(4):
         if C.MODES[mode]:
@@ -341,10 +371,22 @@ def _plan(call: Call, component: Component, out: Tensor, merging: bool) -> _Rows
     choice = choice if by_tma else without_tma(choice)
     lists = component.rows
     C = call.constants(component, lists, alignment(D, call.q, call.k, call.v, out), choice, merging)
-    main = Plan(forward_rows, work.programs(B), call.sizes(component) | {
-        "q_strides": strides_of(call.q), "k_strides": strides_of(call.k), "v_strides": strides_of(call.v),
-        "o_strides": strides_of(out), "factors": call.factors(), "tile_rows": lists.start.shape[1], "heads": H, "C": C,
-    }, choice)  # fmt: skip
+    main = Plan(
+        forward_rows,
+        work.programs(B),
+        call.sizes(component)
+        | {
+            "q_strides": strides_of(call.q),
+            "k_strides": strides_of(call.k),
+            "v_strides": strides_of(call.v),
+            "o_strides": strides_of(out),
+            "factors": call.factors(),
+            "tile_rows": lists.start.shape[1],
+            "heads": H,
+            "C": C,
+        },
+        choice,
+    )
     o_b, o_h, o_t = strides_of(out)
     merge = Plan(merge_splits, max(1, work.split_rows) * B * (component.block_q // SPLIT_ROWS), {
         "o_b": o_b, "o_h": o_h, "o_t": o_t, "q_index_stride": index_stride(component.q_index), "q_len": Tq,

@@ -86,7 +86,7 @@ def included(x, other, EXCLUDED, i, j, length, EXCLUSIONS: tl.constexpr, TRANSPO
 @triton.jit
 def kept(
     x, other, i, j, streamed, streamed_ok, own_segments, SEGMENTS, EXCLUDED, length, C: tl.constexpr, TRANSPOSED: tl.constexpr
-):  # fmt: skip
+):
     """x [BM, BN] (or transposed) where the call keeps the pair of query position i and key position j, else `other`.
 
     `streamed` are the token rows of the side that a loop visits: keys, or queries where tiles are transposed.

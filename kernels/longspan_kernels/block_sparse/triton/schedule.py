@@ -76,7 +76,7 @@ def processors(device: torch.device) -> int:
 
 def work_of(
     component: Component, name: str, repeat: int, batch: int, everything: bool, in_two: bool = False, whole: bool = False
-) -> Work:  # fmt: skip
+) -> Work:
     """The programs for `rows` or `columns` of a component.
 
     Args:
@@ -102,7 +102,7 @@ def work_of(
 
 def _schedule(
     lists: Lists, name: str, groups: Tensor, batch: int, everything: bool, in_two: bool, whole: bool, side: int
-) -> Work:  # fmt: skip
+) -> Work:
     heads, tile_rows = len(groups), lists.start.shape[1]
     served = groups >= 0
     counts = lists.count[groups.clamp(min=0).long()] * served[:, :, None]  # (heads, share, tile rows)

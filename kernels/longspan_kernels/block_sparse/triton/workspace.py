@@ -45,10 +45,26 @@ PAIRED_WIDTH = 64
 
 @triton.jit(do_not_specialize=VARYING)
 def prepare_rows(
-    OUT, DOUT, LSE, DLSE, MINUS_DELTA, PAIRS, o_b: tl.int64, o_h: tl.int64, o_t: tl.int64, do_b: tl.int64, do_h: tl.int64,
-    do_t: tl.int64, q_len: tl.int32, heads: tl.int32, tile_rows: tl.int32, D: tl.constexpr, BD: tl.constexpr,
-    BM: tl.constexpr, ALIGN: tl.constexpr,
-):  # fmt: skip
+    OUT,
+    DOUT,
+    LSE,
+    DLSE,
+    MINUS_DELTA,
+    PAIRS,
+    o_b: tl.int64,
+    o_h: tl.int64,
+    o_t: tl.int64,
+    do_b: tl.int64,
+    do_h: tl.int64,
+    do_t: tl.int64,
+    q_len: tl.int32,
+    heads: tl.int32,
+    tile_rows: tl.int32,
+    D: tl.constexpr,
+    BD: tl.constexpr,
+    BM: tl.constexpr,
+    ALIGN: tl.constexpr,
+):
     """-delta of each row, 0 for one without keys; and where PAIRS is, there too, beside lse in base 2 or +inf."""
     pid = tl.program_id(0)
     tile_row = pid % tile_rows
@@ -100,9 +116,21 @@ def tell_second(FLAGS, partial, flags):
 
 @triton.jit
 def add_rows(
-    X, value, token, base, ok, stride, step, merge, D: tl.constexpr, BD: tl.constexpr, B: tl.constexpr, MERGE: tl.constexpr,
-    INDEXED: tl.constexpr, STEPPED: tl.constexpr,
-):  # fmt: skip
+    X,
+    value,
+    token,
+    base,
+    ok,
+    stride,
+    step,
+    merge,
+    D: tl.constexpr,
+    BD: tl.constexpr,
+    B: tl.constexpr,
+    MERGE: tl.constexpr,
+    INDEXED: tl.constexpr,
+    STEPPED: tl.constexpr,
+):
     """Writes rows of a gradient, or adds them to what earlier components wrote."""
     offs_d = tl.arange(0, BD)
     at = addresses(X, token, base, stride, step, offs_d, B, INDEXED, STEPPED)
@@ -285,10 +313,26 @@ def prepare(call: Call, dout: Tensor, numbers: RowNumbers) -> None:
     def planned() -> Plan:
         (o_b, o_h, o_t, _), (do_b, do_h, do_t, _) = out.stride(), dout.stride()
         tile_rows = -(-Tq // PREPARED_AT_ONCE)
-        return Plan(prepare_rows, tile_rows * B * H, {
-            "o_b": o_b, "o_h": o_h, "o_t": o_t, "do_b": do_b, "do_h": do_h, "do_t": do_t, "q_len": Tq, "heads": H,
-            "tile_rows": tile_rows, "D": D, "BD": width_of(D), "BM": PREPARED_AT_ONCE, "ALIGN": alignment(D, out, dout),
-        }, SMALL)  # fmt: skip
+        return Plan(
+            prepare_rows,
+            tile_rows * B * H,
+            {
+                "o_b": o_b,
+                "o_h": o_h,
+                "o_t": o_t,
+                "do_b": do_b,
+                "do_h": do_h,
+                "do_t": do_t,
+                "q_len": Tq,
+                "heads": H,
+                "tile_rows": tile_rows,
+                "D": D,
+                "BD": width_of(D),
+                "BM": PREPARED_AT_ONCE,
+                "ALIGN": alignment(D, out, dout),
+            },
+            SMALL,
+        )
 
     components = call.layout.components
     key = (call.key, dout.stride(), out.stride(), dlse is None, numbers.pairs is None)

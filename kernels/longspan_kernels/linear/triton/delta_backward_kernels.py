@@ -18,10 +18,27 @@ from longspan_kernels.linear.triton.delta_kernels import (
 
 @triton.jit(do_not_specialize=VARYING)
 def local_gradients(
-    Q, K, DOUT, DVALUES, G, RUNS, LENGTHS,
-    q_b: tl.int64, q_h: tl.int64, q_t: tl.int64, k_b: tl.int64, k_h: tl.int64, k_t: tl.int64,
-    o_b: tl.int64, o_h: tl.int64, o_t: tl.int64, scale, length: tl.int32, chunks: tl.int32, S: tl.constexpr,
-):  # fmt: skip
+    Q,
+    K,
+    DOUT,
+    DVALUES,
+    G,
+    RUNS,
+    LENGTHS,
+    q_b: tl.int64,
+    q_h: tl.int64,
+    q_t: tl.int64,
+    k_b: tl.int64,
+    k_h: tl.int64,
+    k_t: tl.int64,
+    o_b: tl.int64,
+    o_h: tl.int64,
+    o_t: tl.int64,
+    scale,
+    length: tl.int32,
+    chunks: tl.int32,
+    S: tl.constexpr,
+):
     """DVALUES = scale * (q k^T within)^T dout: what a chunk's values give to its own outputs."""
     H: tl.constexpr = S.H
     K_REPEAT: tl.constexpr = S.K_REPEAT

@@ -98,9 +98,19 @@ def key_products(K, k_t, rows, ok, S: tl.constexpr, TYPE: tl.constexpr, PRECISIO
 
 @triton.jit(do_not_specialize=VARYING)
 def invert_systems(
-    K, BETA, INVERSE, G, RUNS, LENGTHS, k_b: tl.int64, k_h: tl.int64, k_t: tl.int64,
-    length: tl.int32, chunks: tl.int32, S: tl.constexpr,
-):  # fmt: skip
+    K,
+    BETA,
+    INVERSE,
+    G,
+    RUNS,
+    LENGTHS,
+    k_b: tl.int64,
+    k_h: tl.int64,
+    k_t: tl.int64,
+    length: tl.int32,
+    chunks: tl.int32,
+    S: tl.constexpr,
+):
     """INVERSE = (I + L)^-1 [C, C] of every chunk, L_ij = beta_i within_ij k_i . k_j below the diagonal: row after row."""
     H: tl.constexpr = S.H
     K_REPEAT: tl.constexpr = S.K_REPEAT
@@ -128,10 +138,25 @@ def invert_systems(
 
 @triton.jit(do_not_specialize=VARYING)
 def make_operands(
-    K, V, BETA, INVERSE, FROM_VALUES, FROM_STATE, G, RUNS, LENGTHS,
-    k_b: tl.int64, k_h: tl.int64, k_t: tl.int64, v_b: tl.int64, v_h: tl.int64, v_t: tl.int64,
-    length: tl.int32, chunks: tl.int32, S: tl.constexpr,
-):  # fmt: skip
+    K,
+    V,
+    BETA,
+    INVERSE,
+    FROM_VALUES,
+    FROM_STATE,
+    G,
+    RUNS,
+    LENGTHS,
+    k_b: tl.int64,
+    k_h: tl.int64,
+    k_t: tl.int64,
+    v_b: tl.int64,
+    v_h: tl.int64,
+    v_t: tl.int64,
+    length: tl.int32,
+    chunks: tl.int32,
+    S: tl.constexpr,
+):
     """FROM_VALUES = A beta V [C, DV] and FROM_STATE = A (beta into K) [C, D] of every chunk, A the inverse."""
     H: tl.constexpr = S.H
     K_REPEAT: tl.constexpr = S.K_REPEAT
@@ -166,9 +191,23 @@ def make_operands(
 
 @triton.jit(do_not_specialize=VARYING)
 def run_states(
-    K, FROM_VALUES, FROM_STATE, VALUES, STATES, START, LAST, G, RUNS, LENGTHS,
-    k_b: tl.int64, k_h: tl.int64, k_t: tl.int64, length: tl.int32, chunks: tl.int32, S: tl.constexpr,
-):  # fmt: skip
+    K,
+    FROM_VALUES,
+    FROM_STATE,
+    VALUES,
+    STATES,
+    START,
+    LAST,
+    G,
+    RUNS,
+    LENGTHS,
+    k_b: tl.int64,
+    k_h: tl.int64,
+    k_t: tl.int64,
+    length: tl.int32,
+    chunks: tl.int32,
+    S: tl.constexpr,
+):
     """VALUES = FROM_VALUES - FROM_STATE S, STATES the S before each chunk and after the last, LAST the last in float32."""
     H: tl.constexpr = S.H
     K_REPEAT: tl.constexpr = S.K_REPEAT
@@ -212,10 +251,25 @@ def run_states(
 
 @triton.jit(do_not_specialize=VARYING)
 def read_states(
-    Q, K, VALUES, STATES, OUT, G, RUNS, LENGTHS,
-    q_b: tl.int64, q_h: tl.int64, q_t: tl.int64, k_b: tl.int64, k_h: tl.int64, k_t: tl.int64, scale,
-    length: tl.int32, chunks: tl.int32, S: tl.constexpr,
-):  # fmt: skip
+    Q,
+    K,
+    VALUES,
+    STATES,
+    OUT,
+    G,
+    RUNS,
+    LENGTHS,
+    q_b: tl.int64,
+    q_h: tl.int64,
+    q_t: tl.int64,
+    k_b: tl.int64,
+    k_h: tl.int64,
+    k_t: tl.int64,
+    scale,
+    length: tl.int32,
+    chunks: tl.int32,
+    S: tl.constexpr,
+):
     """OUT = scale * ((q k^T within) VALUES + into q S), contiguous [B * H, T, DV]."""
     H: tl.constexpr = S.H
     K_REPEAT: tl.constexpr = S.K_REPEAT

@@ -23,9 +23,16 @@ class Call:
     """One call's operands, as the kernels take them, and what its chunks hand on."""
 
     def __init__(
-        self, q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, runs: Tensor | None,
-        lengths: Tensor | None, scale: float,
-    ) -> None:  # fmt: skip
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        beta: Tensor,
+        log_decay: Tensor | None,
+        runs: Tensor | None,
+        lengths: Tensor | None,
+        scale: float,
+    ) -> None:
         self.q, self.k, self.v, self.scale = ready(q), ready(k), ready(v), float(scale)
         self.beta = beta.float().contiguous()
         self.B, self.H, self.T, self.D = q.shape
@@ -91,9 +98,16 @@ class Call:
 
 @on_its_device
 def triton_delta_forward(
-    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, runs: Tensor | None, lengths: Tensor | None,
-    initial_state: Tensor | None, scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    log_decay: Tensor | None,
+    runs: Tensor | None,
+    lengths: Tensor | None,
+    initial_state: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
     """out [B, H, T, Dv], the last state [B, H, D, Dv], and the inverses that the backward pass takes.
 
     Kernels take widths that are powers of two: with both widths masked, Triton 3.6 reads shared memory out of bounds on Hopper.
@@ -114,9 +128,19 @@ def triton_delta_forward(
 
 @on_its_device
 def triton_delta_backward(
-    dout: Tensor, dstate: Tensor | None, q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None,
-    runs: Tensor | None, lengths: Tensor | None, initial_state: Tensor | None, inverse: Tensor, scale: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    dout: Tensor,
+    dstate: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    log_decay: Tensor | None,
+    runs: Tensor | None,
+    lengths: Tensor | None,
+    initial_state: Tensor | None,
+    inverse: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """dq, dk, dv; d beta and d log_decay [B, H, T]; d initial_state [B, H, D, Dv]. The states are computed again."""
     D, Dv = q.shape[-1], v.shape[-1]
     if (rounded(D), rounded(Dv)) != (D, Dv):

@@ -143,9 +143,7 @@ def segment_states(
 
 
 @triton.jit(do_not_specialize=VARYING)
-def carry_states(
-    STATES, KEPT, START, segments: tl.int32, SIZE: tl.constexpr, BLOCK: tl.constexpr, REVERSE: tl.constexpr
-):  # fmt: skip
+def carry_states(STATES, KEPT, START, segments: tl.int32, SIZE: tl.constexpr, BLOCK: tl.constexpr, REVERSE: tl.constexpr):
     """In place: STATES[bh, s], the sum of segment s, becomes the state that segment s gets; the last one stands at the end."""
     TILES: tl.constexpr = (SIZE + BLOCK - 1) // BLOCK
     program = tl.program_id(0)

@@ -110,9 +110,16 @@ class Call:
         return only.float().contiguous().view(-1, 1, self.D, self.Dv)
 
     def attend(
-        self, x: Tensor, y: Tensor, z: Tensor, carried: Tensor | None, scale: float, reverse: bool, dtype: torch.dtype,
+        self,
+        x: Tensor,
+        y: Tensor,
+        z: Tensor,
+        carried: Tensor | None,
+        scale: float,
+        reverse: bool,
+        dtype: torch.dtype,
         other: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    ) -> tuple[Tensor, Tensor | None]:
         """[B, H, T, width of z], and its dot products with `other` [B, H, T]; `carried` [B * H, n, width of x, of z]."""
         DX, DZ = x.shape[-1], z.shape[-1]
         tile = self.tile("attend", DX, DZ)
@@ -150,9 +157,16 @@ class Call:
 
 @on_its_device
 def triton_forward(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, runs: Tensor | None, lengths: Tensor | None,
-    initial_state: Tensor | None, scale: float, wants_state: bool,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor | None,
+    runs: Tensor | None,
+    lengths: Tensor | None,
+    initial_state: Tensor | None,
+    scale: float,
+    wants_state: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """out [B, H, T, Dv]; the last state [B, H, D, Dv] where wanted; the states that segments get, where any were made.
 
     Kernels take widths that are powers of two: with both widths masked, Triton 3.6 reads shared memory out of bounds on Hopper.
@@ -175,9 +189,19 @@ def triton_forward(
 
 @on_its_device
 def triton_backward(
-    dout: Tensor, dstate: Tensor | None, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, runs: Tensor | None,
-    lengths: Tensor | None, initial_state: Tensor | None, states: Tensor | None, scale: float, wants_decay: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:  # fmt: skip
+    dout: Tensor,
+    dstate: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor | None,
+    runs: Tensor | None,
+    lengths: Tensor | None,
+    initial_state: Tensor | None,
+    states: Tensor | None,
+    scale: float,
+    wants_decay: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
     """dq, dk, dv; d log_decay [B, H, T] where wanted; d initial_state [B, H, D, Dv] where there is one.
 
     States going back are held divided by the scale, because what comes out is multiplied by it.

@@ -30,9 +30,21 @@ from longspan_kernels.selected.triton.common import (
 
 @triton.jit(do_not_specialize=VARYING)
 def row_numbers(
-    OUT, DOUT, LSE, DLSE, ROWS, do_b: tl.int64, do_h: tl.int64, do_t: tl.int64, length: tl.int32, tiles: tl.int32,
-    HEADS: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr,
-):  # fmt: skip
+    OUT,
+    DOUT,
+    LSE,
+    DLSE,
+    ROWS,
+    do_b: tl.int64,
+    do_h: tl.int64,
+    do_t: tl.int64,
+    length: tl.int32,
+    tiles: tl.int32,
+    HEADS: tl.constexpr,
+    D: tl.constexpr,
+    BD: tl.constexpr,
+    BM: tl.constexpr,
+):
     """ROWS [B, H, T, 2]: lse in base 2 and delta of each row, side by side, so that one gather brings both."""
     pid = tl.program_id(0)
     list_row = pid // tiles
@@ -157,10 +169,24 @@ def selected_columns(
 
 @triton.jit(do_not_specialize=VARYING)
 def add_runs(
-    LISTS, PARTIALS, DK, DV, length: tl.int32, pickers: tl.int32, first: tl.int32, entries: tl.int32, partials: tl.int32,
-    P: tl.constexpr, G: tl.constexpr, REPEAT: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr,
-    SIZE: tl.constexpr, ADD: tl.constexpr,
-):  # fmt: skip
+    LISTS,
+    PARTIALS,
+    DK,
+    DV,
+    length: tl.int32,
+    pickers: tl.int32,
+    first: tl.int32,
+    entries: tl.int32,
+    partials: tl.int32,
+    P: tl.constexpr,
+    G: tl.constexpr,
+    REPEAT: tl.constexpr,
+    D: tl.constexpr,
+    BD: tl.constexpr,
+    BN: tl.constexpr,
+    SIZE: tl.constexpr,
+    ADD: tl.constexpr,
+):
     """dk and dv of BN keys of a block whose list several programs worked on: their sums, first run first."""
     SUBS: tl.constexpr = (SIZE + BN - 1) // BN
     pid = tl.program_id(0)

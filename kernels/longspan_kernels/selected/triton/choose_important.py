@@ -22,9 +22,26 @@ VARYING = ["q_b", "q_h", "q_t", "length", "compressed", "tiles", "kv_heads"]
 
 @triton.jit
 def importance_of(
-    Q, KEYS, LSE, row, exists, number, last_seen, q_h, q_t, length, compressed, scale2, G: tl.constexpr, D: tl.constexpr,
-    BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, SPAN: tl.constexpr, STRIDES: tl.constexpr,
-):  # fmt: skip
+    Q,
+    KEYS,
+    LSE,
+    row,
+    exists,
+    number,
+    last_seen,
+    q_h,
+    q_t,
+    length,
+    compressed,
+    scale2,
+    G: tl.constexpr,
+    D: tl.constexpr,
+    BD: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    SPAN: tl.constexpr,
+    STRIDES: tl.constexpr,
+):
     """[BM, BN]: the weight that the heads of a group give each block through the compressed keys that overlap it."""
     importance = tl.zeros([BM, BN], tl.float32)
     for _ in tl.range(0, G):
@@ -48,10 +65,30 @@ def importance_of(
 
 @triton.jit(do_not_specialize=VARYING)
 def choose_by_importance(
-    Q, KEYS, LSE, LENGTHS, OUT, q_b: tl.int64, q_h: tl.int64, q_t: tl.int64, length: tl.int32, compressed: tl.int32,
-    tiles: tl.int32, kv_heads: tl.int32, scale, G: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr,
-    BN: tl.constexpr, N: tl.constexpr, SIZE: tl.constexpr, SPAN: tl.constexpr, STRIDES: tl.constexpr, CAUSAL: tl.constexpr,
-):  # fmt: skip
+    Q,
+    KEYS,
+    LSE,
+    LENGTHS,
+    OUT,
+    q_b: tl.int64,
+    q_h: tl.int64,
+    q_t: tl.int64,
+    length: tl.int32,
+    compressed: tl.int32,
+    tiles: tl.int32,
+    kv_heads: tl.int32,
+    scale,
+    G: tl.constexpr,
+    D: tl.constexpr,
+    BD: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    N: tl.constexpr,
+    SIZE: tl.constexpr,
+    SPAN: tl.constexpr,
+    STRIDES: tl.constexpr,
+    CAUSAL: tl.constexpr,
+):
     """OUT [B, Hkv, T, 1 + N]: the own block, then the best others; blocks pass in chunks, and scores stay in registers."""
     pid = tl.program_id(0)
     # The last rows see most blocks under CAUSAL: they go first.
@@ -79,9 +116,26 @@ def choose_by_importance(
     for start in tl.range(0, end, BN):
         number = start + tl.arange(0, BN)
         importance = importance_of(
-            Q, KEYS, LSE, row, exists, number, last_seen, q_h, q_t, length, compressed, scale * LOG2E, G, D, BD, BM, BN, SPAN,
+            Q,
+            KEYS,
+            LSE,
+            row,
+            exists,
+            number,
+            last_seen,
+            q_h,
+            q_t,
+            length,
+            compressed,
+            scale * LOG2E,
+            G,
+            D,
+            BD,
+            BM,
+            BN,
+            SPAN,
             STRIDES,
-        )  # fmt: skip
+        )
         importance = tl.where((number[None, :] == own[:, None] - 1) | (number == 0)[None, :], 3.4e38, importance)
         may = (number < end)[None, :]
         if CAUSAL:  # `end` is no earlier than the own block
@@ -97,9 +151,16 @@ def choose_by_importance(
 
 @on_its_device
 def triton_choose_important(
-    q: Tensor, keys: Tensor, lse: Tensor, lengths: Tensor | None, picks: int, block_size: int, compressed_block: int,
-    stride: int, causal: bool,
-) -> Tensor:  # fmt: skip
+    q: Tensor,
+    keys: Tensor,
+    lse: Tensor,
+    lengths: Tensor | None,
+    picks: int,
+    block_size: int,
+    compressed_block: int,
+    stride: int,
+    causal: bool,
+) -> Tensor:
     """As `importance.choose_important_blocks`."""
     (B, H, T, D), (_, Hkv, nc, _) = q.shape, keys.shape
     q = by_rows(q)
@@ -110,9 +171,24 @@ def triton_choose_important(
     rows = 32 if q.dtype == torch.float32 or D > 128 else 64
     tiles = -(-T // rows)
     numbers = {
-        "q_b": q_b, "q_h": q_h, "q_t": q_t, "length": T, "compressed": nc, "tiles": tiles, "kv_heads": Hkv, "scale": D**-0.5,
-        "G": H // Hkv, "D": D, "BD": width_of(D), "BM": rows, "BN": 32, "N": picks - 1, "SIZE": block_size,
-        "SPAN": compressed_block // stride, "STRIDES": block_size // stride, "CAUSAL": causal,
-    }  # fmt: skip
+        "q_b": q_b,
+        "q_h": q_h,
+        "q_t": q_t,
+        "length": T,
+        "compressed": nc,
+        "tiles": tiles,
+        "kv_heads": Hkv,
+        "scale": D**-0.5,
+        "G": H // Hkv,
+        "D": D,
+        "BD": width_of(D),
+        "BM": rows,
+        "BN": 32,
+        "N": picks - 1,
+        "SIZE": block_size,
+        "SPAN": compressed_block // stride,
+        "STRIDES": block_size // stride,
+        "CAUSAL": causal,
+    }
     run_kernel(choose_by_importance, tiles * B * Hkv, Launch(4, 2), q, keys, lse, lengths, out, **numbers)
     return out

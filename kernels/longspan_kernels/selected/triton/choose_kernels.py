@@ -126,11 +126,30 @@ def as_operand(x, INTERPRETED: tl.constexpr):
 
 @triton.jit(do_not_specialize=VARYING)
 def choose_by_means(
-    Q, MEANS, LENGTHS, OUT, q_b: tl.int64, q_h: tl.int64, q_t: tl.int64, q_len: tl.int32, blocks: tl.int32,
-    heads: tl.int32, tile_rows: tl.int32, batch: tl.int32, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr,
-    BN: tl.constexpr, N: tl.constexpr, SIZE: tl.constexpr, REPEAT: tl.constexpr, PARTS: tl.constexpr, CAUSAL: tl.constexpr,
-    ALIGN: tl.constexpr, INTERPRETED: tl.constexpr,
-):  # fmt: skip
+    Q,
+    MEANS,
+    LENGTHS,
+    OUT,
+    q_b: tl.int64,
+    q_h: tl.int64,
+    q_t: tl.int64,
+    q_len: tl.int32,
+    blocks: tl.int32,
+    heads: tl.int32,
+    tile_rows: tl.int32,
+    batch: tl.int32,
+    D: tl.constexpr,
+    BD: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    N: tl.constexpr,
+    SIZE: tl.constexpr,
+    REPEAT: tl.constexpr,
+    PARTS: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    ALIGN: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+):
     """Picks by the dot of a query with one vector a block, Q [B, H, T, D] by MEANS [MEAN_PARTS, B * Hkv, nb, D] bfloat16.
 
     A float32 product from tensor cores: both sides are sums of bfloat16 numbers, each 2^-8 of the one before, whose products
@@ -183,10 +202,24 @@ def choose_by_means(
 
 @triton.jit(do_not_specialize=VARYING)
 def choose_by_scores(
-    SCORES, LENGTHS, OUT, s_b: tl.int64, s_h: tl.int64, s_t: tl.int64, q_len: tl.int32, rows: tl.int32, first_row: tl.int32,
-    blocks: tl.int32, heads: tl.int32, batch: tl.int32, BM: tl.constexpr, BN: tl.constexpr, N: tl.constexpr,
-    SIZE: tl.constexpr, CAUSAL: tl.constexpr,
-):  # fmt: skip
+    SCORES,
+    LENGTHS,
+    OUT,
+    s_b: tl.int64,
+    s_h: tl.int64,
+    s_t: tl.int64,
+    q_len: tl.int32,
+    rows: tl.int32,
+    first_row: tl.int32,
+    blocks: tl.int32,
+    heads: tl.int32,
+    batch: tl.int32,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    N: tl.constexpr,
+    SIZE: tl.constexpr,
+    CAUSAL: tl.constexpr,
+):
     """Picks by SCORES [B, H, rows, nb] that are given, of the queries from `first_row` on."""
     pid = tl.program_id(0)
     head = pid % (heads * batch)
@@ -221,10 +254,26 @@ def triton_choose(q: Tensor, means: Tensor, lengths: Tensor | None, picks: int, 
     registers = 128 if block_q == 128 and picks < 16 else None
     q_b, q_h, q_t, _ = q.stride()
     numbers = {
-        "q_b": q_b, "q_h": q_h, "q_t": q_t, "q_len": T, "blocks": blocks, "heads": H, "tile_rows": tile_rows, "batch": B,
-        "D": D, "BD": width_of(D), "BM": block_q, "BN": block_n, "N": picks, "SIZE": block_size, "REPEAT": H // Hkv,
-        "PARTS": PARTS[q.dtype], "CAUSAL": causal, "ALIGN": alignment(D, q), "INTERPRETED": not q.is_cuda,
-    }  # fmt: skip
+        "q_b": q_b,
+        "q_h": q_h,
+        "q_t": q_t,
+        "q_len": T,
+        "blocks": blocks,
+        "heads": H,
+        "tile_rows": tile_rows,
+        "batch": B,
+        "D": D,
+        "BD": width_of(D),
+        "BM": block_q,
+        "BN": block_n,
+        "N": picks,
+        "SIZE": block_size,
+        "REPEAT": H // Hkv,
+        "PARTS": PARTS[q.dtype],
+        "CAUSAL": causal,
+        "ALIGN": alignment(D, q),
+        "INTERPRETED": not q.is_cuda,
+    }
     launch = Launch(8 if block_q == 128 else 4, 2, registers=registers)
     run_kernel(choose_by_means, tile_rows * B * H, launch, q, split, lengths, out, **numbers)
     return out
@@ -233,7 +282,7 @@ def triton_choose(q: Tensor, means: Tensor, lengths: Tensor | None, picks: int, 
 @on_its_device
 def triton_choose_scored(
     scores: Tensor, lengths: Tensor | None, first_row: int, length: int, picks: int, block_size: int, causal: bool
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """As `choose.choose_scored_blocks`, but [B, H, picks, rows]."""
     B, H, rows, blocks = scores.shape
     scores = readable(scores)
@@ -242,9 +291,21 @@ def triton_choose_scored(
     lengths = None if lengths is None else from_16_bytes(lengths.contiguous())
     s_b, s_h, s_t, _ = scores.stride()
     numbers = {
-        "s_b": s_b, "s_h": s_h, "s_t": s_t, "q_len": length, "rows": rows, "first_row": first_row, "blocks": blocks,
-        "heads": H, "batch": B, "BM": block_q, "BN": CANDIDATES, "N": picks, "SIZE": block_size, "CAUSAL": causal,
-    }  # fmt: skip
+        "s_b": s_b,
+        "s_h": s_h,
+        "s_t": s_t,
+        "q_len": length,
+        "rows": rows,
+        "first_row": first_row,
+        "blocks": blocks,
+        "heads": H,
+        "batch": B,
+        "BM": block_q,
+        "BN": CANDIDATES,
+        "N": picks,
+        "SIZE": block_size,
+        "CAUSAL": causal,
+    }
     run_kernel(choose_by_scores, -(-rows // block_q) * B * H, SMALL, scores, lengths, out, **numbers)
     return out
 

@@ -22,9 +22,9 @@ LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 # A kernel compiled for one value of these serves all.
 VARYING = [
-    "q_b", "q_h", "q_t", "kv_b", "kv_h", "kv_t", "do_b", "do_h", "do_t", "length", "items", "pickers", "first", "entries",
-    "partials", "tiles", "threshold",
-]  # fmt: skip
+    *("q_b", "q_h", "q_t", "kv_b", "kv_h", "kv_t", "do_b", "do_h", "do_t", "length", "items", "pickers", "first"),
+    *("entries", "partials", "tiles", "threshold"),
+]
 
 
 class Constants(NamedTuple):

@@ -28,9 +28,7 @@ from longspan_kernels.selected.triton.common import (
 
 
 @triton.jit
-def softmax_step(
-    acc, m_i, l_i, q, k, v, live, kept, inverse_keep, scale2, DROPS: tl.constexpr, FIRST: tl.constexpr
-):  # fmt: skip
+def softmax_step(acc, m_i, l_i, q, k, v, live, kept, inverse_keep, scale2, DROPS: tl.constexpr, FIRST: tl.constexpr):
     """One tile of keys more: unnormalised sums, the largest score and the normaliser of every row, in base 2."""
     s = tl.where(live, tl.dot(q, tl.trans(k), input_precision="ieee") * scale2, float("-inf"))  # (BM, BN)
     higher = tl.max(s, 1)
@@ -134,10 +132,28 @@ def selected_parts(
 
 @triton.jit(do_not_specialize=VARYING)
 def merge_parts(
-    PART, PART_LSE, PICKS, LENGTHS, OUT, LSE, length: tl.int32, tiles: tl.int32, pickers: tl.int32, first: tl.int32, scale,
-    P: tl.constexpr, G: tl.constexpr, GC: tl.constexpr, REPEAT: tl.constexpr, N: tl.constexpr, BP: tl.constexpr,
-    D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, WEIGHTED: tl.constexpr,
-):  # fmt: skip
+    PART,
+    PART_LSE,
+    PICKS,
+    LENGTHS,
+    OUT,
+    LSE,
+    length: tl.int32,
+    tiles: tl.int32,
+    pickers: tl.int32,
+    first: tl.int32,
+    scale,
+    P: tl.constexpr,
+    G: tl.constexpr,
+    GC: tl.constexpr,
+    REPEAT: tl.constexpr,
+    N: tl.constexpr,
+    BP: tl.constexpr,
+    D: tl.constexpr,
+    BD: tl.constexpr,
+    BM: tl.constexpr,
+    WEIGHTED: tl.constexpr,
+):
     """OUT and LSE of BM tokens of one head from the parts of their picks; without WEIGHTED, OUT is their sum times `scale`."""
     pid = tl.program_id(0)
     rest = pid // tiles

@@ -17,9 +17,19 @@ from longspan_kernels.selected.triton.common import of_row, rows_at
 
 @triton.jit(do_not_specialize=["rows", "keys", "tiles"])
 def index_scores(
-    Q, K, W, OUT, rows: tl.int32, keys: tl.int32, tiles: tl.int32, J: tl.constexpr, E: tl.constexpr, BE: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr,
-):  # fmt: skip
+    Q,
+    K,
+    W,
+    OUT,
+    rows: tl.int32,
+    keys: tl.int32,
+    tiles: tl.int32,
+    J: tl.constexpr,
+    E: tl.constexpr,
+    BE: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+):
     """OUT [rows, keys] from Q [J, rows, E], K [keys, E] and W [J, rows]."""
     pid = tl.program_id(0)
     row = pid % tiles * BM + tl.arange(0, BM)
@@ -37,9 +47,7 @@ def index_scores(
 
 
 @triton.jit(do_not_specialize=["keys", "width", "out_row"])
-def compact_best(
-    SCORES, LEAST, EQUALS, OUT, keys: tl.int32, width: tl.int32, out_row: tl.int64, BN: tl.constexpr
-):  # fmt: skip
+def compact_best(SCORES, LEAST, EQUALS, OUT, keys: tl.int32, width: tl.int32, out_row: tl.int64, BN: tl.constexpr):
     """Columns of a row of SCORES [rows, keys] above LEAST, and the first EQUALS that equal it, to its row of OUT."""
     row = tl.program_id(0)
     least = tl.load(LEAST + row)

@@ -95,9 +95,23 @@ class Cut:
 def shape_of(q: Tensor, k: Tensor, chosen: Selection) -> Shape:
     (B, H, T, D), (_, P, _, n) = q.shape, chosen.picks.shape
     return Shape(
-        B, H, k.shape[1], P, T, D, n, chosen.block_size, chosen.causal, chosen.scale, chosen.dropout_p, q.dtype, q.device,
-        in_units(q), in_units(k), tuple(None if x is None else x.dtype for x in (chosen.lengths, chosen.segments, chosen.seed)),
-    )  # fmt: skip
+        B,
+        H,
+        k.shape[1],
+        P,
+        T,
+        D,
+        n,
+        chosen.block_size,
+        chosen.causal,
+        chosen.scale,
+        chosen.dropout_p,
+        q.dtype,
+        q.device,
+        in_units(q),
+        in_units(k),
+        tuple(None if x is None else x.dtype for x in (chosen.lengths, chosen.segments, chosen.seed)),
+    )
 
 
 class Launches:
@@ -125,10 +139,16 @@ class Launches:
         """What kernels over gathered queries are told."""
         s = self.shape
         return {
-            "q_b": s.q_strides[0], "q_h": s.q_strides[1], "q_t": s.q_strides[2], "kv_b": s.kv_strides[0],
-            "kv_h": s.kv_strides[1], "kv_t": s.kv_strides[2], "length": s.length, "threshold": int(s.dropout_p * (1 << 24)),
+            "q_b": s.q_strides[0],
+            "q_h": s.q_strides[1],
+            "q_t": s.q_strides[2],
+            "kv_b": s.kv_strides[0],
+            "kv_h": s.kv_strides[1],
+            "kv_t": s.kv_strides[2],
+            "length": s.length,
+            "threshold": int(s.dropout_p * (1 << 24)),
             "scale": s.scale,
-        }  # fmt: skip
+        }
 
     def compiled_for(self, tile: configs.Tile, adds: bool = False) -> Constants:
         """The constants of kernels over gathered queries."""
@@ -138,16 +158,29 @@ class Launches:
     def constants(self) -> dict:
         s = self.shape
         return {
-            "P": s.pickers, "G": s.group, "GC": self.heads, "REPEAT": s.repeat, "N": s.picks, "D": s.width,
-            "BD": width_of(s.width), "SIZE": s.block_size,
-        }  # fmt: skip
+            "P": s.pickers,
+            "G": s.group,
+            "GC": self.heads,
+            "REPEAT": s.repeat,
+            "N": s.picks,
+            "D": s.width,
+            "BD": width_of(s.width),
+            "SIZE": s.block_size,
+        }
 
     def cut(self, entries: int, least: int) -> Cut:
         s = self.shape
         items = s.entries // entries + s.blocks
         list_rows = s.batch * s.pickers
-        numbers = {"length": s.length, "items": items, "entries": entries, "BL": max(16, 1 << (s.blocks - 1).bit_length()),
-                   "BI": 1024, "SIZE": s.block_size, "LEAST": least}  # fmt: skip
+        numbers = {
+            "length": s.length,
+            "items": items,
+            "entries": entries,
+            "BL": max(16, 1 << (s.blocks - 1).bit_length()),
+            "BI": 1024,
+            "SIZE": s.block_size,
+            "LEAST": least,
+        }
         return Cut(Plan(cut_lists, list_rows, numbers, configs.MERGE), list_rows, s.blocks, items)
 
     def over_rows(self, kernel, tile: configs.Tile) -> tuple[Cut, list[Plan]]:
@@ -171,8 +204,17 @@ class Launches:
         constants = {name: value for name, value in self.constants.items() if name != "SIZE"}
         plans = []
         for served in self.served:
-            numbers = {"length": s.length, "tiles": tiles, "pickers": served.pickers, "first": served.first, "scale": scale,
-                       "BP": 1 << (s.picks - 1).bit_length(), "BM": rows, "WEIGHTED": weighted, **constants}  # fmt: skip
+            numbers = {
+                "length": s.length,
+                "tiles": tiles,
+                "pickers": served.pickers,
+                "first": served.first,
+                "scale": scale,
+                "BP": 1 << (s.picks - 1).bit_length(),
+                "BM": rows,
+                "WEIGHTED": weighted,
+                **constants,
+            }
             plans.append(Plan(merge_parts, tiles * s.batch * served.pickers * self.heads, numbers, configs.MERGE))
         return plans
 
@@ -245,8 +287,17 @@ class Launches:
         """With and without a gradient of the log-sum-exp."""
         s, rows = self.shape, 64
         tiles = -(-s.length // rows)
-        numbers = {"do_b": s.q_strides[0], "do_h": s.q_strides[1], "do_t": s.q_strides[2], "length": s.length, "tiles": tiles,
-                   "HEADS": s.heads, "D": s.width, "BD": width_of(s.width), "BM": rows}  # fmt: skip
+        numbers = {
+            "do_b": s.q_strides[0],
+            "do_h": s.q_strides[1],
+            "do_t": s.q_strides[2],
+            "length": s.length,
+            "tiles": tiles,
+            "HEADS": s.heads,
+            "D": s.width,
+            "BD": width_of(s.width),
+            "BM": rows,
+        }
         return {given: Plan(row_numbers, tiles * s.batch * s.heads, numbers, configs.MERGE) for given in (False, True)}
 
 

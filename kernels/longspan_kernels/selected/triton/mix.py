@@ -31,7 +31,7 @@ def add_gated(GATES, A, B, C, OUT, rows: tl.int64, D: tl.constexpr, BD: tl.const
 @triton.jit(do_not_specialize=["rows"])
 def differentiate_gated(
     DOUT, GATES, A, B, C, DGATES, DA, DB, DC, rows: tl.int64, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr
-):  # fmt: skip
+):
     row = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
     there = row < rows
     dout = rows_at(DOUT, of_row(row, D), there, D, BD).to(tl.float32)
@@ -58,7 +58,7 @@ def triton_gated_sum(gates: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
 @on_its_device
 def triton_gated_sum_backward(
     dout: Tensor, gates: Tensor, a: Tensor, b: Tensor, c: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of the gates and of the branches."""
     if interprets_bfloat16(a):
         found = triton_gated_sum_backward(dout.float(), gates.float(), a.float(), b.float(), c.float())

@@ -10,9 +10,17 @@ from longspan_kernels.selected.triton.common import VARYING
 
 @triton.jit(do_not_specialize=VARYING)
 def cut_lists(
-    START, LISTS, ITEMS, length: tl.int32, items: tl.int32, entries: tl.int32, BL: tl.constexpr, BI: tl.constexpr,
-    SIZE: tl.constexpr, LEAST: tl.constexpr,
-):  # fmt: skip
+    START,
+    LISTS,
+    ITEMS,
+    length: tl.int32,
+    items: tl.int32,
+    entries: tl.int32,
+    BL: tl.constexpr,
+    BI: tl.constexpr,
+    SIZE: tl.constexpr,
+    LEAST: tl.constexpr,
+):
     """LISTS [rows, nb, 4]: a list's first place, its end, its first item, its first partial result or -1; ITEMS [rows, items]:
     the block of each item, nb for none. One program a row; a list has LEAST items or more, and partial results if several."""
     list_row = tl.program_id(0)

@@ -28,10 +28,28 @@ def picked_tile(PICKS, list_row, at, n, K, V, kv_t, D: tl.constexpr, BD: tl.cons
 
 @triton.jit(do_not_specialize=VARYING)
 def attend_tokens(
-    Q, K, V, PICKS, OUT, LSE, q_b: tl.int64, q_h: tl.int64, q_t: tl.int64, kv_b: tl.int64, kv_h: tl.int64, kv_t: tl.int64,
-    length: tl.int32, kv_heads: tl.int32, scale, n: tl.constexpr, G: tl.constexpr, BG: tl.constexpr, D: tl.constexpr,
-    BD: tl.constexpr, BN: tl.constexpr,
-):  # fmt: skip
+    Q,
+    K,
+    V,
+    PICKS,
+    OUT,
+    LSE,
+    q_b: tl.int64,
+    q_h: tl.int64,
+    q_t: tl.int64,
+    kv_b: tl.int64,
+    kv_h: tl.int64,
+    kv_t: tl.int64,
+    length: tl.int32,
+    kv_heads: tl.int32,
+    scale,
+    n: tl.constexpr,
+    G: tl.constexpr,
+    BG: tl.constexpr,
+    D: tl.constexpr,
+    BD: tl.constexpr,
+    BN: tl.constexpr,
+):
     pid = tl.program_id(0)
     token = pid % length
     kv = pid // length % kv_heads
@@ -100,9 +118,21 @@ def differentiate_tokens(
 
 @triton.jit(do_not_specialize=VARYING)
 def add_tokens(
-    PART_K, PART_V, ORDER, START, DK, DV, length: tl.int32, kv_heads: tl.int32, chunk: tl.int32, n: tl.constexpr,
-    D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, ADD: tl.constexpr,
-):  # fmt: skip
+    PART_K,
+    PART_V,
+    ORDER,
+    START,
+    DK,
+    DV,
+    length: tl.int32,
+    kv_heads: tl.int32,
+    chunk: tl.int32,
+    n: tl.constexpr,
+    D: tl.constexpr,
+    BD: tl.constexpr,
+    BN: tl.constexpr,
+    ADD: tl.constexpr,
+):
     """DK and DV [B, Hkv, T, D] of one token and key head: its rows among those of a chunk of queries."""
     pid = tl.program_id(0)
     token = pid % length

@@ -23,10 +23,21 @@ def _numbers(batch, heads, kv_heads, length, width, picks, scale, q_strides, kv_
     """What kernels over queries are told."""
     group = heads // kv_heads
     return {
-        "q_b": q_strides[0], "q_h": q_strides[1], "q_t": q_strides[2], "kv_b": kv_strides[0], "kv_h": kv_strides[1],
-        "kv_t": kv_strides[2], "length": length, "kv_heads": kv_heads, "scale": scale, "n": picks, "G": group,
-        "BG": max(16, 1 << (group - 1).bit_length()), "D": width, "BD": width_of(width),
-    }  # fmt: skip
+        "q_b": q_strides[0],
+        "q_h": q_strides[1],
+        "q_t": q_strides[2],
+        "kv_b": kv_strides[0],
+        "kv_h": kv_strides[1],
+        "kv_t": kv_strides[2],
+        "length": length,
+        "kv_heads": kv_heads,
+        "scale": scale,
+        "n": picks,
+        "G": group,
+        "BG": max(16, 1 << (group - 1).bit_length()),
+        "D": width,
+        "BD": width_of(width),
+    }
 
 
 @on_its_device
@@ -61,8 +72,23 @@ def triton_tokens_backward(
     rows = torch.empty((*lse.shape, 2), dtype=torch.float32, device=q.device)
     tiles = -(-T // 64)
     strides = dict(zip(("do_b", "do_h", "do_t"), in_units(q), strict=True))
-    run_kernel(row_numbers, tiles * B * H, configs.MERGE, out, dout, lse, None, rows, length=T, tiles=tiles, HEADS=H, D=D,
-            BD=width_of(D), BM=64, **strides)  # fmt: skip
+    run_kernel(
+        row_numbers,
+        tiles * B * H,
+        configs.MERGE,
+        out,
+        dout,
+        lse,
+        None,
+        rows,
+        length=T,
+        tiles=tiles,
+        HEADS=H,
+        D=D,
+        BD=width_of(D),
+        BM=64,
+        **strides,
+    )
     numbers = _numbers(B, H, Hkv, T, D, n, scale, in_units(q), in_units(k))
     row_bytes = B * Hkv * n * D * 2 * q.dtype.itemsize
     chunk = min(T, max(16, configs.TOKEN_BYTES // row_bytes))
@@ -72,12 +98,45 @@ def triton_tokens_backward(
     part_k, part_v = (torch.empty(B * Hkv * chunk * n * D, dtype=q.dtype, device=q.device) for _ in range(2))
     tile = configs.tokens_tile(D, q.dtype.itemsize)
     for start in range(0, T, chunk):
-        run_kernel(differentiate_tokens, B * Hkv * chunk, tile.launch, q, k, v, dout, rows, picks, dq, part_k, part_v,
-                start=start, chunk=chunk, BN=tile.keys, **numbers)  # fmt: skip
+        run_kernel(
+            differentiate_tokens,
+            B * Hkv * chunk,
+            tile.launch,
+            q,
+            k,
+            v,
+            dout,
+            rows,
+            picks,
+            dq,
+            part_k,
+            part_v,
+            start=start,
+            chunk=chunk,
+            BN=tile.keys,
+            **numbers,
+        )
         here = picks[:, start : start + chunk]
         if here.shape[1] < chunk:
             here = torch.nn.functional.pad(here, (0, 0, 0, chunk - here.shape[1]), value=-1)
         order, first = queries_of_blocks(here[:, None], None, T)
-        run_kernel(add_tokens, B * Hkv * T, Launch(1, 1), part_k, part_v, order, first, dk, dv, length=T, kv_heads=Hkv,
-                chunk=chunk, n=n, D=D, BD=width_of(D), BN=16, ADD=start > 0)  # fmt: skip
+        run_kernel(
+            add_tokens,
+            B * Hkv * T,
+            Launch(1, 1),
+            part_k,
+            part_v,
+            order,
+            first,
+            dk,
+            dv,
+            length=T,
+            kv_heads=Hkv,
+            chunk=chunk,
+            n=n,
+            D=D,
+            BD=width_of(D),
+            BN=16,
+            ADD=start > 0,
+        )
     return dq, dk.to(k.dtype), dv.to(v.dtype)
