@@ -57,8 +57,10 @@ def test_what_is_printed_is_the_table():
 
 def test_problems_have_the_lines_they_stand_for():
     for problem in problems():
-        layout = Problem(problem.kernel, problem.head_dim, problem.lines, length=8192, width=128).layout("cpu")
-        if problem.lines != "short":  # whose pattern is a smaller one here
+        # Another pattern stands for "short" here, and both backward kernels take the same layout.
+        if problem.lines != "short" and problem.kernel != "backward_rows":
+            length = 2048 if problem.lines == "bits" else 8192  # a predicate is asked about every pair
+            layout = Problem(problem.kernel, problem.head_dim, problem.lines, length=length, width=128).layout("cpu")
             most = max(layout.components, key=lambda c: len(c.rows.index))
             assert row_kind(most) == {"wide": "long"}.get(problem.lines, problem.lines)
         assert len(set(candidates(problem, True))) == len(list(candidates(problem, True))) >= 2
