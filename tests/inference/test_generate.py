@@ -1,7 +1,5 @@
 """Generation: choices of the next token, seeds, batches of unequal prompts, text as it comes, the command line."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -124,9 +122,9 @@ def test_from_a_checkpoint_on_the_command_line(tmp_path):
     small += ["data.max_length=64", "data.batch_size=2", "trainer.max_steps=3", "attention=local", "attention.window=16"]
     run(ROOT / "train.py", *small, f"hydra.run.dir={tmp_path}/run", cwd=tmp_path, check=True)
     command = [ROOT / "scripts" / "generate.py", f"checkpoint={tmp_path}/run", "prompt=The quick", "max_new_tokens=12"]
-    done = subprocess.run([sys.executable, *command, "temperature=0"], check=True, capture_output=True, cwd=tmp_path)
+    done = run(*command, "temperature=0", cwd=tmp_path, check=True)
     from longspan import load
 
-    assert done.stdout.decode() == "The quick" + load(tmp_path / "run").generate(["The quick"], 12, temperature=0.0)[0] + "\n"
+    assert done.stdout == "The quick" + load(tmp_path / "run").generate(["The quick"], 12, temperature=0.0)[0] + "\n"
     wrong = run(*command, "top_k=many", cwd=tmp_path)
     assert wrong.returncode == 2 and "top_k=many: give a whole number" in wrong.stderr and "Traceback" not in wrong.stderr
