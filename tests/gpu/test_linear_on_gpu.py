@@ -39,7 +39,7 @@ def test_every_gradient(call, dtype, delta):
             given[name], leaves[name] = x.detach().requires_grad_(), x.detach().double().requires_grad_()
     rest = {name: None if x is None else x.cuda() for name, x in call.places().items()}
     op = gated_delta_rule if delta else linear_attention
-    out, state = op(**given, return_state=True, scale=0.1, **rest)
+    out, state = op(**given, return_state=True, scale=0.1, backend="triton", **rest)
     # Plain torch by chunks, which tests on a CPU hold to the reference.
     expected, last = op(**leaves, return_state=True, scale=0.1, backend="chunked", **rest)
     dout, dstate = torch.randn_like(expected).to(dtype).double(), 0.1 * torch.randn_like(last)

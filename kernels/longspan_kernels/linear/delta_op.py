@@ -11,7 +11,7 @@ from torch import Tensor
 from longspan_kernels.launch.autocast import cast_as_products
 from longspan_kernels.linear import delta_chunked
 from longspan_kernels.linear.arguments import check, runs_of, stored_dtype
-from longspan_kernels.linear.backends import choose_backend
+from longspan_kernels.linear.backends import choose_delta_backend
 from longspan_kernels.linear.op import like, out_shape, state_like
 from longspan_kernels.linear.reference import reference_linear_attention
 
@@ -41,7 +41,8 @@ def gated_delta_rule(
         beta: [B, H, T], how much of the old value gives way, 0 to 1.
         log_decay: [B, H, T] or [H], 0 or less; or None.
         initial_state, return_state, scale, lengths, segments: as `linear_attention` takes them.
-        backend: "auto", "triton", "chunked" (plain torch), "reference" (token by token) or "fla" (flash-linear-attention).
+        backend: "auto" ("chunked" for now), "chunked" (plain torch), "triton" (kernels still to pass their tests on a GPU),
+            "reference" (token by token) or "fla" (flash-linear-attention).
 
     Raises:
         KernelError: an argument that cannot work.
@@ -49,7 +50,7 @@ def gated_delta_rule(
     """
     q, k, v = cast_as_products(q, k, v)
     check(q, k, v, log_decay, initial_state, scale, lengths, segments, beta)
-    backend = choose_backend(backend, q, special=segments is not None or lengths is not None, decays=True)
+    backend = choose_delta_backend(backend, q, special=segments is not None or lengths is not None)
     exact = torch.promote_types(q.dtype, torch.float32)
     if backend == "reference":
         out, state = reference_linear_attention(

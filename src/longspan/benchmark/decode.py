@@ -33,6 +33,7 @@ VARIANTS = (
 POSITIONS = tuple(1 << bits for bits in range(10, 18))  # 1k to 128k
 FILLED_AT_ONCE = 1024  # tokens
 CALLS = 24  # timed at each position
+MARKERS = "os^vD<>PX*h"  # lines that cover each other are told apart by them
 
 
 def available(texts: Sequence[str] = ()) -> list[str]:
@@ -120,21 +121,26 @@ def draw(rows: Sequence[dict[str, Any]], file: Path) -> Path:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9.0, 3.8), layout="constrained")
+    figure = Figure(figsize=(10.0, 4.0), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, 2)
     for axes, key, scale, title in (
         (panels[0], "ms", 1.0, "ms a token"),
         (panels[1], "cache_bytes", 1 / (1 << 20), "cache, MiB"),
     ):
-        for variant in dict.fromkeys(row["variant"] for row in rows):
+        for number, variant in enumerate(dict.fromkeys(row["variant"] for row in rows)):
             own = [row for row in rows if row["variant"] == variant]
-            axes.plot([row["position"] for row in own], [row[key] * scale for row in own], marker="o", ms=3, label=variant)
+            color = [*(f"C{n}" for n in range(10)), "black"][number % 11]
+            look = {"color": color, "marker": MARKERS[number % len(MARKERS)], "alpha": 0.8}
+            axes.plot([row["position"] for row in own], [row[key] * scale for row in own], ms=5, label=variant, **look)
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}" if key == "ms" else "")
+        axes.tick_params(which="both", labelsize=8)
         axes.set_xlabel("tokens before")
         axes.set_title(title, fontsize=10)
         axes.grid(alpha=0.3)
-    panels[1].legend(fontsize=7, frameon=False)
+    figure.legend(*panels[0].get_legend_handles_labels(), fontsize=8, frameon=False, loc="outside right center")
     figure.savefig(file, dpi=150)
     return file

@@ -1,4 +1,8 @@
-"""Triton kernels of the gated delta rule's backward pass; `delta_kernels.py` has the legend. Import this file lazily."""
+"""Triton kernels of the gated delta rule's backward pass; `delta_kernels.py` has the legend. Import this file lazily.
+
+No result of a product is transposed and taken into another: on Hopper, Triton 3.4 to 3.7 makes wrong code of that. What is
+needed both ways is computed both ways.
+"""
 
 # ruff: noqa: SIM108 (compile-time branches stay statements)
 from __future__ import annotations
@@ -63,9 +67,9 @@ def local_gradients(
     for x in tl.static_range(D // BX):
         xs = x * BX + tl.arange(0, BX)
         q, k = rows_of(q_rows, q_t, rows, xs, ok, TYPE), rows_of(k_rows, k_t, rows, xs, ok, TYPE)
-        scores = tl.dot(q, tl.trans(k), scores, input_precision=PRECISION)
+        scores = tl.dot(k, tl.trans(q), scores, input_precision=PRECISION)  # transposed
     do = rows_of(o_rows, o_t, rows, zs, ok, TYPE)
-    made = tl.dot(tl.trans((scores * within).to(TYPE)), do, input_precision=PRECISION) * scale
+    made = tl.dot((scores * tl.trans(within)).to(TYPE), do, input_precision=PRECISION) * scale
     tl.store(DVALUES + program.to(tl.int64) * C * DV + rows[:, None] * DV + zs[None, :], made.to(TYPE))
 
 
@@ -178,21 +182,28 @@ def finish_gradients(
     VALUES += place * DV
     DVALUES += place * DV
     turned = tl.load(INVERSE + place * C + rows[None, :] * C + rows[:, None])  # the inverse, transposed
-    # Products of tokens with tokens, and what comes through the right-hand side of the values.
+    inverse = tl.load(INVERSE + place * C + rows[:, None] * C + rows[None, :])
+    # Products of tokens with tokens, each also transposed, and what comes through the right-hand side of the values.
     dscores = tl.zeros((C, C), tl.float32)
+    dscores_t = tl.zeros((C, C), tl.float32)
     dsystem = tl.zeros((C, C), tl.float32)
+    dsystem_t = tl.zeros((C, C), tl.float32)
     dbeta = tl.zeros((C,), tl.float32)
     dg = tl.zeros((C,), tl.float32)
     for z in tl.static_range(DV // BZ):
         zs = z * BZ + tl.arange(0, BZ)
         entries = rows[:, None] * DV + zs[None, :]
         do = rows_of(o_rows, o_t, rows, zs, ok, TYPE)
-        dscores = tl.dot(do, tl.trans(tl.load(VALUES + entries)), dscores, input_precision=PRECISION)
-        to_values = tl.dot(turned, tl.load(DVALUES + entries), input_precision=PRECISION)
+        values, dvalues = tl.load(VALUES + entries), tl.load(DVALUES + entries)
+        dscores = tl.dot(do, tl.trans(values), dscores, input_precision=PRECISION)
+        dscores_t = tl.dot(values, tl.trans(do), dscores_t, input_precision=PRECISION)
+        to_values = tl.dot(turned, dvalues, input_precision=PRECISION)
+        to_values_t = tl.dot(tl.trans(dvalues), inverse, input_precision=PRECISION)
         v = rows_of(v_rows, v_t, rows, zs, ok, tl.float32)
         dbeta += tl.sum(to_values * v, 1)
         made = tl.load(FROM_VALUES + place * DV + entries)
         dsystem -= tl.dot(to_values.to(TYPE), tl.trans(made), input_precision=PRECISION)
+        dsystem_t -= tl.dot(made, to_values_t.to(TYPE), input_precision=PRECISION)
         at = GRAD_V + token * DV + entries
         tl.store(at, (to_values * beta[:, None]).to(GRAD_V.dtype.element_ty), mask=exists[:, None])
     # What comes through the right-hand side of the state.
@@ -202,6 +213,14 @@ def finish_gradients(
         erased = tl.dot(turned, erased.to(TYPE), input_precision=PRECISION)
         made = tl.load(FROM_STATE + place * D + rows[:, None] * D + xs[None, :])
         dsystem -= tl.dot(erased.to(TYPE), tl.trans(made), input_precision=PRECISION)
+        erased_t = tl.zeros((BX, C), tl.float32)
+        for z in tl.static_range(DV // BZ):
+            zs = z * BZ + tl.arange(0, BZ)
+            state = tl.load(STATES + xs[:, None] * DV + zs[None, :])
+            dvalues = tl.load(DVALUES + rows[:, None] * DV + zs[None, :])
+            erased_t -= tl.dot(state, tl.trans(dvalues), input_precision=PRECISION)
+        erased_t = tl.dot(erased_t.to(TYPE), inverse, input_precision=PRECISION)
+        dsystem_t -= tl.dot(made, erased_t.to(TYPE), input_precision=PRECISION)
         k = rows_of(k_rows, k_t, rows, xs, ok, tl.float32)
         passed = into * tl.sum(erased * k, 1)
         dbeta += passed
@@ -212,9 +231,11 @@ def finish_gradients(
     dbeta += tl.sum(weighted * products, 1)
     weighted = weighted * beta[:, None]
     moved = weighted * products
-    dg += tl.sum(moved, 1) - tl.sum(tl.trans(moved), 1)
-    both = (weighted + tl.trans(weighted)).to(TYPE)
-    dscores = (dscores * within * scale).to(TYPE)
+    within_t = tl.trans(within)
+    weighted_t = tl.where(rows[:, None] < rows[None, :], dsystem_t * within_t, 0.0) * beta[None, :]
+    dg += tl.sum(moved, 1) - tl.sum(weighted_t * products, 1)  # the products are symmetric
+    both = (weighted + weighted_t).to(TYPE)
+    dscores, dscores_t = (dscores * within * scale).to(TYPE), (dscores_t * within_t * scale).to(TYPE)
     crossing = tl.zeros((BX,), tl.float32)
     for x in tl.static_range(D // BX):
         xs = x * BX + tl.arange(0, BX)
@@ -223,7 +244,7 @@ def finish_gradients(
         dq = through_states(o_rows, STATES, o_t, rows, xs, ok, scale, S, TYPE, PRECISION) * into[:, None]
         dq = tl.dot(dscores, k, dq, input_precision=PRECISION)
         dk = through_states(VALUES, BACK, DV, rows, xs, every, 1.0, S, TYPE, PRECISION) * onto[:, None]
-        dk = tl.dot(tl.trans(dscores), q, dk, input_precision=PRECISION)
+        dk = tl.dot(dscores_t, q, dk, input_precision=PRECISION)
         dg += tl.sum(q.to(tl.float32) * dq, 1) - tl.sum(k.to(tl.float32) * dk, 1)
         for z in tl.static_range(DV // BZ):
             zs = z * BZ + tl.arange(0, BZ)

@@ -125,8 +125,8 @@ def invert_systems(
     beta = tl.load(BETA + bh.to(tl.int64) * length + first + rows, mask=ok, other=0.0)
     _, _, within, _ = chunk_decays(G, RUNS, bh, first, rows, ok, length, H, C)
     products = key_products(k_rows, k_t, rows, ok, S, TYPE, PRECISION)
-    system = tl.where(rows[:, None] > rows[None, :], products * within * beta[:, None], 0.0)
-    columns = tl.trans(system)  # a row of the system, laid out as a column
+    # The system lies transposed: a row of it is then laid out as a column. The products are symmetric.
+    columns = tl.where(rows[:, None] < rows[None, :], products * tl.trans(within) * beta[None, :], 0.0)
     inverse = tl.where(rows[:, None] == rows[None, :], 1.0, 0.0)
     for i in tl.range(1, C):
         row = tl.sum(tl.where(rows[None, :] == i, columns, 0.0), 1)
