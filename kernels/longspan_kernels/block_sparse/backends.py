@@ -34,10 +34,10 @@ DENSE_LIMIT = 1 << 31  # elements of [B, H, Tq, Tk] that the dense backend will 
 
 
 def active_transform(*tensors: Tensor | None) -> str | None:
-    """What asks more of a call than values and first gradients, or None. Not asked while torch.compile traces.
+    """The name of an active transform that needs more than values and first gradients (vmap, jvp, ...), or None.
 
-    The dense definition has a rule for all of it. A custom op without one would give tangents of zero, silently, so calls are
-    looked at before they reach an op.
+    The dense definition supports them all. A custom op without a rule would silently give tangents of zero, so calls are
+    checked before they reach an op; not while torch.compile traces.
     """
     if torch.compiler.is_compiling():
         return None
@@ -75,17 +75,15 @@ def choose_backend(backend: str, q: Tensor, k: Tensor, transform: str | None = N
 
 
 def cpu_may_choose(q: Tensor, options: Options) -> bool:
-    """Whether all pairs by torch's fused kernel may serve in the place of blocks."""
+    """Whether torch's fused kernel over all pairs may replace blocks."""
     return fused.takes(q, options)
 
 
 def what_runs(
     q: Tensor, k: Tensor, key: str, causal: bool, backend: str, dropout_p: float = 0.0, bias_block: int = 0
 ) -> tuple[str, int]:
-    """(backend, visited pairs of one sequence over all heads) of the forward pass of a call, on this machine.
-
-    "dense" is all pairs: torch's fused kernel where "auto" chose it.
-    """
+    """(backend, visited pairs of one sequence over all heads) of a call's forward pass on this machine. "dense" is all pairs:
+    torch's fused kernel where "auto" chose it."""
     shape = shape_of(q, k)
     if q.numel() == 0 or k.shape[2] == 0:
         return backend, 0
@@ -150,7 +148,7 @@ def layouts_for(
 
 
 def exact_products(q: Tensor) -> torch.autocast:
-    """Keeps autocast out of the plain-torch backend: it has chosen its precision, products in float32 among them."""
+    """Turns autocast off for the plain-torch backend, which chooses its own precision."""
     return torch.autocast(q.device.type, enabled=False)
 
 
@@ -166,7 +164,7 @@ BLOCKED = {"forward": (450.0, 0.822, 0.0236, 0.137, 9.41), "backward": (524.0, 3
 
 @dataclass(frozen=True)
 class Shape:
-    """What the choice depends on."""
+    """The properties of a call that the choice depends on."""
 
     batch: int
     heads: int
@@ -191,7 +189,7 @@ def _chosen(key: str, state: tuple, shape: Shape, causal: bool, which: str) -> s
 
 
 def seconds(constants: tuple[float, ...], features: tuple[float, ...]) -> float:
-    """The model: a sum of products."""
+    """The predicted time: a sum of features times fitted constants."""
     return 1e-6 * sum(a * b for a, b in zip(constants, features, strict=True))
 
 

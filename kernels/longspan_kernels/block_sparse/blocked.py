@@ -71,7 +71,7 @@ def row_batches(lists: Lists, u: int) -> list[RowBatch]:
 
 
 def _row_batch(rows: Tensor, index: Tensor, kinds: Tensor, alike: bool) -> RowBatch:
-    """Rows [R] with their tiles and masks [R, n], and what shows in them once and for all."""
+    """A batch of rows [R] with their tiles and masks [R, n], and the regularities found in them."""
     n = index.shape[1]
     consecutive = len(rows) == int(rows[-1] - rows[0]) + 1
     chosen = slice(int(rows[0]), int(rows[-1]) + 1) if consecutive else rows
@@ -91,14 +91,14 @@ def _row_batch(rows: Tensor, index: Tensor, kinds: Tensor, alike: bool) -> RowBa
 
 
 class Workspace:
-    """Memory that the row batches of one pass use in turn: new memory costs a CPU three times what a product in it does."""
+    """Buffers that the row batches of one pass reuse: allocating takes a CPU three times as long as a product."""
 
     def __init__(self, like: Tensor) -> None:
         self._like = like
         self._flat: dict[str, Tensor] = {}
 
     def take(self, name: str, *shape: int) -> Tensor:
-        """A tensor that holds anything; the next one of this name takes its place."""
+        """An uninitialised tensor; the next one of this name takes its memory."""
         size = math.prod(shape)
         flat = self._flat.get(name)
         if flat is None or flat.numel() < size:

@@ -34,7 +34,7 @@ Made = TypeVar("Made")
 
 
 class LowersToRules(Protocol):
-    """What a kernel asks of a pattern."""
+    """The interface of patterns that kernels use."""
 
     @property
     def key(self) -> str: ...
@@ -84,9 +84,9 @@ def lookup(key: str) -> LowersToRules:
 
 
 class Derived(Generic[Made]):
-    """What one backend derives from a component, by a key, and keeps as long as the component.
+    """Keeps what one backend derives from a component, by a key, as long as the component lives.
 
-    A key is looked up before anything is made outside of CUDA graphs, which waits for the device.
+    A key is looked up first: making a value outside of CUDA graphs waits for the device.
     """
 
     def __init__(self) -> None:
@@ -112,7 +112,7 @@ class Derived(Generic[Made]):
 
 
 def layout_for(key: str, q_len: int, k_len: int, heads: int, causal: bool, tiling: Tiling, device: torch.device) -> Layout:
-    """The compiled layout of a registered pattern; the least recently used ones make room."""
+    """The compiled layout of a registered pattern, from a cache that drops the least recently used."""
     state = state_of(key)
     name = (key, state, q_len, k_len, heads, causal, tiling, device)
     with _lock:
@@ -180,7 +180,7 @@ def reference_tiling(granularity: int | None, bias_block: int = 0) -> Tiling:
 
 
 def blocked_tiling(granularity: int | None, bias_block: int = 0) -> Tiling:
-    """Tiles of the plain-torch backend, which serves well by those that costs are counted on."""
+    """Tiles of the plain-torch backend: those that costs are counted on, which serve it well."""
     return reference_tiling(granularity, bias_block)
 
 

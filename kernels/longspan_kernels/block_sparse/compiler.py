@@ -153,7 +153,6 @@ class Compiler:
         self.mask_count = 0
         self.live: list[int] = []  # per group
         self.visited: list[int] = []
-        self.head_groups: list[int] = []
 
     def add(self, rule: Rule, heads: tuple[int, ...]) -> dict[int, int]:
         """Adds a rule for some heads; returns the group of each head."""

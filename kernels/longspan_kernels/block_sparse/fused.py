@@ -28,9 +28,9 @@ _lock = Lock()
 
 
 def takes(q: Tensor, options: Options) -> bool:
-    """Whether the kernel serves a call on these tensors; float64, dropout and a block bias are for the plain passes.
+    """Whether the kernel serves a call on these tensors: no float64, no dropout, no block bias, and a scale above 0.
 
-    So is a scale of 0 or less: the kernel masks by -inf before it scales, and -inf times that is +inf or NaN.
+    The kernel masks by -inf before it scales, and -inf times a scale of 0 or less is NaN or +inf.
     """
     return (
         q.device.type == "cpu"
@@ -42,12 +42,13 @@ def takes(q: Tensor, options: Options) -> bool:
 
 
 def too_large(lse: Tensor) -> bool:
-    """Whether scores are so large that both passes must round them alike, or weights exceed 1; this kernel does not."""
+    """Whether some scores are so large that both passes must round them alike, or weights exceed 1; this kernel rounds them
+    differently."""
     return bool((lse.masked_fill(torch.isinf(lse), 0.0).abs() > LARGE).any())
 
 
 def in_rows(x: Tensor) -> Tensor:
-    """x itself where the numbers of a token lie side by side, else a copy: the kernel reads on from the first one."""
+    """x itself where the numbers of a token are contiguous, as the kernel assumes, else a copy."""
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
@@ -84,10 +85,8 @@ def with_column(dout: Tensor, dlse: Tensor, *tensors: Tensor) -> list[Tensor]:
 
 
 def additive_mask(key: str, q_len: int, k_len: int, heads: int, causal: bool) -> Tensor | None:
-    """[1, H or 1, Tq, Tk] float32, 0 where a pair is live and NEGATIVE elsewhere, kept while room lasts.
-
-    None where `causal` (or nothing) says it all.
-    """
+    """[1, H or 1, Tq, Tk] float32, 0 where a pair is live and NEGATIVE elsewhere, from a cache of limited size; None where no
+    mask or `causal` alone is enough."""
     if says_all(key, q_len, k_len, heads, causal):
         return None
     name = (key, state_of(key), q_len, k_len, heads, causal)

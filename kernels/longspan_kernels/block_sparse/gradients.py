@@ -12,7 +12,7 @@ from longspan_kernels.block_sparse.blocked import Chunk
 
 
 class Gradient:
-    """The sum over chunks of one gradient [B, H, T, D]; the first chunk of a head writes, so that nothing is cleared first."""
+    """The sum over chunks of one gradient [B, H, T, D]. The first chunk of a head overwrites, so nothing is zeroed."""
 
     def __init__(self, x: Tensor, queries: bool):
         self.sum = torch.empty(x.shape, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
@@ -35,7 +35,7 @@ class Gradient:
         add_into(self.sum, chunk, values, self.queries, H)
 
     def _written(self, chunk: Chunk, values: Tensor, heads: slice) -> bool:
-        """Writes the part where it holds every token row once; else does nothing."""
+        """Writes the part and returns True where it holds every token row once; else returns False."""
         length, D = self.sum.shape[2:]
         part, rows = chunk.restored(values, self.queries, length)
         if rows is not None and (len(rows) != length or not bool((torch.bincount(rows, minlength=length) == 1).all())):

@@ -209,7 +209,7 @@ class DeviceLayout:
         return -(-places // self.block_k)
 
     def check_values(self) -> None:
-        """Raises KernelError where a number is out of its range; it waits for the device."""
+        """Raises KernelError where a number is out of range; waits for the device."""
         most = self.index.shape[3]
         _check_range("count", self.count, 0, most, "up to the width of index")
         counted = torch.arange(most, device=self.index.device) < self.count[..., None]
@@ -225,7 +225,7 @@ class DeviceLayout:
                 _check_range(name, order, -1, length - 1, "token rows, -1 for none")
 
     def layout(self, heads: int, columns: bool) -> Layout:
-        """What the backends take; the transposed lists only where `columns` asks for them (the backward pass does)."""
+        """The layout for the backends; the transposed lists, which the backward pass needs, only where `columns` is true."""
         B, H, rows, most = self.index.shape
         if H not in (1, heads):
             raise KernelError(f"index is made for {H} heads; q has {heads}")

@@ -96,7 +96,7 @@ def attend_by(
     return_lse: bool = False,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """As `attend`, by a layout given as tensors. The lists themselves get no gradient.
+    """As `attend`, by a layout given as tensors, which get no gradient.
 
     Raises:
         BackendError: the backend cannot serve the call.
@@ -131,7 +131,7 @@ def _seed(dropout_p: float, q: Tensor) -> Tensor | None:
 
 
 def _dense(q: Tensor, k: Tensor, v: Tensor, key: str, causal: bool, options: Options) -> tuple[Tensor, Tensor]:
-    """The definition, on which torch's own autograd works, in every mode and order."""
+    """The definition in plain torch, which autograd differentiates in every mode and order."""
     mask = dense_mask(key, q.shape[2], k.shape[2], q.shape[1], causal, q.device)
     exact = torch.promote_types(q.dtype, torch.float32)
     with exact_products(q):
@@ -142,7 +142,7 @@ def _dense(q: Tensor, k: Tensor, v: Tensor, key: str, causal: bool, options: Opt
 def _layouts(
     source: Source, q: Tensor, k: Tensor, backend: str, bias_block: int, columns: bool
 ) -> tuple[Layout, Layout, Layout]:
-    """As `layouts_for`; of listed blocks one layout, whose transposed lists are there where `columns` asks for them."""
+    """As `layouts_for`; for listed blocks one layout, with transposed lists where `columns` is true."""
     if source.key:
         return layouts_for(q, k, source.key, source.causal, backend, bias_block)
     listed = source.device_layout(q.shape[2], k.shape[2])
@@ -205,7 +205,7 @@ def block_sparse_backward(
 
 
 def _every_query_has_a_key(source: Source, q: Tensor, k: Tensor, options: Options) -> bool:
-    """Whether each query of a GPU's call sees itself, unless it lies beyond a length, which Triton's kernels leave out."""
+    """Whether each query of a GPU's call sees itself; Triton's kernels leave out queries beyond a length."""
     o = options
     if not (source.key and q.is_cuda and q.shape[2] == k.shape[2] and o.bias is None):
         return False
@@ -288,7 +288,7 @@ def _backward(ctx, dout, dlse):
 def _differentiable(
     places: list[int], dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, options: Options, source: Source
 ) -> tuple[Tensor, ...]:
-    """Gradients that have gradients, of some inputs: the definition's, from torch's own autograd."""
+    """Gradients of some inputs that can be differentiated again: those of the definition, by torch's autograd."""
     if not source.key:
         raise BackendError(
             "create_graph=True: a DeviceLayout (blocks chosen at run time) has no gradients of gradients; write its blocks as "

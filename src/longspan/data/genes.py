@@ -21,7 +21,6 @@ from longspan.data.files import is_file, list_files
 from longspan.data.readers import ANNOTATIONS, FastaRecord, Interval, read_annotation, read_fasta, read_genbank
 from longspan.data.vocabularies import NUCLEOTIDES, LookupVocabulary
 
-CLASS_NAMES = ["no gene", "gene on +", "gene on -"]
 OVERLAPS = ("ignore", "first", "listed")
 MOST_FEATURES = 60  # labels are kept in a byte
 PIECE = 2**24  # bases that are labelled at a time

@@ -52,7 +52,6 @@ class Benchmark:
     datasets: Mapping[str, int]
 
 
-HISTONES = ("H2AFZ", "H3K27ac", "H3K27me3", "H3K36me3", "H3K4me1", "H3K4me2", "H3K4me3", "H3K9ac", "H3K9me3", "H4K20me1")
 YEAST = ("H3", "H3K14ac", "H3K36me3", "H3K4me1", "H3K4me2", "H3K4me3", "H3K79me3", "H3K9ac", "H4", "H4ac")
 BENCHMARKS: dict[str, Benchmark] = {
     "genomic_benchmarks": Benchmark(

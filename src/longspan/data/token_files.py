@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from longspan.data.errors import DataFileError
-from longspan.data.files import _OPENERS, format_of, readable
+from longspan.data.files import _OPENERS, readable
 from longspan.data.readers.jsonl import jsonl_row
 from longspan.data.vocabularies import OutsideVocabularyError, Vocabulary
 
@@ -170,8 +170,3 @@ def opened(folder: Path) -> TokenFile:
     spans = mapped("spans.bin", np.uint32) if meta["lossy"] else None
     cuts = mapped("cuts.bin", np.int64).reshape(-1, 2)
     return TokenFile(mapped("tokens.bin", meta["dtype"]), mapped("offsets.bin", np.int64), cuts, spans)
-
-
-def format_of_stream(file: Path, format: str | None) -> str | None:
-    """As `format_of`, unless the config says it."""
-    return format or format_of(file)

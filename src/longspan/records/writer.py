@@ -48,7 +48,6 @@ from longspan.records.wandb_axes import finish_wandb, setup_wandb
 log = logging.getLogger(__name__)
 
 STILL_RUNNING = "the run had not ended when this was written: it is still going, or was killed"
-CURVE_SPLITS = ("train/", "val/")
 
 
 def asking_signals() -> list[int]:

@@ -78,10 +78,7 @@ def table_of(records: list[Record], label: str) -> ClassTable | None:
         isinstance(matrix, list) and len(matrix) == len(names) and all(len(row) == len(names) for row in matrix)
         for matrix in matrices
     )
-    confusion = (
-        [[sum(counts) for counts in zip(*rows_of, strict=True)] for rows_of in zip(*matrices, strict=True)] if square else None
-    )
-    return ClassTable(label, split, rows, confusion)
+    return ClassTable(label, split, rows, _sum(matrices) if square else None)
 
 
 def _figures(record: Record) -> tuple[str, Mapping[str, Any]] | None:

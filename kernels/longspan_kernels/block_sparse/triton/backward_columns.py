@@ -65,7 +65,7 @@ from longspan_kernels.launch.launcher import SMALL, SPLIT_ROWS, Plan, alignment,
 
 @triton.jit
 def key_gradients(
-    dk, dv, k, v, token, k_ok, segments, Q, DOUT, LSE, MINUS_DELTA, EXCLUDED, Q_SEGMENTS, SEED, BIAS, visits, b, head, u,
+    dk, dv, k, v, token, segments, Q, DOUT, LSE, MINUS_DELTA, EXCLUDED, Q_SEGMENTS, SEED, BIAS, visits, b, head, u,
     batch_head, first, masked_from, bits_from, stop, first_tile, q_stride, do_stride, index_stride, q_start, q_len, q_stop,
     step, q_per, origin, factors, threshold, bias_row, bias_first, C: tl.constexpr, MODE: tl.constexpr,
 ):  # fmt: skip
@@ -202,7 +202,7 @@ def backward_columns(
                 begin, end = part_of(mode, first, masked_from, bits_from, stop)
                 if begin < end:
                     dk, dv = key_gradients(
-                        dk, dv, k, v, token, k_ok, segments, Q_OF, DOUT_OF, LSE_OF, MINUS_DELTA_OF, EXCLUDED, Q_SEGMENTS,
+                        dk, dv, k, v, token, segments, Q_OF, DOUT_OF, LSE_OF, MINUS_DELTA_OF, EXCLUDED, Q_SEGMENTS,
                         limits.SEED, BIAS_OF, visits, b, h, u_of, batch_head, begin, masked_from, bits_from, end, first_tile,
                         wide(q_strides.t), wide(do_strides.t), q_index_stride, q_start, q_len, q_stop, step, q_per,
                         k_len - q_len, factors, threshold, bias_row, bias_first, C, mode,

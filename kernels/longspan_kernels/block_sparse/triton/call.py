@@ -110,7 +110,7 @@ class Call:
                 )
 
     def without_memory(self, layout: Layout | None = None) -> Call:
-        """The same call, or the one by another layout of its pattern, on tensors that have shapes and strides alone."""
+        """The same call (or that of another layout of its pattern) on meta tensors, which have shapes and strides alone."""
         q, k, v = (on_meta(x) for x in (self.q, self.k, self.v))
         tensors: dict[str, Any] = {name: on_meta(x) for name, x in self.options._asdict().items() if isinstance(x, Tensor)}
         options = self.options._replace(**tensors)
@@ -282,7 +282,7 @@ class Constants(NamedTuple):
 
 
 def visits_of(component: Component, name: str, items: Tensor | None, listed: bool) -> Visits:
-    """A component's `rows` or `columns` as kernels take them; `listed` says that items tell all that the records do."""
+    """A component's `rows` or `columns` as kernels take them; with `listed`, the work items hold all that the records do."""
     return Visits(
         None if listed else packed_records(component, name),
         getattr(component, name).index,
@@ -341,10 +341,9 @@ def streamed(tensors: tuple[Tensor, ...], component: Component, side: str, by_tm
 
 
 class Steps(NamedTuple):
-    """Tiles whose tokens can be computed instead of looked up: runs of `run` tokens, one each `step`.
+    """Tiles whose tokens are computed instead of looked up: runs of `run` tokens, `step` tokens apart, from `first` on.
 
-    Residue classes are runs of one, with `per` tiles a class; `first` is the first token. A run of 0 is the natural order,
-    which starts at `first`.
+    Residue classes are runs of one, with `per` tiles a class. A run of 0 is the natural order.
     """
 
     step: int

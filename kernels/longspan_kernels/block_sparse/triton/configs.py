@@ -88,7 +88,7 @@ def shared_memory(capability: tuple[int, int]) -> int:
 
 
 def fitting(block: int, of: int | None) -> int:
-    """The largest power of two up to `block` that divides `of` (block itself where nothing is asked)."""
+    """The largest power of two up to `block` that divides `of`; `block` itself where `of` is None."""
     if not of:
         return block
     return max(SMALLEST, min(block, of & -of))
@@ -153,10 +153,7 @@ _typical: Derived[float] = Derived()
 
 @contextmanager
 def launched_as(**kernels: Launch) -> Iterator[None]:
-    """Launches the kernels named in another way than the table says: launched_as(forward=Launch(8, 3)).
-
-    Components keep how they were launched: give new ones (a copy of a component is new).
-    """
+    """Overrides the launch table: launched_as(forward=Launch(8, 3)). Components keep their launches: measure on a copy."""
     before = dict(_chosen)
     _chosen.update(kernels)
     try:
@@ -167,11 +164,12 @@ def launched_as(**kernels: Launch) -> Iterator[None]:
 
 
 def row_kind(component: Component) -> str:
-    """Whether a component's tile rows are "gathered", "long", "middle", or short: "bits" with masks that are no bands, "blocks"
-    without any mask, else "short". Keys gathered in equal steps, more than a tile of them, are "steps".
+    """The row of the launch table for a component: "gathered", "steps", "long", "middle", "bits", "blocks" or "short".
 
-    It depends on the pattern rather than on the length, so that another length compiles nothing: rows that grow with the
-    length are long at any, others are as long as the median one.
+    "gathered" keys or queries are a subset; keys gathered in equal steps, more than one tile of them, are "steps". Rows that
+    grow with the length are "long"; others go by their median. Short rows are "bits" with masks that are no bands, "blocks"
+    without any mask, else "short". The kind depends on the pattern and not on the length, so that another length compiles
+    nothing.
     """
     if not component.dynamic and not (component.covers and component.all_keys):
         return "gathered" if stepped(component) is None else "steps"

@@ -80,7 +80,7 @@ def work_of(
     """The programs for `rows` or `columns` of a component.
 
     Args:
-        share: query heads a head: 1 for rows, H // Hkv for columns.
+        repeat: query heads a head: 1 for rows, H // Hkv for columns.
         everything: tile rows without entries need a program too (they write zeros).
         in_two: whether halves of one may add up in the dtype of the result, which rounds once more.
         whole: whether those up to WHOLE are left whole.
@@ -183,8 +183,8 @@ def packed_records(component: Component, name: str) -> Tensor:
 
 
 def entry_details(component: Component, name: str) -> Tensor | None:
-    """[entries] int32: the four bounds of a band, a byte each (masks.band_keeps), else the number of the mask; None where
-    all are full."""
+    """[entries] int32, or None where all tiles are full: for a band its four bounds, a byte each (see masks.band_keeps), else
+    the number of the mask."""
     if component.dynamic or len(component.masks) == 0:
         return None
 

@@ -65,7 +65,8 @@ def prepare_rows(
     BM: tl.constexpr,
     ALIGN: tl.constexpr,
 ):
-    """-delta of each row, 0 for one without keys; and where PAIRS is, there too, beside lse in base 2 or +inf."""
+    """Writes -delta of each row, 0 for one without keys. With PAIRS it writes -delta there too, beside lse in base 2 (+inf
+    without keys)."""
     pid = tl.program_id(0)
     tile_row = pid % tile_rows
     batch_head = (pid // tile_rows).to(tl.int64)
@@ -94,10 +95,9 @@ def prepare_rows(
 
 @triton.jit
 def is_second(FLAGS, partial, flags):
-    """Whether this program has the second half of a tile column, see `Work.in_two`; then it waits until the first is written.
-
-    The first comes earlier among the programs, so it runs or has run. The flag is taken down again, for the next launch.
-    """
+    """Whether this program has the second half of a tile column (see `Work.in_two`). It then waits until the first half is
+    written. The first half belongs to an earlier program, which runs or has run, so the wait ends. The flag is reset for the
+    next launch."""
     second = partial >= flags
     if second:
         while tl.atomic_cas(FLAGS + (partial - flags), 1, 0) != 1:
@@ -107,7 +107,7 @@ def is_second(FLAGS, partial, flags):
 
 @triton.jit
 def tell_second(FLAGS, partial, flags):
-    """Says that the first half of a tile column is written."""
+    """Sets the flag that the first half of a tile column is written."""
     if partial >= 0:
         if partial < flags:
             tl.debug_barrier()
@@ -144,10 +144,10 @@ def add_rows(
 
 @triton.jit
 def add_rows_or_keep(X, PARTIAL, value, partial, token, base, ok, stride, step, C: tl.constexpr, INDEXED: tl.constexpr):
-    """As `add_rows` for keys; or keeps the rows of a partial result, one with partial >= 0, in PARTIAL [partials, 2, BN, BD].
+    """Adds rows of keys as `add_rows` does, or stores them in PARTIAL [partials, 2, BN, BD] where partial >= 0.
 
-    As two numbers of the gradient's own dtype, whose sum is as good as a float32 here: one store serves both, which leaves
-    registers to the loop before it (see PAIRED_WIDTH).
+    A partial result is stored as two numbers of the gradient's dtype, whose sum is about as exact as a float32. Then one store
+    serves both cases, which leaves registers to the loop before it (see PAIRED_WIDTH).
     """
     B: tl.constexpr = C.BN
     BD: tl.constexpr = C.BD
@@ -195,10 +195,10 @@ def add_splits(
 
 @dataclass
 class RowNumbers:
-    """What the passes know of each query: lse, -delta, and what delta is made of.
+    """The numbers of each query that the passes need: lse, -delta, and what delta is computed from.
 
-    `left` says that the pass over rows, which works delta out from out and dout, writes -delta; else it was written before.
-    With `pairs` [B, H, Tq, 2], it lies there too, beside lse in base 2. `read` says that the pass over rows reads it.
+    `left`: the pass over rows computes -delta from out and dout and writes it; otherwise it is written before. `pairs` [B, H,
+    Tq, 2] holds -delta beside lse in base 2, where it is given. `read`: the pass over rows reads -delta.
     """
 
     lse: Tensor
@@ -210,7 +210,7 @@ class RowNumbers:
     read: bool = False
 
     def pointers(self) -> RowPointers:
-        """As the pass over rows takes them: out and dlse where it works delta out from them."""
+        """The arguments of the pass over rows; out and dlse are among them where it computes delta."""
         made_of = (None, None) if self.read else (self.out, self.dlse)
         return RowPointers(self.lse, self.minus_delta, *made_of)
 
@@ -231,7 +231,8 @@ _flags: Derived[Tensor] = Derived()
 
 
 def rows_go_first(call: Call, layout: Layout, by_columns: list[Component]) -> bool:
-    """Whether every row is visited, and no tile column is split, whose partial results would take memory of their own."""
+    """Whether the pass over rows runs first: every row is visited, and no tile column is split (partial results of columns
+    would need memory of their own)."""
     if not layout.covered or not by_columns or in_pairs(call, by_columns):
         return False
 
@@ -243,13 +244,13 @@ def rows_go_first(call: Call, layout: Layout, by_columns: list[Component]) -> bo
 
 
 def in_pairs(call: Call, by_columns: list[Component]) -> bool:
-    """Whether columns find lse and delta in pairs: for wide heads the one pass more costs less than the work on lse in a long
-    loop."""
+    """Whether columns read lse and delta as pairs. For wide heads, the extra pass that writes them costs less than computing
+    them in a long loop."""
     return width_of(call.q.shape[3]) > PAIRED_WIDTH and any(component.grows for component in by_columns)
 
 
 def rows_are_listed(call: Call) -> bool:
-    """Whether rows are listed: their partial results take the memory that delta would."""
+    """Whether the work over rows is listed; its partial results then take the memory that delta would."""
     components = call.layout.components
     if not components or any(component.dynamic for component in components):
         return False
@@ -270,23 +271,24 @@ def column_work(call: Call, component: Component, adding: bool) -> Work:
 
 
 def steady(component: Component) -> bool:
-    """Whether a tile row is as long beside a fair share at any length: which kernel runs may depend on it then. Rows that grow
-    with the length, or are gathered, are not."""
+    """Whether tile rows keep their length, relative to an even division of the work, at any sequence length, so that the choice
+    of kernel may depend on it. Rows that grow with the length and gathered ones do not."""
     return not component.grows and component.q_index is None and component.k_index is None
 
 
 def adds_up(number: int, component: Component) -> bool:
-    """Whether a component's columns add to what is there: all but the first, and one whose order has no place for some keys."""
+    """Whether a component adds its columns to earlier ones: all but the first do, and the first where some keys have no place
+    in its order."""
     return number > 0 or not component.all_keys
 
 
 def orders_keys_by_head(call: Call, component: Component) -> bool:
-    """Whether heads that share keys each have an order of their own."""
+    """Whether heads that have a key head in common order its keys each in their own way."""
     return component.k_index is not None and component.k_index.dim() == 2 and call.repeat > 1
 
 
 class Workspace:
-    """The memory of a contiguous tensor that is not written yet, for float32 numbers; memory of their own once it is full."""
+    """Hands out float32 memory from a contiguous tensor that is not written yet, and allocates more once that is used up."""
 
     def __init__(self, x: Tensor, used: int = 0):
         self.x, self.used = x, used
@@ -341,12 +343,12 @@ def prepare(call: Call, dout: Tensor, numbers: RowNumbers) -> None:
 
 
 def kept_as(dk: Tensor, lse: Tensor) -> Tensor:
-    """A tensor of the type that partial results of columns are kept in."""
+    """A tensor of the dtype that partial results of columns are stored in."""
     return dk if width_of(dk.shape[3]) <= PAIRED_WIDTH else lse
 
 
 def flags_of(work: Work, call: Call, component: Component) -> Tensor | None:
-    """[flags] int32, 0 until the first half of a tile column is written; any numbers where none is halved; None for others."""
+    """[flags] int32 for halved tile columns, 0 until the first half is written; None where no column is halved."""
     if not work.in_two or work.items is None:
         return None
     if not work.flags:
