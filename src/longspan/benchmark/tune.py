@@ -1,4 +1,4 @@
-"""Searches how each kernel is best launched, and prints the table that `launch_table.py` keeps.
+"""Searches the best launch of each kernel, and prints the table that triton/configs.py keeps.
 
 For each head width and kind of line, one pattern that has it; each candidate is timed on the kernel alone, its results compared
 with the first candidate's. Candidates compile in processes of their own first.
@@ -207,13 +207,13 @@ def tune_one(problem: Problem, device: str, seconds: float, launches: list[Launc
 
 
 def source(launch: Launch) -> str:
-    """A launch as it is written in launch_table.py."""
+    """A launch as it is written in triton/configs.py."""
     extra = [f"{name}=True" for name in ("one_loop", "by_tma", "serial_masks", "in_sums") if getattr(launch, name)]
     extra += [f"{name}={getattr(launch, name)}" for name in ("registers", "tile") if getattr(launch, name)]
     return f"Launch({', '.join([str(launch.warps), str(launch.stages), *extra])})"
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The rows of launch_table.py, but for problems that no candidate solved and tiles of their own that did not pay."""
+    """The rows of the table, but for problems that no candidate solved and tiles of their own that did not pay."""
     rows = [row for row in rows if row["best"] and (row["lines"] != "wide" or "tile=" in row["best"])]
     return "\n".join(f'    ("{r["kernel"]}", {r["width"]}, "{r["lines"]}"): {r["best"]},' for r in rows)
