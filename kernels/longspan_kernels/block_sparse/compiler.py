@@ -118,7 +118,7 @@ def compile_layout(
 
 
 def simplified(terms: list[Rule]) -> list[Rule]:
-    """Drops from intersections what keeps every pair; a term of nothing else swallows the rest."""
+    """Removes rules that keep every pair from intersections; a term with nothing else left replaces all terms."""
     out: list[Rule] = []
     for term in terms:
         parts = [part for part in term.conjuncts() if not (part.traits().fills and part.band() == (None, None))]
@@ -129,7 +129,7 @@ def simplified(terms: list[Rule]) -> list[Rule]:
 
 
 def dense(rule: Rule) -> bool:
-    """Whether a query sees all keys, or all on one side of some place."""
+    """Whether a query sees all keys, or all keys on one side of some distance."""
     return None in rule.band() and rule.traits().fills
 
 

@@ -37,14 +37,14 @@ MOST_TERMS = 24
 
 @dataclass(frozen=True)
 class Traits:
-    """What of a rule decides how it is planned.
+    """The properties of a rule that decide how it is planned.
 
     Attributes:
-        grows: a query sees the more keys the longer the sequence is, as far as the rule tells.
+        grows: a query sees more keys the longer the sequence is, as far as the rule knows.
         fills: every pair inside `band()` is live.
         listed: `tiles` names fewer tiles than the band reaches.
-        block: the smallest block of positions that the rule speaks of, None where it speaks of none.
-        asks_user: a user's function answers, and may answer differently tomorrow.
+        block: the smallest block of positions that the rule is about, None where it is about none.
+        asks_user: a user's function decides, and may decide otherwise tomorrow.
     """
 
     grows: bool
@@ -68,7 +68,7 @@ class Rule(ABC):
 
     @abstractmethod
     def signature(self, h: Tensor, i0: Tensor, j0: Tensor, q: Tiles, k: Tiles) -> list[Tensor] | None:
-        """Int64 columns, one value a tile, or None where nothing cheaper than the tile itself tells it apart."""
+        """Int64 columns with one value a tile; None where only evaluating a tile tells it from others."""
 
     @abstractmethod
     def traits(self) -> Traits:
@@ -204,7 +204,7 @@ class Members(Unbounded):
 class Keys(Members):
     """j lies in one of the half-open `ranges`.
 
-    `named` are those of all lengths, where `ranges` are cut at one: `steps`, which kernels are chosen by, is of them.
+    `named` are the ranges at all lengths, where `ranges` are cut at one length; kernels are chosen by their `steps`.
     """
 
     def __init__(self, ranges: Sequence[tuple[int, int]], named: Sequence[tuple[int, int]] | None = None):

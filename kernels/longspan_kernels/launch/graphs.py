@@ -24,13 +24,13 @@ _running = local()
 
 
 def cleared_by(clear: Function) -> Function:
-    """Has `clear_caches` call a function, which forgets what its module keeps."""
+    """Registers a function that clears a module's cache, for `clear_caches` to call."""
     _clears.append(clear)
     return clear
 
 
 def remembered(most: int) -> Callable[[Function], Function]:
-    """Keeps what a function returned for its `most` latest arguments, until `clear_caches`."""
+    """Caches a function's results for its `most` latest arguments, until `clear_caches`."""
 
     def keep(function: Function) -> Function:
         kept = lru_cache(maxsize=most)(function)
@@ -41,10 +41,8 @@ def remembered(most: int) -> Callable[[Function], Function]:
 
 
 def clear_caches() -> None:
-    """Forgets all that is kept from call to call: layouts, dense masks, what was asked of patterns, compiled kernels.
-
-    What recorded CUDA graphs read stays. A pattern that is used again is compiled again.
-    """
+    """Clears every cache: layouts, dense masks, answers about patterns, compiled kernels. What recorded CUDA graphs read stays.
+    Patterns compile again when they are used next."""
     for clear in _clears:
         clear()
 

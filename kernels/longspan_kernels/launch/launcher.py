@@ -68,13 +68,13 @@ forms_compiled: dict[tuple, bool] = {}  # of calls by lists made at run time: th
 
 @cleared_by
 def forget_kernels() -> None:
-    """Has every kernel compiled anew, or read from Triton's disk cache, when it is launched next by a new plan."""
+    """Forgets compiled kernels; the next launch by a new plan compiles them again, or reads them from Triton's disk cache."""
     for cache in (_stages, _compiled, _ahead, forms_compiled):
         cache.clear()
 
 
 class _Here(local):
-    """The launches that this thread collects instead of making them: see `compiling`."""
+    """Thread-local: the launches that `compiling` collects instead of making them."""
 
     wanted: dict[tuple, tuple[Plan, tuple]] | None = None
 
@@ -83,12 +83,12 @@ _here = _Here()
 
 
 class Plan:
-    """A launch whose numbers are known; tensors, which start at multiples of 16 bytes, come with each call.
+    """A launch with all its numbers; calls supply the tensors, which start at multiples of 16 bytes.
 
     Args:
         kernel: a function under triton.jit.
         programs: how many programs run.
-        numbers: all arguments that are no tensors, by name.
+        numbers: all arguments that are not tensors, by name.
     """
 
     def __init__(self, kernel, programs: int, numbers: dict, choice: Launch):
@@ -116,13 +116,13 @@ class Plan:
         return self.kernel.warmup(*tensors, grid=self.grid, **self.numbers, **options)
 
     def shallower(self) -> bool:
-        """Has later launches take one stage less, where there is one."""
+        """Makes later launches use one pipeline stage less; False where there is only one."""
         depth = self.depth()
         _stages[self.depth_key()] = max(1, depth - 1)
         return depth > 1
 
     def depth(self) -> int:
-        """Stages of the pipeline: what the launch asks for, or what is known to fit."""
+        """Pipeline stages: those that the launch asks for, or those that are known to fit."""
         return _stages.get(self.depth_key(), self.choice.stages)
 
     def _first(self, tensors: tuple) -> None:
@@ -155,8 +155,8 @@ class Plan:
         return (self.kernel.__name__, torch.cuda.current_device(), self.choice, *map(_kind, tensors), *compiled_for)
 
     def _dispatch(self, tensors: tuple, key: tuple | None):
-        """Through Triton, as it was compiled ahead; where the pipeline does not fit in shared memory, with a shallower one,
-        remembered."""
+        """Launches through Triton, with the depth that was compiled ahead. A pipeline that does not fit in shared memory is
+        made shallower, which is remembered."""
         while True:
             try:
                 depth = self.depth() if key is None else _ahead.get(key, self.depth())
@@ -168,7 +168,7 @@ class Plan:
                     raise
 
     def depth_key(self) -> tuple:
-        """What the depth of the pipeline that fits is remembered by."""
+        """The key under which the fitting pipeline depth is remembered."""
         constants = self.numbers["C"]._asdict() if "C" in self.numbers else self.numbers
         of = (constants.get(name) for name in ("BM", "BN", "BD", "EXACT", "HAS_BITS", "MERGE"))
         return (self.kernel.__name__, self.choice, *of)
@@ -179,7 +179,7 @@ class Plan:
 
 @contextmanager
 def compiling(device: torch.device) -> Iterator[dict[tuple, tuple[Plan, tuple]]]:
-    """Collects what is launched in here, and compiles it for a device at the end instead; tensors need no memory."""
+    """Collects launches in its body instead of making them, then compiles their kernels for a device. Tensors need no memory."""
     wanted: dict[tuple, tuple[Plan, tuple]] = {}
     _here.wanted = wanted
     try:
@@ -196,9 +196,9 @@ def collecting() -> bool:
 
 
 def compile_all(wanted: dict[tuple, tuple[Plan, tuple]], device: torch.device) -> None:
-    """Compiles plans by their keys, several at once, each with a pipeline that fits, and loads them.
+    """Compiles plans in parallel, each with a pipeline that fits shared memory, and loads them.
 
-    What cannot be compiled is left to its launch, which raises.
+    A plan that does not compile is skipped; its launch raises the error.
     """
     from triton import AsyncCompileMode, FutureKernel
 
@@ -222,7 +222,7 @@ def compile_all(wanted: dict[tuple, tuple[Plan, tuple]], device: torch.device) -
 
 
 def _kind(value: Any) -> Any:
-    """What a kernel is compiled for of an argument: a tensor, a descriptor, a number or a tuple of these."""
+    """What a kernel is specialised on: the type of a tensor or descriptor, the divisibility of a number."""
     if isinstance(value, tuple):
         return tuple(map(_kind, value))
     if isinstance(value, int):
@@ -233,7 +233,7 @@ def _kind(value: Any) -> Any:
 
 
 def _load(kernel: Any, device: torch.device) -> None:
-    """Loads a kernel and compiles what launches it, which Triton leaves to the first launch."""
+    """Loads a kernel and compiles its launcher, which Triton would do at the first launch."""
     with suppress(Exception), torch.cuda.device(device):  # a launch says why, and one that does not fit becomes shallower
         kernel.run  # noqa: B018
 
@@ -253,9 +253,9 @@ def _kernel_or_none(plan: Plan, tensors: tuple) -> Any:
 
 
 def on_its_device(function: Function) -> Function:
-    """Runs a function with the device of its first argument, a tensor, as the current one.
+    """Makes the device of the first argument, a tensor, the current one while the function runs.
 
-    Triton launches on the current device and its stream, wherever the tensors lie.
+    Triton launches on the current device and its stream, wherever the tensors are.
     """
 
     @wraps(function)
@@ -269,14 +269,14 @@ def on_its_device(function: Function) -> Function:
 
 
 def without_tma(choice: Launch) -> Launch:
-    """The same launch where the copy engine cannot serve: addresses take registers of their own."""
+    """The launch for tensors that the copy engine cannot read: more registers, as addresses need some."""
     return replace(choice, by_tma=False, registers=None)
 
 
 def run_kernel(kernel: Any, programs: int, choice: Launch, *tensors: torch.Tensor | None, **numbers: Any) -> None:
     """Launches a kernel on tensors, its first arguments; `numbers` are all others, by name.
 
-    The plan is kept by all that it depends on, for ops that have nothing of their own to keep plans with.
+    Plans are cached by everything they depend on, for ops that keep no plans of their own.
     """
     kinds = tuple(None if x is None else x.dtype for x in tensors)
     device = next(x.device for x in tensors if x is not None)
@@ -311,7 +311,8 @@ def on_meta(x: torch.Tensor) -> torch.Tensor:
 
 
 def alignment(head_dim: int, *tensors: torch.Tensor) -> int:
-    """Elements that every row of the tensors starts at a multiple of. It depends on the length only for odd layouts."""
+    """The largest power of two (in elements, up to 16) that every row of the tensors starts at a multiple of. It depends on the
+    length only for unusual strides."""
     align = min(16, head_dim & -head_dim)
     for x in tensors:
         # One token counts as many do: another length may have them.

@@ -75,5 +75,6 @@ def runs_of(segments: Tensor | None, lengths: Tensor | None) -> Tensor | None:
 
 
 def stored_dtype(q: Tensor) -> torch.dtype:
-    """What kernels of the delta rule hand on to each other in: float16, whose range a state can leave, becomes float32."""
+    """The dtype in which kernels of the delta rule pass results to each other: float32 for float16, whose range a state can
+    leave."""
     return torch.bfloat16 if q.dtype == torch.bfloat16 else torch.float32

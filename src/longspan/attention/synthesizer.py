@@ -1,4 +1,4 @@
-"""`attention=synthesizer`: weights that no key is asked for: learned for each pair of positions, or said by the query alone.
+"""`attention=synthesizer`: weights that do not depend on keys: learned for each pair of positions, or computed from the query.
 
 Legend: B batch, H heads, Hkv key/value heads, T tokens, D head width, L longest sequence, r rank.
 """

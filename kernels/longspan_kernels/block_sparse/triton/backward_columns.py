@@ -241,7 +241,7 @@ def backward_columns(
 
 @dataclass
 class _Columns:
-    """What the launches over one component's columns have in common for all calls of one kind."""
+    """The plan of the launches over one component's columns; it serves all calls of one kind."""
 
     work: Work
     visits: Visits
@@ -360,7 +360,7 @@ def _plan(call: Call, component: Component, dout: Tensor, dk: Tensor, dv: Tensor
 def _of_each_head(
     call: Call, component: Component, dout: Tensor, numbers: RowNumbers, dk: Tensor, dv: Tensor, workspace: Workspace | None
 ) -> None:
-    """Adds to dk and dv what the heads of each key head give, one gradient a query head."""
+    """Computes gradients of keys for each query head alone, and adds them up into dk and dv of the key heads."""
     (B, Hkv, Tk, D), repeat = call.k.shape, call.repeat
     k, v = call.k.repeat_interleave(repeat, 1), call.v.repeat_interleave(repeat, 1)
     own_k = torch.zeros((B, Hkv * repeat, Tk, D), dtype=torch.float32, device=k.device)

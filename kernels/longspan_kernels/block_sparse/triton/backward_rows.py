@@ -175,7 +175,7 @@ def backward_rows(
 
 @dataclass
 class _Rows:
-    """What the launches over one component's rows have in common for all calls of one kind."""
+    """The plan of the launches over one component's rows; it serves all calls of one kind."""
 
     work: Work
     visits: Visits

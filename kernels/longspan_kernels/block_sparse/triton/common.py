@@ -1,6 +1,6 @@
 """Device functions that the kernels over rows and over columns share: what a program works for, its loop over tiles, addresses.
 
-Legend: BM x BN a tile of queries x keys, m and n places in it, C the constants of a kernel (args.Constants). A program works
+Legend: BM x BN a tile of queries x keys, m and n places in it, C the constants of a kernel (call.Constants). A program works
 for one tile row (the queries of one tile) or, in the pass over columns, for one tile column; both are called a tile row here.
 Triton is imported here: import this file lazily.
 """
@@ -37,10 +37,8 @@ VARYING = [
 
 
 def interprets_bfloat16(x: torch.Tensor) -> bool:
-    """Whether Triton's interpreter is to run on bfloat16, with which it computes nonsense: it keeps them as whole numbers.
-
-    Callers hand it float32, which holds the same numbers.
-    """
+    """Whether q is bfloat16 and runs under Triton's interpreter, which computes garbage from it: it keeps bfloat16 as whole
+    numbers. Callers then pass float32, which holds the same numbers."""
     return bool(INTERPRETED.value) and x.dtype == torch.bfloat16 and x.device.type == "cpu" and not collecting()
 
 
@@ -85,7 +83,8 @@ def work_item(visits, heads, tile_rows, batch, batch_groups, C: tl.constexpr):
 
 @triton.jit
 def entries_of(entries, served):
-    """(first, first masked, first bit-masked, end, tile of the first) entry of a record; none where it is not served."""
+    """(first, first masked, first bit-masked, end, tile of the first) entry of a record; an empty range where the program has
+    no work."""
     first = tl.load(entries)
     masked_from = tl.load(entries + 1)
     bits_from = tl.load(entries + 2)
@@ -115,7 +114,7 @@ def part_of(mode, first, masked_from, bits_from, stop):
 
 @triton.jit
 def ends(limits, b, q_len, k_len):
-    """Where the queries and the keys of sequence b end."""
+    """The number of queries and of keys of sequence b."""
     q_stop = q_len
     k_stop = k_len
     if limits.Q_LENGTHS is not None:
@@ -127,20 +126,21 @@ def ends(limits, b, q_len, k_len):
 
 @triton.jit
 def head_of(X, b, h, strides, C: tl.constexpr):
-    """Where head h of sequence b begins. Without its alignment it would be read number by number."""
+    """A pointer to head h of sequence b. The alignment hint lets the compiler use wide loads."""
     ALIGN: tl.constexpr = C.ALIGN  # Triton 3.6 takes no bare number here
     return X + tl.multiple_of(b.to(tl.int64) * strides.b + h.to(tl.int64) * strides.h, ALIGN)
 
 
 @triton.jit
 def wide(stride):
-    """A stride in 64 bits: Triton makes one that fits 32 bits, and one of 1 a constant."""
+    """A stride as int64. Triton would pass one that fits 32 bits as int32, and a stride of 1 as a constant."""
     return tl.zeros([], tl.int64) + stride
 
 
 @triton.jit
 def begin_entries(visits, first, stop, first_tile, MODE: tl.constexpr):
-    """What a loop over entries carries along: (tile to come, where the next but one stands, where details stand)."""
+    """The state that a loop over entries carries: (next tile, pointer to the number of the tile after it, pointer to the mask
+    details)."""
     upcoming = first_tile
     # Pointers of their own: INDEX + e would make e a number of 64 bits.
     AHEAD = visits.INDEX + first + 1
@@ -154,7 +154,7 @@ def begin_entries(visits, first, stop, first_tile, MODE: tl.constexpr):
 
 @triton.jit
 def next_entry(upcoming, AHEAD, DETAILS, e, first, stop, C: tl.constexpr, MODE: tl.constexpr):
-    """(tile, detail of its mask) of entry e, and what `begin_entries` gave, one entry on."""
+    """(tile, detail of its mask) of entry e, and the loop's state for the next entry."""
     if C.CONTIGUOUS and MODE == FULL:
         tile = upcoming + (e - first)
     else:
@@ -190,7 +190,7 @@ def within(x, stop):
 
 @triton.jit
 def end_of(LENGTHS, b, length):
-    """The end of sequence b, brought between 0 and `length` before it is one of 32 bits."""
+    """The number of tokens of sequence b, clamped to [0, length] before it becomes an int32."""
     return tl.minimum(tl.maximum(tl.load(LENGTHS + b), 0), length).to(tl.int32)
 
 
@@ -219,7 +219,7 @@ def scores_of(a, b, EXACT: tl.constexpr):
 
 @triton.jit
 def weights(s, most):
-    """exp2 of scores less their log-sum-exp, which only rounding brings above `most`; NaN stays."""
+    """exp2 of scores less their log-sum-exp, clamped to `most`, which only rounding exceeds; NaN stays NaN."""
     return tl.exp2(tl.minimum(s, most, propagate_nan=tl.PropagateNan.ALL))
 
 
@@ -227,8 +227,8 @@ def weights(s, most):
 def tokens_of(INDEX, u, index_stride, tile, origin, step, per, B: tl.constexpr, STEPPED: tl.constexpr):
     """(first token row, all token rows) of a tile; a row below 0 or past the end is no token.
 
-    Natural order: consecutive. STEPPED: runs of so many tokens, one each `step`; of one token, `per` tiles a residue class.
-    Else as the index says (no first row then).
+    In natural order rows are consecutive. STEPPED: runs of so many tokens, one run each `step`; with runs of one token, `per`
+    tiles a residue class. Otherwise rows come from the index, and there is no first row.
     """
     offs = tl.arange(0, B)
     if STEPPED == 1:
@@ -248,7 +248,7 @@ def tokens_of(INDEX, u, index_stride, tile, origin, step, per, B: tl.constexpr, 
 
 @triton.jit
 def addresses(X, token, base, stride, step, offs_d, B: tl.constexpr, INDEXED: tl.constexpr, STEPPED: tl.constexpr):
-    """Where rows `token` of X [T, D] lie, [B, BD]."""
+    """Pointers to the rows `token` of X [T, D], [B, BD]."""
     offs = tl.arange(0, B)
     if STEPPED == 1:
         at = X + base.to(tl.int64) * stride + (offs.to(tl.int64)[:, None] * (stride * step) + offs_d[None, :])
@@ -309,8 +309,11 @@ def load_own(
     INDEXED: tl.constexpr,
     STEPPED: tl.constexpr,
 ):
-    """The rows that a program works for, [B, BD]. Those before the first and past the last hold it again: nobody stores what
-    comes of them, and it takes fewer instructions than zeros. Where tokens may not exist they are 0."""
+    """The rows that a program works for, [B, BD].
+
+    Rows before the first or past the last are clamped to it: nobody stores their results, and clamping takes fewer instructions
+    than zeros. Where tokens of any tile may not exist (CHECKED), such rows are 0.
+    """
     if C.CHECKED or INDEXED or STEPPED > 0:
         tile = load_tile(X, token, base, ok, stride, step, offs_d, C.D, C.BD, B, True, INDEXED, STEPPED)
     else:
@@ -351,7 +354,7 @@ def streamed_tile(
     C: tl.constexpr,
     MODE: tl.constexpr,
 ):
-    """A tile [B, BD] that a loop visits: by descriptor, where what lies outside the tensor comes as 0, or by addresses."""
+    """A tile [B, BD] that a loop visits, loaded by descriptor (0 outside the tensor) or by addresses."""
     if C.BY_TMA:
         if STEPPED == 1:
             x = X.load([b, h, (tile % per) * B, start + tile // per, 0])

@@ -337,7 +337,7 @@ def forward_pass(call: Call) -> tuple[Tensor, Tensor]:
 
 @dataclass
 class _Rows:
-    """What the launches over one component's rows have in common for all calls of one kind."""
+    """The plan of the launches over one component's rows; it serves all calls of one kind."""
 
     work: Work
     visits: Visits

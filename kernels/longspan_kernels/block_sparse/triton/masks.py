@@ -1,6 +1,6 @@
 """Device functions that say which pairs of a tile are live, and which weights survive dropout.
 
-Legend: BM x BN a tile of queries x keys, m and n places in it, C the constants of a kernel (args.Constants). Triton is imported
+Legend: BM x BN a tile of queries x keys, m and n places in it, C the constants of a kernel (call.Constants). Triton is imported
 here: import this file lazily.
 """
 
@@ -69,7 +69,7 @@ def masked(x, other, e, masked_from, bits_from, detail, MASKS, C: tl.constexpr, 
 
 @triton.jit
 def included(x, other, EXCLUDED, i, j, length, EXCLUSIONS: tl.constexpr, TRANSPOSED: tl.constexpr):
-    """x but for the pairs that numbers of the tokens leave out: those with 0 <= number[i] - number[j] <= 1."""
+    """x, but `other` for excluded pairs: those with 0 <= number[i] - number[j] <= 1 for a row of EXCLUDED."""
     i = tl.minimum(tl.maximum(i, 0), length - 1)
     j = tl.minimum(tl.maximum(j, 0), length - 1)
     for number in tl.static_range(EXCLUSIONS):
@@ -108,7 +108,7 @@ def kept(
 
 @triton.jit
 def mix(x):
-    """The bijection of dropout.py on uint32."""
+    """The bijection of reference.py on uint32."""
     x = x ^ (x >> 16)
     x = x * tl.full([], 0x7FEB352D, tl.uint32)
     x = x ^ (x >> 15)
@@ -118,7 +118,7 @@ def mix(x):
 
 @triton.jit
 def dropout_rows(SEED, batch_head, i):
-    """What the bits of query positions i begin with."""
+    """The part of the dropout hash that depends on query positions i."""
     seed = tl.load(SEED).to(tl.uint32)
     head = mix(seed + tl.full([], 0x9E3779B9, tl.uint32) * (batch_head + 1).to(tl.uint32))
     return mix(head ^ (i.to(tl.uint32) * tl.full([], 0x85EBCA6B, tl.uint32)))

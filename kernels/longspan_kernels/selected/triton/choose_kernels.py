@@ -62,10 +62,8 @@ def placed(value, number, values, numbers, FIRST: tl.constexpr, N: tl.constexpr)
 
 @triton.jit
 def with_chunk(scores, number, values, numbers, N: tl.constexpr):
-    """The N best of a row so far and of one more chunk [BM, BN], whose candidates have these numbers [BN].
-
-    NaN and -inf are never among them.
-    """
+    """The N best of a row so far, updated with one more chunk [BM, BN], whose candidates are numbered [BN]. NaN and -inf are
+    never picked."""
     # The numbers are found by a second reduction: cheaper than to carry them through the first. Only one candidate goes at a
     # time, since others may have the same score.
     for r in tl.static_range(N):
@@ -118,7 +116,8 @@ def store_picks(OUT, numbers, list_row, row, rows, exists, N: tl.constexpr):
 
 @triton.jit
 def as_operand(x, INTERPRETED: tl.constexpr):
-    """bfloat16 as tl.dot takes it: Triton's interpreter cannot multiply them, but float32 holds the same numbers."""
+    """bfloat16 numbers in the dtype that tl.dot takes: Triton's interpreter cannot multiply bfloat16, but float32 holds the
+    same numbers."""
     if INTERPRETED:
         x = x.to(tl.float32)
     return x

@@ -25,7 +25,7 @@ from longspan_kernels.selected.triton.schedule_kernel import cut_lists
 
 @dataclass(frozen=True)
 class Shape:
-    """All that launches depend on; tensors of one shape differ in their pointers alone."""
+    """Everything that launches depend on; calls of one shape differ only in their pointers."""
 
     batch: int
     heads: int
@@ -136,7 +136,7 @@ class Launches:
 
     @cached_property
     def numbers(self) -> dict:
-        """What kernels over gathered queries are told."""
+        """The numbers that kernels over gathered queries take."""
         s = self.shape
         return {
             "q_b": s.q_strides[0],

@@ -20,7 +20,7 @@ from longspan_kernels.selected.triton.token_kernels import add_tokens, attend_to
 
 @remembered(256)
 def _numbers(batch, heads, kv_heads, length, width, picks, scale, q_strides, kv_strides) -> dict:
-    """What kernels over queries are told."""
+    """The numbers that kernels over queries take."""
     group = heads // kv_heads
     return {
         "q_b": q_strides[0],
