@@ -179,7 +179,7 @@ class Plan:
 
 @contextmanager
 def compiling(device: torch.device) -> Iterator[dict[tuple, tuple[Plan, tuple]]]:
-    """Collects launches in its body instead of making them, then compiles their kernels for a device. Tensors need no memory."""
+    """Collects the launches of its body instead of making them, then compiles their kernels. Tensors need no memory."""
     wanted: dict[tuple, tuple[Plan, tuple]] = {}
     _here.wanted = wanted
     try:
