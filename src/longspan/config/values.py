@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from longspan.config.errors import ConfigError
 from longspan.config.from_checkpoint import TARGETS
-from longspan.config.schema import attention, data, model  # noqa: F401  (they register their targets)
+from longspan.config.schema import attention, data, model, synthetic  # noqa: F401  (they register their targets)
 from longspan.config.schema.kinds import BY_TARGET, Settings, fix_of
 from longspan.config.schema.run import Run
 from longspan.config.written import parsed_value, shown

@@ -11,7 +11,6 @@ from longspan.config.schema.kinds import (
     CountOrZero,
     FilePath,
     Fix,
-    Fraction,
     Positive,
     Seed,
     Settings,
@@ -36,10 +35,6 @@ Vocabulary = Annotated[
     Fix("bytes, nucleotides, proteins, kmers:6, bpe:4096, a tokenizer.json, or a folder or name of a Hugging Face tokenizer"),
 ]
 Genome = Literal["h37rv", "msmeg"]
-TokensOrShare = Annotated[
-    Annotated[int, Field(ge=0)] | Annotated[float, Field(gt=0, lt=1)],
-    Fix("tokens, a whole number, or a share of data.max_length between 0 and 1"),
-]
 D = "longspan.data."
 
 
@@ -339,103 +334,3 @@ class GenomicBenchmarkData(Data):
     path: FilePath | None
     hub: Text | None
     validation_fraction: SplitShare
-
-
-class Sequences(Data):
-    """What made-up tasks take that need no distances."""
-
-    epoch_windows: Count
-    max_validation_windows: Count
-    max_test_windows: Count
-
-
-@settings_of(f"{D}DistractedNeedleDataModule")
-class DistractedNeedleData(Sequences):
-    needles: Count
-    values_a_key: Count
-    keys: Count
-    values: whole(2, meaning="a number of symbols")  # type: ignore[valid-type]
-    fillers: Count
-
-    def problem(self) -> tuple[str, str] | None:
-        return ("keys", f"give at least data.needles={self.needles}") if self.keys < self.needles else None
-
-
-@settings_of(f"{D}VariableTrackingDataModule")
-class VariableTrackingData(Sequences):
-    chains: Count
-    hops: Count
-    variables: Count
-    values: whole(2, meaning="a number of symbols")  # type: ignore[valid-type]
-    fillers: Count
-
-
-@settings_of(f"{D}CommonWordsDataModule")
-class CommonWordsData(Sequences):
-    common: Count
-    often: whole(2, meaning="times")  # type: ignore[valid-type]
-    seldom: Count
-    words: whole(2, meaning="a number of symbols")  # type: ignore[valid-type]
-
-
-@settings_of(f"{D}InContextRecallDataModule")
-class InContextRecallData(Sequences):
-    keys: whole(2, meaning="a number of symbols")  # type: ignore[valid-type]
-    values: whole(2, meaning="a number of symbols")  # type: ignore[valid-type]
-    key_tokens: whole(1, 8, "tokens")  # type: ignore[valid-type]
-    value_tokens: whole(1, 8, "tokens")  # type: ignore[valid-type]
-    noise: Fraction
-    noise_symbols: Count
-
-
-@settings_of(f"{D}MemorisationDataModule", f"{D}CompressionDataModule")
-class MadData(Sequences):
-    values: whole(2, meaning="a number of symbols")  # type: ignore[valid-type]
-    keys: Count = 1
-
-
-class Diagnostic(Data):
-    """What the made-up tasks take."""
-
-    epoch_windows: Count
-    max_validation_windows: Count
-    max_test_windows: Count
-    distance: TokensOrShare
-    max_distance: TokensOrShare | None
-    fillers: Count
-    questions: Count | None
-    spread: Literal["uniform", "log"]
-
-
-@settings_of(f"{D}AssociativeRecallDataModule")
-class AssociativeRecallData(Diagnostic):
-    pairs: Count
-    keys: Count
-    values: whole(2, meaning="a number of symbols")  # type: ignore[valid-type]
-
-
-@settings_of(f"{D}InductionDataModule")
-class InductionData(Diagnostic):
-    run: Count
-    symbols: Count
-
-
-@settings_of(f"{D}NeedleDataModule")
-class NeedleData(Diagnostic):
-    needles: Count
-    distances: Annotated[list[TokensOrShare], Field(min_length=1), Fix("a list of tokens or of shares, or null")] | None
-    keys: Count
-    values: whole(2, meaning="a number of symbols")  # type: ignore[valid-type]
-
-    def problem(self) -> tuple[str, str] | None:
-        if self.keys < self.needles:
-            return "keys", f"give at least data.needles={self.needles}: the keys of a sequence differ"
-        if self.distances is not None and self.max_distance is not None:
-            return "max_distance", "data.distances is given too; give null for one of them"
-        return None
-
-
-@settings_of(f"{D}SelectiveCopyDataModule")
-class SelectiveCopyData(Diagnostic):
-    copies: CountOrZero
-    values: whole(2, meaning="a number of symbols")  # type: ignore[valid-type]
