@@ -133,20 +133,22 @@ class KeyCache(AttentionCache):
         """
         (B, H, n, D), G = q.shape, self.per_kv
         i, exists = existing(self.positions, n, lengths)
-        q, k, v = (x.masked_fill(~exists[:, None, :, None], 0.0) for x in (q, k, v))
-        out = torch.zeros_like(q).view(B, H // G, G, n, D)
+        if lengths is not None:  # what does not exist may be anything, NaN included
+            q, k, v = (x.masked_fill(~exists[:, None, :, None], 0.0) for x in (q, k, v))
+        queries_of = q.reshape(B, H // G, G, n, D)
+        out = torch.zeros_like(queries_of)
         scale = D**-0.5 if scale is None else scale
         for group, store in zip(self.groups, self.stores, strict=True):
-            members, rows = group.members, self.seen + n
+            members, rows = group.place(q.device), self.seen + n
             old = store.position[:, :, None, None, :]
-            new = i.masked_fill(~exists, -1)[:, None, None, None, :]
+            new = (i if lengths is None else i.masked_fill(~exists, -1))[:, None, None, None, :]
             for first in range(0, n, step := max(1, SCORES_AT_ONCE // (B * H * (store.keys.shape[2] + n)))):
                 cut = slice(first, first + step)
                 parts = []
                 for j, keys in ((old, store.keys), (new, k[:, members])):
                     queries = i[:, None, None, cut, None]
                     live = group.live(queries, j, rows, q.device) & (j >= 0)
-                    scores = (q.view(B, H // G, G, n, D)[:, members][..., cut, :] @ keys[:, :, None].transpose(-1, -2)) * scale
+                    scores = (queries_of[:, members][..., cut, :] @ keys[:, :, None].transpose(-1, -2)) * scale
                     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
                     if bias is not None:
                         scores = scores + bias(group.head_numbers(q.device), queries, j)
@@ -157,7 +159,8 @@ class KeyCache(AttentionCache):
                 past, own = weights.split((store.keys.shape[2], n), -1)
                 found = past @ store.values[:, :, None] + own @ v[:, members][:, :, None]  # (B, g, G, rows, D)
                 out[:, members, :, cut] = found
-        return out.view(B, H, n, D).masked_fill(~exists[:, None, :, None], 0.0)
+        out = out.view(B, H, n, D)
+        return out if lengths is None else out.masked_fill(~exists[:, None, :, None], 0.0)
 
     def add(self, k: Tensor, v: Tensor, lengths: Tensor | None) -> None:
         """Takes new tokens in."""
@@ -171,8 +174,10 @@ class KeyCache(AttentionCache):
             )
         for group, store in zip(self.groups, self.stores, strict=True):
             last = group.last(position, self.least, min(self.seen + n, self.stop))  # (B, g, n)
-            last = last.masked_fill(~exists[:, None], -1)
-            store.add(k[:, group.members], v[:, group.members], position[:, None].expand_as(last), last, upcoming)
+            if lengths is not None:
+                last = last.masked_fill(~exists[:, None], -1)
+            members = group.place(k.device)
+            store.add(k[:, members], v[:, members], position[:, None].expand_as(last), last, upcoming)
         self.positions = upcoming
         self.seen += n
         self.least += n if lengths is None else int(lengths.min())
@@ -183,6 +188,10 @@ class _Group:
 
     def __init__(self, patterns: Sequence[Pattern], members: list[int], stop: int, per_kv: int) -> None:
         self.patterns, self.members, self.stop, self.per_kv = patterns, members, stop, per_kv
+        consecutive = members == list(range(members[0], members[-1] + 1))
+        self._place: slice | Tensor = slice(members[0], members[-1] + 1) if consecutive else torch.tensor(members)
+        numbers = [[kv * per_kv + c for c in range(per_kv)] for kv in members]
+        self._numbers = torch.tensor(numbers)[None, :, :, None, None]  # (1, g, G, 1, 1)
         self._rules: list[Any] = []
         self._rows = 0
         self._stretches = range(0)  # of STEP positions each, those that new tokens lie in
@@ -194,8 +203,14 @@ class _Group:
 
     def head_numbers(self, device: torch.device) -> Tensor:
         """[1, g, G, 1, 1]."""
-        number = torch.tensor([[kv * self.per_kv + c for c in range(self.per_kv)] for kv in self.members], device=device)
-        return number[None, :, :, None, None]
+        self._numbers = self._numbers.to(device)  # once: a copy to a GPU for each token would cost as much as its attention
+        return self._numbers
+
+    def place(self, device: torch.device) -> slice | Tensor:
+        """Where the group's key/value heads stand: a slice where they are neighbours."""
+        if isinstance(self._place, Tensor):
+            self._place = self._place.to(device)
+        return self._place
 
     def live(self, i: Tensor, j: Tensor, rows: int, device: torch.device) -> Tensor:
         """Pairs of query positions i [B, 1, 1, n, 1] and key positions j [B, g or 1, 1, 1, keys], for positions below rows."""
@@ -211,8 +226,7 @@ class _Group:
             if same < c and not rule.per_head:
                 out.append(out[same])
                 continue
-            head = torch.tensor(self.heads(c), device=device).view(1, -1, 1, 1, 1)
-            out.append(rule.live(head, i, j.clamp(min=0)))
+            out.append(rule.live(self.head_numbers(device)[:, :, c : c + 1], i, j.clamp(min=0)))
         if all(found is out[0] for found in out):
             return out[0]
         shape = torch.broadcast_shapes(*(found.shape for found in out))
