@@ -12,7 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from longspan.config.errors import ConfigError
-from longspan.data import DataFileError, GenomeDataModule, TokenLabellingDataModule, encoded_genomes, files, genes
+from longspan.data import (
+    DataFileError,
+    GenomeDataModule,
+    SpeciesDataModule,
+    TokenLabellingDataModule,
+    encoded_genomes,
+    files,
+    genes,
+)
 from longspan.data.readers import read_fasta
 
 
@@ -69,6 +77,22 @@ def test_windows_are_those_of_a_genome_in_memory(kind, way, genome, monkeypatch)
     mapped, held = (kind(genome, max_length=128, **own, memory_mapped=yes) for yes in (True, False))
     for one, other in zip(mapped.predict_dataloader(), held.predict_dataloader(), strict=True):
         assert (one["tokens"] == other["tokens"]).all() and one["ids"] == other["ids"]
+
+
+def test_species_are_drawn_from_mapped_genomes_as_from_those_in_memory(tmp_path):
+    generator = np.random.default_rng(0)
+    for species in ("dog", "cat"):
+        (tmp_path / "s" / species).mkdir(parents=True)
+        for file in range(2):
+            records = [f">chr{n}\n{''.join(generator.choice(list('ACGT'), 900))}\n" for n in range(2)]
+            (tmp_path / "s" / species / f"{file}.fa").write_text("".join(records))
+    mapped, held = (
+        SpeciesDataModule(str(tmp_path / "s"), max_length=64, epoch_windows=20, memory_mapped=yes) for yes in (True, False)
+    )
+    for split in ("train", "validation", "test"):
+        for one, other in zip(*([data.split(split)[n] for n in range(12)] for data in (mapped, held)), strict=True):
+            assert (one["tokens"] == other["tokens"]).all() and one["target"] == other["target"] and one["id"] == other["id"]
+    assert isinstance(mapped.split("test").corpus.tokens, np.memmap) and mapped.describe() == held.describe()
 
 
 @pytest.mark.parametrize("overlap", ["ignore", "first", "listed"])

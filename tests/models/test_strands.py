@@ -151,6 +151,16 @@ def test_one_set_of_weights_and_twice_the_work():
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
+def test_a_model_that_was_made_empty_needs_its_weights_alone():
+    whole = built()
+    whole = HeadedModel(whole, MaskedModellingHead(whole)).eval()
+    empty = built()
+    empty = HeadedModel(empty, MaskedModellingHead(empty)).eval().to_empty(device="cpu")
+    empty.load_state_dict(whole.state_dict())
+    tokens, _, lengths = drawn()
+    torch.testing.assert_close(empty(tokens, lengths=lengths), whole(tokens, lengths=lengths))
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

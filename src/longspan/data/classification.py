@@ -220,7 +220,7 @@ class SequenceClassificationDataModule(SequenceDataModule):
     def _labelled_documents(self, key: str, path: str) -> list[Document]:
         files = list_files(key, path, self.source.format)
         kinds = {kind for _, kind in files}
-        documents = read_documents(key, path, self.reading, self._columns, self.source.format)
+        documents = self._documents(key, path)
         if self.labels.labels_path is not None:
             if not kinds <= WITHOUT_COLUMNS:
                 fix = f"only for FASTA and texts; {path} has columns of its own"
@@ -229,6 +229,9 @@ class SequenceClassificationDataModule(SequenceDataModule):
         if not kinds <= WITHOUT_COLUMNS or self.labels.label_from == "column":
             return documents
         return [self._labelled_by_place(document, key, path, files) for document in documents]
+
+    def _documents(self, key: str, path: str) -> list[Document]:
+        return read_documents(key, path, self.reading, self._columns, self.source.format)
 
     @property
     def _columns(self) -> Columns:

@@ -16,6 +16,8 @@ from longspan.data.baselines import class_baselines
 from longspan.data.classification import Example, SequenceClassificationDataModule
 from longspan.data.corpus import Corpus, Region, cut_windows, spread
 from longspan.data.drawn_windows import Drawing, RandomWindows
+from longspan.data.encoded_genomes import AUTO, MappedDocuments, Storage, encoded
+from longspan.data.files import list_files
 from longspan.data.sources import Document
 from longspan.data.splits import SPLITS, by_chromosome
 from longspan.data.values import Source, Splits, gathered
@@ -62,6 +64,7 @@ class SpeciesDataModule(SequenceClassificationDataModule):
     to end are held out, or whole records by name, so that no window of training overlaps one that is tested. Training
     draws `epoch_windows` windows an epoch, every species and every start alike likely; validation and test have up to
     `max_validation_windows` and `max_test_windows` side by side, in even parts of every species.
+    `memory_mapped`: see `Storage`.
 
     Raises:
         ConfigError: an argument cannot be used; the message names `data.<key>`, the value and the fix.
@@ -71,9 +74,11 @@ class SpeciesDataModule(SequenceClassificationDataModule):
     splits: Splits = Splits()
     bundled: ClassVar[dict[str, str]] = {}
 
-    def __init__(self, *values: Any, epoch_windows: int = 4096, **keys: Any):
+    def __init__(self, *values: Any, epoch_windows: int = 4096, memory_mapped: bool | str = AUTO, **keys: Any):
         super().__init__(*values, **keys)
-        (self.drawing,) = gathered(self, {"epoch_windows": epoch_windows, "windows": "random"}, Drawing())
+        given = {"epoch_windows": epoch_windows, "windows": "random", "memory_mapped": memory_mapped}
+        self.drawing, self.storage = gathered(self, given, Drawing(), Storage())
+        self._mapped: Corpus | None = None
         if self.source.path is None:
             raise wrong_value("data.path", None, "name a folder with a FASTA or a folder a species")
 
@@ -81,7 +86,7 @@ class SpeciesDataModule(SequenceClassificationDataModule):
         documents = self._labelled_documents("path", str(self.source.path))
         examples = self._label(documents)
         self._set_classes(self._classes(examples))
-        corpus = Corpus.build([d.tokens for d in documents], [d.name for d in documents], self.vocabulary)
+        corpus = self._mapped or Corpus.build([d.tokens for d in documents], [d.name for d in documents], self.vocabulary)
         regions = [self._regions(name, documents, examples) for name in self.class_names or ()]
         size = self.limits["train"] or self.drawing.epoch_windows
         genomes = [
@@ -93,6 +98,17 @@ class SpeciesDataModule(SequenceClassificationDataModule):
         for split in ("validation", "test"):
             sets[split] = self._held_out(split, corpus, [parts[split] for parts in regions])
         return sets
+
+    def _documents(self, key: str, path: str) -> list[Document]:
+        files = list_files(key, path, self.source.format)
+        if not self.storage.maps(files):
+            return super()._documents(key, path)
+        documents = MappedDocuments(encoded(files, self.reading, prefixed=True))
+        self._mapped = documents.corpus
+        return documents
+
+    def _group(self, document: Document) -> str | bytes:
+        return document.name  # held out are parts of records; their bases need not be looked at
 
     def _regions(self, name: str, documents: list[Document], examples: list[Example]) -> dict[str, list[Region]]:
         """Parts of one species' records for each split; documents are numbered over all species."""

@@ -51,7 +51,7 @@ class MaskedModellingHead(StrandHead):
 
     def __init__(self, backbone: Transformer, *, tied: bool = True) -> None:
         strands = getattr(backbone, "other_strand", None)
-        super().__init__(backbone, None if strands is None else strands.complement)
+        super().__init__(backbone, None if strands is None else strands.complement.values)
         width = self.strand_width
         self.dense = nn.Linear(width, width, bias=False)
         nn.init.normal_(self.dense.weight, std=width**-0.5)

@@ -17,6 +17,25 @@ from longspan.cost import Cost
 from longspan.models.transformer import Encoder
 
 
+class Numbers:
+    """Whole numbers as a tensor, on whatever device it is asked for.
+
+    No buffer: what makes models without their weights first, as transformers does, leaves buffers that checkpoints do not hold
+    empty.
+    """
+
+    def __init__(self, values: Sequence[int]) -> None:
+        self.values = tuple(int(value) for value in values)
+        self._kept: Tensor | None = None
+
+    def on(self, device: torch.device) -> Tensor:
+        """int64, one a value."""
+        if self._kept is None or self._kept.device != device:
+            with torch.inference_mode(False):  # a tensor first made in a validation loop is used in training afterwards
+                self._kept = torch.tensor(self.values, device=device)
+        return self._kept
+
+
 class OtherStrand(nn.Module):
     """The reverse complement of tokens, as `data.reverse_complement` makes it, and where each token of it stands.
 
@@ -27,17 +46,13 @@ class OtherStrand(nn.Module):
         bos_id: the token that begins a document; None where there is none.
     """
 
-    complement: Tensor
-
     def __init__(self, complement: Sequence[int], bos_id: int | None = None) -> None:
         super().__init__()
-        paired = torch.as_tensor(complement, dtype=torch.int64)
-        if not torch.equal(paired[paired], torch.arange(len(paired))):
+        if any(not 0 <= pair < len(complement) or complement[pair] != token for token, pair in enumerate(complement)):
             raise wrong_value(
                 "model.reverse_complement", list(complement), "the complement's complement must be the token itself"
             )
-        self.bos_id = bos_id
-        self.register_buffer("complement", paired, persistent=False)
+        self.bos_id, self.complement = bos_id, Numbers(complement)
 
     def order(self, tokens: Tensor, lengths: Tensor | None = None, segments: Tensor | None = None) -> Tensor:
         """[B, T] int64: the place on this strand of each token of the other, which is its own inverse."""
@@ -56,7 +71,7 @@ class OtherStrand(nn.Module):
 
     def forward(self, tokens: Tensor, order: Tensor) -> Tensor:
         """Tokens [B, T] of the other strand, in its own direction."""
-        return self.complement[tokens].gather(1, order)
+        return self.complement.on(tokens.device)[tokens].gather(1, order)
 
 
 class StrandEncoder(Encoder):
@@ -115,13 +130,11 @@ class StrandHead(nn.Module):
         swap: [K], the class on the other strand that is each class of this one; None where strands change no class.
     """
 
-    swap: Tensor | None
-
-    def __init__(self, backbone: Any, swap: Sequence[int] | Tensor | None = None) -> None:
+    def __init__(self, backbone: Any, swap: Sequence[int] | None = None) -> None:
         super().__init__()
         self.both_strands = isinstance(backbone, StrandEncoder)
         self.strand_width = backbone.width // 2 if self.both_strands else backbone.width
-        self.register_buffer("swap", None if swap is None else torch.as_tensor(swap, dtype=torch.int64), persistent=False)
+        self.swap = None if swap is None else Numbers(swap)
 
     def of_strand(self, hidden: Tensor, lengths: Tensor | None) -> Tensor:
         """Logits of hidden states [..., C]."""
@@ -135,7 +148,7 @@ class StrandHead(nn.Module):
         if not self.both_strands:
             return self.of_strand(hidden, lengths)
         this, other = (self.of_strand(half, lengths) for half in hidden.chunk(2, -1))
-        return (this + (other if self.swap is None else other.index_select(-1, self.swap))) / 2
+        return (this + (other if self.swap is None else other.index_select(-1, self.swap.on(other.device)))) / 2
 
     def cost(self, length: int) -> Cost:
         one = self.strand_cost(length)

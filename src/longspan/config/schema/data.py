@@ -149,6 +149,7 @@ class SpeciesData(Held):
     label_from: Literal["auto", "file", "folder"]
     vocabulary: Nucleotides
     epoch_windows: Count
+    memory_mapped: Mapped = "auto"
 
 
 @settings_of(f"{D}TokenLabellingDataModule")
