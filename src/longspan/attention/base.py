@@ -5,14 +5,13 @@ Legend: B batch, H heads, Hkv key/value heads, T tokens, D head width.
 
 from __future__ import annotations
 
-from typing import Required, TypedDict
-
 import torch
 from torch import Tensor
 
 from longspan.attention.decoding import as_in_evaluation
 from longspan.attention.errors import as_fraction, settings_named, wrong_setting
 from longspan.attention.key_cache import KeyCache
+from longspan.attention.place import check_heads
 from longspan.attention.weights import ShowsWeights
 from longspan.cost import Cost
 from longspan.functional import BACKENDS, sparse_attention
@@ -21,19 +20,6 @@ from longspan.patterns.base import NEVER_ENDS
 from longspan_kernels.block_sparse import counted_pairs, what_runs
 
 Lengths = Tensor | tuple[Tensor, Tensor]
-
-
-class Place(TypedDict, total=False):
-    """What every pattern variant hands on to `PatternAttention`, which says what it means."""
-
-    heads: Required[int]
-    kv_heads: int | None
-    head_dim: Required[int]
-    causal: Required[bool]
-    layer: int
-    max_length: int | None
-    dropout: float
-    backend: str
 
 
 class PatternAttention(ShowsWeights):
@@ -68,9 +54,7 @@ class PatternAttention(ShowsWeights):
         super().__init__()
         if backend not in BACKENDS:
             raise wrong_setting("backend", f"= {backend!r} is unknown; choose one of {', '.join(BACKENDS)}")
-        kv_heads = heads if kv_heads is None else kv_heads
-        if kv_heads < 1 or heads % kv_heads:
-            raise wrong_setting("", f"with {heads} heads cannot share {kv_heads} key/value heads; one must divide the other")
+        kv_heads = check_heads(heads, kv_heads)
         with settings_named():
             pattern.head_groups(heads)  # a pattern made for another number of heads says so
         self.pattern, self.max_length = pattern, max_length

@@ -9,8 +9,9 @@ from typing import Any, Unpack
 import numpy as np
 import torch
 
-from longspan.attention.base import PatternAttention, Place
+from longspan.attention.base import PatternAttention
 from longspan.attention.errors import settings_named, wrong_setting
+from longspan.attention.place import Place
 from longspan.patterns import BlockTable
 
 FORMATS = ".npy, .pt or .csv"

@@ -5,6 +5,8 @@ Legend: B batch, H heads, Hkv key/value heads, T tokens, D head width, r tokens 
 
 from __future__ import annotations
 
+from typing import Unpack
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -12,6 +14,7 @@ from torch.nn import functional as F
 from longspan.attention.content import ContentAttention, without_padding
 from longspan.attention.decoding import AttentionCache, as_in_evaluation
 from longspan.attention.errors import as_whole, wrong_setting
+from longspan.attention.place import Place
 from longspan.cost import Cost
 
 COMPRESSIONS = ("pooled", "strided", "convolved")
@@ -51,16 +54,9 @@ class CompressedAttention(ContentAttention):
         window: int = 128,
         rate: int = 16,
         compression: str = "pooled",
-        dropout: float = 0.0,
-        backend: str = "auto",
-        heads: int,
-        head_dim: int,
-        causal: bool,
-        kv_heads: int | None = None,
-        layer: int = 0,
-        max_length: int | None = None,
+        **place: Unpack[Place],
     ) -> None:
-        super().__init__(heads=heads, kv_heads=kv_heads, head_dim=head_dim, causal=causal, dropout=dropout, backend=backend)
+        super().__init__(**place)
         self.window = as_whole("window", window, 1, "a number of keys")
         self.rate = as_whole("rate", rate, 1, "tokens a compressed key")
         if rate > window:
@@ -69,7 +65,7 @@ class CompressedAttention(ContentAttention):
             raise wrong_setting("compression", f"= {compression!r} is unknown; choose one of {', '.join(COMPRESSIONS)}")
         self.compression = compression
         if compression == "convolved":
-            mean = torch.eye(head_dim).repeat(rate, 1, 1) / rate  # (r, D, D)
+            mean = torch.eye(self.head_dim).repeat(rate, 1, 1) / rate  # (r, D, D)
             self.map_k, self.map_v = nn.Parameter(mean.clone()), nn.Parameter(mean.clone())
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, segments: Tensor | None) -> Tensor:

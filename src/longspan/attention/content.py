@@ -12,6 +12,7 @@ from torch import Tensor
 
 from longspan.attention.documents import attend_by_document
 from longspan.attention.errors import as_fraction, wrong_setting
+from longspan.attention.place import check_heads
 from longspan.attention.weights import ShowsWeights
 from longspan.config.errors import CallError
 from longspan.cost import Cost
@@ -41,15 +42,24 @@ class ContentAttention(ShowsWeights):
     pattern = None
     takes_segments = True
 
-    def __init__(self, *, heads: int, kv_heads: int | None, head_dim: int, causal: bool, dropout: float, backend: str) -> None:
+    def __init__(
+        self,
+        *,
+        heads: int,
+        kv_heads: int | None = None,
+        head_dim: int,
+        causal: bool,
+        layer: int = 0,
+        max_length: int | None = None,
+        dropout: float = 0.0,
+        backend: str = "auto",
+    ) -> None:
         super().__init__()
         if backend not in BACKENDS:
             raise wrong_setting("backend", f"= {backend!r} is unknown; choose one of {', '.join(BACKENDS)}")
         if backend == "dense":
             raise wrong_setting("backend", "= 'dense' knows no pairs that are chosen at run time; give auto, triton or blocked")
-        kv_heads = heads if kv_heads is None else kv_heads
-        if kv_heads < 1 or heads % kv_heads:
-            raise wrong_setting("", f"with {heads} heads cannot share {kv_heads} key/value heads; one must divide the other")
+        kv_heads = check_heads(heads, kv_heads)
         self.heads, self.kv_heads, self.head_dim, self.causal = heads, kv_heads, head_dim, causal
         self.dropout, self.backend = as_fraction("dropout", dropout), backend
 

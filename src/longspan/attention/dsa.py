@@ -5,7 +5,7 @@ Legend: B batch, H heads, Hkv key/value heads, T tokens, D head width, n picks a
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from longspan.attention.content import ContentAttention, with_lse, without_paddi
 from longspan.attention.decoding import as_in_evaluation
 from longspan.attention.errors import as_whole, wrong_setting
 from longspan.attention.indexer import LightningIndexer, imitation_loss
+from longspan.attention.place import Place
 from longspan.attention.token_cache import IndexCache
 from longspan.cost import Cost
 from longspan.patterns import Full
@@ -49,28 +50,21 @@ class DeepSeekSparseAttention(ContentAttention):
         indexer_width: int = 64,
         warmup_steps: int = 200,
         indexer_loss: float = 1.0,
-        dropout: float = 0.0,
-        backend: str = "auto",
-        heads: int,
-        head_dim: int,
-        causal: bool,
-        kv_heads: int | None = None,
-        layer: int = 0,
-        max_length: int | None = None,
+        **place: Unpack[Place],
     ) -> None:
-        super().__init__(heads=heads, kv_heads=kv_heads, head_dim=head_dim, causal=causal, dropout=dropout, backend=backend)
-        if not causal:
+        super().__init__(**place)
+        if not self.causal:
             raise wrong_setting("", "dsa is causal: its indexer scores earlier tokens; choose it for language modelling")
-        if dropout:
-            raise wrong_setting("dropout", f"= {dropout}: dsa drops no weights; give 0")
+        if self.dropout:
+            raise wrong_setting("dropout", f"= {self.dropout}: dsa drops no weights; give 0")
         self.top_k = as_whole("top_k", top_k, 1, "tokens a query sees")
         self.warmup_steps = as_whole("warmup_steps", warmup_steps, 0, "training steps with dense attention")
         self.coefficient = float(indexer_loss)
         self.indexer = LightningIndexer(
             as_whole("indexer_heads", indexer_heads, 1, "heads of the indexer"),
             as_whole("indexer_width", indexer_width, 16, "numbers a head of the indexer"),
-            heads * head_dim,
-            self.kv_heads * head_dim,
+            self.heads * self.head_dim,
+            self.kv_heads * self.head_dim,
         )
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self._steps = 0  # the same number, which asks no device

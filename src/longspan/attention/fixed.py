@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Unpack
 
-from longspan.attention.base import PatternAttention, Place
+from longspan.attention.base import PatternAttention
 from longspan.attention.errors import settings_named
+from longspan.attention.place import Place
 from longspan.patterns import Fixed
 
 

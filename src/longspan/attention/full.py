@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Unpack
 
-from longspan.attention.base import PatternAttention, Place
+from longspan.attention.base import PatternAttention
+from longspan.attention.place import Place
 from longspan.patterns import Full
 
 

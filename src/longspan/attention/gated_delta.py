@@ -5,12 +5,13 @@ Legend: B batch, H heads, Hkv key/value heads, T tokens, D head width.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from longspan.attention.gated_linear import GatedLinearAttention
+from longspan.attention.place import StatePlace
 from longspan.attention.state import TokenGates
 from longspan.cost import Cost
 from longspan_kernels.linear import gated_delta_rule
@@ -33,29 +34,13 @@ class GatedDeltaNet(GatedLinearAttention):
         decay: bool = True,
         short_conv: int = 4,
         output_gate: bool = True,
-        backend: str = "auto",
-        heads: int,
-        head_dim: int,
-        causal: bool,
-        kv_heads: int | None = None,
-        layer: int = 0,
-        max_length: int | None = None,
+        **place: Unpack[StatePlace],
     ) -> None:
-        super().__init__(
-            short_conv=short_conv,
-            output_gate=output_gate,
-            backend=backend,
-            heads=heads,
-            head_dim=head_dim,
-            causal=causal,
-            kv_heads=kv_heads,
-            layer=layer,
-            max_length=max_length,
-        )
+        super().__init__(short_conv=short_conv, output_gate=output_gate, **place)
         self.decays = decay
         if not decay:
             del self.decay
-        self.beta = TokenGates(heads, self.kv_heads, head_dim)
+        self.beta = TokenGates(self.heads, self.kv_heads, self.head_dim)
 
     def recur(self, operands: list[Tensor], tokens: Tensor, state: Tensor | None, call: dict[str, Any]) -> Any:
         q, k, v = operands

@@ -5,12 +5,13 @@ Legend: B batch, H heads, Hkv key/value heads, T tokens, D head width.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from longspan.attention.errors import as_whole, wrong_setting
+from longspan.attention.place import StatePlace
 from longspan.attention.short_convolution import ShortConvolution
 from longspan.attention.state import Decay, OutputGate, StateAttention, StateNorm
 from longspan_kernels.linear import linear_attention
@@ -36,24 +37,18 @@ class GatedLinearAttention(StateAttention):
         *,
         short_conv: int = 4,
         output_gate: bool = True,
-        backend: str = "auto",
-        heads: int,
-        head_dim: int,
-        causal: bool,
-        kv_heads: int | None = None,
-        layer: int = 0,
-        max_length: int | None = None,
+        **place: Unpack[StatePlace],
     ) -> None:
-        super().__init__(heads=heads, kv_heads=kv_heads, head_dim=head_dim, causal=causal, backend=backend)
+        super().__init__(**place)
         as_whole("short_conv", short_conv, 0, "tokens of the short convolution, 0 for none")
         if short_conv == 1:
             raise wrong_setting("short_conv", "= 1 sees no other token; give 2 or more, or 0 for none")
         self.short_conv = short_conv
-        self.decay = Decay(heads, self.kv_heads, head_dim)
-        widths = (heads, self.kv_heads, self.kv_heads)
-        self.convolutions = nn.ModuleList(ShortConvolution(n, head_dim, short_conv) for n in widths if short_conv)
-        self.norm = StateNorm(heads, head_dim)
-        self.gate = OutputGate(heads, self.kv_heads, head_dim) if output_gate else None
+        self.decay = Decay(self.heads, self.kv_heads, self.head_dim)
+        widths = (self.heads, self.kv_heads, self.kv_heads)
+        self.convolutions = nn.ModuleList(ShortConvolution(n, self.head_dim, short_conv) for n in widths if short_conv)
+        self.norm = StateNorm(self.heads, self.head_dim)
+        self.gate = OutputGate(self.heads, self.kv_heads, self.head_dim) if output_gate else None
 
     def mix(
         self, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, segments: Tensor | None, states: list[Tensor] | None

@@ -5,12 +5,13 @@ Legend: B batch, H heads, Hkv key/value heads, T tokens, D head width, F width o
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from longspan.attention.errors import wrong_setting
+from longspan.attention.place import StatePlace
 from longspan.attention.state import StateAttention
 from longspan_kernels.linear import linear_attention
 
@@ -36,26 +37,20 @@ class LinearAttention(StateAttention):
         *,
         feature_map: str = "elu1",
         normalise: bool = True,
-        backend: str = "auto",
-        heads: int,
-        head_dim: int,
-        causal: bool,
-        kv_heads: int | None = None,
-        layer: int = 0,
-        max_length: int | None = None,
+        **place: Unpack[StatePlace],
     ) -> None:
-        super().__init__(heads=heads, kv_heads=kv_heads, head_dim=head_dim, causal=causal, backend=backend)
+        super().__init__(**place)
         if feature_map not in FEATURE_MAPS:
             raise wrong_setting("feature_map", f"= {feature_map!r} is unknown; choose one of {', '.join(FEATURE_MAPS)}")
-        if feature_map == "learned" and head_dim > 128:
+        if feature_map == "learned" and self.head_dim > 128:
             raise wrong_setting(
                 "feature_map",
-                f"= 'learned' is {2 * head_dim} wide, twice a head, and kernels take 256: give heads of 128 at most",
+                f"= 'learned' is {2 * self.head_dim} wide, twice a head, and kernels take 256: give heads of 128 at most",
             )
         self.feature_map, self.normalise = feature_map, normalise
         if feature_map == "learned":
-            self.map_q = nn.Parameter(torch.eye(head_dim).repeat(self.heads, 1, 1))
-            self.map_k = nn.Parameter(torch.eye(head_dim).repeat(self.kv_heads, 1, 1))
+            self.map_q = nn.Parameter(torch.eye(self.head_dim).repeat(self.heads, 1, 1))
+            self.map_k = nn.Parameter(torch.eye(self.head_dim).repeat(self.kv_heads, 1, 1))
 
     @property
     def feature_width(self) -> int:

@@ -5,12 +5,15 @@ Legend: B batch, H heads, Hkv key/value heads, T tokens, D head width, n project
 
 from __future__ import annotations
 
+from typing import Unpack
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from longspan.attention.content import ContentAttention, without_padding
 from longspan.attention.errors import as_whole, wrong_setting
+from longspan.attention.place import Place
 from longspan.config.errors import CallError
 from longspan.cost import Cost
 
@@ -33,17 +36,11 @@ class Linformer(ContentAttention):
         *,
         projected: int = 128,
         share: bool = False,
-        dropout: float = 0.0,
-        backend: str = "auto",
-        heads: int,
-        head_dim: int,
-        causal: bool,
-        kv_heads: int | None = None,
-        layer: int = 0,
-        max_length: int | None = None,
+        **place: Unpack[Place],
     ) -> None:
-        super().__init__(heads=heads, kv_heads=kv_heads, head_dim=head_dim, causal=causal, dropout=dropout, backend=backend)
-        if causal:
+        max_length = place.get("max_length")
+        super().__init__(**place)
+        if self.causal:
             raise wrong_setting(
                 "",
                 "linformer sums keys over the whole sequence, so queries would see later tokens: it is not causal. Take a "

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import Unpack
 
-from longspan.attention.base import PatternAttention, Place
+from longspan.attention.base import PatternAttention
 from longspan.attention.errors import settings_named, wrong_setting
+from longspan.attention.place import Place
 from longspan.patterns import Local2D
 
 

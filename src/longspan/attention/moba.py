@@ -5,6 +5,8 @@ Legend: B batch, H heads, Hkv key/value heads, T tokens, D head width, nb blocks
 
 from __future__ import annotations
 
+from typing import Unpack
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -13,6 +15,7 @@ from longspan.attention.chosen_pairs import picked_pairs
 from longspan.attention.content import ContentAttention, without_padding
 from longspan.attention.decoding import as_in_evaluation
 from longspan.attention.errors import as_block_size, as_whole, wrong_setting
+from longspan.attention.place import Place
 from longspan.attention.token_cache import BlockMeanCache
 from longspan.cost import Cost
 from longspan_kernels.selected import choose_blocks, selected_attention
@@ -37,16 +40,10 @@ class MixtureOfBlocks(ContentAttention):
         *,
         block_size: int = 64,
         top_k: int = 4,
-        dropout: float = 0.0,
-        backend: str = "auto",
-        heads: int,
-        head_dim: int,
-        causal: bool,
-        kv_heads: int | None = None,
-        layer: int = 0,
-        max_length: int | None = None,
+        **place: Unpack[Place],
     ) -> None:
-        super().__init__(heads=heads, kv_heads=kv_heads, head_dim=head_dim, causal=causal, dropout=dropout, backend=backend)
+        max_length = place.get("max_length")
+        super().__init__(**place)
         self.block_size = as_block_size(block_size)
         self.top_k = as_whole("top_k", top_k, 1, "blocks a query sees, its own among them")
         if max_length is not None and top_k > -(-max_length // block_size):

@@ -5,6 +5,8 @@ Legend: B batch, H heads, Hkv key/value heads, G = H / Hkv, T tokens, D head wid
 
 from __future__ import annotations
 
+from typing import Unpack
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,6 +17,7 @@ from longspan.attention.compression import BlockCompression, attend_to_compresse
 from longspan.attention.content import ContentAttention, with_lse, without_padding
 from longspan.attention.decoding import as_in_evaluation
 from longspan.attention.errors import as_block_size, as_whole, wrong_setting
+from longspan.attention.place import Place
 from longspan.attention.token_cache import CompressedCache
 from longspan.cost import Cost
 from longspan.patterns import Local
@@ -54,16 +57,10 @@ class NativeSparseAttention(ContentAttention):
         compressed_stride: int = 16,
         window: int = 128,
         compression: str = "mlp",
-        dropout: float = 0.0,
-        backend: str = "auto",
-        heads: int,
-        head_dim: int,
-        causal: bool,
-        kv_heads: int | None = None,
-        layer: int = 0,
-        max_length: int | None = None,
+        **place: Unpack[Place],
     ) -> None:
-        super().__init__(heads=heads, kv_heads=kv_heads, head_dim=head_dim, causal=causal, dropout=dropout, backend=backend)
+        max_length = place.get("max_length")
+        super().__init__(**place)
         self.block_size = as_block_size(block_size)
         self.top_k = as_whole("top_k", top_k, 3, "blocks a token sees: its own, the one before, the first and others")
         if max_length is not None and top_k > -(-max_length // block_size):
@@ -84,11 +81,11 @@ class NativeSparseAttention(ContentAttention):
             raise wrong_setting("compression", f"= {compression!r} is unknown; choose one of {', '.join(COMPRESSIONS)}")
         self.window = Local(as_whole("window", window, 1, "a number of keys"))
         learned = compression == "mlp"
-        self.compress_k = BlockCompression(compressed_block, compressed_stride, head_dim, learned)
-        self.compress_v = BlockCompression(compressed_block, compressed_stride, head_dim, learned)
+        self.compress_k = BlockCompression(compressed_block, compressed_stride, self.head_dim, learned)
+        self.compress_v = BlockCompression(compressed_block, compressed_stride, self.head_dim, learned)
         # Every gate starts half open.
-        self.gate_weight = nn.Parameter(torch.zeros(heads, head_dim, 3))
-        self.gate_bias = nn.Parameter(torch.zeros(heads, 1, 3))
+        self.gate_weight = nn.Parameter(torch.zeros(self.heads, self.head_dim, 3))
+        self.gate_bias = nn.Parameter(torch.zeros(self.heads, 1, 3))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, segments: Tensor | None) -> Tensor:
         q, k, v = (without_padding(x, lengths) for x in (q, k, v))

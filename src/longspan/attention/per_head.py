@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
 
-from longspan.attention.base import PatternAttention, Place
+from longspan.attention.base import PatternAttention
 from longspan.attention.errors import wrong_setting
 from longspan.attention.named import built, named_settings
+from longspan.attention.place import Place
 from longspan.patterns import Pattern, PerHead
 
 

@@ -6,12 +6,14 @@ Legend: B batch, H heads, Hkv key/value heads, T tokens, D head width, F number 
 from __future__ import annotations
 
 import math
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
 from longspan.attention.errors import as_whole, wrong_setting
 from longspan.attention.linear import LinearAttention
+from longspan.attention.place import StatePlace
 
 MOST = 256  # features that kernels take
 
@@ -37,25 +39,19 @@ class Performer(LinearAttention):
         features: int | None = None,
         redraw: int | None = 1000,
         seed: int = 0,
-        backend: str = "auto",
-        heads: int,
-        head_dim: int,
-        causal: bool,
-        kv_heads: int | None = None,
-        layer: int = 0,
-        max_length: int | None = None,
+        **place: Unpack[StatePlace],
     ) -> None:
         if features is None:
-            features = min(MOST, int(head_dim * math.log(head_dim)))
+            features = min(MOST, int(place["head_dim"] * math.log(place["head_dim"])))
         self.count = as_whole("features", features, 16, "a number of random features")
         if self.count > MOST:
             raise wrong_setting("features", f"= {features} is more than kernels take; give {MOST} or fewer")
-        super().__init__(heads=heads, kv_heads=kv_heads, head_dim=head_dim, causal=causal, backend=backend)
+        super().__init__(**place)
         self.redraw = None if redraw is None else as_whole("redraw", redraw, 1, "training steps between draws")
-        self.seed = as_whole("seed", seed, 0, "a seed") + layer
+        self.seed = as_whole("seed", seed, 0, "a seed") + place.get("layer", 0)
         self.directions: Tensor
         self.calls: Tensor
-        self.register_buffer("directions", orthogonal_directions(self.count, head_dim, self.seed, 0))
+        self.register_buffer("directions", orthogonal_directions(self.count, self.head_dim, self.seed, 0))
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
         self._steps = 0
 

@@ -5,6 +5,8 @@ Legend: B batch, H heads, Hkv key/value heads, T tokens, D head width, R rounds 
 
 from __future__ import annotations
 
+from typing import Unpack
+
 import torch
 from torch import Tensor
 
@@ -16,6 +18,7 @@ from longspan.attention.errors import as_block_size, as_whole, wrong_setting
 from longspan.attention.hashing import buckets_of, directions
 from longspan.attention.key_cache import existing
 from longspan.attention.merging import NOTHING, merged
+from longspan.attention.place import Place
 from longspan.config.errors import CallError
 from longspan.cost import Cost
 
@@ -59,16 +62,10 @@ class HashedAttention(ContentAttention):
         rounds: int = 4,
         chunks: str = "aligned",
         seed: int = 0,
-        dropout: float = 0.0,
-        backend: str = "auto",
-        heads: int,
-        head_dim: int,
-        causal: bool,
-        kv_heads: int | None = None,
-        layer: int = 0,
-        max_length: int | None = None,
+        **place: Unpack[Place],
     ) -> None:
-        super().__init__(heads=heads, kv_heads=kv_heads, head_dim=head_dim, causal=causal, dropout=dropout, backend=backend)
+        max_length = place.get("max_length")
+        super().__init__(**place)
         self.chunk, self.rounds = as_block_size(chunk, "chunk"), as_whole("rounds", rounds, 1, "rounds of hashing")
         if buckets is not None and (as_whole("buckets", buckets, 2, "a power of two") & (buckets - 1)):
             near = 1 << (buckets.bit_length() - 1)
@@ -78,12 +75,12 @@ class HashedAttention(ContentAttention):
         if chunks not in CHUNKS:
             raise wrong_setting("chunks", f"= {chunks!r} is unknown; choose one of {', '.join(CHUNKS)}")
         self.buckets, self.cut, self.once = buckets, CHUNKS[chunks], chunks != "transformers"
-        generator = torch.Generator().manual_seed(as_whole("seed", seed, 0, "a seed") + layer)
+        generator = torch.Generator().manual_seed(as_whole("seed", seed, 0, "a seed") + place.get("layer", 0))
         self.max_length = max_length or 0
         bits = self.buckets_at(1 << 24 if max_length is None else max_length).bit_length()
         most = max(directions(1 << b) for b in range(1, bits))
         self.register_buffer(
-            "eval_rotations", torch.randn(heads, head_dim, rounds, most, generator=generator), persistent=False
+            "eval_rotations", torch.randn(self.heads, self.head_dim, rounds, most, generator=generator), persistent=False
         )
 
     @property

@@ -5,11 +5,12 @@ Legend: B batch, H heads, Hkv key/value heads, T tokens, D head width.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 
+from longspan.attention.place import StatePlace
 from longspan.attention.state import OutputGate, StateAttention, StateNorm
 from longspan_kernels.linear import linear_attention
 
@@ -28,20 +29,14 @@ class Retention(StateAttention):
         self,
         *,
         output_gate: bool = False,
-        backend: str = "auto",
-        heads: int,
-        head_dim: int,
-        causal: bool,
-        kv_heads: int | None = None,
-        layer: int = 0,
-        max_length: int | None = None,
+        **place: Unpack[StatePlace],
     ) -> None:
-        super().__init__(heads=heads, kv_heads=kv_heads, head_dim=head_dim, causal=causal, backend=backend)
+        super().__init__(**place)
         self.log_decay: Tensor
-        powers = torch.arange(heads, dtype=torch.float64)
+        powers = torch.arange(self.heads, dtype=torch.float64)
         self.register_buffer("log_decay", torch.log1p(-(2.0 ** (-5 - powers))).float(), persistent=False)
-        self.norm = StateNorm(heads, head_dim)
-        self.gate = OutputGate(heads, self.kv_heads, head_dim) if output_gate else None
+        self.norm = StateNorm(self.heads, self.head_dim)
+        self.gate = OutputGate(self.heads, self.kv_heads, self.head_dim) if output_gate else None
 
     def mix(
         self, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, segments: Tensor | None, states: list[Tensor] | None

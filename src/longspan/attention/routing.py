@@ -6,6 +6,7 @@ Legend: B batch, H heads, Hkv key/value heads, T tokens, D head width, C cluster
 from __future__ import annotations
 
 import math
+from typing import Unpack
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from longspan.attention.content import ContentAttention, with_lse, without_paddi
 from longspan.attention.decoding import as_in_evaluation
 from longspan.attention.errors import as_fraction, as_whole, wrong_setting
 from longspan.attention.key_cache import existing
+from longspan.attention.place import Place
 from longspan.cost import Cost
 from longspan.patterns import Full
 
@@ -55,16 +57,10 @@ class RoutedAttention(ContentAttention):
         membership: str = "auto",
         decay: float = 0.999,
         seed: int = 0,
-        dropout: float = 0.0,
-        backend: str = "auto",
-        heads: int,
-        head_dim: int,
-        causal: bool,
-        kv_heads: int | None = None,
-        layer: int = 0,
-        max_length: int | None = None,
+        **place: Unpack[Place],
     ) -> None:
-        super().__init__(heads=heads, kv_heads=kv_heads, head_dim=head_dim, causal=causal, dropout=dropout, backend=backend)
+        max_length = place.get("max_length")
+        super().__init__(**place)
         if clusters is None and max_length is None:
             raise wrong_setting("clusters", "= null needs a known longest sequence; give a number of clusters")
         self.clusters = (
@@ -78,11 +74,15 @@ class RoutedAttention(ContentAttention):
         if membership not in MEMBERSHIPS:
             raise wrong_setting("membership", f"= {membership!r} is unknown; choose one of {', '.join(MEMBERSHIPS)}")
         self.max_length = max_length or 0
-        self.balanced = membership == "balanced" or (membership == "auto" and not causal)
+        self.balanced = membership == "balanced" or (membership == "auto" and not self.causal)
         # Tokens in the order of their nearest cluster: one order, so queries and keys are clustered as one.
-        self.shares_qk = causal or not self.balanced
+        self.shares_qk = self.causal or not self.balanced
         self.centroids = Centroids(
-            heads, self.clusters, head_dim, as_fraction("decay", decay), as_whole("seed", seed, 0, "a seed") + layer
+            self.heads,
+            self.clusters,
+            self.head_dim,
+            as_fraction("decay", decay),
+            as_whole("seed", seed, 0, "a seed") + place.get("layer", 0),
         )
 
     @property

@@ -5,6 +5,8 @@ Legend: B batch, H heads, Hkv key/value heads, T tokens, D head width, nb blocks
 
 from __future__ import annotations
 
+from typing import Unpack
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -14,6 +16,7 @@ from longspan.attention.content import ContentAttention, with_lse, without_paddi
 from longspan.attention.decoding import as_in_evaluation
 from longspan.attention.errors import as_block_size, as_whole, wrong_setting
 from longspan.attention.merging import NOTHING, merged
+from longspan.attention.place import Place
 from longspan.attention.token_cache import QueryCache
 from longspan.cost import Cost
 from longspan.patterns import BigBird
@@ -50,16 +53,9 @@ class SinkhornAttention(ContentAttention):
         iterations: int = 7,
         temperature: float = 0.75,
         noise: float = 1.0,
-        dropout: float = 0.0,
-        backend: str = "auto",
-        heads: int,
-        head_dim: int,
-        causal: bool,
-        kv_heads: int | None = None,
-        layer: int = 0,
-        max_length: int | None = None,
+        **place: Unpack[Place],
     ) -> None:
-        super().__init__(heads=heads, kv_heads=kv_heads, head_dim=head_dim, causal=causal, dropout=dropout, backend=backend)
+        super().__init__(**place)
         self.block_size = as_block_size(block_size)
         self.iterations = as_whole("iterations", iterations, 1, "normalisations of rows and columns")
         for key, value, least in (("temperature", temperature, 1e-3), ("noise", noise, 0.0)):

@@ -52,8 +52,18 @@ class StateAttention(ContentAttention):
     rotary = True
     recurs = True
 
-    def __init__(self, *, heads: int, kv_heads: int | None, head_dim: int, causal: bool, backend: str) -> None:
-        super().__init__(heads=heads, kv_heads=kv_heads, head_dim=head_dim, causal=causal, dropout=0.0, backend="auto")
+    def __init__(
+        self,
+        *,
+        heads: int,
+        kv_heads: int | None = None,
+        head_dim: int,
+        causal: bool,
+        layer: int = 0,
+        max_length: int | None = None,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__(heads=heads, kv_heads=kv_heads, head_dim=head_dim, causal=causal)
         if backend not in BACKENDS:
             raise wrong_setting("backend", f"= {backend!r} is unknown; choose one of {', '.join(BACKENDS)}")
         if self.recurs and not causal:

@@ -5,6 +5,8 @@ Legend: B batch, H heads, Hkv key/value heads, T tokens, D head width, L longest
 
 from __future__ import annotations
 
+from typing import Unpack
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -12,6 +14,7 @@ from torch.nn import functional as F
 from longspan.attention.content import ContentAttention, without_padding
 from longspan.attention.decoding import AttentionCache, as_in_evaluation
 from longspan.attention.errors import as_whole, wrong_setting
+from longspan.attention.place import Place
 from longspan.config.errors import CallError
 from longspan.cost import Cost
 
@@ -47,36 +50,30 @@ class Synthesizer(ContentAttention):
         *,
         kind: str = "factorised",
         rank: int = 8,
-        dropout: float = 0.0,
-        backend: str = "auto",
-        heads: int,
-        head_dim: int,
-        causal: bool,
-        kv_heads: int | None = None,
-        layer: int = 0,
-        max_length: int | None = None,
+        **place: Unpack[Place],
     ) -> None:
-        super().__init__(heads=heads, kv_heads=kv_heads, head_dim=head_dim, causal=causal, dropout=dropout, backend=backend)
+        max_length = place.get("max_length")
+        super().__init__(**place)
         if kind not in KINDS:
             raise wrong_setting("kind", f"= {kind!r} is unknown; choose one of {', '.join(KINDS)}")
         if max_length is None:
             raise wrong_setting("", "synthesizer has weights for each position; give max_length")
         self.kind, self.max_length, self.rank = kind, max_length, as_whole("rank", rank, 1, "the rank of the factors")
-        L, D = max_length, head_dim
+        L, D = max_length, self.head_dim
 
         def weight(*shape: int, fan_in: int) -> nn.Parameter:
-            return nn.Parameter(torch.randn(heads, *shape) * fan_in**-0.5)
+            return nn.Parameter(torch.randn(self.heads, *shape) * fan_in**-0.5)
 
         if kind == "random":
             self.table = weight(L, L, fan_in=1)
         elif kind == "factorised":
             self.rows, self.columns = weight(L, rank, fan_in=rank), weight(L, rank, fan_in=1)
         else:
-            self.inner, self.inner_bias = weight(D, D, fan_in=D), nn.Parameter(torch.zeros(heads, 1, D))
+            self.inner, self.inner_bias = weight(D, D, fan_in=D), nn.Parameter(torch.zeros(self.heads, 1, D))
             self.short = 1 if kind == "dense" else int(L**0.5)  # columns j % short and j // short have a weight each
             widths = [-(-L // self.short), *([self.short] if self.short > 1 else [])]
             self.outer = nn.ParameterList(weight(D, width, fan_in=D) for width in widths)
-            self.outer_bias = nn.ParameterList(nn.Parameter(torch.zeros(heads, 1, width)) for width in widths)
+            self.outer_bias = nn.ParameterList(nn.Parameter(torch.zeros(self.heads, 1, width)) for width in widths)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, segments: Tensor | None) -> Tensor:
         (B, H, T, _), L = q.shape, self.max_length
