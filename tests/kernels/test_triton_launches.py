@@ -85,10 +85,10 @@ STEPS = {  # rule, and (step, run, first) of its gathered keys where they lie in
 @pytest.mark.parametrize(
     ("launch", "q_len", "k_len", "key_heads"),
     [
-        ("copy engine", 112, 112, 2),
-        ("copy engine", 90, 105, 1),
-        ("in sums", 90, 105, 1),
-        pytest.param("in sums", 112, 112, 2, marks=pytest.mark.exhaustive),
+        ("copy engine", 48, 112, 2),
+        ("copy engine", 41, 105, 1),
+        ("in sums", 41, 105, 1),
+        pytest.param("in sums", 48, 112, 2, marks=pytest.mark.exhaustive),
     ],
 )
 def test_gathered_keys_in_equal_steps_are_computed(monkeypatch, launch, name, q_len, k_len, key_heads):
