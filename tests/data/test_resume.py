@@ -6,6 +6,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from watcher import Watcher
 
 from longspan.config.errors import CheckpointError
 from longspan.data import TextDataModule
@@ -24,23 +25,6 @@ def texts(tmp_path):
 @pytest.fixture(autouse=True)
 def quiet(caplog):
     caplog.set_level(logging.ERROR, logger="lightning.pytorch")
-
-
-class Watcher(pl.LightningModule):
-    def __init__(self):
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(1))
-        self.seen = []
-
-    def training_step(self, batch, batch_idx):
-        self.seen.append(batch["tokens"].tolist())
-        return self.weight.sum()
-
-    def validation_step(self, batch, batch_idx):
-        pass
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
 def fit(texts, folder, steps, checkpoint=None, workers=0, save=None, **trainer):

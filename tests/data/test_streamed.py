@@ -11,6 +11,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from watcher import Watcher
 
 from longspan.config.errors import CheckpointError, ConfigError
 from longspan.data import DataFileError, StreamedClassificationDataModule, StreamedTextDataModule, TextDataModule
@@ -139,23 +140,6 @@ def test_equal_texts_are_in_one_split(tmp_path):
         found[split] = {corpus.tokens[corpus.offsets[d] : corpus.offsets[d + 1]].tobytes() for d in range(len(corpus))}
     assert not found["train"] & found["validation"] and not found["train"] & found["test"]
     assert not found["validation"] & found["test"] and len(set.union(*found.values())) == 30
-
-
-class Watcher(pl.LightningModule):
-    def __init__(self):
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(1))
-        self.seen = []
-
-    def training_step(self, batch, batch_idx):
-        self.seen.append(batch["tokens"].tolist())
-        return self.weight.sum()
-
-    def validation_step(self, batch, batch_idx):
-        pass
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
 def fit(data, folder, steps, checkpoint=None, **trainer):

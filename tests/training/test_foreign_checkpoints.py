@@ -6,39 +6,14 @@ import pickle
 
 import pytest
 import torch
+from small_run import SMALL, small_run
 
 from longspan.config.errors import CheckpointError
-
-SMALL = (
-    "model.layers=1",
-    "model.width=32",
-    "model.heads=2",
-    "data.max_length=64",
-    "data.batch_size=2",
-    "data.max_train_windows=4",
-    "data.max_validation_windows=2",
-    "data.max_test_windows=2",
-    "attention=local",
-    "attention.window=16",
-    "logger=none",
-    "trainer.max_steps=1",
-    "trainer.val_check_interval=1",
-    "test=false",
-    "callbacks.pattern=null",
-    "callbacks.cost=null",
-)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    from pathlib import Path
-
-    from longspan.config.compose import config_for
-    from longspan.training.run import run
-
-    folder = tmp_path_factory.mktemp("run")
-    run(config_for(SMALL, folder, Path(__file__).parents[2] / "conf"))
-    return folder / "checkpoints" / "last.ckpt"
+    return small_run(tmp_path_factory.mktemp("run"))
 
 
 FILES = {
