@@ -13,6 +13,7 @@ from longspan.attention.errors import moved, unknown_setting, wrong_setting
 from longspan.attention.named import PLACE, placed, variant_named
 from longspan.config.errors import ConfigError
 from longspan.parameters import parameters
+from longspan.values import is_whole
 
 TIMES = re.compile(r"([a-z_]+)\s*\*\s*([0-9]+)")
 
@@ -58,7 +59,7 @@ def parts_of(key: str, entries: Any) -> list[Part]:
         repeated = TIMES.fullmatch(name.strip()) if isinstance(name, str) else None
         if repeated:
             name, times = repeated[1], int(repeated[2])
-        if isinstance(times, bool) or not isinstance(times, int) or times < 1:
+        if not is_whole(times, 1):
             raise wrong_setting(where, f"= {entry!r}: times must be a whole number, 1 or more")
         variant_named(name, where)
         found += [Part(name, settings, where)] * times

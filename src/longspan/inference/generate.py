@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from longspan.config.errors import ConfigError
+from longspan.values import is_number, is_whole
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,13 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not _number(self.temperature) or not 0.0 <= self.temperature < math.inf:
+        if not is_number(self.temperature, 0.0) or self.temperature == math.inf:
             raise ConfigError(f"temperature={self.temperature!r}: give a number, 0 for the most likely token, or above")
-        if self.top_k is not None and (isinstance(self.top_k, bool) or not isinstance(self.top_k, int) or self.top_k < 1):
+        if self.top_k is not None and not is_whole(self.top_k, 1):
             raise ConfigError(f"top_k={self.top_k!r}: give a number of tokens, 1 or more, or null for all")
-        if self.top_p is not None and (not _number(self.top_p) or not 0.0 < self.top_p <= 1.0):
+        if self.top_p is not None and (not is_number(self.top_p, 0.0, 1.0) or self.top_p == 0.0):
             raise ConfigError(f"top_p={self.top_p!r}: give a probability above 0 and at most 1, or null for all")
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
+        if not is_whole(self.seed, 0):
             raise ConfigError(f"seed={self.seed!r}: give a whole number, 0 or more")
 
     def distribution(self, logits: Tensor) -> Tensor:
@@ -61,10 +62,6 @@ class Sampling:
             kept = torch.zeros_like(chances).scatter(-1, index, ordered.masked_fill(before >= self.top_p, 0.0))
             chances = kept / kept.sum(-1, keepdim=True)
         return chances
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 @torch.inference_mode()
@@ -123,7 +120,7 @@ def _check(prompts: Sequence[Sequence[int]], max_new_tokens: int, backbone: Any)
         raise ConfigError("prompts: there is none; give one or more")
     if not getattr(backbone, "causal", False):
         raise ConfigError("checkpoint: its model looks both ways; give one of task=language_modelling")
-    if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+    if not is_whole(max_new_tokens, 1):
         raise ConfigError(f"max_new_tokens={max_new_tokens!r}: give a number of tokens, 1 or more")
     for number, prompt in enumerate(prompts):
         if not len(prompt):

@@ -22,6 +22,7 @@ from longspan.data.synthetic.draws import Draws
 from longspan.data.synthetic.examples import Examples
 from longspan.data.synthetic.module import Sizes, SyntheticDataModule
 from longspan.data.synthetic.symbols import SymbolVocabulary
+from longspan.values import is_number
 
 
 class MadDataModule(SyntheticDataModule):
@@ -75,7 +76,7 @@ class InContextRecallDataModule(MadDataModule):
         self.key_tokens = settings.whole("key_tokens", key_tokens, 1)
         self.value_tokens = settings.whole("value_tokens", value_tokens, 1)
         self.words = settings.whole("keys", keys, 2) ** self.key_tokens
-        if not isinstance(noise, (int, float)) or isinstance(noise, bool) or not 0 <= noise < 1:
+        if not is_number(noise, 0, 1) or noise == 1:
             raise wrong_value("data.noise", noise, "give a share from 0 up to, not including, 1")
         kinds = {"k": keys, "v": settings.whole("values", values, 2), "f": settings.whole("noise_symbols", noise_symbols, 1)}
         super().__init__(SymbolVocabulary("in-context recall", kinds), "v", **sizes)
