@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import fsspec.asyn
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
@@ -209,6 +210,8 @@ class Streamed(IterableDataset):
 
     def __iter__(self) -> Iterator[dict]:
         info = get_worker_info()
+        if info is not None:
+            fsspec.asyn.reset_lock()  # a lock that another thread held when this process was forked is never let go
         workers = 1 if info is None else info.num_workers
         worker = 0 if info is None else (info.id + self.turned) % workers
         stream = self.rank * workers + worker
