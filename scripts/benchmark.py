@@ -23,11 +23,10 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from longspan.benchmark import cpu_choice, decode, encoding, first_call, layouts, linear
+from longspan.benchmark import cpu_choice, decode, first_call, layouts, linear
 from longspan.benchmark.cases import Case
 from longspan.benchmark.compare import compare
 from longspan.benchmark.compile_first import compile_first
-from longspan.benchmark.converted import compare_converted
 from longspan.benchmark.end_to_end import Size, compare_steps
 from longspan.benchmark.growth import measure
 from longspan.benchmark.peers import find
@@ -260,10 +259,14 @@ def main() -> int:
     if args.suite == "first-call":
         return first_calls(args)
     if args.suite == "converted":
+        from longspan.benchmark.converted import compare_converted  # loads transformers
+
         return keep(args, compare_converted(args.lengths[0] if args.lengths != [8192] else 16384, args.device, args.seconds))
     if args.suite == "linear":
         return linear_attentions(args)
     if args.suite == "encoding":
+        from longspan.benchmark import encoding  # loads Lightning
+
         return keep(args, encoding.measure())
     if args.suite == "cpu-choice":
         timed, fitted = cpu_choice.run(Console(stderr=True))

@@ -9,9 +9,11 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from longspan.config.errors import ConfigError, readable_errors
-from longspan.config.overrides import split_words
+from longspan.config.overrides import number, split_words
+from longspan.config.reachable import check_checkpoint
 
 KEYS = {
     "checkpoint": "a .ckpt file of a run, its folder, or a folder of save_pretrained (required)",
@@ -34,12 +36,13 @@ def main(arguments: list[str]) -> None:
         for key in ("checkpoint", "prompt"):
             if key not in own:
                 raise ConfigError(f"{key}=... must be given: {KEYS[key].removesuffix(' (required)')}")
-        import longspan
-        from longspan.inference.generate import number
-
+        if not Path(own["checkpoint"]).expanduser().is_dir():
+            check_checkpoint("checkpoint", own["checkpoint"])
         wanted = {
             key: number(key, own[key]) for key in ("max_new_tokens", "temperature", "top_k", "top_p", "seed") if key in own
         }
+        import longspan
+
         model = longspan.load(own["checkpoint"], device=own.get("device", "cpu"))
         print(own["prompt"], end="", flush=True)
         for part in model.stream(own["prompt"], **wanted):

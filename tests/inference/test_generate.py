@@ -8,8 +8,9 @@ from warm_process import run
 
 import longspan.attention as variants
 from longspan.config.errors import ConfigError
+from longspan.config.overrides import number
 from longspan.data.vocabularies import BYTES
-from longspan.inference.generate import Sampling, StreamedText, generate, number
+from longspan.inference.generate import Sampling, StreamedText, generate
 from longspan.models import Decoder, Encoder, HeadedModel, LanguageModellingHead
 
 torch.set_num_threads(1)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
-from warm_process import run
+import pytest
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,11 +37,22 @@ def test_own_texts_are_scored(small_checkpoint, tmp_path):
         assert [int(row["tokens"]) for row in csv.DictReader(file)] == [11, 7]
 
 
-def test_slips_are_named(small_checkpoint, tmp_path):
-    for script, words, said in (
-        ("evaluate.py", [], "checkpoint=... must be given"),
-        ("evaluate.py", ["checkpoint=none.ckpt"], "does not exist"),
-        ("predict.py", [f"checkpoint={small_checkpoint}"], "output=... must be given"),
-    ):
-        done = run(ROOT / "scripts" / script, *words, cwd=tmp_path)
-        assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr, done.stderr
+# (script, its words, what is said)
+SLIPS = [
+    ("evaluate.py", [], "checkpoint=... must be given"),
+    ("evaluate.py", ["checkpoint=none.ckpt"], "none.ckpt does not exist"),
+    ("predict.py", ["checkpoint={here}"], "output=... must be given"),
+    ("generate.py", ["checkpoint=none.ckpt", "prompt=a"], "none.ckpt does not exist"),
+    ("generate.py", ["checkpoint={here}", "prompt=a", "top_k=many"], "top_k=many: give a whole number"),
+    ("attention_map.py", ["checkpoint=none.ckpt", "output=map.png"], "none.ckpt does not exist"),
+]
+
+
+@pytest.mark.parametrize(("script", "words", "said"), SLIPS, ids=[f"{script} {' '.join(words)}" for script, words, _ in SLIPS])
+def test_slips_are_named_before_torch_is_loaded(script, words, said, small_checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [script, *(word.format(here=small_checkpoint) for word in words)])
+    monkeypatch.setitem(sys.modules, "torch", None)  # loading it now raises ImportError
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(ROOT / "scripts" / script), run_name="__main__")
+    assert stop.value.code == 2 and said in capsys.readouterr().err

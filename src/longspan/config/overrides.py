@@ -42,6 +42,21 @@ def split_words(words: Sequence[str], own: dict[str, str]) -> tuple[dict[str, st
     return mine, rest
 
 
+def number(key: str, text: str) -> int | float | None:
+    """A setting of generate.py as its command line writes it.
+
+    Raises:
+        ConfigError: no number.
+    """
+    if text in ("null", "None"):
+        return None
+    try:
+        return float(text) if key in ("temperature", "top_p") else int(text)
+    except ValueError:
+        kind = "a number" if key in ("temperature", "top_p") else "a whole number"
+        raise ConfigError(f"{key}={text}: give {kind}") from None
+
+
 def unquoted(value: str) -> str:
     """A value without the quotes that Hydra's command line would want around it."""
     quote = value[:1]

@@ -132,21 +132,6 @@ def _check(prompts: Sequence[Sequence[int]], max_new_tokens: int, backbone: Any)
             )
 
 
-def number(key: str, text: str) -> int | float | None:
-    """A setting as a command line writes it.
-
-    Raises:
-        ConfigError: no number.
-    """
-    if text in ("null", "None"):
-        return None
-    try:
-        return float(text) if key in ("temperature", "top_p") else int(text)
-    except ValueError:
-        kind = "a number" if key in ("temperature", "top_p") else "a whole number"
-        raise ConfigError(f"{key}={text}: give {kind}") from None
-
-
 def _seed(seed: int, row: int) -> int:
     return (seed * 1_000_003 + row) % (1 << 63)
 
