@@ -12,11 +12,26 @@ from longspan.config.errors import ConfigError
 from longspan.cost.measured import MeasuredCost
 from longspan.records import RecordWriter, wandb_logger
 from longspan.report import write_report
+from longspan.report.to_wandb import log_report
 
 
 def test_an_unknown_mode_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"'ofline'.*offline, online, disabled"):
         wandb_logger(tmp_path, mode="ofline")
+
+
+def test_nobody_is_logged_in(monkeypatch, tmp_path):
+    import wandb
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    with pytest.raises(ConfigError, match=r"logger.wandb.mode=online: .*WANDB_API_KEY; logger.wandb.mode=offline"):
+        wandb_logger(tmp_path, mode="online")
+    with pytest.raises(ConfigError, match=r"--wandb mine: .*WANDB_MODE=offline"):
+        log_report("mine", "a report", [], tmp_path, "flops")
+    wandb.teardown()  # it would keep the settings of this environment
 
 
 def test_the_run_s_id_is_kept_in_its_folder(tmp_path):

@@ -33,12 +33,14 @@ def wandb_logger(save_dir: str | Path, *, mode: str = "offline", id: str | None 
     W&B run. `settings` go to ``wandb.init`` (project, name, group, tags, notes, entity, job_type).
 
     Raises:
-        ConfigError: `mode` is not offline, online or disabled.
+        ConfigError: `mode` is not offline, online or disabled; or it is online and nobody is logged in.
     """
     if mode not in MODES:
         raise ConfigError(f"logger.wandb.mode is {mode!r}; it must be one of {', '.join(MODES)}")
     if mode != "online":
         keep_silent()
+    else:
+        log_in("logger.wandb.mode=online", "logger.wandb.mode=offline")
     import wandb
 
     folder = Path(save_dir)
@@ -55,6 +57,22 @@ def wandb_logger(save_dir: str | Path, *, mode: str = "offline", id: str | None 
     # Lightning always hands it on, and newer releases of wandb warn of it in every run
     logger._wandb_init.pop("anonymous", None)
     return logger
+
+
+@rank_zero_only
+def log_in(asked: str, instead: str) -> None:
+    """Takes the key of W&B that this machine has; before anything else is done, as nothing can be logged without one.
+
+    Raises:
+        ConfigError: there is none. `asked` is what needs it, `instead` what does not.
+    """
+    import wandb
+
+    try:
+        wandb.login()
+    except wandb.errors.Error as error:
+        fix = f"log in with `wandb login` or set WANDB_API_KEY; {instead} keeps the run here, for `wandb sync`"
+        raise ConfigError(f"{asked}: W&B cannot be logged in to ({str(error).splitlines()[0]}); {fix}") from error
 
 
 def keep_silent() -> None:

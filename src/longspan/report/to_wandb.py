@@ -14,11 +14,16 @@ def log_report(project: str, title: str, filled: list[tuple[Section, list[Row]]]
     """Logs, for each section, its table, a scatter of accuracy against cost, and the report's pictures; then closes the run.
 
     W&B's own settings say where to: ``WANDB_MODE=offline`` keeps it in `folder`, to be sent with ``wandb sync``.
-    """
-    if os.environ.get("WANDB_MODE", "online") != "online":
-        from longspan.records.wandb_axes import keep_silent  # loads Lightning
 
+    Raises:
+        ConfigError: it is to be sent, and nobody is logged in.
+    """
+    from longspan.records.wandb_axes import keep_silent, log_in  # loads Lightning
+
+    if os.environ.get("WANDB_MODE", "online") != "online":
         keep_silent()
+    else:
+        log_in(f"--wandb {project}", "WANDB_MODE=offline")
     import wandb
 
     run = wandb.init(project=project, name=title, job_type="report", dir=str(folder), settings=wandb.Settings(silent=True))
