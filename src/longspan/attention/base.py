@@ -139,12 +139,12 @@ class PatternAttention(ShowsWeights):
         if not self.causal:
             return self.kv_heads * length
         keys = torch.arange(length)
-        share = self.heads // self.kv_heads
+        repeat = self.heads // self.kv_heads
         seen: dict[Pattern, Tensor] = {}
         held = 0
-        for first in range(0, self.heads, share):
+        for first in range(0, self.heads, repeat):
             needed = torch.zeros(length, dtype=torch.bool)
-            for head in range(first, first + share):
+            for head in range(first, first + repeat):
                 pattern = self.pattern.at_head(head, self.heads)
                 if pattern not in seen:
                     seen[pattern] = pattern.last_query(keys, NEVER_ENDS) >= length

@@ -78,13 +78,13 @@ class Chunks:
         """For q [N, 1, T, D]; `excluded` as `DeviceLayout` has it."""
         tile = tile_side(q, self.size)
         N, places = self.order.shape
-        share, chunks, device = self.size // tile, places // self.size, self.order.device
+        tiles, chunks, device = self.size // tile, places // self.size, self.order.device
         both = torch.stack([torch.arange(chunks, device=device).expand(N, -1), self.before], 2)  # (N, chunks, 2)
-        index = (both[..., None] * share + torch.arange(share, device=device)).flatten(2)  # (N, chunks, 2 share)
+        index = (both[..., None] * tiles + torch.arange(tiles, device=device)).flatten(2)  # (N, chunks, 2 tiles)
         used = (self.order.view(N, chunks, self.size) >= 0).any(-1)
-        count = share * used * (1 + self.looks_back.long())  # (N, chunks)
-        index = index.repeat_interleave(share, 1)[:, None].int()  # (N, 1, chunks share, 2 share)
-        count = count.repeat_interleave(share, 1)[:, None].int()
+        count = tiles * used * (1 + self.looks_back.long())  # (N, chunks)
+        index = index.repeat_interleave(tiles, 1)[:, None].int()  # (N, 1, chunks tiles, 2 tiles)
+        count = count.repeat_interleave(tiles, 1)[:, None].int()
         order, T = self.order[:, None].int(), q.shape[2]
         return DeviceLayout(index, count, tile, tile, T, T, causal, order, order, excluded)
 

@@ -62,10 +62,10 @@ class MixedHeads(ShowsWeights):
             raise wrong_setting(
                 "parts", f"holds {len(entries)} parts for {self.kv_heads} key/value heads; give at most one a head"
             )
-        share = heads // self.kv_heads
+        repeat = heads // self.kv_heads
         stops = [-(-(n + 1) * self.kv_heads // len(entries)) for n in range(len(entries))]
         self.kv_counts = [stop - first for first, stop in zip([0, *stops], stops, strict=False)]
-        self.counts = [share * n for n in self.kv_counts]
+        self.counts = [repeat * n for n in self.kv_counts]
         place = {"head_dim": head_dim, "causal": causal, "layer": layer, "max_length": max_length, "grid": grid}
         self.parts = nn.ModuleList(
             part.build(heads=n, kv_heads=m, **place) for part, n, m in zip(entries, self.counts, self.kv_counts, strict=True)

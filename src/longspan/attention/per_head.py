@@ -33,13 +33,13 @@ class PerHeadAttention(PatternAttention):
         entries = named_settings("patterns", patterns, heads)
         each: list[Pattern] = []
         for n, (name, settings) in enumerate(entries):
-            share = -(-(n + 1) * heads // len(entries)) - len(each)  # heads of this entry
+            members = -(-(n + 1) * heads // len(entries)) - len(each)  # heads of this entry
             own = {key: place.get(key) for key in ("head_dim", "causal", "max_length")}
-            own |= {"heads": share, "layer": place.get("layer", 0), "grid": grid}
+            own |= {"heads": members, "layer": place.get("layer", 0), "grid": grid}
             module = built(name, settings, own, f"patterns[{n}]")
             if not isinstance(module, PatternAttention) or name == "per_head":
                 raise wrong_setting(f"patterns[{n}]", f"= {name!r} is not one pattern; see attention=mixed_heads")
-            each += [module.pattern.at_head(head, share) for head in range(share)]
+            each += [module.pattern.at_head(head, members) for head in range(members)]
         pattern = PerHead(each)
         super().__init__(pattern, **place)
 

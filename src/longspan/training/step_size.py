@@ -63,9 +63,9 @@ def step_size(config: Mapping[str, Any]) -> StepSize:
     if tokens is None:
         return StepSize(devices, at_once, accumulated, length)
     check_tokens(tokens, devices, length, accumulated)
-    share = tokens // (devices * length)
-    accumulated = next(count for count in range(1, share + 1) if share % count == 0 and share // count <= at_once)
-    return StepSize(devices, share // accumulated, accumulated, length)
+    sequences = tokens // (devices * length)
+    accumulated = next(count for count in range(1, sequences + 1) if sequences % count == 0 and sequences // count <= at_once)
+    return StepSize(devices, sequences // accumulated, accumulated, length)
 
 
 def sized(config: Mapping[str, Any], size: StepSize) -> dict[str, Any]:
