@@ -28,7 +28,7 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any], *, machine: bo
     """What differs, as ``optimizer.lr: 0.1 -> 0.2``; paths inside the runs' own folders count as equal.
 
     Args:
-        one, other: plain configs, as records and checkpoints keep them.
+        one, other: resolved configs, as records and checkpoints keep them.
         machine: whether the number and kind of devices count too.
     """
     return [

@@ -153,7 +153,7 @@ def check_checkpoint_config(config: Any, where: str) -> dict[str, Any]:
         where: names the checkpoint in messages, such as ``checkpoint=x.ckpt``.
 
     Raises:
-        CheckpointError: it is no plain config, names a target that `conf/` does not use (see `TRUST`), or asks for more
+        CheckpointError: it is no resolved config, names a target that `conf/` does not use (see `TRUST`), or asks for more
             than any real run does.
     """
     if not isinstance(config, Mapping):
@@ -265,7 +265,7 @@ def _check_facts(facts: Mapping[str, Any], where: str) -> None:
 
 
 def literal(node: Any) -> Any:
-    """The same plain config for OmegaConf, in which ``${...}`` is text and nothing to resolve."""
+    """The same config for OmegaConf, with ``${...}`` escaped, so that it stays text."""
     if isinstance(node, Mapping):
         return {key: literal(value) for key, value in node.items()}
     if isinstance(node, (list, tuple)):

@@ -99,7 +99,7 @@ def overridden(saved: dict[str, Any], words: Sequence[str], conf: Path) -> dict[
 
 
 def _rename(config: DictConfig, group: str, choice: str) -> None:
-    """Names that say which choice was made follow the new one."""
+    """Updates the names that say which choice was made."""
     key = {"attention": "attention_name", "data": "task_name"}.get(group)
     if key is None or key not in config:
         return

@@ -42,7 +42,7 @@ FILES = {
 
 
 def check_reachable(config: Mapping[str, Any], *, devices: bool = True) -> None:
-    """Raises an error that names the key, for a plain config of train.py; looks at this machine's devices where asked to."""
+    """Raises an error that names the key, for a resolved config of train.py; looks at this machine's devices where asked to."""
     check_folder("hydra.run.dir", config["output_dir"])
     for path in (
         ("trainer", "default_root_dir"),

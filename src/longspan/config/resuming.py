@@ -17,7 +17,7 @@ _typed: list[str] | None = None
 
 
 def resumes(words: Sequence[str]) -> bool:
-    """Whether the words go on with a checkpoint that they name.
+    """Whether the words resume from a checkpoint that they name.
 
     Not with `ckpt_path=auto`, for which everything is typed again; nor in a sweep, or with `experiment=`, which are configs
     of their own.
@@ -28,12 +28,12 @@ def resumes(words: Sequence[str]) -> bool:
 
 
 def words_of_hydra(words: Sequence[str]) -> list[str]:
-    """Those that Hydra is to see."""
+    """The words that Hydra gets to see."""
     return [word for word in words if word.lstrip("+~").startswith(("hydra.", "hydra/", "ckpt_path=", "output_dir="))]
 
 
 def words_on_top(words: Sequence[str]) -> list[str]:
-    """Those that change the checkpoint's config.
+    """The words that change the checkpoint's config.
 
     Raises:
         ConfigError: a value that its key takes in no config.
@@ -44,7 +44,7 @@ def words_on_top(words: Sequence[str]) -> list[str]:
 
 
 def hide_words() -> None:
-    """Leaves Hydra its own words of `sys.argv`, where this is such a run; `shown_again` undoes it.
+    """Leaves only the words of Hydra in `sys.argv` where the run resumes from a checkpoint; `shown_again` restores the others.
 
     Raises:
         CheckpointError: there is no such file.
@@ -59,7 +59,8 @@ def hide_words() -> None:
 
 
 def shown_again() -> list[str] | None:
-    """The words on top of the checkpoint's config, or None where this is no such run; `sys.argv` is as it was typed."""
+    """Restores `sys.argv`, and returns the words that change the checkpoint's config; None where the run does not resume from
+    one."""
     if _typed is None:
         return None
     sys.argv[1:] = _typed

@@ -41,7 +41,7 @@ def check_values(config: Mapping[str, Any]) -> None:
 
 
 def _typed(text: str) -> str:
-    """``seed=-1`` of ``data.seed=-1: give ...``"""
+    """The message as the user typed the key: ``seed=-1`` of ``data.seed=-1: give ...``."""
     return text.partition(": ")[0].partition(" ")[0].rpartition(".")[2]
 
 
@@ -120,7 +120,7 @@ def _told(key: str, value: Any, settings: type[Settings], path: str) -> str:
 
 
 def _annotated(annotation: Any, metadata: list[Any]) -> Any:
-    """A field's type with its notes; pydantic keeps the two apart."""
+    """A field's type with its annotations, which pydantic keeps apart."""
     from typing import Annotated
 
     for note in metadata:

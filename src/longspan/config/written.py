@@ -26,7 +26,7 @@ def written(value: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    """The same for a message: on one line, and not longer than a line."""
+    """A value as it is typed, for a message: on one line, shortened."""
     text = re.sub(r"[\x00-\x1f]+", " ", written(value)) if value != "" else "''"
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 

@@ -112,7 +112,7 @@ def _run_once(command: Sequence[str], folder: Path, environ: Mapping[str, str], 
 
 
 def _signal(code: int) -> int | None:
-    """The signal that an exit code tells of, a shell's way of telling it included."""
+    """The signal that an exit code stands for, also in a shell's encoding (128 + number)."""
     number = -code if code < 0 else code - 128
     return number if number in set(signal.Signals) else None
 

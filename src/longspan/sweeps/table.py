@@ -32,7 +32,7 @@ class Row:
 
 
 class ProgressTable:
-    """Lines; the base of the live table."""
+    """Prints a line for each change; the base of the live table."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -69,7 +69,7 @@ class ProgressTable:
         print(f"[{done}/{len(self.rows)}] {name}: {row.state.replace('_', ' ')}{took}{figure}{where}", flush=True)
 
     def refresh(self) -> None:
-        """Look at the runs again."""
+        """Reads the state of the runs again."""
         for name, row in self.rows.items():
             if row.state in ("complete", "running"):
                 continue
@@ -119,7 +119,7 @@ class LiveTable(ProgressTable):
         self._live.update(self.drawn(), refresh=True)
 
     def drawn(self) -> Table:
-        """The table as it is now."""
+        """The table as rich draws it now."""
         states = [row.state for row in self.rows.values()]
         counts = ", ".join(f"{states.count(state)} {state.replace('_', ' ')}" for state in dict.fromkeys(sorted(states)))
         table = Table(title=f"{self.name}: {counts}", title_justify="left", box=None, padding=(0, 2, 0, 0))

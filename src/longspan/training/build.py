@@ -47,8 +47,11 @@ def build(config: Mapping[str, Any], key: str) -> Any:
 
 
 def _made(node: Any, path: str) -> Any:
-    """What a node describes, its nested nodes first. Unlike Hydra's `instantiate` it takes ``${...}`` for text: the config is
-    resolved by now, and one from a checkpoint must not be resolved here."""
+    """Builds what a node describes, its nested nodes first.
+
+    Unlike Hydra's `instantiate` it takes ``${...}`` as text: the config is resolved by now, and one from a checkpoint must not
+    be resolved here.
+    """
     if isinstance(node, (list, tuple)):
         return [_made(value, f"{path}[{index}]") for index, value in enumerate(node)]
     if not isinstance(node, Mapping):
@@ -109,7 +112,7 @@ def check_monitors(callbacks: list[pl.Callback], task: pl.LightningModule) -> No
 def always(
     config: dict[str, Any], facts: dict[str, Any], size: StepSize, vocabularies: dict[str, Any] | None = None
 ) -> list[pl.Callback]:
-    """The callbacks that every run has, whatever `callbacks` says: what resuming and evaluating rely on."""
+    """The callbacks that every run has, whatever `callbacks` says: resuming and evaluating rely on them."""
     found = [
         StoreConfig(config, facts, vocabularies),
         RandomState(),

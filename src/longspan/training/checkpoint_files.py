@@ -65,7 +65,7 @@ class WholeCheckpoints(TorchCheckpointIO):
 def damage(path: str | Path) -> str | None:
     """What is wrong with a checkpoint file, None for a whole one.
 
-    torch.load takes a file in which bytes have changed for a good one; the checksums in it tell.
+    torch.load accepts a file whose bytes have changed; its checksums show it.
     """
     try:
         with zipfile.ZipFile(path) as archive:

@@ -30,7 +30,7 @@ A = "longspan.attention."
 
 
 class Attention(Settings):
-    """What every variant takes."""
+    """The keys of every variant."""
 
     dropout: Fraction
     backend: Backend
@@ -228,7 +228,7 @@ class AdaptiveSpan(Attention):
 
 
 class StateAttention(Settings):
-    """What every variant takes that keeps a state."""
+    """The keys of variants that keep a state."""
 
     backend: LinearBackend
 
@@ -252,7 +252,7 @@ class Retention(StateAttention):
 
 
 class Convolved(StateAttention):
-    """What variants take that have a short convolution before them."""
+    """The keys of variants with a short convolution before them."""
 
     short_conv: CountOrZero
     output_gate: bool

@@ -39,7 +39,7 @@ D = "longspan.data."
 
 
 class Data(Settings):
-    """What all data modules take."""
+    """The keys of all data modules."""
 
     required = ("max_length", "batch_size")
 
@@ -186,7 +186,7 @@ class LargeTextData(Data):
 
 
 class StreamedData(Data):
-    """What streams in."""
+    """Data that streams in."""
 
     max_validation_windows: Count
     max_test_windows: Count
@@ -263,7 +263,7 @@ def _stride(data: Data, stride: int | None, most: int) -> tuple[str, str] | None
 
 
 class Made(Data):
-    """What is made by a generator of its own, or read from the published files."""
+    """Data that a generator makes, or that is read from the published files."""
 
     path: FilePath | None
     train_examples: Count
@@ -273,7 +273,7 @@ class Made(Data):
 
 
 class ImageTokens(Data):
-    """How images become tokens."""
+    """The keys that turn images into tokens."""
 
     input: Literal["pixels", "patches"]
     patch: Count

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 @dataclass(frozen=True)
 class Fix:
-    """What to give, as in ``give a number above 0``."""
+    """What a message tells the user to give, as in ``give a number above 0``."""
 
     words: str
 

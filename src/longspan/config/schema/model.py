@@ -94,7 +94,7 @@ ClassWeights = Annotated[
 
 
 class Task(Settings):
-    """What all tasks take."""
+    """The keys of all tasks."""
 
     decay_embeddings: bool
 

@@ -39,7 +39,7 @@ Monitor = Annotated[str, Field(pattern=r"^(val|train|cost)/.+"), Fix("a figure t
 
 
 class Run(Settings):
-    """The keys at the top."""
+    """The keys at the top level."""
 
     closed = False
     required = (

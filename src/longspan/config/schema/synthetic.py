@@ -16,7 +16,7 @@ TokensOrShare = Annotated[
 
 
 class Sequences(Data):
-    """What made-up tasks take that need no distances."""
+    """The keys of made-up tasks."""
 
     epoch_windows: Count
     max_validation_windows: Count
@@ -69,7 +69,7 @@ class MadData(Sequences):
 
 
 class Diagnostic(Sequences):
-    """What the made-up tasks take that set a distance."""
+    """The keys of made-up tasks that set a distance."""
 
     distance: TokensOrShare
     max_distance: TokensOrShare | None

@@ -26,7 +26,7 @@ class CaughtWeights:
         self._caught: dict[int, tuple[nn.Module, Tensor, Tensor, Tensor | None]] = {}
 
     def listen(self, modules: Sequence[nn.Module], patterns: bool = False) -> None:
-        """To the modules, one a layer, that can map what they attend to; those with a pattern only if `patterns`."""
+        """Listens to the modules, one a layer, that can map their weights; to those with a pattern only if `patterns`."""
         self.stop()
         for layer, module in enumerate(modules):
             if hasattr(module, "attention_weights") and (patterns or getattr(module, "pattern", None) is None):
@@ -48,7 +48,7 @@ class CaughtWeights:
         return hook
 
     def weights(self) -> list[tuple[int, Tensor]]:
-        """(layer, [H, T, T] weights that queries gave keys), of the sequence caught last, which is let go."""
+        """(layer, [H, T, T] weights) of the sequence caught last, which is then forgotten."""
         out = []
         for layer, (module, q, k, lengths) in sorted(self._caught.items()):
             end = q.shape[2] if lengths is None else int(lengths[0])
@@ -57,7 +57,7 @@ class CaughtWeights:
         return out
 
     def live_shares(self) -> list[tuple[int, Tensor]]:
-        """(layer, [T, T] share of heads in which a query attended to a key), of the sequence caught last."""
+        """(layer, [T, T] share of heads whose weight is above LEAST) of the sequence caught last, which is then forgotten."""
         return [(layer, (weights > LEAST).float().mean(0)) for layer, weights in self.weights()]
 
 

@@ -47,7 +47,7 @@ class AveragedWeights(EMAWeightAveraging):
             super().on_load_checkpoint(trainer, pl_module, checkpoint)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Nothing yet: checkpoints of the end of training are written in this hook, after this callback."""
+        """Does nothing: the last checkpoints are written in this hook, after this callback."""
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_end(trainer, pl_module)

@@ -19,7 +19,7 @@ CONFIG, FACTS, VOCABULARIES = "longspan_config", "longspan_facts", "longspan_voc
 
 
 class StoreConfig(pl.Callback):
-    """Puts them into every checkpoint.
+    """Puts config, facts of the data and vocabularies into every checkpoint.
 
     Args:
         config: plain containers only; anything else could not be loaded with `weights_only`.

@@ -45,12 +45,12 @@ class CompileReasons(pl.Callback):
 
 
 def fallbacks() -> dict[str, int]:
-    """{reason: how often}: what made torch.compile split a graph, or run code as it is."""
+    """{reason: how often} of the graph breaks and fallbacks of torch.compile."""
     return {str(reason): count for kind in ("graph_break", "unimplemented") for reason, count in counters[kind].items()}
 
 
 def described(reasons: Mapping[str, int]) -> str:
-    """A line a reason, the most frequent first."""
+    """One line a reason, the most frequent first."""
     ordered = sorted(reasons.items(), key=lambda item: -item[1])
     lines = [f"  {count} times: {' '.join(reason.split())[:LONGEST]}" for reason, count in ordered[:MOST]]
     more = [f"  and {len(ordered) - MOST} more"] if len(ordered) > MOST else []
