@@ -84,7 +84,7 @@ class SequenceDataModule(pl.LightningDataModule):
 
     @property
     def token_unit(self) -> str | None:
-        """What tasks call a token; None where it is a byte (a base)."""
+        """The name of a token for tasks; None where it is a byte (a base)."""
         return None if self.reading is self._vocabulary else "token"
 
     def stored_vocabularies(self) -> dict[str, Any]:
@@ -118,7 +118,7 @@ class SequenceDataModule(pl.LightningDataModule):
 
     @abstractmethod
     def baselines(self, split: str = "test") -> dict[str, float]:
-        """What a model that learned nothing scores on a split, by metric name."""
+        """Scores of a model that learned nothing on a split, by metric name."""
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:

@@ -166,7 +166,7 @@ class SequenceClassificationDataModule(SequenceDataModule):
         return indicator([example.labels for example in examples], self.class_names or [])
 
     def _targets_of(self, examples: Sequence[Example]) -> np.ndarray:
-        """What is to be predicted: class numbers [N], or [N, K] of 0 and 1."""
+        """The targets: class numbers [N], or [N, K] of 0 and 1."""
         targets = indicator([example.labels for example in examples], self.class_names or [])
         return targets if self.multi_label else targets.argmax(axis=1)
 
@@ -322,7 +322,7 @@ class SequenceClassificationDataModule(SequenceDataModule):
         return Example(document, rule.read(document.row), self._group(document))
 
     def _group(self, document: Document) -> str | bytes:
-        """What must not be parted by a split: equal sequences, or those of one `group_column`."""
+        """The groups that no split may part: equal sequences, or those of one `group_column`."""
         if self.splits.group_column is None:
             return hashlib.sha256(document.tokens.tobytes()).digest()
         return str(document.row.get(self.splits.group_column, "group_column"))

@@ -137,7 +137,7 @@ def encoded(
 
 
 def fingerprints(files: Any) -> list[list[Any]]:
-    """What changes with a file: its place, size and time."""
+    """Values that change with a file: its place, size and time."""
     return [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
 

@@ -115,7 +115,7 @@ def read_blocks(path: str | Path) -> Iterator[bytes]:
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """What opening and unpacking raise, as a `DataFileError`."""
+    """Turns the errors of opening and unpacking a file into a `DataFileError`."""
     try:
         yield
     except (lzma.LZMAError, gzip.BadGzipFile, zlib.error, EOFError) as error:

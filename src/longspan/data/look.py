@@ -21,7 +21,7 @@ WIDE = 160  # characters of an example that are shown
 
 @dataclass
 class Look:
-    """What was seen of a split.
+    """What a look at a split found.
 
     Attributes:
         split: its name. size: its sequences, of which `lengths` has those that were looked at.

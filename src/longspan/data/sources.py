@@ -86,7 +86,7 @@ def labels_of(files: Sequence[tuple[Path, str]]) -> list[str]:
 
 
 def prefixes_of(files: Sequence[tuple[Path, str]]) -> list[str]:
-    """What the names of a file's documents begin with: nothing where there is one file."""
+    """The beginnings of the names of each file's documents; empty where there is one file."""
     return [f"{label}:" for label in labels_of(files)] if len(files) > 1 else [""]
 
 

@@ -25,7 +25,7 @@ PAIRS_AT_ONCE = 1 << 22
 
 @dataclass(frozen=True)
 class Memory:
-    """What an encoder made of sources: `states` [B, Tk, C], `lengths` [B], and of packed pairs `segments` [B, Tk]."""
+    """The output of an encoder: `states` [B, Tk, C], `lengths` [B], and of packed pairs `segments` [B, Tk]."""
 
     states: Tensor
     lengths: Tensor | None = None
@@ -169,7 +169,7 @@ class CrossAttention(nn.Module):
 
 @dataclass
 class LayerCache:
-    """What a decoder's layer keeps: of its own tokens, and of the source."""
+    """The cache of a decoder's layer: of its own tokens, and of the source."""
 
     own: Any
     cross: CrossCache

@@ -135,13 +135,13 @@ class EncoderDecoder(nn.Module):
 
     @property
     def embedding(self) -> nn.Embedding:
-        """Of targets."""
+        """The embedding of target tokens."""
         embedding = self.decoder.embedding
         assert isinstance(embedding, nn.Embedding)
         return embedding
 
     def encode(self, source: Tensor, *, lengths: Tensor | None = None, segments: Tensor | None = None) -> Memory:
-        """What the decoder looks at, of sources [B, Ts]."""
+        """The encoder's output for sources [B, Ts], for the decoder to attend to."""
         return Memory(self.encoder(source, lengths=lengths, segments=segments), lengths, segments)
 
     def forward(
@@ -203,5 +203,5 @@ def _named(choice: str | Mapping[str, Any]) -> Any:
 
 
 def encoder_decoder(*, causal: bool = True, **settings: Any) -> EncoderDecoder:
-    """What `conf/model/encoder_decoder.yaml` calls; `causal` is the task's word for its decoder."""
+    """Builds the model of `conf/model/encoder_decoder.yaml`; `causal` is the task's word for its decoder."""
     return EncoderDecoder(**settings)

@@ -84,7 +84,7 @@ def pool(hidden: Tensor, lengths: Tensor | None, pooling: str) -> Tensor:
 
 
 class PoolingHead(StrandHead):
-    """What makes one vector a sequence of hidden states [B, T, C]: the mean of its real tokens, or its first.
+    """Pools hidden states [B, T, C] to one vector a sequence: the mean of its real tokens, or its first.
 
     Raises:
         ConfigError: an unknown pooling, or the first token where a model reads both strands.

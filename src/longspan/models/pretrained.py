@@ -187,7 +187,7 @@ def huggingface(
     replaced_layers: Sequence[int] | None = None,
     activation_checkpointing: bool = False,
 ) -> PretrainedTransformer:
-    """What `conf/model/huggingface.yaml` calls.
+    """Builds the model of `conf/model/huggingface.yaml`.
 
     Args:
         causal: which kind of model the task wants; a decoder stays one.
@@ -248,7 +248,7 @@ def attention_layers(body: nn.Module) -> list[Any]:
 
 
 def head_of(network: Any) -> nn.Module | None:
-    """What turns the hidden states of a language model into logits; None where it is no language model, or not known."""
+    """The module that turns hidden states of a language model into logits; None where there is none, or none is known."""
     for name in ("lm_head", "embed_out", "cls"):
         if isinstance(getattr(network, name, None), nn.Module):
             return getattr(network, name)
@@ -295,7 +295,7 @@ def _window(layer: Any) -> int | None:
 
 
 def _own_attention(window: int | None, causal: bool) -> Any:
-    """What computes a layer's own attention: all pairs, or a sliding window of distances below `window`."""
+    """Computes a layer's own attention: all pairs, or a sliding window of distances below `window`."""
     if window is None:
         return full
     return lambda **sizes: local(window=window if causal else 2 * window - 1, **sizes)

@@ -118,7 +118,7 @@ class StrandEncoder(Encoder):
 
 
 def aligned(other: Tensor, order: Tensor) -> Tensor:
-    """What was computed along the other strand [B, T, C], at the places of this one."""
+    """Results along the other strand [B, T, C], moved to the places of this one."""
     return other.gather(1, order[..., None].expand_as(other))
 
 

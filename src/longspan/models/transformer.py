@@ -55,7 +55,7 @@ def check_tokens(model: Any, tokens: Tensor, lengths: Tensor | None, segments: T
 
 
 class Transformer(nn.Module):
-    """What encoder and decoder share; use :class:`Encoder` or :class:`Decoder`.
+    """The base of encoder and decoder; use :class:`Encoder` or :class:`Decoder`.
 
     Args:
         vocab_size: number of token ids; of patches, numbers in each.

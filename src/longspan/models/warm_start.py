@@ -20,7 +20,7 @@ _ATTENTION = ".mixer.attention."  # what belongs to the attention variant itself
 
 @dataclass(frozen=True)
 class WarmStart:
-    """What was taken. Names are those of the backbone's weights.
+    """Which weights a warm start took. Names are those of the backbone's weights.
 
     Attributes:
         loaded: taken from the checkpoint.

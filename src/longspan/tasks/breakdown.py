@@ -59,7 +59,7 @@ class MeanByLength(Metric):
         ]
 
     def to_record(self) -> Any:
-        """What the record takes over."""
+        """The figures for the run's record."""
         return {"figure": self.figure, "length": self.length_is, "higher_is_better": self.higher, "rows": self.rows()}
 
 

@@ -62,7 +62,7 @@ def _image_facts(data: Any) -> dict[str, Any]:
 
 
 def _strand_facts(data: Any) -> dict[str, Any]:
-    """Of nucleotides, how a sequence is read from the other strand."""
+    """How a sequence of nucleotides is read from the other strand."""
     vocabulary: Any = getattr(data, "vocabulary", None)
     complement = getattr(vocabulary, "complement", None)
     if complement is None:

@@ -138,6 +138,6 @@ def token_unit_of(data: Any) -> dict[str, Any]:
 
 
 def identity(batch: Batch) -> dict[str, Any]:
-    """What tells predictions of a batch apart: ids of its sequences, and their starts in longer records."""
+    """Identifies the predictions of a batch: ids of its sequences, and their starts in longer records."""
     known = {name: batch[name] for name in ("ids", "starts", "lengths") if name in batch}
     return {name: value.cpu() if isinstance(value, Tensor) else value for name, value in known.items()}

@@ -118,7 +118,7 @@ class ShareByDistance(Metric):
         ]
 
     def to_record(self) -> list[dict[str, float]]:
-        """What the record takes over."""
+        """The figures for the run's record."""
         return self.rows()
 
 

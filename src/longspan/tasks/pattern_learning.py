@@ -174,7 +174,7 @@ def validation_figures(trainer: pl.Trainer, pl_module: Any) -> dict[str, float]:
 
 
 def forget_best(trainer: pl.Trainer) -> None:
-    """What was best so far no longer counts, nor does patience; the files of the best checkpoints go."""
+    """Forgets the best figure so far and resets patience; deletes the files of the best checkpoints."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, ModelCheckpoint):
             for path in list(callback.best_k_models):

@@ -46,7 +46,7 @@ class PerClass(Metric):
         return self.table
 
     def to_record(self) -> dict[str, Any]:
-        """What the record takes over: `classes`, a row each with precision, recall, F1 and support; and `confusion`."""
+        """The figures for the run's record: `classes`, a row each with precision, recall, F1 and support; and `confusion`."""
         table = self.table.cpu()
         if self.multi_label:
             hits, true, predicted = table[:, 1, 1], table[:, 1].sum(1), table[:, :, 1].sum(1)

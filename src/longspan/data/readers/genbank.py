@@ -110,7 +110,7 @@ def read_genbank(path: str | Path, text: str | None = None) -> GenBank:
 
 
 def _lines(text: str) -> list[tuple[int, list[int]]]:
-    """Of each record the line of its LOCUS and of its features, whose keys stand in column 6."""
+    """The line numbers of each record: of its LOCUS, and of its features, whose keys stand in column 6."""
     found: list[tuple[int, list[int]]] = []
     within = False
     for number, line in enumerate(text.split("\n"), start=1):

@@ -26,7 +26,7 @@ from longspan.values import is_number
 
 
 class MadDataModule(SyntheticDataModule):
-    """What they share: MAD's 12,800 training and 1,280 test sequences."""
+    """A task of MAD: 12,800 training and 1,280 test sequences."""
 
     paper: ClassVar[str] = "2403.17844"
     sizes: ClassVar[Sizes] = Sizes(

@@ -161,7 +161,7 @@ def _of_hub(name: str, key: str) -> SubwordVocabulary:
 
 
 def _special_names(file: Path) -> dict[str, str]:
-    """What a tokenizer_config.json calls the specials."""
+    """The names of special tokens in a tokenizer_config.json."""
     try:
         state = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
