@@ -48,6 +48,22 @@ def test_other_data_is_another_section(tmp_path):
     assert [section.title for section in found] == ["Sequence classification: addresses", "Sequence classification: hiv1"]
 
 
+def test_other_made_data_is_another_section(tmp_path):
+    leave(tmp_path, "dates", data="PairedDataModule", data__generated="dates")
+    leave(tmp_path, "numbers", data="PairedDataModule", data__generated="numbers")
+    found, _ = sections(collect([tmp_path]))
+    assert len(found) == 2
+
+
+def test_files_in_a_run_s_own_folder_do_not_tell_runs_apart(tmp_path):
+    """Nor does a value that is called as the folder is."""
+    for seed, name in enumerate(("one", "two")):
+        leave(tmp_path, name, "full", seed, data__vocabulary_cache=f"outputs/{name}/vocabulary", data__kind="one")
+    section, _ = only_section(tmp_path)
+    assert [(group.label, len(group.runs)) for group in section.groups] == [("full", 2)]
+    assert section.groups[0].settings["data.kind"] == "one"
+
+
 def test_a_run_done_again_counts_once_the_latest(tmp_path):
     old = leave(tmp_path, "old", value=0.1)
     leave(tmp_path, "new", value=0.9)

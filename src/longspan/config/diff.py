@@ -33,7 +33,7 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any], *, machine: bo
     """
     return [
         f"{key}: {_said(before)} -> {_said(after)}"
-        for key, before, after in _walk(_relative(one), _relative(other), "")
+        for key, before, after in _walk(relative(one), relative(other), "")
         if not _ignored(key, machine)
     ]
 
@@ -47,7 +47,8 @@ def _ignored(key: str, machine: bool) -> bool:
     return head in MOVABLE or head == "logger" or (not machine and head == "trainer" and rest.split(".")[0] in MACHINE)
 
 
-def _relative(config: Mapping[str, Any]) -> Any:
+def relative(config: Mapping[str, Any]) -> Any:
+    """The config with each path inside the run's own folder as one from there, so that runs in two folders are equal."""
     folder = str(config.get("output_dir") or "")
 
     def at(node: Any) -> Any:
@@ -55,7 +56,8 @@ def _relative(config: Mapping[str, Any]) -> Any:
             return {str(key): at(value) for key, value in node.items()}
         if isinstance(node, (list, tuple)):
             return [at(value) for value in node]
-        return node.replace(folder, ".", 1) if folder and isinstance(node, str) and node.startswith(folder) else node
+        inside = folder and isinstance(node, str) and node.startswith(f"{folder}/")
+        return node.replace(folder, ".", 1) if inside else node
 
     return at(config)
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from longspan.config.diff import MOVABLE, SHOWN, WATCHING
+from longspan.config.diff import MOVABLE, SHOWN, WATCHING, relative
 from longspan.records.schema import Record
 from longspan.report.collect import Collection, Found
 from longspan.report.statistics import Difference, Summary, paired_difference, summarise
@@ -20,6 +20,8 @@ from longspan.report.statistics import Difference, Summary, paired_difference, s
 # beside what may differ within one run: the seed, and names that follow from other settings
 _IGNORED_ROOTS = MOVABLE | {"seed", "logger", "hydra", "task_name", "attention_name", "experiment", "sweep", "test"}
 _IGNORED_KEYS = SHOWN | {"data.seed"}
+# settings of a data module that say which data set it reads
+SOURCES = ("_target_", "path", "name", "subset", "dataset", "bundled", "generated")
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -35,10 +37,11 @@ def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def settings_of(record: Record) -> dict[str, Any]:
     """The flat settings that make a run what it is."""
-    config = {key: value for key, value in record.config.items() if key != "callbacks"}
+    own = relative(record.config)
+    config = {key: value for key, value in own.items() if key != "callbacks"}
     return {
         key: value
-        for key, value in {**flatten(config), **_acting(record.config.get("callbacks"))}.items()
+        for key, value in {**flatten(config), **_acting(own.get("callbacks"))}.items()
         if key.split(".")[0] not in _IGNORED_ROOTS and key not in _IGNORED_KEYS and not key.endswith("output_dir")
     }
 
@@ -157,7 +160,7 @@ def _section_key(record: Record) -> str:
     config = record.config
     data, task = config.get("data"), config.get("task")
     parts = [
-        {key: data.get(key) for key in ("_target_", "path", "name", "dataset")} if isinstance(data, dict) else data,
+        {key: data.get(key) for key in SOURCES} if isinstance(data, dict) else data,
         task.get("_target_") if isinstance(task, dict) else task,
     ]
     return json.dumps(parts, sort_keys=True)

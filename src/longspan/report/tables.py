@@ -22,11 +22,13 @@ COST_AXES: dict[str, tuple[str, str]] = {
     "memory": ("peak_memory", "peak memory (MiB)"),
     "energy": ("energy", "energy (J)"),
     "state": ("state_bytes", "bytes of state that decoding holds"),
+    "lagging": ("average_lagging", "average lagging (source tokens)"),
 }
 
 _COLUMNS: dict[str, tuple[str, Callable[[float | None], str]]] = {
     "density": ("density", lambda value: plain_number(value, 3)),
     "state_bytes": ("state (bytes)", lambda value: prefixed(value).strip()),
+    "average_lagging": ("lagging (tokens)", lambda value: plain_number(value, 3)),
     "total_flops": ("FLOPs", lambda value: prefixed(value).strip()),
     "step_time": ("ms/step", lambda value: plain_number(value, 3)),
     "attention_time_share": ("in attention", lambda value: MISSING if value is None else f"{100 * value:.0f} %"),
