@@ -35,9 +35,9 @@ ROWS = "text,label\n" + "".join(f"text number {n},{'ab'[n % 2]}\n" for n in rang
 JSONL = "".join(json.dumps({"text": f"text number {n}", "label": "ab"[n % 2]}) + "\n" for n in range(40))
 GENBANK = (
     "LOCUS       one 40 bp DNA linear BCT 01-JAN-2000\nFEATURES             Location/Qualifiers\n"
-    "     gene            {span}\n                     /gene=\"a\"\nORIGIN\n"
+    '     gene            {span}\n                     /gene="a"\nORIGIN\n'
     "        1 acgtacgtac gtacgtacgt acgtacgtac gtacgtacgt\n//\n"
-)  # fmt: skip
+)
 
 
 def truncated(text: str) -> bytes:
@@ -102,38 +102,90 @@ CASES = {
         ({"g.fa": ">one\nACGT\nACéGT\n"}, lambda f: genome(f, memory_mapped=True), "g.fa, line 3:", "'é' at position 3"),
         ({"g.fa": ">one\nACGT\nACéGT\n", "g.bed": BED}, lambda f: labelling(f, "g.bed"), "g.fa, line 3:", "'é' at position 3"),
         ({"g.fa": b">one\nACGT\n>tw\xe9\nACGT\n"}, genome, "g.fa, line 3:", "not UTF-8"),
-        ({"g.fa": ">one\nACGT\n>two\nAC\u2028GT\n", "labels.csv": "id,label\none,a\n"},
-         with_labels, "g.fa, line 4:", "position 3"),
+        (
+            {"g.fa": ">one\nACGT\n>two\nAC\u2028GT\n", "labels.csv": "id,label\none,a\n"},
+            with_labels,
+            "g.fa, line 4:",
+            "position 3",
+        ),
     ],
     "features past the end": [
-        ({"g.fa": FASTA, "g.bed": BED + "two\t10\t900\tgene\t0\t+\n"},
-         lambda f: labelling(f, "g.bed"), "g.bed, line 2:", "end 900"),
-        ({"g.fa": FASTA, "g.bed": BED + "two\t10\t900\tgene\t0\t+\n"}, lambda f: labelling(f, "g.bed", memory_mapped=True),
-         "g.bed, line 2:", "end 900"),
-        ({"g.fa": FASTA, "g.gff3": GFF.replace("\t40\t", "\t801\t")},
-         lambda f: labelling(f, "g.gff3"), "g.gff3, line 2:", "end 801"),
-        ({"g.fa": FASTA, "g.gtf": GTF.replace("\t40\t", "\t801\t")},
-         lambda f: labelling(f, "g.gtf"), "g.gtf, line 1:", "end 801"),
-        ({"g.fa": FASTA, "g.bed": BED.replace("one", "three")},
-         lambda f: labelling(f, "g.bed"), "g.bed, line 1:", "'three' is not"),
-        ({"g.gb": GENBANK.format(span="5..50")},
-         lambda f: TokenLabellingDataModule(str(f / "g.gb"), max_length=8), "g.gb, line 3:", "50"),
+        (
+            {"g.fa": FASTA, "g.bed": BED + "two\t10\t900\tgene\t0\t+\n"},
+            lambda f: labelling(f, "g.bed"),
+            "g.bed, line 2:",
+            "end 900",
+        ),
+        (
+            {"g.fa": FASTA, "g.bed": BED + "two\t10\t900\tgene\t0\t+\n"},
+            lambda f: labelling(f, "g.bed", memory_mapped=True),
+            "g.bed, line 2:",
+            "end 900",
+        ),
+        (
+            {"g.fa": FASTA, "g.gff3": GFF.replace("\t40\t", "\t801\t")},
+            lambda f: labelling(f, "g.gff3"),
+            "g.gff3, line 2:",
+            "end 801",
+        ),
+        (
+            {"g.fa": FASTA, "g.gtf": GTF.replace("\t40\t", "\t801\t")},
+            lambda f: labelling(f, "g.gtf"),
+            "g.gtf, line 1:",
+            "end 801",
+        ),
+        (
+            {"g.fa": FASTA, "g.bed": BED.replace("one", "three")},
+            lambda f: labelling(f, "g.bed"),
+            "g.bed, line 1:",
+            "'three' is not",
+        ),
+        (
+            {"g.gb": GENBANK.format(span="5..50")},
+            lambda f: TokenLabellingDataModule(str(f / "g.gb"), max_length=8),
+            "g.gb, line 3:",
+            "50",
+        ),
     ],
     "labels unseen in training": [
-        ({"x.csv": ROWS, "y.csv": "text,label\nnew,a\nother,c\n"}, lambda f: classes(f, "x.csv", test_path=str(f / "y.csv")),
-         "y.csv, line 3:", "'c'"),
-        ({"x.csv": ROWS, "y.csv": "text,label\nnew,a\nother,c\n"},
-         lambda f: classes(f, "x.csv", validation_path=str(f / "y.csv"),
-         multi_label=True), "y.csv, line 3:", "'c'"),
-        ({"x.csv": ROWS},
-         lambda f: classes(f, "x.csv", class_names=["b", "z"]), "x.csv, line 2:", "'a' is not in data.class_names"),
-        ({"x.jsonl": JSONL, "y.jsonl": '{"text": "new", "label": "c"}\n'}, lambda f: streamed(f, "x.jsonl",
-         StreamedClassificationDataModule, test_path=str(f / "y.jsonl"), validation_fraction=0.3), "y.jsonl, line 1:", "'c'"),
-        ({"splits/train/a/0.png": 8, "splits/train/b/0.png": 8, "splits/test/c/0.png": 8},
-         lambda f: ImageClassificationDataModule(str(f / "splits"), patch=4), "c/0.png:", "'c'"),
-        ({"enhancers/train.fna": ">x|0\nACGT\n>y|1\nACGG\n", "enhancers/test.fna": ">z|0\nACGT\n>w|2\nACGG\n"},
-         lambda f: GenomicBenchmarkDataModule(path=str(f), benchmark="nucleotide_transformer", dataset="enhancers"),
-         "test.fna, line 3:", "'2'"),
+        (
+            {"x.csv": ROWS, "y.csv": "text,label\nnew,a\nother,c\n"},
+            lambda f: classes(f, "x.csv", test_path=str(f / "y.csv")),
+            "y.csv, line 3:",
+            "'c'",
+        ),
+        (
+            {"x.csv": ROWS, "y.csv": "text,label\nnew,a\nother,c\n"},
+            lambda f: classes(f, "x.csv", validation_path=str(f / "y.csv"), multi_label=True),
+            "y.csv, line 3:",
+            "'c'",
+        ),
+        (
+            {"x.csv": ROWS},
+            lambda f: classes(f, "x.csv", class_names=["b", "z"]),
+            "x.csv, line 2:",
+            "'a' is not in data.class_names",
+        ),
+        (
+            {"x.jsonl": JSONL, "y.jsonl": '{"text": "new", "label": "c"}\n'},
+            lambda f: streamed(
+                f, "x.jsonl", StreamedClassificationDataModule, test_path=str(f / "y.jsonl"), validation_fraction=0.3
+            ),
+            "y.jsonl, line 1:",
+            "'c'",
+        ),
+        (
+            {"splits/train/a/0.png": 8, "splits/train/b/0.png": 8, "splits/test/c/0.png": 8},
+            lambda f: ImageClassificationDataModule(str(f / "splits"), patch=4),
+            "c/0.png:",
+            "'c'",
+        ),
+        (
+            {"enhancers/train.fna": ">x|0\nACGT\n>y|1\nACGG\n", "enhancers/test.fna": ">z|0\nACGT\n>w|2\nACGG\n"},
+            lambda f: GenomicBenchmarkDataModule(path=str(f), benchmark="nucleotide_transformer", dataset="enhancers"),
+            "test.fna, line 3:",
+            "'2'",
+        ),
     ],
     "empty files": [
         ({"g.fa": ""}, genome, "g.fa:", "empty"),
@@ -149,52 +201,106 @@ CASES = {
         ({"x.csv": ""}, lambda f: classes(f, "x.csv", SequenceRegressionDataModule, label_column="label"), "x.csv:", "empty"),
         ({"s/a.fa": FASTA, "s/b.fa": ""}, lambda f: SpeciesDataModule(str(f / "s"), max_length=16), "b.fa:", "empty"),
         ({"de.txt": "eins\n", "en.txt": ""}, lambda f: pairs(f, "de.txt", target_path=str(f / "en.txt")), "en.txt:", "empty"),
-        ({"images/a/0.png": 8, "images/a/1.png": b""}, lambda f: ImageClassificationDataModule(str(f / "images"), patch=4),
-         "1.png:", "not an image"),
-        ({"enhancers/train.fna": "", "enhancers/test.fna": ""},
-         lambda f: GenomicBenchmarkDataModule(path=str(f), benchmark="nucleotide_transformer", dataset="enhancers"),
-         "train.fna:", "empty"),
+        (
+            {"images/a/0.png": 8, "images/a/1.png": b""},
+            lambda f: ImageClassificationDataModule(str(f / "images"), patch=4),
+            "1.png:",
+            "not an image",
+        ),
+        (
+            {"enhancers/train.fna": "", "enhancers/test.fna": ""},
+            lambda f: GenomicBenchmarkDataModule(path=str(f), benchmark="nucleotide_transformer", dataset="enhancers"),
+            "train.fna:",
+            "empty",
+        ),
     ],
     "duplicate ids": [
         ({"g.fa": FASTA.replace("two", "one")}, genome, "g.fa, line 3:", "'one' is named on line 1 already"),
         ({"g.fa": FASTA.replace("two", "one")}, lambda f: genome(f, memory_mapped=True), "g.fa, line 3:", "named on line 1"),
-        ({"g/1.fa": FASTA, "g/2.fa": FASTA, "g.bed": BED}, lambda f: TokenLabellingDataModule(str(f / "g"), str(f / "g.bed"),
-         max_length=64), "2.fa, line 1:", "'one' is in"),
-        ({"g.fa": FASTA, "labels.csv": "id,label\none,a\ntwo,b\none,b\n"},
-         with_labels, "labels.csv, line 4:", "on line 2 already"),
+        (
+            {"g/1.fa": FASTA, "g/2.fa": FASTA, "g.bed": BED},
+            lambda f: TokenLabellingDataModule(str(f / "g"), str(f / "g.bed"), max_length=64),
+            "2.fa, line 1:",
+            "'one' is in",
+        ),
+        (
+            {"g.fa": FASTA, "labels.csv": "id,label\none,a\ntwo,b\none,b\n"},
+            with_labels,
+            "labels.csv, line 4:",
+            "on line 2 already",
+        ),
         ({"g.gb": GENBANK.format(span="5..20") * 2}, lambda f: genome(f, "g.gb"), "g.gb, line 8:", "named on line 1 already"),
-        ({"x.csv": "id,text,label\n" + "".join(f"{n // 2},text {n},{'ab'[n % 2]}\n" for n in range(40))},
-         lambda f: classes(f, "x.csv", id_column="id"), "x.csv, line 3:", "'0' is on line 2 already"),
-        ({"x.jsonl": "".join(json.dumps({"id": n % 30, "text": f"text {n}"}) + "\n" for n in range(40))},
-         lambda f: text(f, "x.jsonl", id_column="id"), "x.jsonl, line 31:", "'0' is on line 1 already"),
+        (
+            {"x.csv": "id,text,label\n" + "".join(f"{n // 2},text {n},{'ab'[n % 2]}\n" for n in range(40))},
+            lambda f: classes(f, "x.csv", id_column="id"),
+            "x.csv, line 3:",
+            "'0' is on line 2 already",
+        ),
+        (
+            {"x.jsonl": "".join(json.dumps({"id": n % 30, "text": f"text {n}"}) + "\n" for n in range(40))},
+            lambda f: text(f, "x.jsonl", id_column="id"),
+            "x.jsonl, line 31:",
+            "'0' is on line 1 already",
+        ),
     ],
     "unequal columns": [
-        ({"x.csv": ROWS + "one,two,three\n"},
-         lambda f: classes(f, "x.csv"), "x.csv, line 42:", "3 fields where the header has 2"),
-        ({"x.tsv": ROWS.replace(",", "\t") + "one\n"},
-         lambda f: classes(f, "x.tsv"), "x.tsv, line 42:", "1 fields where the header has 2"),
-        ({"x.csv": ROWS + "one\n"},
-         lambda f: pairs(f, "x.csv", **SOURCES), "x.csv, line 42:", "1 fields where the header has 2"),
+        (
+            {"x.csv": ROWS + "one,two,three\n"},
+            lambda f: classes(f, "x.csv"),
+            "x.csv, line 42:",
+            "3 fields where the header has 2",
+        ),
+        (
+            {"x.tsv": ROWS.replace(",", "\t") + "one\n"},
+            lambda f: classes(f, "x.tsv"),
+            "x.tsv, line 42:",
+            "1 fields where the header has 2",
+        ),
+        (
+            {"x.csv": ROWS + "one\n"},
+            lambda f: pairs(f, "x.csv", **SOURCES),
+            "x.csv, line 42:",
+            "1 fields where the header has 2",
+        ),
         ({"x.jsonl": JSONL + '{"label": "a"}\n'}, lambda f: classes(f, "x.jsonl"), "x.jsonl, line 41:", "no column 'text'"),
         ({"x.jsonl": '{"label": "a", "text": null}\n'}, lambda f: streamed(f, "x.jsonl"), "x.jsonl, line 1:", "column 'text'"),
         ({"g.fa": FASTA, "g.bed": BED + "one\t5\n"}, lambda f: labelling(f, "g.bed"), "g.bed, line 2:", "column"),
-        ({"g.fa": FASTA, "g.gff3": GFF + "one\t.\tgene\t1\t40\n"},
-         lambda f: labelling(f, "g.gff3"), "g.gff3, line 3:", "5 columns"),
+        (
+            {"g.fa": FASTA, "g.gff3": GFF + "one\t.\tgene\t1\t40\n"},
+            lambda f: labelling(f, "g.gff3"),
+            "g.gff3, line 3:",
+            "5 columns",
+        ),
     ],
     "images of unequal size": [
-        ({"images/a/0.png": 8, "images/b/0.png": 8, "images/b/1.png": 12},
-         lambda f: ImageClassificationDataModule(str(f / "images"), patch=4), "b/1.png:",
-         "12 x 12 pixels, and the ones before it 8 x 8"),
-        ({"splits/train/a/0.png": 8, "splits/train/b/0.png": 8, "splits/test/a/0.png": 12},
-         lambda f: ImageClassificationDataModule(str(f / "splits"), patch=4), "test/a/0.png:", "12 x 12 pixels"),
+        (
+            {"images/a/0.png": 8, "images/b/0.png": 8, "images/b/1.png": 12},
+            lambda f: ImageClassificationDataModule(str(f / "images"), patch=4),
+            "b/1.png:",
+            "12 x 12 pixels, and the ones before it 8 x 8",
+        ),
+        (
+            {"splits/train/a/0.png": 8, "splits/train/b/0.png": 8, "splits/test/a/0.png": 12},
+            lambda f: ImageClassificationDataModule(str(f / "splits"), patch=4),
+            "test/a/0.png:",
+            "12 x 12 pixels",
+        ),
     ],
     "pairs of unequal count": [
-        ({"de.txt": "eins\nzwei\ndrei\n", "en.txt": "one\ntwo\n"}, lambda f: pairs(f, "de.txt", target_path=str(f / "en.txt")),
-         "de.txt, line 3:", "has 3 lines and .*en.txt has 2"),
-        ({"de.txt": "eins\n", "en.txt": "one\ntwo\n"}, lambda f: pairs(f, "de.txt", target_path=str(f / "en.txt")),
-         "en.txt, line 2:", "has 2 lines and .*de.txt has 1"),
+        (
+            {"de.txt": "eins\nzwei\ndrei\n", "en.txt": "one\ntwo\n"},
+            lambda f: pairs(f, "de.txt", target_path=str(f / "en.txt")),
+            "de.txt, line 3:",
+            "has 3 lines and .*en.txt has 2",
+        ),
+        (
+            {"de.txt": "eins\n", "en.txt": "one\ntwo\n"},
+            lambda f: pairs(f, "de.txt", target_path=str(f / "en.txt")),
+            "en.txt, line 2:",
+            "has 2 lines and .*de.txt has 1",
+        ),
     ],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(

@@ -99,9 +99,15 @@ def test_pairs_with_a_column_within_a_column(tmp_path):
         rows = [{"translation": {"de": f"{split} Satz {n}", "en": f"{split} sentence {n}"}} for n in range(count)]
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = PairedDataModule(
-        name=str(folder), source_column="translation.de", target_column="translation.en", validation_split="validation",
-        test_split="test", max_length=48, max_target_length=48, batch_size=5,
-    )  # fmt: skip
+        name=str(folder),
+        source_column="translation.de",
+        target_column="translation.en",
+        validation_split="validation",
+        test_split="test",
+        max_length=48,
+        max_target_length=48,
+        batch_size=5,
+    )
     assert [data.describe()[split]["pairs"] for split in ("train", "validation", "test")] == [30, 4, 5]
     batch = next(iter(data.test_dataloader()))
     assert data.vocabulary.decode(batch["tokens"][0].tolist()) == "test Satz 0"

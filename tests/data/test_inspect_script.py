@@ -23,8 +23,14 @@ def inspect(*words):
 def test_it_prints_examples_lengths_and_labels_and_draws_them(tmp_path):
     table = tmp_path / "x.csv"
     table.write_text("text,label\n" + "".join(f"review number {n},{'good' if n % 3 else 'bad'}\n" for n in range(60)))
-    done = inspect("data=classification", "data.vocabulary=bytes", f"data.path={table}", "task=sequence_classification",
-                   "examples=2", f"output={tmp_path / 'look.png'}")  # fmt: skip
+    done = inspect(
+        "data=classification",
+        "data.vocabulary=bytes",
+        f"data.path={table}",
+        "task=sequence_classification",
+        "examples=2",
+        f"output={tmp_path / 'look.png'}",
+    )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0] == "train: 42 sequences of 15 to 16 tokens, half of them up to 16"

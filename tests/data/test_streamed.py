@@ -346,7 +346,7 @@ def test_a_checkpoint_has_the_places_of_all_ranks(folder, monkeypatch):
     running = [iter(loader) for loader in both]
     for count in (4, 4):
         [next(batches) for batches in running for _ in range(count // 2)]
-    told = [{str(stream): place.told() for stream, place in loader.streamed.places.items()} for loader in both]
+    told = [{str(stream): place.numbers() for stream, place in loader.streamed.places.items()} for loader in both]
     # the other ranks' part of what this one asks for
     monkeypatch.setattr(torch.distributed, "all_gather_object", lambda into, mine: into.__setitem__(slice(None), told))
     states = [loader.state_dict() for loader in both]

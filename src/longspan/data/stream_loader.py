@@ -65,11 +65,11 @@ class StreamLoader(DataLoader):
 
     def state_dict(self) -> dict[str, Any]:
         """The places to go on from, of all ranks: every rank calls it, as Lightning does when it saves."""
-        mine = {str(stream): place.told() for stream, place in self.streamed.places.items()}
-        told: list[Any] = [mine] * self.streamed.world
+        mine = {str(stream): place.numbers() for stream, place in self.streamed.places.items()}
+        everyone: list[Any] = [mine] * self.streamed.world
         if self.streamed.world > 1:
-            torch.distributed.all_gather_object(told, mine)
-        places = {stream: place for part in told for stream, place in part.items()}
+            torch.distributed.all_gather_object(everyone, mine)
+        places = {stream: place for part in everyone for stream, place in part.items()}
         done = 0 if self.done >= self._limit() else self.done
         return {"places": places, "turned": self.streamed.turned, "batches": done, **self._identity()}
 

@@ -164,7 +164,7 @@ class StreamedDataModule(SequenceDataModule):
         return {split: data if split == "train" else data.keep(self.limits[split]) for split, data in sets.items()}
 
     def _all_rows(self, rows: Rows) -> Iterator[Row]:
-        """The rows of all shards in order; how many have no text is told when reading ends."""
+        """The rows of all shards in order; the count of those without text is reported when reading ends."""
         left_out, first = 0, ""
         try:
             for shard in range(len(rows)):
@@ -220,7 +220,7 @@ class StreamedDataModule(SequenceDataModule):
     def describe(self) -> dict[str, Any]:
         """Source, vocabulary, how the stream is read, and of each held-out split its sequences."""
         self.setup()
-        told: dict[str, Any] = {
+        record: dict[str, Any] = {
             "source": str(self.source) if self.dataset is None else type(self.dataset).__name__,
             "vocabulary": self.vocabulary.name,
             "max_length": self.max_length,
@@ -230,10 +230,10 @@ class StreamedDataModule(SequenceDataModule):
             "train": {"windows": self.streaming.epoch_windows, "streamed": True},
         }
         for split in SPLITS[1:]:
-            told[split] = {"windows": len(self.split(split))}  # type: ignore[arg-type]
+            record[split] = {"windows": len(self.split(split))}  # type: ignore[arg-type]
         if self.dropped.counts:
-            told["left_out"] = dict(self.dropped.counts)
-        return json.loads(json.dumps(told))
+            record["left_out"] = dict(self.dropped.counts)
+        return json.loads(json.dumps(record))
 
 
 class StreamedTextDataModule(StreamedDataModule):

@@ -167,7 +167,7 @@ class Place:
     row: int = 0
     item: int = 0
 
-    def told(self) -> list[int]:
+    def numbers(self) -> list[int]:
         """Plain values, for checkpoints."""
         return [self.turn, self.place, self.row, self.item]
 
