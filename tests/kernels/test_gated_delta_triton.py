@@ -10,7 +10,7 @@ pytest.importorskip("triton")
 
 from longspan_kernels.linear.triton import configs, delta_launches
 
-TOLERANCE = {torch.float32: 5e-6, torch.float16: 4e-3}
+TOLERANCE = {torch.float32: 5e-6, torch.float16: 4e-3, torch.bfloat16: 6e-3}
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +43,11 @@ def test_every_gradient(call):
 def test_float16():
     call = LinearCall(H=1, T=40, D=32, Dv=16, decay=0.3, state=True, delta=True)
     compare_with_reference(call, "triton", torch.float16, TOLERANCE[torch.float16])
+
+
+def test_bfloat16_is_not_multiplied_as_whole_numbers():
+    call = LinearCall(H=1, shared=2, T=40, D=24, decay=0.3, state=True, lengths=True, delta=True)
+    compare_with_reference(call, "triton", torch.bfloat16, TOLERANCE[torch.bfloat16])
 
 
 def test_keys_that_repeat():

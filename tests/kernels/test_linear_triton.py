@@ -10,7 +10,7 @@ pytest.importorskip("triton")
 
 from longspan_kernels.linear.triton import configs, launches
 
-TOLERANCE = {torch.float32: 5e-6, torch.float16: 4e-3}
+TOLERANCE = {torch.float32: 5e-6, torch.float16: 4e-3, torch.bfloat16: 6e-3}
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +55,11 @@ def test_float16_with_a_state_beyond_its_range():
     expected = linear_attention(q.double(), k.double(), v.double(), scale=1e-3)
     assert state.max() > 65504 and out.isfinite().all()
     torch.testing.assert_close(out.double(), expected, rtol=4e-3, atol=0.0)
+
+
+def test_bfloat16_is_not_multiplied_as_whole_numbers():
+    call = LinearCall(H=1, shared=2, T=40, D=24, decay=0.3, state=True, lengths=True)
+    compare_with_reference(call, "triton", torch.bfloat16, TOLERANCE[torch.bfloat16])
 
 
 def test_heads_that_lie_apart_are_not_copied(monkeypatch):

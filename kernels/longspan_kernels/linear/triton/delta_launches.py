@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from longspan_kernels.block_sparse.triton.common import interprets_bfloat16
 from longspan_kernels.launch.launcher import on_its_device, run_kernel
 from longspan_kernels.linear.arguments import stored_dtype
 from longspan_kernels.linear.chunked import without_ends
@@ -112,6 +113,10 @@ def triton_delta_forward(
 
     Kernels take widths that are powers of two: with both widths masked, Triton 3.6 reads shared memory out of bounds on Hopper.
     """
+    if interprets_bfloat16(q):
+        wide = q.float(), k.float(), v.float()
+        out, last, inverse = triton_delta_forward(*wide, beta, log_decay, runs, lengths, initial_state, scale)
+        return out.to(q.dtype), last, inverse.to(stored_dtype(q))
     D, Dv = q.shape[-1], v.shape[-1]
     if (rounded(D), rounded(Dv)) != (D, Dv):
         q, k, v = widened(q, rounded(D)), widened(k, rounded(D)), widened(v, rounded(Dv))
@@ -142,6 +147,11 @@ def triton_delta_backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """dq, dk, dv; d beta and d log_decay [B, H, T]; d initial_state [B, H, D, Dv]. The states are computed again."""
+    if interprets_bfloat16(q):
+        wide = dout.float(), dstate, q.float(), k.float(), v.float()
+        more = (beta, log_decay, runs, lengths, initial_state, inverse.float(), scale)
+        dq, dk, dv, dbeta, dg, first = triton_delta_backward(*wide, *more)
+        return dq.to(q.dtype), dk.to(q.dtype), dv.to(q.dtype), dbeta, dg, first
     D, Dv = q.shape[-1], v.shape[-1]
     if (rounded(D), rounded(Dv)) != (D, Dv):
         q, k, v, dout = widened(q, rounded(D)), widened(k, rounded(D)), widened(v, rounded(Dv)), widened(dout, rounded(Dv))

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from longspan_kernels.block_sparse.triton.common import interprets_bfloat16
 from longspan_kernels.launch.launcher import Launch, on_its_device, run_kernel
 from longspan_kernels.linear.chunked import without_ends
 from longspan_kernels.linear.triton.configs import LEAST_CHUNKS, PROGRAMS, tile_for
@@ -171,6 +172,10 @@ def triton_forward(
 
     Kernels take widths that are powers of two: with both widths masked, Triton 3.6 reads shared memory out of bounds on Hopper.
     """
+    if interprets_bfloat16(q):
+        wide = q.float(), k.float(), v.float()
+        out, last, states = triton_forward(*wide, log_decay, runs, lengths, initial_state, scale, wants_state)
+        return out.to(q.dtype), last, states
     D, Dv = q.shape[-1], v.shape[-1]
     if (rounded(D), rounded(Dv)) != (D, Dv):
         q, k, v = widened(q, rounded(D)), widened(k, rounded(D)), widened(v, rounded(Dv))
@@ -206,6 +211,11 @@ def triton_backward(
 
     States going back are held divided by the scale, because what comes out is multiplied by it.
     """
+    if interprets_bfloat16(q):
+        wide = dout.float(), dstate, q.float(), k.float(), v.float()
+        more = (log_decay, runs, lengths, initial_state, states, scale, wants_decay)
+        dq, dk, dv, dg, first = triton_backward(*wide, *more)
+        return dq.to(q.dtype), dk.to(q.dtype), dv.to(q.dtype), dg, first
     D, Dv = q.shape[-1], v.shape[-1]
     if (rounded(D), rounded(Dv)) != (D, Dv):
         q, k, v, dout = widened(q, rounded(D)), widened(k, rounded(D)), widened(v, rounded(Dv)), widened(dout, rounded(Dv))
