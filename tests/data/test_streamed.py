@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from watcher import Watcher
 
-from longspan.config.errors import CheckpointError, ConfigError
+from longspan.config.errors import CheckpointError, ConfigError, readable_errors
 from longspan.data import DataFileError, StreamedClassificationDataModule, StreamedTextDataModule, TextDataModule
 from longspan.data.batches import Collate
 from longspan.data.stream_loader import StreamLoader
@@ -314,6 +314,33 @@ def test_wrong_files_are_named(tmp_path, folder):
     (tmp_path / "x.parquet").write_bytes(b"PAR1 nothing")
     with pytest.raises(DataFileError, match=r"x\.parquet: cannot be streamed"):
         module(str(tmp_path / "x.parquet")).setup()
+
+
+def test_names_of_files_are_no_globs(tmp_path):
+    where = tmp_path / ".hid" / "a [b] {c}*" / "__d__"
+    where.mkdir(parents=True)
+    (where / "what? #1 %41 é.txt").write_text("a text of a file")
+    (where / "what! #1 %41 é.txt").write_text("another text")
+    rows = open_files("path", str(tmp_path / ".hid"), None)
+    assert [row.text("text") for shard in range(2) for row in rows.read(shard)] == ["another text", "a text of a file"]
+
+
+def test_files_with_other_columns_are_named(tmp_path):
+    (tmp_path / "0.jsonl").write_text('{"text": "a"}\n')
+    (tmp_path / "1.jsonl").write_text('{"text": "a", "more": 1}\n')
+    rows = open_files("path", str(tmp_path), None)
+    with pytest.raises(DataFileError, match=r"1\.jsonl: its columns are text, more, those of the first file text; give all"):
+        list(rows.read(1))
+
+
+def test_what_a_worker_raises_is_one_message(folder, capsys):
+    stream = module(folder, StreamedClassificationDataModule, num_workers=1, class_names=["red", "green", "pink"])
+    stream.setup = lambda stage=None: None  # whose look at the first rows would find it
+    with pytest.raises(SystemExit), readable_errors():
+        next(iter(stream.train_dataloader()))
+    said = capsys.readouterr().err
+    assert said.startswith(f"DataFileError: {folder}/") and said.endswith("label 'blue' is not in data.class_names\n")
+    assert "Traceback" not in said
 
 
 def test_labels_that_come_too_late_are_named(tmp_path):

@@ -8,6 +8,7 @@ raise `KernelError` and `BackendError` (longspan_kernels/errors.py).
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -70,6 +71,17 @@ def is_explained(error: BaseException) -> bool:
     return type(error).__module__.split(".")[0] in ("longspan", "longspan_kernels")
 
 
+def of_worker(error: BaseException) -> str | None:
+    """The type and message of an explained error that a DataLoader's worker raised, or None.
+
+    torch raises it again with the worker's traceback as its message, or as a RuntimeError.
+    """
+    if not re.match(r"Caught \w+ in DataLoader worker process", str(error)):
+        return None
+    found = re.split(r"^longspan[\w.]*\.(\w+): ", str(error), flags=re.MULTILINE)
+    return f"{found[-2]}: {found[-1].strip()}" if len(found) > 1 else None
+
+
 @contextmanager
 def readable_errors() -> Iterator[None]:
     """Prints an explained error as one short message and exits with code 2.
@@ -82,7 +94,8 @@ def readable_errors() -> Iterator[None]:
         print("interrupted", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
     except Exception as error:
-        if not is_explained(error) or os.environ.get("HYDRA_FULL_ERROR") == "1":
+        said = of_worker(error) or (f"{type(error).__name__}: {error}" if is_explained(error) else None)
+        if said is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        print(said, file=sys.stderr)
         sys.exit(2)

@@ -325,8 +325,12 @@ class StreamedClassificationDataModule(StreamedDataModule):
             columns = self.labels.label_columns
             self._set_classes(list(columns) if columns is not None and found <= set(columns) else sort_classes(found))
         if (self.num_classes or 0) < (1 if self.multi_label else 2):
-            fix = f"the first rows have {self.num_classes} class(es) ({', '.join(self.class_names or ())}); list all of them"
-            raise wrong_value("data.class_names", None, fix)
+            given = self.labels.class_names
+            fix = "a classification needs two classes at least; list all of them"
+            if given is None:
+                found = ", ".join(self.class_names or ())
+                fix = f"the first rows have {self.num_classes} class(es) ({found}); list all of them"
+            raise wrong_value("data.class_names", given, fix)
 
     def _targets(self, rows: Sequence[Row]) -> np.ndarray:
         """Class numbers [N], or [N, K] of 0 and 1."""
@@ -335,7 +339,9 @@ class StreamedClassificationDataModule(StreamedDataModule):
         for row, names in zip(rows, labels, strict=True):
             for name in names:
                 if name not in known:
-                    fix = f"label {name!r} is not among those of the rows before training; list all by data.class_names"
+                    fix = f"label {name!r} is not in data.class_names"
+                    if self.labels.class_names is None:
+                        fix = f"label {name!r} is not among those of the rows before training; list all by data.class_names"
                     raise DataFileError(row.path, row.line, fix)
         targets = indicator(labels, self.class_names or [])
         return targets if self.multi_label else targets.argmax(axis=1)

@@ -9,6 +9,7 @@ Legend: S streams.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -70,8 +71,17 @@ class Rows:
                 raise
             if self.format == "jsonl":
                 _bad_line(Path(name))
-            said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise DataFileError(name, None, f"cannot be streamed ({said[:200]})") from error
+            raise DataFileError(name, None, _reason(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    """What an error of the library says, and what to do about it."""
+    own, first = (getattr(error, f"{name}_column_names", None) for name in ("table", "requested"))
+    if own and first:  # a datasets.table.CastError
+        return f"its columns are {', '.join(own)}, those of the first file {', '.join(first)}; give all files the same columns"
+    said = " ".join(str(error).split()) or type(error).__name__
+    fix = "; convert it to UTF-8" if isinstance(error, UnicodeDecodeError) else ""
+    return f"cannot be streamed ({said[:200]}){fix}"
 
 
 def _bad_line(file: Path) -> None:
@@ -109,12 +119,12 @@ def open_files(key: str, path: str, format: str | None) -> Rows:
     names = tuple(str(file) for file, _ in files)
     how = {"text": {"sample_by": "document"}, "lines": {"sample_by": "line"}}.get(kind, {})
     try:
-        data = datasets.load_dataset(LOADERS[kind], data_files=list(names), split="train", streaming=True, **how)
+        patterns = [glob.escape(name) for name in names]  # the library takes names for globs
+        data = datasets.load_dataset(LOADERS[kind], data_files=patterns, split="train", streaming=True, **how)
     except Exception as error:
         if kind == "jsonl":
             _bad_line(files[0][0])
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataFileError(names[0], None, f"cannot be streamed ({said[:200]})") from error
+        raise DataFileError(names[0], None, _reason(error)) from error
     return Rows(data, names, kind)
 
 
