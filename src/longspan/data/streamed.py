@@ -328,8 +328,8 @@ class StreamedClassificationDataModule(StreamedDataModule):
             given = self.labels.class_names
             fix = "a classification needs two classes at least; list all of them"
             if given is None:
-                found = ", ".join(self.class_names or ())
-                fix = f"the first rows have {self.num_classes} class(es) ({found}); list all of them"
+                names = ", ".join(self.class_names or ())
+                fix = f"the first rows have {self.num_classes} class(es) ({names}); list all of them"
             raise wrong_value("data.class_names", given, fix)
 
     def _targets(self, rows: Sequence[Row]) -> np.ndarray:

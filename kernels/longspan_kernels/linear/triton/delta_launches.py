@@ -148,9 +148,8 @@ def triton_delta_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """dq, dk, dv; d beta and d log_decay [B, H, T]; d initial_state [B, H, D, Dv]. The states are computed again."""
     if interprets_bfloat16(q):
-        wide = dout.float(), dstate, q.float(), k.float(), v.float()
-        more = (beta, log_decay, runs, lengths, initial_state, inverse.float(), scale)
-        dq, dk, dv, dbeta, dg, first = triton_delta_backward(*wide, *more)
+        numbers = dout.float(), dstate, q.float(), k.float(), v.float(), beta, log_decay
+        dq, dk, dv, dbeta, dg, first = triton_delta_backward(*numbers, runs, lengths, initial_state, inverse.float(), scale)
         return dq.to(q.dtype), dk.to(q.dtype), dv.to(q.dtype), dbeta, dg, first
     D, Dv = q.shape[-1], v.shape[-1]
     if (rounded(D), rounded(Dv)) != (D, Dv):

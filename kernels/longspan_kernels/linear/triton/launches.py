@@ -212,9 +212,8 @@ def triton_backward(
     States going back are held divided by the scale, because what comes out is multiplied by it.
     """
     if interprets_bfloat16(q):
-        wide = dout.float(), dstate, q.float(), k.float(), v.float()
-        more = (log_decay, runs, lengths, initial_state, states, scale, wants_decay)
-        dq, dk, dv, dg, first = triton_backward(*wide, *more)
+        numbers = dout.float(), dstate, q.float(), k.float(), v.float(), log_decay
+        dq, dk, dv, dg, first = triton_backward(*numbers, runs, lengths, initial_state, states, scale, wants_decay)
         return dq.to(q.dtype), dk.to(q.dtype), dv.to(q.dtype), dg, first
     D, Dv = q.shape[-1], v.shape[-1]
     if (rounded(D), rounded(Dv)) != (D, Dv):
