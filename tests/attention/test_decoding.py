@@ -83,6 +83,16 @@ def test_decoding_is_the_full_forward_pass(name):
     torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("pattern", ["random", "bigbird"])
+@pytest.mark.parametrize("heads", [4, 8])
+def test_query_heads_of_one_key_head_draw_blocks_of_their_own(pattern, heads):
+    drawn = {"name": pattern, "block_size": 16, ("blocks" if pattern == "random" else "random_blocks"): 1}
+    module = variants.per_head(**{**PLACE, "heads": heads}, patterns=[drawn, "full"]).eval()
+    tensors = [torch.randn(1, n, LONGEST, D, generator=torch.Generator().manual_seed(n)) for n in (heads, KV, KV)]
+    out, _ = decoded(module, tensors, range(40, LONGEST))
+    torch.testing.assert_close(out, module(*tensors), atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_prompts_of_unequal_lengths_are_padded_on_the_right(name):
     module = made(name)

@@ -216,10 +216,12 @@ class _Group:
         """Pairs of query positions i [B, 1, 1, n, 1] and key positions j [B, g or 1, 1, 1, keys], for positions below rows."""
         if rows > self._rows:
             self._rows = min(self.stop, -(-rows // STEP) * STEP)
-            self._rules = [
-                pattern.rule(self._rows, self._rows, tuple(self.heads(c)), True, device)
-                for c, pattern in enumerate(self.patterns)
-            ]
+            # One rule for all heads with a pattern: a rule made for a single head does not say that others draw otherwise.
+            made: dict[Pattern, Any] = {}
+            for pattern in dict.fromkeys(self.patterns):
+                heads = sorted(head for c, other in enumerate(self.patterns) if other == pattern for head in self.heads(c))
+                made[pattern] = pattern.rule(self._rows, self._rows, tuple(heads), True, device)
+            self._rules = [made[pattern] for pattern in self.patterns]
         out: list[Tensor] = []
         for c, (pattern, rule) in enumerate(zip(self.patterns, self._rules, strict=True)):
             same = self.patterns.index(pattern)
