@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 from collections.abc import Callable
 from pathlib import Path
 
@@ -100,6 +101,39 @@ def gue(folder: Path) -> Path:
     return folder
 
 
+PAIR = "gene_chrom gene_start gene_end region_chrom region_start region_end gene_id gene_strand region_id target subset"
+
+
+def enhancer_target_gene(
+    folder: Path, chromosomes: dict[str, str], pairs: list[str], enhancers: list[str], **sizes: int
+) -> Path:
+    """A genome, a table of pairs (words in the order of `PAIR`), a BED of enhancers, and the config that names them."""
+    own = folder / "enhancer_target_gene"
+    (own / "config").mkdir(parents=True, exist_ok=True)
+    (own / "genome.fa").write_text("".join(f">{name} of nobody\n{bases}\n" for name, bases in chromosomes.items()))
+    table = ["\t".join(["note", *line.split()]) for line in (PAIR, *pairs)]  # other columns are ignored
+    (own / "pairs.tsv").write_text("\n".join(table) + "\n")
+    with gzip.open(own / "enhancers.bed.gz", "wt") as file:
+        file.write("".join("\t".join(line.split()) + "\n" for line in enhancers))
+    config = ["genome_fa genome.fa str", "EPI_file pairs.tsv str", "enhancer_tabix_file enhancers.bed.gz str"]
+    config += [f"{key}\t{value}  int" for key, value in sizes.items()]
+    (own / "config" / "CRISPRi_EPI_K562_hg19.config").write_text("\n".join(config) + "\n\n")
+    return folder
+
+
+def dnalongbench(folder: Path) -> Path:
+    """Eight pairs a split on a chromosome of 4,000 bases."""
+    pairs = []
+    for split in ("train", "valid", "test"):
+        for n in range(8):
+            gene, region, strand = (200 + 20 * n, 900 - 10 * n, "+-"[n // 2 % 2])
+            target = ("negative", "positive")[n // 2 % 2]
+            pairs.append(f"chr1 {gene} {gene + 30} chr1 {region} {region + 20} g{n} {strand} r{n} {target} {split}")
+    flanks = {f"{what}_flank_{side}": 20 for what in ("tss", "region") for side in ("upstream", "downstream")}
+    bases = sequences(1, 4000)[0]
+    return enhancer_target_gene(folder, {"chr1": bases}, pairs, ["chr1 500 560"], seq_len_cutoff=1000, **flanks)
+
+
 def no_path(folder: Path) -> None:
     return None
 
@@ -114,6 +148,7 @@ EXPERIMENTS: dict[str, tuple[Callable[[Path], Path | None], list[str]]] = {
     "genomic_benchmarks": (genomic_benchmarks, []),
     "nucleotide_transformer": (nucleotide_transformer, []),
     "gue": (gue, []),
+    "dnalongbench": (dnalongbench, []),
     "image_patches": (images, ["data.patch=4"]),
 }
 

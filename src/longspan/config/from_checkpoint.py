@@ -71,6 +71,7 @@ TARGETS: dict[str, frozenset[str]] = {
         {
             "longspan.data.AssociativeRecallDataModule",
             "longspan.data.GenomicBenchmarkDataModule",
+            "longspan.data.DNALongBenchDataModule",
             "longspan.data.CompressionDataModule",
             "longspan.data.MemorisationDataModule",
             "longspan.data.InContextRecallDataModule",

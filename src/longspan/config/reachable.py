@@ -130,7 +130,7 @@ def check_checkpoint(key: str, path: str | Path) -> None:
 # data modules whose `path` is a folder, or an array file, of a layout of its own
 OF_FOLDERS = {
     f"longspan.data.{name}DataModule"
-    for name in ("GenomicBenchmark", "ImageClassification", "ListOps", "Pathfinder", "Retrieval")
+    for name in ("DNALongBench", "GenomicBenchmark", "ImageClassification", "ListOps", "Pathfinder", "Retrieval")
 }
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from longspan.data.classification import SequenceClassificationDataModule
+    from longspan.data.dnalongbench import DNALongBenchDataModule
     from longspan.data.errors import DataFileError
     from longspan.data.genomics import GenomicBenchmarkDataModule
     from longspan.data.images.module import ImageClassificationDataModule
@@ -44,6 +45,7 @@ __all__ = [
     "AssociativeRecallDataModule",
     "CommonWordsDataModule",
     "CompressionDataModule",
+    "DNALongBenchDataModule",
     "DataFileError",
     "DistractedNeedleDataModule",
     "GenomeDataModule",
@@ -74,6 +76,7 @@ __all__ = [
 ]
 _WHERE = {
     "GenomicBenchmarkDataModule": "genomics",
+    "DNALongBenchDataModule": "dnalongbench",
     "CompressionDataModule": "synthetic",
     "MemorisationDataModule": "synthetic",
     "InContextRecallDataModule": "synthetic",

@@ -12,6 +12,7 @@ from typing import Any
 D = "longspan.data."
 LRA = "Long Range Arena, arXiv:2011.04006"
 GENOMIC = "Genomic Benchmarks, doi:10.1186/s12863-023-01123-8, and HyenaDNA, arXiv:2306.15794"
+DNALONGBENCH = "DNALongBench, arXiv:2501.01945"
 MODELS = (
     "Local",
     "Linear Transformer",
@@ -44,6 +45,14 @@ GENOMIC_ACCURACY = {
     "human_nontata_promoters": (84.6, 96.6),
     "human_ocr_ensembl": (68.0, 80.9),
 }
+# AUROC of the enhancer-target gene task, from the paper's table
+ENHANCER_AUROC = {
+    "Expert model (ABC)": 0.926,
+    "CNN": 0.797,
+    "HyenaDNA": 0.828,
+    "Caduceus-Ph": 0.826,
+    "Caduceus-PS": 0.821,
+}
 
 
 @dataclass(frozen=True)
@@ -72,6 +81,8 @@ def published_for(settings: Mapping[str, Any]) -> Published | None:
     if target == "GenomicBenchmarkDataModule" and settings.get("data.dataset") in GENOMIC_ACCURACY:
         convolution, hyena = GENOMIC_ACCURACY[str(settings["data.dataset"])]
         return Published("accuracy", {"CNN": convolution / 100, "HyenaDNA": hyena / 100}, GENOMIC)
+    if target == "DNALongBenchDataModule" and settings.get("data.dataset") == "enhancer_target_gene":
+        return Published("macro_auroc", ENHANCER_AUROC, DNALONGBENCH)
     return None
 
 

@@ -335,3 +335,10 @@ class GenomicBenchmarkData(Data):
     path: FilePath | None
     hub: Text | None
     validation_fraction: SplitShare
+
+
+@settings_of(f"{D}DNALongBenchDataModule")
+class DNALongBenchData(Data):
+    dataset: Literal["enhancer_target_gene"]
+    path: FilePath | None
+    pad_to_multiple: Count | None
