@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> None:
         said: dict[str, Any] = {
             "data": module.describe(),
             "baselines": {split: module.baselines(split) for split in ("validation", "test")},
-            "batch": {name: list(value.shape) for name, value in next(iter(module.train_dataloader())).items()},
+            "batch": {name: _shape(value) for name, value in next(iter(module.train_dataloader())).items()},
             "batches an epoch": len(module.train_dataloader()),
             "tasks": list(module.tasks),
         }
@@ -47,6 +47,10 @@ def main(arguments: list[str]) -> None:
         if "output" in own:
             Path(own["output"]).write_text(text + "\n", encoding="utf-8")
             print(f"Written: {own['output']}")
+
+
+def _shape(value: Any) -> list[int]:
+    return list(value.shape) if hasattr(value, "shape") else [len(value)]  # ids and widths are lists
 
 
 if __name__ == "__main__":
