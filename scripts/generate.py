@@ -42,10 +42,18 @@ def main(arguments: list[str]) -> None:
             key: number(key, own[key]) for key in ("max_new_tokens", "temperature", "top_k", "top_p", "seed") if key in own
         }
         import longspan
+        from longspan.tasks import LanguageModelling, SequenceToSequence
 
         model = longspan.load(own["checkpoint"], device=own.get("device", "cpu"))
-        print(own["prompt"], end="", flush=True)
-        for part in model.stream(own["prompt"], **wanted):
+        if not isinstance(model.task, (LanguageModelling, SequenceToSequence)):
+            fix = "give one trained with task=language_modelling or sequence_to_sequence"
+            raise ConfigError(
+                f"checkpoint={own['checkpoint']}: its task is {type(model.task).__name__}, which writes no text; {fix}"
+            )
+        parts = model.stream(own["prompt"], **wanted)
+        first = next(parts, "")  # what is wrong is told before anything is written
+        print(own["prompt"], end=first, flush=True)
+        for part in parts:
             print(part, end="", flush=True)
         print()
 

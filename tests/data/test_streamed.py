@@ -16,6 +16,7 @@ from watcher import Watcher
 from longspan.config.errors import CheckpointError, ConfigError, readable_errors
 from longspan.data import DataFileError, StreamedClassificationDataModule, StreamedTextDataModule, TextDataModule
 from longspan.data.batches import Collate
+from longspan.data.files import files_may_be_gone
 from longspan.data.stream_loader import StreamLoader
 from longspan.data.streams import Place, Rows, Streamed, of_dataset, open_files
 
@@ -314,6 +315,14 @@ def test_wrong_files_are_named(tmp_path, folder):
     (tmp_path / "x.parquet").write_bytes(b"PAR1 nothing")
     with pytest.raises(DataFileError, match=r"x\.parquet: cannot be streamed"):
         module(str(tmp_path / "x.parquet")).setup()
+
+
+def test_a_trained_model_needs_no_stream():
+    with files_may_be_gone():
+        labelled = module("gone/", StreamedClassificationDataModule, class_names=COLORS)
+        texts = StreamedTextDataModule(name="nobody/nothing", max_length=16)
+    tokens = next(iter(texts.given_dataloader(["ab"])))["tokens"][0].tolist()
+    assert labelled.class_names == COLORS and bytes(token for token in tokens if token < 256) == b"ab"
 
 
 def test_names_of_files_are_no_globs(tmp_path):

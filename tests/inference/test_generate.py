@@ -127,5 +127,7 @@ def test_from_a_checkpoint_on_the_command_line(tmp_path):
     from longspan import load
 
     assert done.stdout == "The quick" + load(tmp_path / "run").generate(["The quick"], 12, temperature=0.0)[0] + "\n"
+    wrong = run(*command, "top_p=2", cwd=tmp_path)
+    assert wrong.returncode == 2 and not wrong.stdout and "top_p=2.0: give a probability" in wrong.stderr
     wrong = run(*command, "top_k=many", cwd=tmp_path)
     assert wrong.returncode == 2 and "top_k=many: give a whole number" in wrong.stderr and "Traceback" not in wrong.stderr

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import warm_process
 
 import longspan
 from longspan.config.compose import config_for
@@ -160,3 +161,9 @@ def test_a_checkpoint_is_enough_where_the_files_of_its_run_are_gone(classifier, 
         for file in files:
             (moved / file.name).rename(file)
     assert rows[0]["label"] in longspan.load(classifier).classes
+
+
+def test_the_script_names_a_checkpoint_that_writes_no_text(classifier, tmp_path):
+    done = warm_process.run(CONF.parent / "scripts" / "generate.py", f"checkpoint={classifier}", "prompt=a", cwd=tmp_path)
+    assert done.returncode == 2 and "its task is SequenceClassification, which writes no text; give one" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -177,5 +177,5 @@ def test_what_cannot_be_had_is_named(change, said, sdpa):
 
 
 def test_the_first_token_stands_for_one_strand_alone():
-    with pytest.raises(ConfigError, match=r"model\.pooling='first': the first token is another one on each strand"):
+    with pytest.raises(ConfigError, match=r"task\.pooling='first': the first token is another one on each strand"):
         SequenceClassificationHead(built(), 3, pooling="first")

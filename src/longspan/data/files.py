@@ -52,6 +52,11 @@ def files_may_be_gone() -> Iterator[None]:
         _may_be_gone.reset(token)
 
 
+def need_not_exist() -> bool:
+    """Whether this is inside `files_may_be_gone`."""
+    return _may_be_gone.get()
+
+
 def is_file(path: str | Path) -> bool:
     """Whether a file is there, or need not be."""
     return _may_be_gone.get() or Path(path).expanduser().is_file()

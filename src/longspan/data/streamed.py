@@ -21,6 +21,7 @@ from longspan.data.baselines import class_baselines, label_baselines, language_b
 from longspan.data.classification import ExampleDataset
 from longspan.data.corpus import Corpus, PackedDataset, WindowDataset, cut_windows, pack_windows
 from longspan.data.errors import DataFileError
+from longspan.data.files import need_not_exist
 from longspan.data.labels import ColumnsRule, LabelRule, Labels, indicator, sort_classes
 from longspan.data.loader import rank_and_world
 from longspan.data.readers import Row
@@ -92,7 +93,7 @@ class StreamedDataModule(SequenceDataModule):
             if self.limits[split] is None:
                 fix = "give a number: held-out sequences of a stream are kept in memory"
                 raise wrong_value(f"data.max_{split}_windows", None, fix)
-        self.rows = {split: self._open(split) for split in SPLITS}
+        self.rows = {split: None if need_not_exist() else self._open(split) for split in SPLITS}
 
     def _open(self, split: str) -> Rows | None:
         """The rows that are named for a split; None where they are held out of the training rows."""

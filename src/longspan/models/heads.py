@@ -93,10 +93,10 @@ class PoolingHead(StrandHead):
     def __init__(self, backbone: Transformer, pooling: str) -> None:
         super().__init__(backbone)
         if pooling not in POOLINGS:
-            raise wrong_value("model.pooling", pooling, f"choose one of {', '.join(POOLINGS)}")
+            raise wrong_value("task.pooling", pooling, f"choose one of {', '.join(POOLINGS)}")
         if pooling == "first" and self.both_strands:
             fix = "the first token is another one on each strand; take task.pooling=mean, or model.reverse_complement=null"
-            raise wrong_value("model.pooling", pooling, fix)
+            raise wrong_value("task.pooling", pooling, fix)
         self.pooling = pooling
 
 
