@@ -156,6 +156,16 @@ def test_an_interrupted_build_leaves_nothing(genome, cache, monkeypatch):
     monkeypatch.undo()
 
 
+def test_a_cache_that_cannot_be_written_is_named(genome, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    for place in ("file", "file/below"):
+        monkeypatch.setenv("LONGSPAN_CACHE", str(tmp_path / place))
+        with pytest.raises(
+            ConfigError, match=rf"LONGSPAN_CACHE='.*{place}': the cache cannot be written \(.*; set it to a folder"
+        ):
+            GenomeDataModule(genome, max_length=128, memory_mapped=True).setup()
+
+
 def test_large_files_are_mapped_unasked(genome, monkeypatch):
     monkeypatch.setattr(encoded_genomes, "LARGE", 4000)
     assert isinstance(GenomeDataModule(genome, max_length=128).split("train").corpus.tokens, np.memmap)

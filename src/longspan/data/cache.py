@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from longspan.config.errors import wrong_value
+
 
 def cache_root() -> Path:
     """The folder of `LONGSPAN_CACHE`, else `longspan` in the user's cache folder."""
@@ -29,7 +31,19 @@ def built(kind: str, settings: Mapping[str, Any], build: Callable[[Path], None])
         settings: plain values; another value is another folder.
         build: writes into an empty folder. Where it fails or is interrupted, nothing is left; where another process builds
             the same, this one waits for it.
+
+    Raises:
+        ConfigError: the cache cannot be written; the message names its folder.
     """
+    try:
+        return _built(kind, settings, build)
+    except OSError as error:  # what `build` reads is refused by name, as a DataFileError
+        fix = "set it to a folder that can be written and has room (by default ~/.cache/longspan)"
+        problem = f"the cache cannot be written ({error.strerror or error}: {error.filename or 'while building'}); {fix}"
+        raise wrong_value("LONGSPAN_CACHE", str(cache_root()), problem) from error
+
+
+def _built(kind: str, settings: Mapping[str, Any], build: Callable[[Path], None]) -> Path:
     text = json.dumps(settings, sort_keys=True)
     root = cache_root()
     folder = root / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
