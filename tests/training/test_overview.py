@@ -10,10 +10,12 @@ import pytest
 from rich.console import Console
 
 from longspan.config.compose import config_for
+from longspan.patterns import Full
 from longspan.training.assemble import assemble
 from longspan.training.build import build_trainer
 from longspan.training.overview import attention_cost, overview, show_overview
 from longspan.training.step_size import step_size
+from longspan_kernels.block_sparse import counted_pairs, full_pairs
 
 CONF = Path(__file__).parents[2] / "conf"
 SMALL = [
@@ -47,6 +49,13 @@ def test_the_pairs_and_the_cost_are_those_of_the_pattern(assembled):
     assert cost.flops == task.cost(256).total_flops < cost.full_flops and not cost.keeps_all
     # 4 FLOPs a pair and unit of width, in 2 layers of 2 heads of 16
     assert cost.full_flops - task.cost(256).other_flops >= 4 * 16 * 2 * 2 * 256**2
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_full_attention_is_counted_without_its_tiles(causal):
+    for length in (1, 64, 65, 100, 1000):
+        assert full_pairs(length, 3, causal) == counted_pairs(Full().key, length, length, 3, causal)
+    assert full_pairs(2**20, 1, causal) > 2**39  # more tiles than a layout lists
 
 
 @pytest.mark.parametrize("width", [80, 120])

@@ -2,7 +2,7 @@
 
 from longspan_kernels.block_sparse.backends import precompile, tilings_for, what_runs
 from longspan_kernels.block_sparse.block_rules import BlockTableRule
-from longspan_kernels.block_sparse.cache import clear_layouts, counted_pairs, dense_mask, layout_for
+from longspan_kernels.block_sparse.cache import clear_layouts, counted_pairs, dense_mask, full_pairs, layout_for
 from longspan_kernels.block_sparse.compiler import Tiling, compile_layout
 from longspan_kernels.block_sparse.layout import Component, DeviceLayout, Layout, Lists, tile_side
 from longspan_kernels.block_sparse.op import attend, attend_by
@@ -27,6 +27,7 @@ __all__ = [
     "compile_layout",
     "counted_pairs",
     "dense_mask",
+    "full_pairs",
     "layout_for",
     "precompile",
     "reference_attention",

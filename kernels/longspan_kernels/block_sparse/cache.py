@@ -192,6 +192,13 @@ def counted_pairs(key: str, q_len: int, k_len: int, heads: int, causal: bool, bi
     return layout_for(key, q_len, k_len, heads, causal, tiling, HOST).visited_pairs
 
 
+def full_pairs(length: int, heads: int, causal: bool) -> int:
+    """`counted_pairs` of full attention, by arithmetic: of a million tokens there are too many tiles to list."""
+    side = reference_tiling(None).block_q
+    rows = -(-length // side)
+    return heads * side * side * (rows * (rows + 1) // 2 if causal else rows * rows)
+
+
 def dense_mask(key: str, q_len: int, k_len: int, heads: int, causal: bool, device: torch.device) -> Tensor:
     """[heads, Tq, Tk] bool: the definition, written out; of a user's function once for each of its states, as layouts are."""
     state = () if torch.compiler.is_compiling() else state_of(key)

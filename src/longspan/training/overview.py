@@ -17,11 +17,11 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from longspan.attention import full
 from longspan.config.written import written
 from longspan.cost import Cost
 from longspan.report.numbers import plain_number, prefixed
 from longspan.training.step_size import StepSize
+from longspan_kernels.block_sparse import full_pairs
 
 log = logging.getLogger(__name__)
 
@@ -63,9 +63,7 @@ def attention_cost(task: pl.LightningModule, length: int) -> AttentionCost | Non
     if settings is None or causal is None or not isinstance(cost, Cost):
         return None
     per_head = length * (length + 1) // 2 if causal else length * length
-    full_layer = full(
-        heads=settings.heads, head_dim=settings.head_width, kv_heads=settings.key_value_heads, causal=causal, max_length=length
-    ).cost(length)
+    full_layer = 4 * settings.head_width * full_pairs(length, settings.heads, causal)
     layers = getattr(backbone, "full_layers", settings.layers)
     changes = any(getattr(module, "cost_changes", False) for module in task.modules())
     return AttentionCost(
@@ -73,7 +71,7 @@ def attention_cost(task: pl.LightningModule, length: int) -> AttentionCost | Non
         density=cost.density(length, settings.heads, layers),
         full_density=per_head / length**2,
         flops=cost.total_flops,
-        full_flops=layers * full_layer.attention_flops + cost.other_flops,
+        full_flops=layers * full_layer + cost.other_flops,
         changes=changes,
     )
 
