@@ -166,6 +166,19 @@ def test_a_cache_that_cannot_be_written_is_named(genome, tmp_path, monkeypatch):
             GenomeDataModule(genome, max_length=128, memory_mapped=True).setup()
 
 
+@pytest.mark.parametrize("name", ["tokens.bin", "labels.bin"])
+def test_a_file_of_the_cache_that_was_cut_is_named(genome, cache, name):
+    def read():
+        TokenLabellingDataModule(genome, genes_path=genome[:-2] + "bed", max_length=128, memory_mapped=True).setup()
+
+    read()
+    (file,) = cache.glob(f"*/{name}")
+    with file.open("r+b") as opened:
+        opened.truncate(100)
+    with pytest.raises(DataFileError, match=rf"{name}: holds 100 bases of the [\d,]+ that were written; delete .* built again"):
+        read()
+
+
 def test_large_files_are_mapped_unasked(genome, monkeypatch):
     monkeypatch.setattr(encoded_genomes, "LARGE", 4000)
     assert isinstance(GenomeDataModule(genome, max_length=128).split("train").corpus.tokens, np.memmap)

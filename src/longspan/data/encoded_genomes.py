@@ -133,7 +133,21 @@ def encoded(
     prefixes = prefixes_of(files) if prefixed else [""] * len(files)
     folder = built("genome", source, lambda part: _write(part, files, prefixes, vocabulary, first))
     records = tuple(MappedRecord(**record) for record in json.loads((folder / "records.json").read_text(encoding="utf-8")))
-    return EncodedGenome(folder.name, np.memmap(folder / "tokens.bin", dtype=np.uint8, mode="r"), records, first)
+    size = records[-1].begin + records[-1].size
+    return EncodedGenome(folder.name, whole_map(folder / "tokens.bin", np.uint8, size), records, first)
+
+
+def whole_map(file: Path, dtype: Any, size: int) -> np.ndarray:
+    """A file of the cache, mapped.
+
+    Raises:
+        DataFileError: it is not there, or not of its size any more.
+    """
+    found = file.stat().st_size if file.is_file() else 0
+    if found != size:
+        fix = f"holds {found:,} bases of the {size:,} that were written; delete {file.parent} to have it built again"
+        raise DataFileError(file, None, fix)
+    return np.memmap(file, dtype=dtype, mode="r")
 
 
 def fingerprints(files: Any) -> list[list[Any]]:
@@ -161,7 +175,7 @@ def mapped_labels(genome: EncodedGenome, genes: Sequence[Interval], overlap: str
             for piece in label_pieces(genome.records, genes, overlap, annotation):
                 out.write(piece.tobytes())
 
-    return np.memmap(built("labels", key, write) / "labels.bin", dtype=np.int8, mode="r")
+    return whole_map(built("labels", key, write) / "labels.bin", np.int8, len(genome.tokens))
 
 
 def _write(
