@@ -5,8 +5,8 @@ import torch
 from drawn_linear import LinearCall, compare_with_reference, linear_calls
 from hypothesis import given, settings
 
-from longspan_kernels.errors import KernelError
-from longspan_kernels.linear import delta_chunked, gated_delta_rule
+from longspan_kernels.errors import BackendError, KernelError
+from longspan_kernels.linear import delta_chunked, gated_delta_rule, linear_attention
 
 
 @given(linear_calls(110, delta=True))
@@ -65,3 +65,22 @@ def test_wrong_beta_is_named():
     q = torch.zeros(1, 2, 8, 16)
     with pytest.raises(KernelError, match=r"beta has shape \[8\]; give \[1, 2, 8\]"):
         gated_delta_rule(q, q, q, torch.zeros(8))
+
+
+@pytest.mark.parametrize("delta", [True, False])
+def test_transforms_have_the_rules_of_the_reference(delta):
+    call = LinearCall(T=20, decay=0.3, delta=delta).tensors()
+    q, k, v, g, b = (call[name] for name in ("q", "k", "v", "log_decay", "beta"))
+
+    def run(q, backend="auto"):
+        if delta:
+            return gated_delta_rule(q, k, v, b, g, backend=backend)
+        return linear_attention(q, k, v, log_decay=g, causal=True, backend=backend)
+
+    leaf = q.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(run(leaf).sum(), leaf)
+    torch.testing.assert_close(torch.func.grad(lambda q: run(q).sum())(q), expected)
+    _, tangent = torch.func.jvp(run, (q,), (q,))
+    torch.testing.assert_close(tangent, run(q))  # linear in q
+    with pytest.raises(BackendError, match=r"backend='chunked' has no rule for .*; use backend=.reference"):
+        torch.func.grad(lambda q: run(q, "chunked").sum())(q)

@@ -38,6 +38,15 @@ def choose_delta_backend(backend: str, q: Tensor, *, special: bool) -> str:
     return "chunked" if backend == "auto" else choose_backend(backend, q, special=special, decays=True)
 
 
+def for_transform(backend: str, transform: str | None) -> str:
+    """The backend under a transform (see `active_transform`): the reference alone has rules for all of them."""
+    if transform is None or backend not in BACKENDS or backend == "reference":
+        return backend
+    if backend != "auto":
+        raise BackendError(f'backend={backend!r} has no rule for {transform}; use backend="reference" (or "auto")')
+    return "reference"
+
+
 def fla_refuses(q: Tensor, special: bool, decays: bool) -> str | None:
     """Why flash-linear-attention cannot serve a call, or None."""
     if find_spec("fla") is None:

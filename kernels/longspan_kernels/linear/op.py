@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from longspan_kernels.block_sparse.backends import active_transform
 from longspan_kernels.errors import KernelError
 from longspan_kernels.launch.autocast import cast_as_products
 from longspan_kernels.linear import chunked
 from longspan_kernels.linear.arguments import check, runs_of
-from longspan_kernels.linear.backends import choose_backend
+from longspan_kernels.linear.backends import choose_backend, for_transform
 from longspan_kernels.linear.reference import reference_linear_attention
 
 
@@ -61,6 +62,7 @@ def linear_attention(
             raise KernelError("causal=False takes no log_decay, initial_state or return_state: order does not count")
         return _both_ways(q, k, v, float(scale), lengths, segments, backend)
     special = segments is not None or lengths is not None
+    backend = for_transform(backend, active_transform(q, k, v, log_decay, initial_state))
     backend = choose_backend(backend, q, special=special, decays=log_decay is not None)
     if backend == "reference":
         out, state = reference_linear_attention(
