@@ -111,3 +111,14 @@ def test_patterns_that_keep_every_pair_are_pointed_out(tmp_path):
     assert keep_every_pair(section) == ["bigbird", "local"]
     text = write_report([tmp_path / "runs"], tmp_path / "report").with_suffix(".md").read_text()
     assert "bigbird, local keep every pair at this length, as full attention does" in text
+
+
+def test_training_data_of_the_run_s_own_seed_are_the_same(tmp_path):
+    for seed, drawn in ((0, 0), (1, 1)):
+        for variant in ("full", "local"):
+            made = {"train": {"windows": "endless", "seed": drawn}, "test": {"windows": 9, "seed": 0}}
+            changed(leave(tmp_path, f"{variant}{seed}", variant, seed), lambda c, made=made: c.update(data=made))
+    assert differing(sections(collect([tmp_path]))[0][0]) == []
+    other = {"train": {"windows": "endless", "seed": 7}, "test": {"windows": 9, "seed": 0}}
+    changed(leave(tmp_path, "odd", "local", 2), lambda c: c.update(data=other))
+    assert differing(sections(collect([tmp_path]))[0][0]) == ["the train data are not the same"]
