@@ -66,7 +66,7 @@ def test_shapes(backbone):
 
 
 def test_wrong_heads_are_named(backbone):
-    with pytest.raises(ConfigError, match=r"model\.pooling='max': .*mean, first"):
+    with pytest.raises(ConfigError, match=r"task\.pooling='max': .*mean, first"):
         SequenceClassificationHead(backbone, 3, pooling="max")
     with pytest.raises(ConfigError, match="num_classes"):
         TokenLabellingHead(backbone, 0)
