@@ -217,9 +217,9 @@ def _same_key_elsewhere(key: str, node: DictConfig) -> str | None:
                     found.append(here)
                 walk(value, here)
 
-    resolved = OmegaConf.to_container(root, resolve=False)
-    assert isinstance(resolved, dict)
-    walk({name: value for name, value in resolved.items() if name != "hydra"}, "")
+    unresolved = OmegaConf.to_container(root, resolve=False)
+    assert isinstance(unresolved, dict)
+    walk({name: value for name, value in unresolved.items() if name != "hydra"}, "")
     return found[0] if found else None
 
 
