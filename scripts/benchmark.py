@@ -6,6 +6,7 @@ python scripts/benchmark.py --suite gpu -o benchmarks/h100.json
 python scripts/benchmark.py --suite end-to-end -o benchmarks/end_to_end.json
 python scripts/benchmark.py --suite cpu-choice --threads 2 -o benchmarks/cpu_choice.json    # what backend="auto" goes by
 python scripts/benchmark.py --suite decode -o benchmarks/decode.json     # a token's time and cache against its position
+python scripts/benchmark.py --suite content -o benchmarks/content.json   # NSA, MoBA, DSA, Reformer, ... beside dense
 python scripts/benchmark.py --suite first-call -o benchmarks/h100_first_call.json
 python scripts/benchmark.py --suite encoding --device cpu -o benchmarks/cpu_encoding.json  # bases a second, by one core
 python scripts/benchmark.py --tune -o tuned.json        # the table of kernels/longspan_kernels/block_sparse/triton/configs.py
@@ -23,7 +24,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from longspan.benchmark import cpu_choice, decode, first_call, layouts, linear
+from longspan.benchmark import content, cpu_choice, decode, first_call, layouts, linear
 from longspan.benchmark.cases import Case
 from longspan.benchmark.compare import compare
 from longspan.benchmark.compile_first import compile_first
@@ -45,7 +46,18 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--suite",
-        choices=[*SUITES, "converted", "cpu-choice", "decode", "linear", "end-to-end", "layouts", "first-call", "encoding"],
+        choices=[
+            *SUITES,
+            "content",
+            "converted",
+            "cpu-choice",
+            "decode",
+            "linear",
+            "end-to-end",
+            "layouts",
+            "first-call",
+            "encoding",
+        ],
         help="a published comparison, instead of --pattern",
     )
     parser.add_argument("--tune", action="store_true", help="search how kernels are best launched on this GPU")
@@ -152,6 +164,25 @@ def linear_attentions(args: argparse.Namespace) -> int:
             for name, side in row["sides"].items()
         )
         print(f"{row['case']}, T={row['shape']['T']:,}: {sides}", file=sys.stderr, flush=True)
+        if args.output:  # after each, so that an interrupt loses nothing
+            save(args.output, result(command_line(), args.device, found))
+    return 0 if args.output else keep(args, found)
+
+
+def chosen_by_content(args: argparse.Namespace) -> int:
+    """Variants that choose by content beside dense attention."""
+    found: list[dict] = []
+    lengths = args.lengths if args.lengths != [8192] else [16384, 65536] if args.device.startswith("cuda") else [16384]
+    for row in content.measure(lengths, args.device, args.seconds, args.only):
+        found.append(row)
+        mine, theirs = row["sides"]["longspan"], row["sides"]["dense"]
+        host = "" if mine["host_ms"] is None else f", host {mine['host_ms']:.2f} ms"
+        print(
+            f"{row['case']}, T={row['shape']['T']:,}: {mine['ms']:.2f} ms{host}, {mine['peak_mib']:.0f} MiB; dense "
+            f"{theirs['ms']:.2f} ms, {theirs['peak_mib']:.0f} MiB: {row['speedup']:.2f} times as fast",
+            file=sys.stderr,
+            flush=True,
+        )
         if args.output:  # after each, so that an interrupt loses nothing
             save(args.output, result(command_line(), args.device, found))
     return 0 if args.output else keep(args, found)
@@ -264,6 +295,8 @@ def main() -> int:
         return keep(args, compare_converted(args.lengths[0] if args.lengths != [8192] else 16384, args.device, args.seconds))
     if args.suite == "linear":
         return linear_attentions(args)
+    if args.suite == "content":
+        return chosen_by_content(args)
     if args.suite == "encoding":
         from longspan.benchmark import encoding  # loads Lightning
 

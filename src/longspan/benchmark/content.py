@@ -1,0 +1,109 @@
+"""Times variants that choose by content beside dense attention of the same heads, forward and backward, in one run.
+
+Legend: B batch, H heads, T tokens, D head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import longspan.attention
+from longspan.benchmark.timing import Work, peak_memory, time_interleaved
+
+WIDTH = 64
+
+
+@dataclass(frozen=True)
+class ContentCase:
+    """A causal variant with its settings, of `heads` heads with `kv_heads` heads of keys and values."""
+
+    name: str
+    variant: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    heads: int = 16
+    kv_heads: int = 16
+
+
+_NSA = {"block_size": 64, "top_k": 16, "window": 512}
+CASES = (
+    ContentCase("nsa 32/2", "nsa", _NSA, 32, 2),
+    ContentCase("nsa 16/4", "nsa", _NSA, 16, 4),
+    ContentCase("moba 512x3", "moba", {"block_size": 512, "top_k": 3}),
+    ContentCase("moba 64x8", "moba", {"block_size": 64, "top_k": 8}),
+    ContentCase("dsa 1024", "dsa", {"top_k": 1024, "warmup_steps": 0}, 16, 1),
+    ContentCase("reformer", "reformer"),
+    ContentCase("routing", "routing"),
+    ContentCase("sinkhorn", "sinkhorn"),
+)
+
+
+def measure(lengths: Sequence[int], device: str, seconds: float = 1.0, only: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
+    """A row a case and length: ms, host ms and peak MiB of each side, bfloat16 on a GPU and float32 on a CPU.
+
+    The dense side is cuDNN's attention on a GPU and torch's own choice on a CPU.
+
+    Args:
+        only: cases whose name holds one of these.
+    """
+    for length in lengths:
+        for case in CASES:
+            if only and not any(text in case.name for text in only):
+                continue
+            sides = {"longspan": ours(case, length, device), "dense": dense(case, length, device)}
+            peaks = {name: peak_memory(work, device) for name, work in sides.items()}
+            taken = time_interleaved(sides, device, seconds, 15, queued=True)
+            yield {
+                "case": case.name,
+                "settings": case.settings,
+                "shape": {"B": 1, "H": case.heads, "Hkv": case.kv_heads, "T": length, "D": WIDTH},
+                "sides": {name: {**taken[name].plain(), "peak_mib": peaks[name] / (1 << 20)} for name in sides},
+                "speedup": taken["dense"].seconds / taken["longspan"].seconds,
+                "memory": peaks["longspan"] / max(1, peaks["dense"]),
+            }
+
+
+def _inputs(case: ContentCase, length: int, device: str) -> tuple[list[Tensor], Tensor]:
+    """q, k and v with gradients, and the gradient of the output."""
+    torch.manual_seed(0)
+    dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
+    shapes = [(1, heads, length, WIDTH) for heads in (case.heads, case.kv_heads, case.kv_heads, case.heads)]
+    q, k, v, gradient = (torch.randn(shape, device=device, dtype=dtype) for shape in shapes)
+    return [x.requires_grad_() for x in (q, k, v)], gradient
+
+
+def ours(case: ContentCase, length: int, device: str) -> Work:
+    """A training step of the variant's layer: gradients of q, k, v and of its parameters."""
+    leaves, gradient = _inputs(case, length, device)
+    make = getattr(longspan.attention, case.variant)
+    module = make(heads=case.heads, kv_heads=case.kv_heads, head_dim=WIDTH, causal=True, max_length=length, **case.settings).to(
+        device
+    )
+    q, k, v = leaves
+    wanted = [*leaves, *(p for p in module.parameters() if p.requires_grad)]
+
+    def both() -> None:
+        torch.autograd.grad(module(q, k, v), wanted, gradient, allow_unused=True)  # an indexer learns by a loss of its own
+
+    return both
+
+
+def dense(case: ContentCase, length: int, device: str) -> Work:
+    """Causal dense attention of the same heads."""
+    leaves, gradient = _inputs(case, length, device)
+    q, k, v = leaves
+    kernels = [SDPBackend.CUDNN_ATTENTION] if device.startswith("cuda") else [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
+    grouped = case.heads != case.kv_heads
+
+    def both() -> None:
+        with sdpa_kernel(kernels):
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+            torch.autograd.grad(out, leaves, gradient)
+
+    return both
