@@ -150,6 +150,7 @@ EXPERIMENTS: dict[str, tuple[Callable[[Path], Path | None], list[str]]] = {
     "gue": (gue, []),
     "dnalongbench": (dnalongbench, []),
     "image_patches": (images, ["data.patch=4"]),
+    "image_shapes": (no_path, ["data.side=64", "data.line=1", "data.num_workers=0"]),
 }
 
 

@@ -88,6 +88,7 @@ TARGETS: dict[str, frozenset[str]] = {
             "longspan.data.NeedleDataModule",
             "longspan.data.PairedDataModule",
             "longspan.data.SelectiveCopyDataModule",
+            "longspan.data.ShapesDataModule",
             "longspan.data.SequenceClassificationDataModule",
             "longspan.data.SequenceRegressionDataModule",
             "longspan.data.SpeciesDataModule",

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from longspan.data.errors import DataFileError
     from longspan.data.genomics import GenomicBenchmarkDataModule
     from longspan.data.images.module import ImageClassificationDataModule
+    from longspan.data.images.shapes import ShapesDataModule
     from longspan.data.labelling import TokenLabellingDataModule
     from longspan.data.large_text import LargeTextDataModule
     from longspan.data.lra.listops_data import ListOpsDataModule
@@ -64,6 +65,7 @@ __all__ = [
     "SelectiveCopyDataModule",
     "SequenceClassificationDataModule",
     "SequenceRegressionDataModule",
+    "ShapesDataModule",
     "Source",
     "SpeciesDataModule",
     "Splits",
@@ -87,6 +89,7 @@ _WHERE = {
     "PathfinderDataModule": "lra.pathfinder_data",
     "ListOpsDataModule": "lra.listops_data",
     "ImageClassificationDataModule": "images.module",
+    "ShapesDataModule": "images.shapes",
     "AssociativeRecallDataModule": "synthetic",
     "InductionDataModule": "synthetic",
     "NeedleDataModule": "synthetic",

@@ -323,6 +323,18 @@ class PathfinderData(Made, ImageTokens):
     test_fraction: SplitShare
 
 
+@settings_of(f"{D}ShapesDataModule")
+class ShapesData(ImageTokens):
+    side: whole(32, meaning="pixels")  # type: ignore[valid-type]
+    distractors: CountOrZero
+    line: whole(1, meaning="pixels")  # type: ignore[valid-type]
+    noise: whole(0, 127, "grey values")  # type: ignore[valid-type]
+    train_examples: Count
+    validation_examples: Count
+    test_examples: Count
+    made_seed: Seed
+
+
 @settings_of(f"{D}RetrievalDataModule")
 class RetrievalData(Data):
     path: FilePath | None
