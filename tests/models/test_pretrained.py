@@ -58,7 +58,7 @@ def folders(tmp_path_factory):
 
 def headed(folder, name, attention=full, **settings):
     sizes = {"causal": name in DECODERS, "vocab_size": 260, "max_length": 64, "path": folder}
-    backbone = huggingface(**sizes, attention=attention, **settings)
+    backbone = huggingface(**{**sizes, **settings}, attention=attention)
     return HeadedModel(backbone, token_head(backbone, LanguageModellingHead, tied=True)).eval()
 
 
@@ -170,6 +170,7 @@ def test_gradients_reach_learned_gates_through_recomputed_layers(folders):
     ("name", "settings", "says"),
     [
         ("llama", {"vocab_size": 100}, "has 260 token ids, the data 100; give its own, data.vocabulary="),
+        ("llama", {"vocab_size": 265}, "has 260 token ids, the data 265"),
         ("llama", {"max_length": 128}, "was made for 64 tokens"),
         ("llama", {"path": "/nowhere"}, "transformers cannot load it"),
     ],
@@ -178,6 +179,22 @@ def test_what_cannot_be_is_said(folders, name, settings, says):
     sizes = {"causal": True, "vocab_size": 260, "max_length": 64, "path": folders[name], "attention": full}
     with pytest.raises(ConfigError, match=says):
         huggingface(**{**sizes, **settings})
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bert"])
+def test_specials_that_a_tokenizer_lacks_get_rows_of_their_own(folders, name):
+    """A vocabulary adds a mask to a decoder's tokenizer: one id more than the checkpoint has."""
+    tokens, _, _ = batch()
+    model, right = headed(folders[name], name, vocab_size=262), theirs(folders[name], name)
+    with torch.no_grad():
+        ours, wanted = model(tokens), right(input_ids=tokens).logits
+        assert ours.shape[-1] == 262 and (ours[..., :260] - wanted).abs().max() < 1e-4 * wanted.abs().max()
+        added = ours[..., 260:] - wanted.mean(-1, keepdim=True)
+        assert added.abs().max() < 1e-4 * wanted.abs().max(), "the mean embedding has the mean logit"
+        torch.testing.assert_close(
+            model.backbone.embedding.weight[260:], right.get_input_embeddings().weight.mean(0).expand(2, -1)
+        )
+        assert model(torch.full_like(tokens, 261)).isfinite().all()
 
 
 def test_models_that_change_scores_are_refused(tmp_path):

@@ -26,6 +26,7 @@ from longspan.models.transformer import check_tokens, parameter_count
 IMPLEMENTATION = "longspan_layers"
 OURS = "longspan_attention"  # where an attention module of transformers finds the one that stands in for it
 LEAST_SHARE = 0.9  # of a checkpoint's token ids that the data's vocabulary must have; some are padded to a round number
+SPECIALS = 4  # padding, start, mask and end: a vocabulary adds those that its tokenizer lacks, most often the mask
 
 # what changes scores or logits in a way that attention variants and heads do not have
 UNSERVED = {
@@ -191,7 +192,8 @@ def huggingface(
 
     Args:
         causal: which kind of model the task wants; a decoder stays one.
-        vocab_size: token ids of the data, which must be those of the checkpoint.
+        vocab_size: token ids of the data, which must be those of the checkpoint; up to four specials behind them, which the
+            checkpoint's tokenizer lacks, get the mean embedding.
         path: a folder that `save_pretrained` wrote, or a name on the Hub.
         pretrained: False takes sizes alone from it, with weights at random.
 
@@ -199,6 +201,9 @@ def huggingface(
         ConfigError: no such model, one that cannot be served, or data of another vocabulary.
     """
     network = _network(path, causal, pretrained)
+    known = int(network.get_input_embeddings().weight.shape[0])
+    if known < vocab_size <= known + SPECIALS:
+        _add_embeddings(network, known, vocab_size)
     backbone = PretrainedTransformer(network, name=path, max_length=max_length, attention=attention, replaced=replaced_layers)
     if not LEAST_SHARE * backbone.vocab_size <= vocab_size <= backbone.vocab_size:
         fix = f"has {backbone.vocab_size} token ids, the data {vocab_size}; give its own, data.vocabulary={path}"
@@ -235,6 +240,17 @@ def _network(path: str, causal: bool, pretrained: bool) -> Any:
         fix = f"transformers cannot load it ({reason}); give a folder with config.json and model.safetensors"
         raise wrong_value("model.path", path, fix) from error
     return network.train()  # transformers hands it out for evaluation, and a trainer leaves modes as they are
+
+
+@torch.no_grad()
+def _add_embeddings(network: Any, known: int, wanted: int) -> None:
+    """Rows for tokens that a checkpoint does not know, each the mean of the known: such a token is as unlikely as any."""
+    network.resize_token_embeddings(wanted, mean_resizing=False)
+    for layer in (network.get_input_embeddings(), network.get_output_embeddings()):
+        for name in ("weight", "bias"):
+            rows = getattr(layer, name, None)
+            if rows is not None and len(rows) == wanted:  # tied: written twice alike
+                rows[known:] = rows[:known].mean(0)
 
 
 def attention_layers(body: nn.Module) -> list[Any]:
