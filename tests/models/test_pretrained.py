@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,7 @@ ENCODERS = {
     "modernbert": lambda: transformers.ModernBertConfig(**SIZES, local_attention=8, global_attn_every_n_layers=2),
 }
 T = 24
+TEXT = "We the people of the United States, in order"
 
 
 @pytest.fixture(scope="module")
@@ -212,6 +214,47 @@ def test_a_folder_that_is_not_there_is_named_before_torch_is_loaded(tmp_path):
         check_job(CONF, ["model=huggingface", f"model.path={tmp_path}"], output_dir=tmp_path / "run")
     with pytest.raises(ConfigError, match=r"model\.path"):
         check_job(CONF, ["model=huggingface"], output_dir=tmp_path / "run")
+
+
+@pytest.mark.parametrize("kind", ["llama", "bert"])
+def test_a_sparsified_model_goes_back_to_transformers(folders, tmp_path, kind):
+    import longspan
+    from longspan.integrations.huggingface import register
+    from longspan.training.run import run
+
+    task = "language_modelling" if kind == "llama" else "masked_modelling"
+    words = [f"model.path={folders[kind]}", f"task={task}", "attention=local", "attention.window=16", "data.max_length=64"]
+    short = ["trainer.max_steps=2", "trainer.val_check_interval=2", "data.max_validation_windows=2", "data.max_test_windows=2"]
+    run(config_for(["experiment=sparsify", *words, *short, "logger=none", "callbacks.progress=null"], tmp_path / "run", CONF))
+    trained = longspan.load(tmp_path / "run")
+    folder = trained.save_transformers(tmp_path / "out")
+    (line,) = re.findall(r'attn_implementation="(.*)"', (folder / "README.md").read_text())
+    register()
+    auto = transformers.AutoModelForCausalLM if kind == "llama" else transformers.AutoModelForMaskedLM
+    again = auto.from_pretrained(folder, attn_implementation=line).eval()
+    tokens = torch.tensor([transformers.AutoTokenizer.from_pretrained(folder)(TEXT).input_ids])
+    assert list(trained.vocabulary.encode(TEXT)) == tokens[0, int(kind == "llama") :].tolist()
+    with torch.no_grad():
+        right, started = trained.model(tokens), headed(folders[kind], kind)(tokens)
+        torch.testing.assert_close(again(tokens).logits, right, rtol=1e-4, atol=1e-5)
+    assert (right - started).abs().max() > 1e-4, "the weights are those that were trained"
+
+
+def test_what_transformers_has_no_class_for_stays(folders, tmp_path):
+    import longspan
+    from longspan.training.run import run
+
+    words = [
+        "model.layers=1",
+        "model.width=32",
+        "model.heads=2",
+        "trainer.max_steps=1",
+        "logger=none",
+        "callbacks.progress=null",
+    ]
+    run(config_for([*words, "data.max_length=64", "data.max_test_windows=1"], tmp_path / "run", CONF))
+    with pytest.raises(TypeError, match=r"own blocks; save_pretrained writes it"):
+        longspan.load(tmp_path / "run").save_transformers(tmp_path / "out")
 
 
 @pytest.mark.parametrize(

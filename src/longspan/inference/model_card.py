@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 LIBRARY = "longspan"
 
 
-def model_card(record: Mapping[str, Any] | None, config: Mapping[str, Any], task: str, parameters: int) -> str:
-    """Markdown: what the model is, its accuracy beside the trivial baseline, its cost, and the command that made it."""
+LOADING = ("import longspan", 'model = longspan.load("FOLDER")', "model.predict([...])")
+
+
+def model_card(
+    record: Mapping[str, Any] | None,
+    config: Mapping[str, Any],
+    task: str,
+    parameters: int,
+    *,
+    use: Sequence[str] = LOADING,
+) -> str:
+    """Markdown: what the model is, its accuracy beside the trivial baseline, its cost, the command that made it, and the lines
+    of Python that load it.
+    """
     record = record or {}
     lines = [
         "---",
@@ -40,14 +52,7 @@ def model_card(record: Mapping[str, Any] | None, config: Mapping[str, Any], task
         lines += ["## Command", "", *(f"    {line}" for line in str(record["command"]).splitlines()), ""]
         made = [f"seed {record.get('seed')}", f"commit {record.get('commit')}", f"started {record.get('started')}"]
         lines += [", ".join(made) + ".", ""]
-    lines += [
-        "## Use",
-        "",
-        "    import longspan",
-        '    model = longspan.load("FOLDER")',
-        "    model.predict([...])",
-        "",
-    ]
+    lines += ["## Use", "", *(f"    {line}" for line in use), ""]
     return "\n".join(lines)
 
 

@@ -14,7 +14,9 @@ from longspan.config.errors import CheckpointError
 from longspan.config.from_checkpoint import check_checkpoint_config, check_weights
 from longspan.inference.model_card import model_card
 from longspan.inference.tokenizer_files import write_tokenizer
-from longspan.tasks import LanguageModelling
+from longspan.models import PretrainedTransformer
+from longspan.patterns import PatternError, parse_pattern
+from longspan.tasks import LanguageModelling, MaskedModelling
 
 if TYPE_CHECKING:
     from longspan.inference.trained_model import TrainedModel
@@ -56,6 +58,45 @@ def save(model: TrainedModel, folder: Path) -> Path:
     card = model_card(model.record, model.config, task, sum(p.numel() for p in model.model.parameters()))
     (folder / CARD_FILE).write_text(card, encoding="utf-8")
     return folder
+
+
+def save_network(model: TrainedModel, folder: Path) -> Path:
+    """See `TrainedModel.save_transformers`."""
+    backbone, task = model.model.backbone, type(model.task).__name__
+    if not isinstance(backbone, PretrainedTransformer):
+        raise TypeError("save_transformers: this model is of this project's own blocks; save_pretrained writes it")
+    if not isinstance(model.task, (LanguageModelling, MaskedModelling)):
+        raise TypeError(f"save_transformers: transformers does not know the head of {task}; save_pretrained writes it")
+    backbone.network.save_pretrained(folder)
+    begins = isinstance(model.task, LanguageModelling)
+    write_tokenizer(model.vocabulary, folder, max_length=backbone.max_length, begins=begins)
+    parameters = sum(p.numel() for p in backbone.network.parameters())
+    card = model_card(model.record, model.config, task, parameters, use=_loading(backbone, begins))
+    (folder / CARD_FILE).write_text(card, encoding="utf-8")
+    return folder
+
+
+def _loading(backbone: PretrainedTransformer, causal: bool) -> list[str]:
+    """The lines that load a network; with its attention where all layers have one pattern, all its own."""
+    auto = "AutoModelForCausalLM" if causal else "AutoModelForMaskedLM"
+    patterns = {repr(getattr(module, "pattern", None)) for module in backbone.attention_modules()}
+    (pattern,) = patterns if len(patterns) == 1 else (None,)
+    if pattern is None or not _is_expression(pattern):
+        return [f"from transformers import {auto}", f'model = {auto}.from_pretrained("FOLDER")']
+    return [
+        f"from transformers import {auto}",
+        "from longspan.integrations.huggingface import register",
+        "register()",
+        f'model = {auto}.from_pretrained("FOLDER", attn_implementation="longspan:{pattern}")',
+    ]
+
+
+def _is_expression(text: str) -> bool:
+    try:
+        parse_pattern(text)
+    except PatternError:
+        return False
+    return True
 
 
 ARCHITECTURES = {

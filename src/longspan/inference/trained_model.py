@@ -199,6 +199,23 @@ class TrainedModel:
 
         return save(self, Path(folder))
 
+    def save_transformers(self, folder: str | Path) -> Path:
+        """Writes a model of `model=huggingface` as transformers' own: the network with the weights it has now, a tokenizer and
+        a model card. `AutoModelForCausalLM.from_pretrained(folder)` reads it, where this project is not installed too.
+
+        The folder's model attends as it did before the run, unless it is loaded with `attn_implementation=`: the model card
+        gives the words where one pattern says what all layers do. Parameters of an attention variant stay behind.
+
+        Returns:
+            The folder.
+
+        Raises:
+            TypeError: the model is not of `model=huggingface`, or not a language model.
+        """
+        from longspan.inference.pretrained import save_network
+
+        return save_network(self, Path(folder))
+
     def __repr__(self) -> str:
         attention, count = self.config.get("attention_name"), sum(p.numel() for p in self.model.parameters())
         return f"TrainedModel({type(self.task).__name__}, attention={attention}, {count:,} parameters, {self.device})"

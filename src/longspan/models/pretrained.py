@@ -89,6 +89,7 @@ class PretrainedTransformer(nn.Module):
         self.body = body
         self.vocab_size, self.width = self.embedding.weight.shape
         self.__dict__["_head"] = head_of(network)  # registered by the task that uses it alone
+        self.__dict__["network"] = network  # as transformers saves it; its parameters are those of body and head
         layers = attention_layers(body)
         if not layers:
             raise wrong_value(
