@@ -25,7 +25,9 @@ def main() -> int:
     )
     parser.add_argument("-o", "--output", required=True, metavar="DIR", help="folder to write the report to")
     parser.add_argument("--cost", default="flops", choices=list(COST_AXES), help="cost axis of the pictures (default: flops)")
-    parser.add_argument("--reference", default="full", help="variant that others are compared with (default: full)")
+    parser.add_argument(
+        "--reference", default="full", help="variant, or label in the tables, that others are compared with (default: full)"
+    )
     parser.add_argument("--title", default="Accuracy against cost", help="title of the report")
     parser.add_argument("--records", action="store_true", help="copy the records to DIR/records, to make the report from again")
     parser.add_argument(

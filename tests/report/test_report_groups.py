@@ -111,6 +111,16 @@ def test_the_reference_may_be_another(tmp_path):
     assert rows_of(section)[1].difference.mean == pytest.approx(0.25)
 
 
+def test_the_reference_may_be_a_label_where_variants_are_the_same(tmp_path):
+    for seed in (0, 1):
+        leave(tmp_path, f"none{seed}", "local", seed, 0.5 + seed / 10, model__stem=None)
+        leave(tmp_path, f"seven{seed}", "local", seed, 0.75 + seed / 10, model__stem=7)
+    section, _ = only_section(tmp_path, reference="local (stem=none)")
+    assert [group.label for group in section.groups] == ["local (stem=none)", "local (stem=7)"]
+    assert section.difference(section.groups[0], "accuracy") is None
+    assert rows_of(section)[1].difference.mean == pytest.approx(0.25)
+
+
 def test_nothing_found_says_where(tmp_path):
     with pytest.raises(RecordError, match=str(tmp_path)):
         collect([tmp_path])

@@ -113,10 +113,14 @@ class Section:
     def primary(self) -> str | None:
         return next(iter(self.metrics), None)
 
+    def is_reference(self, variant: str, label: str) -> bool:
+        """Whether `reference` names a group, by its variant or by its whole label, as `local (stem=7)`."""
+        return self.reference in (variant, label)
+
     def reference_of(self, group: RunGroup) -> RunGroup | None:
         """The reference group whose settings are the group's own but for the attention, else the only one there is."""
-        candidates = [other for other in self.groups if other.variant == self.reference and other is not group]
-        if group.variant == self.reference:
+        candidates = [other for other in self.groups if self.is_reference(other.variant, other.label) and other is not group]
+        if self.is_reference(group.variant, group.label):
             return None
         rest = _without_attention(group.settings)
         same = [other for other in candidates if _without_attention(other.settings) == rest]
@@ -151,7 +155,7 @@ def sections(collection: Collection, reference: str = "full") -> tuple[list[Sect
         kept, left_out = _latest_of_each(runs)
         repeats += left_out
         groups = _labelled(kept)
-        groups.sort(key=lambda group: (group.variant != reference, group.label))
+        groups.sort(key=lambda group: (reference not in (group.variant, group.label), group.label))
         found.append(Section(_title(runs[0].record), groups, reference, _metrics(kept)))
     return found, repeats
 

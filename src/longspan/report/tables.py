@@ -129,7 +129,7 @@ def cells(section: Section, row: Row) -> list[str]:
 
 
 def _difference(section: Section, row: Row) -> str:
-    if row.variant == section.reference:
+    if section.is_reference(row.variant, row.label):
         return "reference"
     if row.difference is None:
         return MISSING

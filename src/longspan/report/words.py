@@ -33,7 +33,7 @@ def finding(section: Section, rows: Sequence[Row], cost: str) -> str:
     said += "."
     if unequal := differing(section):
         said = f"Not comparable as they stand: {'; '.join(unequal)}. Among all of them: {said}"
-    reference = next((row for row in known if row.variant == section.reference), None)
+    reference = next((row for row in known if section.is_reference(row.variant, row.label)), None)
     said += _cheapest_as_good(known, reference, name, words, higher)
     losers = [row.label for row in known if row.beats is False]
     if losers:
