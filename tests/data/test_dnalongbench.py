@@ -5,7 +5,7 @@ import pytest
 
 from longspan.config.errors import ConfigError
 from longspan.data import DNALongBenchDataModule
-from longspan.data.dnalongbench import read_config
+from longspan.data.dnalongbench.layout import read_config
 from longspan.data.errors import DataFileError
 from longspan.report.published import published_for
 
@@ -189,8 +189,12 @@ def test_folders_and_names_that_are_not_there(tmp_path):
         DNALongBenchDataModule().setup()
     with pytest.raises(ConfigError, match=r"CRISPRi_EPI_K562_hg19.config is no file; give the folder that holds"):
         DNALongBenchDataModule(path=str(tmp_path)).setup()
-    with pytest.raises(ConfigError, match=r"data\.dataset='?eqtl.*enhancer_target_gene"):
-        DNALongBenchDataModule(dataset="eqtl")
+    with pytest.raises(ConfigError, match=r"data\.dataset='?contacts.*enhancer_target_gene, eqtl"):
+        DNALongBenchDataModule(dataset="contacts")
+    with pytest.raises(ConfigError, match=r"gtex_hg38.Thyroid.config is no file; give the folder that holds eQTL/"):
+        DNALongBenchDataModule(path=str(tmp_path), dataset="eqtl", tissue="Thyroid").setup()
+    with pytest.raises(ConfigError, match=r"data\.tissue='?Liver.*Whole_Blood"):
+        DNALongBenchDataModule(dataset="eqtl", tissue="Liver")
 
 
 def test_published_figures_stand_beside():

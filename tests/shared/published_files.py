@@ -121,6 +121,35 @@ def enhancer_target_gene(
     return folder
 
 
+def eqtl(folder: Path, chromosomes: dict[str, str], pairs: list[str], variants: list[str], **sizes: int) -> Path:
+    """A genome, a table of pairs (words as of `PAIR`, then two alleles), a BED of variants, and whole blood's config."""
+    own = folder / "eQTL"
+    (own / "config").mkdir(parents=True, exist_ok=True)
+    (own / "genome.fa").write_text("".join(f">{name}\n{bases}\n" for name, bases in chromosomes.items()))
+    table = ["\t".join(line.split()) for line in (f"{PAIR} allele1 allele2", *pairs)]
+    (own / "pairs.tsv").write_text("\n".join(table) + "\n")
+    with gzip.open(own / "variants.bed.gz", "wt") as file:
+        file.write("".join("\t".join(line.split()) + "\n" for line in variants))
+    config = ["genome_fa genome.fa str", "eQTL_file pairs.tsv str", "eQTL_tabix_file variants.bed.gz str", "verbose 1 int"]
+    config += [f"{key} {value} int" for key, value in sizes.items()]
+    (own / "config" / "gtex_hg38.Whole_Blood.config").write_text("\n".join(config) + "\n")
+    return folder
+
+
+def dnalongbench_eqtl(folder: Path) -> Path:
+    """Eight pairs a split on a chromosome of 4,000 bases; every other variant loses two bases."""
+    bases, pairs = sequences(1, 4000)[0], []
+    for split in ("train", "valid", "test"):
+        for n in range(8):
+            gene, at, size = 200 + 20 * n, 900 - 10 * n, 1 + 2 * (n % 2)
+            own, target = bases[at : at + size].upper(), ("negative", "positive")[n // 2 % 2]
+            other = own[0] if size > 1 else "ACGT"["CGTA".index(own)]
+            place = f"chr1 {gene} {gene + 30} chr1 {at} {at + size} g{n} + v{n}"
+            pairs.append(f"{place} {target} {split} {own} {other}")
+    flanks = {f"{what}_flank_{side}": 20 for what in ("tss", "region") for side in ("upstream", "downstream")}
+    return eqtl(folder, {"chr1": bases}, pairs, ["chr1 500 501"], seq_len_cutoff=1000, **flanks)
+
+
 def dnalongbench(folder: Path) -> Path:
     """Eight pairs a split on a chromosome of 4,000 bases."""
     pairs = []
@@ -149,6 +178,7 @@ EXPERIMENTS: dict[str, tuple[Callable[[Path], Path | None], list[str]]] = {
     "nucleotide_transformer": (nucleotide_transformer, []),
     "gue": (gue, []),
     "dnalongbench": (dnalongbench, []),
+    "dnalongbench_eqtl": (dnalongbench_eqtl, []),
     "image_patches": (images, ["data.patch=4"]),
     "image_shapes": (no_path, ["data.side=64", "data.line=1", "data.num_workers=0"]),
 }

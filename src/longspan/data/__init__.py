@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from longspan.data.classification import SequenceClassificationDataModule
-    from longspan.data.dnalongbench import DNALongBenchDataModule
+    from longspan.data.dnalongbench.module import DNALongBenchDataModule
     from longspan.data.errors import DataFileError
     from longspan.data.genomics import GenomicBenchmarkDataModule
     from longspan.data.images.module import ImageClassificationDataModule
@@ -78,7 +78,7 @@ __all__ = [
 ]
 _WHERE = {
     "GenomicBenchmarkDataModule": "genomics",
-    "DNALongBenchDataModule": "dnalongbench",
+    "DNALongBenchDataModule": "dnalongbench.module",
     "CompressionDataModule": "synthetic",
     "MemorisationDataModule": "synthetic",
     "InContextRecallDataModule": "synthetic",

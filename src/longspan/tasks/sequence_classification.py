@@ -115,10 +115,11 @@ class SequenceClassification(AveragesStrands, WeighsClasses, Task):
         tokens, widths = self.entry(batch, "tokens"), batch.get("widths")
         if widths is None or self.training or not self.model.backbone.depends_on_padding:
             return self.model(tokens, lengths=batch.get("lengths"), segments=batch.get("segments")).float()  # (B, K)
-        logits = torch.zeros((len(tokens), self.num_classes), device=tokens.device)
+        logits = torch.zeros((len(widths), self.num_classes), device=tokens.device)
         for width in sorted(set(widths)):
-            rows = [row for row, own in enumerate(widths) if own == width]
-            logits[rows] = self.model(tokens[rows, :width], lengths=self.entry(batch, "lengths")[rows]).float()
+            found = [number for number, own in enumerate(widths) if own == width]
+            rows = [self.members * number + member for number in found for member in range(self.members)]
+            logits[found] = self.model(tokens[rows, :width], lengths=self.entry(batch, "lengths")[rows]).float()
         return logits
 
     def probabilities(self, logits: Tensor) -> Tensor:

@@ -351,6 +351,17 @@ class GenomicBenchmarkData(Data):
 
 @settings_of(f"{D}DNALongBenchDataModule")
 class DNALongBenchData(Data):
-    dataset: Literal["enhancer_target_gene"]
+    dataset: Literal["enhancer_target_gene", "eqtl"]
+    tissue: Literal[
+        "Adipose_Subcutaneous",
+        "Artery_Tibial",
+        "Cells_Cultured_fibroblasts",
+        "Muscle_Skeletal",
+        "Nerve_Tibial",
+        "Skin_Not_Sun_Exposed_Suprapubic",
+        "Skin_Sun_Exposed_Lower_leg",
+        "Thyroid",
+        "Whole_Blood",
+    ] = "Whole_Blood"
     path: FilePath | None
     pad_to_multiple: Count | None

@@ -9,17 +9,16 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 
 from longspan.config.errors import wrong_value
 from longspan.data import settings
+from longspan.data.batches import PairCollate
 from longspan.data.errors import DataFileError, each
 from longspan.data.files import read_bytes
 from longspan.data.labelled import LabelledDataModule, LabelledSet
 from longspan.data.lra.files import split_files
 from longspan.data.lra.listops_data import PAPER
 from longspan.data.values import Loading, gathered
-from longspan.data.vocabularies import Vocabulary
 
 COLUMNS = ("label", "input1_id", "input2_id", "text1", "text2")
 
@@ -71,7 +70,7 @@ class RetrievalDataModule(LabelledDataModule):
         return self._labelled()["test"]
 
     def _options(self, names: bool = False) -> dict[str, Any]:
-        return {**super()._options(names), "collate_fn": PairCollate(self.max_length, self.vocabulary)}
+        return {**super()._options(names), "collate_fn": PairCollate(self.max_length, self.vocabulary.pad_id)}
 
     @property
     def to_record(self) -> dict[str, Any]:
@@ -83,24 +82,3 @@ def as_read(text: bytes) -> bytes:
     text = text.strip(b'"')
     quoted = len(text) > 2 and text[:2] in (b"b'", b'b"') and text[-1:] == text[1:2]
     return text[2:-1] if quoted else text
-
-
-class PairCollate:
-    """Stacks pairs of texts, the two of a pair one after the other."""
-
-    def __init__(self, max_length: int, vocabulary: Vocabulary):
-        self.max_length, self.pad_id = max_length, vocabulary.pad_id
-
-    def __call__(self, items: list[dict]) -> dict[str, Any]:
-        rows = [text for item in items for text in item["tokens"]]
-        tokens = np.full((len(rows), self.max_length), self.pad_id, dtype=np.int64)
-        for place, row in zip(tokens, rows, strict=True):
-            place[: len(row)] = row
-        batch = {
-            "tokens": torch.from_numpy(tokens),
-            "lengths": torch.tensor([len(row) for row in rows]),
-            "ids": [item["id"] for item in items],
-        }
-        if "target" in items[0]:
-            batch["labels"] = torch.tensor([int(item["target"]) for item in items])
-        return batch
