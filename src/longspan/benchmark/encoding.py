@@ -1,8 +1,9 @@
-"""Times data: bases a second that one core reads from FASTA into tokens, and tokens a second that the loader hands out."""
+"""Times data: bases a second that one core reads from FASTA into tokens, and milliseconds in which it makes a batch."""
 
 from __future__ import annotations
 
 import gzip
+import itertools
 import os
 import tempfile
 import time
@@ -12,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from longspan.data import NUCLEOTIDES, GenomeDataModule
+from longspan.data import NUCLEOTIDES, GenomeDataModule, ShapesDataModule, TokenLabellingDataModule
+from longspan.data.base import SequenceDataModule
 from longspan.data.encoded_genomes import encoded
 from longspan.data.readers import read_fasta
 
 BASES, LINE = 24_000_000, 60
-WINDOW, BATCHES = 1 << 20, 16
 
 
 def genome(seed: int = 0) -> bytes:
@@ -49,8 +50,23 @@ def stored(path: Path, folder: str) -> None:
         os.environ |= {} if before is None else {"LONGSPAN_CACHE": before}
 
 
+def handed_out(case: str, data: SequenceDataModule, batches: int, repeats: int) -> dict[str, Any]:
+    """A row of what the training loader makes without workers: `batch_ms` is processor time a batch."""
+    loader = data.train_dataloader()
+
+    def go_through() -> None:
+        for _ in itertools.islice(loader, batches):
+            pass
+
+    go_through()  # files are read and mapped
+    row = seconds(go_through, repeats)
+    tokens = batches * data.batch_size * data.max_length
+    rates = {"per_second": tokens / row["processor_seconds"], "batch_ms": 1000 * row["processor_seconds"] / batches}
+    return {"case": case, "tokens": tokens, **row, **rates}
+
+
 def measure(repeats: int = 5) -> list[dict[str, Any]]:
-    """A row a kind of file, and one for random windows of 1,048,576 bases; `per_second` is by processor time, of one core."""
+    """A row a kind of file, and one a kind of batch; `per_second` is by processor time, of one core."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         text = genome()
@@ -64,13 +80,17 @@ def measure(repeats: int = 5) -> list[dict[str, Any]]:
             for case, work in works.items():
                 row = seconds(work, repeats)
                 rows.append({"case": case, "bases": BASES, **row, "per_second": BASES / row["processor_seconds"]})
-        data = GenomeDataModule(
-            str(Path(folder) / "genome.fa"), windows="random", epoch_windows=BATCHES, max_length=WINDOW, batch_size=1
-        )
-        loader = data.train_dataloader()
-        row = seconds(lambda: [batch["tokens"].shape for batch in loader], repeats)
-    tokens = BATCHES * WINDOW
-    rows.append(
-        {"case": "random windows of 1,048,576", "tokens": tokens, **row, "per_second": tokens / row["processor_seconds"]}
-    )
+        genome_file = str(Path(folder) / "genome.fa")
+        drawn: dict[str, Any] = {"windows": "random", "epoch_windows": 1 << 16}
+        labelled = TokenLabellingDataModule(bundled="h37rv", max_length=1 << 14, batch_size=4, **drawn)
+        strands = TokenLabellingDataModule(bundled="h37rv", max_length=1 << 14, batch_size=4, reverse_complement=True, **drawn)
+        long = GenomeDataModule(genome_file, max_length=1 << 20, batch_size=1, **drawn)
+        images = ShapesDataModule(train_examples=64, validation_examples=1, test_examples=1, batch_size=4)
+        for case, data, batches in (
+            ("4 labelled windows of 16,384 bases", labelled, 64),
+            ("4 labelled windows of 16,384 bases, either strand", strands, 64),
+            ("1 window of 1,048,576 bases", long, 16),
+            ("4 drawn images of 16,384 patches", images, 8),
+        ):
+            rows.append(handed_out(f"a batch of {case}", data, batches, repeats))
     return rows
