@@ -31,14 +31,25 @@ def off(a: torch.Tensor, b: torch.Tensor) -> float:
 )
 @pytest.mark.parametrize("delta", [False, True])
 def test_every_gradient(call, dtype, delta):
-    call = LinearCall(**{**vars(call), "delta": delta})
+    compare(LinearCall(**{**vars(call), "delta": delta}), dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("widths", [(16, 16), (32, 64), (64, 32), (64, 256), (128, 64), (128, 128), (256, 64), (256, 256)])
+def test_every_width_of_the_delta_rule(widths, dtype):
+    """Compilers make wrong code of some widths: each has kernels of its own."""
+    D, Dv = widths
+    compare(LinearCall(H=2, shared=2, T=390, D=D, Dv=Dv, decay=0.1, state=True, lengths=True, delta=True), dtype)
+
+
+def compare(call, dtype):
     given, leaves = {}, {}
     for name, x in call.tensors().items():
         if x is not None:
             x = x.cuda().to(dtype if name in "qkv" else torch.float32)
             given[name], leaves[name] = x.detach().requires_grad_(), x.detach().double().requires_grad_()
     rest = {name: None if x is None else x.cuda() for name, x in call.places().items()}
-    op = gated_delta_rule if delta else linear_attention
+    op = gated_delta_rule if call.delta else linear_attention
     out, state = op(**given, return_state=True, scale=0.1, backend="triton", **rest)
     # Plain torch by chunks, which tests on a CPU hold to the reference.
     expected, last = op(**leaves, return_state=True, scale=0.1, backend="chunked", **rest)

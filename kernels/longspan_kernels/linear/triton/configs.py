@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from longspan_kernels.launch.launcher import Launch
+from longspan_kernels.launch.launcher import Launch, capability_of
 
 PROGRAMS = 4  # a processor: a sequence is cut into segments until there are about as many
 LEAST_CHUNKS = 4  # a segment: below that, its state costs more than it saves
@@ -46,6 +46,20 @@ def tile_for(kernel: str, width: int, columns: int, dtype: torch.dtype) -> Tile:
     return Tile(tile.tokens, min(tile.columns, columns), tile.launch)
 
 
+DELTA_KERNELS = (
+    *("invert_systems", "make_operands", "run_states", "read_states"),
+    *("local_gradients", "run_states_back", "finish_gradients"),
+)
+
+
+def narrowest(device: torch.device) -> int:
+    """The least width that heads are padded to for the delta rule's kernels.
+
+    Compiled for Hopper by Triton 3.6, products of fewer columns in one kernel give wrong results (triton#11366).
+    """
+    return 64 if device.type == "cuda" and capability_of(device)[0] == 9 else 16
+
+
 @dataclass(frozen=True)
 class DeltaTile:
     """Columns of v at a time, and how a kernel of the delta rule is compiled."""
@@ -64,25 +78,22 @@ class DeltaTiles:
 
 def delta_tiles(width: int, dtype: torch.dtype) -> DeltaTiles:
     """The tiles of the gated delta rule for heads of this width, by hand: whole states of a head are in registers."""
-    narrow = dtype == torch.bfloat16
-    warps = 4 if width <= 64 else 8
-    tokens = 64 if narrow or width <= 64 else 32
-    if width > 128 and not narrow:
-        tokens = 16
-    columns = 32 if width <= 128 else 16
-    stages = 2 if narrow and width <= 128 else 1
-    parallel = DeltaTile(64 if narrow else 32, Launch(warps, stages))
-    along = DeltaTile(columns, Launch(4, stages))
-    alone = DeltaTile(64 if narrow else 32, Launch(4, 1))
+    if dtype == torch.float32:
+        alone = DeltaTile(32 if width <= 128 else 16, Launch(4, 1))
+        return DeltaTiles(32 if width <= 64 else 16, dict.fromkeys(DELTA_KERNELS, alone))
+    # Programs that go from chunk to chunk wait for memory: as deep a pipeline as fits. 16 columns of them make Triton 3.6
+    # read out of bounds on Hopper.
+    along = DeltaTile(32, Launch(4, 3 if width <= 128 else 1))
+    parallel = DeltaTile(64, Launch(4 if width <= 64 else 8, 2 if width <= 128 else 1))
     return DeltaTiles(
-        tokens,
+        64,
         {
-            "invert_systems": alone,
-            "make_operands": alone,
+            "invert_systems": DeltaTile(64, Launch(1, 1)),
+            "make_operands": DeltaTile(64, Launch(4, 1)),
             "run_states": along,
             "read_states": parallel,
             "local_gradients": parallel,
             "run_states_back": along,
-            "finish_gradients": DeltaTile(parallel.columns, Launch(8, 1)),
+            "finish_gradients": DeltaTile(64, Launch(4 if width <= 64 else 8, 1)),
         },
     )

@@ -2,6 +2,8 @@
 
 No result of a product is transposed and taken into another: on Hopper, Triton 3.4 to 3.7 makes wrong code of that. What is
 needed both ways is computed both ways.
+
+Loops of `finish_gradients` stay loops: unrolled, its float32 products took two minutes to compile for wide heads.
 """
 
 # ruff: noqa: SIM108 (compile-time branches stay statements)
@@ -135,7 +137,7 @@ def through_states(X, STATES, x_t, rows, xs, ok, scale, S: tl.constexpr, TYPE: t
     BX: tl.constexpr = S.BX
     BZ: tl.constexpr = S.BZ
     found = tl.zeros((C, BX), tl.float32)
-    for z in tl.static_range(DV // BZ):
+    for z in tl.range(DV // BZ):
         zs = z * BZ + tl.arange(0, BZ)
         state = tl.load(STATES + xs[:, None] * DV + zs[None, :])
         x = rows_of(X, x_t, rows, zs, ok, TYPE)
@@ -190,7 +192,7 @@ def finish_gradients(
     dsystem_t = tl.zeros((C, C), tl.float32)
     dbeta = tl.zeros((C,), tl.float32)
     dg = tl.zeros((C,), tl.float32)
-    for z in tl.static_range(DV // BZ):
+    for z in tl.range(DV // BZ):
         zs = z * BZ + tl.arange(0, BZ)
         entries = rows[:, None] * DV + zs[None, :]
         do = rows_of(o_rows, o_t, rows, zs, ok, TYPE)
@@ -207,14 +209,14 @@ def finish_gradients(
         at = GRAD_V + token * DV + entries
         tl.store(at, (to_values * beta[:, None]).to(GRAD_V.dtype.element_ty), mask=exists[:, None])
     # What comes through the right-hand side of the state.
-    for x in tl.static_range(D // BX):
+    for x in tl.range(D // BX):
         xs = x * BX + tl.arange(0, BX)
         erased = -through_states(DVALUES, STATES, DV, rows, xs, every, 1.0, S, TYPE, PRECISION)
         erased = tl.dot(turned, erased.to(TYPE), input_precision=PRECISION)
         made = tl.load(FROM_STATE + place * D + rows[:, None] * D + xs[None, :])
         dsystem -= tl.dot(erased.to(TYPE), tl.trans(made), input_precision=PRECISION)
         erased_t = tl.zeros((BX, C), tl.float32)
-        for z in tl.static_range(DV // BZ):
+        for z in tl.range(DV // BZ):
             zs = z * BZ + tl.arange(0, BZ)
             state = tl.load(STATES + xs[:, None] * DV + zs[None, :])
             dvalues = tl.load(DVALUES + rows[:, None] * DV + zs[None, :])
@@ -237,7 +239,7 @@ def finish_gradients(
     both = (weighted + weighted_t).to(TYPE)
     dscores, dscores_t = (dscores * within * scale).to(TYPE), (dscores_t * within_t * scale).to(TYPE)
     crossing = tl.zeros((BX,), tl.float32)
-    for x in tl.static_range(D // BX):
+    for x in tl.range(D // BX):
         xs = x * BX + tl.arange(0, BX)
         entries = rows[:, None] * D + xs[None, :]
         q, k = rows_of(q_rows, q_t, rows, xs, ok, TYPE), rows_of(k_rows, k_t, rows, xs, ok, TYPE)
@@ -246,7 +248,7 @@ def finish_gradients(
         dk = through_states(VALUES, BACK, DV, rows, xs, every, 1.0, S, TYPE, PRECISION) * onto[:, None]
         dk = tl.dot(dscores_t, q, dk, input_precision=PRECISION)
         dg += tl.sum(q.to(tl.float32) * dq, 1) - tl.sum(k.to(tl.float32) * dk, 1)
-        for z in tl.static_range(DV // BZ):
+        for z in tl.range(DV // BZ):
             zs = z * BZ + tl.arange(0, BZ)
             at = xs[:, None] * DV + zs[None, :]
             following = tl.load(STATES + D * DV + at).to(tl.float32)

@@ -14,7 +14,7 @@ from longspan_kernels.block_sparse.triton.common import interprets_bfloat16
 from longspan_kernels.launch.launcher import on_its_device, run_kernel
 from longspan_kernels.linear.arguments import stored_dtype
 from longspan_kernels.linear.chunked import without_ends
-from longspan_kernels.linear.triton.configs import delta_tiles
+from longspan_kernels.linear.triton.configs import delta_tiles, narrowest
 from longspan_kernels.linear.triton.delta_backward_kernels import finish_gradients, local_gradients, run_states_back
 from longspan_kernels.linear.triton.delta_kernels import Sizes, invert_systems, make_operands, read_states, run_states
 from longspan_kernels.linear.triton.launches import ready, rounded, strides, widened
@@ -63,7 +63,7 @@ class Call:
             D=self.D,
             DV=self.Dv,
             C=self.tiles.tokens,
-            BX=min(64, self.D),
+            BX=min(32 if self.exact else 64, self.D),
             BZ=columns,
             EXACT=self.exact,
         )
@@ -118,9 +118,10 @@ def triton_delta_forward(
         out, last, inverse = triton_delta_forward(*wide, beta, log_decay, runs, lengths, initial_state, scale)
         return out.to(q.dtype), last, inverse.to(stored_dtype(q))
     D, Dv = q.shape[-1], v.shape[-1]
-    if (rounded(D), rounded(Dv)) != (D, Dv):
-        q, k, v = widened(q, rounded(D)), widened(k, rounded(D)), widened(v, rounded(Dv))
-        start = None if initial_state is None else widened(initial_state, rounded(Dv), rounded(D))
+    BD, BDv = (max(rounded(width), narrowest(q.device)) for width in (D, Dv))
+    if (BD, BDv) != (D, Dv):
+        q, k, v = widened(q, BD), widened(k, BD), widened(v, BDv)
+        start = None if initial_state is None else widened(initial_state, BDv, BD)
         out, last, inverse = triton_delta_forward(q, k, v, beta, log_decay, runs, lengths, start, scale)
         return out[..., :Dv].contiguous(), last[..., :D, :Dv].contiguous(), inverse
     call = Call(q, k, v, beta, log_decay, runs, lengths, scale)
@@ -152,9 +153,10 @@ def triton_delta_backward(
         dq, dk, dv, dbeta, dg, first = triton_delta_backward(*numbers, runs, lengths, initial_state, inverse.float(), scale)
         return dq.to(q.dtype), dk.to(q.dtype), dv.to(q.dtype), dbeta, dg, first
     D, Dv = q.shape[-1], v.shape[-1]
-    if (rounded(D), rounded(Dv)) != (D, Dv):
-        q, k, v, dout = widened(q, rounded(D)), widened(k, rounded(D)), widened(v, rounded(Dv)), widened(dout, rounded(Dv))
-        start, end = (None if s is None else widened(s, rounded(Dv), rounded(D)) for s in (initial_state, dstate))
+    BD, BDv = (max(rounded(width), narrowest(q.device)) for width in (D, Dv))
+    if (BD, BDv) != (D, Dv):
+        q, k, v, dout = widened(q, BD), widened(k, BD), widened(v, BDv), widened(dout, BDv)
+        start, end = (None if s is None else widened(s, BDv, BD) for s in (initial_state, dstate))
         dq, dk, dv, dbeta, dg, first = triton_delta_backward(
             dout, end, q, k, v, beta, log_decay, runs, lengths, start, inverse, scale
         )
