@@ -7,17 +7,18 @@ from longspan_kernels.selected import gated_sum
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu runs the compiled kernels")
+@pytest.mark.parametrize("count", [2, 3, 4])
 @pytest.mark.parametrize("width", [16, 20])
-def test_triton_is_plain_torch(width, monkeypatch):
+def test_triton_is_plain_torch(width, count, monkeypatch):
     g = torch.Generator().manual_seed(0)
-    gates = torch.rand(2, 3, 23, 3, generator=g)
-    parts = [torch.randn(2, 3, 23, width, generator=g) for _ in range(3)]
+    gates = torch.rand(2, 3, 23, count, generator=g)
+    parts = [torch.randn(2, 3, 23, width, generator=g) for _ in range(count)]
     weight = torch.randn(2, 3, 23, width, generator=g)
     results = []
     for backend in ("blocked", "triton"):
         monkeypatch.setenv("TRITON_INTERPRET", "1" if backend == "triton" else "0")
         leaves = [x.clone().requires_grad_() for x in (gates, *parts)]
-        out = gated_sum(*leaves, backend)
+        out = gated_sum(leaves[0], leaves[1:], backend)
         results.append((out, *torch.autograd.grad(out, leaves, weight)))
     for got, want in zip(*results, strict=True):
         torch.testing.assert_close(got, want)

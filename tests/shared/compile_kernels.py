@@ -29,6 +29,7 @@ from longspan_kernels.selected.lists import queries_of_blocks
 from longspan_kernels.selected.options import Selection
 from longspan_kernels.selected.triton import choose_kernels
 from longspan_kernels.selected.triton.backward import triton_backward as selected_backward
+from longspan_kernels.selected.triton.balance import triton_balance, triton_balance_backward
 from longspan_kernels.selected.triton.choose_important import triton_choose_important
 from longspan_kernels.selected.triton.choose_kernels import triton_choose, triton_choose_scored
 from longspan_kernels.selected.triton.forward import triton_forward as selected_forward
@@ -108,6 +109,7 @@ def main(capability: int, cases: int = len(CASES)) -> None:
         triton_choose(q, means, None, 3, 64, True)
     triton_choose_scored(torch.zeros(1, 2, 512, 8), None, 0, 512, 3, 64, True)
     selected()
+    balanced()
     for D, Dv, dtype, full in LINEAR[:cases]:
         compile_linear(D, Dv, dtype, full)
 
@@ -126,6 +128,15 @@ def compile_linear(D: int, Dv: int, dtype: torch.dtype, full: bool) -> None:
     delta_launches.triton_delta_backward(out, state, q, k, v, beta, *places, state, inverse, 1.0)
 
 
+def balanced() -> None:
+    """Sinkhorn balancing of few blocks and of as many as it takes, all of them existing or not."""
+    for blocks in (20, 4096):
+        scores = torch.zeros(1, 2, blocks, blocks)
+        for existing in (None, torch.zeros(1, dtype=torch.int64)):
+            out, logs, sums = triton_balance(scores, existing, 7)
+            triton_balance_backward(out, scores, existing, logs, sums)
+
+
 def selected() -> None:
     """Attention to chosen blocks, small and large, shared by a group or not, and to chosen tokens; and the choices."""
     for dtype, heads, kv_heads, pickers, picks, size in (
@@ -141,6 +152,7 @@ def selected() -> None:
         selected_backward(q, None, q, k, k, out, lse, selection)
         keys = torch.zeros(1, kv_heads, 63, 64, dtype=dtype)
         triton_gated_sum_backward(q, triton_gated_sum(q[..., :3], q, q, q)[..., :3], q, q, q)
+        triton_gated_sum_backward(q, triton_gated_sum(q[..., :2], q, q, None)[..., :2], q, q, None)
         triton_choose_important(q, keys, torch.zeros(1, heads, 1024), None, 8, 64, 32, 16, True)
         tokens = torch.zeros(1, 1024, 128, dtype=torch.int32)
         out, lse = triton_tokens_forward(q, k, k, tokens, 0.125)

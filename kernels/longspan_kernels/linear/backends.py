@@ -29,15 +29,6 @@ def choose_backend(backend: str, q: Tensor, *, special: bool, decays: bool) -> s
     return backend
 
 
-def choose_delta_backend(backend: str, q: Tensor, *, special: bool) -> str:
-    """`choose_backend` for the gated delta rule.
-
-    "auto" is "chunked" on every device: the Triton kernels are right when interpreted, but on a Hopper GPU with Triton 3.6
-    their tests have not passed yet (kernels/NOTES.md).
-    """
-    return "chunked" if backend == "auto" else choose_backend(backend, q, special=special, decays=True)
-
-
 def for_transform(backend: str, transform: str | None) -> str:
     """The backend under a transform (see `active_transform`): the reference alone has rules for all of them."""
     if transform is None or backend not in BACKENDS or backend == "reference":

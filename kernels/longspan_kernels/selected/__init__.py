@@ -1,5 +1,6 @@
 """Attention of each query token to the key blocks that it picked: choice, attention and gradients, on any device."""
 
+from longspan_kernels.selected.balance import balance_causally
 from longspan_kernels.selected.choose import choose_blocks, choose_scored_blocks
 from longspan_kernels.selected.importance import choose_important_blocks
 from longspan_kernels.selected.index import choose_tokens
@@ -11,6 +12,7 @@ from longspan_kernels.selected.tokens import attend_to_tokens
 
 __all__ = [
     "attend_to_tokens",
+    "balance_causally",
     "choose_blocks",
     "choose_important_blocks",
     "choose_scored_blocks",

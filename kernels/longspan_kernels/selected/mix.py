@@ -1,9 +1,11 @@
-"""The gated sum of three branches as one op: it reads each branch once a pass and keeps no product.
+"""The gated sum of two or three branches as one op: it reads each branch once a pass and keeps no product.
 
-Legend: B batch, H heads, T tokens, D head width.
+Legend: B batch, H heads, T tokens, D head width, N branches.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,30 +14,36 @@ from longspan_kernels.block_sparse.backends import active_transform, choose_back
 from longspan_kernels.errors import BackendError
 
 
-def gated_sum(gates: Tensor, a: Tensor, b: Tensor, c: Tensor, backend: str = "auto") -> Tensor:
-    """gates[..., 0] * a + gates[..., 1] * b + gates[..., 2] * c, added up in float32 or more.
+def gated_sum(gates: Tensor, branches: Sequence[Tensor], backend: str = "auto") -> Tensor:
+    """The sum of gates[..., n] * branches[n] over n, added up in float32 or more.
 
     Args:
-        gates: [B, H, T, 3].
-        a, b, c: [B, H, T, D].
-        backend: as in `selected_attention`; plain torch but for "triton".
+        gates: [B, H, T, N], N the number of branches.
+        branches: each [B, H, T, D], all of one dtype.
+        backend: as in `selected_attention`; plain torch but for "triton", which takes two or three branches.
     """
-    transform = active_transform(gates, a, b, c)
-    if choose_backend(backend, a, b, transform) != "triton" or transform is not None:
-        exact = torch.promote_types(a.dtype, torch.float32)
-        return sum(gates[..., n, None].to(exact) * x for n, x in enumerate((a, b, c))).to(a.dtype)  # type: ignore[union-attr]
-    return torch.ops.longspan.gated_sum(gates, a, b, c)
+    transform = active_transform(gates, *branches)
+    first = branches[0]
+    if len(branches) in (2, 3) and transform is None and choose_backend(backend, first, first) == "triton":
+        a, b, *rest = branches
+        out: Tensor = torch.ops.longspan.gated_sum(gates, a, b, rest[0] if rest else None)
+        return out
+    exact = torch.promote_types(torch.promote_types(first.dtype, torch.float32), gates.dtype)
+    total = torch.zeros((), dtype=exact, device=first.device)
+    for n, branch in enumerate(branches):
+        total = total + gates[..., n, None].to(exact) * branch
+    return total.to(first.dtype)
 
 
 @torch.library.custom_op("longspan::gated_sum", mutates_args=())
-def _gated_sum(gates: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+def _gated_sum(gates: Tensor, a: Tensor, b: Tensor, c: Tensor | None) -> Tensor:
     from longspan_kernels.selected.triton.mix import triton_gated_sum
 
     return triton_gated_sum(gates, a, b, c)
 
 
 @torch.library.custom_op("longspan::gated_sum_backward", mutates_args=())
-def _gated_sum_backward(dout: Tensor, gates: Tensor, a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _gated_sum_backward(dout: Tensor, gates: Tensor, a: Tensor, b: Tensor, c: Tensor | None) -> list[Tensor]:
     from longspan_kernels.selected.triton.mix import triton_gated_sum_backward
 
     return triton_gated_sum_backward(dout, gates, a, b, c)
@@ -52,7 +60,7 @@ def _(gates, a, b, c):
 
 @_gated_sum_backward.register_fake
 def _(dout, gates, a, b, c):
-    return _like(gates), _like(a), _like(b), _like(c)
+    return [_like(x) for x in (gates, a, b, c) if x is not None]
 
 
 def _save(ctx, inputs, output):
@@ -62,7 +70,9 @@ def _save(ctx, inputs, output):
 def _backward(ctx, dout):
     if torch.is_grad_enabled():
         raise BackendError('create_graph=True: the gated sum has gradients of gradients with backend="blocked" alone')
-    return torch.ops.longspan.gated_sum_backward(dout, *ctx.saved_tensors)
+    gates, a, b, c = ctx.saved_tensors
+    found = torch.ops.longspan.gated_sum_backward(dout, gates, a, b, c)
+    return *found, *(None,) * (4 - len(found))
 
 
 _gated_sum.register_autograd(_backward, setup_context=_save)

@@ -200,7 +200,7 @@ class AdaptiveSpan(ShowsWeights):
             parts.append(self._band(q, k, v, cores, lengths, segments, dropout_p, ahead=False))
             if not self.causal:
                 parts.append(self._band(q, k, v, cores, lengths, segments, dropout_p, ahead=True))
-        return without_padding(merged(parts), lengths)
+        return without_padding(merged(parts, backend=self.backend), lengths)
 
     def _band(
         self,

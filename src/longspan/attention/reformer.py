@@ -130,7 +130,7 @@ class HashedAttention(ContentAttention):
         )
         parts = [(o, s) for o, s in zip(out.view(B, H, R, T, D).unbind(2), lse.view(B, H, R, T).unbind(2), strict=True)]
         alone = torch.stack([s for _, s in parts]).detach().amax(0) <= NOTHING / 2
-        return without_padding(torch.where(alone[..., None], v, merged(parts)), lengths)
+        return without_padding(torch.where(alone[..., None], v, merged(parts, backend=self.backend)), lengths)
 
     @torch.no_grad()
     def order(self, q: Tensor, lengths: Tensor | None = None) -> Chunks:

@@ -21,6 +21,7 @@ from longspan.attention.token_cache import QueryCache
 from longspan.cost import Cost
 from longspan.patterns import BigBird
 from longspan.values import is_number
+from longspan_kernels.selected import balance_causally
 
 LEAST_MASS = 1e-6  # of a matched place, below which it counts as empty
 
@@ -70,22 +71,24 @@ class SinkhornAttention(ContentAttention):
         call = {"dropout_p": self.dropped, "backend": self.backend}
         own = with_lse(q, k, v, self.own_block, causal=self.causal, lengths=lengths, **call)
         blocks = -(-T // size)
-        skipped = 1 if self.causal else 0  # the first block has none before it
-        if blocks == skipped:
+        if self.causal and blocks == 1:  # the first block has none before it
             return own[0]
+        if k.shape[1] != H:
+            k, v = (x.repeat_interleave(H // x.shape[1], 1) for x in (k, v))
+        places = blocks * size
+        if places != T:
+            q, k, v = (F.pad(x, (0, 0, 0, places - T)) for x in (q, k, v))
+        whole = lengths is None and places == T  # every place of every block holds a token
         tokens = torch.full((1,), T, device=q.device) if lengths is None else lengths
-        cut = [F.pad(x, (0, 0, 0, blocks * size - T)).unflatten(2, (blocks, size)) for x in (q, k, v)]
-        cut[1], cut[2] = (x.repeat_interleave(H // x.shape[1], 1) for x in cut[1:])
-        matching = self.matching(cut[0], cut[1], tokens)[:, :, skipped:]  # (B, H, rows, nb)
-        k_matched, v_matched = self._matched(matching, cut[1], cut[2], tokens)
-        rest = cut[0][:, :, skipped:].flatten(2, 3)  # (B, H, rows bs, D)
-        places = rest.shape[2]
+        cut = [x.unflatten(2, (blocks, size)) for x in (q, k, v)]
+        matching = self.matching(cut[0], cut[1], tokens, whole)  # (B, H, nb, nb)
+        k_matched, v_matched = self._matched(matching, cut[1], cut[2], None if whole else tokens)
         # Where no block is whole, the places that it lacks are empty.
-        ends = ((tokens - skipped * size).clamp(min=0), torch.where(tokens < size, tokens, places))
-        out, lse = with_lse(rest, k_matched, v_matched, self.own_block, lengths=(ends[0].expand(B), ends[1].expand(B)), **call)
-        out = F.pad(out, (0, 0, skipped * size, 0))[:, :, :T]
-        lse = F.pad(lse, (skipped * size, 0), value=NOTHING)[:, :, :T]
-        return merged([own, (out, lse)])
+        ends = None if whole else (tokens.expand(B), torch.where(tokens < size, tokens, places).expand(B))
+        out, lse = with_lse(q, k_matched, v_matched, self.own_block, lengths=ends, **call)
+        if self.causal:
+            lse = torch.cat((torch.full_like(lse[:, :, :size], NOTHING), lse[:, :, size:]), 2)
+        return merged([own, (out[:, :, :T], lse[:, :, :T])], backend=self.backend)
 
     def new_cache(
         self, batch: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
@@ -108,38 +111,47 @@ class SinkhornAttention(ContentAttention):
             at = position.clamp(max=cache.seen - 1)[:, None, :, None].expand(-1, self.heads, -1, self.head_dim)
             return out.gather(2, at).masked_fill(~exists[:, None, :, None], 0.0)
 
-    def matching(self, q: Tensor, k: Tensor, tokens: Tensor) -> Tensor:
-        """[B, H, nb, nb], how much of each key block each query block gets; q, k [B, H, nb, bs, D], tokens [B or 1]."""
+    def matching(self, q: Tensor, k: Tensor, tokens: Tensor, whole: bool = False) -> Tensor:
+        """[B, H, nb, nb], how much of each key block each query block gets; q, k [B, H, nb, bs, D], tokens [B or 1].
+
+        `whole` says that tokens fill all blocks.
+        """
         (_, _, blocks, size, D), exact = q.shape, torch.promote_types(q.dtype, torch.float32)
         number = torch.arange(blocks, device=q.device)
         filled = (tokens[:, None] - number * size).clamp(0, size)  # (B or 1, nb)
-        keys = k.to(exact).sum(3) / filled.clamp(min=1)[:, None, :, None]
+        keys = k.sum(3, dtype=exact) / filled.clamp(min=1)[:, None, :, None]
         if self.causal:
             # The mean of all queries up to the first of each block.
-            before = q.to(exact).sum(3).cumsum(2)
+            before = q.sum(3, dtype=exact).cumsum(2)
             first = F.pad(before, (0, 0, 1, -1)) + q[:, :, :, 0].to(exact)
             queries = first / (number * size + 1)[:, None]
-            allowed = number[:, None] > number
         else:
-            queries = q.to(exact).sum(3) / filled.clamp(min=1)[:, None, :, None]
-            allowed = torch.ones((blocks, blocks), dtype=torch.bool, device=q.device)
-        allowed = (allowed & (filled > 0)[:, :, None] & (filled > 0)[:, None, :])[:, None]
-        scores = queries @ keys.transpose(-1, -2) * D**-0.5  # (B, H, nb, nb)
+            queries = q.sum(3, dtype=exact) / filled.clamp(min=1)[:, None, :, None]
+        scores = queries @ keys.transpose(-1, -2) * (D**-0.5 / self.temperature)  # (B, H, nb, nb)
         if self.training and self.noise > 0:
-            scores = scores - self.noise * torch.empty_like(scores).exponential_().clamp(min=1e-20).log()
-        return sinkhorn_normalised(scores / self.temperature, allowed, self.iterations, self.causal)
+            drawn = torch.empty_like(scores).exponential_().clamp(min=1e-20).log()
+            scores = scores - self.noise / self.temperature * drawn
+        if self.causal:
+            existing = None if whole else (filled > 0).sum(1)
+            return balance_causally(scores, existing, self.iterations, self.backend)
+        allowed = ((filled > 0)[:, :, None] & (filled > 0)[:, None, :])[:, None]
+        return sinkhorn_normalised(scores, allowed, self.iterations)
 
-    def _matched(self, matching: Tensor, k: Tensor, v: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values [B, H, rows bs, D], the mean of all blocks by each row, place by place over tokens that exist."""
-        (B, H, blocks, size, D), rows = k.shape, matching.shape[2]
-        exists = (torch.arange(blocks * size, device=k.device) < tokens[:, None]).view(-1, 1, blocks, size)
-        whole = matching.sum(-1, keepdim=True)
-        mass = matching @ exists.to(matching.dtype)  # (B, H, rows, bs)
-        # The last block may be cut short: what it lacks does not make keys shorter.
-        share = torch.where(mass > LEAST_MASS, whole / mass.clamp(min=LEAST_MASS), 0.0)[..., None]
-        both = torch.cat((k, v), -1).to(matching.dtype).flatten(3)  # (B, H, nb, 2 bs D)
-        mixed = (matching @ both).view(B, H, rows, size, 2 * D) * share
-        k_matched, v_matched = mixed.to(k.dtype).flatten(2, 3).split(D, -1)
+    def _matched(self, matching: Tensor, k: Tensor, v: Tensor, tokens: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, H, nb bs, D], the mean of all blocks by each row, place by place over tokens that exist.
+
+        k, v: [B, H, nb, bs, D]. tokens: [B or 1], or None where they fill all blocks.
+        """
+        shares = matching.to(k.dtype)
+        mixed = [(shares @ x.flatten(3)).view(k.shape) for x in (k, v)]
+        if tokens is not None:
+            blocks, size = k.shape[2:4]
+            exists = (torch.arange(blocks * size, device=k.device) < tokens[:, None]).view(-1, 1, blocks, size)
+            # The last block may be cut short: what it lacks does not make keys shorter.
+            mass = matching @ exists.to(matching.dtype)  # (B, H, nb, bs)
+            share = torch.where(mass > LEAST_MASS, matching.sum(-1, keepdim=True) / mass.clamp(min=LEAST_MASS), 0.0)
+            mixed = [x * share[..., None].to(x.dtype) for x in mixed]
+        k_matched, v_matched = (x.flatten(2, 3) for x in mixed)
         return k_matched, v_matched
 
     def cost(self, length: int) -> Cost:
@@ -156,21 +168,17 @@ class SinkhornAttention(ContentAttention):
         scored = H * (own + queries * min(size, length))
         whole = H * (length * (length + 1) // 2 if self.causal else length * length)
         visited = visited_pairs(self.own_block, length, H, self.causal)
-        visited += visited_pairs(self.own_block, rows * size, H, False)
+        visited += visited_pairs(self.own_block, blocks * size, H, False) if rows else 0
         mixing = H * (2 * D * blocks * blocks + 2 * rows * blocks * size * 2 * D)
         return Cost(min(scored, whole), visited, 4 * D * scored, 4 * D * visited, mixing)
 
 
-def sinkhorn_normalised(scores: Tensor, allowed: Tensor, iterations: int, causal: bool) -> Tensor:
-    """exp of scores [B, H, n, n], rows and columns normalised in turn; 0 where not allowed [B or 1, 1, n, n].
-
-    Causal, a column is normalised over the rows up to each row.
-    """
+def sinkhorn_normalised(scores: Tensor, allowed: Tensor, iterations: int) -> Tensor:
+    """exp of scores [B, H, n, n], rows and columns normalised in turn; 0 where not allowed [B or 1, 1, n, n]."""
     scores = scores.masked_fill(~allowed, NOTHING)
     for _ in range(iterations):
-        scores = (scores - torch.logsumexp(scores, -1, keepdim=True)).masked_fill(~allowed, NOTHING)
-        total = torch.logcumsumexp(scores, -2) if causal else torch.logsumexp(scores, -2, keepdim=True)
-        scores = (scores - total).masked_fill(~allowed, NOTHING)
+        for dim in (-1, -2):
+            scores = (scores - torch.logsumexp(scores, dim, keepdim=True)).masked_fill(~allowed, NOTHING)
     return scores.exp()
 
 

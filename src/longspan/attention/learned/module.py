@@ -280,7 +280,7 @@ class LearnedAttention(ShowsWeights):
                 # One number for all its pairs: it moves their log-sum-exp, and nothing else.
                 out, lse = sparse_attention(q, k, v, pattern, **given)
                 parts.append((out, lse + bias[:, c.residue_gate(n), None]))
-        return merged(parts, least=gate.SHUT / 2)
+        return merged(parts, least=gate.SHUT / 2, backend=self.backend)
 
     def log_gates(self) -> Tensor:
         """[H, G]: 0 for an open gate, `SHUT` for one that is 0 at this step."""

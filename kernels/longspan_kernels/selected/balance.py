@@ -1,0 +1,100 @@
+"""Causal Sinkhorn balancing as one op: rows and columns of a matrix of blocks are normalised in turn.
+
+Legend: B batch, H heads, n blocks, K iterations.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from longspan_kernels.block_sparse.backends import active_transform, choose_backend
+from longspan_kernels.errors import BackendError
+
+NOTHING = -1e30  # the logarithm of nothing, finite so that differences and gradients are
+MOST_NUMBERS = 1 << 15  # of a program, which holds a row of all iterations
+
+
+def balance_causally(scores: Tensor, blocks: Tensor | None, iterations: int, backend: str = "auto") -> Tensor:
+    """exp of scores below the diagonal, rows normalised, then each column over the rows so far, and so on (2002.11296).
+
+    Row i is thus a function of rows up to i alone.
+
+    Args:
+        scores: [B, H, n, n] float32 (or float64 but for "triton"), row i the block that attends, column j the block attended.
+        blocks: [B] or [1] int, the blocks that exist; None for all. Rows and columns past them are 0.
+        iterations: K, normalisations of rows and columns.
+        backend: as in `selected_attention`; plain torch but for "triton", which takes up to 4096 blocks with 8 iterations.
+
+    Returns:
+        [B, H, n, n] in the dtype of the scores, 0 on the diagonal and above.
+    """
+    transform = active_transform(scores)
+    fits = padded(iterations) * padded(scores.shape[-1]) <= MOST_NUMBERS and scores.dtype == torch.float32
+    like_heads = scores[:, :, :1, :1].expand(-1, -1, -1, 64)  # backends are chosen by the width of heads
+    if not fits or transform is not None or choose_backend(backend, like_heads, like_heads, transform) != "triton":
+        return reference_balance(scores, blocks, iterations)
+    out: Tensor = torch.ops.longspan.balance(scores, blocks, iterations)[0]
+    return out
+
+
+def padded(count: int) -> int:
+    """The next power of two."""
+    return 1 << (count - 1).bit_length()
+
+
+def reference_balance(scores: Tensor, blocks: Tensor | None, iterations: int) -> Tensor:
+    """The definition, by logarithms."""
+    number = torch.arange(scores.shape[-1], device=scores.device)
+    allowed = (number[:, None] > number)[None, None]
+    if blocks is not None:
+        allowed = allowed & (number < blocks[:, None])[:, None, :, None]
+    scores = scores.masked_fill(~allowed, NOTHING)
+    for _ in range(iterations):
+        scores = (scores - torch.logsumexp(scores, -1, keepdim=True)).masked_fill(~allowed, NOTHING)
+        scores = (scores - torch.logcumsumexp(scores, -2)).masked_fill(~allowed, NOTHING)
+    return scores.exp()
+
+
+@torch.library.custom_op("longspan::balance", mutates_args=())
+def _balance(scores: Tensor, blocks: Tensor | None, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The matrix, the logarithms [B, H, K, n, n] after each iteration, and what its rows were divided by [B, H, K, n]."""
+    from longspan_kernels.selected.triton.balance import triton_balance
+
+    return triton_balance(scores, blocks, iterations)
+
+
+@torch.library.custom_op("longspan::balance_backward", mutates_args=())
+def _balance_backward(dout: Tensor, scores: Tensor, blocks: Tensor | None, logs: Tensor, sums: Tensor) -> Tensor:
+    from longspan_kernels.selected.triton.balance import triton_balance_backward
+
+    return triton_balance_backward(dout, scores, blocks, logs, sums)
+
+
+@_balance.register_fake
+def _(scores, blocks, iterations):
+    B, H, n, _ = scores.shape
+    return scores.new_empty(B, H, n, n), scores.new_empty(B, H, iterations, n, n), scores.new_empty(B, H, iterations, n)
+
+
+@_balance_backward.register_fake
+def _(dout, scores, blocks, logs, sums):
+    return scores.new_empty(scores.shape)
+
+
+def _save(ctx, inputs, output):
+    scores, blocks, _ = inputs
+    ctx.save_for_backward(scores, blocks, *output[1:])
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx, dout, *unused):
+    if torch.is_grad_enabled():
+        raise BackendError('create_graph=True: balancing has gradients of gradients with backend="blocked" alone')
+    if dout is None:
+        return None, None, None
+    return torch.ops.longspan.balance_backward(dout, *ctx.saved_tensors), None, None
+
+
+_balance.register_autograd(_backward, setup_context=_save)

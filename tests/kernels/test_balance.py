@@ -1,0 +1,75 @@
+"""Causal Sinkhorn balancing, interpreted on the CPU, against its definition in float64: outputs and gradients."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from longspan_kernels.errors import BackendError
+from longspan_kernels.selected import balance_causally
+
+pytest.importorskip("triton")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture(autouse=True)
+def _interpreted(monkeypatch):
+    if DEVICE == "cpu":
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+
+
+def gradients(scores, blocks, iterations, backend, dout):
+    scores = scores.detach().requires_grad_()
+    out = balance_causally(scores, blocks, iterations, backend)
+    return out, torch.autograd.grad((out * dout).sum(), scores)[0]
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    n=st.integers(1, 21),
+    iterations=st.integers(1, 5),
+    batch=st.integers(1, 2),
+    some=st.booleans(),
+    spread=st.sampled_from([0.1, 2.0, 30.0]),
+    seed=st.integers(0, 99),
+)
+def test_output_and_gradient_are_the_definitions(n, iterations, batch, some, spread, seed):
+    draw = torch.Generator().manual_seed(seed)
+    scores = (spread * torch.randn(batch, 2, n, n, generator=draw)).to(DEVICE)
+    dout = torch.randn(scores.shape, generator=draw).to(DEVICE)
+    blocks = torch.randint(0, n + 1, (batch,), generator=draw).to(DEVICE) if some else None
+    out, grad = gradients(scores, blocks, iterations, "triton", dout)
+    expected, wanted = gradients(scores.double(), blocks, iterations, "blocked", dout.double())
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out.double(), expected, atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(grad.double(), wanted, atol=1e-4, rtol=1e-3)
+
+
+def test_rows_do_not_follow_from_later_ones():
+    scores = torch.randn(1, 1, 9, 9, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    later = scores.clone()
+    later[:, :, 5:] += 3.0
+    before, after = (balance_causally(x, None, 4, "triton")[:, :, :5] for x in (scores, later))
+    assert before.equal(after) and float(before.sum()) > 0
+
+
+def test_the_same_bits_twice():
+    scores = torch.randn(2, 2, 33, 33, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    first, second = (gradients(scores, None, 3, "triton", scores) for _ in range(2))
+    assert first[0].equal(second[0]) and first[1].equal(second[1])
+
+
+def test_gradients_of_gradients_are_refused():
+    scores = torch.randn(1, 1, 8, 8).to(DEVICE).requires_grad_()
+    out = balance_causally(scores, None, 2, "triton")
+    with pytest.raises(BackendError, match="blocked"):
+        torch.autograd.grad(out.sum(), scores, create_graph=True)
+
+
+def test_op_declares_its_shapes():
+    scores = torch.randn(1, 2, 8, 8).to(DEVICE).requires_grad_()
+    torch.library.opcheck(
+        torch.ops.longspan.balance,
+        (scores, None, 3),
+        test_utils=("test_schema", "test_faketensor", "test_autograd_registration"),
+    )
