@@ -56,10 +56,11 @@ def test_choosing_in_parts_changes_nothing(monkeypatch):
 
 @pytest.mark.parametrize("warm", [False, True])
 @pytest.mark.parametrize("lengths", [None, [40, 13]])
-def test_the_loss_and_its_gradients_are_the_definitions(warm, lengths, monkeypatch):
+@pytest.mark.parametrize("at_once", [2000, 1 << 23], ids=["several chunks", "all sequences at once"])
+def test_the_loss_and_its_gradients_are_the_definitions(warm, lengths, at_once, monkeypatch):
     from longspan.attention import indexer
 
-    monkeypatch.setattr(indexer, "SCORES_AT_ONCE", 2000)  # several chunks
+    monkeypatch.setattr(indexer, "SCORES_AT_ONCE", at_once)
     module = made(warmup_steps=0 if warm else 5, indexer_loss=0.5).train()
     q, k, v = draw(40)
     out = module(q, k, v, lengths=None if lengths is None else torch.tensor(lengths))
@@ -189,3 +190,17 @@ def test_the_loss_is_that_of_all_documents():
         for a, b in ((q[:, :, :20], k[:, :, :20]), (q[:, :, 20:], k[:, :, 20:]))
     ]
     torch.testing.assert_close(together, sum(alone) / 2)
+
+
+@pytest.mark.parametrize("warmup_steps", [0, 5])
+def test_the_loss_under_autocast_is_that_of_the_scores_that_choose(warmup_steps):
+    module = made(warmup_steps=warmup_steps).train()
+    q, k, v = (x.detach().bfloat16().float() for x in draw(40))
+    losses = []
+    for autocast in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            module(q, k, v)
+            losses.append(module.auxiliary_loss())
+        (gradient,) = torch.autograd.grad(losses[-1], module.indexer.query.weight)
+        assert gradient.isfinite().all()
+    assert losses[1].item() == pytest.approx(losses[0].item(), rel=1e-2)

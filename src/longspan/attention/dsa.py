@@ -116,7 +116,11 @@ class DeepSeekSparseAttention(ContentAttention):
 
     def auxiliary_loss(self) -> Tensor:
         """`indexer_loss` times the KL divergence of the last forward pass in training, 0 where there is none."""
-        parts = [imitation_loss(self.indexer(q, k), q, k, picks, lengths) * len(q) for q, k, picks, lengths in self._seen]
+        parts = []
+        for q, k, picks, lengths in self._seen:
+            # as in the forward pass precision is chosen by hand: the loss is of the scores that choose
+            with torch.autocast(q.device.type, enabled=False):
+                parts.append(imitation_loss(self.indexer(q, k), q, k, picks, lengths) * len(q))
         rows = sum(len(q) for q, _, _, _ in self._seen)
         self._seen = []
         if not parts:

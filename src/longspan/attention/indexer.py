@@ -1,7 +1,7 @@
 """The lightning indexer of DeepSeek sparse attention: cheap scores of all earlier tokens, and what they are trained by.
 
 Legend: B batch, H heads, Hkv key/value heads, G = H / Hkv, T tokens, D head width, J indexer heads, E their width, n picks a
-query, C queries of a chunk, S keys that a chunk may see.
+query, b sequences and C queries of a chunk, S keys that a chunk may see.
 """
 
 from __future__ import annotations
@@ -80,29 +80,33 @@ class _Imitation(torch.autograd.Function):
     ) -> Tensor:
         exact = torch.promote_types(q.dtype, torch.float32)
         (B, H, T, _), width = q.shape, q.shape[2] if picks is None else picks.shape[2]
-        own = tuple(x.detach().to(exact).requires_grad_() for x in (queries, keys, weights))
-        grads = [torch.zeros_like(x) for x in own]
+        grads = [torch.zeros_like(x, dtype=exact) for x in (queries, keys, weights)]
         loss = torch.zeros((), dtype=exact, device=q.device)
         tokens = torch.full((B,), T, device=q.device) if lengths is None else lengths
         count = tokens.clamp(0, T).sum().clamp(min=1)
         # A gathered key is as many numbers as it is wide; scores are one a head.
-        each = width * max(H, queries.shape[1], 1 if picks is None else k.shape[1] * k.shape[3])
-        step = max(1, SCORES_AT_ONCE // each)
-        for b in range(B):
+        each = width * max(H, queries.shape[1], 1 if picks is None else max(k.shape[1] * k.shape[3], keys.shape[2]))
+        step, together = max(1, SCORES_AT_ONCE // each), max(1, SCORES_AT_ONCE // (each * T))
+        for sequence in range(0, B, together):
+            batch = slice(sequence, sequence + together)
             for first in range(0, T, step):
-                rows = torch.arange(first, min(T, first + step), device=q.device)
-                here, stop = slice(first, first + len(rows)), first + len(rows)
-                chosen = None if picks is None else picks[b, here]
+                stop = min(T, first + step)
+                here, rows = slice(first, stop), torch.arange(first, stop, device=q.device)
+                chosen = None if picks is None else picks[batch, here]  # (b, C, n)
                 live = (torch.arange(stop, device=q.device) <= rows[:, None]) if chosen is None else chosen >= 0
-                live = live & (rows < tokens[b])[:, None]  # (C, S or n)
-                target = _weights(q[b, :, here].to(exact), k[b], chosen, stop, live)
+                live = live & (rows < tokens[batch, None])[..., None]  # (b, C, S or n)
+                target = _weights(q[batch, :, here].to(exact), k[batch, :, :stop], chosen, live)
+                parts = ((batch, slice(None), here), (batch, slice(0, stop)), (batch, slice(None), here))
+                own = tuple(
+                    x.detach()[part].to(exact).requires_grad_() for x, part in zip((queries, keys, weights), parts, strict=True)
+                )
                 with torch.enable_grad():
-                    scores = _index_scores(own, b, here, chosen, stop)
+                    scores = _index_scores(own, chosen)
                     log_p = scores.masked_fill(~live, torch.finfo(exact).min).log_softmax(-1)
-                    part = (torch.xlogy(target, target) - target * log_p).masked_fill(~live, 0.0).sum() / count
-                for total, grad in zip(grads, torch.autograd.grad(part, own), strict=True):
-                    total += grad
-                loss += part.detach()
+                    share = (torch.xlogy(target, target) - target * log_p).masked_fill(~live, 0.0).sum() / count
+                for total, part, grad in zip(grads, parts, torch.autograd.grad(share, own), strict=True):
+                    total[part] += grad
+                loss += share.detach()
         ctx.save_for_backward(*(grad.to(x.dtype) for grad, x in zip(grads, (queries, keys, weights), strict=True)))
         return loss
 
@@ -111,26 +115,30 @@ class _Imitation(torch.autograd.Function):
         return *(dloss.to(grad.dtype) * grad for grad in ctx.saved_tensors), None, None, None, None
 
 
-def _index_scores(own: tuple[Tensor, ...], b: int, rows: slice, picks: Tensor | None, stop: int) -> Tensor:
-    """[C, S], or [C, n] of picked tokens."""
+def _index_scores(own: tuple[Tensor, ...], picks: Tensor | None) -> Tensor:
+    """Of queries [b, J, C, E], keys [b, S, E] and weights [b, J, C]: [b, C, S], or [b, C, n] of picked tokens."""
     queries, keys, weights = own
+    weights = weights[..., None]
     if picks is None:
-        dots = queries[b, :, rows] @ keys[b, :stop].T  # (J, C, S)
-    else:
-        dots = torch.einsum("jce,cne->jcn", queries[b, :, rows], keys[b][picks.clamp(min=0).long()])
-    return (dots.relu() * weights[b, :, rows, None]).sum(0)
+        return ((queries @ keys[:, None].mT).relu() * weights).sum(1)
+    return (torch.einsum("bjce,bcne->bjcn", queries, _gathered(keys, picks)).relu() * weights).sum(1)
 
 
-def _weights(q: Tensor, k: Tensor, picks: Tensor | None, stop: int, live: Tensor) -> Tensor:
-    """The mean over heads of the attention weights of queries [H, C, D]; [C, S or n]."""
-    Hkv, scale = k.shape[0], q.shape[2] ** -0.5
-    grouped = q.unflatten(0, (Hkv, -1)) * scale  # (Hkv, G, C, D)
+def _weights(q: Tensor, k: Tensor, picks: Tensor | None, live: Tensor) -> Tensor:
+    """The mean over heads of the attention weights of queries [b, H, C, D] to keys [b, Hkv, S, D]; [b, C, S or n]."""
+    Hkv, scale = k.shape[1], q.shape[3] ** -0.5
+    grouped = q.unflatten(1, (Hkv, -1)) * scale  # (b, Hkv, G, C, D)
     total = torch.zeros(live.shape, dtype=q.dtype, device=q.device)
     for head in range(Hkv):
+        keys = k[:, head]  # (b, S, D)
         if picks is None:
-            scores = grouped[head] @ k[head, :stop].to(q.dtype).T  # (G, C, S)
+            scores = grouped[:, head] @ keys[:, None].to(q.dtype).mT  # (b, G, C, S)
         else:
-            gathered = k[head][picks.clamp(min=0).long()].to(q.dtype)  # (C, n, D)
-            scores = (grouped[head].transpose(0, 1) @ gathered.transpose(1, 2)).transpose(0, 1)
-        total += scores.masked_fill(~live, torch.finfo(q.dtype).min).softmax(-1).sum(0)
-    return (total / q.shape[0]).masked_fill(~live, 0.0)
+            scores = torch.einsum("bgcd,bcnd->bgcn", grouped[:, head], _gathered(keys, picks).to(q.dtype))
+        total += scores.masked_fill(~live[:, None], torch.finfo(q.dtype).min).softmax(-1).sum(1)
+    return (total / q.shape[1]).masked_fill(~live, 0.0)
+
+
+def _gathered(x: Tensor, picks: Tensor) -> Tensor:
+    """[b, S, E], picks [b, C, n] -> [b, C, n, E]; a pick of -1 takes the first, which is masked later."""
+    return x[torch.arange(len(x), device=x.device)[:, None, None], picks.clamp(min=0).long()]
