@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import random
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,21 +20,9 @@ from longspan.training.run import run
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 PAGES = {page.stem: page for page in sorted((ROOT / "docs").glob("*.md")) if BLOCK.search(page.read_text(encoding="utf-8"))}
-SMALL = [
-    "model.layers=1",
-    "model.width=32",
-    "model.heads=2",
-    "trainer.max_steps=2",
-    "logger=none",
-    "callbacks.progress=null",
-    "data=text",
-    "data.batch_size=4",
-    "data.max_length=64",
-    "data.max_validation_windows=2",
-    "data.max_test_windows=2",
-    "attention=local",
-    "attention.window=16",
-]
+NETWORK = ["model.layers=1", "model.width=32", "model.heads=2", "trainer.max_steps=2", "logger=none", "callbacks.progress=null"]
+QUICK = [*NETWORK, "data.max_validation_windows=2", "data.max_test_windows=2"]
+SMALL = [*QUICK, "data=text", "data.batch_size=4", "data.max_length=64", "attention=local", "attention.window=16"]
 
 
 @pytest.fixture(scope="module")
@@ -72,11 +64,51 @@ def test_the_training_pages_commands_are_composed_and_checked(words, tmp_path):
     check_job(ROOT / "conf", [word.replace("reviews.csv", str(reviews)) for word in words], output_dir=tmp_path / "run")
 
 
+def commands(page: str, program: str) -> list[list[str]]:
+    """The words of a page's commands that begin with `program`."""
+    lines = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8").splitlines()
+    return [line.split(f"    {program} ", 1)[1].split() for line in lines if line.startswith(f"    {program} ")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", commands("index", "longspan-train"), ids=" ".join)
+def test_the_installed_command_runs_in_any_folder(words, tmp_path):
+    (mine,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "index.md").read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "my_conf" / "attention").mkdir(parents=True)
+    (tmp_path / "my_conf" / "attention" / "mine.yaml").write_text(mine)
+    paths = os.pathsep.join([str(ROOT / "src"), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
+    short = [*QUICK, "data.max_length=64", "data.max_train_windows=8", "hydra.run.dir=run"]
+    command = [sys.executable, "-c", "from longspan.training.train import main; main()", *words, *short]
+    done = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    record = Record.load(tmp_path / "run")
+    assert record.status == "complete" and words[-1] == f"attention={record.config['attention_name']}"
+
+
+@pytest.mark.parametrize("words", commands("sequence_to_sequence", "python train.py")[:2], ids=" ".join)
+def test_subwords_and_kmers_train_as_they_are_typed(words, tmp_path):
+    texts, genome = tmp_path / "my_texts", tmp_path / "genome.fa"
+    texts.mkdir()
+    (texts / "a.txt").write_text(" ".join(f"text {n} of {n % 7} words" for n in range(900)))
+    genome.write_text(">chromosome\n" + "".join(random.Random(0).choices("ACGT", k=6000)) + "\n")
+    given = [word.replace("my_texts/", str(texts)).replace("bpe:4096", "bpe:300") for word in words]
+    given += [f"data.path={genome}"] if "data=genome_lm" in words else []
+    run(
+        config_for(
+            [*QUICK, *given, "attention=local", "attention.window=16", "data.max_length=32"], tmp_path / "run", ROOT / "conf"
+        )
+    )
+    record = Record.load(tmp_path / "run")
+    assert record.status == "complete" and record.accuracy["bits_per_byte"].value > 0
+
+
 def test_weights_smoothing_and_focal_loss_as_they_are_typed(tmp_path):
     reviews = tmp_path / "reviews.csv"
     rows = [f"{'good' if n % 3 else 'bad'} film number {n},{'pos' if n % 3 else 'neg'}" for n in range(36)]
     reviews.write_text("text,label\n" + "\n".join([*rows, "a film that nobody saw,rare"]))
-    words = [*SMALL[:6], "data=classification", f"data.path={reviews}", "task=sequence_classification", "data.max_length=32"]
+    words = [*NETWORK, "data=classification", f"data.path={reviews}", "task=sequence_classification", "data.max_length=32"]
     words += ["task.class_weights=balanced", "task.label_smoothing=0.1", "task.focal_gamma=2.0"]
     words += ["attention=local", "attention.window=16"]
     run(config_for(words, tmp_path / "run", ROOT / "conf"))
