@@ -74,7 +74,14 @@ def assert_same(before, after):
 @pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize(
     "length, padded, tokens",
-    [(64, False, "none"), (61, True, "none"), (70, True, "unequal"), (48, False, "first"), (53, True, "first")],
+    [
+        (64, False, "none"),
+        (61, True, "none"),
+        (70, True, "unequal"),
+        (48, False, "first"),
+        (53, True, "first"),
+        (53, True, "many"),
+    ],
 )
 def test_longformer(length, padded, tokens, train):
     ids = torch.randint(3, 64, (3, length))
@@ -82,6 +89,8 @@ def test_longformer(length, padded, tokens, train):
     everywhere = torch.zeros_like(ids)
     if tokens == "first":
         everywhere[:, 0] = 1
+    if tokens == "many":  # more than it pays to take the projections upon the queries for
+        everywhere[:, :10] = 1
     if tokens == "unequal":
         everywhere[0, [0, 5, 33]] = 1
         everywhere[1, 2] = 1
@@ -107,6 +116,41 @@ def test_a_short_input_switches_bigbird_to_full_attention_as_transformers_does()
     ids = torch.randint(3, 64, (1, 40))
     before, after = both(bigbird(), False, input_ids=ids, attention_mask=torch.ones_like(ids))
     torch.testing.assert_close(after[0], before[0], atol=1e-5, rtol=1e-5)
+
+
+def test_adapters_on_the_global_projections_are_called():
+    """A layer that is more than its weight and bias is called, not read."""
+    ids = torch.randint(3, 64, (1, 48))
+    everywhere = torch.zeros_like(ids)
+    everywhere[:, 0] = 1
+    model = longformer()
+    for layer in model.encoder.layer:
+        layer.attention.self.key_global.register_forward_hook(lambda module, given, out: 2 * out)
+    before, after = both(model, False, input_ids=ids, attention_mask=torch.ones_like(ids), global_attention_mask=everywhere)
+    assert_same(before, after)
+
+
+def test_global_rows_are_as_exact_in_two_bytes_as_transformers_own():
+    from transformers.models.longformer.modeling_longformer import LongformerSelfAttention
+
+    torch.manual_seed(0)
+    config = transformers.LongformerConfig(
+        hidden_size=256, num_attention_heads=4, attention_window=[64], attention_probs_dropout_prob=0.0
+    )
+    own, x = LongformerSelfAttention(config, 0), torch.randn(1, 512, 256)
+    mask = torch.zeros(1, 512)
+    mask[:, 0] = 10_000.0
+    given = {"is_index_masked": mask < 0, "is_index_global_attn": mask > 0, "is_global_attn": True}
+    found = {}
+    for name, dtype, convertible in (("exact", torch.float64, 0), ("theirs", torch.bfloat16, 0), ("ours", torch.bfloat16, 1)):
+        module = copy.deepcopy(own).to(dtype)
+        module = convert(module) if convertible else module
+        given_x = x.to(dtype).requires_grad_()
+        out = module(given_x, mask, **given)[0]
+        out[:, :1].square().sum().backward()
+        found[name] = [out[:, :1].double(), given_x.grad.double(), module.value_global.weight.grad.double()]
+    for exact, theirs, ours in zip(*(found[name] for name in ("exact", "theirs", "ours")), strict=True):
+        assert (ours - exact).norm() < 1.5 * (theirs - exact).norm() + 1e-3 * exact.norm()
 
 
 def test_weights_keep_their_names_and_a_second_conversion_changes_nothing():

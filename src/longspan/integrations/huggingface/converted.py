@@ -25,7 +25,7 @@ from longspan.attention.merging import merged
 from longspan.config.errors import CallError
 from longspan.functional import sparse_attention
 from longspan.integrations.huggingface.attention import NO_KEYS
-from longspan.patterns import BlockTable, Full, Global, Local
+from longspan.patterns import BlockTable, Full, Global, Local, Pattern
 
 HIDDEN = -1  # the segment of a key that no query sees
 
@@ -73,7 +73,7 @@ class ConvertedLongformerAttention(LongformerSelfAttention):
             sparse_attention, scale=self.head_dim**-0.5, dropout_p=self.dropout if self.training else 0.0
         )
         q, k, v = (self._heads(layer(hidden_states)) for layer in (self.query, self.key, self.value))  # (B, H, T, D)
-        window = Local(2 * self.one_sided_attn_window_size + 1)
+        window = _window(self.one_sided_attn_window_size, ())
         marks = _marks(attention_mask, is_index_global_attn if is_global_attn else None)
         masked, place, absent = marks.masked, marks.place, marks.absent
         if place is None:
@@ -82,20 +82,40 @@ class ConvertedLongformerAttention(LongformerSelfAttention):
         rows = place[:, None, :, None].expand(-1, q.shape[1], -1, q.shape[3])  # (B, H, G, D)
         if marks.shared is not None:
             # the same global tokens in each sequence are a pattern; their own rows, computed with it, are written over below
-            out = attend(q, k, v, window | marks.shared, segments=_sides(masked, masked))  # (B, H, T, D)
+            pattern = _window(self.one_sided_attn_window_size, marks.shared)
+            out = attend(q, k, v, pattern, segments=_sides(masked, masked))  # (B, H, T, D)
         else:
             near = attend(q, k, v, window, segments=_sides(masked, marks.gone), return_lse=True)
             pairs = _sides(masked, absent, q.shape[2], G)
             far = attend(q, k.gather(2, rows), v.gather(2, rows), Full(), segments=pairs, return_lse=True)
             out = merged([near, far])  # (B, H, T, D)
         chosen = hidden_states.gather(1, place[:, :, None].expand(-1, -1, hidden_states.shape[2]))  # (B, G, C)
-        q = self._heads(self.query_global(chosen))  # (B, H, G, D)
-        k, v = (self._heads(layer(hidden_states)) for layer in (self.key_global, self.value_global))  # (B, H, T, D)
-        real = None if masked is None else ~masked[:, None, None, :]  # (B, 1, 1, T)
-        own = F.scaled_dot_product_attention(q, k, v, real, dropout_p=self.dropout if self.training else 0.0)  # (B, H, G, D)
+        own = self._rows_of_globals(self._heads(self.query_global(chosen)), hidden_states, masked)  # (B, H, G, D)
         if absent is not None:
             own = torch.where(absent[:, None, :, None], out.gather(2, rows), own)
         return (_joined(out.scatter(2, rows, own)),)
+
+    def _rows_of_globals(self, q: Tensor, hidden: Tensor, masked: Tensor | None) -> Tensor:
+        """Attention of q [B, H, G, D] to the keys and values that projections of their own make of hidden [B, T, C].
+
+        A few queries take the projections upon themselves: q . (W x + b) = (W' q) . x + q . b, and sum p (W x + b) =
+        W (sum p x) + b sum p. That is T * C * H * G products a side in place of T * C * C, and no keys or values in memory.
+        """
+        (B, H, G, D), C = q.shape, hidden.shape[2]
+        dropout = self.dropout if self.training else 0.0
+        if H * G > C // 2 or not (_plain(self.key_global) and _plain(self.value_global)):
+            k, v = (self._heads(layer(hidden)) for layer in (self.key_global, self.value_global))  # (B, H, T, D)
+            real = None if masked is None else ~masked[:, None, None, :]  # (B, 1, 1, T)
+            return F.scaled_dot_product_attention(q, k, v, real, dropout_p=dropout)  # (B, H, G, D)
+        key, value = (layer.weight.unflatten(0, (H, D)) for layer in (self.key_global, self.value_global))  # (H, D, C)
+        key_bias, value_bias = (layer.bias.view(H, 1, D) for layer in (self.key_global, self.value_global))
+        q = q * D**-0.5
+        score = (q @ key).flatten(1, 2) @ hidden.mT + (q * key_bias).sum(-1).view(B, H * G, 1)  # (B, H * G, T)
+        if masked is not None:
+            score = score.masked_fill(masked[:, None], float("-inf"))
+        weight = F.dropout(score.softmax(-1, dtype=torch.float32).to(hidden.dtype), dropout)  # (B, H * G, T)
+        seen = (weight @ hidden).view(B, H, G, C)
+        return seen @ value.mT + weight.sum(-1).view(B, H, G, 1) * value_bias  # (B, H, G, D)
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)  # (B, H, T, D)
@@ -110,14 +130,14 @@ class Marks:
         gone: bool [B, T], keys that the window leaves out, padding and global ones.
         place: [B, G], positions of global tokens, those of others after them; None where no token is global.
         absent: bool [B, G], which of them stand for no global token; None where each sequence has G.
-        shared: the global tokens as a pattern, where all sequences have the same.
+        shared: positions of the global tokens, where all sequences have the same.
     """
 
     masked: Tensor | None = None
     gone: Tensor | None = None
     place: Tensor | None = None
     absent: Tensor | None = None
-    shared: Global | None = None
+    shared: tuple[int, ...] | None = None
 
 
 _known_marks: Any = WeakTensorKeyDictionary()  # {mask: (its version, whether no token is global, marks)}
@@ -146,8 +166,21 @@ def _read_marks(mask: Tensor, is_global: Tensor | None) -> Marks:
     absent = None if least == G else torch.arange(G, device=place.device) >= count[:, None]  # (B, G)
     shared = None
     if absent is None and bool((place == place[:1]).all()):
-        shared = Global(positions=tuple(place[0].tolist()))
+        shared = tuple(place[0].tolist())
     return Marks(masked, is_global if masked is None else is_global | padding, place, absent, shared)
+
+
+@functools.lru_cache(maxsize=64)
+def _window(one_side: int, positions: tuple[int, ...]) -> Pattern:
+    """A window of so many tokens on each side, and global positions; a pattern is made once, not once a call."""
+    window = Local(2 * one_side + 1)
+    return window | Global(positions=positions) if positions else window
+
+
+def _plain(layer: torch.nn.Module) -> bool:
+    """Whether a layer is its weight and bias and nothing more, such as an adapter or a hook."""
+    hooked = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
+    return type(layer) is torch.nn.Linear and layer.bias is not None and not hooked
 
 
 class ConvertedBigBirdAttention(BigBirdBlockSparseAttention):
