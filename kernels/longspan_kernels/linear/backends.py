@@ -9,15 +9,19 @@ from torch import Tensor
 
 from longspan_kernels.block_sparse.backends import triton_refuses
 from longspan_kernels.errors import BackendError
+from longspan_kernels.launch.launcher import capability_of
 
 BACKENDS = ("auto", "triton", "chunked", "reference", "fla")
 
 
-def choose_backend(backend: str, q: Tensor, *, special: bool, decays: bool) -> str:
-    """Resolves "auto", and refuses what a backend cannot do; `special` calls have lengths or segments."""
+def choose_backend(backend: str, q: Tensor, *, special: bool, decays: bool, refused: str | None = None) -> str:
+    """Resolves "auto", and refuses what a backend cannot do; `special` calls have lengths or segments.
+
+    `refused` says why an op has no Triton kernels for the call, None where it has.
+    """
     if backend not in BACKENDS:
         raise BackendError(f"backend={backend!r} is unknown; choose one of {', '.join(BACKENDS)}")
-    reason = triton_refuses(q)
+    reason = triton_refuses(q) or refused
     if backend == "auto":
         return "chunked" if reason else "triton"
     if backend == "triton" and reason:
@@ -27,6 +31,14 @@ def choose_backend(backend: str, q: Tensor, *, special: bool, decays: bool) -> s
         if reason:
             raise BackendError(f'backend="fla" cannot serve this call: {reason}; use backend="auto"')
     return backend
+
+
+def delta_refuses(q: Tensor, v: Tensor) -> str | None:
+    """Why the delta rule's Triton kernels cannot serve heads of these widths, or None."""
+    widest = max(q.shape[-1], v.shape[-1])
+    if widest > 128 and q.dtype == torch.bfloat16 and q.is_cuda and capability_of(q.device)[0] == 9:
+        return f"heads are {widest} wide, and compilers make wrong code of its kernels beyond 128 on Hopper"
+    return None
 
 
 def for_transform(backend: str, transform: str | None) -> str:

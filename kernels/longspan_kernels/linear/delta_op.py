@@ -12,7 +12,7 @@ from longspan_kernels.block_sparse.backends import active_transform
 from longspan_kernels.launch.autocast import cast_as_products
 from longspan_kernels.linear import delta_chunked
 from longspan_kernels.linear.arguments import check, runs_of, stored_dtype
-from longspan_kernels.linear.backends import choose_backend, for_transform
+from longspan_kernels.linear.backends import choose_backend, delta_refuses, for_transform
 from longspan_kernels.linear.op import like, out_shape, state_like
 from longspan_kernels.linear.reference import reference_linear_attention
 
@@ -51,7 +51,8 @@ def gated_delta_rule(
     q, k, v = cast_as_products(q, k, v)
     check(q, k, v, log_decay, initial_state, scale, lengths, segments, beta)
     backend = for_transform(backend, active_transform(q, k, v, beta, log_decay, initial_state))
-    backend = choose_backend(backend, q, special=segments is not None or lengths is not None, decays=True)
+    special = segments is not None or lengths is not None
+    backend = choose_backend(backend, q, special=special, decays=True, refused=delta_refuses(q, v))
     exact = torch.promote_types(q.dtype, torch.float32)
     if backend == "reference":
         out, state = reference_linear_attention(

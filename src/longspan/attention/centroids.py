@@ -45,10 +45,9 @@ class Centroids(nn.Module):
         return x.detach().to(exact) @ self.means.to(exact).transpose(-1, -2)
 
     @torch.no_grad()
-    def gather(self, x: Tensor, dots: Tensor, exists: Tensor | None) -> None:
-        """Notes which centroid each of x [B, H, T, D] is nearest to; `exists` [B, T] bool leaves out padding."""
+    def gather(self, x: Tensor, nearest: Tensor, exists: Tensor | None) -> None:
+        """Notes which centroid each of x [B, H, T, D] is nearest to [B, H, T]; `exists` [B, T] bool leaves out padding."""
         H, C, D = self.means.shape
-        nearest = dots.argmax(-1)  # (B, H, T)
         if exists is not None:
             nearest = torch.where(exists[:, None], nearest, C)
         flat = nearest.transpose(0, 1).flatten(1)  # (H, B T)

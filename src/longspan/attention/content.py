@@ -127,6 +127,11 @@ def with_lse(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern | DeviceLayout, *
     return out, lse
 
 
+def for_all_heads(x: Tensor, heads: int) -> Tensor:
+    """x [B, Hkv, T, D], each head repeated for the query heads that share it; x itself where each has its own."""
+    return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], 1)
+
+
 def without_padding(x: Tensor, lengths: Tensor | None) -> Tensor:
     """x [B, H, T, D] with zeros where no token is: what lies there may be anything, NaN included."""
     if lengths is None:

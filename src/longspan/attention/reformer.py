@@ -12,7 +12,7 @@ from torch import Tensor
 
 from longspan.attention.bucket_cache import BucketCache
 from longspan.attention.buckets import Chunks, pairs_of_even_buckets
-from longspan.attention.content import ContentAttention, with_lse, without_padding
+from longspan.attention.content import ContentAttention, for_all_heads, with_lse, without_padding
 from longspan.attention.decoding import as_in_evaluation
 from longspan.attention.errors import as_block_size, as_whole, wrong_setting
 from longspan.attention.hashing import buckets_of, directions
@@ -110,7 +110,7 @@ class HashedAttention(ContentAttention):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, segments: Tensor | None) -> Tensor:
         (B, H, T, D), R = q.shape, self.rounds
-        q, v = without_padding(q, lengths), without_padding(v, lengths).repeat_interleave(H // v.shape[1], 1)
+        q, v = without_padding(q, lengths), for_all_heads(without_padding(v, lengths), H)
         exact = q.to(torch.promote_types(q.dtype, torch.float32))
         k = of_unit_length(exact).to(q.dtype)
         with torch.no_grad():
@@ -188,7 +188,7 @@ class HashedAttention(ContentAttention):
         q, v = (x.masked_fill(~exists, 0.0) for x in (q, v))
         with as_in_evaluation(self):
             exact = q.to(torch.promote_types(q.dtype, torch.float32))
-            keys, values = of_unit_length(exact).to(q.dtype), v.repeat_interleave(self.heads // self.kv_heads, 1)
+            keys, values = of_unit_length(exact).to(q.dtype), for_all_heads(v, self.heads)
             count = self.buckets_at(0)
             found = buckets_of(exact, self.rotations(directions(count), exact), count)  # (B, H, R, n)
             bucket, chunk = cache.placed(found, lengths)

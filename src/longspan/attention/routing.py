@@ -16,7 +16,7 @@ from longspan.attention.base import visited_pairs
 from longspan.attention.bucket_cache import BucketCache
 from longspan.attention.buckets import Chunks, pairs_of_even_buckets
 from longspan.attention.centroids import Centroids
-from longspan.attention.content import ContentAttention, with_lse, without_padding
+from longspan.attention.content import ContentAttention, for_all_heads, with_lse, without_padding
 from longspan.attention.decoding import as_in_evaluation
 from longspan.attention.errors import as_fraction, as_whole, wrong_setting
 from longspan.attention.key_cache import existing
@@ -100,24 +100,24 @@ class RoutedAttention(ContentAttention):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, segments: Tensor | None) -> Tensor:
         H = q.shape[1]
-        v = without_padding(v, lengths).repeat_interleave(H // v.shape[1], 1)
+        v = for_all_heads(without_padding(v, lengths), H)
         exists = None if lengths is None else torch.arange(q.shape[2], device=q.device) < lengths[:, None]  # (B, T)
         q = of_one_length(without_padding(q, lengths))
-        k = q if self.shares_qk else of_one_length(without_padding(k, lengths)).repeat_interleave(H // k.shape[1], 1)
+        k = q if self.shares_qk else for_all_heads(of_one_length(without_padding(k, lengths)), H)
         dots_q = self.centroids(q)
         dots_k = dots_q if self.shares_qk else self.centroids(k)
-        if self.training:
-            self.centroids.gather(q, dots_q, exists)
+        nearest = dots_q.argmax(-1) if self.training or not self.balanced else None  # (B, H, T)
+        if self.training and nearest is not None:
+            self.centroids.gather(q, nearest, exists)
             if not self.shares_qk:
-                self.centroids.gather(k, dots_k, exists)
+                self.centroids.gather(k, dots_k.argmax(-1), exists)
         q, k = q.to(v.dtype), k.to(v.dtype)
-        if not self.balanced:
-            return self._among_nearest(q, k, v, dots_q, exists)
+        if not self.balanced and nearest is not None:
+            return self._among_nearest(q, k, v, nearest, exists)
         return self._among_members(q, k, v, dots_q, dots_k, lengths, exists)
 
-    def _among_nearest(self, q: Tensor, k: Tensor, v: Tensor, dots: Tensor, exists: Tensor | None) -> Tensor:
+    def _among_nearest(self, q: Tensor, k: Tensor, v: Tensor, cluster: Tensor, exists: Tensor | None) -> Tensor:
         B, H, T, D = q.shape
-        cluster = dots.argmax(-1)
         if exists is not None:
             cluster = cluster.masked_fill(~exists[:, None], -1)
         chunks = Chunks.of(cluster.view(B * H, T), self.clusters, self._chunk(T), "aligned")
@@ -194,7 +194,7 @@ class RoutedAttention(ContentAttention):
         exists = existing(cache.positions, q.shape[2], lengths)[1][:, None, :, None]
         q, v = (x.masked_fill(~exists, 0.0) for x in (q, v))
         with as_in_evaluation(self):
-            shared, values = of_one_length(q), v.repeat_interleave(self.heads // self.kv_heads, 1)
+            shared, values = of_one_length(q), for_all_heads(v, self.heads)
             nearest = self.centroids(shared).argmax(-1)[:, :, None]  # (B, H, 1, n)
             bucket, chunk = cache.placed(nearest, lengths)
             shared = shared.to(v.dtype)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from longspan.attention.base import visited_pairs
-from longspan.attention.content import ContentAttention, with_lse, without_padding
+from longspan.attention.content import ContentAttention, for_all_heads, with_lse, without_padding
 from longspan.attention.decoding import as_in_evaluation
 from longspan.attention.errors import as_block_size, as_whole, wrong_setting
 from longspan.attention.merging import NOTHING, merged
@@ -73,8 +73,7 @@ class SinkhornAttention(ContentAttention):
         blocks = -(-T // size)
         if self.causal and blocks == 1:  # the first block has none before it
             return own[0]
-        if k.shape[1] != H:
-            k, v = (x.repeat_interleave(H // x.shape[1], 1) for x in (k, v))
+        k, v = for_all_heads(k, H), for_all_heads(v, H)
         places = blocks * size
         if places != T:
             q, k, v = (F.pad(x, (0, 0, 0, places - T)) for x in (q, k, v))

@@ -52,12 +52,9 @@ DELTA_KERNELS = (
 )
 
 
-def narrowest(device: torch.device) -> int:
-    """The least width that heads are padded to for the delta rule's kernels.
-
-    Compiled for Hopper by Triton 3.6, products of fewer columns in one kernel give wrong results (triton#11366).
-    """
-    return 64 if device.type == "cuda" and capability_of(device)[0] == 9 else 16
+def on_hopper(device: torch.device) -> bool:
+    """Whether kernels are compiled for compute capability 9."""
+    return device.type == "cuda" and capability_of(device)[0] == 9
 
 
 @dataclass(frozen=True)
@@ -81,8 +78,7 @@ def delta_tiles(width: int, dtype: torch.dtype) -> DeltaTiles:
     if dtype == torch.float32:
         alone = DeltaTile(32 if width <= 128 else 16, Launch(4, 1))
         return DeltaTiles(32 if width <= 64 else 16, dict.fromkeys(DELTA_KERNELS, alone))
-    # Programs that go from chunk to chunk wait for memory: as deep a pipeline as fits. 16 columns of them make Triton 3.6
-    # read out of bounds on Hopper.
+    # Programs that go from chunk to chunk wait for memory: as deep a pipeline as fits.
     along = DeltaTile(32, Launch(4, 3 if width <= 128 else 1))
     parallel = DeltaTile(64, Launch(4 if width <= 64 else 8, 2 if width <= 128 else 1))
     return DeltaTiles(

@@ -18,7 +18,7 @@ from longspan_kernels.launch.launcher import Launch, from_16_bytes, on_its_devic
 from longspan_kernels.selected.balance import NOTHING, padded
 
 NONE = tl.constexpr(NOTHING)
-NUMBERS_A_WARP = 1024
+NUMBERS_A_WARP = 256  # a step is short: what it waits for are exponentials and memory
 
 
 @triton.jit
