@@ -1,4 +1,4 @@
-"""Images of shapes: which figure is drawn is what the label says, by its area; drawn alike each time, and splits differ."""
+"""Images of shapes: the figure that prevails is what the label says, by its area; drawn alike each time, and splits differ."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,8 @@ from longspan.config.errors import ConfigError
 from longspan.data import ShapesDataModule
 from longspan.data.images.shapes import CLASSES, Shapes, corners
 
-SMALL = {"side": 64, "patch": 8, "line": 1, "train_examples": 24, "validation_examples": 6, "test_examples": 6, "batch_size": 4}
+SIZES = {"train_examples": 24, "validation_examples": 6, "test_examples": 6, "batch_size": 4}
+SMALL = {"side": 64, "patch": 8, "line": 1, "radius": 10.0, **SIZES}
 
 
 def rounded_area(image: np.ndarray) -> float:
@@ -20,8 +21,8 @@ def rounded_area(image: np.ndarray) -> float:
     return hull.volume / (np.pi * radius**2)
 
 
-def test_the_large_outline_is_the_figure_that_the_label_names():
-    look = Shapes(side=256, distractors=0, line=1, noise=0)
+def test_an_outline_is_the_figure_that_the_label_names():
+    look = Shapes(side=256, figures=1, radius=80.0, line=1, noise=0)
     # of a polygon of k corners: its area, and the largest distance between two of them
     expected = {}
     for k, name in ((3, "triangle"), (4, "square"), (5, "pentagon"), (6, "hexagon")):
@@ -38,7 +39,7 @@ def test_the_large_outline_is_the_figure_that_the_label_names():
 
 
 def test_a_star_has_notches_that_a_pentagon_has_not():
-    look = Shapes(side=256, distractors=0, line=1, noise=0)
+    look = Shapes(side=256, figures=1, radius=80.0, line=1, noise=0)
     ink = {name: [] for name in ("star", "pentagon")}
     for number in range(60):
         name = CLASSES[look.label(0, "train", number)]
@@ -51,14 +52,25 @@ def test_a_star_has_notches_that_a_pentagon_has_not():
     assert len(corners("star")) == 10 and len(corners("hexagon")) == 6
 
 
+def test_the_class_has_its_share_and_the_others_come_from_all_others(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Shapes, "_outline", lambda self, draw, random, name: drawn.append(name))
+    look = Shapes(figures=40, share=0.5, noise=0)
+    for number in range(4):
+        drawn.clear()
+        look.image(0, "train", number)
+        name = CLASSES[look.label(0, "train", number)]
+        assert drawn[:20] == [name] * 20 and name not in drawn[20:] and set(drawn[20:]) | {name} == set(CLASSES)
+
+
 def test_images_are_functions_of_seed_split_and_number():
-    look = Shapes(side=64)
+    look = Shapes(side=64, radius=10.0)
     first = look.image(0, "train", 3)
     assert first.shape == (64, 64, 1) and first.dtype == np.uint8
     assert (look.image(0, "train", 3) == first).all()
     for other in ((1, "train", 3), (0, "test", 3), (0, "train", 4)):
         assert (look.image(*other) != first).any()
-    assert look.image(0, "train", 3).max() >= 128 and Shapes(side=64, noise=0).image(0, "train", 3).max() == 128
+    assert look.image(0, "train", 3).max() >= 128 and Shapes(side=64, radius=10.0, noise=0).image(0, "train", 3).max() == 128
 
 
 def test_the_data_module_gives_patches_and_their_classes():
@@ -74,10 +86,12 @@ def test_the_data_module_gives_patches_and_their_classes():
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({"side": 64, "line": 5}, r"data.line=5: give at most 4 pixels"),
+        ({"line": 17}, r"data.line=17: give at most 16 pixels, half of data.radius"),
+        ({"share": 0.2}, r"data.share=0.2: give more than 0.2"),
+        ({"side": 64}, r"data.radius=32.0: give 2 to 22.8571 pixels"),
         ({"noise": 200}, r"data.noise=200: give at most 127"),
         ({"side": 8}, r"data.side=8"),
-        ({"side": 100, "patch": 8, "train_examples": 2}, r"data.patch=8: images of 100 x 100 pixels"),
+        ({"side": 100, "patch": 8, "radius": 20.0, "train_examples": 2}, r"data.patch=8: images of 100 x 100 pixels"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused_by_name(keys, said):

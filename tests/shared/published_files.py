@@ -180,7 +180,7 @@ EXPERIMENTS: dict[str, tuple[Callable[[Path], Path | None], list[str]]] = {
     "dnalongbench": (dnalongbench, []),
     "dnalongbench_eqtl": (dnalongbench_eqtl, []),
     "image_patches": (images, ["data.patch=4"]),
-    "image_shapes": (no_path, ["data.side=64", "data.line=1", "data.num_workers=0"]),
+    "image_shapes": (no_path, ["data.side=64", "data.line=1", "data.figures=3", "data.radius=10", "data.num_workers=0"]),
 }
 
 

@@ -102,6 +102,9 @@ WRONG: list[tuple[str, str, str, str]] = [
     ("data=needle task=recall data.distances=far", "data.distances", "far", "a list"),
     ("data=needle task=recall data.keys=1 data.needles=2", "data.keys", "1", "data.needles=2"),
     ("data=mqar task=recall data.spread=even", "data.spread", "even", "uniform or log"),
+    ("data=shapes task=sequence_classification data.noise=300", "data.noise", "300", "0 to 127"),
+    ("data=mad_recall task=recall data.noise=3", "data.noise", "3", "not including, 1"),
+    ("data=shapes task=sequence_classification data.share=0.1", "data.share", "0.1", "above 0.2"),
     # the trainer
     ("trainer.accelerator=tpu", "trainer.accelerator", "tpu", "cpu, gpu"),
     ("trainer.val_check_interval=0", "trainer.val_check_interval", "0", "1 or more"),

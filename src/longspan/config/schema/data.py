@@ -326,7 +326,9 @@ class PathfinderData(Made, ImageTokens):
 @settings_of(f"{D}ShapesDataModule")
 class ShapesData(ImageTokens):
     side: whole(32, meaning="pixels")  # type: ignore[valid-type]
-    distractors: CountOrZero
+    figures: whole(1, meaning="outlines")  # type: ignore[valid-type]
+    share: Annotated[float, Field(gt=0.2, le=1), Fix("a share above 0.2 and up to 1")]
+    radius: Positive
     line: whole(1, meaning="pixels")  # type: ignore[valid-type]
     noise: whole(0, 127, "grey values")  # type: ignore[valid-type]
     train_examples: Count

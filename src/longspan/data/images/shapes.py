@@ -1,8 +1,7 @@
-"""Shapes: which figure the one large outline of an image is, among small outlines of all figures and under noise.
+"""Shapes: which figure most of the outlines of an image are, among outlines of all other figures and under noise.
 
-Each is cut into straight or bent edges that are alike from near by, and the small outlines have every figure's corners: what
-tells the classes apart is how the large one's edges, which run over many patches in both directions, go on. Image n of a split
-is a function of (seed, split, n) alone, and drawn when it is read.
+An outline runs over several patches in both directions, and what figure it is shows in how its edges meet and go on; so it
+takes neighbours in the plane to tell. Image n of a split is a function of (seed, split, n) alone, and drawn when it is read.
 
 Legend: S side of the image in pixels.
 """
@@ -11,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -28,8 +27,7 @@ from longspan.data.values import Loading, gathered
 
 CLASSES = ("triangle", "square", "pentagon", "hexagon", "star", "circle")
 CORNERS = {"triangle": 3, "square": 4, "pentagon": 5, "hexagon": 6}
-LARGE = (0.25, 0.45)  # radius of the large outline, of S
-SMALL = (0.02, 0.05)  # of the small ones
+SPREAD = (0.6, 1.4)  # of data.radius
 STAR_INNER = 0.382  # radius of a star's inner corners, of its outer ones
 
 
@@ -37,23 +35,32 @@ STAR_INNER = 0.382  # radius of a star's inner corners, of its outer ones
 class Shapes:
     """How images look.
 
-    `side`: S. `distractors`: small outlines. `line`: width of the lines in pixels. `noise`: grey values that are added, at
-    random and at most this many, to every pixel; lines are 128.
+    `side`: S. `figures`: outlines. `share`: of them that are of the image's class; the others are of the other classes, drawn
+    evenly. `radius`: of an outline in pixels, give or take 40 %. `line`: width of the lines in pixels. `noise`: grey values
+    that are added to each pixel, drawn from 0 to this; lines are 128.
     """
 
     side: int = 1024
-    distractors: int = 24
+    figures: int = 64
+    share: float = 0.5
+    radius: float = 32.0
     line: int = 4
     noise: int = 64
 
     def __post_init__(self) -> None:
         settings.whole("side", self.side, 32)
-        settings.whole("distractors", self.distractors, 0)
+        settings.whole("figures", self.figures, 1)
         settings.whole("noise", self.noise, 0)
-        if settings.whole("line", self.line, 1) > self.side / 16:
-            raise wrong_value("data.line", self.line, f"give at most {self.side // 16} pixels, a sixteenth of data.side")
+        settings.whole("line", self.line, 1)
         if self.noise > 127:
             raise wrong_value("data.noise", self.noise, "give at most 127: lines are 128 and pixels end at 255")
+        if not 0.2 < self.share <= 1:
+            raise wrong_value("data.share", self.share, "give more than 0.2, so that the class is the commonest, and at most 1")
+        if not 2 <= self.radius <= self.side / (2 * SPREAD[1]):
+            most = self.side / (2 * SPREAD[1])
+            raise wrong_value("data.radius", self.radius, f"give 2 to {most:g} pixels, so that figures fit into the image")
+        if self.line > self.radius / 2:
+            raise wrong_value("data.line", self.line, f"give at most {self.radius / 2:g} pixels, half of data.radius")
 
     def label(self, seed: int, split: str, number: int) -> int:
         """The class of image `number` of a split."""
@@ -62,20 +69,22 @@ class Shapes:
     def image(self, seed: int, split: str, number: int) -> np.ndarray:
         """[S, S, 1] uint8 of image `number` of a split."""
         random = _random(seed, split, number)
-        large = CLASSES[int(random.integers(len(CLASSES)))]
+        label = int(random.integers(len(CLASSES)))
+        kinds = [label] * math.ceil(self.share * self.figures)
+        while len(kinds) < self.figures:
+            kinds.append((label + 1 + int(random.integers(len(CLASSES) - 1))) % len(CLASSES))
         picture = Image.new("L", (self.side, self.side))
         draw = ImageDraw.Draw(picture)
-        self._outline(draw, random, large, LARGE)
-        for _ in range(self.distractors):
-            self._outline(draw, random, CLASSES[int(random.integers(len(CLASSES)))], SMALL)
+        for kind in kinds:
+            self._outline(draw, random, CLASSES[kind])
         pixels = np.asarray(picture)
         if self.noise:
             pixels = pixels + random.integers(0, self.noise + 1, pixels.shape, dtype=np.uint8)
         return pixels[:, :, None]
 
-    def _outline(self, draw: ImageDraw.ImageDraw, random: np.random.Generator, name: str, radii: tuple[float, float]) -> None:
-        """Draws a figure of a radius between two shares of S, turned at random, anywhere inside the image."""
-        radius = self.side * random.uniform(*radii)
+    def _outline(self, draw: ImageDraw.ImageDraw, random: np.random.Generator, name: str) -> None:
+        """Draws a figure, turned at random, anywhere inside the image."""
+        radius = self.radius * random.uniform(*SPREAD)
         y, x = random.uniform(radius, self.side - radius, 2).tolist()
         turn = random.uniform(0, 2 * math.pi)
         if name == "circle":
@@ -101,7 +110,7 @@ def _random(seed: int, split: str, number: int) -> np.random.Generator:
 
 
 class ShapesDataModule(ImageDataModule):
-    """{"tokens", "labels"}: images with one large outline, a "triangle", "square", "pentagon", "hexagon", "star" or "circle".
+    """{"tokens", "labels"}: images of outlines, and which of `CLASSES` most of them are.
 
     See `Shapes` for how they look, `Sizes` for how many there are, and `Cutting` for how they become tokens.
 
@@ -131,10 +140,7 @@ class ShapesDataModule(ImageDataModule):
     def to_record(self) -> dict[str, Any]:
         return {
             "source": "made: shapes",
-            "side": self.look.side,
-            "distractors": self.look.distractors,
-            "line": self.look.line,
-            "noise": self.look.noise,
+            **asdict(self.look),
             "input": self.cutting.input,
             "patch": self.cutting.side,
         }
