@@ -199,6 +199,21 @@ def test_specials_that_a_tokenizer_lacks_get_rows_of_their_own(folders, name):
         assert model(torch.full_like(tokens, 261)).isfinite().all()
 
 
+@pytest.mark.parametrize("reachable", [True, False])
+def test_a_hub_name_without_a_network_is_looked_for_in_the_cache_alone(monkeypatch, reachable):
+    asked = []
+
+    def from_pretrained(name, **settings):
+        asked.append((name, settings["local_files_only"]))
+        raise OSError("no such model")
+
+    monkeypatch.setattr("longspan.data.readers.hub.hub_reachable", lambda: reachable)
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", from_pretrained)
+    with pytest.raises(ConfigError, match=r"model\.path='nobody/nothing': transformers cannot load it"):
+        huggingface(path="nobody/nothing", causal=True, vocab_size=260, max_length=64, attention=full)
+    assert asked == [("nobody/nothing", not reachable)]
+
+
 def test_models_that_change_scores_are_refused(tmp_path):
     transformers.Gemma2Config(**SIZES, num_key_value_heads=1, head_dim=16).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="caps its scores"):

@@ -225,8 +225,13 @@ def _network(path: str, causal: bool, pretrained: bool) -> Any:
     AttentionMaskInterface.register(IMPLEMENTATION, _no_mask)
     there = Path(path).expanduser()
     source = str(there) if there.is_dir() else path
+    known: dict[str, Any] = {"trust_remote_code": False}
+    if not there.is_dir():
+        from longspan.data.readers.hub import hub_reachable
+
+        known["local_files_only"] = not hub_reachable()  # or transformers tries for half a minute
     try:
-        config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
+        config = transformers.AutoConfig.from_pretrained(source, **known)
         masked = type(config) in transformers.models.auto.modeling_auto.MODEL_FOR_MASKED_LM_MAPPING
         language = type(config) in transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING
         auto: Any = transformers.AutoModel
@@ -234,8 +239,11 @@ def _network(path: str, causal: bool, pretrained: bool) -> Any:
             auto = transformers.AutoModelForCausalLM
         elif masked:
             auto = transformers.AutoModelForMaskedLM
-        settings = {"attn_implementation": IMPLEMENTATION, "dtype": torch.float32, "trust_remote_code": False}
-        network = auto.from_pretrained(source, **settings) if pretrained else auto.from_config(config, **settings)
+        settings = {"attn_implementation": IMPLEMENTATION, "dtype": torch.float32}
+        if pretrained:
+            network = auto.from_pretrained(source, **settings, **known)
+        else:
+            network = auto.from_config(config, **settings, trust_remote_code=False)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0][:200]
         fix = f"transformers cannot load it ({reason}); give a folder with config.json and model.safetensors"
