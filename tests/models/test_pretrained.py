@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from longspan.attention import full, learned, local
+from longspan.attention import full, learned, local, nsa
 from longspan.config.compose import config_for
 from longspan.config.errors import ConfigError
 from longspan.models import HeadedModel, LanguageModellingHead, huggingface, token_head
@@ -146,6 +146,10 @@ def test_costs_are_those_of_a_counter(folders, name):
     assert dense == cost.other_flops, (attention, counter.get_flop_counts()["Global"])
     pairs = T * (T + 1) // 2 if model.causal else T * T
     assert cost.live_pairs == 3 * 2 * pairs
+    if model.causal:
+        kv_heads = 1 if name == "llama" else 2
+        held = 3 * 4 * kv_heads * 16 * T  # two bytes a number of keys and values
+        assert cost.state_bytes == held == headed(folders[name], name, lambda **s: nsa(block_size=16, **s)).cost(T).state_bytes
     assert cost.parameters == sum(p.numel() for p in theirs(folders[name], name).parameters())
 
 
