@@ -29,6 +29,13 @@ def main() -> int:
         "--reference", default="full", help="variant, or label in the tables, that others are compared with (default: full)"
     )
     parser.add_argument("--title", default="Accuracy against cost", help="title of the report")
+    parser.add_argument(
+        "--note",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="a sentence under the title, such as what a reader must know of how the runs were made; may be given again",
+    )
     parser.add_argument("--records", action="store_true", help="copy the records to DIR/records, to make the report from again")
     parser.add_argument(
         "--wandb", metavar="PROJECT", help="log table, scatter and pictures to W&B too (WANDB_MODE=offline: kept)"
@@ -41,6 +48,7 @@ def main() -> int:
             cost=arguments.cost,
             reference=arguments.reference,
             title=arguments.title,
+            remarks=arguments.note,
             wandb_project=arguments.wandb,
             keep_records=arguments.records,
         )

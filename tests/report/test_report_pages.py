@@ -124,6 +124,21 @@ def test_the_markdown_table(runs, tmp_path):
     assert "Bigbird takes 33 % of full's training FLOPs" in words
 
 
+def test_what_loses_much_is_not_called_as_good_however_few_seeds_there_are(runs, tmp_path):
+    for seed, accuracy in enumerate((0.3, 0.79, 0.5)):  # far below full's, with an interval that takes zero in
+        record = Record.load(runs / f"bigbird{seed}" / "record.json")
+        record.accuracy["accuracy"].value = accuracy
+        record.save(runs / f"bigbird{seed}" / "record.json")
+    words = write_report([runs], tmp_path / "out").with_suffix(".md").read_text()
+    assert "Bigbird takes" not in words
+
+
+def test_remarks_stand_under_the_title(runs, tmp_path):
+    page = write_report([runs], tmp_path / "out", remarks=["Runs <shared> a GPU."])
+    assert page.with_suffix(".md").read_text().index("a GPU.") < page.with_suffix(".md").read_text().index("## ")
+    assert "<p>Runs &lt;shared&gt; a GPU.</p></header>" in page.read_text()
+
+
 def test_the_front_follows_the_cost_axis(runs, tmp_path):
     words = write_report([runs], tmp_path / "out", cost="time").with_suffix(".md").read_text()
     assert "**local**" not in words, "all take the same time, so only the best is on the front"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ def write_report(
     cost: str = "flops",
     reference: str = "full",
     title: str = "Accuracy against cost",
+    remarks: Sequence[str] = (),
     wandb_project: str | None = None,
     keep_records: bool = False,
 ) -> Path:
@@ -38,6 +39,7 @@ def write_report(
         paths: record files, folders searched for ``record.json``, and results of scripts/benchmark.py.
         cost: the axis of pictures and of the Pareto front: flops, time, memory or energy. The HTML page shows all.
         reference: the variant that others are compared with, seed by seed.
+        remarks: sentences under the title, such as what a reader must know of how the runs were made.
         keep_records: copy the records to ``records/`` beside the page, from which the report can be made again.
         wandb_project: a W&B project that the table, a scatter and the pictures are logged to as well.
 
@@ -71,7 +73,7 @@ def write_report(
             charts = scaling.charts()
             drawn_it = figures.lines(charts, target, figures.line_colours(charts, colours))
             scaling_pictures.append(Path(shutil.move(target, folder / target.name)) if drawn_it else None)
-    content = Content(title, collection, filled, repeats, cost, pictures, colours, grown, scaling_pictures)
+    content = Content(title, collection, filled, repeats, cost, pictures, colours, grown, scaling_pictures, remarks)
     write_text(folder / "table.csv", tables.csv_text(filled))
     scalings = [one for section in found if (one := of_section(section)) is not None] + [scaling for _, scaling in grown]
     latex = [tables.latex(section, rows) for section, rows in filled if rows]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ class Content:
         cost: the axis of pictures and of the Pareto front.
         pictures: for each section's place, {kind: file beside the page}: cost, curves, patterns, scaling, accuracy-by-...
         colours: {label: colour} of all groups.
+        remarks: sentences of whoever makes the report, under its title.
         benchmarks: results of scripts/benchmark.py with the files that they are from, and a picture of each, if any.
     """
 
@@ -32,6 +34,7 @@ class Content:
     colours: dict[str, str]
     benchmarks: list[tuple[Path, Scaling]]
     benchmark_pictures: list[Path | None]
+    remarks: Sequence[str] = ()
 
     @property
     def sections(self) -> list[Section]:

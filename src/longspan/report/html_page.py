@@ -33,7 +33,8 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inl
 def page(content: Content) -> str:
     """The whole page; its pictures are shown only where scripts are off."""
     overview = words.overview(content.collection, content.sections)
-    body = [f"<header><h1>{escape(content.title)}</h1><p>{escape(overview)}</p></header>"]
+    remarks = "".join(f"<p>{escape(remark)}</p>" for remark in content.remarks)
+    body = [f"<header><h1>{escape(content.title)}</h1><p>{escape(overview)}</p>{remarks}</header>"]
     for place, (section, rows) in enumerate(content.filled):
         body.append(_section(place, section, rows, content.cost, content.pictures.get(place, {}), content.colours))
     drawn = [_data(section, content.colours) for section in content.sections]

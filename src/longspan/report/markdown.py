@@ -28,6 +28,8 @@ FITTED = "Exponents are fitted by least squares of logarithms over all lengths: 
 def page(content: Content) -> str:
     """The whole page; its pictures are files beside it."""
     lines = [f"# {markdown_text(content.title)}", "", words.overview(content.collection, content.sections), ""]
+    for remark in content.remarks:
+        lines += [markdown_text(remark), ""]
     for place, (section, rows) in enumerate(content.filled):
         lines += [f"## {markdown_text(section.title)}", "", markdown_text(words.finding(section, rows, content.cost)), ""]
         drawn = content.pictures.get(place, {})

@@ -16,6 +16,8 @@ from longspan.report.tables import COST_AXES, Row, difference_text
 
 # a saving smaller than this is not worth a sentence
 _CHEAPER = 0.95
+# of the reference's accuracy: who loses more on average is worse, however few seeds leave it unclear
+_LOST = 0.05
 
 
 def finding(section: Section, rows: Sequence[Row], cost: str) -> str:
@@ -55,7 +57,8 @@ def _cheapest_as_good(known: list[Row], reference: Row | None, name: str, words:
         if row is reference or difference is None or price is None or difference.low is None or difference.high is None:
             continue
         clearly_worse = difference.high < 0 if higher else difference.low > 0
-        if not clearly_worse:
+        lost = -difference.mean if higher else difference.mean
+        if not clearly_worse and lost <= _LOST * abs(reference.mean or 0.0):
             as_good.append((price, row))
     if not as_good:
         return ""
