@@ -22,7 +22,7 @@ def test_narrow_types(dtype):
 
 
 def test_many_pieces(monkeypatch):
-    monkeypatch.setattr(delta_chunked, "ELEMENTS_AT_ONCE", 1)
+    monkeypatch.setitem(delta_chunked.ELEMENTS_AT_ONCE, "cpu", 1)
     call = LinearCall(B=2, T=300, decay=0.2, state=True, segments=True, lengths=True, delta=True)
     compare_with_reference(call, "chunked", torch.float64, 1e-10)
 

@@ -22,7 +22,7 @@ def test_narrow_types(dtype):
 
 
 def test_many_pieces(monkeypatch):
-    monkeypatch.setattr(chunked, "ELEMENTS_AT_ONCE", 1)
+    monkeypatch.setitem(chunked.ELEMENTS_AT_ONCE, "cpu", 1)
     compare_with_reference(LinearCall(T=300, decay=0.2, state=True, segments=True), "chunked", torch.float64, 1e-11)
 
 

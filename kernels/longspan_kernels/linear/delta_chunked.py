@@ -5,161 +5,71 @@ k_t u_t^T, where u_t = b_t (v_t - a_t S_{t-1}^T k_t). The u of a chunk solve a u
 form): (I + L) U = b V - b into K S, L_tj = b_t exp(G_t - G_j) k_t . k_j below the diagonal. So U = A b V - W S, with
 A = (I + L)^-1 and W = A b into K, and only the products with S wait for the chunk before.
 
-Legend: B batch, H heads, T tokens, D width of q and k, Dv width of v, N chunks of C tokens, S the state before a chunk, G the
-sum of log decays in a chunk; into, onto, within, kept as in `chunked.decays`.
+Legend: B batch, H heads, T tokens, D width of q and k, Dv width of v; a block has N chunks of C tokens, M = B * H * N; S the
+state before a chunk, G the sum of log decays in a chunk; into, onto, within, kept as `Block` has them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from longspan_kernels.linear.chunked import CHUNK, decays, exact_operands, start_state, without_ends
+from longspan_kernels.launch.kept_memory import results
+from longspan_kernels.linear.blocks import Block, Call, own_state
+from longspan_kernels.linear.chunked import carried, without_ends
 
-Span = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
-ELEMENTS_AT_ONCE = 1 << 19  # of what is held for each chunk: its scores and its state
-
-
-@dataclass
-class Chunks:
-    """A call cut into chunks, [B, H, N, C, ...], and what its triangular systems give."""
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    beta: Tensor  # (B, H, N, C)
-    into: Tensor
-    onto: Tensor
-    within: Tensor
-    kept: Tensor
-    inverse: Tensor  # A (B, H, N, C, C)
-    products: Tensor  # k k^T (B, H, N, C, C)
-    from_values: Tensor  # A b V (B, H, N, C, Dv)
-    from_state: Tensor  # W (B, H, N, C, D)
-
-    @property
-    def erased(self) -> Tensor:
-        """b into K."""
-        return (self.beta * self.into)[..., None] * self.k
+# two chunks of 16 heads stay in a CPU's cache; a GPU wants few launches
+ELEMENTS_AT_ONCE = {"cpu": 1 << 17, "other": 1 << 23}
 
 
-def cut(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    beta: Tensor,
-    log_decay: Tensor | None,
-    runs: Tensor | None,
-    lengths: Tensor | None,
-    before: Tensor | None,
-) -> Chunks:
-    """Solves the triangular systems of all chunks."""
-    T = q.shape[2]
-    C = min(CHUNK, T)
-    pad = -T % C
-    q, k, v, g = exact_operands(q, k, v, log_decay, lengths)
-    beta = beta.to(q.dtype)
-    if lengths is not None:
-        beta = beta.masked_fill((torch.arange(T, device=q.device) >= lengths[:, None])[:, None], 0.0)
-    if g is None:
-        g = q.new_zeros(1, 1, T)
-    into, onto, within, kept = decays(g, runs, before, C, q.dtype)
-    q, k, v = (F.pad(x, (0, 0, 0, pad)).unflatten(2, (-1, C)) for x in (q, k, v))
-    beta = F.pad(beta, (0, pad)).unflatten(2, (-1, C))
-    products = k @ k.transpose(-1, -2)
-    one = torch.eye(C, dtype=q.dtype, device=q.device)
-    system = (beta[..., None] * within * products).tril(-1) + one
-    inverse = torch.linalg.solve_triangular(system, one.expand_as(system), upper=False, unitriangular=True)
-    from_values = inverse @ (beta[..., None] * v)
-    from_state = inverse @ ((beta * into)[..., None] * k)
-    return Chunks(q, k, v, beta, into, onto, within, kept, inverse, products, from_values, from_state)
+class Solved:
+    """A block's operands, and what its triangular systems give.
 
+    Attributes:
+        k, v: [M, C, D] and [M, C, Dv]. beta, into, onto: [M, C, 1]. within: [M, C, C]. kept: [B * H, N, 1, 1].
+        inverse: A [M, C, C]. products: k k^T [M, C, C]. from_values: A b V [M, C, Dv]. from_state: W [M, C, D].
+        erased: b into K [M, C, D].
+    """
 
-def run_states(c: Chunks, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """U [B, H, N, C, Dv], the state before each chunk [B, H, N, D, Dv], and the last state."""
-    N = c.q.shape[2]
-    values = torch.empty_like(c.from_values)
-    states = state.new_empty(*c.q.shape[:3], *state.shape[-2:])
-    added_keys = (c.onto[..., None] * c.k).transpose(-1, -2)  # (B, H, N, D, C)
-    kept = c.kept.expand(c.q.shape[:3])[..., None, None]
-    for n in range(N):
-        states[:, :, n] = state
-        values[:, :, n] = c.from_values[:, :, n] - c.from_state[:, :, n] @ state
-        state = kept[:, :, n] * state + added_keys[:, :, n] @ values[:, :, n]
-    return values, states, state
+    def __init__(self, block: Block, k: Tensor, v: Tensor, beta: Tensor) -> None:
+        assert block.into is not None and block.onto is not None and block.within is not None and block.kept is not None
+        self.into, self.onto, self.within, self.kept = block.into, block.onto, block.within, block.kept
+        self.k, self.v, self.beta = block.read(k), block.read(v), block.read(beta[..., None])
+        self.products = torch.bmm(self.k, self.k.mT)
+        system = (self.products * self.within).mul_(self.beta).tril_(-1)
+        one = torch.eye(block.C, dtype=system.dtype, device=system.device)
+        self.inverse = torch.linalg.solve_triangular(system, one.expand_as(system), upper=False, unitriangular=True)
+        self.from_values = torch.bmm(self.inverse, self.beta * self.v)
+        self.erased = (self.beta * self.into).mul(self.k)
+        self.from_state = torch.bmm(self.inverse, self.erased)
 
+    def by_chunk(self, x: Tensor) -> Tensor:
+        """[B * H, N, ...] of [M, ...]."""
+        return x.unflatten(0, self.kept.shape[:2])
 
-def _forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    beta: Tensor,
-    log_decay: Tensor | None,
-    runs: Tensor | None,
-    lengths: Tensor | None,
-    before: Tensor | None,
-    initial_state: Tensor | None,
-    scale: float,
-) -> tuple[Tensor, Tensor]:
-    """`forward` of one span."""
-    c = cut(q, k, v, beta, log_decay, runs, lengths, before)
-    values, states, last = run_states(c, start_state(initial_state, c.q, c.v))
-    scores = c.q @ c.k.transpose(-1, -2) * c.within
-    out = scores @ values + c.into[..., None] * (c.q @ states)
-    return (out.flatten(2, 3)[:, :, : q.shape[2]] * scale).to(q.dtype), last
+    def run(self, state: Tensor) -> tuple[Tensor, Tensor]:
+        """U [M, C, Dv] and the state before each chunk [M, D, Dv]; `state` [B * H, D, Dv] becomes that after the last."""
+        values, states = torch.empty_like(self.from_values), state.new_empty(len(self.k), *state.shape[1:])
+        added_keys = (self.onto * self.k).mT  # (M, D, C)
+        for n in range(self.kept.shape[1]):
+            self.by_chunk(states)[:, n] = state
+            u = torch.baddbmm(self.by_chunk(self.from_values)[:, n], self.by_chunk(self.from_state)[:, n], state, alpha=-1)
+            self.by_chunk(values)[:, n] = u
+            state.mul_(self.kept[:, n]).baddbmm_(self.by_chunk(added_keys)[:, n], u)
+        return values, states
 
-
-def _backward(
-    dout: Tensor,
-    dstate: Tensor | None,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    beta: Tensor,
-    log_decay: Tensor | None,
-    runs: Tensor | None,
-    lengths: Tensor | None,
-    before: Tensor | None,
-    initial_state: Tensor | None,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """`backward` of one span."""
-    T, repeat = q.shape[2], q.shape[1] // k.shape[1]
-    c = cut(q, k, v, beta, log_decay, runs, lengths, before)
-    values, states, last = run_states(c, start_state(initial_state, c.q, c.v))
-    do, _, _, _ = exact_operands(dout, k[..., :0], v[..., :0], None, lengths)
-    do = F.pad(do * scale, (0, 0, 0, -T % c.q.shape[3])).unflatten(2, (-1, c.q.shape[3]))
-    after = start_state(dstate, c.q, c.v)
-    dvalues, back, first = _run_back(c, do, after)
-    # As linear attention of q, k and U.
-    dscores = do @ values.transpose(-1, -2) * c.within
-    dq = dscores @ c.k + c.into[..., None] * (do @ states.transpose(-1, -2))
-    dk = dscores.transpose(-1, -2) @ c.q + c.onto[..., None] * (values @ back.transpose(-1, -2))
-    dg = (c.q * dq).sum(-1) - (c.k * dk).sum(-1)  # (B, H, N, C) of the sums G
-    following = torch.cat((states[:, :, 1:], last[:, :, None]), 2)
-    dg[..., -1] += (following * back).sum((-1, -2))
-    # U = A b V - W S: through the right-hand sides, then through A, whose gradient is -A^T (.) A^T.
-    to_values = c.inverse.transpose(-1, -2) @ dvalues
-    to_erased = c.inverse.transpose(-1, -2) @ -(dvalues @ states.transpose(-1, -2))
-    dsystem = -(to_values @ c.from_values.transpose(-1, -2) + to_erased @ c.from_state.transpose(-1, -2)).tril(-1)
-    weighted = dsystem * c.within
-    dbeta = (weighted * c.products).sum(-1) + (to_values * c.v).sum(-1) + c.into * (to_erased * c.k).sum(-1)
-    moved = weighted * c.products * c.beta[..., None]
-    dg += moved.sum(-1) - moved.sum(-2) + (to_erased * c.erased).sum(-1)
-    dproducts = weighted * c.beta[..., None]
-    dk += (dproducts + dproducts.transpose(-1, -2)) @ c.k + (c.beta * c.into)[..., None] * to_erased
-    dv = c.beta[..., None] * to_values
-    dg = dg.flip(-1).cumsum(-1).flip(-1)
-    dq, dk, dv, dbeta, dg = (x.flatten(2, 3)[:, :, :T] for x in (dq, dk, dv, dbeta, dg))
-    if repeat > 1:
-        dk, dv = (x.unflatten(1, (-1, repeat)).sum(2) for x in (dk, dv))
-    if lengths is not None:
-        dbeta = dbeta.masked_fill((torch.arange(T, device=q.device) >= lengths[:, None])[:, None], 0.0)
-    return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), dbeta, dg, first
+    def run_back(self, back: Tensor, scores: Tensor, q: Tensor, do: Tensor) -> tuple[Tensor, Tensor]:
+        """dU [M, C, Dv] and the gradient of the state after each chunk [M, D, Dv]; `back` becomes that before the first."""
+        dvalues, after = torch.bmm(scores.mT, do), back.new_empty(len(q), *back.shape[1:])
+        added_keys = self.onto * self.k
+        read = torch.bmm((self.into * q).mT, do)  # (M, D, Dv)
+        for n in reversed(range(self.kept.shape[1])):
+            self.by_chunk(after)[:, n] = back
+            du = torch.baddbmm(self.by_chunk(dvalues)[:, n], self.by_chunk(added_keys)[:, n], back)
+            self.by_chunk(dvalues)[:, n] = du
+            back.mul_(self.kept[:, n]).add_(self.by_chunk(read)[:, n])
+            back.baddbmm_(self.by_chunk(self.from_state)[:, n].mT, du, alpha=-1)
+        return dvalues, after
 
 
 def forward(
@@ -174,12 +84,15 @@ def forward(
     scale: float,
 ) -> tuple[Tensor, Tensor]:
     """out [B, H, T, Dv] in q's dtype and the last state [B, H, D, Dv], in float32 or wider."""
-    state, out = initial_state, []
-    for _, span in spans(q, k, v, beta, log_decay, runs, lengths):
-        part, state = _forward(*span, state, scale)
-        out.append(part)
-    assert state is not None
-    return torch.cat(out, 2), state
+    call = _call(q, v, log_decay, runs, lengths)
+    out = results.empty((*q.shape[:3], v.shape[-1]), q)
+    state = own_state(initial_state, q, v)
+    for block in call.blocks():
+        c = Solved(block, k, v, beta)
+        values, states = c.run(state)
+        x = block.read(q)
+        block.write(out, carried(x, states, c.into).baddbmm_(block.scores(x, c.k), values), scale)
+    return out, state.unflatten(0, q.shape[:2])
 
 
 def backward(
@@ -196,48 +109,56 @@ def backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """dq, dk, dv as q, k, v; d beta and d log_decay [B, H, T]; d initial_state. All of the forward pass is computed again."""
-    state, states = initial_state, []
-    cuts = list(spans(q, k, v, beta, log_decay, runs, lengths))
-    for _, span in cuts[:-1]:
-        states.append(state)
-        c = cut(*span)
-        _, _, state = run_states(c, start_state(state, c.q, c.v))
-    states.append(state)
-    back, found = dstate, []
-    for n in reversed(range(len(cuts))):
-        here, span = cuts[n]
-        *parts, back = _backward(dout[:, :, here], back, *span, states[n], scale)
-        found.append(parts)
-    assert back is not None
-    dq, dk, dv, dbeta, dg = (torch.cat(parts, 2) for parts in zip(*reversed(found), strict=True))
-    return dq, dk, dv, dbeta, without_ends(dg, runs, lengths), back
+    call = _call(q, v, log_decay, runs, lengths)
+    dq, dk, dv = (results.empty(x.shape, x) for x in (q, k, v))
+    dbeta, dg = (torch.empty(beta.shape, dtype=call.dtype, device=q.device) for _ in range(2))
+    state = own_state(initial_state, q, v)
+    starts = results.empty((call.count, *state.shape), state)  # the state before each block
+    for n, block in enumerate(call.blocks()):
+        starts[n] = state
+        if n + 1 < call.count:
+            Solved(block, k, v, beta).run(state)
+    back = own_state(dstate, q, v)
+    for start, block in zip(reversed(starts.unbind()), call.blocks(backwards=True), strict=True):
+        c = Solved(block, k, v, beta)
+        parts = _block_backward(block, c, block.read(q), block.read(dout, scale), start, back)
+        for to, part in zip((dq, dk, dv, dbeta[..., None], dg[..., None]), parts, strict=True):
+            block.write(to, part)
+    if lengths is not None:
+        dbeta.masked_fill_((torch.arange(q.shape[2], device=q.device) >= lengths[:, None])[:, None], 0.0)
+    return dq, dk, dv, dbeta, without_ends(dg, runs, lengths), back.unflatten(0, q.shape[:2])
 
 
-def spans(
-    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, runs: Tensor | None, lengths: Tensor | None
-) -> Iterator[tuple[slice, Span]]:
-    """Slices of the tokens, and the arguments of `cut` there: so few chunks at once that they stay near the cache."""
-    (B, H, T, D), Dv = q.shape, v.shape[-1]
-    step = CHUNK * max(1, ELEMENTS_AT_ONCE // (B * H * max(CHUNK * CHUNK, D * Dv)))
-    for first in range(0, T, step):
-        here = slice(first, min(T, first + step))
-        g = None if log_decay is None else log_decay[:, :, here]
-        own = None if runs is None else runs[:, here]
-        before = None if runs is None else runs[:, max(0, first - 1), None]
-        ends = None if lengths is None else lengths - first
-        yield here, (q[:, :, here], k[:, :, here], v[:, :, here], beta[:, :, here], g, own, ends, before)
+def _block_backward(
+    block: Block, c: Solved, q: Tensor, do: Tensor, state: Tensor, back: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """dq, dk, dv, d beta and d log_decay of a block, [M, C, width]; `state` is that before it and becomes that after it."""
+    values, states = c.run(state)
+    following = torch.cat((c.by_chunk(states)[:, 1:], state[:, None]), 1).flatten(0, 1)  # (M, D, Dv) after each chunk
+    dvalues, after = c.run_back(back, block.scores(q, c.k), q, do)
+    # As linear attention of q, k and U.
+    dscores = block.scores(do, values)
+    dq = carried(do, states.mT, c.into).baddbmm_(dscores, c.k)
+    dk = carried(values, after.mT, c.onto).baddbmm_(dscores.mT, q)
+    dg = (q * dq).sum(-1) - (c.k * dk).sum(-1)  # (M, C) of the sums G
+    dg[:, -1] += (following * after).sum((-1, -2))
+    # U = A b V - W S: through the right-hand sides, then through A, whose gradient is -A^T (.) A^T.
+    to_values = torch.bmm(c.inverse.mT, dvalues)
+    to_erased = torch.bmm(c.inverse.mT, torch.bmm(dvalues, states.mT)).neg_()
+    weighted = torch.bmm(to_values, c.from_values.mT).baddbmm_(to_erased, c.from_state.mT).tril_(-1).neg_().mul_(c.within)
+    dbeta = (to_values * c.v).sum(-1) + c.into[..., 0] * (to_erased * c.k).sum(-1)
+    dg += (to_erased * c.erased).sum(-1)
+    dproducts = weighted * c.beta
+    moved = weighted.mul_(c.products)
+    dbeta += moved.sum(-1)
+    moved.mul_(c.beta)
+    dg += moved.sum(-1) - moved.sum(-2)
+    dk.baddbmm_(dproducts + dproducts.mT, c.k).add_((c.beta * c.into).mul(to_erased))
+    dg = dg.flip(-1).cumsum(-1).flip(-1)
+    return dq, dk, to_values.mul_(c.beta), dbeta[..., None], dg[..., None]
 
 
-def _run_back(c: Chunks, do: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """dU, the gradient of the state after each chunk, and that of the state before the first."""
-    scores = c.q @ c.k.transpose(-1, -2) * c.within
-    dvalues = scores.transpose(-1, -2) @ do
-    back = state.new_empty(*c.q.shape[:3], *state.shape[-2:])
-    added_keys = c.onto[..., None] * c.k
-    read = (c.into[..., None] * c.q).transpose(-1, -2) @ do  # (B, H, N, D, Dv)
-    kept = c.kept.expand(c.q.shape[:3])[..., None, None]
-    for n in reversed(range(c.q.shape[2])):
-        back[:, :, n] = state
-        dvalues[:, :, n] += added_keys[:, :, n] @ state
-        state = kept[:, :, n] * state + read[:, :, n] - c.from_state[:, :, n].transpose(-1, -2) @ dvalues[:, :, n]
-    return dvalues, back, state
+def _call(q: Tensor, v: Tensor, log_decay: Tensor | None, runs: Tensor | None, lengths: Tensor | None) -> Call:
+    if log_decay is None:
+        log_decay = q.new_zeros(1, 1, 1, dtype=torch.promote_types(q.dtype, torch.float32)).expand(q.shape[:3])
+    return Call.of(q, v, log_decay, runs, lengths, ELEMENTS_AT_ONCE)
