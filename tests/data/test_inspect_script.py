@@ -10,7 +10,12 @@ import pytest
 from PIL import Image
 from warm_process import run
 
-from longspan.data import ImageClassificationDataModule, SequenceClassificationDataModule, TokenLabellingDataModule
+from longspan.data import (
+    ImageClassificationDataModule,
+    PairedDataModule,
+    SequenceClassificationDataModule,
+    TokenLabellingDataModule,
+)
 from longspan.data.look import drawn, looked, shown
 
 ROOT = Path(__file__).parents[2]
@@ -80,3 +85,15 @@ def test_several_labels_are_each_counted(tmp_path, labels):
     look = looked(data)[0]
     count = sum(name in labels[int(data.split("train")[n]["id"]) % 3] for n in range(look.size) for name in "a")
     assert look.labels["a"] == count > 0
+
+
+def test_pairs_are_shown_with_their_targets(tmp_path):
+    rows = [f"{n} apples\t{n} pommes" for n in range(30)]
+    (tmp_path / "x.tsv").write_text("\n".join(["source\ttarget", *rows]) + "\n")
+    data = PairedDataModule(str(tmp_path / "x.tsv"), max_length=64, max_target_length=64, pack=True)
+    looks = looked(data)
+    assert sum(look.size for look in looks) == 30 and looks[0].lengths.max() == len("10 apples")
+    text = looks[0].examples[0][1]
+    assert text.replace("apples", "pommes").partition(" -> ")[0] == text.partition(" -> ")[2]
+    drawn(looks, tmp_path / "look.png")
+    assert shown(looks).startswith(f"train: {looks[0].size} sequences of 8 to 9 tokens")

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from longspan.data.batches import IGNORED
+from longspan.data.pair_sets import PairDataset, TokenPair
 from longspan.data.splits import SPLITS
 
 MOST = 2000  # sequences of a split that are looked at, evenly spaced
@@ -45,6 +46,8 @@ def looked(module: Any, examples: int = 3) -> list[Look]:
 
 def _of_split(module: Any, split: str, examples: int) -> Look:
     data = module.split(split)
+    if isinstance(data, PairDataset):
+        return _of_pairs(module, split, data.pairs, examples)
     chosen = np.linspace(0, len(data) - 1, min(len(data), MOST)).round().astype(int).tolist()
     look = Look(split, len(data), np.zeros(len(chosen), dtype=np.int64))
     for place, number in enumerate(chosen):
@@ -57,6 +60,15 @@ def _of_split(module: Any, split: str, examples: int) -> Look:
             look.examples.append((label, _text(module, item["tokens"])))
         if place < 16 and getattr(module, "grid", None) is not None and not isinstance(item["tokens"], list):
             look.images.append(_image(module, np.asarray(item["tokens"])))
+    return look
+
+
+def _of_pairs(module: Any, split: str, pairs: list[TokenPair], examples: int) -> Look:
+    """Sources and targets, one by one also where several are packed into a row; lengths are the sources'."""
+    chosen = np.linspace(0, len(pairs) - 1, min(len(pairs), MOST)).round().astype(int).tolist()
+    look = Look(split, len(pairs), np.array([len(pairs[number].source) for number in chosen], dtype=np.int64))
+    for number in chosen[:examples]:
+        look.examples.append(("", f"{_text(module, pairs[number].source)} -> {_plain(pairs[number].reference)}"))
     return look
 
 
@@ -85,7 +97,11 @@ def _text(module: Any, tokens: Any) -> str:
         return f"{tokens.shape[0]} patches of {tokens.shape[1]} numbers, from {tokens.min()} to {tokens.max()}"
     if getattr(module, "grid", None) is not None:
         return f"{len(tokens)} pixels, from {tokens.min()} to {tokens.max()}"
-    text = module.vocabulary.decode(tokens[: 4 * WIDE].tolist())
+    return _plain(module.vocabulary.decode(tokens[: 4 * WIDE].tolist()))
+
+
+def _plain(text: str) -> str:
+    """On one line, and cut."""
     text = text.encode("unicode_escape").decode() if not text.isprintable() else text
     return text if len(text) <= WIDE else text[:WIDE] + " ..."
 
