@@ -133,7 +133,8 @@ class PretrainedTransformer(nn.Module):
     def new_cache(self, batch: int, **_: Any) -> Any:
         """Raises CallError: transformers generates with such models, by its own caches."""
         raise CallError(
-            f"{self.name} does not decode here; load it by transformers, with longspan.integrations.huggingface.register()"
+            f"{self.name} does not decode here; give it back to transformers, which does: "
+            "longspan.load(RUN).save_transformers(FOLDER), whose README.md has the lines that load it"
         )
 
     def token_head(self) -> nn.Module:
