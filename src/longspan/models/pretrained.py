@@ -160,10 +160,11 @@ class PretrainedTransformer(nn.Module):
 
     def cost(self, length: int) -> Cost:
         """Cost of one sequence of `length` tokens, forward, no head: attention, and every dense layer."""
-        attention = total_cost(cast(Any, self.attention_modules()), length)
+        modules = cast(Any, self.attention_modules())
+        attention = total_cost(modules, length)
         other = sum(linear_flops(length, *shape) for shape in _dense_shapes(self.body))
         # a variant that states nothing decodes by all keys and values, as in this project's own blocks
-        silent = sum(not module.cost(length).state_bytes for module in self.attention_modules()) if self.causal else 0
+        silent = sum(not module.cost(length).state_bytes for module in modules) if self.causal else 0
         held = silent * 4 * self.settings.key_value_heads * self.settings.head_width * length
         return attention + Cost(other_flops=other, parameters=parameter_count(self) - attention.parameters, state_bytes=held)
 
