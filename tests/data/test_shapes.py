@@ -97,3 +97,14 @@ def test_the_data_module_gives_patches_and_their_classes():
 def test_what_cannot_be_drawn_is_refused_by_name(keys, said):
     with pytest.raises(ConfigError, match=said):
         ShapesDataModule(**keys).setup()
+
+
+def test_there_are_no_files_to_predict_on(tmp_path, monkeypatch):
+    from types import SimpleNamespace
+
+    from longspan.inference import predict
+
+    config = {"data": {"_target_": "longspan.data.ShapesDataModule"}}
+    monkeypatch.setattr(predict, "rebuild", lambda *_: SimpleNamespace(config=config))
+    with pytest.raises(ConfigError, match=r"\(ShapesDataModule\) are made up; there are no files of it to predict on"):
+        predict.predict("last.ckpt", [], tmp_path, str(tmp_path / "out.csv"))

@@ -91,7 +91,11 @@ def predict(checkpoint: str, words: Sequence[str], conf: Path, output: str) -> i
     """
     file = PredictionFile(output)
     run = rebuild(checkpoint, words, conf)
-    if not run.config["data"].get("path"):
+    data = run.config["data"]
+    if "path" not in data:
+        name = str(data.get("_target_")).rpartition(".")[2]
+        raise ConfigError(f"data: the checkpoint's data ({name}) are made up; there are no files of it to predict on")
+    if not data.get("path"):
         raise ConfigError("data.path=... must be given: the files to predict on")
     with StopAfterBatch() as stop, file, _said(file, stop):
         trainer = run.trainer([WritePredictions(file, rows_for(run.task), stop)])
