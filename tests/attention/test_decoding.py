@@ -30,16 +30,21 @@ CASES = {
     "moba": {"block_size": 16, "top_k": 2},
     "dsa": {"top_k": 9, "indexer_width": 16},
     "nsa": {"block_size": 16, "top_k": 4, "compressed_block": 16, "compressed_stride": 8, "window": 9},
+    "nsa as in its paper": {"block_size": 16, "top_k": 3, "window": 9, "branch_keys": True, "gates": "token"},
     "reformer": {"chunk": 16, "buckets": 4, "rounds": 2},
     "routing": {"clusters": 2, "window": 16},
     "sinkhorn": {"block_size": 16},
 }
-PATTERNS = [name for name in CASES if name not in ("adaptive_span", "dsa", "moba", "nsa", "reformer", "routing", "sinkhorn")]
+PATTERNS = [
+    name
+    for name in CASES
+    if name not in ("adaptive_span", "dsa", "moba", "nsa", "nsa as in its paper", "reformer", "routing", "sinkhorn")
+]
 
 
 def made(name):
     torch.manual_seed(0)
-    module = getattr(variants, name)(**PLACE, **CASES[name]).eval()
+    module = getattr(variants, name.split()[0])(**PLACE, **CASES[name]).eval()
     if name == "learned":
         with torch.no_grad():
             module.log_alpha.copy_(torch.randn(module.log_alpha.shape))
@@ -52,9 +57,10 @@ def made(name):
     return module
 
 
-def draw(length, batch=2, seed=0):
+def draw(length, batch=2, seed=0, module=None):
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(batch, heads, length, D, generator=generator) for heads in (HEADS, KV, KV)]
+    heads = (HEADS, getattr(module, "key_heads", KV), getattr(module, "value_heads", KV))
+    return [torch.randn(batch, n, length, D, generator=generator) for n in heads]
 
 
 def decoded(module, tensors, cuts):
@@ -67,7 +73,7 @@ def decoded(module, tensors, cuts):
 @pytest.mark.parametrize("name", CASES)
 def test_decoding_is_the_full_forward_pass(name):
     module = made(name)
-    tensors = draw(LONGEST)
+    tensors = draw(LONGEST, module=module)
     expected = module(*tensors)
 
     @settings(max_examples=6, deadline=None)
@@ -96,7 +102,7 @@ def test_query_heads_of_one_key_head_draw_blocks_of_their_own(pattern, heads):
 @pytest.mark.parametrize("name", CASES)
 def test_prompts_of_unequal_lengths_are_padded_on_the_right(name):
     module = made(name)
-    tensors = draw(LONGEST)
+    tensors = draw(LONGEST, module=module)
     lengths = torch.tensor([37, 5])
     cache = module.new_cache(2)
     poisoned = [x[:, :, :40].clone() for x in tensors]
@@ -122,7 +128,7 @@ def test_what_is_kept_is_what_a_later_query_sees(name):
     pattern = module.plain.pattern if name == "learned" else module.pattern
     mask = pattern.mask(LONGEST, heads=HEADS, causal=True)
     for length in (1, 33, 80):
-        _, cache = decoded(module, [x[:, :, :length] for x in draw(LONGEST)], [length - 1])
+        _, cache = decoded(module, [x[:, :, :length] for x in draw(LONGEST, module=module)], [length - 1])
         seen = mask[:, length:, :length].any(1).view(KV, HEADS // KV, length).any(1)  # (Hkv, keys)
         for group, store in zip(cache.groups, cache.stores, strict=True):
             for place, head in enumerate(group.members):
@@ -132,7 +138,7 @@ def test_what_is_kept_is_what_a_later_query_sees(name):
 
 def test_a_window_keeps_a_window():
     module = variants.local(window=16, **PLACE | {"max_length": None})
-    q, k, v = draw(1)
+    q, k, v = draw(1, module=module)
     cache = module.new_cache(2)
     sizes = []
     for _ in range(400):
@@ -144,7 +150,7 @@ def test_a_window_keeps_a_window():
 @pytest.mark.parametrize("name", ["reformer", "routing"])
 def test_buckets_keep_their_last_two_chunks(name):
     module = made(name)
-    _, cache = decoded(module, draw(LONGEST), range(1, LONGEST))
+    _, cache = decoded(module, draw(LONGEST, module=module), range(1, LONGEST))
     kept = cache.position[cache.last >= 0]
     rounds = cache.bucket.shape[-1]
     assert 0 < len(kept) <= 2 * HEADS * rounds * (cache.counts.shape[-1] - 1) * 2 * 16
@@ -154,7 +160,7 @@ def test_buckets_keep_their_last_two_chunks(name):
 
 def test_decoding_is_without_dropout_and_without_gradients():
     module = variants.local(window=9, dropout=0.5, **PLACE).train()
-    tensors = [x.requires_grad_() for x in draw(30)]
+    tensors = [x.requires_grad_() for x in draw(30, module=module)]
     out, _ = decoded(module, tensors, [11, 12])
     assert module.training and not out.requires_grad
     torch.testing.assert_close(out, module.eval()(*tensors).detach(), atol=1e-5, rtol=1e-4)
@@ -174,7 +180,7 @@ def test_what_cannot_decode_says_why():
         with pytest.raises(CallError, match=message):
             getattr(variants, name)(**PLACE | change).new_cache(1)
     module = made("local")
-    q, k, v = draw(LONGEST)
+    q, k, v = draw(LONGEST, module=module)
     with pytest.raises(CallError, match="do not fit a cache of 3 sequences"):
         module.decode(q, k, v, module.new_cache(3))
     cache = module.new_cache(2)
@@ -189,7 +195,7 @@ def test_what_cannot_decode_says_why():
 def test_a_beam_search_goes_on_with_the_sequences_it_selects(name):
     """Two taken, one of them twice, after prompts of unequal lengths: as if those had been there from the start."""
     module, lengths, rows = made(name), torch.tensor([21, 17, 5]), torch.tensor([2, 0, 2])
-    first, after = draw(21, batch=3, seed=1), draw(5, batch=3, seed=2)
+    first, after = draw(21, batch=3, seed=1, module=module), draw(5, batch=3, seed=2, module=module)
     cache = module.new_cache(3)
     module.decode(*first, cache, lengths=lengths)
     cache.select(rows)

@@ -5,7 +5,7 @@ import torch
 from chosen_by_content import PLACE, checked_past_the_length, compare, configured, dense, draw
 
 import longspan.attention as variants
-from longspan.config.errors import ConfigError
+from longspan.config.errors import CallError, ConfigError
 from longspan_kernels.selected import importance
 from longspan_kernels.selected.importance import overlaps
 
@@ -21,12 +21,25 @@ def made(**change):
     return module
 
 
+def drawn_for(module, length):
+    """q, k and v with as many heads as the module wants."""
+    q, k, _ = draw(length, kv_heads=module.key_heads)
+    return q, k, draw(length, kv_heads=module.value_heads, seed=1)[2]
+
+
 def oracle(module, q, k, v, causal, ends):
     """The definition, a sequence and a token at a time."""
     B, H, T, D = q.shape
-    G, l, d, size = H // k.shape[1], module.compressed_block, module.stride, module.block_size
-    nc = max(0, (T - l) // d + 1)
-    gates = torch.sigmoid(torch.einsum("bhtd,hdg->bhtg", q, module.gate_weight) + module.gate_bias)
+    kv, l, d, size = module.kv_heads, module.compressed_block, module.stride, module.block_size
+    G, nc = H // kv, max(0, (T - l) // d + 1)
+    if module.gate_weight is None:  # 3 H numbers a token, head after head
+        numbers = torch.cat([v[:, h] for h in range(module.key_heads, v.shape[1])], -1)
+        numbers = torch.stack([numbers[..., 3 * h : 3 * h + 3] for h in range(H)], 1)
+    else:
+        numbers = torch.einsum("bhtd,hdg->bhtg", q, module.gate_weight)
+    gates = torch.sigmoid(numbers + module.gate_bias)
+    first = [n * kv if module.branch_keys else 0 for n in range(3)]
+    (k0, k, k2), (v0, v, v2) = ([x[:, f : f + kv] for f in first] for x in (k, v))
 
     def compress(net, x):
         cut = torch.stack([x[:, :, c * d : c * d + l] for c in range(nc)], 2)  # (B, Hkv, nc, l, D)
@@ -37,11 +50,11 @@ def oracle(module, q, k, v, causal, ends):
     i, j = torch.arange(T)[:, None], torch.arange(T)
     live = torch.stack([(j < e) & (i < e) & (~torch.tensor(causal) | (j <= i)) for e in ends])[:, None]  # (B, 1, T, T)
     window = (i - j < 12) if causal else (i - j).abs() <= 6
-    out = gates[..., 2:] * dense(q, k, v, (live & window).expand(B, H, T, T))
+    out = gates[..., 2:] * dense(q, k2, v2, (live & window).expand(B, H, T, T))
     chosen = torch.zeros(B, H, T, T, dtype=torch.bool)
     weights = torch.zeros(B, H, T, nc, dtype=q.dtype)
     if nc:
-        ck, cv = compress(module.compress_k, k), compress(module.compress_v, v)
+        ck, cv = compress(module.compress_k, k0), compress(module.compress_v, v0)
         last = torch.arange(nc) * d + l - 1
         seen = torch.stack([(last <= i if causal else last.expand(T, nc) < e) & (i < e) for e in ends])[:, None].expand(
             B, H, T, nc
@@ -75,11 +88,19 @@ def dense_weights(scores, mask):
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize(
     ("length", "lengths", "change"),
-    [(90, None, {}), (80, [80, 37], {"top_k": 4}), (6, None, {}), (70, [70, 3], {"compression": "mean"})],
+    [
+        (90, None, {}),
+        (80, [80, 37], {"top_k": 4}),
+        (6, None, {}),
+        (70, [70, 3], {"compression": "mean"}),
+        (70, [70, 31], {"branch_keys": True}),
+        (60, None, {"gates": "token"}),
+        (60, [60, 41], {"branch_keys": True, "gates": "token"}),
+    ],
 )
 def test_outputs_and_gradients_are_the_papers(causal, length, lengths, change):
     module = made(causal=causal, **change)
-    q, k, v = draw(length)
+    q, k, v = drawn_for(module, length)
     ends = lengths or [length, length]
     leaves = (q, k, v, *module.parameters())
     out = module(q, k, v, lengths=None if lengths is None else torch.tensor(lengths))
@@ -113,6 +134,37 @@ def test_a_group_shares_its_selection():
 
 def test_what_lies_past_the_length_does_not_matter():
     checked_past_the_length(made())
+
+
+PAPERS = {"branch_keys": True, "gates": "token"}
+
+
+def test_packed_documents_are_attended_alone():
+    module = made(**PAPERS)
+    q, k, v = drawn_for(module, 70)
+    segments = (torch.arange(70) >= 33).long().expand(2, -1)
+    out = module(q, k, v, segments=segments)
+    for part in (slice(0, 33), slice(33, 70)):
+        torch.testing.assert_close(out[:, :, part], module(*(x[:, :, part] for x in (q, k, v))))
+
+
+def test_a_map_takes_gates_of_tokens_as_half_open():
+    module = made(**PAPERS)
+    q, k, _ = drawn_for(module, 50)
+    weights = module.attention_weights(q, k)
+    torch.testing.assert_close(weights.sum(-1)[:, :, 20:], torch.full((2, 4, 30), 1.5, dtype=q.dtype))
+
+
+@pytest.mark.parametrize("change", [PAPERS, {"gates": "token"}])
+def test_too_few_heads_are_named(change):
+    module = made(**change)
+    q, k, v = draw(30)
+    with pytest.raises(CallError, match=r"\[B, (7|3), T, 16\]"):
+        module(q, k, v)
+    with pytest.raises(ConfigError, match="gates"):
+        made(gates="gate")
+    with pytest.raises(ConfigError, match="branch_keys"):
+        variants.mixed_heads(parts=[{"name": "nsa", **change}, "local"], **PLACE)
 
 
 def test_later_tokens_change_nothing():

@@ -117,6 +117,11 @@ def test_packed_documents_are_apart(folders):
     assert torch.equal(one[:, 10:], other[:, 10:]) and not torch.equal(one[:, :10], other[:, :10])
 
 
+def test_projections_that_a_pretrained_model_lacks_are_refused(folders):
+    with pytest.raises(ConfigError, match="branch_keys"):
+        headed(folders["llama"], "llama", lambda **s: nsa(block_size=16, gates="token", **s))
+
+
 def test_some_layers_alone(folders):
     asked = []
 

@@ -61,6 +61,8 @@ class ContentAttention(ShowsWeights):
             raise wrong_setting("backend", "= 'dense' knows no pairs that are chosen at run time; give auto, triton or blocked")
         kv_heads = check_heads(heads, kv_heads)
         self.heads, self.kv_heads, self.head_dim, self.causal = heads, kv_heads, head_dim, causal
+        # What the model projects for it: some variants want more than Hkv of each.
+        self.key_heads = self.value_heads = kv_heads
         self.dropout, self.backend = as_fraction("dropout", dropout), backend
 
     def forward(
@@ -99,10 +101,10 @@ class ContentAttention(ShowsWeights):
     def _check(self, q: Tensor, v: Tensor, lengths: Tensor | None, segments: Tensor | None) -> None:
         _, H, T, D = q.shape
         name = type(self).__name__
-        if (H, v.shape[1], D) != (self.heads, self.kv_heads, self.head_dim):
+        if (H, v.shape[1], D) != (self.heads, self.value_heads, self.head_dim):
             raise CallError(
                 f"q {tuple(q.shape)} and v {tuple(v.shape)} do not fit {name}; "
-                f"give [B, {self.heads}, T, {self.head_dim}] and [B, {self.kv_heads}, T, {self.head_dim}]"
+                f"give [B, {self.heads}, T, {self.head_dim}] and [B, {self.value_heads}, T, {self.head_dim}]"
             )
         if v.shape[2] != T:
             raise CallError(f"{T} queries and {v.shape[2]} keys: {name} is self-attention; give as many of both")

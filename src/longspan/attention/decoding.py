@@ -127,11 +127,12 @@ class Decodes(nn.Module):
     def check_decode(self, q: Tensor, k: Tensor, v: Tensor, cache: AttentionCache, lengths: Tensor | None = None) -> None:
         """Raises CallError where tensors do not fit this module or its cache."""
         B, _, n, _ = q.shape if q.dim() == 4 else (0, 0, 0, 0)
-        fits = (B, self.heads, n, self.head_dim), (B, self.kv_heads, n, self.head_dim)
+        values = getattr(self, "value_heads", self.kv_heads)
+        fits = (B, self.heads, n, self.head_dim), (B, values, n, self.head_dim)
         if cache.batch != B or n < 1 or tuple(q.shape) != fits[0] or tuple(v.shape) != fits[1]:
             raise CallError(
                 f"q {tuple(q.shape)} and v {tuple(v.shape)} do not fit a cache of {cache.batch} sequences; give "
-                f"[{cache.batch}, {self.heads}, n, {self.head_dim}] and [{cache.batch}, {self.kv_heads}, n, {self.head_dim}], "
+                f"[{cache.batch}, {self.heads}, n, {self.head_dim}] and [{cache.batch}, {values}, n, {self.head_dim}], "
                 "n of 1 or more"
             )
         if lengths is not None and tuple(lengths.shape) != (B,):

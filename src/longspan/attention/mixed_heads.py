@@ -73,6 +73,11 @@ class MixedHeads(ShowsWeights):
         for entry, part in zip(entries, self.parts, strict=True):
             if getattr(part, "shares_qk", False):
                 raise wrong_setting(entry.where, f"= {entry.name!r} makes its keys from the queries, of all heads")
+            if getattr(part, "value_heads", part.kv_heads) != part.kv_heads:
+                raise wrong_setting(
+                    entry.where,
+                    f"= {entry.name!r} wants more projections than keys and values; leave gates and branch_keys out",
+                )
         self.rotary = any(getattr(part, "rotary", True) for part in self.parts)
 
     def _split(self, q: Tensor, k: Tensor, v: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:

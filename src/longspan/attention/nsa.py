@@ -19,11 +19,13 @@ from longspan.attention.decoding import as_in_evaluation
 from longspan.attention.errors import as_block_size, as_whole, wrong_setting
 from longspan.attention.place import Place
 from longspan.attention.token_cache import CompressedCache
+from longspan.config.errors import CallError
 from longspan.cost import Cost
 from longspan.patterns import Local
 from longspan_kernels.selected import choose_important_blocks, gated_sum, selected_attention
 
 COMPRESSIONS = ("mlp", "mean")
+GATES = ("query", "token")
 
 
 class NativeSparseAttention(ContentAttention):
@@ -34,9 +36,10 @@ class NativeSparseAttention(ContentAttention):
       before, the first, and those to which the compressed branch gave most weight, summed over the group.
     - Window: the last `window` tokens.
 
-    The paper is causal. Both ways, all compressed blocks are seen, all blocks compete and the window looks both ways. Where
-    the paper takes gates from the token's features and projects keys and values once a branch, gates here come from the
-    token's query and the branches share the model's keys and values.
+    The paper is causal. Both ways, all compressed blocks are seen, all blocks compete and the window looks both ways. The
+    paper takes gates from the token's features and projects keys and values once a branch: `gates="token"` and
+    `branch_keys=True`, for which a model projects `key_heads` and `value_heads` instead of Hkv of each. By default, gates come
+    from the token's query and the branches share keys and values, which any model has.
 
     Args:
         block_size: tokens a selection block, a multiple of 16.
@@ -45,6 +48,8 @@ class NativeSparseAttention(ContentAttention):
             block sizes.
         window: as in `Local`.
         compression: "mlp" or "mean".
+        branch_keys: each branch has keys and values of its own, the compressed one first, then the selected and the window's.
+        gates: "query", or "token": the last heads of v hold the gates of a token before the sigmoid, [H, 3] and what fills up.
         heads, kv_heads, head_dim, causal, dropout, backend: see `ContentAttention`.
     """
 
@@ -57,6 +62,8 @@ class NativeSparseAttention(ContentAttention):
         compressed_stride: int = 16,
         window: int = 128,
         compression: str = "mlp",
+        branch_keys: bool = False,
+        gates: str = "query",
         **place: Unpack[Place],
     ) -> None:
         max_length = place.get("max_length")
@@ -83,42 +90,66 @@ class NativeSparseAttention(ContentAttention):
         learned = compression == "mlp"
         self.compress_k = BlockCompression(compressed_block, compressed_stride, self.head_dim, learned)
         self.compress_v = BlockCompression(compressed_block, compressed_stride, self.head_dim, learned)
+        if gates not in GATES:
+            raise wrong_setting("gates", f"= {gates!r} is unknown; choose one of {', '.join(GATES)}")
+        self.branch_keys = bool(branch_keys)
+        self.key_heads = self.kv_heads * (3 if branch_keys else 1)
+        self.value_heads = self.key_heads + (-(-3 * self.heads // self.head_dim) if gates == "token" else 0)
         # Every gate starts half open.
-        self.gate_weight = nn.Parameter(torch.zeros(self.heads, self.head_dim, 3))
+        self.gate_weight = nn.Parameter(torch.zeros(self.heads, self.head_dim, 3)) if gates == "query" else None
         self.gate_bias = nn.Parameter(torch.zeros(self.heads, 1, 3))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, segments: Tensor | None) -> Tensor:
         q, k, v = (without_padding(x, lengths) for x in (q, k, v))
-        return self._mixed(q, k, v, self.compress_v(v) if self._compressed(q.shape[2]) else None, lengths)
+        values = self._branches(v)
+        coarse_v = self.compress_v(values[0]) if self._compressed(q.shape[2]) else None
+        return self._mixed(q, self._branches(k), values, coarse_v, self._gates(q, v), lengths)
 
     def values_for_map(self, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, segments: Tensor | None) -> Tensor:
+        """Gates that come from tokens are taken as half open: a map has no tokens."""
         q, k, v = (without_padding(x, lengths) for x in (q, k, v))
         mean = v.unfold(2, self.compressed_block, self.stride).mean(-1) if self._compressed(q.shape[2]) else None
-        return self._mixed(q, k, v, mean, lengths)
+        gates = self._gates(q, v) if self.gate_weight is not None else q.new_full((*q.shape[:3], 3), 0.5)
+        return self._mixed(q, self._branches(k), (v, v, v), mean, gates, lengths)
 
-    def _gates(self, q: Tensor) -> Tensor:
-        """[B, H, T, 3] for q [B, H, T, D]."""
-        # Products of eight columns: of three, tensor cores read one number at a time.
-        wide = F.pad(self.gate_weight.to(q.dtype), (0, 5))
-        return torch.sigmoid((q @ wide)[..., :3] + self.gate_bias.to(q.dtype))
+    def _branches(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The keys or values [B, Hkv, T, D] of the compressed branch, the selected one and the window."""
+        if x.shape[1] < self.key_heads:
+            raise CallError(f"k has {x.shape[1]} heads: NativeSparseAttention takes {self.key_heads} here, Hkv of each branch")
+        return x[:, : self.key_heads].split(self.kv_heads, 1) if self.branch_keys else (x[:, : self.kv_heads],) * 3
+
+    def _gates(self, q: Tensor, v: Tensor) -> Tensor:
+        """[B, H, T, 3] for q [B, H, T, D], or for the last heads of v."""
+        if self.gate_weight is None:
+            numbers = v[:, self.key_heads :].transpose(1, 2).flatten(2)[..., : 3 * self.heads]  # (B, T, 3 H)
+            numbers = numbers.unflatten(-1, (self.heads, 3)).transpose(1, 2)
+        else:
+            # Products of eight columns: of three, tensor cores read one number at a time.
+            numbers = (q @ F.pad(self.gate_weight.to(q.dtype), (0, 5)))[..., :3]
+        return torch.sigmoid(numbers + self.gate_bias.to(q.dtype))
 
     def _compressed(self, length: int) -> int:
         return compressed_count(length, self.compressed_block, self.stride)
 
-    def _mixed(self, q: Tensor, k: Tensor, v: Tensor, coarse_v: Tensor | None, lengths: Tensor | None) -> Tensor:
-        gates = self._gates(q)  # (B, H, T, 3)
-        coarse, picks = self._coarse(q, k, coarse_v, lengths)
-        selected = selected_attention(
-            q, k, v, picks, self.block_size, causal=self.causal, lengths=lengths, dropout_p=self.dropped, backend=self.backend
-        )
-        near, _ = with_lse(
-            q, k, v, self.window, causal=self.causal, lengths=lengths, dropout_p=self.dropped, backend=self.backend
-        )
+    def _mixed(
+        self,
+        q: Tensor,
+        k: tuple[Tensor, ...],
+        v: tuple[Tensor, ...],
+        coarse_v: Tensor | None,
+        gates: Tensor,
+        lengths: Tensor | None,
+    ) -> Tensor:
+        """The gated sum of the branches, k and v of each."""
+        coarse, picks = self._coarse(q, k[0], coarse_v, lengths)
+        call = {"causal": self.causal, "lengths": lengths, "dropout_p": self.dropped, "backend": self.backend}
+        selected = selected_attention(q, k[1], v[1], picks, self.block_size, **call)
+        near, _ = with_lse(q, k[2], v[2], self.window, **call)
         if coarse is None:
             out = gates[..., 1:2] * selected + gates[..., 2:3] * near
         else:
             out = gated_sum(gates, (coarse, selected, near), self.backend)
-        return without_padding(out.to(v.dtype), lengths)
+        return without_padding(out.to(q.dtype), lengths)
 
     def _coarse(self, q: Tensor, k: Tensor, coarse_v: Tensor | None, lengths: Tensor | None) -> tuple[Tensor | None, Tensor]:
         """The compressed branch [B, H, T, D] (None where no block fits), and the picks [B, Hkv, T, n]."""
@@ -159,23 +190,24 @@ class NativeSparseAttention(ContentAttention):
         """Keeps every token, as any block may be selected again, and each full block compressed; see `Decodes.new_cache`."""
         if self.undecodable:
             super().new_cache(batch)
-        return CompressedCache(batch, self.kv_heads, self.head_dim, device, dtype, self.compressed_block, self.stride)
+        sizes = (self.compressed_block, self.stride, self.kv_heads)
+        return CompressedCache(batch, self.key_heads, self.head_dim, device, dtype, *sizes)
 
     def decode(self, q: Tensor, k: Tensor, v: Tensor, cache: CompressedCache, *, lengths: Tensor | None = None) -> Tensor:
         """q [B, H, n, D], k and v [B, Hkv, n, D] -> [B, H, n, D]; see `Decodes.decode`."""
         self.check_decode(q, k, v, cache, lengths)
         with as_in_evaluation(self):
             empty, before = not cache.seen, cache.positions
-            position, exists = cache.add(k, v, lengths)
+            position, exists = cache.add(k, v[:, : self.key_heads], lengths)
             cache.compress(before, q.shape[2], self.compress_k, self.compress_v)
             if empty:
                 return self(q, k, v, lengths=lengths)
-            return self._decoded(q, cache, position).masked_fill(~exists[:, None, :, None], 0.0)
+            return self._decoded(q, self._gates(q, v), cache, position).masked_fill(~exists[:, None, :, None], 0.0)
 
-    def _decoded(self, q: Tensor, cache: CompressedCache, position: Tensor) -> Tensor:
+    def _decoded(self, q: Tensor, gates: Tensor, cache: CompressedCache, position: Tensor) -> Tensor:
         """All three branches for new tokens at position [B, n] that the cache holds already."""
         (B, H, n, D), Hkv, size = q.shape, self.kv_heads, self.block_size
-        gates = self._gates(q)  # (B, H, n, 3)
+        of = [slice(n * Hkv, (n + 1) * Hkv) if self.branch_keys else slice(None) for n in range(3)]
         keys, values = cache.coarse_keys, cache.coarse_values
         last = torch.arange(keys.shape[2], device=q.device) * self.stride + self.compressed_block - 1
         seen = (last <= position[..., None]) & (last < last[-1])  # (B, n, nc), without the place for blocks that are not full
@@ -190,9 +222,9 @@ class NativeSparseAttention(ContentAttention):
         importance = importance.masked_fill((number == own - 1) | (number == 0), torch.finfo(importance.dtype).max)
         best = importance.masked_fill(number >= own, float("-inf")).topk(min(self.top_k - 1, blocks), -1)
         picks = torch.where(best.values > float("-inf"), best.indices, -1)
-        selected = cache.attend_to_blocks(q, torch.cat((own.expand(B, Hkv, n, 1), picks), -1), size, position)
+        selected = cache.attend_to_blocks(q, torch.cat((own.expand(B, Hkv, n, 1), picks), -1), size, position, of[1])
         recent = position[:, None, :, None] - torch.arange(self.window.window, device=q.device)
-        near = cache.attend(q, recent.expand(B, Hkv, n, -1), (recent >= 0).expand(B, Hkv, n, -1))
+        near = cache.attend(q, recent.expand(B, Hkv, n, -1), (recent >= 0).expand(B, Hkv, n, -1), of[2])
         return gates[..., 0:1] * coarse + gates[..., 1:2] * selected + gates[..., 2:3] * near
 
     def _importance(self, weights: Tensor, blocks: int) -> Tensor:
@@ -218,7 +250,8 @@ class NativeSparseAttention(ContentAttention):
         whole = length * (length + 1) // 2 if self.causal else length * length
         visited = H * (length * min(self.top_k, blocks) * size + 2 * coarse)
         visited += visited_pairs(self.window, length, H, self.causal)
-        other = self.kv_heads * (self.compress_k.flops(length) + self.compress_v.flops(length)) + H * length * 2 * D * 3
+        other = self.kv_heads * (self.compress_k.flops(length) + self.compress_v.flops(length))
+        other += H * length * 2 * D * 3 if self.gate_weight is not None else 0
         return Cost(min(scored, H * whole), visited, 4 * D * scored, 4 * D * visited, other)
 
 

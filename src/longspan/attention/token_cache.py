@@ -51,28 +51,32 @@ class TokenCache(AttentionCache):
         self.positions = self.positions + exists.sum(1)
         return position, exists
 
-    def attend(self, q: Tensor, chosen: Tensor, live: Tensor) -> Tensor:
-        """[B, H, n, D]: attention of q [B, H, n, D] to tokens chosen [B, P, n, S], as far as they are live."""
+    def attend(self, q: Tensor, chosen: Tensor, live: Tensor, of: slice = slice(None)) -> Tensor:
+        """[B, H, n, D]: attention of q [B, H, n, D] to tokens chosen [B, P, n, S], as far as they are live.
+
+        `of` says which of the cached heads hold their keys and values.
+        """
         (B, H, n, D), (_, P, _, S) = q.shape, chosen.shape
+        keys, values = self.keys[:, of], self.values[:, of]
         number = torch.arange(B, device=q.device)[:, None, None, None]
-        kv = (torch.arange(P, device=q.device) * self.keys.shape[1] // P)[None, :, None, None]
+        kv = (torch.arange(P, device=q.device) * keys.shape[1] // P)[None, :, None, None]
         grouped = q.view(B, P, H // P, n, D)
         out = []
         for first in range(0, n, step := max(1, VALUES_AT_ONCE // (B * P * S * D))):
             part = slice(first, first + step)
             at, kept = chosen[:, :, part].clamp(0, self.places), live[:, :, None, part]
-            scores = torch.einsum("bpgnd,bpnsd->bpgns", grouped[:, :, :, part], self.keys[number, kv, at]) * D**-0.5
+            scores = torch.einsum("bpgnd,bpnsd->bpgns", grouped[:, :, :, part], keys[number, kv, at]) * D**-0.5
             scores = scores.to(torch.promote_types(q.dtype, torch.float32)).masked_fill(~kept, float("-inf"))
             nothing = ~kept.any(-1, keepdim=True)
             weights = scores.masked_fill(nothing, 0.0).softmax(-1).masked_fill(nothing, 0.0).to(q.dtype)
-            out.append(torch.einsum("bpgns,bpnsd->bpgnd", weights, self.values[number, kv, at]))
+            out.append(torch.einsum("bpgns,bpnsd->bpgnd", weights, values[number, kv, at]))
         return torch.cat(out, 3).reshape(B, H, n, D)
 
-    def attend_to_blocks(self, q: Tensor, picks: Tensor, size: int, position: Tensor) -> Tensor:
+    def attend_to_blocks(self, q: Tensor, picks: Tensor, size: int, position: Tensor, of: slice = slice(None)) -> Tensor:
         """[B, H, n, D]: attention to blocks picked [B, P, n, K] (-1 for none), up to each query's position [B, n]."""
         chosen = (picks[..., None] * size + torch.arange(size, device=q.device)).flatten(3)
         live = (picks[..., None] >= 0).expand(*picks.shape, size).flatten(3) & (chosen <= position[:, None, :, None])
-        return self.attend(q, chosen, live)
+        return self.attend(q, chosen, live, of)
 
 
 class BlockMeanCache(TokenCache):
@@ -133,19 +137,28 @@ class CompressedCache(TokenCache):
     """All tokens, and the compressed keys and values of each block that is full: what native sparse attention looks at first.
 
     Attributes:
-        coarse_keys, coarse_values: [B, Hkv, nc, D]; the last place is for blocks that are not full.
+        coarse_keys, coarse_values: [B, Hkv, nc, D]; the last place is for blocks that are not full. They are made of the
+            first Hkv of the cached heads.
     """
 
     def __init__(
-        self, batch: int, heads: int, width: int, device: Any, dtype: torch.dtype | None, block: int, stride: int
+        self,
+        batch: int,
+        heads: int,
+        width: int,
+        device: Any,
+        dtype: torch.dtype | None,
+        block: int,
+        stride: int,
+        compressed_heads: int,
     ) -> None:
         super().__init__(batch, heads, width, device, dtype)
         self.block, self.stride = block, stride
-        self.coarse_keys, self.coarse_values = torch.zeros_like(self.keys), torch.zeros_like(self.keys)
+        self.coarse_keys, self.coarse_values = (torch.zeros_like(self.keys[:, :compressed_heads]) for _ in range(2))
 
     def compress(self, before: Tensor, n: int, compress_k: Any, compress_v: Any) -> None:
         """Compresses the blocks that n new tokens have filled, `before` [B] being the tokens before them."""
-        B, heads, _, D = self.keys.shape
+        B, heads, _, D = self.coarse_keys.shape
 
         def full(tokens: Tensor) -> Tensor:
             return ((tokens - self.block) // self.stride + 1).clamp(min=0)
@@ -162,7 +175,7 @@ class CompressedCache(TokenCache):
                 (self.keys, self.coarse_keys, compress_k),
                 (self.values, self.coarse_values, compress_v),
             ):
-                blocks = store.transpose(1, 2)[rows, token].permute(0, 1, 3, 2, 4).flatten(0, 1)  # (B m, Hkv, l, D)
+                blocks = store[:, :heads].transpose(1, 2)[rows, token].permute(0, 1, 3, 2, 4).flatten(0, 1)  # (B m, Hkv, l, D)
                 made = compress(blocks)[:, :, 0].view(B, -1, heads, D).transpose(1, 2)  # (B, Hkv, m, D)
                 coarse.scatter_(2, slot[:, None, :, None].expand_as(made), made.to(coarse.dtype))
 

@@ -30,15 +30,16 @@ class MultiHeadAttention(nn.Module):
     """Projections around an attention module, which gets q [B, H, T, D] and k, v [B, Hkv, T, D] with positions in.
 
     A module that says `shares_qk` makes its keys from the queries: none are projected, and k is q. One whose `rotary` is false
-    gets queries and keys without positions.
+    gets queries and keys without positions. One that has `key_heads` and `value_heads` gets that many instead of Hkv.
     """
 
     def __init__(self, settings: TransformerSettings, attention: nn.Module) -> None:
         super().__init__()
         self.heads, self.kv_heads = settings.heads, settings.key_value_heads
         self.head_dim = settings.head_width
-        self.key_heads = 0 if getattr(attention, "shares_qk", False) else self.kv_heads
-        projected = self.heads + self.key_heads + self.kv_heads
+        self.key_heads = 0 if getattr(attention, "shares_qk", False) else getattr(attention, "key_heads", self.kv_heads)
+        self.value_heads = getattr(attention, "value_heads", self.kv_heads)
+        projected = self.heads + self.key_heads + self.value_heads
         self.qkv = nn.Linear(settings.width, projected * self.head_dim, bias=False)
         self.out = nn.Linear(self.heads * self.head_dim, settings.width, bias=False)
         self.q_norm = HeadNorm(self.head_dim, settings.norm_eps) if settings.qk_norm else nn.Identity()
@@ -51,7 +52,7 @@ class MultiHeadAttention(nn.Module):
     ) -> Tensor:
         """[B, T, C] of x [B, T, C]; with a cache, of new tokens after those that it holds."""
         qkv = self.qkv(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, H + 2 Hkv, T, D)
-        q, k, v = qkv.split((self.heads, self.key_heads, self.kv_heads), dim=1)  # (B, H, T, D), (B, Hkv, T, D) twice
+        q, k, v = qkv.split((self.heads, self.key_heads, self.value_heads), dim=1)  # (B, H, T, D), (B, Hkv, T, D) twice
         q = self.q_norm(q)
         k = self.k_norm(k) if self.key_heads else q
         if self.rotary:
@@ -69,7 +70,8 @@ class MultiHeadAttention(nn.Module):
         )
         cost = self.attention.cost(length)
         # Of attention that does not say what it holds: all keys and values, two bytes a number.
-        held = 0 if cost.state_bytes else 4 * self.kv_heads * self.head_dim * length
+        numbers = ((self.key_heads or self.kv_heads) + self.value_heads) * self.head_dim * length
+        held = 0 if cost.state_bytes else 2 * numbers
         return cost + Cost(other_flops=projections, state_bytes=held)
 
 

@@ -111,6 +111,12 @@ class PretrainedTransformer(nn.Module):
                 layer=number,
                 max_length=max_length,
             )
+            if getattr(module, "value_heads", module.kv_heads) != module.kv_heads:
+                raise wrong_value(
+                    "attention.branch_keys",
+                    getattr(module, "branch_keys", True),
+                    "and attention.gates=token need projections that a pretrained model does not have; give false and query",
+                )
             # a reference: its parameters are those of `attentions`
             layer.__dict__[OURS] = Served(module, number in chosen, window)
             modules.append(module)
