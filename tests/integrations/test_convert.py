@@ -153,6 +153,21 @@ def test_global_rows_are_as_exact_in_two_bytes_as_transformers_own():
         assert (ours - exact).norm() < 1.5 * (theirs - exact).norm() + 1e-3 * exact.norm()
 
 
+def test_weights_of_global_rows_that_fall_away_take_their_values_along(monkeypatch):
+    import torch.nn.functional as F
+
+    model = convert(longformer()).train()
+    module = model.encoder.layer[0].attention.self
+    module.dropout = 0.25
+    torch.manual_seed(1)
+    hidden, q = torch.randn(2, 30, 64), torch.randn(2, 4, 1, 16)
+    kept = (torch.rand(2, 4, 30) > 0.25) / 0.75
+    monkeypatch.setattr(F, "dropout", lambda weight, p: weight * kept)
+    k, v = (module._heads(layer(hidden)) for layer in (module.key_global, module.value_global))
+    expected = ((q / 4 @ k.mT).softmax(-1) * kept[:, :, None]) @ v
+    torch.testing.assert_close(module._rows_of_globals(q, hidden, None), expected, atol=1e-5, rtol=1e-5)
+
+
 def test_weights_keep_their_names_and_a_second_conversion_changes_nothing():
     model = longformer()
     names = list(model.state_dict())

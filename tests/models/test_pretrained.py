@@ -183,7 +183,7 @@ def test_gradients_reach_learned_gates_through_recomputed_layers(folders):
         ("llama", {"vocab_size": 100}, "has 260 token ids, the data 100; give its own, data.vocabulary="),
         ("llama", {"vocab_size": 265}, "has 260 token ids, the data 265"),
         ("llama", {"max_length": 128}, "was made for 64 tokens"),
-        ("llama", {"path": "/nowhere"}, "transformers cannot load it"),
+        ("llama", {"path": "/nowhere"}, "no such folder in .*, and transformers cannot load it"),
     ],
 )
 def test_what_cannot_be_is_said(folders, name, settings, says):
@@ -218,7 +218,9 @@ def test_a_hub_name_without_a_network_is_looked_for_in_the_cache_alone(monkeypat
 
     monkeypatch.setattr("longspan.data.readers.hub.hub_reachable", lambda: reachable)
     monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", from_pretrained)
-    with pytest.raises(ConfigError, match=r"model\.path='nobody/nothing': transformers cannot load it"):
+    with pytest.raises(
+        ConfigError, match=r"path='nobody/nothing': there is no such folder in .*, and transformers cannot load it"
+    ):
         huggingface(path="nobody/nothing", causal=True, vocab_size=260, max_length=64, attention=full)
     assert asked == [("nobody/nothing", not reachable)]
 

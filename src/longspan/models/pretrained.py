@@ -257,7 +257,8 @@ def _network(path: str, causal: bool, pretrained: bool) -> Any:
             network = auto.from_config(config, **settings, trust_remote_code=False)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0][:200]
-        fix = f"transformers cannot load it ({reason}); give a folder with config.json and model.safetensors"
+        missing = "" if there.is_dir() else f"there is no such folder in {Path.cwd()}, and "
+        fix = f"{missing}transformers cannot load it ({reason}); give a folder with config.json and model.safetensors"
         raise wrong_value("model.path", path, fix) from error
     return network.train()  # transformers hands it out for evaluation, and a trainer leaves modes as they are
 

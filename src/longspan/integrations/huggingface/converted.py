@@ -110,12 +110,14 @@ class ConvertedLongformerAttention(LongformerSelfAttention):
         key, value = (layer.weight.unflatten(0, (H, D)) for layer in (self.key_global, self.value_global))  # (H, D, C)
         key_bias, value_bias = (layer.bias.view(H, 1, D) for layer in (self.key_global, self.value_global))
         q = q * D**-0.5
-        score = (q @ key).flatten(1, 2) @ hidden.mT + (q * key_bias).sum(-1).view(B, H * G, 1)  # (B, H * G, T)
+        score = (q @ key).flatten(1, 2) @ hidden.mT + (q @ key_bias.mT).view(B, H * G, 1)  # (B, H * G, T)
         if masked is not None:
             score = score.masked_fill(masked[:, None], float("-inf"))
         weight = F.dropout(score.softmax(-1, dtype=torch.float32).to(hidden.dtype), dropout)  # (B, H * G, T)
         seen = (weight @ hidden).view(B, H, G, C)
-        return seen @ value.mT + weight.sum(-1).view(B, H, G, 1) * value_bias  # (B, H, G, D)
+        # weights sum to one, unless some have fallen away
+        bias = weight.sum(-1).view(B, H, G, 1) * value_bias if dropout else value_bias
+        return seen @ value.mT + bias  # (B, H, G, D)
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)  # (B, H, T, D)
