@@ -118,6 +118,20 @@ def test_labels_in_columns(tmp_path, flags):
         texts(path=str(tmp_path / "x.csv"), label_columns=["green"]).setup()
 
 
+def test_a_word_among_columns_of_0_and_1_is_named(tmp_path):
+    file = tmp_path / "x.csv"
+    file.write_text("text,red,blue\na,0,1\nb,1,maybe\nc,,0\nd,perhaps,1\n")
+    with pytest.raises(
+        DataFileError, match=r"x.csv, line 3: column 'blue' holds 'maybe' where label columns hold 0 and 1"
+    ) as error:
+        texts(path=str(file), label_columns=["red", "blue"], multi_label=True).setup()
+    assert "1 more" in str(error.value)
+    file.write_text("text,first,second\n" + "".join(f"text {n},{n % 3},{n % 4}\n" for n in range(40)))  # numbers are names too
+    data = texts(path=str(file), label_columns=["first", "second"], multi_label=True)
+    data.setup()
+    assert data.class_names == ["0", "1", "2", "3"]
+
+
 def test_duplicates_that_empty_a_split_are_named(tmp_path):
     (tmp_path / "x.csv").write_text("name,text,label\n" + "".join(f"n{n},same,{n % 2}\n" for n in range(6)))
     with pytest.raises(ConfigError, match=r"only 1 different text \(n0, n1, n2, \.\.\. equal others\)"):

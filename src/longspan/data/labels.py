@@ -10,7 +10,7 @@ import numpy as np
 
 from longspan.config.errors import wrong_value
 from longspan.data import settings
-from longspan.data.errors import DataFileError
+from longspan.data.errors import DataFileError, each
 from longspan.data.files import list_files
 from longspan.data.readers import Row
 
@@ -62,13 +62,17 @@ class Labels:
         """How labels are read from these rows.
 
         Raises:
-            DataFileError: a row lacks one of `label_columns`.
+            DataFileError: a row lacks one of `label_columns`, or they hold 0 and 1 and also what is no number.
         """
         if self.label_columns is None:
             return LabelRule(self.label_column, self.multi_label, self.label_separator)
         columns = tuple(self.label_columns)
-        values = [value for row in rows for column in columns if (value := row.present(column, "label_columns")) is not None]
-        return ColumnsRule(columns, flags=all(flag_of(value) is not None for value in values))
+        given = [(row, column, row.present(column, "label_columns")) for row in rows for column in columns]
+        values = [value for *_, value in given if value is not None]
+        flags = all(flag_of(value) is not None for value in values)
+        if not flags and any(_number(value) in (0, 1) for value in values):
+            each([one for one in given if one[2] is not None], _check_number)
+        return ColumnsRule(columns, flags)
 
 
 FLAGS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False, "": False}
@@ -79,6 +83,21 @@ def flag_of(value: Any) -> bool | None:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return FLAGS.get(str(value).strip().lower())
+
+
+def _number(value: Any) -> float | None:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def _check_number(given: tuple[Row, str, Any]) -> None:
+    """Raises DataFileError where a column that else holds 0 and 1 holds a word: no class is meant by a slip."""
+    row, column, value = given
+    if str(value).strip() and _number(value) is None:
+        reason = f"column {column!r} holds {value!r} where label columns hold 0 and 1; give either throughout, or names"
+        raise DataFileError(row.path, row.line, reason)
 
 
 @dataclass(frozen=True, slots=True)
