@@ -87,7 +87,8 @@ def fix_of(kind: Any) -> str:
         return fix_of(parts[0])
     if origin in (typing.Union, types.UnionType):
         said = [fix_of(part) for part in parts if part is not type(None)]
-        return " or ".join([*said, "null"] if type(None) in parts else said)
+        untold = type(None) in parts and not any("null" in words for words in said)  # some say what null stands for
+        return " or ".join([*said, "null"] if untold else said)
     if origin is Literal:
         names = list(dict.fromkeys(map(str, parts)))
         return ", ".join(names[:-1]) + f" or {names[-1]}" if len(names) > 1 else names[0]
