@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
+from longspan_kernels.launch import kept_memory
+
 Work = Callable[[], object]
 FLUSH_BYTES = 256 << 20  # more than any L2
 LONGEST_QUEUE = 0.1  # seconds the device is kept busy ahead of a timed launch, at most
@@ -161,7 +163,8 @@ def peak_memory(work: Work, device: str) -> int:
         work()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    # On a CPU torch's profiler reports each allocation and release in order.
+    # On a CPU torch's profiler reports each allocation and release in order. Memory that earlier results left is no allocation.
+    kept_memory.results.clear()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         work()
     held = peak = 0
