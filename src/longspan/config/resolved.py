@@ -48,4 +48,13 @@ def resolved_config(config: DictConfig) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key or 'the config'}: {str(error).splitlines()[0]}") from error
     assert isinstance(resolved, dict)
+    model = resolved.get("model")
+    if isinstance(model, dict) and isinstance(model.get("path"), str):
+        model["path"] = found_again(model["path"])
     return {str(key): value for key, value in resolved.items()}
+
+
+def found_again(path: str) -> str:
+    """A pretrained model's folder by its absolute path, so that a checkpoint finds it from any folder; a Hub name as it is."""
+    folder = Path(path).expanduser()
+    return str(folder.absolute()) if folder.is_dir() else path

@@ -185,6 +185,7 @@ def given_documents(texts: Sequence[str | bytes], vocabulary: Vocabulary, names:
     if names is not None and len(names) != len(texts):
         raise wrong_value("data.names", list(names)[:3], f"give one for each of the {len(texts)} sequences")
     documents = []
+    counted = not isinstance(vocabulary, LookupVocabulary)  # as of what is read from files, see `SequenceDataModule.reading`
     for number, text in enumerate(texts):
         if not isinstance(text, (str, bytes)) or not text:
             raise wrong_value(f"data.sequences[{number}]", text, "give a text that is not empty")
@@ -193,7 +194,7 @@ def given_documents(texts: Sequence[str | bytes], vocabulary: Vocabulary, names:
         except ValueError as error:
             raise wrong_value(f"data.sequences[{number}]", text[:40], str(error)) from None
         name = str(number if names is None else names[number])
-        documents.append(Document(name, tokens, Row("", number + 1, {}), None if vocabulary.bytewise else spans))
+        documents.append(Document(name, tokens, Row("", number + 1, {}), spans if counted else None))
     return documents
 
 

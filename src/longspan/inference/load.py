@@ -51,7 +51,7 @@ def assembled(
         config["data"]["class_names"] = facts.get("class_names")
     check_targets(OmegaConf.create({key: config[key] for key in ("data", "model", "task", "attention")}))
     task: Any = task_of(config, facts)
-    state = {"state_dict": weights}
+    state = {"state_dict": pretrained.with_shared(weights, task.state_dict())}
     task.on_load_checkpoint(state)
     try:
         task.load_state_dict(state["state_dict"])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -15,6 +17,7 @@ from longspan.config.from_checkpoint import check_checkpoint_config, check_weigh
 from longspan.inference.model_card import model_card
 from longspan.inference.tokenizer_files import write_tokenizer
 from longspan.models import PretrainedTransformer
+from longspan.models.pretrained_network import check_content, config_content
 from longspan.patterns import PatternError, parse_pattern
 from longspan.tasks import LanguageModelling, MaskedModelling
 
@@ -29,19 +32,22 @@ LARGEST_CONFIG, LARGEST_VOCABULARIES = 1 << 22, 1 << 28  # bytes
 def save(model: TrainedModel, folder: Path) -> Path:
     """Writes config and weights, a tokenizer and a model card; weights that are one tensor under two names are written once."""
     folder.mkdir(parents=True, exist_ok=True)
-    held: dict[int, str] = {}
+    held: dict[Any, str] = {}
     weights: dict[str, Tensor] = {}
     for name, weight in model.task.state_dict().items():
-        if isinstance(weight, Tensor) and held.setdefault(weight.data_ptr(), name) == name:
+        if isinstance(weight, Tensor) and held.setdefault(_place(weight), name) == name:
             weights[name] = weight.detach().cpu().contiguous()
-    task = type(model.task).__name__
+    task, config = type(model.task).__name__, model.config
+    backbone = model.model.backbone
+    if isinstance(backbone, PretrainedTransformer):
+        config = {**config, "model": {**config["model"], "network": config_content(backbone.network)}}
     content = {
         "model_type": MODEL_TYPE,
         "architectures": [f"Longspan{ARCHITECTURES[task]}" if task in ARCHITECTURES else task],
         "vocab_size": model.model.vocab_size,
         "max_position_embeddings": model.model.max_length,
         "hidden_size": model.model.width,
-        "longspan_config": model.config,
+        "longspan_config": config,
         "longspan_facts": model.facts,
     }
     if model.classes:
@@ -125,9 +131,11 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], 
         raise CheckpointError(f"{where}: {WEIGHTS_FILE} cannot be read ({error})") from None
     config, facts = check_checkpoint_config(content.get("longspan_config"), where), content.get("longspan_facts")
     check_weights(config, facts, weights, where)
+    if config["model"].get("network") is not None:
+        check_content(config["model"]["network"], weights, where)
     kept = folder / VOCABULARIES_FILE
     vocabularies = _json(kept, LARGEST_VOCABULARIES, where) if kept.is_file() else None
-    return config, dict(facts or {}), with_shared(weights), vocabularies
+    return config, dict(facts or {}), weights, vocabularies
 
 
 def _json(file: Path, largest: int, where: str) -> Any:
@@ -139,13 +147,17 @@ def _json(file: Path, largest: int, where: str) -> Any:
         raise CheckpointError(f"{where}: {file.name} is no JSON ({error})") from None
 
 
-def with_shared(weights: dict[str, Any]) -> dict[str, Any]:
-    """Weights under each of their names: a head that is tied to an embedding is stored once, and so is an embedding that
-    sources and targets share."""
-    source, target = (f"model.backbone.{side}.embedding.weight" for side in ("encoder", "decoder"))
-    head = "model.head.projection.weight"
-    for name, others in ((target, (source,)), (head, ("model.backbone.embedding.weight", target))):
-        kept = next((other for other in others if other in weights), None)
-        if name not in weights and kept is not None:
-            weights[name] = weights[kept]
-    return weights
+def with_shared(weights: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Weights under each of their names: those that are one tensor in the model (`own`, its state) were stored once, such as a
+    head that is tied to an embedding."""
+    stored = {_place(own[name]): weights[name] for name in weights if isinstance(own.get(name), Tensor)}
+    shared = {
+        name: stored[_place(one)]
+        for name, one in own.items()
+        if name not in weights and isinstance(one, Tensor) and _place(one) in stored
+    }
+    return {**weights, **shared}
+
+
+def _place(weight: Tensor) -> tuple[int, torch.Size]:
+    return weight.data_ptr(), weight.shape

@@ -8,9 +8,9 @@ Legend: B batch, T tokens, C model width, H heads, Hkv key/value heads, D head w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -20,13 +20,14 @@ from longspan.attention import full, local
 from longspan.config.errors import CallError, wrong_value
 from longspan.cost import Cost, linear_flops, total_cost
 from longspan.models.attention_choice import AttentionChoice, attention_of_each_layer
+from longspan.models.cache import ModelCache
+from longspan.models.pretrained_network import SPECIALS, add_embeddings, loaded_network
 from longspan.models.settings import TransformerSettings
 from longspan.models.transformer import check_tokens, parameter_count
 
 IMPLEMENTATION = "longspan_layers"
 OURS = "longspan_attention"  # where an attention module of transformers finds the one that stands in for it
 LEAST_SHARE = 0.9  # of a checkpoint's token ids that the data's vocabulary must have; some are padded to a round number
-SPECIALS = 4  # padding, start, mask and end: a vocabulary adds those that its tokenizer lacks, most often the mask
 
 # what changes scores or logits in a way that attention variants and heads do not have
 UNSERVED = {
@@ -46,13 +47,15 @@ class Call:
 
     lengths: Tensor | None
     segments: Tensor | None
+    cache: ModelCache | None = None
 
 
 @dataclass(frozen=True)
 class Served:
-    """What stands in for a layer's attention, whether it replaces it, and the sliding window that the layer had."""
+    """What stands in for the attention of layer `number`, whether it replaces it, and the sliding window that the layer had."""
 
-    attention: nn.Module
+    attention: Any
+    number: int
     replaced: bool
     window: int | None
 
@@ -71,6 +74,8 @@ class PretrainedTransformer(nn.Module):
     Raises:
         ConfigError: what a variant cannot take the place of; a layer that is not there.
     """
+
+    network: Any
 
     def __init__(
         self, network: Any, *, name: str, max_length: int, attention: AttentionChoice, replaced: Sequence[int] | None = None
@@ -118,30 +123,59 @@ class PretrainedTransformer(nn.Module):
                     "and attention.gates=token need projections that a pretrained model does not have; give false and query",
                 )
             # a reference: its parameters are those of `attentions`
-            layer.__dict__[OURS] = Served(module, number in chosen, window)
+            layer.__dict__[OURS] = Served(module, number, number in chosen, window)
             modules.append(module)
         self.attentions = nn.ModuleList(modules)
 
     def forward(
-        self, tokens: Tensor, *, lengths: Tensor | None = None, segments: Tensor | None = None, cache: Any = None
+        self,
+        tokens: Tensor,
+        *,
+        lengths: Tensor | None = None,
+        segments: Tensor | None = None,
+        cache: ModelCache | None = None,
     ) -> Tensor:
         """Hidden states [B, T, C] of tokens [B, T]; see `Transformer.forward`.
 
         Raises:
             CallError: see `Transformer.forward`.
-            CallError: a cache.
         """
-        if cache is not None:
-            self.new_cache(len(tokens))
         check_tokens(self, tokens, lengths, segments)
+        if cache is not None:
+            return self._decode(tokens, lengths, segments, cache)
         return self.body(input_ids=tokens, use_cache=False, longspan_call=Call(lengths, segments)).last_hidden_state
 
-    def new_cache(self, batch: int, **_: Any) -> Any:
-        """Raises CallError: transformers generates with such models, by its own caches."""
-        raise CallError(
-            f"{self.name} does not decode here; give it back to transformers, which does: "
-            "longspan.load(RUN).save_transformers(FOLDER), whose README.md has the lines that load it"
-        )
+    def new_cache(
+        self, batch: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> ModelCache:
+        """See `Transformer.new_cache`.
+
+        Raises:
+            CallError: a network that takes no positions, or an attention that cannot decode.
+        """
+        if "position_ids" not in inspect.signature(self.body.forward).parameters:
+            raise CallError(
+                f"{self.name}: {type(self.body).__name__} takes no positions and so does not decode here; give it back to "
+                "transformers, which does: longspan.load(RUN).save_transformers(FOLDER)"
+            )
+        weight = self.embedding.weight
+        device, dtype = weight.device if device is None else device, weight.dtype if dtype is None else dtype
+        caches = [module.new_cache(batch, device=device, dtype=dtype) for module in cast(Any, self.attention_modules())]
+        return ModelCache(caches, None, torch.zeros(batch, dtype=torch.int64, device=device))
+
+    @torch.no_grad()
+    def _decode(self, tokens: Tensor, lengths: Tensor | None, segments: Tensor | None, cache: ModelCache) -> Tensor:
+        """Hidden states [B, n, C] of tokens [B, n] after those in the cache, which takes them in."""
+        n = tokens.shape[1]
+        if segments is not None:
+            raise CallError("segments with a cache: packed documents are not decoded; give each a sequence of its own")
+        longest = int((cache.positions + (n if lengths is None else lengths.to(cache.positions.device))).max())
+        if longest > self.max_length:
+            raise CallError(f"{longest} tokens with those in the cache, but the model was built for {self.max_length}")
+        places, call = cache.places(n, self.max_length), Call(lengths, None, cache)
+        hidden = self.body(input_ids=tokens, position_ids=places, use_cache=False, longspan_call=call).last_hidden_state
+        cache.advance(n, lengths)
+        return hidden
 
     def token_head(self) -> nn.Module:
         """The network's own head over its vocabulary.
@@ -197,6 +231,7 @@ def huggingface(
     attention: AttentionChoice,
     path: str,
     pretrained: bool = True,
+    network: Mapping[str, Any] | None = None,
     replaced_layers: Sequence[int] | None = None,
     activation_checkpointing: bool = False,
 ) -> PretrainedTransformer:
@@ -208,15 +243,18 @@ def huggingface(
             checkpoint's tokenizer lacks, get the mean embedding.
         path: a folder that `save_pretrained` wrote, or a name on the Hub.
         pretrained: False takes sizes alone from it, with weights at random.
+        network: what the `config.json` of that folder says, as `save_pretrained` keeps it: nothing is read from `path`, and
+            weights are at random until those that were saved with it are loaded.
 
     Raises:
         ConfigError: no such model, one that cannot be served, or data of another vocabulary.
     """
-    network = _network(path, causal, pretrained)
-    known = int(network.get_input_embeddings().weight.shape[0])
+    _register(path)
+    model = loaded_network(path, causal=causal, pretrained=pretrained, content=network, implementation=IMPLEMENTATION)
+    known = int(model.get_input_embeddings().weight.shape[0])
     if known < vocab_size <= known + SPECIALS:
-        _add_embeddings(network, known, vocab_size)
-    backbone = PretrainedTransformer(network, name=path, max_length=max_length, attention=attention, replaced=replaced_layers)
+        add_embeddings(model, known, vocab_size)
+    backbone = PretrainedTransformer(model, name=path, max_length=max_length, attention=attention, replaced=replaced_layers)
     if not LEAST_SHARE * backbone.vocab_size <= vocab_size <= backbone.vocab_size:
         fix = f"has {backbone.vocab_size} token ids, the data {vocab_size}; give its own, data.vocabulary={path}"
         raise wrong_value("model.path", path, fix)
@@ -225,53 +263,14 @@ def huggingface(
     return backbone
 
 
-def _network(path: str, causal: bool, pretrained: bool) -> Any:
+def _register(path: str) -> None:
     try:
-        import transformers
         from transformers.masking_utils import AttentionMaskInterface
         from transformers.modeling_utils import AttentionInterface
     except ImportError as error:
         raise wrong_value("model.path", path, "needs transformers 5: pip install 'longspan[huggingface]'") from error
     AttentionInterface.register(IMPLEMENTATION, _attend)
     AttentionMaskInterface.register(IMPLEMENTATION, _no_mask)
-    there = Path(path).expanduser()
-    source = str(there) if there.is_dir() else path
-    known: dict[str, Any] = {"trust_remote_code": False}
-    if not there.is_dir():
-        from longspan.data.readers.hub import hub_reachable
-
-        known["local_files_only"] = not hub_reachable()  # or transformers tries for half a minute
-    try:
-        config = transformers.AutoConfig.from_pretrained(source, **known)
-        masked = type(config) in transformers.models.auto.modeling_auto.MODEL_FOR_MASKED_LM_MAPPING
-        language = type(config) in transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING
-        auto: Any = transformers.AutoModel
-        if language and (causal or not masked):
-            auto = transformers.AutoModelForCausalLM
-        elif masked:
-            auto = transformers.AutoModelForMaskedLM
-        settings = {"attn_implementation": IMPLEMENTATION, "dtype": torch.float32}
-        if pretrained:
-            network = auto.from_pretrained(source, **settings, **known)
-        else:
-            network = auto.from_config(config, **settings, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0][:200]
-        missing = "" if there.is_dir() else f"there is no such folder in {Path.cwd()}, and "
-        fix = f"{missing}transformers cannot load it ({reason}); give a folder with config.json and model.safetensors"
-        raise wrong_value("model.path", path, fix) from error
-    return network.train()  # transformers hands it out for evaluation, and a trainer leaves modes as they are
-
-
-@torch.no_grad()
-def _add_embeddings(network: Any, known: int, wanted: int) -> None:
-    """Rows for tokens that a checkpoint does not know, each the mean of the known: such a token is as unlikely as any."""
-    network.resize_token_embeddings(wanted, mean_resizing=False)
-    for layer in (network.get_input_embeddings(), network.get_output_embeddings()):
-        for name in ("weight", "bias"):
-            rows = getattr(layer, name, None)
-            if rows is not None and len(rows) == wanted:  # tied: written twice alike
-                rows[known:] = rows[:known].mean(0)
 
 
 def attention_layers(body: nn.Module) -> list[Any]:
@@ -317,7 +316,11 @@ def _attend(
     usual = query.shape[-1] ** -0.5  # what attention modules scale by
     if scaling is not None and abs(scaling / usual - 1) > 1e-6:
         query = query * (scaling / usual)
-    out = ours.attention(query, key, value, lengths=longspan_call.lengths, segments=longspan_call.segments)
+    lengths, cache = longspan_call.lengths, longspan_call.cache
+    if cache is not None:
+        out = ours.attention.decode(query, key, value, cache.layers[ours.number], lengths=lengths)
+    else:
+        out = ours.attention(query, key, value, lengths=lengths, segments=longspan_call.segments)
     return out.transpose(1, 2), None  # (B, T, H, D)
 
 

@@ -30,8 +30,6 @@ from longspan.inference.pretrained import MODEL_TYPE
 from longspan.tasks.language_modelling import next_tokens
 from longspan.training.assemble import task_of
 
-EMBEDDING, PROJECTION = "model.backbone.embedding.weight", "model.head.projection.weight"
-
 
 class LongspanConfig(PreTrainedConfig):
     """`longspan_config`: the run's config; `longspan_facts`: the facts of the data that its task was built with."""
@@ -58,10 +56,24 @@ class LongspanModel(PreTrainedModel):
         saved = check_checkpoint_config(config.longspan_config, f"{type(self).__name__}: config.json")
         with torch.device("cpu"):  # transformers builds on a device without memory, where computed buffers would be lost
             self.model: Any = task_of(saved, dict(config.longspan_facts)).model  # type: ignore[attr-defined]
+        self._tied_weights_keys = self._shared_names()
+        saved_names = set(self.state_dict())
+        self._computed = {name: one.clone() for name, one in self.named_buffers() if name not in saved_names}
         self.post_init()
 
-    def _init_weights(self, module: torch.nn.Module) -> None:
-        """Weights are initialised where they are built."""
+    def _shared_names(self) -> dict[str, str]:
+        """The other names of each weight that has several, and the first: files hold it once."""
+        first: dict[Any, str] = {}
+        names = [(name, first.setdefault(weight, name)) for name, weight in self.named_parameters(remove_duplicate=False)]
+        return {name: known for name, known in names if name != known}
+
+    def initialize_weights(self) -> None:
+        """Buffers that are computed get their values back, which transformers drops as it loads a file, and attention that
+        makes something of its weights as they are loaded (learned, dsa) does it now. Weights are initialised where they are
+        built."""
+        for name, value in self._computed.items():
+            self.get_buffer(name).copy_(value)
+        self.model.load_state_dict(self.model.state_dict())
 
     def get_input_embeddings(self) -> torch.nn.Module:
         return self.model.backbone.embedding
@@ -84,8 +96,6 @@ class LongspanModel(PreTrainedModel):
 
 class LongspanForCausalLM(LongspanModel, GenerationMixin):
     """Next tokens; `generate` works, each step over the whole text."""
-
-    _tied_weights_keys = {PROJECTION: EMBEDDING}  # noqa: RUF012
 
     def __init__(self, config: LongspanConfig) -> None:
         super().__init__(config)
@@ -112,8 +122,6 @@ class LongspanForCausalLM(LongspanModel, GenerationMixin):
 
 class LongspanForMaskedLM(LongspanModel):
     """Tokens that were hidden."""
-
-    _tied_weights_keys = {PROJECTION: EMBEDDING}  # noqa: RUF012
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None, **_: Any
