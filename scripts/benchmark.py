@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -114,7 +115,8 @@ def count(text: str) -> int:
 def plans(args: argparse.Namespace) -> list[Plan]:
     if args.suite:
         chosen = suite(args.suite)
-        chosen = [p for p in chosen if not args.only or any(text in p.case.name for text in args.only)]
+        names = named_by(args.only, [p.case.name for p in chosen])
+        chosen = [p for p in chosen if p.case.name in names]
         return [replace(p, sides=("longspan",) if args.alone else (*p.sides, *args.peer)) for p in chosen]
     if not args.pattern:
         raise BenchmarkError("nothing to time; give --attention, --suite or --pattern")
@@ -155,7 +157,7 @@ def linear_attentions(args: argparse.Namespace) -> int:
     found: list[dict] = []
     on_gpu = args.device.startswith("cuda")
     lengths = args.lengths if args.lengths != [8192] else [16384, 65536, 1 << 20] if on_gpu else [4096, 8192, 65536]
-    for row in linear.measure(lengths, args.device, args.seconds, args.only or linear.OPS):
+    for row in linear.measure(lengths, args.device, args.seconds, named_by(args.only, linear.OPS)):
         found.append(row)
         sides = ", ".join(
             f"{name} {side['forward']['ms']:.3f} / {side['both']['ms']:.3f} ms, {side['peak_mib']:.0f} MiB"
@@ -173,7 +175,7 @@ def chosen_by_content(args: argparse.Namespace) -> int:
     """Variants that choose by content beside dense attention."""
     found: list[dict] = []
     lengths = args.lengths if args.lengths != [8192] else [16384, 65536] if args.device.startswith("cuda") else [16384]
-    for row in content.measure(lengths, args.device, args.seconds, args.only):
+    for row in content.measure(lengths, args.device, args.seconds, named_by(args.only, [case.name for case in content.CASES])):
         found.append(row)
         mine, theirs = row["sides"]["longspan"], row["sides"]["dense"]
         host = "" if mine["host_ms"] is None else f", host {mine['host_ms']:.2f} ms"
@@ -199,20 +201,16 @@ def decoding(args: argparse.Namespace) -> int:
         if args.output:  # after each, so that an interrupt loses nothing
             save(args.output, result(command_line(), args.device, found, threads=torch.get_num_threads()))
 
-    try:
-        decode.measure(
-            decode.available(args.attention),
-            args.lengths if args.lengths != [8192] else decode.POSITIONS,
-            device=args.device,
-            heads=args.heads,
-            head_dim=args.head_dim,
-            batch=args.batch,
-            dtype=dtype,
-            each=keep_row,
-        )
-    except (BenchmarkError, ConfigError, CallError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    decode.measure(
+        decode.available(args.attention),
+        args.lengths if args.lengths != [8192] else decode.POSITIONS,
+        device=args.device,
+        heads=args.heads,
+        head_dim=args.head_dim,
+        batch=args.batch,
+        dtype=dtype,
+        each=keep_row,
+    )
     if args.output:
         print(decode.draw(found, Path(args.output).with_suffix(".png")))
     return 0
@@ -275,8 +273,25 @@ def keep(args: argparse.Namespace, found: list[dict]) -> int:
     return 0
 
 
+def named_by(only: list[str], names: Sequence[str]) -> list[str]:
+    """The cases whose names hold one of `only`; all where it is empty."""
+    names = list(dict.fromkeys(names))
+    chosen = [name for name in names if not only or any(text in name for text in only)]
+    if not chosen:
+        raise BenchmarkError(f"--only {' '.join(only)} names no case; choose among {', '.join(names)}")
+    return chosen
+
+
 def main() -> int:
-    args = arguments()
+    try:
+        return run(arguments())
+    except (BenchmarkError, PatternError, ConfigError, CallError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def run(args: argparse.Namespace) -> int:
+    """What the arguments ask for."""
     if args.threads:
         torch.set_num_threads(args.threads)
     if args.suite == "decode":
@@ -323,9 +338,6 @@ def main() -> int:
             rows.append(compare(plan.case, plan.sides, args.device, args.seconds, heated=plan.heated))
             if args.output:  # after each case, so that an interrupt loses nothing
                 save(args.output, result(command_line(), args.device, rows, threads=torch.get_num_threads()))
-    except (BenchmarkError, PatternError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("interrupted; the cases before are kept", file=sys.stderr)
     show(rows)

@@ -20,6 +20,14 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark.py"
         (["--lengths", "64", "--batch", "0"], "argument --batch: 0 must be a whole number, 1 or more"),
         (["--lengths", "64", "--device", "cuda"], "sees no GPU here; give --device cpu"),
         (["--suite", "first-call", "--device", "cpu"], "it needs a CUDA device"),
+        (
+            ["--suite", "linear", "--device", "cpu", "--only", "dleta"],
+            "--only dleta names no case; choose among linear, gated, delta",
+        ),
+        (
+            ["--suite", "content", "--device", "cpu", "--only", "moba", "--lengths", "2048", "512"],
+            "more than the 1 blocks of 512",
+        ),
     ],
 )
 def test_slips_are_said_before_anything_is_timed(words, said):
@@ -35,6 +43,15 @@ def test_the_command_is_kept_as_it_was_typed_and_names_no_folder_of_the_machine(
     run(SCRIPT, *words, "--device", "cpu", "-o", output, cwd=tmp_path, check=True)
     command = json.loads(output.read_text())["command"]
     assert shlex.split(command) == ["python", "scripts/benchmark.py", *words, "--device", "cpu", "-o", str(output)]
+
+
+def test_content_is_timed_beside_dense_attention(tmp_path):
+    output = tmp_path / "found.json"
+    words = ["--suite", "content", "--only", "moba 64x8", "--lengths", "512", "--seconds", "0.01", "--device", "cpu"]
+    run(SCRIPT, *words, "-o", output, check=True)
+    (row,) = json.loads(output.read_text())["rows"]
+    assert row["case"] == "moba 64x8" and row["shape"]["T"] == 512
+    assert row["speedup"] == row["sides"]["dense"]["ms"] / row["sides"]["longspan"]["ms"]
 
 
 def test_a_suite_without_its_peers():

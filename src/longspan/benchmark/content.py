@@ -50,12 +50,17 @@ def measure(lengths: Sequence[int], device: str, seconds: float = 1.0, only: Seq
     The dense side is cuDNN's attention on a GPU and torch's own choice on a CPU.
 
     Args:
-        only: cases whose name holds one of these.
+        only: names of cases; all of them unless given.
+
+    Raises:
+        ConfigError: a case's settings do not fit a length.
     """
+    cases = [case for case in CASES if not only or case.name in only]
+    for length in lengths:  # settings that do not fit are found before anything is timed
+        for case in cases:
+            _layer(case, length)
     for length in lengths:
-        for case in CASES:
-            if only and not any(text in case.name for text in only):
-                continue
+        for case in cases:
             sides = {"longspan": ours(case, length, device), "dense": dense(case, length, device)}
             peaks = {name: peak_memory(work, device) for name, work in sides.items()}
             taken = time_interleaved(sides, device, seconds, 15, queued=True)
@@ -76,6 +81,13 @@ def _inputs(case: ContentCase, length: int, device: str) -> tuple[list[Tensor], 
     shapes = [(1, heads, length, WIDTH) for heads in (case.heads, case.kv_heads, case.kv_heads, case.heads)]
     q, k, v, gradient = (torch.randn(shape, device=device, dtype=dtype) for shape in shapes)
     return [x.requires_grad_() for x in (q, k, v)], gradient
+
+
+def _layer(case: ContentCase, length: int) -> torch.nn.Module:
+    make = getattr(longspan.attention, case.variant)
+    place = {"heads": case.heads, "kv_heads": case.kv_heads, "head_dim": WIDTH, "causal": True, "max_length": length}
+    layer: torch.nn.Module = make(**place, **case.settings)
+    return layer
 
 
 def ours(case: ContentCase, length: int, device: str) -> Work:
