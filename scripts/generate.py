@@ -8,58 +8,7 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-from longspan.config.errors import ConfigError, readable_errors
-from longspan.config.overrides import number, split_words
-from longspan.config.reachable import check_checkpoint
-
-KEYS = {
-    "checkpoint": "a .ckpt file of a run, its folder, or a folder of save_pretrained (required)",
-    "prompt": "the text to go on from (required)",
-    "max_new_tokens": "tokens to add; 200 unless given",
-    "temperature": "1 unless given; 0 takes the most likely token",
-    "top_k": "draw among this many tokens only",
-    "top_p": "draw among the most likely tokens that together have this probability",
-    "seed": "of the draws; 0 unless given",
-    "device": "cpu unless given",
-}
-
-
-def main(arguments: list[str]) -> None:
-    """Prints the prompt and what follows it."""
-    with readable_errors():
-        own, words = split_words(arguments, KEYS)
-        for word in words:
-            raise ConfigError(f"{word}: generate.py takes {', '.join(KEYS)}, and no other key")
-        for key in ("checkpoint", "prompt"):
-            if key not in own:
-                raise ConfigError(f"{key}=... must be given: {KEYS[key].removesuffix(' (required)')}")
-        if not Path(own["checkpoint"]).expanduser().is_dir():
-            check_checkpoint("checkpoint", own["checkpoint"])
-        wanted = {
-            key: number(key, own[key]) for key in ("max_new_tokens", "temperature", "top_k", "top_p", "seed") if key in own
-        }
-        import longspan
-        from longspan.tasks import LanguageModelling, SequenceToSequence
-
-        model = longspan.load(own["checkpoint"], device=own.get("device", "cpu"))
-        if not isinstance(model.task, (LanguageModelling, SequenceToSequence)):
-            fix = "give one trained with task=language_modelling or sequence_to_sequence"
-            raise ConfigError(
-                f"checkpoint={own['checkpoint']}: its task is {type(model.task).__name__}, which writes no text; {fix}"
-            )
-        parts = model.stream(own["prompt"], **wanted)
-        first = next(parts, "")  # what is wrong is told before anything is written
-        print(own["prompt"], end=first, flush=True)
-        for part in parts:
-            print(part, end="", flush=True)
-        print()
-
+from longspan.inference.commands.generate import main
 
 if __name__ == "__main__":
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        print(__doc__)
-    else:
-        main(sys.argv[1:])
+    main(program="python scripts/generate.py")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import csv
+import importlib
 import os
 import random
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -64,10 +68,15 @@ def test_the_training_pages_commands_are_composed_and_checked(words, tmp_path):
     check_job(ROOT / "conf", [word.replace("reviews.csv", str(reviews)) for word in words], output_dir=tmp_path / "run")
 
 
+def lines(page: str, program: str) -> list[str]:
+    """What follows `program` in a page's commands."""
+    found = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8").splitlines()
+    return [line.split(f"    {program} ", 1)[1] for line in found if line.startswith(f"    {program} ")]
+
+
 def commands(page: str, program: str) -> list[list[str]]:
     """The words of a page's commands that begin with `program`."""
-    lines = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8").splitlines()
-    return [line.split(f"    {program} ", 1)[1].split() for line in lines if line.startswith(f"    {program} ")]
+    return [line.split() for line in lines(page, program)]
 
 
 @pytest.mark.slow
@@ -85,6 +94,33 @@ def test_the_installed_command_runs_in_any_folder(words, tmp_path):
     assert done.returncode == 0, done.stderr
     record = Record.load(tmp_path / "run")
     assert record.status == "complete" and words[-1] == f"attention={record.config['attention_name']}"
+
+
+INSTALLED = {
+    "longspan-report": "longspan.report.command",
+    "longspan-evaluate": "longspan.inference.commands.evaluate",
+    "longspan-predict": "longspan.inference.commands.predict",
+    "longspan-generate": "longspan.inference.commands.generate",
+}
+
+
+@pytest.mark.parametrize(("program", "line"), [(name, line) for name in INSTALLED for line in lines("index", name)])
+def test_the_other_installed_commands_run_as_they_are_typed(program, line, a_run, tmp_path, monkeypatch, capsys):
+    shutil.copytree(a_run, tmp_path / "RUN")
+    (tmp_path / "outputs").symlink_to(tmp_path / "RUN")
+    (tmp_path / "multirun").mkdir()
+    (tmp_path / "text.txt").write_text("The quick brown fox")
+    monkeypatch.chdir(tmp_path)
+    importlib.import_module(INSTALLED[program]).main(shlex.split(line))
+    told = capsys.readouterr().out
+    if program == "longspan-report":
+        page = (tmp_path / "report" / "report.md").read_text()
+        assert "1 record" in page and "local" in page
+    elif program == "longspan-predict":
+        (row,) = csv.DictReader((tmp_path / "scores.csv").open())
+        assert float(row["bits"]) > 0 and int(row["tokens"]) == 19
+    else:
+        assert "bits per byte" in told if program == "longspan-evaluate" else told.startswith("The quick")
 
 
 @pytest.mark.parametrize("words", commands("sequence_to_sequence", "python train.py")[:2], ids=" ".join)

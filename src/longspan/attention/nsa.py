@@ -5,7 +5,7 @@ Legend: B batch, H heads, Hkv key/value heads, G = H / Hkv, T tokens, D head wid
 
 from __future__ import annotations
 
-from typing import Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -142,7 +142,7 @@ class NativeSparseAttention(ContentAttention):
     ) -> Tensor:
         """The gated sum of the branches, k and v of each."""
         coarse, picks = self._coarse(q, k[0], coarse_v, lengths)
-        call = {"causal": self.causal, "lengths": lengths, "dropout_p": self.dropped, "backend": self.backend}
+        call: dict[str, Any] = {"causal": self.causal, "lengths": lengths, "dropout_p": self.dropped, "backend": self.backend}
         selected = selected_attention(q, k[1], v[1], picks, self.block_size, **call)
         near, _ = with_lse(q, k[2], v[2], self.window, **call)
         if coarse is None:

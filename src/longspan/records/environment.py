@@ -77,6 +77,8 @@ def command_line() -> str:
     script = sys.argv[0] if sys.argv else ""
     if os.path.basename(script).startswith("ipykernel"):
         return ""  # a notebook: what started it repeats nothing
+    if (installed := Path(script).stem.replace("_", "-")).startswith("longspan-"):
+        return shlex.join([installed, *arguments])
     if os.path.isabs(script):
         near = os.path.relpath(script)
         script = _in_its_repository(Path(script)) if near.startswith("..") else near

@@ -1,0 +1,1 @@
+"""The commands that work on checkpoints, as `scripts/` and the installed `longspan-...` call them."""
