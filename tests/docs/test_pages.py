@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib
+import json
 import os
 import random
 import re
@@ -61,11 +62,64 @@ TRAINING = [
 ]
 
 
-@pytest.mark.parametrize("words", TRAINING, ids=" ".join)
-def test_the_training_pages_commands_are_composed_and_checked(words, tmp_path):
-    reviews = tmp_path / "reviews.csv"
-    reviews.write_text("text,label\n" + "".join(f"a text {n},{n % 2}\n" for n in range(20)))
-    check_job(ROOT / "conf", [word.replace("reviews.csv", str(reviews)) for word in words], output_dir=tmp_path / "run")
+def reviews(file: Path, numbers: range, wrong: tuple[int, ...] = ()) -> Path:
+    """Reviews that any model can tell apart, every third a bad one; those of the numbers `wrong` with the other label."""
+    rows = ((n, "good" if n % 3 else "bad") for n in numbers)
+    lines = (f"a {word} film and I said so: {n},{'pos' if (word == 'good') != (n in wrong) else 'neg'}" for n, word in rows)
+    file.write_text("text,label\n" + "\n".join(lines) + "\n")
+    return file
+
+
+def trained(words: list[str], folder: Path) -> Record:
+    """The record of a page's command with a tiny model."""
+    tiny = [*NETWORK, "attention=local", "attention.window=16", "data.max_length=64"]
+    if "data=classification" not in words:
+        tiny += ["data=text", f"data.path={folder.parent / 'reviews.csv'}", "data.batch_size=4"]
+    if any(word.startswith("logger") for word in words):
+        tiny.remove("logger=none")
+    run(config_for([*tiny, *words], folder, ROOT / "conf"))
+    return Record.load(folder)
+
+
+@pytest.mark.parametrize("words", [words for words in TRAINING if "model.compile=true" not in words], ids=" ".join)
+def test_the_training_pages_commands_run(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    reviews(tmp_path / "reviews.csv", range(60))
+    check_job(ROOT / "conf", words, output_dir=tmp_path / "checked")
+    # of the network only what a server would get is left out
+    record = trained([word.replace("mode=online", "mode=offline") for word in words], tmp_path / "run")
+    assert record.status == "complete"
+    if "logger" in words[0]:
+        asked = words[0].partition("=")[2].strip("[]").replace("default", "wandb,csv").split(",")
+        left = {
+            "tensorboard": "run/**/events.out.*",
+            "mlflow": "mlflow.db",
+            "wandb": "run/**/*.wandb",
+            "csv": "run/**/metrics.csv",
+        }
+        assert all(list(tmp_path.glob(left[logger])) for logger in asked)
+
+
+def test_the_training_pages_compiled_command_is_checked(tmp_path):
+    (words,) = [words for words in TRAINING if "model.compile=true" in words]
+    assert check_job(ROOT / "conf", words, output_dir=tmp_path / "run")["model"]["compile"] is True
+
+
+def test_the_figures_of_each_class_are_printed_as_shown(tmp_path, monkeypatch, capsys):
+    from longspan.inference.commands.evaluate import main
+
+    monkeypatch.chdir(tmp_path)
+    reviews(tmp_path / "reviews.csv", range(60))
+    reviews(tmp_path / "more.csv", range(60, 90), wrong=(60, 63))
+    (words,) = [words for words in TRAINING if "task.class_weights=balanced" in words]
+    trained([*words, "trainer.max_steps=40", "optimizer.lr=0.003"], tmp_path / "RUN")
+    for line in lines("training", "python scripts/evaluate.py"):
+        main(shlex.split(line))
+    told = [" ".join(line.strip("│ ").split()) for line in capsys.readouterr().out.splitlines()]
+    (shown,) = re.findall(r"```text\n(.*?)```", (ROOT / "docs" / "training.md").read_text(encoding="utf-8"), re.DOTALL)
+    table = [" ".join(line.split()) for line in shown.splitlines()]
+    assert any(told[at : at + len(table)] == table for at in range(len(told)))
+    assert json.loads((tmp_path / "figures.json").read_text())["extra"]["per_class"]["test"]["confusion"] == [[8, 0], [2, 20]]
 
 
 def lines(page: str, program: str) -> list[str]:
