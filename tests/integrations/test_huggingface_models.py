@@ -109,3 +109,28 @@ def test_a_mask_with_holes_is_refused(saved):
     model = transformers.AutoModelForCausalLM.from_pretrained(saved["bases"][1])
     with pytest.raises(CallError, match="holes"):
         model(torch.zeros(1, 4, dtype=torch.long), attention_mask=torch.tensor([[1, 0, 1, 1]]))
+
+
+@pytest.mark.parametrize(
+    "attention",
+    [
+        ["attention=retention"],
+        ["attention=reformer", "attention.chunk=16"],
+        ["attention=learned", "attention.block_size=16", "attention.density=0.5"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_what_a_file_does_not_hold_is_there_again(attention, tmp_path):
+    """Buffers that are computed, and what attention makes of its weights as they are loaded: transformers does neither."""
+    register()
+    (tmp_path / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 60)
+    words = [*(word for word in SMALL if not word.startswith("attention")), *attention, "trainer.max_steps=2"]
+    run(config_for([*words, "data=text", f"data.path={tmp_path / 'text.txt'}"], tmp_path / "run", CONF))
+    ours = longspan.load(tmp_path / "run")
+    for module in ours.model.backbone.attention_modules():
+        for parameter in module.parameters():
+            parameter.data.add_(torch.linspace(-0.5, 0.5, parameter.numel()).view_as(parameter))
+    model = transformers.AutoModelForCausalLM.from_pretrained(ours.save_pretrained(tmp_path / "saved")).eval()
+    tokens = torch.randint(0, 256, (2, 48), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens).logits, ours.model(tokens))
