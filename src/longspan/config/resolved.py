@@ -15,6 +15,8 @@ from longspan.config.errors import ConfigError
 from longspan.config.reachable import check_reachable
 from longspan.config.values import check_values
 
+STEM_OF_BASES = 7
+
 
 def run_config(config: DictConfig) -> dict[str, Any]:
     """The resolved config of a job that Hydra started; in a sweep, `group` is the sweep's folder where none is given.
@@ -48,10 +50,18 @@ def resolved_config(config: DictConfig) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key or 'the config'}: {str(error).splitlines()[0]}") from error
     assert isinstance(resolved, dict)
-    model = resolved.get("model")
+    model, data = resolved.get("model"), resolved.get("data")
     if isinstance(model, dict) and isinstance(model.get("path"), str):
         model["path"] = found_again(model["path"])
+    if isinstance(model, dict) and model.get("stem") == "auto":
+        model["stem"] = stem_for(data.get("vocabulary") if isinstance(data, dict) else None)
     return {str(key): value for key, value in resolved.items()}
+
+
+def stem_for(vocabulary: Any) -> int | None:
+    """What `model.stem=auto` is: a base says little alone, and a model that sees words of them from the start learns sooner
+    (`reports/stem`); other symbols go without."""
+    return STEM_OF_BASES if str(vocabulary).startswith("nucleotides") else None
 
 
 def found_again(path: str) -> str:

@@ -58,9 +58,10 @@ def check_words(words: Sequence[str]) -> None:
         kinds = [kind for kind in kinds if last in kind.model_fields and (group or last not in TARGETS)]  # no choices
         if kinds and "${" not in text and not key.startswith("~"):
             problems = [wrong_values({last: parsed_value(text)}, kind, group, alone=True) for kind in kinds]
-            # where choices of the group take other values, which of them is meant is known once the config is
-            if all(problems) and len({told[0] for told in problems}) == 1:
-                raise ConfigError(problems[0][0])
+            # Where choices of the group take other values than whether null is one, which of them is meant is known once the
+            # config is.
+            if all(problems) and len({told[0].replace(" or null", "") for told in problems}) == 1:
+                raise ConfigError(min((told[0] for told in problems), key=len))
 
 
 def check_added(config: Mapping[str, Any], words: Sequence[str]) -> None:

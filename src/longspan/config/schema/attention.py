@@ -177,6 +177,8 @@ class Nsa(Attention):
     compressed_stride: Count
     window: Count
     compression: Literal["mlp", "mean"]
+    branch_keys: bool
+    gates: Literal["query", "token"]
 
     def problem(self) -> tuple[str, str] | None:
         for key in ("compressed_block", "block_size"):
