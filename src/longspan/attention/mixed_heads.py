@@ -70,10 +70,10 @@ class MixedHeads(ShowsWeights):
         self.parts = nn.ModuleList(
             part.build(heads=n, kv_heads=m, **place) for part, n, m in zip(entries, self.counts, self.kv_counts, strict=True)
         )
-        for entry, part in zip(entries, self.parts, strict=True):
+        for entry, part, kv_count in zip(entries, self.parts, self.kv_counts, strict=True):
             if getattr(part, "shares_qk", False):
                 raise wrong_setting(entry.where, f"= {entry.name!r} makes its keys from the queries, of all heads")
-            if getattr(part, "value_heads", part.kv_heads) != part.kv_heads:
+            if getattr(part, "value_heads", kv_count) != kv_count:
                 raise wrong_setting(
                     entry.where,
                     f"= {entry.name!r} wants more projections than keys and values; leave gates and branch_keys out",

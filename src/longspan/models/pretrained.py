@@ -116,7 +116,7 @@ class PretrainedTransformer(nn.Module):
                 layer=number,
                 max_length=max_length,
             )
-            if getattr(module, "value_heads", module.kv_heads) != module.kv_heads:
+            if getattr(module, "value_heads", self.settings.key_value_heads) != self.settings.key_value_heads:
                 raise wrong_value(
                     "attention.branch_keys",
                     getattr(module, "branch_keys", True),
