@@ -8,7 +8,8 @@ Legend: B batch, T tokens, C model width.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,8 +24,8 @@ WIDTH, HEADS, BLOCK, WINDOW, GLOBALS = 768, 12, 64, 512, 1
 Call = Callable[[torch.nn.Module, Tensor], Tensor]
 
 
-def compare_converted(length: int, device: str, seconds: float = 1.0, batch: int = 1) -> list[dict[str, Any]]:
-    """A row a model: ms and peak MiB of a step on each side, how many times faster, and the largest difference of outputs.
+def compare_converted(length: int, device: str, seconds: float = 1.0, batches: Sequence[int] = (1, 4)) -> list[dict[str, Any]]:
+    """A row a model and batch: ms and peak MiB of a step on each side, how many times faster, the largest difference of outputs.
 
     On a GPU a step is timed twice: launched on an idle device, where the host's launches count in full, and behind other
     work, as in a model whose host runs ahead ("host ahead": the device's part, and `host_ms` beside it).
@@ -37,7 +38,7 @@ def compare_converted(length: int, device: str, seconds: float = 1.0, batch: int
     except ImportError as error:
         raise BenchmarkError(f"transformers is not installed: {error}") from None
     rows = []
-    for name, make in (("longformer", _longformer), ("bigbird", _bigbird)):
+    for batch, (name, make) in itertools.product(batches, (("longformer", _longformer), ("bigbird", _bigbird))):
         torch.manual_seed(0)
         module, call = make(length, batch, device)
         dtype = _dtype(device)
