@@ -25,7 +25,7 @@ Call = Callable[[torch.nn.Module, Tensor], Tensor]
 
 
 def compare_converted(length: int, device: str, seconds: float = 1.0, batches: Sequence[int] = (1, 4)) -> list[dict[str, Any]]:
-    """A row a model and batch: ms and peak MiB of a step on each side, how many times faster, the largest difference of outputs.
+    """A row a model and batch: ms and peak MiB of a step on each side, how many times faster, largest difference of outputs.
 
     On a GPU a step is timed twice: launched on an idle device, where the host's launches count in full, and behind other
     work, as in a model whose host runs ahead ("host ahead": the device's part, and `host_ms` beside it).
