@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import published_tracks
 from PIL import Image
 
 from longspan.data.lra.listops import TOKENS, ListOps
@@ -179,6 +180,9 @@ EXPERIMENTS: dict[str, tuple[Callable[[Path], Path | None], list[str]]] = {
     "gue": (gue, []),
     "dnalongbench": (dnalongbench, []),
     "dnalongbench_eqtl": (dnalongbench_eqtl, []),
+    "dnalongbench_activity": (published_tracks.activity, ["data.max_length=32"]),
+    "dnalongbench_initiation": (published_tracks.initiation, []),
+    "dnalongbench_contacts": (published_tracks.contacts, ["data.max_length=8192"]),
     "image_patches": (images, ["data.patch=4"]),
     "image_shapes": (no_path, ["data.side=64", "data.line=1", "data.figures=3", "data.radius=10", "data.num_workers=0"]),
 }

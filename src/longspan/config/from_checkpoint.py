@@ -73,6 +73,9 @@ TARGETS: dict[str, frozenset[str]] = {
             "longspan.data.GenomicBenchmarkDataModule",
             "longspan.data.DNALongBenchDataModule",
             "longspan.data.CompressionDataModule",
+            "longspan.data.ContactMapDataModule",
+            "longspan.data.RegulatoryActivityDataModule",
+            "longspan.data.TranscriptionInitiationDataModule",
             "longspan.data.MemorisationDataModule",
             "longspan.data.InContextRecallDataModule",
             "longspan.data.CommonWordsDataModule",
@@ -112,6 +115,7 @@ TARGETS: dict[str, frozenset[str]] = {
     "task": frozenset(
         {
             "longspan.tasks.Compression",
+            "longspan.tasks.ContactRegression",
             "longspan.tasks.LanguageModelling",
             "longspan.tasks.MaskedModelling",
             "longspan.tasks.PairClassification",
@@ -120,6 +124,7 @@ TARGETS: dict[str, frozenset[str]] = {
             "longspan.tasks.SequenceRegression",
             "longspan.tasks.SequenceToSequence",
             "longspan.tasks.TokenLabelling",
+            "longspan.tasks.TrackRegression",
         }
     ),
     "trainer": frozenset({"lightning.pytorch.Trainer", "longspan.training.sharding.ShardedBlocks"}),

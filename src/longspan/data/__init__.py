@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from longspan.data.classification import SequenceClassificationDataModule
+    from longspan.data.dnalongbench.activity import RegulatoryActivityDataModule
+    from longspan.data.dnalongbench.contacts import ContactMapDataModule
+    from longspan.data.dnalongbench.initiation import TranscriptionInitiationDataModule
     from longspan.data.dnalongbench.module import DNALongBenchDataModule
     from longspan.data.errors import DataFileError
     from longspan.data.genomics import GenomicBenchmarkDataModule
@@ -46,6 +49,7 @@ __all__ = [
     "AssociativeRecallDataModule",
     "CommonWordsDataModule",
     "CompressionDataModule",
+    "ContactMapDataModule",
     "DNALongBenchDataModule",
     "DataFileError",
     "DistractedNeedleDataModule",
@@ -61,6 +65,7 @@ __all__ = [
     "NeedleDataModule",
     "PairedDataModule",
     "PathfinderDataModule",
+    "RegulatoryActivityDataModule",
     "RetrievalDataModule",
     "SelectiveCopyDataModule",
     "SequenceClassificationDataModule",
@@ -73,12 +78,16 @@ __all__ = [
     "StreamedTextDataModule",
     "TextDataModule",
     "TokenLabellingDataModule",
+    "TranscriptionInitiationDataModule",
     "VariableTrackingDataModule",
     "Vocabulary",
 ]
 _WHERE = {
     "GenomicBenchmarkDataModule": "genomics",
     "DNALongBenchDataModule": "dnalongbench.module",
+    "RegulatoryActivityDataModule": "dnalongbench.activity",
+    "ContactMapDataModule": "dnalongbench.contacts",
+    "TranscriptionInitiationDataModule": "dnalongbench.initiation",
     "CompressionDataModule": "synthetic",
     "MemorisationDataModule": "synthetic",
     "InContextRecallDataModule": "synthetic",

@@ -17,6 +17,8 @@ from longspan.data.pair_sets import PairDataset, TokenPair
 from longspan.data.splits import SPLITS
 
 MOST = 2000  # sequences of a split that are looked at, evenly spaced
+MOST_OF_TRACKS = 64  # where each has numbers along it
+FINEST = 1024, 64  # bins and tracks that are drawn
 WIDE = 160  # characters of an example that are shown
 
 
@@ -29,6 +31,7 @@ class Look:
         examples: (what it is called or its label, the decoded text).
         images: [rows, columns] or [rows, columns, 3] uint8, of data that are images.
         labels: how often each label occurs among those looked at.
+        numbers: of targets that are numbers, those by name; tracks along a sequence are one name.
     """
 
     split: str
@@ -37,6 +40,7 @@ class Look:
     examples: list[tuple[str, str]] = field(default_factory=list)
     images: list[np.ndarray] = field(default_factory=list)
     labels: Counter = field(default_factory=Counter)
+    numbers: dict[str, list[np.ndarray]] = field(default_factory=dict)
 
 
 def looked(module: Any, examples: int = 3) -> list[Look]:
@@ -48,16 +52,20 @@ def _of_split(module: Any, split: str, examples: int) -> Look:
     data = module.split(split)
     if isinstance(data, PairDataset):
         return _of_pairs(module, split, data.pairs, examples)
-    chosen = np.linspace(0, len(data) - 1, min(len(data), MOST)).round().astype(int).tolist()
+    most = MOST_OF_TRACKS if hasattr(module, "tracks") else MOST
+    chosen = np.linspace(0, len(data) - 1, min(len(data), most)).round().astype(int).tolist()
     look = Look(split, len(data), np.zeros(len(chosen), dtype=np.int64))
     for place, number in enumerate(chosen):
         item = data[number]
         look.lengths[place] = _length(item["tokens"])
         for name in _labels(module, item):
             look.labels[name] += 1
+        for name, numbers in _numbers(module, item).items():
+            look.numbers.setdefault(name, []).append(numbers)
         if place < examples:
-            label = ", ".join(_labels(module, item)[:8])
-            look.examples.append((label, _text(module, item["tokens"])))
+            look.examples.append((_named(module, item), _text(module, item["tokens"])))
+        if place == 0 and hasattr(module, "tracks"):
+            look.images.append(_map(item["target"], module.tasks[0] == "contact_regression"))
         if place < 16 and getattr(module, "grid", None) is not None and not isinstance(item["tokens"], list):
             look.images.append(_image(module, np.asarray(item["tokens"])))
     return look
@@ -72,6 +80,37 @@ def _of_pairs(module: Any, split: str, pairs: list[TokenPair], examples: int) ->
     return look
 
 
+def _named(module: Any, item: dict) -> str:
+    """What stands before an example: its labels, or its numbers."""
+    if numbers := _numbers(module, item):
+        return ", ".join(f"{name} {value[0]:g}" for name, value in list(numbers.items())[:8] if len(value) == 1)
+    return ", ".join(_labels(module, item)[:8])
+
+
+def _numbers(module: Any, item: dict) -> dict[str, np.ndarray]:
+    """The numbers of an item whose target is numbers, by name; those that are known."""
+    if not np.issubdtype(np.asarray(item.get("target", 0)).dtype, np.floating) or getattr(module, "multi_label", False):
+        return {}
+    target = np.asarray(item["target"])
+    if target.ndim > 1:
+        return {"numbers": target[~np.isnan(target)]}
+    return {name: target[n : n + 1] for n, name in enumerate(module.class_names)}
+
+
+def _map(target: np.ndarray, pairs: bool) -> np.ndarray:
+    """Numbers along a sequence as grey: a track a row; of pairs of bins the first track's map."""
+    if pairs:
+        bins = (3 + round((1 + 8 * len(target)) ** 0.5)) // 2
+        drawn = np.full((bins, bins), np.nan)
+        drawn[np.triu_indices(bins, 2)] = target[:, 0]
+        drawn = np.where(np.isnan(drawn), drawn.T, drawn)
+    else:
+        finest, tracks = FINEST
+        drawn = np.stack([part.max(0) for part in np.array_split(target[:, :tracks], min(finest, len(target)))], 1)
+    low, high = (np.nanpercentile(drawn, share) if not np.isnan(drawn).all() else 0.0 for share in (1, 99))
+    return (255 * (np.nan_to_num(drawn, nan=low) - low) / max(high - low, 1e-9)).clip(0, 255).astype(np.uint8)
+
+
 def _length(tokens: Any) -> int:
     return sum(len(part) for part in tokens) if isinstance(tokens, list) else len(tokens)
 
@@ -79,7 +118,7 @@ def _length(tokens: Any) -> int:
 def _labels(module: Any, item: dict) -> list[str]:
     """The names of an item's classes; of labels of tokens each one that occurs; of questions their number."""
     names = getattr(module, "class_names", None) or []
-    if "target" in item:
+    if "target" in item and not _numbers(module, item):
         target = np.asarray(item["target"])
         held = np.flatnonzero(target) if target.ndim else [int(target)]
         return [names[n] for n in held]
@@ -125,6 +164,9 @@ def shown(looks: list[Look]) -> str:
             counted = "" if len(look.lengths) == look.size else f" among {len(look.lengths):,} of them"
             rest = f", and {len(look.labels) - len(common)} more" if len(look.labels) > len(common) else ""
             lines.append(f"  labels{counted}: " + ", ".join(f"{name} {count:,}" for name, count in common) + rest)
+        for name, values in look.numbers.items():
+            low, middle, high = np.percentile(np.concatenate(values), (0, 50, 100))
+            lines.append(f"  {name}: from {low:.4g} to {high:.4g}, half of them up to {middle:.4g}")
         lines += [f"  {f'[{label}] ' if label else ''}{text}" for label, text in look.examples]
     return "\n".join(lines)
 
@@ -139,15 +181,33 @@ def drawn(looks: list[Look], target: Path) -> None:
     for column, look in enumerate(looks):
         axes[0][column].hist(look.lengths, bins=30)
         axes[0][column].set(title=f"{look.split}: {look.size:,} sequences", xlabel="tokens", ylabel="sequences")
-        common = look.labels.most_common(20)
-        axes[1][column].bar(range(len(common)), [count for _, count in common])
-        axes[1][column].set_xticks(range(len(common)), [name[:14] for name, _ in common], rotation=60, fontsize=7)
-        axes[1][column].set(ylabel="sequences")
+        if look.numbers:
+            _draw_numbers(axes[1][column], look)
+        else:
+            _draw_labels(axes[1][column], look)
         if rows == 3:
             axes[2][column].axis("off")
             if look.images:
-                axes[2][column].imshow(_sheet(look.images), cmap="gray")
+                several = len(look.images) > 1
+                sheet = _sheet(look.images) if several else look.images[0]
+                axes[2][column].imshow(sheet, cmap="gray", aspect="equal" if several else "auto", interpolation="nearest")
     figure.savefig(target, format="png", dpi=110)
+
+
+def _draw_labels(axes: Any, look: Look) -> None:
+    common = look.labels.most_common(20)
+    axes.bar(range(len(common)), [count for _, count in common])
+    axes.set_xticks(range(len(common)), [name[:14] for name, _ in common], rotation=60, fontsize=7)
+    axes.set(ylabel="sequences")
+
+
+def _draw_numbers(axes: Any, look: Look) -> None:
+    """How often which numbers occur; of several names the first few, over one another."""
+    shown = list(look.numbers.items())[:6]
+    for name, values in shown:
+        axes.hist(np.concatenate(values), bins=30, histtype="step", label=name)
+    axes.set(xlabel="value", ylabel="numbers", yscale="log")
+    axes.legend(fontsize=7)
 
 
 def _sheet(images: list[np.ndarray]) -> np.ndarray:

@@ -12,11 +12,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
+import torch
 from torch import Tensor
 
 from longspan.config.errors import ConfigError
+from longspan.models.track_heads import APART
 from longspan.records.inert import inert
-from longspan.tasks import SequenceClassification, SequenceRegression, SequenceToSequence, TokenLabelling
+from longspan.tasks import (
+    ContactRegression,
+    SequenceClassification,
+    SequenceRegression,
+    SequenceToSequence,
+    TokenLabelling,
+    TrackRegression,
+)
 
 Row = dict[str, Any]
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".bed")
@@ -122,6 +131,8 @@ def rows_for(task: Any) -> Rows:
         return SequenceNumbers(task.target_names)
     if isinstance(task, SequenceToSequence):
         return Targets()
+    if isinstance(task, TrackRegression):
+        return BinNumbers(task.track_names, task.bins, pairs=isinstance(task, ContactRegression))
     return Scores()
 
 
@@ -134,6 +145,29 @@ class SequenceNumbers(Rows):
     def add(self, batch: Mapping[str, Any]) -> Iterator[Row]:
         for name, values in zip(batch["ids"], batch["values"].tolist(), strict=True):
             yield {"id": name, **dict(zip(self.names, values, strict=True))}
+
+
+class BinNumbers(Rows):
+    """One row a bin, or a pair of bins: where it is, 0-based and half open, and its number of each track, by name."""
+
+    def __init__(self, names: Sequence[str], bins: tuple[int, int, int], *, pairs: bool) -> None:
+        size, count, margin = bins
+        if pairs:
+            first, second = torch.triu_indices(count, count, APART).tolist()
+            self.places = [
+                {"start": margin + a * size, "other_start": margin + b * size} for a, b in zip(first, second, strict=True)
+            ]
+        else:
+            self.places = [{"start": margin + n * size} for n in range(count)]
+        self.names, self.size = names, size
+
+    def add(self, batch: Mapping[str, Any]) -> Iterator[Row]:
+        for name, begin, values in zip(batch["ids"], batch["starts"].tolist(), batch["values"], strict=True):
+            for place, numbers in zip(self.places, values.tolist(), strict=True):
+                row: Row = {"id": name}
+                for key, start in place.items():
+                    row |= {key: begin + start, key.replace("start", "end"): begin + start + self.size}
+                yield row | dict(zip(self.names, numbers, strict=True))
 
 
 class Scores(Rows):

@@ -14,9 +14,11 @@ from longspan.tasks.sequence_classification import SequenceClassification
 from longspan.tasks.sequence_regression import SequenceRegression
 from longspan.tasks.sequence_to_sequence import SequenceToSequence
 from longspan.tasks.token_labelling import TokenLabelling
+from longspan.tasks.track_regression import ContactRegression, TrackRegression
 
 __all__ = [
     "Compression",
+    "ContactRegression",
     "LanguageModelling",
     "MaskedModelling",
     "NonFiniteLossError",
@@ -27,6 +29,7 @@ __all__ = [
     "SequenceToSequence",
     "Task",
     "TokenLabelling",
+    "TrackRegression",
     "adamw",
     "build_task",
     "data_facts",

@@ -367,3 +367,22 @@ class DNALongBenchData(Data):
     ] = "Whole_Blood"
     path: FilePath | None
     pad_to_multiple: Count | None
+
+
+@settings_of(f"{D}RegulatoryActivityDataModule")
+class RegulatoryActivityData(Data):
+    path: FilePath | None
+    organism: Literal["human", "mouse"]
+    tracks: Annotated[list[CountOrZero], Field(min_length=1), Fix("a list of numbers of tracks from 0")] | None
+
+
+@settings_of(f"{D}TranscriptionInitiationDataModule")
+class TranscriptionInitiationData(Data):
+    path: FilePath | None
+    epoch_windows: Count
+
+
+@settings_of(f"{D}ContactMapDataModule")
+class ContactMapData(Data):
+    path: FilePath | None
+    cell: Literal["HFF", "H1hESC", "GM12878", "IMR90", "HCT116", "all"]

@@ -147,6 +147,18 @@ class SequenceRegression(Task):
     average_strands: bool = False
 
 
+@settings_of("longspan.tasks.TrackRegression")
+class TrackRegression(Task):
+    loss: Literal["poisson", "mse"]
+    head_dropout: Fraction
+    average_strands: bool = False
+
+
+@settings_of("longspan.tasks.ContactRegression")
+class ContactRegression(TrackRegression):
+    pair_width: Count
+
+
 @settings_of("longspan.tasks.SequenceToSequence")
 class SequenceToSequence(Task):
     metrics: Annotated[

@@ -2,6 +2,7 @@
 
 from longspan.data.readers.annotation import ANNOTATIONS, read_annotation
 from longspan.data.readers.bed import Interval, read_bed
+from longspan.data.readers.bigwig import BigWig
 from longspan.data.readers.fasta import FastaHeader, FastaRecord, read_fasta, stream_fasta
 from longspan.data.readers.genbank import read_genbank
 from longspan.data.readers.hub import read_hub
@@ -10,9 +11,11 @@ from longspan.data.readers.parquet import read_parquet
 from longspan.data.readers.rows import Row
 from longspan.data.readers.tables import read_csv
 from longspan.data.readers.text import read_lines, read_text
+from longspan.data.readers.tfrecords import stream_tfrecords
 
 __all__ = [
     "ANNOTATIONS",
+    "BigWig",
     "FastaHeader",
     "FastaRecord",
     "Interval",
@@ -28,4 +31,5 @@ __all__ = [
     "read_parquet",
     "read_text",
     "stream_fasta",
+    "stream_tfrecords",
 ]
