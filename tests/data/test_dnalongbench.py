@@ -201,3 +201,6 @@ def test_published_figures_stand_beside():
     named = {"data._target_": "longspan.data.DNALongBenchDataModule", "data.dataset": "enhancer_target_gene"}
     found = published_for(named)
     assert found.metric == "macro_auroc" and found.values["HyenaDNA"] == 0.828 and len(found.values) == 5
+    eqtl = {**named, "data.dataset": "eqtl", "data.tissue": "Nerve_Tibial"}
+    assert published_for(eqtl).values["Caduceus-Ph"] == 0.841 and "JanusDNA" in published_for(eqtl).source
+    assert published_for({**named, "data.dataset": "eqtl", "data.tissue": "Liver"}) is None

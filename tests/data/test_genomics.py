@@ -7,7 +7,7 @@ from longspan.config.errors import ConfigError
 from longspan.data import GenomicBenchmarkDataModule
 from longspan.data.errors import DataFileError
 from longspan.data.genomics import BENCHMARKS
-from longspan.report.published import published_for
+from longspan.report.published import NUCLEOTIDE_TRANSFORMER, published_for
 
 
 @pytest.mark.parametrize(("benchmark", "count"), [("genomic_benchmarks", 9), ("nucleotide_transformer", 18), ("gue", 28)])
@@ -51,5 +51,12 @@ def test_published_figures_stand_beside():
     base = {"data._target_": "longspan.data.GenomicBenchmarkDataModule", "data.dataset": "human_or_worm"}
     assert published_for(base) is None
     assert published_for({**base, "data.dataset": "demo_human_or_worm"}).values["HyenaDNA"] == pytest.approx(0.966)
+    yeast = {**base, "data.benchmark": "nucleotide_transformer", "data.dataset": "H3K4me3"}
+    assert published_for(yeast).metric == "mcc" and published_for(yeast).values["JanusDNA MLP"] == 0.688
+    splice = published_for({**yeast, "data.dataset": "splice_sites_all"})
+    assert splice.metric == "accuracy" and len(splice.values) == 4
+    assert published_for({**yeast, "data.dataset": "promoter_tata"}) is None  # scored there by another F1
+    assert set(NUCLEOTIDE_TRANSFORMER) <= set(BENCHMARKS["nucleotide_transformer"].datasets)
+    assert published_for({**yeast, "data.benchmark": "gue", "data.dataset": "emp_H3"}) is None
     listops = published_for({"data._target_": "longspan.data.ListOpsDataModule"})
     assert listops.values["Reformer"] == pytest.approx(0.3727) and len(listops.values) == 11

@@ -21,7 +21,7 @@ from longspan.report.statistics import Difference, Summary, paired_difference, s
 _IGNORED_ROOTS = MOVABLE | {"seed", "logger", "hydra", "task_name", "attention_name", "experiment", "sweep", "test"}
 _IGNORED_KEYS = SHOWN | {"data.seed"}
 # settings of a data module that say which data set it reads
-SOURCES = ("_target_", "path", "name", "subset", "dataset", "bundled", "generated")
+SOURCES = ("_target_", "path", "name", "subset", "dataset", "bundled", "generated", "tissue", "organism", "cell")
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -13,6 +13,8 @@ D = "longspan.data."
 LRA = "Long Range Arena, arXiv:2011.04006"
 GENOMIC = "Genomic Benchmarks, doi:10.1186/s12863-023-01123-8, and HyenaDNA, arXiv:2306.15794"
 DNALONGBENCH = "DNALongBench, arXiv:2501.01945"
+# the authors' tables; metrics of each task are those of their configs/dataset/nucleotide_transformer.yaml
+JANUS = "JanusDNA, arXiv:2505.17257, README of github.com/Qihao-Duan/JanusDNA at 03cd86e"
 MODELS = (
     "Local",
     "Linear Transformer",
@@ -53,6 +55,36 @@ ENHANCER_AUROC = {
     "Caduceus-Ph": 0.826,
     "Caduceus-PS": 0.821,
 }
+# Matthews correlation of (JanusDNA and JanusDNA with an MLP, each with and without attention in the middle); of splice sites of
+# all kinds accuracy. Promoters, acceptors and donors are scored there by the F1 of one class, which is not in a record here.
+NUCLEOTIDE_TRANSFORMER = {
+    "H3": (0.821, 0.824, 0.835, 0.831),
+    "H3K14ac": (0.665, 0.685, 0.729, 0.718),
+    "H3K36me3": (0.658, 0.670, 0.702, 0.699),
+    "H3K4me1": (0.563, 0.571, 0.615, 0.616),
+    "H3K4me2": (0.509, 0.548, 0.589, 0.586),
+    "H3K4me3": (0.605, 0.629, 0.688, 0.675),
+    "H3K79me3": (0.716, 0.727, 0.747, 0.743),
+    "H3K9ac": (0.641, 0.639, 0.673, 0.661),
+    "H4": (0.809, 0.816, 0.812, 0.813),
+    "H4ac": (0.637, 0.653, 0.698, 0.705),
+    "enhancers": (0.564, 0.535, 0.559, 0.542),
+    "enhancers_types": (0.462, 0.470, 0.503, 0.492),
+    "splice_sites_all": (0.963, 0.960, 0.967, 0.943),
+}
+JANUS_MODELS = ("JanusDNA", "JanusDNA without attention", "JanusDNA MLP", "JanusDNA MLP without attention")
+# AUROC of the eQTL task by (Caduceus-Ph, JanusDNA without attention, the same with an MLP), as JanusDNA's authors ran it
+EQTL_AUROC = {
+    "Artery_Tibial": (0.690, 0.802, 0.851),
+    "Adipose_Subcutaneous": (0.759, 0.740, 0.768),
+    "Cells_Cultured_fibroblasts": (0.689, 0.770, 0.801),
+    "Muscle_Skeletal": (0.789, 0.803, 0.864),
+    "Nerve_Tibial": (0.841, 0.877, 0.913),
+    "Skin_Not_Sun_Exposed_Suprapubic": (0.812, 0.874, 0.903),
+    "Skin_Sun_Exposed_Lower_leg": (0.691, 0.706, 0.845),
+    "Thyroid": (0.703, 0.752, 0.792),
+    "Whole_Blood": (0.768, 0.794, 0.821),
+}
 
 
 @dataclass(frozen=True)
@@ -81,8 +113,20 @@ def published_for(settings: Mapping[str, Any]) -> Published | None:
     if target == "GenomicBenchmarkDataModule" and settings.get("data.dataset") in GENOMIC_ACCURACY:
         convolution, hyena = GENOMIC_ACCURACY[str(settings["data.dataset"])]
         return Published("accuracy", {"CNN": convolution / 100, "HyenaDNA": hyena / 100}, GENOMIC)
+    if target == "GenomicBenchmarkDataModule" and settings.get("data.benchmark") == "nucleotide_transformer":
+        named = str(settings.get("data.dataset"))
+        if named in NUCLEOTIDE_TRANSFORMER:
+            metric = "accuracy" if named == "splice_sites_all" else "mcc"
+            return Published(metric, dict(zip(JANUS_MODELS, NUCLEOTIDE_TRANSFORMER[named], strict=True)), JANUS)
     if target == "DNALongBenchDataModule" and settings.get("data.dataset") == "enhancer_target_gene":
         return Published("macro_auroc", ENHANCER_AUROC, DNALONGBENCH)
+    if (
+        target == "DNALongBenchDataModule"
+        and settings.get("data.dataset") == "eqtl"
+        and settings.get("data.tissue") in EQTL_AUROC
+    ):
+        names = ("Caduceus-Ph", "JanusDNA without attention", "JanusDNA MLP without attention")
+        return Published("macro_auroc", dict(zip(names, EQTL_AUROC[str(settings["data.tissue"])], strict=True)), JANUS)
     return None
 
 
