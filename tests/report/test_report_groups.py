@@ -41,6 +41,16 @@ def test_settings_that_differ_are_named_and_compared_with_their_like(tmp_path):
     assert differences["full (lr=0.1)"] is None
 
 
+def test_a_setting_that_came_after_a_record_does_not_part_its_seeds(tmp_path):
+    """But another value of it does."""
+    nsa = {"attention___target_": "longspan.attention.nsa"}
+    leave(tmp_path, "older", "nsa", 0, 0.5, **nsa)
+    leave(tmp_path, "newer", "nsa", 1, 0.6, **nsa, attention__branch_keys=False, attention__gates="query")
+    leave(tmp_path, "other", "nsa", 0, 0.7, **nsa, attention__branch_keys=False, attention__gates="token")
+    section, _ = only_section(tmp_path)
+    assert [(group.label, len(group.runs)) for group in section.groups] == [("nsa (gates=query)", 2), ("nsa (gates=token)", 1)]
+
+
 def test_other_data_is_another_section(tmp_path):
     leave(tmp_path, "a", data="addresses")
     leave(tmp_path, "b", data="hiv1")

@@ -23,6 +23,7 @@ MARKERS = "osD^vPX*<>"
 _INK, _SOFT, _GRID = "#22252b", "#70757f", "#e6e8ec"
 # from this ratio on, a linear axis would squeeze the cheap variants together
 LOG_RATIO = 8.0
+_SHARES = ("accuracy", "f1", "auroc", "precision", "recall")  # in the names of metrics that lie between 0 and 1
 
 
 def colours_of(sections: list[Section]) -> dict[str, str]:
@@ -238,11 +239,12 @@ def _draw_group(axes: Axes, group: RunGroup, metric: str, cost: str, colour: str
         if accuracy and figure and accuracy.value is not None and figure.value is not None and len(group.runs) > 1:
             axes.plot(figure.value, accuracy.value, ".", color=colour, alpha=0.35, markersize=6, zorder=2)
     summary = group.accuracy(metric)
-    x = group.cost(cost).mean
+    x, y = group.cost(cost).mean or 0.0, summary.mean or 0.0
+    low, high = _bar(metric, y, summary.sd or 0.0)
     axes.errorbar(
-        [x or 0.0],
-        [summary.mean or 0.0],
-        yerr=summary.sd,
+        [x],
+        [y],
+        yerr=[[y - low], [high - y]] if summary.sd is not None else None,
         fmt=marker,
         color=colour,
         markersize=9,
@@ -253,6 +255,14 @@ def _draw_group(axes: Axes, group: RunGroup, metric: str, cost: str, colour: str
         markeredgewidth=1.8,
         zorder=3,
     )
+
+
+def _bar(metric: str, mean: float, sd: float) -> tuple[float, float]:
+    """Both ends of a bar of one standard deviation; a share ends at 0 and 1, as no run can be beyond."""
+    low, high = mean - sd, mean + sd
+    if 0 <= mean <= 1 and any(word in metric for word in _SHARES):
+        return max(low, 0.0), min(high, 1.0)
+    return low, high
 
 
 def _label(
@@ -277,7 +287,7 @@ def _label(
         sd = group.accuracy(metric).sd
         if sd:
             mean = points[id(group)][1]
-            low, high = (float(to_pixels((points[id(group)][0], mean + sign * sd))[1]) for sign in (-1, 1))
+            low, high = (float(to_pixels((points[id(group)][0], end))[1]) for end in _bar(metric, mean, sd))
             bars.append(Box(x - 5, low, x + 5, high))
     boxes = place_labels(
         [(float(x), float(y)) for x, y in centres],

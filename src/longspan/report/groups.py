@@ -22,6 +22,10 @@ _IGNORED_ROOTS = MOVABLE | {"seed", "logger", "hydra", "task_name", "attention_n
 _IGNORED_KEYS = SHOWN | {"data.seed"}
 # settings of a data module that say which data set it reads
 SOURCES = ("_target_", "path", "name", "subset", "dataset", "bundled", "generated", "tissue", "organism", "cell")
+# settings that came after records had been written, with the value that says what was done before: {_target_: {key: value}}
+_CAME_LATER: dict[str, dict[str, Any]] = {
+    "longspan.attention.nsa": {"attention.branch_keys": False, "attention.gates": "query"},
+}
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -36,12 +40,13 @@ def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def settings_of(record: Record) -> dict[str, Any]:
-    """The flat settings that make a run what it is."""
+    """The flat settings that make a run what it is; those that an older record could not name yet are among them."""
     own = relative(record.config)
-    config = {key: value for key, value in own.items() if key != "callbacks"}
+    flat = flatten({key: value for key, value in own.items() if key != "callbacks"})
+    flat = {**_CAME_LATER.get(str(flat.get("attention._target_")), {}), **flat, **_acting(own.get("callbacks"))}
     return {
         key: value
-        for key, value in {**flatten(config), **_acting(own.get("callbacks"))}.items()
+        for key, value in flat.items()
         if key.split(".")[0] not in _IGNORED_ROOTS and key not in _IGNORED_KEYS and not key.endswith("output_dir")
     }
 
