@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import re
 
 import pytest
@@ -13,7 +14,8 @@ from longspan.report.build import write_report
 from longspan.report.charts import accuracy_charts
 from longspan.report.collect import collect
 from longspan.report.groups import sections
-from longspan.report.scaling import exponent, of_section, read_benchmark
+from longspan.report.numbers import MISSING
+from longspan.report.scaling import crossing, exponent, of_section, read_benchmark
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -67,7 +69,35 @@ def test_a_benchmark_of_variants(tmp_path):
     assert [line.memory_exponent for line in scaling.lines] == pytest.approx([1, 1])
     assert "2 threads" in scaling.notes[0] and "4 heads of 64, float32, causal" in scaling.notes[1]
     time, memory = scaling.charts()
-    assert time.notes == {"full": "T^2.00", "local:window=64": "T^1.00"} and memory.y == "peak memory, MiB"
+    assert (
+        time.notes == {"full": "T^2.00", "local:window=64": "T^1.00, faster at all lengths"} and memory.y == "peak memory, MiB"
+    )
+
+
+def test_a_crossing_is_the_length_from_which_a_line_stays_below():
+    quadratic = [(T, 1e-3 * T**2) for T in (100.0, 200.0, 400.0, 800.0)]
+    linear = [(T, 0.3 * T) for T, _ in quadratic]
+    assert crossing(linear, quadratic) == pytest.approx(300), "straight lines of logarithms meet where the powers do"
+    assert crossing(quadratic, linear) == math.inf and crossing([(T, y / 9) for T, y in linear], quadratic) == 0
+    wavy = [(100.0, 5.0), (200.0, 80.0), (400.0, 80.0), (800.0, 9.0)]
+    assert crossing(wavy, quadratic) == pytest.approx(200 * 2 ** (math.log(2) / math.log(4))), (
+        "not where it is ahead for a while"
+    )
+    assert crossing([(7.0, 1.0)], quadratic) is None
+
+
+def test_a_benchmark_says_from_where_each_variant_pays(tmp_path):
+    rows = [{**row, "forward_ms": row["ms"] / 4} for row in variant_rows("dense", 2) + variant_rows("local", 1)]
+    for row in rows:
+        row["ms"] *= 3000 if row["variant"] == "local" else 1
+        row["forward_ms"] *= 1500 if row["variant"] == "local" else 1
+    scaling = read_benchmark(bench(tmp_path / "b.json", rows))
+    assert [*scaling.headings()][4:6] == ["forward faster than dense", "both passes faster than dense"]
+    assert {line.label: scaling.crossings(line) for line in scaling.lines} == {
+        "dense": [MISSING, MISSING],
+        "local": ["from 1,500", "from 3,000"],
+    }
+    assert scaling.charts()[0].notes["local"] == "T^1.00, faster from 3,000"
 
 
 def test_a_comparison_s_sides_are_lines(tmp_path):
@@ -94,7 +124,7 @@ def test_a_report_of_benchmarks_alone_and_beside_runs(tmp_path):
     path = bench(tmp_path / "b.json", variant_rows("full", 2) + variant_rows("<local>", 1))
     page = write_report([path], tmp_path / "out")
     text, words = page.read_text(), page.with_suffix(".md").read_text()
-    assert "| full | 1,024 to 4,096 | T^2.00 | T^1.00 | 16.8 | 64.0 |" in words
+    assert f"| full | 1,024 to 4,096 | T^2.00 | T^1.00 | {MISSING} | 16.8 | 64.0 |" in words
     assert "python scripts/benchmark.py --attention full" in words and "![time and memory" in words
     assert "T<sup>2.00</sup>" in text and "<local>" not in text and "&lt;local&gt;" in text
     assert (page.parent / "scaling-benchmark.png").read_bytes().startswith(PNG)

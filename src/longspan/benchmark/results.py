@@ -63,7 +63,7 @@ def show_growth(scaling: Scaling, console: Console | None = None) -> None:
     """One line a variant: the powers of T that fit its time and memory, and what the longest sequence takes."""
     table = Table(title="forward + backward of one layer, medians", title_justify="left")
     for place, heading in enumerate(scaling.headings()):
-        table.add_column(heading, justify="right" if place else "left", no_wrap=place < 2)
+        table.add_column(heading, justify="right" if place else "left", no_wrap=place < 4)
     for line in scaling.lines:
         table.add_row(*scaling.cells(line))
     console = console or Console()

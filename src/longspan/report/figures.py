@@ -23,6 +23,7 @@ MARKERS = "osD^vPX*<>"
 _INK, _SOFT, _GRID = "#22252b", "#70757f", "#e6e8ec"
 # from this ratio on, a linear axis would squeeze the cheap variants together
 LOG_RATIO = 8.0
+DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.2, 1, 1.2)))
 _SHARES = ("accuracy", "f1", "auroc", "precision", "recall")  # in the names of metrics that lie between 0 and 1
 
 
@@ -117,11 +118,15 @@ def lines(charts: list[Chart], path: Path, colours: dict[str, str], title: str =
     FigureCanvasAgg(figure)
     for axes, chart in zip(figure.subplots(1, len(charts), squeeze=False).flat, charts, strict=True):
         _style(axes)
+        met: list[str] = []  # colours so far: one that comes again is dashed
         for label, mean in chart.means.items():
+            dashes = DASHES[met.count(colours[label]) % len(DASHES)]
+            met.append(colours[label])
             for line in chart.seeds.get(label, []) if len(chart.seeds.get(label, [])) > 1 else []:
                 axes.plot(*zip(*line, strict=True), color=colours[label], linewidth=0.8, alpha=0.35)
             words = f"{label}  {chart.notes[label]}" if label in chart.notes else label
-            axes.plot(*zip(*mean, strict=True), color=colours[label], linewidth=2.0, marker="o", markersize=4, label=words)
+            look = {"color": colours[label], "linestyle": dashes, "linewidth": 2.0, "marker": "o", "markersize": 4}
+            axes.plot(*zip(*mean, strict=True), label=words, **look)
         if chart.log_x:
             axes.set_xscale("log", base=2)
         if chart.log_y:

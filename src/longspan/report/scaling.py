@@ -30,13 +30,18 @@ _FOLLOWS = {
 }
 
 
+# lines that others are measured by, the first that is there
+REFERENCES = ("dense", "full")
+
+
 @dataclass(frozen=True)
 class Growth:
     """Points of one variant: time and memory at each length, and the powers of T that fit them."""
 
     label: str
-    time: Line  # ms
+    time: Line  # ms of what `Scaling.time_words` say, most often of both passes
     memory: Line  # MiB
+    forward: Line = field(default_factory=list)  # ms of a forward pass alone, where it was measured
 
     @property
     def time_exponent(self) -> float | None:
@@ -65,21 +70,82 @@ class Scaling:
             points = {line.label: getattr(line, name) for line in self.lines if len(getattr(line, name)) > 1}
             powers = {line.label: getattr(line, f"{name}_exponent") for line in self.lines}
             notes = {label: f"T^{power:.2f}" for label, power in powers.items() if power is not None and label in points}
+            if name == "time":
+                notes = {label: ", ".join([note, *self._pays(label)]) for label, note in notes.items()}
             if points:
                 lengths = sorted({x for line in points.values() for x, _ in line})
                 chart = Chart(f"scaling-{name}", heading, "T, tokens", words, points, notes=notes, log_y=True, x_ticks=lengths)
                 made.append(chart)
         return made
 
+    @property
+    def reference(self) -> Growth | None:
+        """The line of dense attention, where it was measured."""
+        by_label = {line.label: line for line in self.lines}
+        return next((by_label[label] for label in REFERENCES if label in by_label), None)
+
+    def crossings(self, line: Growth) -> list[str]:
+        """From which length the line is faster than the reference, forward where that was measured, and as `time_words` say."""
+        other = self.reference
+        if other is None:
+            return []
+        pairs = [(line.forward, other.forward), (line.time, other.time)] if self._forward else [(line.time, other.time)]
+        return [MISSING if line is other else crossing_words(*pair) for pair in pairs]
+
+    @property
+    def _forward(self) -> bool:
+        return any(line.forward for line in self.lines)
+
+    def _pays(self, label: str) -> list[str]:
+        """What a picture says of where a line crosses the reference."""
+        line = next(line for line in self.lines if line.label == label)
+        if self.reference is None or line is self.reference:
+            return []
+        said = crossing_words(line.time, self.reference.time)
+        return [] if said == MISSING else [f"faster {said}"]
+
     def headings(self) -> list[str]:
-        return ["variant", "lengths", "time grows as", "memory grows as", "ms at the longest", "MiB at the longest"]
+        faster = [] if self.reference is None else [f"faster than {self.reference.label}"]
+        if faster and self._forward:
+            faster = [f"forward {faster[0]}", f"both passes {faster[0]}"]
+        return ["variant", "lengths", "time grows as", "memory grows as", *faster, "ms at the longest", "MiB at the longest"]
 
     def cells(self, line: Growth) -> list[str]:
         """The line as text, in the order of `headings`."""
         powers = [MISSING if power is None else f"T^{power:.2f}" for power in (line.time_exponent, line.memory_exponent)]
         ends = [plain_number(points[-1][1], 3) if points else MISSING for points in (line.time, line.memory)]
         places = [x for x, _ in line.time or line.memory]
-        return [line.label, f"{places[0]:,.0f} to {places[-1]:,.0f}", *powers, *ends]
+        return [line.label, f"{places[0]:,.0f} to {places[-1]:,.0f}", *powers, *self.crossings(line), *ends]
+
+
+def crossing(line: Line, reference: Line) -> float | None:
+    """The length from which `line` stays below `reference`, between measured lengths by straight lines of logarithms.
+
+    0 where it is below at every length that both have, infinity where it is not at the longest, None where they share none.
+    """
+    other = dict(reference)
+    ratios = [(x, math.log(y / other[x])) for x, y in sorted(line) if x in other and y > 0 and other[x] > 0]
+    if not ratios:
+        return None
+    behind = [place for place, (_, ratio) in enumerate(ratios) if ratio >= 0]
+    if not behind:
+        return 0.0
+    if behind[-1] == len(ratios) - 1:
+        return math.inf
+    (x0, r0), (x1, r1) = ratios[behind[-1]], ratios[behind[-1] + 1]
+    return x0 * (x1 / x0) ** (r0 / (r0 - r1))
+
+
+def crossing_words(line: Line, reference: Line) -> str:
+    """``from 2,900``, at two digits, ``at all lengths`` or ``not up to 65,536``."""
+    place = crossing(line, reference)
+    if place is None:
+        return MISSING
+    if place == 0:
+        return "at all lengths"
+    if math.isinf(place):
+        return f"not up to {max(x for x, _ in line if x in dict(reference)):,.0f}"
+    return f"from {float(f'{place:.2g}'):,.0f}"
 
 
 def exponent(line: Line) -> float | None:
@@ -112,12 +178,15 @@ def from_rows(rows: Sequence[dict[str, Any]], content: dict[str, Any]) -> Scalin
     """From a benchmark's rows; `content` tells of command and hardware."""
     time: dict[str, dict[float, float]] = defaultdict(dict)
     memory: dict[str, dict[float, float]] = defaultdict(dict)
+    forward: dict[str, dict[float, float]] = defaultdict(dict)
     for row in rows:
         for label, length, ms, mib in _measured(row):
             time[label][length] = ms
             if mib is not None:
                 memory[label][length] = mib
-    lines = [Growth(label, sorted(time[label].items()), sorted(memory[label].items())) for label in time]
+            if row.get("forward_ms") is not None:
+                forward[label][length] = float(row["forward_ms"])
+    lines = [Growth(label, *(sorted(of[label].items()) for of in (time, memory, forward))) for label in time]
     lines = [line for line in lines if len(line.time) > 1]
     hardware = content.get("hardware") or {}
     where = ", ".join(hardware.get("gpus") or []) if str(content.get("device", "")).startswith("cuda") else ""
