@@ -22,6 +22,12 @@ from longspan_kernels.block_sparse.compiler import compile_layout
 from longspan_kernels.block_sparse.triton import configs, schedule
 from longspan_kernels.block_sparse.triton.backward import triton_backward
 from longspan_kernels.block_sparse.triton.forward import triton_forward
+from longspan_kernels.bucketed import Buckets, tile_for
+from longspan_kernels.bucketed.triton.centroids import triton_add_up_buckets, triton_nearest_keys
+from longspan_kernels.bucketed.triton.hashing import triton_hash_keys
+from longspan_kernels.bucketed.triton.launches import triton_backward as bucketed_backward
+from longspan_kernels.bucketed.triton.launches import triton_forward as bucketed_forward
+from longspan_kernels.bucketed.triton.tables import triton_tables
 from longspan_kernels.launch import launcher as launching
 from longspan_kernels.linear.triton import delta_launches
 from longspan_kernels.linear.triton import launches as linear
@@ -110,6 +116,7 @@ def main(capability: int, cases: int = len(CASES)) -> None:
     triton_choose_scored(torch.zeros(1, 2, 512, 8), None, 0, 512, 3, 64, True)
     selected()
     balanced()
+    bucketed()
     for D, Dv, dtype, full in LINEAR[:cases]:
         compile_linear(D, Dv, dtype, full)
 
@@ -135,6 +142,25 @@ def balanced() -> None:
         for existing in (None, torch.zeros(1, dtype=torch.int64)):
             out, logs, sums = triton_balance(scores, existing, 7)
             triton_balance_backward(out, scores, existing, logs, sums)
+
+
+def bucketed() -> None:
+    """Attention inside of buckets: Reformer's rounds and routing's clusters, both ways and causal, and the hashing."""
+    for dtype, width, rounds, size, choices in (
+        (torch.bfloat16, 64, 4, 64, (True, True, False, True)),
+        (torch.bfloat16, 64, 1, 256, (True, True, True, True, True)),
+        (torch.bfloat16, 128, 2, 64, (False, True, False, True)),
+        (torch.float16, 40, 2, 48, (False, True, False, True)),
+        (torch.float32, 64, 2, 64, (True, True, False, True)),
+    ):
+        q, keys = torch.zeros(1, HEADS, 1024, width, dtype=dtype), torch.zeros(HEADS * rounds, 1024, dtype=torch.int32)
+        how = Buckets(rounds, size, tile_for(size, width, q.element_size()), *choices)
+        *tables, start = triton_tables(keys, rounds, 32, size, how.tile, how.aligned)
+        out, lse = bucketed_forward(q, q, *tables, None, None, how, 1.0, 0.0)
+        bucketed_backward(q, q, q, out, lse, *tables, None, None, how, 1.0, 0.0)
+        triton_nearest_keys(q, torch.zeros(HEADS, 32, width), None)
+        triton_add_up_buckets(q, tables[0], start, torch.zeros(HEADS, 32, width), torch.zeros(HEADS, 32))
+        triton_hash_keys(q, torch.zeros(HEADS, width, rounds, 24), (32, 16), None)
 
 
 def selected() -> None:

@@ -10,6 +10,8 @@ import torch.distributed
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from longspan_kernels.bucketed import add_up_buckets
+
 
 class Centroids(nn.Module):
     """C directions a head, in buffers: checkpoints keep them, no optimizer moves them.
@@ -56,6 +58,11 @@ class Centroids(nn.Module):
         counts = torch.zeros((H, C + 1), device=x.device).scatter_add_(1, flat, torch.ones_like(flat, dtype=torch.float32))
         self.sums += sums[:, :C].to(self.sums.dtype)
         self.counts += counts[:, :C].to(self.counts.dtype)
+
+    @torch.no_grad()
+    def gather_buckets(self, x: Tensor, order: Tensor, start: Tensor) -> None:
+        """`gather` of x [B, H, T, D] brought to length sqrt(D), by its order as `bucket_tables` has it: on Triton alone."""
+        add_up_buckets(x, order, start, self.sums, self.counts)
 
     @torch.no_grad()
     def end_step(self) -> None:

@@ -15,12 +15,13 @@ from longspan.attention.buckets import Chunks, pairs_of_even_buckets
 from longspan.attention.content import ContentAttention, for_all_heads, with_lse, without_padding
 from longspan.attention.decoding import as_in_evaluation
 from longspan.attention.errors import as_block_size, as_whole, wrong_setting
-from longspan.attention.hashing import buckets_of, directions
+from longspan.attention.hashing import buckets_of, directions, factors
 from longspan.attention.key_cache import existing
 from longspan.attention.merging import NOTHING, merged
 from longspan.attention.place import Place
 from longspan.config.errors import CallError
 from longspan.cost import Cost
+from longspan_kernels.bucketed import Buckets, bucket_tables, bucketed_attention, hash_keys, served, tile_for
 
 CHUNKS = {"aligned": "aligned", "sorted": "sorted", "transformers": "around"}
 
@@ -94,21 +95,40 @@ class HashedAttention(ContentAttention):
 
     def chunk_at(self, length: int) -> int:
         """Places of a chunk for `length` tokens: no more than all of them fill, in whole tiles."""
-        return min(self.chunk, max(1, -(-length // 16)) * 16)
+        return self.chunk if length >= self.chunk else max(1, -(-length // 16)) * 16
 
-    def rotations(self, count: int, like: Tensor) -> Tensor:
-        """[H, D, R, count] directions of this call."""
+    def rotations(self, count: int, q: Tensor) -> Tensor:
+        """[H, D, R, count] directions of a call, in float32 at least."""
+        exact = torch.promote_types(q.dtype, torch.float32)
         if not self.training:
             drawn = self.eval_rotations.shape[-1]
             if count > drawn:
                 raise CallError(
-                    f"q has {like.shape[2]} tokens, whose buckets take {count} rotations, and {drawn} were drawn for "
+                    f"q has {q.shape[2]} tokens, whose buckets take {count} rotations, and {drawn} were drawn for "
                     "max_length; give a larger max_length, or a number of buckets"
                 )
-            return self.eval_rotations[..., :count].to(like.dtype)
-        return torch.randn((self.heads, self.head_dim, self.rounds, count), device=like.device, dtype=like.dtype)
+            return self.eval_rotations[..., :count].to(exact)
+        return torch.randn((self.heads, self.head_dim, self.rounds, count), device=q.device, dtype=exact)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, segments: Tensor | None) -> Tensor:
+        if self.once and served(self.backend, q, v):
+            return self._by_kernels(q, for_all_heads(v, self.heads), lengths)
+        return self._by_layout(q, v, lengths)
+
+    def _by_kernels(self, q: Tensor, v: Tensor, lengths: Tensor | None) -> Tensor:
+        """All rounds at once, by kernels that know chunks; they look at no padding."""
+        (_, _, T, D), aligned = q.shape, self.cut == "aligned"
+        with torch.no_grad():
+            count, size = self.buckets_at(T), self.chunk_at(T)
+            how = Buckets(
+                self.rounds, size, tile_for(size, D, q.element_size()), aligned, self.causal, itself=False, unit_keys=True
+            )
+            keys = hash_keys(q, self.rotations(directions(count), q), factors(count), lengths)
+            tables = bucket_tables(keys, self.rounds, count, size, how.tile, aligned)
+        return bucketed_attention(q, v, tables, how, scale=1.0, lengths=lengths, dropout_p=self.dropped)
+
+    def _by_layout(self, q: Tensor, v: Tensor, lengths: Tensor | None) -> Tensor:
+        """Each round is a layout of block-sparse attention: on any device."""
         (B, H, T, D), R = q.shape, self.rounds
         q, v = without_padding(q, lengths), for_all_heads(without_padding(v, lengths), H)
         exact = q.to(torch.promote_types(q.dtype, torch.float32))
@@ -138,7 +158,7 @@ class HashedAttention(ContentAttention):
         B, H, T, _ = q.shape
         count = self.buckets_at(T)
         exact = q.detach().to(torch.promote_types(q.dtype, torch.float32))
-        bucket = buckets_of(exact, self.rotations(directions(count), exact), count)  # (B, H, R, T)
+        bucket = buckets_of(exact, self.rotations(directions(count), q), count)  # (B, H, R, T)
         if lengths is not None:
             bucket = bucket.masked_fill((torch.arange(T, device=q.device) >= lengths[:, None])[:, None, None], -1)
         return Chunks.of(bucket.view(B * H * self.rounds, T), count, self.chunk_at(T), self.cut)
@@ -190,7 +210,7 @@ class HashedAttention(ContentAttention):
             exact = q.to(torch.promote_types(q.dtype, torch.float32))
             keys, values = of_unit_length(exact).to(q.dtype), for_all_heads(v, self.heads)
             count = self.buckets_at(0)
-            found = buckets_of(exact, self.rotations(directions(count), exact), count)  # (B, H, R, n)
+            found = buckets_of(exact, self.rotations(directions(count), q), count)  # (B, H, R, n)
             bucket, chunk = cache.placed(found, lengths)
             if cache.seen:
                 out, alone = cache.attend(q, keys, values, bucket, chunk, scale=1.0, itself=False)

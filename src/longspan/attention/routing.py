@@ -23,6 +23,7 @@ from longspan.attention.key_cache import existing
 from longspan.attention.place import Place
 from longspan.cost import Cost
 from longspan.patterns import Full
+from longspan_kernels.bucketed import Buckets, bucket_tables, bucketed_attention, nearest_keys, served, tile_for
 
 MEMBERSHIPS = ("auto", "balanced", "nearest")
 
@@ -100,6 +101,8 @@ class RoutedAttention(ContentAttention):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, segments: Tensor | None) -> Tensor:
         H = q.shape[1]
+        if not self.balanced and served(self.backend, q, v):
+            return self._by_kernels(q, for_all_heads(v, H), lengths)
         v = for_all_heads(without_padding(v, lengths), H)
         exists = None if lengths is None else torch.arange(q.shape[2], device=q.device) < lengths[:, None]  # (B, T)
         q = of_one_length(without_padding(q, lengths))
@@ -115,6 +118,20 @@ class RoutedAttention(ContentAttention):
         if not self.balanced and nearest is not None:
             return self._among_nearest(q, k, v, nearest, exists)
         return self._among_members(q, k, v, dots_q, dots_k, lengths, exists)
+
+    def _by_kernels(self, q: Tensor, v: Tensor, lengths: Tensor | None) -> Tensor:
+        """Among the nearest, by kernels that know chunks; they look at no padding and bring rows to one length themselves."""
+        T, D = q.shape[2:]
+        size = self._chunk(T)
+        tile = tile_for(size, D, q.element_size())
+        how = Buckets(1, size, tile, aligned=True, causal=self.causal, itself=True, unit_keys=True, unit_queries=True)
+        with torch.no_grad():
+            keys = nearest_keys(q, self.centroids.means, lengths)
+            *tables, start = bucket_tables(keys, 1, self.clusters, size, tile, True)
+            if self.training:
+                self.centroids.gather_buckets(q, tables[0], start)
+        # Rows of length sqrt(D), and scores over sqrt(D).
+        return bucketed_attention(q, v, tables, how, scale=D**0.5, lengths=lengths, dropout_p=self.dropped)
 
     def _among_nearest(self, q: Tensor, k: Tensor, v: Tensor, cluster: Tensor, exists: Tensor | None) -> Tensor:
         B, H, T, D = q.shape

@@ -1,0 +1,1 @@
+"""Bucketed attention's Triton kernels; Triton is imported in here: import lazily."""
