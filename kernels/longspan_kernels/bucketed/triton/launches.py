@@ -22,8 +22,11 @@ MERGED_ROWS = 32  # tokens of a program that adds rounds up
 NUMBERED_ROWS = 64  # of one that makes the numbers of rows
 
 
-def _launch(width: int, itemsize: int) -> Launch:
-    return Launch(8 if width > 64 and itemsize == 2 else 4, 1)
+def _launch(width: int, itemsize: int, forward: bool) -> Launch:
+    """The backward kernel is slower with fewer registers than it asks for, the forward one 12 % quicker: three programs fit."""
+    if width > 64 and itemsize == 2:
+        return Launch(8, 1)
+    return Launch(4, 1, registers=168 if forward and itemsize == 2 else None)
 
 
 def _strides(name: str, x: Tensor) -> dict[str, int]:
@@ -77,7 +80,7 @@ def triton_forward(
     run_kernel(
         attend_buckets,
         N * tiles.shape[1],
-        _launch(D, q.element_size()),
+        _launch(D, q.element_size(), True),
         *(q, v, order, tiles, numbers, seed, part, part_lse),
         **_strides("q", q),
         **_strides("v", v),
@@ -144,7 +147,7 @@ def triton_backward(
     run_kernel(
         differentiate_buckets,
         N * tiles.shape[1],
-        _launch(D, q.element_size()),
+        _launch(D, q.element_size(), False),
         *(q, v, dout, rows, order, tiles, numbers, seed, part_q, part_v),
         **_strides("q", q),
         **_strides("v", v),
