@@ -8,7 +8,9 @@ from PIL import Image
 from longspan.config.errors import ConfigError
 from longspan.data import ImageClassificationDataModule
 from longspan.data.errors import DataFileError
+from longspan.data.images.sources import read_hub_images
 from longspan.data.images.tokens import Cutting
+from longspan.data.readers import Row
 
 
 def test_patches_are_squares_row_by_row():
@@ -109,3 +111,35 @@ def test_what_is_said_of_wrong_images(tmp_path):
 def test_a_million_pixels_are_16384_patches():
     image = np.zeros((1024, 1024, 3), dtype=np.uint8)
     assert Cutting(patch=8).tokens(image).shape == (16384, 192)
+
+
+def test_nothing_in_a_folder_is_left_out_in_silence(tmp_path, capsys):
+    folder = published_files.images(tmp_path)
+    (folder / "dark" / "notes.txt").write_text("not an image")
+    (folder / "dark" / ".hidden.png").write_text("not an image either")
+    data = ImageClassificationDataModule(str(folder), patch=4)
+    assert data.describe()["train"]["sequences"] == 16
+    said = capsys.readouterr().err
+    assert "1 files that are no images left out, first" in said and "notes.txt" in said and "hidden" not in said
+    (folder / "odd").mkdir()
+    with pytest.raises(DataFileError, match=r"odd: the class has no image .*remove its folder"):
+        ImageClassificationDataModule(str(folder), patch=4).setup()
+
+
+def test_pixels_that_would_be_cut_and_files_of_several_images(tmp_path):
+    folder = published_files.images(tmp_path)
+    Image.fromarray(np.full((16, 16), 40_000, dtype=np.uint16)).save(folder / "dark" / "deep.png")
+    with pytest.raises(DataFileError, match=r"deep.png: the image has pixels of more than 8 bits"):
+        ImageClassificationDataModule(str(folder), patch=4).setup()
+    (folder / "dark" / "deep.png").unlink()
+    frames = [Image.new("L", (16, 16), shade) for shade in (0, 200)]
+    frames[0].save(folder / "dark" / "two.gif", save_all=True, append_images=frames[1:])
+    with pytest.raises(DataFileError, match=r"two.gif: the file holds 2 images; give each a file of its own"):
+        ImageClassificationDataModule(str(folder), patch=4).setup()
+
+
+@pytest.mark.parametrize("image", [[[0, 256]], [[0.5, 0.25]], [[-1, 3]]])
+def test_arrays_of_a_table_that_are_no_bytes(image):
+    row = Row("a/b", 3, {"image": image, "label": "x"})
+    with pytest.raises(DataFileError, match=r"a/b, line 3: column 'image' holds .*; give whole numbers from 0 to 255"):
+        read_hub_images([row], "image", "label")

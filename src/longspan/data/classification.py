@@ -191,7 +191,7 @@ class SequenceClassificationDataModule(SequenceDataModule):
         # classes that are columns are in the columns' order
         names = list(columns) if columns is not None and found <= set(columns) else sort_classes(found)
         if len(names) < (1 if self.multi_label else 2):
-            fix = f"gives {len(names)} class(es) ({', '.join(names)}); nothing to learn"
+            fix = f"gives {'one class, ' + names[0] if names else 'no class'}; nothing to learn"
             raise wrong_value("data.label_column", self.labels.label_column, fix)
         return names
 

@@ -98,5 +98,5 @@ class Hiv1:
                 forms.setdefault(name, set()).add(form)
         kept = [name for name in sort_classes(forms) if len(forms[name]) >= self.min_groups]
         if not kept:
-            raise wrong_value("data.min_groups", self.min_groups, "gives 0 class(es) (); nothing to learn")
+            raise wrong_value("data.min_groups", self.min_groups, "gives no class; nothing to learn")
         return kept

@@ -330,7 +330,7 @@ class StreamedClassificationDataModule(StreamedDataModule):
             fix = "a classification needs two classes at least; list all of them"
             if given is None:
                 names = ", ".join(self.class_names or ())
-                fix = f"the first rows have {self.num_classes} class(es) ({names}); list all of them"
+                fix = f"the first rows have {names or 'no class'} alone; list all classes"
             raise wrong_value("data.class_names", given, fix)
 
     def _targets(self, rows: Sequence[Row]) -> np.ndarray:

@@ -137,6 +137,7 @@ class ImageDataModule(LabelledDataModule):
         train = given["train"]
         assert train is not None
         for images in present:
+            self.dropped.add("files that are no images", len(images.others), str(next(iter(images.others), "")))
             if images.labels is None:
                 raise wrong_value(
                     "data.path", self.to_record["source"], "the images have no labels; see data.path in conf/data"

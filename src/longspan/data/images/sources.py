@@ -36,20 +36,26 @@ class Images:
         labels: N class names; None where they are not known.
         names: N names.
         shape: (H, W, c).
+        others: files among them that are no images.
     """
 
     read: Callable[[int], np.ndarray]
     labels: list[str] | None
     names: list[str]
     shape: tuple[int, int, int]
+    others: Sequence[Path] = ()
 
     def __len__(self) -> int:
         return len(self.names)
 
 
-def image_files(folder: Path) -> list[Path]:
-    """Every image below a folder, sorted."""
-    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+def files_below(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Images below a folder, and other files, each sorted; hidden files and folders are neither."""
+    images, others = [], []
+    for file in folder.rglob("*"):
+        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(folder).parts):
+            (images if file.suffix.lower() in SUFFIXES else others).append(file)
+    return sorted(images), sorted(others)
 
 
 def read_folder(folder: Path, shape: tuple[int, int, int] | None = None) -> Images:
@@ -57,9 +63,10 @@ def read_folder(folder: Path, shape: tuple[int, int, int] | None = None) -> Imag
 
     Raises:
         ConfigError: there are no images.
-        DataFileError: a file is no image, or has another size than the others; an image lies outside of any class's folder.
+        DataFileError: a file is no image, or has another size than the others; an image lies outside of any class's folder; a
+            class has no image.
     """
-    files = image_files(folder)
+    files, others = files_below(folder)
     if not files:
         raise wrong_value("data.path", str(folder), f"the folder holds no images ({', '.join(SUFFIXES)})")
     labels = []
@@ -68,11 +75,16 @@ def read_folder(folder: Path, shape: tuple[int, int, int] | None = None) -> Imag
         if len(parts) < 2:
             raise DataFileError(file, None, "the image is in no class's folder; put each class into a folder of its own")
         labels.append(parts[0])
+    folders = {place.name for place in folder.iterdir() if place.is_dir() and not place.name.startswith(".")}
+    if bare := sorted(folders - set(labels)):
+        fix = f"the class has no image ({', '.join(SUFFIXES)}); give some, or remove its folder"
+        raise DataFileError(folder / bare[0], None, fix)
     found = [header(file) for file in files]
     first = shape or (*found[0][:2], 3 if any(c == 3 for *_, c in found) else 1)
     for file, size in zip(files, found, strict=True):
         check_size(file, None, size[:2], first[:2])
-    return Images(lambda n: opened(files[n], first), labels, [f.relative_to(folder).as_posix() for f in files], first)
+    names = [file.relative_to(folder).as_posix() for file in files]
+    return Images(lambda n: opened(files[n], first), labels, names, first, others)
 
 
 def check_size(path: Any, line: int | None, size: Sequence[int], wanted: Sequence[int]) -> None:
@@ -86,15 +98,24 @@ def check_size(path: Any, line: int | None, size: Sequence[int], wanted: Sequenc
         )
 
 
-def channels_of(image: Image.Image) -> int:
-    """1 of a grey image, else 3."""
-    return 1 if image.mode in ("1", "L", "I;16", "I") else 3
+def channels_of(image: Image.Image, path: Any, line: int | None = None) -> int:
+    """1 of a grey image, else 3.
+
+    Raises:
+        DataFileError: pixels of more than 8 bits, which would be cut to 255, or several images in one file.
+    """
+    if image.mode.startswith(("I", "F")):
+        raise DataFileError(path, line, f"the image has pixels of more than 8 bits (mode {image.mode}); scale them to 0 to 255")
+    frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # cameras put a preview beside the photograph
+    if frames > 1:
+        raise DataFileError(path, line, f"the file holds {frames} images; give each a file of its own")
+    return 1 if image.mode in ("1", "L") else 3
 
 
 def header(file: Path) -> tuple[int, int, int]:
     try:
         with Image.open(file) as image:
-            return image.height, image.width, channels_of(image)
+            return image.height, image.width, channels_of(image, file)
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
         raise DataFileError(file, None, f"is not an image that can be read ({error})") from error
 
@@ -102,6 +123,7 @@ def header(file: Path) -> tuple[int, int, int]:
 def opened(file: Path | io.BytesIO, shape: tuple[int, int, int], where: Any = None) -> np.ndarray:
     try:
         with Image.open(file) as image:
+            channels_of(image, where or str(file))
             pixels = np.asarray(image.convert(MODES[shape[2]]))
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
         raise DataFileError(where or str(file), None, f"is not an image that can be read ({error})") from error
@@ -223,7 +245,10 @@ def _size(row: Any, column: str) -> tuple[int, int, int]:
     """Rows, columns and channels of a row's image."""
     image = _image(row, column)
     if isinstance(image, Image.Image):
-        return image.height, image.width, channels_of(image)
+        return image.height, image.width, channels_of(image, row.path, row.line)
+    if np.issubdtype(image.dtype, np.floating) or (image.size and (image.min() < 0 or image.max() > 255)):
+        fix = f"column {column!r} holds {image.dtype} from {image.min()} to {image.max()}; give whole numbers from 0 to 255"
+        raise DataFileError(row.path, row.line, fix)
     if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3)):
         fix = f"column {column!r} holds an array of shape {list(image.shape)}; images are [H, W] or [H, W, 1 or 3]"
         raise DataFileError(row.path, row.line, fix)

@@ -170,9 +170,10 @@ def _bases(path: str | Path, number: int, column: int, body: bytes, vocabulary: 
         for at, (line, bases) in enumerate(zip(lines, stripped, strict=True), start=number):
             wrong = np.flatnonzero(vocabulary.encode_array(bases) == INVALID) + len(line) - len(bases)
             if wrong.size:
-                sign = line[wrong[0] :].decode("utf-8", errors="replace")[0]
+                sign = repr(line[wrong[0] :].decode("utf-8", errors="replace")[0])
+                sign = f"byte 0x{line[wrong[0]]:02x}" if "\ufffd" in sign else sign  # no UTF-8
                 kind = "base; bases are ACGTU and IUPAC codes" if vocabulary is NUCLEOTIDES else f"letter of {vocabulary.name}"
                 place = wrong[0] + 1 + (column if at == number else 0)
-                raise DataFileError(path, at, f"{sign!r} at position {place} of the line is no {kind}")
+                raise DataFileError(path, at, f"{sign} at position {place} of the line is no {kind}")
         ids = np.frombuffer(b"".join(stripped).translate(vocabulary.translation), dtype=np.uint8)
     return ids
