@@ -15,7 +15,7 @@ def test_every_data_set_is_there(benchmark, count):
     assert len(BENCHMARKS[benchmark].datasets) == count
 
 
-@pytest.mark.parametrize(
+EACH = pytest.mark.parametrize(
     ("benchmark", "dataset", "make"),
     [
         ("genomic_benchmarks", "human_nontata_promoters", published_files.genomic_benchmarks),
@@ -23,6 +23,9 @@ def test_every_data_set_is_there(benchmark, count):
         ("gue", "prom_300_all", published_files.gue),
     ],
 )
+
+
+@EACH
 def test_published_folders(benchmark, dataset, make, tmp_path):
     data = GenomicBenchmarkDataModule(
         benchmark=benchmark, dataset=dataset, path=str(make(tmp_path)), max_length=40, batch_size=3
@@ -60,3 +63,14 @@ def test_published_figures_stand_beside():
     assert published_for({**yeast, "data.benchmark": "gue", "data.dataset": "emp_H3"}) is None
     listops = published_for({"data._target_": "longspan.data.ListOpsDataModule"})
     assert listops.values["Reformer"] == pytest.approx(0.3727) and len(listops.values) == 11
+
+
+@EACH
+def test_longer_sequences_keep_their_head_and_are_counted(benchmark, dataset, make, tmp_path):
+    path = str(make(tmp_path))
+    whole = GenomicBenchmarkDataModule(benchmark=benchmark, dataset=dataset, path=path, max_length=600)
+    short = GenomicBenchmarkDataModule(benchmark=benchmark, dataset=dataset, path=path, max_length=16)
+    assert short.describe()["test"]["cut"] == len(whole.split("test")) and whole.describe()["train"]["cut"] == 0
+    heads = sorted(bytes(item["tokens"][:16]) for split in ("train", "validation") for item in whole.split(split))
+    assert heads == sorted(bytes(item["tokens"]) for split in ("train", "validation") for item in short.split(split))
+    assert next(iter(short.train_dataloader()))["tokens"].shape[1] == 16

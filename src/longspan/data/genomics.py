@@ -167,8 +167,10 @@ class GenomicBenchmarkDataModule(LabelledDataModule):
             for row in rows:
                 if row.label not in number:
                     raise DataFileError(row.path, row.line, f"label {row.label!r} is on no training sequence")
-            tokens = [row.tokens for row in rows]
-            sets[split] = LabelledSet(tokens.__getitem__, np.array([number[row.label] for row in rows]), len(rows))
+            tokens = [row.tokens[: self.max_length] for row in rows]
+            targets = np.array([number[row.label] for row in rows])
+            cut = np.array([len(row.tokens) > self.max_length for row in rows])
+            sets[split] = LabelledSet(tokens.__getitem__, targets, len(rows), cut=cut)
         if "validation" not in sets:
             pool = sets["train"]
             assert pool.targets is not None and self.splits is not None
@@ -204,7 +206,7 @@ class GenomicBenchmarkDataModule(LabelledDataModule):
     def _rows(self, rows: Iterable[Row], sequence: str, label: str) -> list[Labelled]:
         def read(row: Row) -> Labelled:
             tokens = encoded(row.text(sequence).encode(), row.path, row.line)
-            return Labelled(tokens[: self.max_length], str(row.get(label, "dataset")), row.path, row.line)
+            return Labelled(tokens, str(row.get(label, "dataset")), row.path, row.line)
 
         return each(rows, read)
 

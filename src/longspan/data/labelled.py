@@ -28,12 +28,14 @@ class LabelledSet(Dataset):
         tokens: called with a number below N, gives that sequence.
         targets: [N] int64 class numbers; None where they are not known.
         names: N names, None for numbers.
+        cut: [N] bool, whether a sequence was longer than what is kept of it; None where none can be.
     """
 
     tokens: Callable[[int], np.ndarray]
     targets: np.ndarray | None
     size: int
     names: list[str] | None = None
+    cut: np.ndarray | None = None
 
     def __len__(self) -> int:
         return self.size
@@ -56,7 +58,8 @@ class LabelledSet(Dataset):
         """The sequences of these numbers."""
         targets = None if self.targets is None else self.targets[chosen]
         names = [self.names[n] for n in chosen] if self.names else [str(n) for n in chosen]
-        return LabelledSet(partial(_chosen, self.tokens, chosen), targets, len(chosen), names)
+        cut = None if self.cut is None else self.cut[chosen]
+        return LabelledSet(partial(_chosen, self.tokens, chosen), targets, len(chosen), names, cut)
 
 
 def _chosen(tokens: Callable[[int], np.ndarray], chosen: np.ndarray, number: int) -> np.ndarray:
@@ -99,9 +102,12 @@ class LabelledDataModule(SequenceDataModule):
         return class_baselines(self._counts("train"), self._counts(split))
 
     def describe(self) -> dict[str, Any]:
-        """Where the data is from, and of each split the sequences of each class."""
+        """Where the data is from, and of each split the sequences of each class, and how many are cut at `max_length`."""
         record: dict[str, Any] = {**self.to_record, "max_length": self.max_length}
         for split in SPLITS:
             counts = self._counts(split).tolist()
             record[split] = {"sequences": sum(counts), "classes": dict(zip(self.class_names or (), counts, strict=True))}
+            cut = self.split(split).cut  # type: ignore[attr-defined]
+            if cut is not None:
+                record[split]["cut"] = int(cut.sum())
         return json.loads(json.dumps(record))

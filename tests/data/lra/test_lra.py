@@ -95,6 +95,8 @@ def test_listops_is_made_once_and_read_from_published_files(tmp_path):
     folder.mkdir()
     read = ListOpsDataModule(str(published_files.listops(folder)), max_length=60)
     assert read.describe()["train"]["sequences"] == 8 and read.baselines()["accuracy"] > 0
+    short = ListOpsDataModule(str(folder), max_length=4)  # fewer tokens than any has
+    assert short.describe()["train"]["cut"] == 8 and all(len(item["tokens"]) == 4 for item in short.split("train"))
     wrong = folder / "basic_test.tsv"
     lines = wrong.read_text().splitlines()
     lines[2] = lines[2].rpartition("\t")[0] + f"\t{(int(lines[2][-1]) + 1) % 10}"

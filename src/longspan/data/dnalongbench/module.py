@@ -137,7 +137,8 @@ class DNALongBenchDataModule(LabelledDataModule):
         targets = np.array([pair.target for pair in pairs], dtype=np.int64)
         sequences = PairSequences(genome, pairs, longest)
         read: Any = sequences.of_alleles if self.of_alleles else sequences
-        return LabelledSet(read, targets, len(pairs), [pair.name for pair in pairs])
+        cut = np.array([pair.end - pair.begin > longest for pair in pairs])
+        return LabelledSet(read, targets, len(pairs), [pair.name for pair in pairs], cut)
 
     def _options(self, names: bool = False) -> dict[str, Any]:
         options = super()._options(names)

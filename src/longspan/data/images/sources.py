@@ -51,7 +51,8 @@ class Images:
 
 def files_below(folder: Path) -> tuple[list[Path], list[Path]]:
     """Images below a folder, and other files, each sorted; hidden files and folders are neither."""
-    images, others = [], []
+    images: list[Path] = []
+    others: list[Path] = []
     for file in folder.rglob("*"):
         if file.is_file() and not any(part.startswith(".") for part in file.relative_to(folder).parts):
             (images if file.suffix.lower() in SUFFIXES else others).append(file)

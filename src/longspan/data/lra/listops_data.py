@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,7 +15,7 @@ from longspan.data.files import read_bytes
 from longspan.data.labelled import LabelledDataModule, LabelledSet
 from longspan.data.lra.files import split_files
 from longspan.data.lra.listops import TOKENS, ListOps, ListOpsVocabulary, value_of
-from longspan.data.made import kept
+from longspan.data.made import Made, kept
 from longspan.data.splits import SPLITS
 from longspan.data.values import Loading, gathered
 
@@ -67,7 +67,12 @@ class ListOpsDataModule(LabelledDataModule):
             return {split: self._read(file) for split, file in split_files(self.path, "basic_{}.tsv", ("train", "val", "test"))}
         sizes = self.sizes.under(self.limits)
         made = kept("listops", asdict(self.listops), self.listops.expression, self.sizes.made_seed, sizes)
-        return {split: LabelledSet(part.__getitem__, part.targets, len(part)) for split, part in made.items()}
+        return {split: self._set(part, part.targets, np.diff(part.offsets)) for split, part in made.items()}
+
+    def _set(self, tokens: Sequence[np.ndarray] | Made, targets: np.ndarray, lengths: np.ndarray) -> LabelledSet:
+        return LabelledSet(
+            lambda number: tokens[number][: self.max_length], targets, len(tokens), cut=lengths > self.max_length
+        )
 
     def _read(self, file: Path) -> LabelledSet:
         lines = read_bytes(file).decode("utf-8", errors="replace").splitlines()
@@ -90,7 +95,7 @@ class ListOpsDataModule(LabelledDataModule):
         if not rows:
             raise DataFileError(file, None, "no expressions follow the header")
         tokens = [tokens for tokens, _ in rows]
-        return LabelledSet(tokens.__getitem__, np.array([value for _, value in rows]), len(rows))
+        return self._set(tokens, np.array([value for _, value in rows]), np.array([len(row) for row in tokens]))
 
     def _given_set(self, documents: list[Any]) -> LabelledSet:
         tokens = [document.tokens[: self.max_length] for document in documents]

@@ -50,21 +50,23 @@ class RetrievalDataModule(LabelledDataModule):
     def _read(self, file: Path) -> LabelledSet:
         lines = read_bytes(file).split(b"\n")
 
-        def row(numbered: tuple[int, bytes]) -> tuple[list[np.ndarray], int]:
+        def row(numbered: tuple[int, bytes]) -> tuple[list[np.ndarray], int, int]:
             number, line = numbered
             fields = line.rstrip(b"\r").split(b"\t")
             if len(fields) != len(COLUMNS):
                 raise DataFileError(file, number, f"{len(fields)} columns; a pair has {len(COLUMNS)}: {', '.join(COLUMNS)}")
             if fields[0] not in (b"0", b"1", b"0.0", b"1.0"):
                 raise DataFileError(file, number, f"the label is {fields[0].decode(errors='replace')!r}; it must be 0 or 1")
-            texts = [as_read(text)[: self.max_length] for text in fields[3:]]
+            texts = [as_read(text) for text in fields[3:]]
             if not all(texts):
                 raise DataFileError(file, number, "a text is empty")
-            return [np.frombuffer(text, dtype=np.uint8) for text in texts], int(float(fields[0]))
+            tokens = [np.frombuffer(text[: self.max_length], dtype=np.uint8) for text in texts]
+            return tokens, int(float(fields[0])), max(map(len, texts))
 
         rows = each([(n, line) for n, line in enumerate(lines, start=1) if line.strip()], row)
-        pairs = [texts for texts, _ in rows]
-        return LabelledSet(pairs.__getitem__, np.array([label for _, label in rows]), len(rows))  # type: ignore[arg-type]
+        pairs, cut = [tokens for tokens, *_ in rows], np.array([longest > self.max_length for *_, longest in rows])
+        labels = np.array([label for _, label, _ in rows])
+        return LabelledSet(pairs.__getitem__, labels, len(rows), cut=cut)  # type: ignore[arg-type]
 
     def _load_predict(self) -> LabelledSet:
         return self._labelled()["test"]
