@@ -161,7 +161,7 @@ def test_maps_of_other_sizes_are_refused(folder):
     path = files.contacts(folder)
     with pytest.raises(ConfigError, match=r"data.max_length=16384: the files have sequences of 12288 bases"):
         ContactMapDataModule(path=str(path), max_length=16384).setup()
-    with pytest.raises(ConfigError, match=r"data.max_length=4096: holds no two bins 2 apart; give 8192"):
+    with pytest.raises(ConfigError, match=r"data.max_length=4096: bins are 2048 bases wide.*such as 8192"):
         ContactMapDataModule(path=str(path), max_length=4096).setup()
     other = path / "contact_map_prediction" / "targets" / "test-1.tfr"
     files.tfrecords(other, [(files.bases(1, 7 * 2048), np.zeros((6, 5)))])

@@ -65,12 +65,7 @@ class ContactMapDataModule(TracksDataModule):
                 raise wrong_value(
                     "data.max_length", self.max_length, f"the files have sequences of {bases} bases; give no more"
                 )
-            self.bins = bins_in(self.max_length, BIN, maps.known)
-            if self.bins.held <= APART:
-                least = APART + 1 + (APART + 1 - maps.known) % 2
-                raise wrong_value(
-                    "data.max_length", self.max_length, f"holds no two bins {APART} apart; give {least * BIN} or more"
-                )
+            self.bins = bins_in(self.max_length, BIN, maps.known, APART + 1)
             read = maps.of(self.max_length, self.bins.held, [CELLS.index(cell) for cell in self.tracks])
             sets[split] = TrackSet(read.tokens, read.targets, read.place, len(maps.tokens_kept)).first(self.limits[split])
         return sets

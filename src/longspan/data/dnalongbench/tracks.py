@@ -42,16 +42,16 @@ class Bins(NamedTuple):
     margin: int
 
 
-def bins_in(max_length: int, size: int, known: int) -> Bins:
-    """The bins of a window of `max_length` bases, in the middle of which the files have `known` bins of `size` bases.
+def bins_in(max_length: int, size: int, known: int, least: int = 1) -> Bins:
+    """The bins, `least` or more, of a window of `max_length` bases, in whose middle the files have `known` of `size` bases.
 
     Raises:
         ConfigError: the window's bins would not be theirs.
     """
-    if max_length % size or (max_length // size - known) % 2:
+    if max_length % size or (max_length // size - known) % 2 or max_length // size < least:
         parity = "an odd" if known % 2 else "an even"
         near = max_length // size - (max_length // size - known) % 2
-        near = max(near, 2 - known % 2)
+        near = max(near, least + (least - known) % 2)
         fix = f"bins are {size} bases wide, {known} in the middle; give {parity} number of them, such as {near * size}"
         raise wrong_value("data.max_length", max_length, fix)
     room = max_length // size
