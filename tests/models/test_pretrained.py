@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from longspan.attention import full, learned, local, nsa
 from longspan.config.compose import config_for
-from longspan.config.errors import ConfigError
+from longspan.config.errors import CallError, ConfigError
 from longspan.models import HeadedModel, LanguageModellingHead, huggingface, token_head
 
 transformers = pytest.importorskip("transformers")
@@ -104,6 +104,17 @@ def test_a_window_is_their_model_with_a_window(folders, name):
 def test_it_is_handed_out_for_training(folders):
     sizes = {"causal": True, "vocab_size": 260, "max_length": 64, "path": folders["gpt2"], "attention": full}
     assert all(module.training for module in huggingface(**sizes).modules()), "or its dropout would be off"
+
+
+def test_a_network_that_takes_no_positions_says_who_decodes(folders):
+    class Placeless(torch.nn.Module):
+        def forward(self, input_ids, use_cache=False, longspan_call=None):
+            raise AssertionError("decoding was refused before")
+
+    backbone = headed(folders["llama"], "llama").backbone
+    backbone.body = Placeless()
+    with pytest.raises(CallError, match="Placeless takes no positions .* save_transformers"):
+        backbone.new_cache(2)
 
 
 def test_packed_documents_are_apart(folders):

@@ -11,6 +11,7 @@ from longspan.config.command_line import check_command_line, choices_of
 from longspan.config.diff import differences
 from longspan.config.errors import ConfigError
 from longspan.config.written import quoted
+from longspan.sweeps.command import with_own_folder
 from longspan.sweeps.engines import gpus_of, slots
 from longspan.sweeps.plan import grid_jobs, read_sweep
 
@@ -54,6 +55,30 @@ def test_a_grid_that_grows_keeps_the_folders_of_its_runs():
 def test_a_sweep_without_a_name_finds_itself_again():
     first, same, other = (read_sweep(words, CONF) for words in (["seed=0,1"], ["seed=0,1", "sweep.at_once=2"], ["seed=0,2"]))
     assert first.output == same.output != other.output
+
+
+def test_a_folder_of_ones_own_has_choices_and_sweeps_for_each_run(tmp_path):
+    own = tmp_path / "my conf"
+    for name, text in {
+        "attention/mine.yaml": (CONF / "attention/local.yaml").read_text(),
+        "sweep/mine.yaml": "defaults: [default]\nname: mine\ngrid: {attention: [mine, full], seed: [0]}\n",
+    }.items():
+        (own / name).parent.mkdir(parents=True, exist_ok=True)
+        (own / name).write_text(text)
+    found = jobs(*with_own_folder(["--config-dir", str(own), "sweep=mine"]))
+    assert [job.name for job in found] == ["mine-seed0", "full-seed0"]
+    for job in found:  # as the run itself will read them
+        check_command_line(CONF, job.command(Path("train.py"))[2:])
+    same = read_sweep(with_own_folder([f"--config-dir={own}", "attention=mine,full"]), CONF)
+    assert same.output == read_sweep(["attention=mine,full"], CONF).output, "where a folder lies names no sweep"
+    for words in (
+        ["--config-dir", str(tmp_path / "none")],
+        ["--config-dir"],
+        ["-cd", str(own), "-cd", str(own)],
+        ["--multirun"],
+    ):
+        with pytest.raises(ConfigError, match=words[0] if words[0] == "--multirun" else "give one folder that is there"):
+            with_own_folder(words)
 
 
 @pytest.mark.parametrize("name", choices_of(CONF, "sweep"))

@@ -21,6 +21,7 @@ from longspan.config.written import quoted, written
 from longspan.sweeps.settings import SweepSettings, settings_of
 
 LONGEST_NAME = 80
+SEARCH_PATH = "hydra.searchpath="  # begins the word that names a user's own config folder
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,11 @@ def read_sweep(words: Sequence[str], conf: Path) -> SweepSettings:
     for word in words:
         if "=" not in word:
             raise ConfigError(f"{word!r} is not of the form key=value, such as sweep=attention_ablation or seed=0,1,2")
+    folders = [word for word in words if word.startswith(SEARCH_PATH)]
     own = [word for word in words if word.startswith(("sweep=", "sweep."))]
     if not any(word.startswith("sweep=") for word in own):
         own.insert(0, "sweep=default")
-    node = OmegaConf.to_container(composed(conf, own)["sweep"], resolve=True)
+    node = OmegaConf.to_container(composed(conf, [*folders, *own])["sweep"], resolve=True)
     assert isinstance(node, dict)
     named = next(word.partition("=")[2] for word in own if word.startswith("sweep="))
     settings = settings_of({str(key): value for key, value in node.items()})
@@ -72,7 +74,7 @@ def read_sweep(words: Sequence[str], conf: Path) -> SweepSettings:
     settings = replace(settings, grid=grid, overrides=(*settings.overrides, *rest))
     if settings.search is not None and any(len(values) > 1 for values in grid.values()):
         raise ConfigError(f"sweep.search with a grid over {', '.join(grid)}: name these keys in sweep.search.space instead")
-    name = settings.name or _name_of_words([word for word in words if not word.startswith("sweep.")])
+    name = settings.name or _name_of_words([word for word in words if not word.startswith(("sweep.", SEARCH_PATH))])
     output = settings.output or f"multirun/{name}"
     return replace(settings, name=name, output=output)
 
