@@ -113,7 +113,7 @@ def test_a_network_that_takes_no_positions_says_who_decodes(folders):
 
     backbone = headed(folders["llama"], "llama").backbone
     backbone.body = Placeless()
-    with pytest.raises(CallError, match="Placeless takes no positions .* save_transformers"):
+    with pytest.raises(CallError, match=r"Placeless takes no positions .*save_transformers"):
         backbone.new_cache(2)
 
 
