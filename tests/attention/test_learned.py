@@ -73,7 +73,7 @@ def compare(ours, theirs, inputs, atol=1e-9):
 
 @pytest.mark.parametrize("mode", MODES, ids=NAMES)
 def test_outputs_and_gradients_in_training_are_the_oracles(mode):
-    module = made(**mode).double().train()
+    module = made(**mode, open_at_most=9.0).double().train()  # gates of every kind
     settle(module, low=-3.0)
     module.begin_step(7, 10)
     q, k, v = tensors(83, module)
@@ -180,8 +180,8 @@ def test_a_query_whose_gates_are_all_0_gets_0():
     assert all(torch.isfinite(x.grad).all() for x in (q, k, v))
 
 
-def train_on(module, useful, steps=200):
-    """Gates whose task is to keep `useful` [H, G] open: each costs what it is short of 1."""
+def train_on(module, useful, steps=200, look=lambda step: None):
+    """Gates whose task is to keep `useful` [H, G] open: each costs what it is short of 1. `look` comes after each step."""
     optimizer = torch.optim.Adam([module.log_alpha], lr=0.1, betas=(0.9, 0.95))
     for step in range(steps):
         module.train()
@@ -191,6 +191,7 @@ def train_on(module, useful, steps=200):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        look(step)
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -220,6 +221,49 @@ def test_gates_that_do_nothing_close_and_the_useful_ones_stay():
     assert module.cost(256).visited_pairs < 0.5 * full
     module.harden()
     assert all(module.open[place] for place in wanted) and module.density() <= 0.1
+
+
+@pytest.mark.parametrize(
+    "more", [{"causal": True}, {"causal": False, "strides": [5], "global_blocks": 2}], ids=["causal", "both ways"]
+)
+@pytest.mark.parametrize("times", [1.0, 1.2])
+def test_from_the_target_on_no_more_is_open_than_asked_for(times, more):
+    settings = {"density": 0.12, "max_length": 256, "open_until": 0.2, "reached_at": 0.61, "update_every": 7}
+    module = made(**{"strides": [], **more, **settings, "open_at_most": times})
+    useful = 0.002 * torch.randn(module.log_alpha.shape, generator=torch.Generator().manual_seed(2)).exp()
+    seen = []
+
+    def look(step):
+        cost = module.cost(256)
+        seen.append((step, module.density(), module.density_asked(), cost.visited_pairs))
+        assert cost.density(256, heads=2) == pytest.approx(module.density())
+
+    train_on(module, useful, 100, look)
+    assert all(density == asked for step, density, asked, _ in seen if step <= 20)
+    updated = [(density, asked) for step, density, asked, _ in seen if step > 20 and step % 7 == 0]
+    assert all(density <= times * asked for density, asked in updated) and min(density for density, _ in updated) > 0
+    # step 61 is no multiple of 7
+    reached = [(density, visited) for step, density, asked, visited in seen if step >= 61]
+    assert all(asked == 0.12 for step, _, asked, _ in seen if step >= 61) and seen[60][2] > 0.12
+    assert all(0.09 < density <= times * 0.12 for density, _ in reached)
+    # a query's own block is computed whole, and half of it is not live where attention looks back only
+    assert max(visited for _, visited in reached) < 0.45 * seen[0][3]
+    module.harden()
+    assert module.density() <= 0.12 == module.density_asked()
+
+
+def test_gates_without_room_are_not_driven_open():
+    module = made(density=0.2, strides=[], open_at_most=1.0).train()
+    with torch.no_grad():
+        module.log_alpha[:] = torch.tensor([0.0, 0.0, *6 * [-8.0]])  # two hesitate, so that the expected density is too low
+    module.begin_step(9, 10)
+    module._patterns()
+    module.auxiliary_loss().backward()
+    left = module.budget - int((module.open * module.pairs).sum())
+    fits = (module.pairs <= left).expand_as(module.open) & ~module.open & (module.pairs > 0)
+    assert 0 < int(fits.sum()) < int((~module.open & (module.pairs > 0)).sum())
+    driven = module.log_alpha.grad < 0
+    assert driven.equal(module.open | fits) and not module.log_alpha.grad[~driven].any()
 
 
 def test_noise_is_the_same_on_every_rank_and_differs_by_step_and_layer():
@@ -371,6 +415,7 @@ WRONG = [
     ({"harden_at": 0.5}, r"attention\.harden_at = 0.5"),
     ({"update_every": 0}, r"attention\.update_every = 0"),
     ({"closed_below": 0.9}, r"attention\.closed_below = 0.9"),
+    ({"open_at_most": 0.9}, r"attention\.open_at_most = 0.9; give how many times"),
     ({"gate_learning_rate": 0}, r"attention\.gate_learning_rate = 0"),
     ({"multiplier_rate": -1}, r"attention\.multiplier_rate = -1"),
     ({"dropout": 1.0}, r"attention\.dropout = 1.0"),

@@ -66,6 +66,13 @@ def test_the_record_tells_density_and_what_hardening_cost(words, tmp_path, train
     if words is LEARNED:
         assert density[0] == pytest.approx(0.504, abs=0.01) and 0.1 < density[11] <= 0.2
         assert all(value == 0 for step, value in logged(tmp_path, "train/auxiliary_loss").items() if step < 3 or step > 8)
+        curve, asked, visited = (
+            dict(record.curves[f"cost/{name}"]) for name in ("density", "density_asked", "visited_density")
+        )
+        # steps of a curve count those that are done: the target is reached at 7.2
+        assert asked[1] == pytest.approx(0.504, abs=0.01) and asked[8] > 0.2 and asked[9] == asked[12] == 0.2
+        assert all(0.1 < curve[step] <= 1.2 * 0.2 for step in range(9, 13)) and curve[12] == density[11]
+        assert all(visited[step] >= curve[step] for step in curve) and len(record.curves["cost/step_time"]) > 4
     assert any(value > 0 for value in logged(tmp_path, "train/auxiliary_loss").values())
     # the pattern that the record draws is the one that came out
     sketches = record.extra["pattern"]

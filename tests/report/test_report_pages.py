@@ -288,6 +288,28 @@ def test_a_sketch_s_png_has_a_pixel_a_cell(tmp_path):
     assert pixels[1, 0].sum() > pixels[1, 1].sum() > pixels[0, 0].sum(), "the more live pairs, the darker"
 
 
+def test_what_a_learned_pattern_costs_while_it_trains_is_drawn(runs, tmp_path):
+    write_report([runs], tmp_path / "none")
+    assert not (tmp_path / "none" / "cost-while-training.png").exists()
+    for seed in range(2):
+        record = Record.load(leave(runs, f"learned{seed}", "learned", seed, 0.8))
+        steps = range(10, 60, 10)
+        record.curves = {
+            "cost/density": [(step, 5 / step + seed / 10) for step in steps],
+            "cost/density_asked": [(step, 4 / step) for step in steps],
+            "cost/step_time": [(step, None if step == 10 else 600 / step) for step in steps],
+        }
+        record.save(runs / f"learned{seed}" / "record.json")
+    page = write_report([runs], tmp_path / "out")
+    assert (tmp_path / "out" / "cost-while-training.png").read_bytes().startswith(PNG)
+    assert "![density and time a step, while training](cost-while-training.png)" in (tmp_path / "out" / "report.md").read_text()
+    density, times = json.loads(re.search(r'id="data">(.*?)</script>', page.read_text(), re.S)[1])["sections"][0]["lines"]
+    assert list(density["means"]) == list(times["means"]) == ["learned"] and density["fromZero"]
+    assert density["means"]["learned"] == [[step, pytest.approx(5 / step + 0.05, rel=1e-5)] for step in steps]
+    assert density["aims"]["learned"] == [[step, pytest.approx(4 / step, rel=1e-5)] for step in steps]
+    assert len(density["seeds"]["learned"]) == 2 and [step for step, _ in times["means"]["learned"]] == [20, 30, 40, 50]
+
+
 def test_the_table_and_the_scatter_go_to_wandb_too(runs, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     page = write_report([runs], tmp_path / "out", wandb_project="longspan")

@@ -77,6 +77,7 @@ class MeasuredCost(Callback):
         self._meter = EnergyMeter()
         self._step_seconds: deque[float] = deque(maxlen=REMEMBERED_STEPS)
         self._data_seconds: deque[float] = deque(maxlen=REMEMBERED_STEPS)
+        self._recent: list[float] = []  # seconds of the steps since the last point of a curve
         self._speeds: deque[float] = deque(maxlen=REMEMBERED_STEPS)
         self._counted: dict[int, Cost] = {}
         self._length = 0
@@ -232,6 +233,24 @@ class MeasuredCost(Callback):
             found["energy"] = (joules, "J")
         return found
 
+    def curve_points(self) -> dict[str, float]:
+        """{curve: its newest point} for a run record, of attention that learns its pattern, whose cost changes as it trains.
+
+        Its density, the same with visited pairs in place of live ones, and the median of the steps since the last call.
+        """
+        points: dict[str, float] = {}
+        counted = self._counted.get(self._length)
+        if not self._changing:
+            return points
+        if counted is not None and self._shape is not None:
+            heads, layers = self._shape
+            pairs = heads * layers * self._length**2
+            points = {"cost/density": counted.live_pairs / pairs, "cost/visited_density": counted.visited_pairs / pairs}
+        if self._recent:
+            points["cost/step_time"] = 1000 * statistics.median(self._recent)
+            self._recent = []
+        return points
+
     def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """One row for both, so that a logger can draw accuracy over cost."""
         row = {f"cost/{name}": float(value) for name, (value, _) in self.costs().items() if value is not None}
@@ -294,6 +313,8 @@ class MeasuredCost(Callback):
             self._attention.append((self._clock.stop(), self._step_time))
         elif measured and self._step_time > 0:
             self._step_seconds.append(self._step_time)
+            if self._changing:
+                self._recent.append(self._step_time)
             self._speeds.append(self._step_tokens / self._step_time)
             if self._step_wait > 0:
                 self._data_seconds.append(self._step_wait)

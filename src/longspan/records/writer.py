@@ -15,7 +15,8 @@ the way out, with the record's figures as their summary; train.py need not do ei
 
 What it takes from the objects it meets, all optional: the task's ``metrics_info`` {metric: higher is better}, the data
 module's ``baselines()`` (of a split, where it takes one) and ``describe()``, and from any other callback ``costs()``
-{name: (value, unit)} and ``record_extra()``, a plain dict for the record's `extra`.
+{name: (value, unit)}, ``curve_points()`` {curve: value} at every `log_every_n_steps`-th step, and ``record_extra()``, a
+plain dict for the record's `extra`.
 """
 
 from __future__ import annotations
@@ -189,6 +190,10 @@ class RecordWriter(Callback):
                 if name in trainer.callback_metrics:
                     self.curves.add("train/loss", trainer.global_step, trainer.callback_metrics[name])
                     break
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                if hasattr(callback, "curve_points"):
+                    for name, value in callback.curve_points().items():
+                        self.curves.add(name, trainer.global_step, value)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:

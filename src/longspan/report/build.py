@@ -19,6 +19,7 @@ from longspan.report.groups import Section, sections
 from longspan.report.scaling import of_section, read_benchmark
 from longspan.report.tables import COST_AXES
 from longspan.report.to_wandb import log_report
+from longspan.report.while_training import cost_charts
 
 
 def write_report(
@@ -135,6 +136,8 @@ def _draw(
     keep("patterns", "patterns", lambda target: figures.patterns(section, target, colours))
     for chart in accuracy_charts(section):
         keep(chart.name, chart.name, partial(_draw_lines, [chart], colours))
+    spent = cost_charts(section)
+    keep("cost-curves", "cost-while-training", partial(_draw_lines, spent, figures.line_colours(spent, colours)))
     grown = of_section(section)
     if grown is not None:
         keep("scaling", "scaling", partial(_draw_lines, grown.charts(), figures.line_colours(grown.charts(), colours)))

@@ -25,6 +25,8 @@ class Chart:
         means: {label: points}.
         seeds: {label: a line a seed}; may lack labels.
         notes: {label: what is said behind it}, such as a fitted exponent.
+        aims: {label: what its line is to follow}, drawn dashed.
+        from_zero: whether both axes begin at 0.
     """
 
     name: str
@@ -37,6 +39,8 @@ class Chart:
     log_x: bool = True
     log_y: bool = False
     x_ticks: list[float] = field(default_factory=list)  # none: where the axis likes them
+    aims: dict[str, Line] = field(default_factory=dict)
+    from_zero: bool = False
 
     def plain(self) -> dict[str, Any]:
         """What the page's script draws from; as many digits as can be seen."""
@@ -55,6 +59,8 @@ class Chart:
             "notes": self.notes,
             "means": {label: rounded(line) for label, line in self.means.items()},
             "seeds": {label: [rounded(line) for line in lines] for label, lines in self.seeds.items()},
+            "aims": {label: rounded(line) for label, line in self.aims.items()},
+            "fromZero": self.from_zero,
         }
 
 

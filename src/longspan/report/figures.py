@@ -24,6 +24,7 @@ _INK, _SOFT, _GRID = "#22252b", "#70757f", "#e6e8ec"
 # from this ratio on, a linear axis would squeeze the cheap variants together
 LOG_RATIO = 8.0
 DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.2, 1, 1.2)))
+MOST_MARKED = 24  # points of a line; more would hide it
 _SHARES = ("accuracy", "f1", "auroc", "precision", "recall")  # in the names of metrics that lie between 0 and 1
 
 
@@ -125,8 +126,13 @@ def lines(charts: list[Chart], path: Path, colours: dict[str, str], title: str =
             for line in chart.seeds.get(label, []) if len(chart.seeds.get(label, [])) > 1 else []:
                 axes.plot(*zip(*line, strict=True), color=colours[label], linewidth=0.8, alpha=0.35)
             words = f"{label}  {chart.notes[label]}" if label in chart.notes else label
-            look = {"color": colours[label], "linestyle": dashes, "linewidth": 2.0, "marker": "o", "markersize": 4}
+            look = {"color": colours[label], "linestyle": dashes, "linewidth": 2.0}
+            if len(mean) <= MOST_MARKED:
+                look |= {"marker": "o", "markersize": 4}
             axes.plot(*zip(*mean, strict=True), label=words, **look)
+            if label in chart.aims:
+                aim = {"color": colours[label], "linestyle": (0, (4, 2)), "linewidth": 1.3, "alpha": 0.8}
+                axes.plot(*zip(*chart.aims[label], strict=True), **aim)
         if chart.log_x:
             axes.set_xscale("log", base=2)
         if chart.log_y:
@@ -134,6 +140,9 @@ def lines(charts: list[Chart], path: Path, colours: dict[str, str], title: str =
             axes.yaxis.set_minor_formatter(NullFormatter())
         axes.xaxis.set_major_formatter(_Prefixed())
         axes.yaxis.set_major_formatter(_Prefixed())
+        if chart.from_zero:
+            axes.set_ylim(bottom=0.0)
+            axes.set_xlim(left=0.0)
         if chart.x_ticks:
             axes.set_xticks(chart.x_ticks, [f"{tick:,.0f}" for tick in chart.x_ticks])
             axes.xaxis.set_minor_formatter(NullFormatter())

@@ -22,6 +22,7 @@ from longspan.report.numbers import duration
 from longspan.report.patterns import data_uri, sketches
 from longspan.report.scaling import Scaling, of_section
 from longspan.report.tables import COST_AXES, Row, front_of
+from longspan.report.while_training import cost_charts
 
 # what curves can be drawn over: {curve in the record: words}; None is the optimizer step
 _CURVE_AXES: dict[str | None, str] = {None: "optimizer steps", "cost/total_flops": "FLOPs", "cost/seconds": "seconds"}
@@ -106,6 +107,10 @@ def _section(
     if "curves" in pictures:
         parts.append('<h3>While training</h3><div class="toolbar" data-for="curves"></div>')
         parts.append('<div class="chart" data-chart="curves"></div>' + _picture(pictures["curves"], "learning curves"))
+    for chart in cost_charts(section):
+        parts.append(f"<h3>{escape(chart.heading)}</h3>" + _lines(chart, None))
+    if "cost-curves" in pictures:
+        parts.append(_picture(pictures["cost-curves"], "density and time a step, while training"))
     return "".join(parts) + "</section>"
 
 
@@ -286,7 +291,7 @@ def _data(section: Section, colours: dict[str, str]) -> dict[str, Any]:
 def _charts(section: Section) -> list[Chart]:
     """All charts of lines in a section, but for the learning curves."""
     grown = of_section(section)
-    return [*accuracy_charts(section), *(grown.charts() if grown else [])]
+    return [*accuracy_charts(section), *(grown.charts() if grown else []), *cost_charts(section)]
 
 
 def _scaling_data(scaling: Scaling, colours: dict[str, str]) -> dict[str, Any]:

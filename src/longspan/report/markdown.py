@@ -21,6 +21,7 @@ PICTURES = {
     "scaling": "time and memory against the length",
     "patterns": "who sees whom: queries downward, keys to the right",
     "curves": "learning curves",
+    "cost-curves": "density and time a step, while training",
 }
 FITTED = "Exponents are fitted by least squares of logarithms over all lengths: T^1 is linear, T^2 quadratic."
 

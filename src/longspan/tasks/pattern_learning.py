@@ -100,6 +100,11 @@ class PatternLearning(pl.Callback):
         learned = {"density": self._density, **self._hardening, **({"connections": tables} if tables else {})}
         return {"learned_pattern": learned}
 
+    def curve_points(self) -> dict[str, float]:
+        """For the run's record: the density that is aimed at as of now, where all modules aim at one."""
+        asked = [module.density_asked() for module in self._modules if hasattr(module, "density_asked")]
+        return {"cost/density_asked": sum(asked) / len(asked)} if asked and len(asked) == len(self._modules) else {}
+
     def state_dict(self) -> dict[str, Any]:
         return {"density": [list(point) for point in self._density], "hardening": self._hardening}
 

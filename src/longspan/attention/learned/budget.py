@@ -48,21 +48,29 @@ class Schedule:
         left = 1.0 - (progress - self.open_until) / (self.reached_at - self.open_until)
         return final + (1.0 - final) * left**3
 
+    def reaches(self, step: int, total: int) -> bool:
+        """Whether `step` of `total` is the first whose target is the final one."""
+        before, now = (self.target(n / max(1, total), 0.0) for n in (step - 1, step))
+        return now == 0.0 < before
 
-def chosen_gates(score: Tensor, pairs: Tensor, budget: float, allowed: Tensor) -> Tensor:
+
+def chosen_gates(score: Tensor, pairs: Tensor, budget: float | Tensor, allowed: Tensor) -> Tensor:
     """[H, G] bool: the best gates by `score` [H, G] whose `pairs` [G] together stay within the budget.
 
-    A gate that no longer fits is left out, and smaller ones after it may still fit. Ties go to nearer offsets.
+    A gate that no longer fits is left out, and smaller ones after it may still fit. Ties go to nearer offsets. A budget
+    [H, G] says for each gate how much it and the better ones may take together.
     """
     heads, gates = score.shape
     # Gate by gate over the heads, so that a tie favours no head.
     order = torch.argsort(score.T.flatten(), descending=True, stable=True)
     usable = (allowed & (pairs > 0)).T.flatten()
     weight = pairs[:, None].expand(gates, heads).flatten()
+    limit = torch.as_tensor(budget, dtype=torch.float64).expand(heads, gates).T.flatten()
     out = torch.zeros(gates * heads, dtype=torch.bool)
     spent = 0.0
-    for place, weighs, fits in zip(order.tolist(), weight[order].tolist(), usable[order].tolist(), strict=True):
-        if fits and spent + weighs <= budget:
+    columns = (order, weight[order], limit[order], usable[order])
+    for place, weighs, most, fits in zip(*(column.tolist() for column in columns), strict=True):
+        if fits and spent + weighs <= most:
             out[place] = True
             spent += weighs
     return out.view(gates, heads).T.contiguous()

@@ -25,6 +25,7 @@ def learned(
     harden_at: float = 0.75,
     update_every: int = 20,
     closed_below: float = 0.3,
+    open_at_most: float = 1.2,
     gate_learning_rate: float | None = None,
     multiplier_rate: float = 30.0,
     seed: int = 0,
@@ -43,7 +44,8 @@ def learned(
         density: live pairs over T * T at the longest length, at the end.
         block_size, offsets, global_blocks, strides, stride_from: the candidates; see `Candidates`.
         open_until, reached_at, harden_at: shares of the run; see `Schedule`.
-        update_every, closed_below, gate_learning_rate, multiplier_rate, seed, dropout, backend: see `LearnedAttention`.
+        update_every, closed_below, open_at_most, gate_learning_rate, multiplier_rate: see `LearnedAttention`.
+        seed, dropout, backend: see `LearnedAttention`.
 
     Raises:
         ConfigError: a setting that cannot work, by its config key.
@@ -52,6 +54,8 @@ def learned(
         raise wrong_setting("density", f"= {density} needs a known longest sequence; give max_length")
     _number("density", density, 0.0, 1.0, "a share of the T * T pairs, above 0 and at most 1")
     _number("closed_below", closed_below, 0.0, 0.5, "a chance, above 0 and at most 0.5")
+    if not is_number(open_at_most, 1.0):
+        raise wrong_setting("open_at_most", f"= {open_at_most!r}; give how many times its target may be open, 1.0 or more")
     _number("multiplier_rate", multiplier_rate, 0.0, float("inf"), "a number above 0")
     if gate_learning_rate is not None:
         _number("gate_learning_rate", gate_learning_rate, 0.0, float("inf"), "a number above 0, or null")
@@ -70,6 +74,7 @@ def learned(
         backend=backend,
         update_every=update_every,
         closed_below=closed_below,
+        open_at_most=open_at_most,
         gate_learning_rate=gate_learning_rate,
         multiplier_rate=multiplier_rate,
         seed=seed,

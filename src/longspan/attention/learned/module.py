@@ -48,6 +48,8 @@ class LearnedAttention(ShowsWeights):
         update_every: steps between looks at which gates are open; each new set of open blocks compiles a layout.
         closed_below: a gate less likely to be open than this is closed in training, as far as the density is above its
             target. Evaluation closes below 0.31. Nothing but its expected L0 norm moves it then, so that it stays closed.
+        open_at_most: pairs of the open gates over those aimed at, at most, each time it is looked at which gates are open:
+            the likeliest stay open.
         gate_learning_rate: of the gates, in place of the optimizer's; schedules scale it alike. None: as fast as the
             target falls.
         multiplier_rate: how fast the Lagrange multiplier follows a density that is off its target: what a whole run
@@ -77,6 +79,7 @@ class LearnedAttention(ShowsWeights):
         backend: str,
         update_every: int,
         closed_below: float,
+        open_at_most: float,
         gate_learning_rate: float | None,
         multiplier_rate: float,
         seed: int,
@@ -86,7 +89,8 @@ class LearnedAttention(ShowsWeights):
         self.candidates, self.schedule, self.density_wanted = candidates, schedule, float(density)
         self.heads, self.head_dim, self.causal = heads, head_dim, candidates.causal
         self.backend, self.update_every, self.closed_below = backend, update_every, closed_below
-        self.multiplier_rate, self.seed, self.layer = multiplier_rate, seed, layer
+        self.open_at_most, self.multiplier_rate = open_at_most, multiplier_rate
+        self.seed, self.layer = seed, layer
         shape = (heads, candidates.gates)
         self.log_alpha = nn.Parameter(torch.full(shape, gate.START))
         self.log_alpha.no_weight_decay = True  # type: ignore[attr-defined]
@@ -143,7 +147,8 @@ class LearnedAttention(ShowsWeights):
         self._state[MULTIPLIER] = max(0.0, self._state[MULTIPLIER] + ascent) if noisy else 0.0
         self._state[STEP] = float(step)
         self._state[TARGET] = self.schedule.target(progress, min(1.0, self.budget / self.total))
-        self._due = step % self.update_every == 0
+        # Also when the target is reached: from then on what is open fits it.
+        self._due = step % self.update_every == 0 or self.schedule.reaches(step, total)
         place = hashlib.blake2b(repr((self.seed, self.layer, step)).encode(), digest_size=7).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(place))
         # On the CPU, so that every device draws the same.
@@ -165,11 +170,17 @@ class LearnedAttention(ShowsWeights):
         unused = 0.0 * self.log_alpha.sum()  # distributed training wants a gradient for every parameter
         if self.hardened or self._noise is None or not len(self._noise):
             return unused
-        chance = gate.chance_open(self.log_alpha.float()) * self.share
+        chance = gate.chance_open(self.log_alpha.float())
         with torch.no_grad():
-            excess = (chance * self.open).sum() - self._state[TARGET]
+            # Also likely gates that `open_at_most` leaves no room for: they are to close, or to be worth more than others.
+            counted = self.open | (chance >= self.closed_below)
+            excess = (chance * self.share * counted).sum() - self._state[TARGET]
             self.state[EXCESS : EXCESS + 1] = excess.double().view(1).view(torch.int64)
-        return (self._state[MULTIPLIER] + DAMPING * excess) * chance.sum()
+            factor = self._state[MULTIPLIER] + DAMPING * excess
+            # Gates without room to open are not driven to: all would soon be as likely as those that the task holds open.
+            room = (self.share * self.open).sum() + self.share <= self._state[TARGET]
+            moved = self.open | (factor > 0) | room
+        return factor * (chance * self.share * moved).sum()
 
     @torch.no_grad()
     def expected_density(self) -> float:
@@ -197,10 +208,14 @@ class LearnedAttention(ShowsWeights):
             self._restore()
         return self.plain.pattern
 
-    def _best(self, budget: float) -> Tensor:
-        """[H, G] bool: the gates most likely to be open whose pairs stay within the budget, less what is certainly closed."""
+    def _best(self, budget: float, hesitant: float = 1.0) -> Tensor:
+        """[H, G] bool: the gates most likely to be open whose pairs stay within the budget, less what is certainly closed.
+
+        `hesitant`: times the budget up to which more gates are taken, as long as they are likelier than `closed_below`.
+        """
         chance = gate.chance_open(self.log_alpha.float()).cpu()
-        return chosen_gates(chance, self.pairs, budget, chance >= CERTAIN).to(self.open.device)
+        most = torch.where(chance >= self.closed_below, hesitant * budget, budget)
+        return chosen_gates(chance, self.pairs, most, chance >= CERTAIN).to(self.open.device)
 
     @property
     def length(self) -> int:
@@ -210,6 +225,11 @@ class LearnedAttention(ShowsWeights):
     def density(self) -> float:
         """Live pairs of the gates that are open now over T * T, at the longest length, mean over heads."""
         return float((self.open.cpu() * self.pairs).sum()) / (self.heads * self.candidates.length**2)
+
+    def density_asked(self) -> float:
+        """What `density` is to be at this step."""
+        aimed = 1.0 if self._noise is None else self._state[TARGET]
+        return self.density_wanted if self.hardened else aimed * self.total / (self.heads * self.candidates.length**2)
 
     def _stored(self) -> list[float]:
         return self.state.cpu().view(torch.float64).tolist()
@@ -300,8 +320,7 @@ class LearnedAttention(ShowsWeights):
         # In training a set of open gates stays for `update_every` steps; in evaluation it follows the weights.
         if self.training:
             if self._due and self._noise is not None and len(self._noise):
-                likely = gate.chance_open(self.log_alpha.float()) >= self.closed_below
-                self.open.copy_(likely | self._best(self._state[TARGET] * self.total))
+                self.open.copy_(self._best(self._state[TARGET] * self.total, self.open_at_most))
                 self._known.pop("training", None)
                 self._costs.clear()
             self._due = False

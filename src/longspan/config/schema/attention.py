@@ -142,6 +142,7 @@ class Learned(Attention):
     harden_at: Share
     update_every: Count
     closed_below: Annotated[float, Field(gt=0, le=0.5), Fix("a chance above 0, at most 0.5")]
+    open_at_most: Annotated[float, Field(ge=1), Fix("how many times its target may be open, 1 or more")]
     gate_learning_rate: Positive | None
     multiplier_rate: Positive
     seed: CountOrZero

@@ -147,10 +147,12 @@ function drawCost(section, data, axis, metric) {
   });
 }
 
-// Lines of one colour a label, named at their ends. chart: {x, y, means, seeds, colours, notes, logX, logY}
+// Lines of one colour a label, named at their ends. chart: {x, y, means, seeds, colours, notes, logX, logY, aims, fromZero}
 function drawLines(section, box, chart, height = 380) {
   const labels = Object.keys(chart.means);
-  const every = [...Object.values(chart.means), ...Object.values(chart.seeds).flat()].flat();
+  const aims = chart.aims || {};
+  const every = [...Object.values(chart.means), ...Object.values(chart.seeds).flat(), ...Object.values(aims)].flat();
+  if (chart.fromZero) every.push([0, 0]);
   const words = labels.map((label) => (chart.notes[label] ? `${label}  ${chart.notes[label]}` : label));
   const widest = Math.max(...words.map((word) => word.length));
   const { svg, x, y, area } = frame(box, every.map((p) => p[0]), every.map((p) => p[1]), {
@@ -166,6 +168,7 @@ function drawLines(section, box, chart, height = 380) {
     const draw = (line, extra) => node("polyline", { points: path(line), fill: "none", stroke: colour, ...extra }, part);
     if (seeds.length > 1) seeds.forEach((line) => draw(line, { "stroke-width": 1, opacity: 0.3 }));
     draw(mean, { "stroke-width": 2.2, "stroke-linejoin": "round" });
+    if (aims[label]) draw(aims[label], { "stroke-width": 1.4, "stroke-dasharray": "5 4", opacity: 0.8 });
     if (mean.length <= 24) mean.forEach((p) => node("circle", { cx: x.to(p[0]), cy: y.to(p[1]), r: 3, fill: colour }, part));
     const end = ends[index];
     node("text", { x: area.right + 10, y: heights[index] + 4, class: "name", style: `fill:${colour}` }, part, words[index]);
