@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from longspan.config.errors import readable_errors
+from longspan.config.errors import ConfigError, readable_errors
 from longspan.config.overrides import split_words
 from longspan.config.reachable import check_output
 
@@ -28,17 +28,24 @@ def main(arguments: list[str]) -> None:
         from longspan.config.command_line import check_job, readable_words
 
         if "output" in own:
+            if Path(own["output"]).suffix.lower() != ".png":
+                raise ConfigError(f"output={own['output']}: the picture is a PNG; give a name that ends in .png")
             check_output("output", own["output"])
+        examples = own.get("examples", "3")
+        if not (examples.isascii() and examples.isdigit()):
+            raise ConfigError(f"examples={examples}: give how many of each split are shown, a whole number from 0")
         config = check_job(CONF, readable_words(words), elsewhere=True)
         from longspan.data.look import drawn, looked, shown
         from longspan.training.build import build
 
         module: Any = build(config, "data")
         module.setup("fit")
-        looks = looked(module, examples=int(own.get("examples", 3)))
+        looks = looked(module, examples=int(examples))
         print(shown(looks))
         if "output" in own:
-            drawn(looks, Path(own["output"]))
+            target = Path(own["output"]).expanduser()
+            target.parent.mkdir(parents=True, exist_ok=True)
+            drawn(looks, target)
             print(f"Written: {own['output']}")
 
 

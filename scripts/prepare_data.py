@@ -45,7 +45,9 @@ def main(arguments: list[str]) -> None:
         text = json.dumps(said, indent=2, ensure_ascii=False)
         print(text)
         if "output" in own:
-            Path(own["output"]).write_text(text + "\n", encoding="utf-8")
+            target = Path(own["output"]).expanduser()
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(text + "\n", encoding="utf-8")
             print(f"Written: {own['output']}")
 
 

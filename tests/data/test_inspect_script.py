@@ -6,14 +6,18 @@ from pathlib import Path
 
 import numpy as np
 import published_files
+import published_tracks
 import pytest
 from PIL import Image
 from warm_process import run
 
 from longspan.data import (
+    ContactMapDataModule,
     ImageClassificationDataModule,
     PairedDataModule,
+    RegulatoryActivityDataModule,
     SequenceClassificationDataModule,
+    SequenceRegressionDataModule,
     TokenLabellingDataModule,
 )
 from longspan.data.look import drawn, looked, shown
@@ -53,6 +57,46 @@ def test_it_names_what_is_wrong(tmp_path):
     assert "Traceback" not in done.stderr
     done = inspect("data=addresses", "data.max_lenght=5")
     assert done.returncode == 2 and "Did you mean data.max_length" in done.stderr
+    for word, reason in (("examples=some", "a whole number from 0"), ("output=look.jpg", "a name that ends in .png")):
+        done = inspect("data=addresses", word)
+        assert done.returncode == 2 and f"{word}: " in done.stderr and reason in done.stderr
+
+
+def test_what_is_sorted_by_class_shows_several(tmp_path):
+    for kind in ("neg", "pos"):
+        (tmp_path / kind).mkdir()
+        for n in range(20):
+            (tmp_path / kind / f"{n}.txt").write_text(f"Ünder {kind}\n{n}")
+    look = looked(SequenceClassificationDataModule(str(tmp_path), vocabulary="bytes", max_length=64), examples=4)[0]
+    assert [label for label, _ in look.examples] == ["neg", "neg", "pos", "pos"]
+    assert look.examples[0][1].startswith("Ünder neg\\n")  # escaped is what would break the line, and no more
+
+
+def test_numbers_are_told_and_drawn(tmp_path):
+    rows = "".join(f"text {n},{n / 10},{-n}\n" for n in range(60))
+    (tmp_path / "x.csv").write_text(f"text,a,b\n{rows}")
+    data = SequenceRegressionDataModule(str(tmp_path / "x.csv"), label_columns=["a", "b"], max_length=16)
+    looks = looked(data)
+    text = shown(looks)
+    low, high = (f"{bound:.4g}" for bound in (data.split("test").targets[:, 0].min(), data.split("test").targets[:, 0].max()))
+    assert f"  a: from {low} to {high}, half of them up to" in text and "  b: from -" in text and "[a " in text
+    drawn(looks, tmp_path / "look.png")
+    assert np.asarray(Image.open(tmp_path / "look.png").convert("L")).std() > 5
+
+
+@pytest.mark.parametrize("kind", ["activity", "contacts"])
+def test_tracks_are_told_and_drawn(kind, tmp_path, monkeypatch):
+    monkeypatch.setenv("LONGSPAN_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "f").mkdir()
+    path = str(getattr(published_tracks, kind)(tmp_path / "f"))
+    module = RegulatoryActivityDataModule if kind == "activity" else ContactMapDataModule
+    data = module(path=path, max_length=40 if kind == "activity" else 8192)
+    looks = looked(data, examples=1)
+    assert f"train: {len(data.split('train'))} sequences of {data.max_length:,} tokens each\n  numbers: from 0 to" in shown(
+        looks
+    )
+    assert looks[0].images[0].shape == ((3, 6) if kind == "activity" else (4, 4)) and looks[0].images[0].max() == 255
+    drawn(looks, tmp_path / "look.png")
 
 
 def test_images_are_drawn_as_they_are(tmp_path):

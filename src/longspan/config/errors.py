@@ -86,13 +86,17 @@ def of_worker(error: BaseException) -> str | None:
 def readable_errors() -> Iterator[None]:
     """Prints an explained error as one short message and exits with code 2.
 
-    Ctrl-C exits with code 130. Other exceptions, and all of them under HYDRA_FULL_ERROR=1, keep their traceback.
+    Ctrl-C exits with code 130, and output that nobody reads any more, as behind `| head`, with 141. Other exceptions, and all
+    of them under HYDRA_FULL_ERROR=1, keep their traceback.
     """
     try:
         yield
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
+    except BrokenPipeError:  # who reads, such as `head`, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes it once more
+        sys.exit(141)  # as a shell calls SIGPIPE
     except Exception as error:
         said = of_worker(error) or (f"{type(error).__name__}: {error}" if is_explained(error) else None)
         if said is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
