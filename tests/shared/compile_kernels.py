@@ -38,8 +38,8 @@ from longspan_kernels.selected.triton.backward import triton_backward as selecte
 from longspan_kernels.selected.triton.balance import triton_balance, triton_balance_backward
 from longspan_kernels.selected.triton.choose_important import triton_choose_important
 from longspan_kernels.selected.triton.choose_kernels import triton_choose, triton_choose_scored
+from longspan_kernels.selected.triton.choose_tokens import triton_choose_tokens
 from longspan_kernels.selected.triton.forward import triton_forward as selected_forward
-from longspan_kernels.selected.triton.index_scores import triton_compact, triton_index_scores
 from longspan_kernels.selected.triton.mix import triton_gated_sum, triton_gated_sum_backward
 from longspan_kernels.selected.triton.tokens import triton_tokens_backward, triton_tokens_forward
 
@@ -183,8 +183,9 @@ def selected() -> None:
         tokens = torch.zeros(1, 1024, 128, dtype=torch.int32)
         out, lse = triton_tokens_forward(q, k, k, tokens, 0.125)
         triton_tokens_backward(q, q, k, k, out, lse, tokens, 0.125)
-        scores = triton_index_scores(q[0], k[0, 0], torch.zeros(heads, 1024, dtype=dtype))
-        triton_compact(scores, torch.zeros(1024), torch.zeros(1024, dtype=torch.int32), tokens[0])
+        for indexer_heads in (1, 4):
+            index = torch.zeros(1, indexer_heads, 1024, 64, dtype=dtype)
+            triton_choose_tokens(index, k[:, 0], index[..., 0], None, 128)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def import_interpreted() -> None:
         import longspan_kernels.selected.triton.backward
         import longspan_kernels.selected.triton.choose_important
         import longspan_kernels.selected.triton.choose_kernels
-        import longspan_kernels.selected.triton.index_scores
+        import longspan_kernels.selected.triton.choose_tokens
         import longspan_kernels.selected.triton.mix
         import longspan_kernels.selected.triton.tokens  # noqa: F401
     finally:

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from longspan_kernels.block_sparse.backends import choose_backend, exact_products
 
-SCORES_AT_ONCE = 1 << 24  # scores held at a time; the heads' own are as many again each in plain torch
+SCORES_AT_ONCE = 1 << 24  # scores of heads that plain torch holds at a time
 
 
 def choose_tokens(
@@ -40,24 +40,23 @@ def choose_tokens(
 @torch.library.custom_op("longspan::choose_tokens", mutates_args=())
 def _choose_tokens(queries: Tensor, keys: Tensor, weights: Tensor, lengths: Tensor | None, picks: int, backend: str) -> Tensor:
     (B, J, T, _), device = queries.shape, queries.device
+    if backend == "triton" and queries.numel() and picks:
+        from longspan_kernels.selected.triton.choose_tokens import triton_choose_tokens
+
+        return triton_choose_tokens(queries, keys, weights, lengths, picks)
     out = torch.full((B, T, picks), -1, dtype=torch.int32, device=device)
-    step = max(1, SCORES_AT_ONCE // max(1, T * (1 if backend == "triton" else J)))
+    step = max(1, SCORES_AT_ONCE // max(1, T * J))
     tokens = torch.full((B,), T, device=device) if lengths is None else lengths
     for b in range(B):
         for first in range(0, T, step):
             rows = torch.arange(first, min(T, first + step), device=device)
             here, stop = slice(first, first + len(rows)), first + len(rows)
-            scores = _scores(queries[b, :, here], keys[b, :stop], weights[b, :, here], backend)  # (C, stop)
+            scores = _scores(queries[b, :, here], keys[b, :stop], weights[b, :, here])  # (C, stop)
             live = (torch.arange(stop, device=device) <= rows[:, None]) & (rows < tokens[b])[:, None]
             scores.masked_fill_(~live, float("-inf"))
             best, found = scores.topk(min(picks, stop), sorted=False)
             least = best.amin(-1)
             equals = best.shape[1] - (best > least[:, None]).sum(-1, dtype=torch.int32)  # how many of them are among the best
-            if backend == "triton":
-                from longspan_kernels.selected.triton.index_scores import triton_compact
-
-                triton_compact(scores, least, equals, out[b, here])
-                continue
             found = torch.where(best > float("-inf"), found.int(), T).sort(-1).values
             out[b, here, : found.shape[1]] = found.masked_fill(found == T, -1)
             # Which of equal scores topk takes is anyone's guess: rows with more of them than are taken go by their order.
@@ -81,12 +80,8 @@ def _compact(scores: Tensor, least: Tensor, equals: Tensor, out: Tensor) -> None
     out.copy_(room[:, :-1])
 
 
-def _scores(queries: Tensor, keys: Tensor, weights: Tensor, backend: str) -> Tensor:
+def _scores(queries: Tensor, keys: Tensor, weights: Tensor) -> Tensor:
     """[C, S] of queries [J, C, E], keys [S, E] and weights [J, C], in float32 or more."""
-    if backend == "triton":
-        from longspan_kernels.selected.triton.index_scores import triton_index_scores
-
-        return triton_index_scores(queries, keys, weights)
     exact = torch.promote_types(queries.dtype, torch.float32)
     with exact_products(queries):
         dots = queries.to(exact) @ keys.to(exact).T  # (J, C, S)

@@ -1,96 +1,118 @@
-"""The Triton kernel of index scores: heads are summed in registers. Triton is imported here: import this file lazily.
+"""The Triton kernel of index scores, as whole numbers in their order. Triton is imported here: import this file lazily.
 
-Legend: J heads, E their width, BE it rounded up to a power of two, BM x BN a tile of queries x keys.
+A program scores a tile of queries beside every M-th tile of keys, so that it can also leave the best of each lane: lane m of a
+query holds the tokens m, m + M, m + 2 M and so on. The n-th best of M lanes is at most the n-th best of all, and near it where
+M is some times n: a bound by which the best are found in one pass.
+
+Legend: J heads, E their width, BE it rounded up to a power of two, M lanes, BM x BN a tile of queries x keys.
 """
 
+# Triton adds tuples, but does not unpack into them; their types are its own.
+# ruff: noqa: RUF005
+# mypy: disable-error-code="assignment"
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from longspan_kernels.block_sparse.triton.common import interprets_bfloat16
-from longspan_kernels.launch.launcher import Launch, from_16_bytes, on_its_device, run_kernel, width_of
-from longspan_kernels.selected.triton.common import of_row, rows_at
+from longspan_kernels.selected.triton.common import elements, rows_at, tokens_of
+
+LEAST = tl.constexpr(-(1 << 31))  # of a token that a query does not see, or scores -inf
+VARYING = [
+    *("q_b", "q_j", "q_t", "k_b", "k_t", "w_b", "w_j", "w_t", "length", "first_b", "first", "row_tiles", "key_tiles"),
+]
 
 
-@triton.jit(do_not_specialize=["rows", "keys", "tiles"])
+@triton.jit
+def in_order(scores):
+    """Whole numbers that compare as the scores do; 0 and -0 are equal."""
+    bits = tl.where(scores == 0.0, 0.0, scores).to(tl.int32, bitcast=True)
+    return tl.where(scores == float("-inf"), LEAST, bits ^ ((bits >> 31) & 0x7FFFFFFF))
+
+
+@triton.jit
+def of_head(Q, W, j, row, exists, q_j, q_t, w_j, w_t, E: tl.constexpr, BE: tl.constexpr):
+    """(queries [BM, BE], weights [BM]) of one head."""
+    q = rows_at(Q + elements(j * q_j, E), row.to(tl.int64) * q_t, exists, E, BE)
+    return q, tl.load(W + j * w_j + row.to(tl.int64) * w_t, mask=exists, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def of_heads(Q, W, row, exists, q_j, q_t, w_j, w_t, J: tl.constexpr, E: tl.constexpr, BE: tl.constexpr):
+    queries, weights = (), ()
+    for j in tl.static_range(J):
+        q, w = of_head(Q, W, j, row, exists, q_j, q_t, w_j, w_t, E, BE)
+        queries = queries + (q,)
+        weights = weights + (w,)
+    return queries, weights
+
+
+@triton.jit(do_not_specialize=VARYING)
 def index_scores(
     Q,
     K,
     W,
-    OUT,
-    rows: tl.int32,
-    keys: tl.int32,
-    tiles: tl.int32,
+    LENGTHS,
+    SCORES,
+    LANES,
+    q_b: tl.int64,
+    q_j: tl.int64,
+    q_t: tl.int64,
+    k_b: tl.int64,
+    k_t: tl.int64,
+    w_b: tl.int64,
+    w_j: tl.int64,
+    w_t: tl.int64,
+    length: tl.int32,
+    first_b: tl.int32,
+    first: tl.int32,
+    row_tiles: tl.int32,
+    key_tiles: tl.int32,
     J: tl.constexpr,
     E: tl.constexpr,
     BE: tl.constexpr,
+    M: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
+    HELD: tl.constexpr,
 ):
-    """OUT [rows, keys] from Q [J, rows, E], K [keys, E] and W [J, rows]."""
+    """SCORES [sequences, row_tiles * BM, key_tiles * BN] and LANES [sequences, row_tiles * BM, M], both int32, of queries from
+    `first` on.
+
+    Columns after a row's tile of keys are not written. HELD: queries of all heads stay in shared memory.
+    """
     pid = tl.program_id(0)
-    row = pid % tiles * BM + tl.arange(0, BM)
-    key = pid // tiles * BN + tl.arange(0, BN)
-    k = tl.trans(rows_at(K, of_row(key, E), key < keys, E, BE))
-    total = tl.zeros([BM, BN], tl.float32)
-    for _ in tl.range(0, J):
-        q = rows_at(Q, of_row(row, E), row < rows, E, BE)
-        weight = tl.load(W + row, mask=row < rows, other=0.0).to(tl.float32)
-        total += tl.maximum(tl.dot(q, k, input_precision="ieee"), 0.0) * weight[:, None]
-        Q += rows * E
-        W += rows
-    place = OUT + row.to(tl.int64)[:, None] * keys + key[None, :]
-    tl.store(place, total, mask=(row < rows)[:, None] & (key < keys)[None, :])
-
-
-@triton.jit(do_not_specialize=["keys", "width", "out_row"])
-def compact_best(SCORES, LEAST, EQUALS, OUT, keys: tl.int32, width: tl.int32, out_row: tl.int64, BN: tl.constexpr):
-    """Columns of a row of SCORES [rows, keys] above LEAST, and the first EQUALS that equal it, to its row of OUT."""
-    row = tl.program_id(0)
-    least = tl.load(LEAST + row)
-    wanted = tl.load(EQUALS + row)
-    scores = SCORES + row.to(tl.int64) * keys
-    out = OUT + row.to(tl.int64) * out_row
-    taken_before = 0
-    equal_before = 0
-    for start in tl.range(0, keys, BN):
-        column = start + tl.arange(0, BN)
-        s = tl.load(scores + column, mask=column < keys, other=float("-inf"))
-        equal = ((s == least) & (s > float("-inf"))).to(tl.int32)
-        among = (equal > 0) & (equal_before + tl.cumsum(equal, 0) <= wanted)
-        taken = ((s > least) | among).to(tl.int32)
-        place = taken_before + tl.cumsum(taken, 0) - 1
-        tl.store(out + place, column, mask=(taken > 0) & (place < width))
-        taken_before += tl.sum(taken, 0)
-        equal_before += tl.sum(equal, 0)
-
-
-@on_its_device
-def triton_compact(scores: Tensor, least: Tensor, equals: Tensor, out: Tensor) -> None:
-    """As `index._compact`; out holds -1."""
-    rows, keys = scores.shape
-    numbers = {"keys": keys, "width": out.shape[1], "out_row": out.stride(0), "BN": 1024}
-    aligned = out if out.data_ptr() % 16 == 0 else out.clone()
-    tensors = (scores, from_16_bytes(least), from_16_bytes(equals), aligned)
-    run_kernel(compact_best, rows, Launch(4, 1), *tensors, **numbers)
-    if aligned is not out:
-        out.copy_(aligned)
-
-
-@on_its_device
-def triton_index_scores(queries: Tensor, keys: Tensor, weights: Tensor) -> Tensor:
-    """[C, S] float32 of queries [J, C, E], keys [S, E] and weights [J, C]."""
-    if interprets_bfloat16(queries):
-        queries, keys = queries.float(), keys.float()
-    queries, keys, weights = (from_16_bytes(x.contiguous()) for x in (queries, keys, weights))
-    (J, C, E), S = queries.shape, keys.shape[0]
-    out = torch.empty((C, S), dtype=torch.float32, device=queries.device)
-    side = 128 if queries.dtype.itemsize == 2 and E <= 128 else 32
-    tiles = -(-C // side)
-    numbers = {"rows": C, "keys": S, "tiles": tiles, "J": J, "E": E, "BE": width_of(E), "BM": side, "BN": side}
-    launch = Launch(8 if side > 32 else 4, 2)
-    run_kernel(index_scores, tiles * -(-S // side), launch, queries, keys, weights, out, **numbers)
-    return out
+    lane = pid % (M // BN) * BN
+    tile = row_tiles - 1 - pid // (M // BN) % row_tiles  # late queries see most: they go first
+    local_b = pid // (M // BN) // row_tiles
+    b = first_b + local_b
+    base = first + tile * BM
+    row = base + tl.arange(0, BM)
+    tokens = tokens_of(LENGTHS, b, length)
+    end = tl.where(base < tokens, tl.minimum(base + BM, tokens), 0)
+    Q += elements(b.to(tl.int64) * q_b, E)
+    K += elements(b.to(tl.int64) * k_b, E)
+    W += b.to(tl.int64) * w_b
+    at = (local_b * row_tiles + tile).to(tl.int64) * BM
+    SCORES += at * key_tiles * BN
+    LANES += at * M
+    local = tl.arange(0, BM)[:, None]
+    best = tl.full([BM, BN], LEAST, tl.int32)
+    if lane < end:
+        if HELD:
+            queries, weights = of_heads(Q, W, row, row < end, q_j, q_t, w_j, w_t, J, E, BE)
+        for start in tl.range(lane, end, M):
+            column = start + tl.arange(0, BN)
+            k = tl.trans(rows_at(K, column.to(tl.int64) * k_t, column < end, E, BE))
+            total = tl.zeros([BM, BN], tl.float32)
+            if HELD:
+                for j in tl.static_range(J):
+                    total += tl.maximum(tl.dot(queries[j], k, input_precision="ieee"), 0.0) * weights[j][:, None]
+            else:
+                for j in tl.range(0, J):
+                    q, w = of_head(Q, W, j, row, row < end, q_j, q_t, w_j, w_t, E, BE)
+                    total += tl.maximum(tl.dot(q, k, input_precision="ieee"), 0.0) * w[:, None]
+            key = tl.where(column[None, :] <= row[:, None], in_order(total), LEAST)
+            tl.store(SCORES + (local * (key_tiles * BN) + column[None, :]), key)
+            best = tl.maximum(best, key)
+        tl.store(LANES + (local * M + (lane + tl.arange(0, BN))[None, :]), best)
