@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from longspan_kernels.launch.graphs import clear_caches
 from longspan_kernels.selected import choose_tokens
 
 pytest.importorskip("triton")
@@ -55,12 +56,10 @@ def test_the_choice_is_that_of_a_stable_sort(seed, batch, heads, length, width, 
     ends = data.draw(st.none() | st.lists(st.integers(0, length), min_size=batch, max_size=batch))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(configs, "SCORE_BYTES", 1 if few_at_once else configs.SCORE_BYTES)  # 32 queries at a time
-        from longspan_kernels.selected.triton import choose_tokens as chunked
-
-        chunked._chunks.cache_clear()
+        clear_caches()
         lengths = None if ends is None else torch.tensor(ends)
         chosen = choose_tokens(queries, keys, weights, n, lengths=lengths, backend="triton")
-        chunked._chunks.cache_clear()
+        clear_caches()
     assert chosen.equal(by_sorting(queries, keys, weights, n, ends or [length] * batch))
 
 

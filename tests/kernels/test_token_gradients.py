@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from longspan_kernels.launch.graphs import clear_caches
 from longspan_kernels.selected import attend_to_tokens, selected_reference
 
 pytest.importorskip("triton")
@@ -33,12 +34,12 @@ def drawn_picks(seed, batch, length, n):
     words=st.integers(1, 3),
 )
 def test_picks_are_placed_as_a_stable_sort_places_them(seed, batch, length, n, words):
-    from longspan_kernels.selected.triton.tokens import lists_of
+    from longspan_kernels.selected.triton.tokens import listing
 
     picks, chunk = drawn_picks(seed, batch, length, n).int(), 32 * words
     begin = seed % length
     rows = length - begin
-    table, ends = lists_of(picks, begin, rows, chunk)
+    table, ends = listing(batch, length, n, begin, rows, chunk)(picks)
     for number, first in enumerate(range(begin, length, chunk)):
         here = picks[:, first : first + chunk]
         list_of = torch.where(here < 0, batch * length, here + torch.arange(batch)[:, None, None] * length).flatten()
@@ -78,7 +79,9 @@ def test_gradients_are_the_definitions(seed, shape, group, length, width, n, few
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(configs, "TOKEN_BYTES", 1 if few_at_once else configs.TOKEN_BYTES)  # 32 queries at a time
         patch.setattr(configs, "TOKEN_LIST_BYTES", 1 if few_lists else configs.TOKEN_LIST_BYTES)
+        clear_caches()
         out = attend_to_tokens(*leaves, picks, backend="triton")
         mine = torch.autograd.grad(out, leaves, dout)
+        clear_caches()
     for a, b in zip((out, *mine), (expected, *theirs), strict=True):
         torch.testing.assert_close(a.double(), b, atol=2e-5, rtol=2e-5)

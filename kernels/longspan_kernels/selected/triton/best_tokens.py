@@ -1,11 +1,12 @@
 """The Triton kernel that selects the best tokens of each query from its index scores. Triton is imported here: import this file
 lazily.
 
-One program a query. The n-th best of the lanes (see `index_scores`) is a bound that some n tokens reach: they are collected in
-one pass, and the n-th best of them is found bit by bit in registers. Where more reach it than there is room for, the n-th best
-is found bit by bit over the row.
+One program a query. The n-th best of the lanes (see `index_scores`) is a bound that n tokens or more reach. One pass over the
+row marks them, a bit each, and they are collected from the bits: so few instructions fall on a score. The n-th best of what is
+collected is found bit by bit in registers. Where more reach the bound than there is room for, it is found over the row.
 
-Legend: n picks a query, M lanes, ROOM tokens that may be collected, BLOCK scores at a time.
+Legend: n picks a query, M lanes, ROOM tokens that may be collected, MARKED scores are marked at a time and WORDS words of 32
+marks read, BLOCK anything else.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import triton
 import triton.language as tl
 
 from longspan_kernels.selected.triton.common import tokens_of
-from longspan_kernels.selected.triton.index_scores import LEAST
+from longspan_kernels.selected.triton.index_scores import LEAST, NEVER
+from longspan_kernels.selected.triton.token_lists import ones
 
 
 @triton.jit
@@ -35,13 +37,14 @@ def common_bits(low, high, many):
 
 
 @triton.jit
-def nth_best(keys, n, low):
-    """The n-th largest of whole numbers, `low` or more."""
+def nth_best(keys, n, low, most):
+    """A number, `low` or more, that n to `most` whole numbers reach; the n-th largest where equals leave no such number."""
     known, bit = common_bits(low, tl.max(keys, 0), tl.sum((keys >= 0).to(tl.int32), 0) >= n)
     while bit > 0:
         trial = known | bit
-        known = tl.where(tl.sum((keys >= trial).to(tl.int32), 0) >= n, trial, known)
-        bit = bit >> 1
+        count = tl.sum((keys >= trial).to(tl.int32), 0)
+        known = tl.where(count >= n, trial, known)
+        bit = tl.where((count >= n) & (count <= most), 0, bit >> 1)
     return known
 
 
@@ -64,11 +67,14 @@ def reaching(ROW, visible, width, least, BLOCK: tl.constexpr):
 
 @triton.jit
 def nth_best_of_row(ROW, visible, width, n, low, high, BLOCK: tl.constexpr):
-    known, bit = common_bits(low, high, reaching(ROW, visible, width, 0, BLOCK) >= n)
-    while bit > 0:
-        trial = known | bit
-        known = tl.where(reaching(ROW, visible, width, trial, BLOCK) >= n, trial, known)
-        bit = bit >> 1
+    """The n-th largest score, between `low` and `high`. Where many equal `low` it is found at once."""
+    known = low
+    if reaching(ROW, visible, width, low + 1, BLOCK) >= n:
+        known, bit = common_bits(low, high, reaching(ROW, visible, width, 0, BLOCK) >= n)
+        while bit > 0:
+            trial = known | bit
+            known = tl.where(reaching(ROW, visible, width, trial, BLOCK) >= n, trial, known)
+            bit = bit >> 1
     return known
 
 
@@ -77,7 +83,7 @@ def ranks(keys, least, above, equal, equals):
     """Of scores in the order of tokens: (which are above `least` or among its first `equals` equals, their place, and how many
     are above and equal by now), given how many were before."""
     over = (keys > least).to(tl.int32)
-    same = ((keys == least) & (keys > LEAST)).to(tl.int32)
+    same = ((keys == least) & (keys > NEVER)).to(tl.int32)
     counted = tl.cumsum(over + (same << 16), 0)
     overs = above + (counted & 0xFFFF)
     sames = equal + (counted >> 16)
@@ -86,13 +92,46 @@ def ranks(keys, least, above, equal, equals):
     return taken, overs + tl.minimum(sames, equals) - 1, above + (total & 0xFFFF), equal + (total >> 16)
 
 
+@triton.jit
+def mark(ROW, BITS, visible, width, least, BLOCK: tl.constexpr):
+    """BITS: which scores of a row are `least` or more, 32 a word. Those after `visible` may be anything."""
+    word = tl.arange(0, BLOCK // 32)
+    bit = tl.arange(0, 32)[None, :]
+    for start in tl.range(0, visible, BLOCK):
+        column = start + word[:, None] * 32 + bit
+        keys = tl.load(ROW + column, mask=column < width, other=LEAST)
+        bits = tl.sum((keys >= least).to(tl.int32) << bit, 1)
+        tl.store(BITS + start // 32 + word, bits, mask=start + word * 32 < width)
+
+
+@triton.jit
+def collect(BITS, FOUND, visible, ROOM: tl.constexpr, WORDS: tl.constexpr):
+    """The columns of BITS, in rising order, to FOUND, as far as there is room; returns how many they are."""
+    count = 0
+    for start in tl.range(0, visible, 32 * WORDS):
+        first = start + 32 * tl.arange(0, WORDS)
+        left = tl.minimum(tl.maximum(visible - first, 0), 32)
+        bits = tl.load(BITS + start // 32 + tl.arange(0, WORDS), mask=left > 0, other=0)
+        bits = tl.where(left < 32, bits & ((1 << tl.minimum(left, 31)) - 1), bits)
+        number = ones(bits)
+        place = count + tl.cumsum(number, 0) - number
+        count += tl.sum(number, 0)
+        for _ in tl.range(0, tl.max(number, 0)):
+            lowest = bits & -bits
+            exponent = lowest.to(tl.float32).to(tl.int32, bitcast=True) >> 23  # of a power of two, maybe negative
+            tl.store(FOUND + place, first + (exponent & 0xFF) - 127, mask=(bits != 0) & (place < ROOM))
+            place += 1
+            bits = bits ^ lowest
+    return count
+
+
 @triton.jit(do_not_specialize=["length", "first_b", "first", "rows", "padded", "key_tiles"])
 def best_tokens(
     SCORES,
     LANES,
     LENGTHS,
+    BITS,
     FOUND,
-    FOUND_AT,
     OUT,
     length: tl.int32,
     first_b: tl.int32,
@@ -103,11 +142,15 @@ def best_tokens(
     n: tl.constexpr,
     M: tl.constexpr,
     ROOM: tl.constexpr,
+    MARKED: tl.constexpr,
+    WORDS: tl.constexpr,
     BLOCK: tl.constexpr,
     BN: tl.constexpr,
 ):
-    """OUT [B, T, n]: the best tokens of `rows` queries from `first` on in rising order, then -1. SCORES have `padded` rows of
-    key_tiles * BN a sequence, FOUND and FOUND_AT room for ROOM numbers a query."""
+    """OUT [B, T, n]: the best tokens of `rows` queries from `first` on in rising order, then -1.
+
+    SCORES have `padded` rows of key_tiles * BN a sequence. Of each query BITS hold one of each score, and FOUND ROOM tokens.
+    """
     pid = tl.program_id(0)
     local_b = pid // rows
     b = first_b + local_b
@@ -122,36 +165,30 @@ def best_tokens(
         at = (local_b * padded + pid % rows).to(tl.int64)
         width = key_tiles * BN
         scores = SCORES + at * key_tiles * BN
+        bits = BITS + pid.to(tl.int64) * key_tiles * (BN // 32)
         found = FOUND + pid.to(tl.int64) * ROOM
-        found_at = FOUND_AT + pid.to(tl.int64) * ROOM
         lane = tl.arange(0, M)
         lanes = tl.where(lane < visible, tl.load(LANES + at * M + lane), LEAST)
-        most = tl.max(lanes, 0)
-        low = LEAST
+        best = tl.max(lanes, 0)
+        low = NEVER + 1
         if n <= M:
-            low = nth_best(lanes, n, tl.min(lanes, 0))
-        above = 0
-        equal = 0
-        for start in tl.range(0, visible, BLOCK):
-            column, keys = scores_from(scores, start, visible, width, BLOCK)
-            taken, place, above, equal = ranks(keys, low, above, equal, n)
-            taken = taken & (place < ROOM)
-            tl.store(found + place, keys, mask=taken)
-            tl.store(found_at + place, column, mask=taken)
-        count = above + tl.minimum(equal, n)
+            low = tl.maximum(nth_best(lanes, n, tl.min(lanes, 0), n + n // 8), NEVER + 1)
+        mark(scores, bits, visible, width, low, MARKED)
+        tl.debug_barrier()
+        count = collect(bits, found, visible, ROOM, WORDS)
         written = 0
         if count <= ROOM:
             tl.debug_barrier()
             number = tl.arange(0, ROOM)
-            keys = tl.where(number < count, tl.load(found + number), LEAST)
-            column = tl.load(found_at + number)
-            least = nth_best(keys, n, low)
+            column = tl.load(found + number)
+            keys = tl.load(scores + column, mask=number < count, other=LEAST)
+            least = nth_best(keys, n, low, n)
             equals = n - tl.sum((keys > least).to(tl.int32), 0)
             taken, place, above, equal = ranks(keys, least, 0, 0, equals)
             tl.store(out + place, column, mask=taken)
             written = above + tl.minimum(equal, equals)
         else:
-            least = nth_best_of_row(scores, visible, width, n, low, most, BLOCK)
+            least = nth_best_of_row(scores, visible, width, n, low, best, BLOCK)
             equals = n - reaching(scores, visible, width, least + 1, BLOCK)
             above = 0
             equal = 0

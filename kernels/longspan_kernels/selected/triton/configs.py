@@ -53,16 +53,18 @@ def rows_tile(width: int, itemsize: int, block_size: int) -> Tile:
     return Tile(128 if width <= 64 else 64, 64, Launch(8 if width <= 64 else 4, 2))
 
 
-SCORE_BYTES = 384 << 20  # of index scores, and of what selects among them, held at a time
+SCORE_BYTES = 512 << 20  # of index scores, and of what selects among them, held at a time
 HELD_HEADS = 4  # queries of so many indexer heads stay in shared memory
 MOST_LANES = 16384  # that a program holds in registers
-SCORES_A_STEP = 2048  # of a row that a program selects from
+MARKED_SCORES = 2048  # of a row that a program marks at a time
+MARKED_WORDS = 512  # of 32 marks that it reads at a time
+SCORES_A_STEP = 1024  # of a row where its marks do not help
 
 
 def index_tile(width: int, itemsize: int) -> Tile:
     """Index scores: queries x keys."""
     if itemsize == 2 and width <= 128:
-        return Tile(128, 64, Launch(8, 3 if width <= 64 else 2))
+        return Tile(64, 64, Launch(4, 3 if width <= 64 else 2))
     return Tile(32, 32, Launch(4, 1))
 
 
@@ -73,17 +75,21 @@ def lanes(picks: int, keys: int) -> int:
 
 def selecting(lanes: int) -> Launch:
     """The launch of a program that selects from one row."""
-    return Launch(max(4, min(16, lanes // 1024)), 1)
+    return Launch(max(4, min(16, lanes // 1024)), 1, registers=80)
 
 
 TOKEN_BYTES = 512 << 20  # of the rows that picks of single tokens add to dk and dv, held at a time
-TOKEN_LIST_BYTES = 64 << 20  # of the lists by which they are put into the order of tokens
+ADDED_ROWS = 32  # of them that a program sums at a time
+TOKEN_LIST_BYTES = 128 << 20  # of the lists by which they are put into the order of tokens
 
 
 def tokens_tile(width: int, itemsize: int) -> Tile:
     """Attention to tokens chosen one by one: the rows are the heads of one query."""
-    return Tile(16, 64 if itemsize == 2 else 32, Launch(4, 3 if itemsize == 2 and width <= 64 else 1))
+    if itemsize == 2 and width <= 64:
+        return Tile(16, 32, Launch(1, 3))
+    return Tile(16, 64 if itemsize == 2 else 32, Launch(4, 1))
 
 
 def token_gradients_tile(width: int, itemsize: int) -> Tile:
-    return tokens_tile(width, itemsize)
+    """Their gradients. So few warps take none of Hopper's instructions for products, which go wrong for few columns."""
+    return Tile(16, 32, Launch(1 if width <= 64 else 2, 3 if width <= 64 else 2) if itemsize == 2 else Launch(4, 1))

@@ -17,7 +17,8 @@ import triton.language as tl
 
 from longspan_kernels.selected.triton.common import elements, rows_at, tokens_of
 
-LEAST = tl.constexpr(-(1 << 31))  # of a token that a query does not see, or scores -inf
+LEAST = tl.constexpr(-(1 << 31))  # of a token that a query does not see
+NEVER = tl.constexpr(0x7FFFFF - (1 << 31))  # of a score of -inf: it and less are never picked
 VARYING = [
     *("q_b", "q_j", "q_t", "k_b", "k_t", "w_b", "w_j", "w_t", "length", "first_b", "first", "row_tiles", "key_tiles"),
 ]
@@ -25,9 +26,9 @@ VARYING = [
 
 @triton.jit
 def in_order(scores):
-    """Whole numbers that compare as the scores do; 0 and -0 are equal."""
-    bits = tl.where(scores == 0.0, 0.0, scores).to(tl.int32, bitcast=True)
-    return tl.where(scores == float("-inf"), LEAST, bits ^ ((bits >> 31) & 0x7FFFFFFF))
+    """Whole numbers that compare as the scores do. A sum that begins with 0 is never -0, so equal scores have equal numbers."""
+    bits = scores.to(tl.int32, bitcast=True)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
 @triton.jit

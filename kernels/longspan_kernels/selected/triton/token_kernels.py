@@ -117,14 +117,15 @@ def differentiate_tokens(
         for at in tl.range(0, n, BN):
             picked, there, k, v = picked_tile(PICKS, list_row, at, n, K + of_keys, V + of_keys, kv_t, D, BD, BN)
             entry = tl.load(table + picked, mask=there, other=0)
-            s = tl.dot(q, tl.trans(k), input_precision="ieee") * (scale * LOG2E) - lse2[:, None]
-            p = tl.where(there[None, :] & (g < G)[:, None], tl.exp2(tl.minimum(s, 0.0)), 0.0)
-            dp = tl.dot(dout, tl.trans(v), input_precision="ieee")
-            ds = (p * (dp - delta[:, None])).to(k.dtype)
-            dq = tl.dot(ds, k, dq, input_precision="ieee")
+            # Picks are rows, so that weights go from one product to the next in registers.
+            s = tl.dot(k, tl.trans(q), input_precision="ieee") * (scale * LOG2E) - lse2[None, :]
+            p = tl.where(there[:, None] & (g < G)[None, :], tl.exp2(tl.minimum(s, 0.0)), 0.0)
             part = 2 * ((entry >> 32) + ones(entry.to(tl.int32) & earlier))
-            store_rows(parts, part, there, tl.dot(tl.trans(ds), q, input_precision="ieee") * scale, D, BD)
-            store_rows(parts, part + 1, there, tl.dot(tl.trans(p.to(dout.dtype)), dout, input_precision="ieee"), D, BD)
+            store_rows(parts, part + 1, there, tl.dot(p.to(dout.dtype), dout, input_precision="ieee"), D, BD)
+            dp = tl.dot(v, tl.trans(dout), input_precision="ieee")
+            ds = (p * (dp - delta[None, :])).to(k.dtype)
+            store_rows(parts, part, there, tl.dot(ds, q, input_precision="ieee") * scale, D, BD)
+            dq = tl.dot(tl.trans(ds), k, dq, input_precision="ieee")
         store_rows(DQ, row, g < G, dq * scale, D, BD)
 
 

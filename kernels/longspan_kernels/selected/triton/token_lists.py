@@ -13,6 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+LISTS = 32  # a program
 VARYING = ["length", "start", "rows", "lists", "words"]
 
 
@@ -56,37 +57,51 @@ def mark_picks(
         tl.atomic_or(table + token, bit, mask=token >= 0, sem="relaxed")
 
 
-@triton.jit(do_not_specialize=VARYING)
-def count_picks(TABLE, COUNTS, lists: tl.int32, words: tl.int32, BW: tl.constexpr, BL: tl.constexpr):
-    """COUNTS [chunks, lists] int32: picks of each list of each chunk."""
-    tiles = (lists + BL - 1) // BL
-    pid = tl.program_id(0)
-    chunk = pid // tiles
-    number = pid % tiles * BL + tl.arange(0, BL)
+@triton.jit
+def words_at(chunk, first, number, words, lists, BW: tl.constexpr):
+    """(where, which exist) of BW words of lists `number`, from word `first` of a chunk on: [BW, BL]."""
+    word = first + tl.arange(0, BW)
+    at = (chunk * words + word).to(tl.int64)[:, None] * lists + number[None, :]
+    return at, (word < words)[:, None] & (number < lists)[None, :]
+
+
+@triton.jit
+def counted(TABLE, chunk, number, words, lists, BW: tl.constexpr, BL: tl.constexpr):
+    """[BL]: picks of lists of a chunk."""
     count = tl.zeros([BL], tl.int32)
     for first in tl.range(0, words, BW):
-        word = first + tl.arange(0, BW)
-        there = (word < words)[:, None] & (number < lists)[None, :]
-        at = (chunk * words + word).to(tl.int64)[:, None] * lists + number[None, :]
+        at, there = words_at(chunk, first, number, words, lists, BW)
         count += tl.sum(ones(tl.load(TABLE + at, mask=there, other=0).to(tl.int32)), 0)
-    tl.store(COUNTS + chunk.to(tl.int64) * lists + number, count, mask=number < lists)
+    return count
 
 
 @triton.jit(do_not_specialize=VARYING)
-def place_words(TABLE, ENDS, lists: tl.int32, words: tl.int32, BW: tl.constexpr, BL: tl.constexpr):
-    """Writes the upper halves of TABLE. ENDS [chunks, lists] int32: picks of a chunk up to the end of each list."""
-    tiles = (lists + BL - 1) // BL
+def count_picks(TABLE, COUNTS, lists: tl.int32, words: tl.int32, BW: tl.constexpr, BL: tl.constexpr):
+    """COUNTS [chunks, tiles] int32: picks of each chunk in BL lists together."""
     pid = tl.program_id(0)
+    tiles = (lists + BL - 1) // BL
+    count = counted(TABLE, pid // tiles, pid % tiles * BL + tl.arange(0, BL), words, lists, BW, BL)
+    tl.store(COUNTS + pid, tl.sum(count, 0))
+
+
+@triton.jit(do_not_specialize=VARYING)
+def place_words(TABLE, COUNTED, ENDS, lists: tl.int32, words: tl.int32, BW: tl.constexpr, BL: tl.constexpr):
+    """Writes the upper halves of TABLE, and ENDS [chunks, lists] int32: picks of a chunk up to the end of each list.
+
+    COUNTED [chunks, tiles]: picks of a chunk up to the end of each BL lists.
+    """
+    pid = tl.program_id(0)
+    tiles = (lists + BL - 1) // BL
     chunk = pid // tiles
     number = pid % tiles * BL + tl.arange(0, BL)
-    ends = ENDS + chunk.to(tl.int64) * lists
-    before = tl.load(ends + number - 1, mask=(number > 0) & (number < lists), other=0)
+    count = counted(TABLE, chunk, number, words, lists, BW, BL)
+    ends = tl.cumsum(count, 0) + tl.load(COUNTED + pid) - tl.sum(count, 0)
+    tl.store(ENDS + chunk.to(tl.int64) * lists + number, ends, mask=number < lists)
+    before = ends - count
     for first in tl.range(0, words, BW):
-        word = first + tl.arange(0, BW)
-        there = (word < words)[:, None] & (number < lists)[None, :]
-        at = (chunk * words + word).to(tl.int64)[:, None] * lists + number[None, :]
+        at, there = words_at(chunk, first, number, words, lists, BW)
         bits = tl.load(TABLE + at, mask=there, other=0)
-        count = ones(bits.to(tl.int32))
-        earlier = before[None, :] + tl.cumsum(count, 0) - count
+        number_of = ones(bits.to(tl.int32))
+        earlier = before[None, :] + tl.cumsum(number_of, 0) - number_of
         tl.store(TABLE + at, bits | (earlier.to(tl.int64) << 32), mask=there)
-        before += tl.sum(count, 0)
+        before += tl.sum(number_of, 0)
