@@ -37,15 +37,15 @@ def drawn(seed, batch, heads, length, width, spread):
 
 
 @pytest.mark.usefixtures("interpreted")
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(
     seed=st.integers(0, 1 << 20),
     batch=st.integers(1, 2),
     heads=st.sampled_from([1, 3, 5]),
-    length=st.integers(1, 75),
+    length=st.integers(1, 50),
     width=st.sampled_from([16, 20]),
     n=st.integers(1, 20),
-    spread=st.sampled_from([0.0, 0.4, 1.5]),
+    spread=st.sampled_from([0.4, 1.5]),
     few_at_once=st.booleans(),
     data=st.data(),
 )
@@ -72,6 +72,15 @@ def test_more_tokens_above_the_bound_than_there_is_room_for():
     queries, weights = queries.abs(), weights.abs() + 1.0
     chosen = choose_tokens(queries, keys, weights, 4, backend="triton")
     assert chosen.equal(by_sorting(queries, keys, weights, 4, [68]))
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("better", [(), (3, 30)])
+def test_among_many_equal_scores_the_earliest_are_chosen(better):
+    queries, keys, weights = torch.ones(1, 1, 40, 16), torch.ones(1, 40, 16), torch.ones(1, 1, 40)
+    keys[0, list(better)] = 2.0
+    chosen = choose_tokens(queries, keys, weights, 5, backend="triton")
+    assert chosen.equal(by_sorting(queries, keys, weights, 5, [40]))
 
 
 @pytest.mark.usefixtures("interpreted")

@@ -3,7 +3,8 @@ lazily.
 
 One program a query. The n-th best of the lanes (see `index_scores`) is a bound that n tokens or more reach. One pass over the
 row marks them, a bit each, and they are collected from the bits: so few instructions fall on a score. The n-th best of what is
-collected is found bit by bit in registers. Where more reach the bound than there is room for, it is found over the row.
+collected is found bit by bit in registers. Where more reach the bound than there is room for, many equal it or it is found over
+the row; the tokens then come from the bits alone.
 
 Legend: n picks a query, M lanes, ROOM tokens that may be collected, MARKED scores are marked at a time and WORDS words of 32
 marks read, BLOCK anything else.
@@ -67,29 +68,26 @@ def reaching(ROW, visible, width, least, BLOCK: tl.constexpr):
 
 @triton.jit
 def nth_best_of_row(ROW, visible, width, n, low, high, BLOCK: tl.constexpr):
-    """The n-th largest score, between `low` and `high`. Where many equal `low` it is found at once."""
-    known = low
-    if reaching(ROW, visible, width, low + 1, BLOCK) >= n:
-        known, bit = common_bits(low, high, reaching(ROW, visible, width, 0, BLOCK) >= n)
-        while bit > 0:
-            trial = known | bit
-            known = tl.where(reaching(ROW, visible, width, trial, BLOCK) >= n, trial, known)
-            bit = bit >> 1
+    """The n-th largest score, between `low` and `high`."""
+    known, bit = common_bits(low, high, reaching(ROW, visible, width, 0, BLOCK) >= n)
+    while bit > 0:
+        trial = known | bit
+        known = tl.where(reaching(ROW, visible, width, trial, BLOCK) >= n, trial, known)
+        bit = bit >> 1
     return known
 
 
 @triton.jit
-def ranks(keys, least, above, equal, equals):
-    """Of scores in the order of tokens: (which are above `least` or among its first `equals` equals, their place, and how many
-    are above and equal by now), given how many were before."""
+def ranks(keys, least, equals):
+    """Of scores in the order of tokens: (which are above `least` or among its first `equals` equals, their place, how many)."""
     over = (keys > least).to(tl.int32)
     same = ((keys == least) & (keys > NEVER)).to(tl.int32)
     counted = tl.cumsum(over + (same << 16), 0)
-    overs = above + (counted & 0xFFFF)
-    sames = equal + (counted >> 16)
+    sames = counted >> 16
     taken = (over > 0) | ((same > 0) & (sames <= equals))
     total = tl.sum(over + (same << 16), 0)
-    return taken, overs + tl.minimum(sames, equals) - 1, above + (total & 0xFFFF), equal + (total >> 16)
+    place = (counted & 0xFFFF) + tl.minimum(sames, equals) - 1
+    return taken, place, (total & 0xFFFF) + tl.minimum(total >> 16, equals)
 
 
 @triton.jit
@@ -105,24 +103,73 @@ def mark(ROW, BITS, visible, width, least, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def marked(BITS, start, visible, WORDS: tl.constexpr):
+    """(the first column of each word, its marks, how many) of WORDS words from column `start` on."""
+    first = start + 32 * tl.arange(0, WORDS)
+    left = tl.minimum(tl.maximum(visible - first, 0), 32)
+    bits = tl.load(BITS + start // 32 + tl.arange(0, WORDS), mask=left > 0, other=0)
+    bits = tl.where(left < 32, bits & ((1 << tl.minimum(left, 31)) - 1), bits)
+    return first, bits, ones(bits)
+
+
+@triton.jit
+def lowest_of(bits):
+    """(the lowest bit that is set, its number)."""
+    lowest = bits & -bits
+    exponent = lowest.to(tl.float32).to(tl.int32, bitcast=True) >> 23  # of a power of two, maybe negative
+    return lowest, (exponent & 0xFF) - 127
+
+
+@triton.jit
 def collect(BITS, FOUND, visible, ROOM: tl.constexpr, WORDS: tl.constexpr):
-    """The columns of BITS, in rising order, to FOUND, as far as there is room; returns how many they are."""
+    """The columns marked in BITS, in rising order, to FOUND, as far as there is room; returns how many they are."""
     count = 0
     for start in tl.range(0, visible, 32 * WORDS):
-        first = start + 32 * tl.arange(0, WORDS)
-        left = tl.minimum(tl.maximum(visible - first, 0), 32)
-        bits = tl.load(BITS + start // 32 + tl.arange(0, WORDS), mask=left > 0, other=0)
-        bits = tl.where(left < 32, bits & ((1 << tl.minimum(left, 31)) - 1), bits)
-        number = ones(bits)
+        first, bits, number = marked(BITS, start, visible, WORDS)
         place = count + tl.cumsum(number, 0) - number
         count += tl.sum(number, 0)
         for _ in tl.range(0, tl.max(number, 0)):
-            lowest = bits & -bits
-            exponent = lowest.to(tl.float32).to(tl.int32, bitcast=True) >> 23  # of a power of two, maybe negative
-            tl.store(FOUND + place, first + (exponent & 0xFF) - 127, mask=(bits != 0) & (place < ROOM))
+            lowest, at = lowest_of(bits)
+            tl.store(FOUND + place, first + at, mask=(bits != 0) & (place < ROOM))
             place += 1
             bits = bits ^ lowest
     return count
+
+
+@triton.jit
+def count_marks(BITS, visible, WORDS: tl.constexpr):
+    count = tl.zeros([WORDS], tl.int32)
+    for start in tl.range(0, visible, 32 * WORDS):
+        _, _, number = marked(BITS, start, visible, WORDS)
+        count += number
+    return tl.sum(count, 0)
+
+
+@triton.jit
+def collect_with_equals(BITS, ABOVE, OUT, visible, equals, WORDS: tl.constexpr):
+    """The columns marked in ABOVE and the first `equals` of the others marked in BITS, in rising order, to OUT; returns how
+    many. BITS hold all marks of ABOVE."""
+    overs = 0
+    sames = 0
+    for start in tl.range(0, visible, 32 * WORDS):
+        first, bits, number = marked(BITS, start, visible, WORDS)
+        _, above, number_above = marked(ABOVE, start, visible, WORDS)
+        both = number_above + ((number - number_above) << 16)
+        before = tl.cumsum(both, 0) - both
+        over = overs + (before & 0xFFFF)
+        same = sames + (before >> 16)
+        total = tl.sum(both, 0)
+        overs += total & 0xFFFF
+        sames += total >> 16
+        for _ in tl.range(0, tl.max(number, 0)):
+            lowest, at = lowest_of(bits)
+            is_over = ((above & lowest) != 0).to(tl.int32)
+            taken = (bits != 0) & ((is_over > 0) | (same < equals))
+            tl.store(OUT + over + tl.minimum(same, equals), first + at, mask=taken)
+            over += is_over
+            same += 1 - is_over
+            bits = bits ^ lowest
+    return overs + tl.minimum(sames, equals)
 
 
 @triton.jit(do_not_specialize=["length", "first_b", "first", "rows", "padded", "key_tiles"])
@@ -149,7 +196,7 @@ def best_tokens(
 ):
     """OUT [B, T, n]: the best tokens of `rows` queries from `first` on in rising order, then -1.
 
-    SCORES have `padded` rows of key_tiles * BN a sequence. Of each query BITS hold one of each score, and FOUND ROOM tokens.
+    SCORES have `padded` rows of key_tiles * BN a sequence. Of each query BITS hold two of each score, and FOUND ROOM tokens.
     """
     pid = tl.program_id(0)
     local_b = pid // rows
@@ -165,7 +212,7 @@ def best_tokens(
         at = (local_b * padded + pid % rows).to(tl.int64)
         width = key_tiles * BN
         scores = SCORES + at * key_tiles * BN
-        bits = BITS + pid.to(tl.int64) * key_tiles * (BN // 32)
+        bits = BITS + pid.to(tl.int64) * key_tiles * (BN // 32) * 2
         found = FOUND + pid.to(tl.int64) * ROOM
         lane = tl.arange(0, M)
         lanes = tl.where(lane < visible, tl.load(LANES + at * M + lane), LEAST)
@@ -176,27 +223,29 @@ def best_tokens(
         mark(scores, bits, visible, width, low, MARKED)
         tl.debug_barrier()
         count = collect(bits, found, visible, ROOM, WORDS)
+        tl.debug_barrier()
         written = 0
         if count <= ROOM:
-            tl.debug_barrier()
             number = tl.arange(0, ROOM)
             column = tl.load(found + number)
             keys = tl.load(scores + column, mask=number < count, other=LEAST)
             least = nth_best(keys, n, low, n)
-            equals = n - tl.sum((keys > least).to(tl.int32), 0)
-            taken, place, above, equal = ranks(keys, least, 0, 0, equals)
+            taken, place, written = ranks(keys, least, n - tl.sum((keys > least).to(tl.int32), 0))
             tl.store(out + place, column, mask=taken)
-            written = above + tl.minimum(equal, equals)
         else:
-            least = nth_best_of_row(scores, visible, width, n, low, best, BLOCK)
-            equals = n - reaching(scores, visible, width, least + 1, BLOCK)
-            above = 0
-            equal = 0
-            for start in tl.range(0, visible, BLOCK):
-                column, keys = scores_from(scores, start, visible, width, BLOCK)
-                taken, place, above, equal = ranks(keys, least, above, equal, equals)
-                tl.store(out + place, column, mask=taken)
-            written = above + tl.minimum(equal, equals)
+            # Mostly many equal the bound: then it is the n-th best itself.
+            above = bits + width // 32
+            mark(scores, above, visible, width, low + 1, MARKED)
+            tl.debug_barrier()
+            over = count_marks(above, visible, WORDS)
+            if over >= n:
+                least = nth_best_of_row(scores, visible, width, n, low + 1, best, BLOCK)
+                tl.debug_barrier()
+                mark(scores, bits, visible, width, least, MARKED)
+                mark(scores, above, visible, width, least + 1, MARKED)
+                tl.debug_barrier()
+                over = count_marks(above, visible, WORDS)
+            written = collect_with_equals(bits, above, out, visible, n - over, WORDS)
         for start in tl.range(written, n, BLOCK):  # scores of -inf are never picked
             column = start + tl.arange(0, BLOCK)
             tl.store(out + column, -1, mask=column < n)

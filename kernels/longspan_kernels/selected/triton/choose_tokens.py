@@ -91,7 +91,7 @@ class Launches:
         """Numbers in scores, lanes, bits and tokens found."""
         padded, rows = (chunk.sequences * rows for rows in (chunk.row_tiles * self.tile.rows, chunk.rows))
         width = chunk.key_tiles * self.tile.keys
-        return padded * width, padded * self.lanes, rows * width // 32, rows * self.room
+        return padded * width, padded * self.lanes, rows * width // 16, rows * self.room
 
     def scoring(self, chunk: Chunk) -> Plan:
         s, tile = self.shape, self.tile

@@ -75,11 +75,11 @@ def lanes(picks: int, keys: int) -> int:
 
 def selecting(lanes: int) -> Launch:
     """The launch of a program that selects from one row."""
-    return Launch(max(4, min(16, lanes // 1024)), 1, registers=80)
+    return Launch(max(4, min(16, lanes // 1024)), 1, registers=64)
 
 
 TOKEN_BYTES = 512 << 20  # of the rows that picks of single tokens add to dk and dv, held at a time
-ADDED_ROWS = 32  # of them that a program sums at a time
+ADDED_ROWS = 16  # of them that a program sums at a time
 TOKEN_LIST_BYTES = 128 << 20  # of the lists by which they are put into the order of tokens
 
 

@@ -31,6 +31,15 @@ def picked_tile(PICKS, list_row, at, n, K, V, kv_t, D: tl.constexpr, BD: tl.cons
     return token, there, rows_at(K, offset, there, D, BD), rows_at(V, offset, there, D, BD)
 
 
+@triton.jit
+def stream_rows(X, row, exists, rows, D: tl.constexpr, BD: tl.constexpr):
+    """As `store_rows`, of what is read once and late: it leaves the cache before keys and values do."""
+    offs_d = tl.arange(0, BD)
+    place = X + (row.to(tl.int64) * D)[:, None] + offs_d[None, :]
+    there = exists[:, None] & (offs_d < D)[None, :]
+    tl.store(place, rows.to(X.dtype.element_ty), mask=there, eviction_policy="evict_first")
+
+
 @triton.jit(do_not_specialize=VARYING)
 def attend_tokens(
     Q,
@@ -121,10 +130,10 @@ def differentiate_tokens(
             s = tl.dot(k, tl.trans(q), input_precision="ieee") * (scale * LOG2E) - lse2[None, :]
             p = tl.where(there[:, None] & (g < G)[None, :], tl.exp2(tl.minimum(s, 0.0)), 0.0)
             part = 2 * ((entry >> 32) + ones(entry.to(tl.int32) & earlier))
-            store_rows(parts, part + 1, there, tl.dot(p.to(dout.dtype), dout, input_precision="ieee"), D, BD)
+            stream_rows(parts, part + 1, there, tl.dot(p.to(dout.dtype), dout, input_precision="ieee"), D, BD)
             dp = tl.dot(v, tl.trans(dout), input_precision="ieee")
             ds = (p * (dp - delta[None, :])).to(k.dtype)
-            store_rows(parts, part, there, tl.dot(ds, q, input_precision="ieee") * scale, D, BD)
+            stream_rows(parts, part, there, tl.dot(ds, q, input_precision="ieee") * scale, D, BD)
             dq = tl.dot(tl.trans(ds), k, dq, input_precision="ieee")
         store_rows(DQ, row, g < G, dq * scale, D, BD)
 
