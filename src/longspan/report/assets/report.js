@@ -67,6 +67,13 @@ function paretoFront(points, higher) {
   return points.filter((p) => !points.some((by) => by !== p && beaten(p, by))).sort((a, b) => a.cost - b.cost);
 }
 
+// Both ends of a bar of one standard deviation; a share ends at 0 and 1, as no run can be beyond.
+function barOf(metric, point) {
+  const low = point.mean - (point.sd || 0), high = point.mean + (point.sd || 0);
+  const share = /accuracy|f1|auroc|precision|recall/.test(metric.name) && point.mean >= 0 && point.mean <= 1;
+  return share ? [Math.max(low, 0), Math.min(high, 1)] : [low, high];
+}
+
 function drawCost(section, data, axis, metric) {
   const box = section.querySelector('[data-chart="cost"]');
   const points = data.groups
@@ -74,7 +81,7 @@ function drawCost(section, data, axis, metric) {
     .map((g) => ({ group: g, cost: g.costs[axis.name], ...g.metrics[metric.name] }));
   if (!points.length) { box.textContent = "No variant has both figures."; return; }
   const costs = points.map((p) => p.cost);
-  const values = points.flatMap((p) => [p.mean - (p.sd || 0), p.mean + (p.sd || 0)]);
+  const values = points.flatMap((p) => barOf(metric, p));
   const spread = Math.max(...values) - Math.min(...values) || Math.abs(values[0]) * 0.05;
   const baselines = [...new Set(points.map((p) => p.baseline).filter((b) => b !== null))];
   const baseline = baselines.length === 1 ? baselines[0] : null;
@@ -113,7 +120,7 @@ function drawCost(section, data, axis, metric) {
       }
     }
     if (point.sd) {
-      const top = y.to(point.mean + point.sd), bottom = y.to(point.mean - point.sd);
+      const [bottom, top] = barOf(metric, point).map((end) => y.to(end));
       node("path", { d: `M${cx} ${top}V${bottom}M${cx - 4} ${top}h8M${cx - 4} ${bottom}h8`, stroke: colour, "stroke-width": 1.4 }, part);
       obstacles.push({ left: cx - 5, right: cx + 5, top, bottom });
     }
@@ -151,6 +158,7 @@ function drawCost(section, data, axis, metric) {
 function drawLines(section, box, chart, height = 380) {
   const labels = Object.keys(chart.means);
   const aims = chart.aims || {};
+  height = Math.max(height, 17 * labels.length + 70); // each name has a line of its own beside the picture
   const every = [...Object.values(chart.means), ...Object.values(chart.seeds).flat(), ...Object.values(aims)].flat();
   if (chart.fromZero) every.push([0, 0]);
   const words = labels.map((label) => (chart.notes[label] ? `${label}  ${chart.notes[label]}` : label));
@@ -161,13 +169,15 @@ function drawLines(section, box, chart, height = 380) {
   });
   const ends = labels.map((label) => chart.means[label][chart.means[label].length - 1]);
   const heights = spreadColumn(ends.map((end) => y.to(end[1])), 17, area.top + 8, area.bottom);
+  const dashes = labels.map((label, index) => labels.slice(0, index).filter((other) => chart.colours[other] === chart.colours[label]).length);
   labels.forEach((label, index) => {
     const part = node("g", { "data-label": label }, svg);
+    const dash = ["none", "9 4", "2 3", "10 3 2 3"][dashes[index] % 4]; // a colour that comes again is dashed
     const colour = chart.colours[label], mean = chart.means[label], seeds = chart.seeds[label] || [];
     const path = (line) => line.map((p) => `${x.to(p[0]).toFixed(1)},${y.to(p[1]).toFixed(1)}`).join(" ");
     const draw = (line, extra) => node("polyline", { points: path(line), fill: "none", stroke: colour, ...extra }, part);
     if (seeds.length > 1) seeds.forEach((line) => draw(line, { "stroke-width": 1, opacity: 0.3 }));
-    draw(mean, { "stroke-width": 2.2, "stroke-linejoin": "round" });
+    draw(mean, { "stroke-width": 2.2, "stroke-linejoin": "round", "stroke-dasharray": dash });
     if (aims[label]) draw(aims[label], { "stroke-width": 1.4, "stroke-dasharray": "5 4", opacity: 0.8 });
     if (mean.length <= 24) mean.forEach((p) => node("circle", { cx: x.to(p[0]), cy: y.to(p[1]), r: 3, fill: colour }, part));
     const end = ends[index];
