@@ -75,6 +75,18 @@ def test_more_tokens_above_the_bound_than_there_is_room_for():
 
 
 @pytest.mark.usefixtures("interpreted")
+def test_more_picks_than_lanes(monkeypatch):
+    from longspan_kernels.selected.triton import configs
+
+    clear_caches()
+    monkeypatch.setattr(configs, "MOST_LANES", 32)
+    queries, keys, weights = drawn(0, 1, 2, 44, 16, 1.5)
+    chosen = choose_tokens(queries, keys, weights, 40, backend="triton")
+    clear_caches()
+    assert chosen.equal(by_sorting(queries, keys, weights, 40, [44]))
+
+
+@pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize("better", [(), (3, 30)])
 def test_among_many_equal_scores_the_earliest_are_chosen(better):
     queries, keys, weights = torch.ones(1, 1, 40, 16), torch.ones(1, 40, 16), torch.ones(1, 1, 40)
