@@ -12,6 +12,7 @@ from longspan.data import DataFileError, PairedDataModule
 from longspan.data.batches import IGNORED
 from longspan.data.pair_sets import TokenPair, pack_pairs
 from longspan.data.synthetic.pairs import in_words, made_pairs
+from longspan.data.values import HeldOut, Loading, Origin
 from longspan.data.vocabularies import BYTES
 
 ROWS = [(f"word {n} and {n * 7}", f"wort {n} und {n * 7}") for n in range(40)]
@@ -141,3 +142,30 @@ def test_wrong_settings(tmp_path):
     ):
         with pytest.raises(ConfigError, match=message):
             PairedDataModule(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"text_column": "a"}, r"data.text_column='a': is no setting of PairedDataModule"),
+        ({"target_pth": "x.de"}, r"data.target_pth='x.de': .*Did you mean data.target_path"),
+        ({"split_by": "document"}, r"data.split_by='document': is no setting"),
+        ({"reverse_complement": True}, r"data.reverse_complement=True: is for genomes"),
+        ({"pack": "yes"}, r"data.pack='yes'"),
+    ],
+)
+def test_settings_of_other_modules_are_named(settings, said):
+    with pytest.raises(ConfigError, match=said):
+        PairedDataModule(generated="dates", **settings)
+
+
+def test_settings_as_values_are_those_by_keyword():
+    by_value = PairedDataModule(
+        Origin(vocabulary="bytes"),
+        splits=HeldOut(test_fraction=0.2),
+        loading=Loading(batch_size=4, max_length=32),
+        generated="dates",
+        pairs=50,
+    )
+    by_keyword = PairedDataModule(generated="dates", pairs=50, batch_size=4, max_length=32, test_fraction=0.2)
+    assert by_value.describe() == by_keyword.describe() and by_value.loading.batch_size == by_keyword.loading.batch_size == 4

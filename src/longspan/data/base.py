@@ -23,7 +23,7 @@ from longspan.data.genes import AnnotatedGenome
 from longspan.data.loader import EvaluationSampler, EvenBatches, ItemLists, ResumableLoader, TrainSampler, rank_and_world
 from longspan.data.sources import Document, given_documents
 from longspan.data.splits import SPLITS
-from longspan.data.values import Loading, Shares, Source
+from longspan.data.values import Fractions, Loading, Origin
 from longspan.data.vocabularies import BYTES, NUCLEOTIDES, KmerVocabulary, LookupVocabulary, Vocabulary
 from longspan.data.vocabularies import vocabulary as vocabulary_named
 
@@ -35,8 +35,8 @@ class SequenceDataModule(pl.LightningDataModule):
     where it comes from and what is held out.
     """
 
-    source: Source | AnnotatedGenome | None = None
-    splits: Shares | None = None
+    source: Origin | AnnotatedGenome | None = None
+    splits: Fractions | None = None
 
     tasks: ClassVar[tuple[str, ...]] = ()
     # whether batches carry lengths always, or only where a row is short

@@ -20,7 +20,7 @@ from longspan.data.labelled import LabelledDataModule, LabelledSet
 from longspan.data.labels import sort_classes
 from longspan.data.readers import Row, read_csv, read_fasta, read_hub
 from longspan.data.splits import SPLITS, by_groups
-from longspan.data.values import Loading, Shares, gathered
+from longspan.data.values import Fractions, Loading, gathered
 from longspan.data.vocabularies import INVALID, NUCLEOTIDES
 
 
@@ -152,7 +152,7 @@ class GenomicBenchmarkDataModule(LabelledDataModule):
     """
 
     def __init__(self, **keys: Any):
-        default = Shares(validation_fraction=0.1), Loading(batch_size=32, max_length=512)
+        default = Fractions(validation_fraction=0.1), Loading(batch_size=32, max_length=512)
         self.choice, self.splits, loading = gathered(self, keys, Choice(), *default)
         super().__init__("nucleotides", loading)
 

@@ -21,7 +21,7 @@ from longspan.data.files import list_files
 from longspan.data.sources import Document, retokenised
 from longspan.data.splits import SPLITS
 from longspan.data.token_files import TokenFile, build, fingerprint, opened, text_pieces
-from longspan.data.values import Loading, Shares
+from longspan.data.values import Fractions, Loading, gathered, one_strand
 from longspan.data.vocabularies import BYTES, LookupVocabulary, Vocabulary
 
 FORMATS = ("text", "lines", "jsonl")
@@ -78,38 +78,24 @@ class LargeTextDataModule(SequenceDataModule):
 
     tasks: ClassVar[tuple[str, ...]] = ("language_modelling", "masked_modelling")
     lengths: ClassVar[str] = "if_short"
+    splits: Fractions
 
     def __init__(
         self,
         path: str | None = None,
+        splits: Fractions | None = None,
+        loading: Loading | None = None,
         *,
         cache_dir: str = "token_files",
         format: str | None = None,
         text_column: str = "text",
         vocabulary: str | Vocabulary = "bytes",
-        batch_size: int = 8,
-        max_length: int = 1024,
-        seed: int = 0,
-        validation_fraction: float = 0.01,
-        test_fraction: float = 0.01,
-        max_train_windows: int | None = None,
-        max_validation_windows: int | None = None,
-        max_test_windows: int | None = None,
-        num_workers: int = 0,
-        drop_last: bool = False,
+        **keys: Any,
     ):
-        loading = Loading(
-            batch_size=batch_size,
-            max_length=max_length,
-            seed=seed,
-            num_workers=num_workers,
-            drop_last=drop_last,
-            max_train_windows=max_train_windows,
-            max_validation_windows=max_validation_windows,
-            max_test_windows=max_test_windows,
-        )
+        given = splits or Fractions(validation_fraction=0.01, test_fraction=0.01), loading or Loading()
+        self.splits, loading = gathered(self, keys, *given)
+        one_strand(loading)
         super().__init__(vocabulary, loading)
-        self.splits = Shares(validation_fraction=validation_fraction, test_fraction=test_fraction)
         self.path = settings.text_or_none("path", path)
         if self.path is None:
             raise wrong_value("data.path", None, "name your own files: texts, or JSONL with data.text_column")
@@ -117,7 +103,6 @@ class LargeTextDataModule(SequenceDataModule):
         list_files("path", self.path, self.format)
         self.cache_dir = Path(settings.text("cache_dir", cache_dir)).expanduser()
         self.text_column = settings.text("text_column", text_column)
-        self.validation_fraction, self.test_fraction = self.splits.validation_fraction, self.splits.test_fraction
 
     @property
     def reading(self) -> LookupVocabulary:
@@ -135,7 +120,7 @@ class LargeTextDataModule(SequenceDataModule):
         state = self._vocabulary.state() if isinstance(self._vocabulary, Vocabulary) else None
         name = json.dumps(state, sort_keys=True) if state else self._vocabulary.name
         key = fingerprint(
-            files, self.text_column, f"{name} {self.validation_fraction} {self.test_fraction}" if not state else name
+            files, self.text_column, name if state else f"{name} {self.splits.validation_fraction} {self.splits.test_fraction}"
         )
         if not isinstance(self._vocabulary, Vocabulary):
             texts = (piece.data for piece in self._training_pieces(files))
@@ -148,7 +133,7 @@ class LargeTextDataModule(SequenceDataModule):
     def _training_pieces(self, files: Sequence[tuple[Path, str]]) -> Iterator[Any]:
         """Those before the validation part; the bytes are counted first."""
         total = sum(len(piece.data) for piece in text_pieces(files, self.text_column))
-        left = (1 - self.validation_fraction - self.test_fraction) * total
+        left = (1 - self.splits.validation_fraction - self.splits.test_fraction) * total
         for piece in text_pieces(files, self.text_column):
             left -= len(piece.data)
             if left < 0:
@@ -157,7 +142,8 @@ class LargeTextDataModule(SequenceDataModule):
 
     def _load(self) -> dict[str, Dataset]:
         file = opened(self._folder())
-        ends = [1 - self.validation_fraction - self.test_fraction, 1 - self.test_fraction, 1.0]
+        test = self.splits.test_fraction
+        ends = [1 - self.splits.validation_fraction - test, 1 - test, 1.0]
         cuts = [0, *(file.token_at_share(share) for share in ends)]
         return {
             # a part's first token is predicted in it, from the one before

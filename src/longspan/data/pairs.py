@@ -13,7 +13,7 @@ from longspan.config.errors import wrong_value
 from longspan.data import settings
 from longspan.data.base import SequenceDataModule
 from longspan.data.errors import DataFileError
-from longspan.data.files import FORMATS, list_files
+from longspan.data.files import list_files
 from longspan.data.pair_sets import PairCollate, PairDataset, TokenPair, pack_pairs
 from longspan.data.pair_sources import (
     Pair,
@@ -27,7 +27,7 @@ from longspan.data.pair_sources import (
 from longspan.data.sources import Document
 from longspan.data.splits import SPLITS, by_groups
 from longspan.data.synthetic.pairs import GENERATED, made_pairs
-from longspan.data.values import Loading, Shares
+from longspan.data.values import HeldOut, Loading, Origin, gathered, one_strand
 from longspan.data.vocabularies import BYTES, LookupVocabulary, OutsideVocabularyError, Vocabulary
 from longspan.data.vocabularies import vocabulary as vocabulary_named
 
@@ -53,101 +53,74 @@ class PairedDataModule(SequenceDataModule):
     """
 
     tasks: ClassVar[tuple[str, ...]] = ("sequence_to_sequence",)
+    source: Origin
+    splits: HeldOut
 
     def __init__(
         self,
-        path: str | None = None,
+        source: Origin | str | None = None,
         target_path: str | None = None,
-        name: str | None = None,
-        bundled: str | None = None,
-        generated: str | None = None,
+        splits: HeldOut | None = None,
+        loading: Loading | None = None,
         *,
-        batch_size: int = 32,
-        max_length: int = 128,
-        max_target_length: int = 64,
-        seed: int = 0,
-        vocabulary: str | Vocabulary = "bytes",
-        target_vocabulary: str | Vocabulary | None = None,
-        vocabulary_cache: str | None = None,
-        format: str | None = None,
+        generated: str | None = None,
+        pairs: int = 20_000,
         source_column: str = "source",
         target_column: str = "target",
-        subset: str | None = None,
-        train_split: str = "train",
-        validation_split: str | None = None,
-        test_split: str | None = None,
-        validation_path: str | None = None,
+        target_vocabulary: str | Vocabulary | None = None,
+        max_target_length: int = 64,
         validation_target_path: str | None = None,
-        test_path: str | None = None,
         test_target_path: str | None = None,
-        validation_fraction: float = 0.1,
-        test_fraction: float = 0.1,
-        pairs: int = 20_000,
         pack: bool = False,
-        pad_to_multiple: int = 8,
-        max_train_windows: int | None = None,
-        max_validation_windows: int | None = None,
-        max_test_windows: int | None = None,
-        num_workers: int = 0,
-        drop_last: bool = False,
+        **keys: Any,
     ):
-        loading = Loading(
-            batch_size=batch_size,
-            max_length=max_length,
-            seed=seed,
-            num_workers=num_workers,
-            drop_last=drop_last,
-            max_train_windows=max_train_windows,
-            max_validation_windows=max_validation_windows,
-            max_test_windows=max_test_windows,
-            pad_to_multiple=pad_to_multiple,
-        )
-        super().__init__(vocabulary, loading, vocabulary_cache)
-        self.splits = Shares(validation_fraction=validation_fraction, test_fraction=test_fraction)
+        origin = source if isinstance(source, Origin) else Origin(path=settings.text_or_none("path", source))
+        given = origin, splits or HeldOut(), loading or Loading(batch_size=32, max_length=128, pad_to_multiple=8)
+        self.source, self.splits, loading = gathered(self, keys, *given)
+        one_strand(loading)
+        super().__init__(self.source.vocabulary, loading, self.source.vocabulary_cache)
         named = target_vocabulary
         self._target_vocabulary: Any = vocabulary_named(named, "target_vocabulary") if isinstance(named, str) else named
         self.max_target_length = settings.whole("max_target_length", max_target_length, 2)
-        self.path, self.name = settings.text_or_none("path", path), settings.text_or_none("name", name)
-        self.bundled, self.generated = bundled, generated
+        self.generated = generated
         self._check_origin()
-        self.paths = {"train": self.path, "validation": validation_path, "test": test_path}
         self.target_paths = {"train": target_path, "validation": validation_target_path, "test": test_target_path}
-        self.format = None if format is None else settings.choice("format", format, FORMATS)
         self._check_files()
         self.source_column = settings.text("source_column", source_column)
         self.target_column = settings.text("target_column", target_column)
-        self.subset = settings.text_or_none("subset", subset)
-        self.hub_splits = {"train": train_split, "validation": validation_split, "test": test_split}
-        self.validation_fraction, self.test_fraction = self.splits.validation_fraction, self.splits.test_fraction
         self.pairs = settings.whole("pairs", pairs, 10)
-        if not isinstance(pack, bool):
-            raise wrong_value("data.pack", pack, "give true or false")
-        self.pack = pack
+        self.pack = settings.flag("pack", pack)
+
+    @property
+    def _named(self) -> dict[str, str]:
+        """What names the data, {key: value}, the first of them first."""
+        origin = self.source
+        named = {"path": origin.path, "name": origin.name, "generated": self.generated, "bundled": origin.bundled}
+        return {key: value for key, value in named.items() if value}
 
     def _check_origin(self) -> None:
-        given = [key for key in ("path", "name", "generated", "bundled") if getattr(self, key)]
+        given = list(self._named)
         if not given:
             fix = f"name your own files, a Hugging Face data set by data.name, or take data.generated={'|'.join(GENERATED)}"
             raise wrong_value("data.path", None, f"{fix} or data.bundled=addresses")
         # files of one's own to predict on go with data that is made or bundled
-        if len(given) > 1 and {*given} & {"name"}:
+        if len(given) > 1 and "name" in given:
             raise wrong_value(
-                f"data.{given[1]}", getattr(self, given[1]), f"data.{given[0]} is given too; give null for one of them"
+                f"data.{given[1]}", self._named[given[1]], f"data.{given[0]} is given too; give null for one of them"
             )
         if self.generated is not None:
             settings.choice("generated", self.generated, GENERATED)
-        if self.bundled is not None:
-            settings.choice("bundled", self.bundled, ("addresses",))
+        if self.source.bundled is not None:
+            settings.choice("bundled", self.source.bundled, ("addresses",))
 
     def _check_files(self) -> None:
-        for split in SPLITS:
-            prefix = "" if split == "train" else f"{split}_"
-            source, target = self.paths[split], self.target_paths[split]
-            for key, value in ((f"{prefix}path", source), (f"{prefix}target_path", target)):
+        for split, (key, path) in self.splits.files(self.source).items():
+            target, target_key = self.target_paths[split], key.replace("path", "target_path")
+            for name, value in ((key, path), (target_key, target)):
                 if value is not None:
-                    list_files(key, settings.text(key, value), "lines" if target is not None else self.format)
-            if target is not None and source is None:
-                raise wrong_value(f"data.{prefix}target_path", target, f"goes with data.{prefix}path, which is null; give both")
+                    list_files(name, settings.text(name, value), "lines" if target is not None else self.source.format)
+            if target is not None and path is None:
+                raise wrong_value(f"data.{target_key}", target, f"goes with data.{key}, which is null; give both")
 
     @property
     def target_vocabulary(self) -> Vocabulary:
@@ -169,13 +142,10 @@ class PairedDataModule(SequenceDataModule):
         pool = given["train"]
         assert pool is not None
         parts = {split: pairs for split, pairs in given.items() if pairs is not None}
-        shares = {
-            split: 0.0 if split in parts else share
-            for split, share in (("validation", self.validation_fraction), ("test", self.test_fraction))
-        }
-        origin = next(key for key in ("path", "name", "generated", "bundled") if getattr(self, key))
+        shares = self.splits.shares(given)
+        key, value = next(iter(self._named.items()))
         groups = [pair.group for pair in pool]
-        settings.enough_groups(origin, getattr(self, origin), groups, 1 + sum(share > 0 for share in shares.values()), "source")
+        settings.enough_groups(key, value, groups, 1 + sum(share > 0 for share in shares.values()), "source")
         chosen = by_groups(groups, np.ones((len(pool), 1)), seed=self.seed, **shares)
         for split in SPLITS:
             if split == "train" or split not in parts:
@@ -185,20 +155,20 @@ class PairedDataModule(SequenceDataModule):
         return {split: self._dataset(split, parts[split]) for split in SPLITS}
 
     def _read(self, split: str) -> list[Pair] | None:
-        path, target = self.paths[split], self.target_paths[split]
-        key = "path" if split == "train" else f"{split}_path"
+        origin, target = self.source, self.target_paths[split]
+        key, path = self.splits.files(origin)[split]
         if split == "train" and self.generated is not None:
             return made_pairs(self.generated, self.pairs, self.seed)
-        if split == "train" and self.bundled is not None:
+        if split == "train" and origin.bundled is not None:
             return summaries_of_addresses(self.max_length, self.max_target_length)
         if path is not None and target is not None:
             return pairs_of_lines(path, target)
         if path is not None:
-            return pairs_of_tables(key, path, self.format, self.source_column, self.target_column)
-        hub = self.hub_splits[split] if self.name else None
-        if hub is None:
+            return pairs_of_tables(key, path, origin.format, self.source_column, self.target_column)
+        hub = self.splits.hub(split)
+        if origin.name is None or hub is None:
             return None
-        return pairs_of_hub(str(self.name), self.subset, hub, self.source_column, self.target_column)
+        return pairs_of_hub(origin.name, origin.subset, hub, self.source_column, self.target_column)
 
     def _train_vocabularies(self, pairs: Sequence[Pair]) -> None:
         """Trains what is yet to be trained: of both sides where they share it."""
@@ -233,14 +203,15 @@ class PairedDataModule(SequenceDataModule):
         return TokenPair(source[: self.max_length], target[: self.max_target_length - 1], pair.name, pair.target, cut)
 
     def _load_predict(self) -> PairDataset:
-        if self.path is None:
+        path, format = self.source.path, self.source.format
+        if path is None:
             raise wrong_value("data.path", None, "prediction reads your own files; set data.path")
-        files = list_files("path", self.path, self.format)
+        files = list_files("path", path, format)
         lines = all(kind in ("text", "lines") for _, kind in files)
         if lines:
             pairs = [pair for file, _ in files for pair in pairs_of_lines(str(file), None)]
         else:
-            pairs = pairs_of_tables("path", self.path, self.format, self.source_column, None)
+            pairs = pairs_of_tables("path", path, format, self.source_column, None)
         return PairDataset([[self._tokens(pair)] for pair in pairs])
 
     def _given_set(self, documents: list[Document]) -> PairDataset:
@@ -278,9 +249,10 @@ class PairedDataModule(SequenceDataModule):
     def describe(self) -> dict[str, Any]:
         """Source, vocabularies, and of each split the pairs, rows, tokens, and how many pairs are cut."""
         self.setup()
-        source = self.path or self.name or (f"made: {self.generated}" if self.generated else f"bundled {self.bundled}")
+        origin = self.source
+        source = origin.path or origin.name or (f"made: {self.generated}" if self.generated else str(origin))
         record: dict[str, Any] = {
-            "source": str(Path(source).name if self.path else source),
+            "source": str(Path(source).name if origin.path else source),
             "vocabulary": self.vocabulary.name,
             "target_vocabulary": self.target_vocabulary.name,
             "max_length": self.max_length,

@@ -22,16 +22,12 @@ SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
-    """Where sequences come from: one of `path` (files), `name` (a Hugging Face data set) and `bundled`, in this order.
+class Origin:
+    """Where data comes from: one of `path` (files), `name` (a Hugging Face data set) and `bundled`, in this order.
 
     `path`: a file, folder or glob; `format` overrides what its suffixes say. `subset`: the configuration of a Hugging
-    Face data set. `text_column`, `id_column`: of tables; rows without an `id_column` are numbered. `vocabulary`: the
-    name of one, which turns characters into tokens; one that is trained is kept in `vocabulary_cache`, a folder.
-
-    `delimiter` of CSV and TSV: a character, or "tab"; None: the one that the first line has. `header`: whether their
-    first line names the columns; without, columns are named "1", "2", ... `on_empty`: what becomes of a row, or of a
-    text file, without text: "error", or "drop", counted and printed.
+    Face data set. `vocabulary`: the name of one, which turns characters into tokens; one that is trained is kept in
+    `vocabulary_cache`, a folder.
     """
 
     path: str | None = None
@@ -39,26 +35,12 @@ class Source:
     bundled: str | None = None
     subset: str | None = None
     format: str | None = None
-    text_column: str = "text"
-    id_column: str | None = None
     vocabulary: str | Vocabulary = "bytes"
     vocabulary_cache: str | None = None
-    delimiter: str | None = None
-    header: bool = True
-    on_empty: str = "error"
 
     def __post_init__(self) -> None:
         for key in ("path", "name", "subset"):
             settings.text_or_none(key, getattr(self, key))
-        for key in ("text_column", "id_column"):
-            object.__setattr__(self, key, settings.column(key, getattr(self, key)))
-        settings.flag("header", self.header)
-        settings.choice("on_empty", self.on_empty, settings.MISSING)
-        if self.delimiter is not None:
-            named = {"tab": "\t", "\\t": "\t"}.get(self.delimiter, self.delimiter)
-            if not isinstance(named, str) or len(named) != 1 or named in '"\r\n':
-                raise wrong_value("data.delimiter", self.delimiter, "give one character, such as ';', or tab")
-            object.__setattr__(self, "delimiter", named)
         if self.path and self.name:
             raise wrong_value("data.name", self.name, f"data.path={self.path!r} is set too; set one of them to null")
         if self.format is not None:
@@ -76,6 +58,35 @@ class Source:
 
     def __str__(self) -> str:
         return self.path or self.name or f"bundled {self.bundled}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source(Origin):
+    """Where sequences come from, and how they stand there.
+
+    `text_column`, `id_column`: of tables; rows without an `id_column` are numbered. `delimiter` of CSV and TSV: a character,
+    or "tab"; None: the one that the first line has. `header`: whether their first line names the columns; without, columns
+    are named "1", "2", ... `on_empty`: what becomes of a row, or of a text file, without text: "error", or "drop", counted
+    and printed.
+    """
+
+    text_column: str = "text"
+    id_column: str | None = None
+    delimiter: str | None = None
+    header: bool = True
+    on_empty: str = "error"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("text_column", "id_column"):
+            object.__setattr__(self, key, settings.column(key, getattr(self, key)))
+        settings.flag("header", self.header)
+        settings.choice("on_empty", self.on_empty, settings.MISSING)
+        if self.delimiter is not None:
+            named = {"tab": "\t", "\\t": "\t"}.get(self.delimiter, self.delimiter)
+            if not isinstance(named, str) or len(named) != 1 or named in '"\r\n':
+                raise wrong_value("data.delimiter", self.delimiter, "give one character, such as ';', or tab")
+            object.__setattr__(self, "delimiter", named)
 
     def bundled_of(self, options: Mapping[str, str]) -> str | None:
         """The bundled data set, where no other is named. `options`: {name: vocabulary}.
@@ -95,17 +106,26 @@ class Source:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shares:
-    """The shares of the data that are held out of training, or by name whole records of a genome, such as chromosomes."""
+class Fractions:
+    """The shares of the data that are held out of training."""
 
     validation_fraction: float = 0.1
     test_fraction: float = 0.1
-    validation_chromosomes: Sequence[str] | None = None
-    test_chromosomes: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         for key in ("validation_fraction", "test_fraction"):
             object.__setattr__(self, key, settings.share(key, getattr(self, key)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shares(Fractions):
+    """The shares of the data that are held out of training, or by name whole records of a genome, such as chromosomes."""
+
+    validation_chromosomes: Sequence[str] | None = None
+    test_chromosomes: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         for key in ("validation_chromosomes", "test_chromosomes"):
             if getattr(self, key) is not None:
                 object.__setattr__(self, key, tuple(settings.text(key, name) for name in getattr(self, key)))
@@ -114,28 +134,22 @@ class Shares:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Splits(Shares):
-    """What is held out of training: files or Hub splits of their own where given, else shares of the data.
-
-    `split_by`: what a share is made of, see the data modules. `group_column`: rows of one group are never in two splits.
-    """
+class HeldOut(Fractions):
+    """What is held out of training: files or Hub splits of their own where given, else shares of the data."""
 
     train_split: str = "train"
     validation_split: str | None = None
     test_split: str | None = None
     validation_path: str | None = None
     test_path: str | None = None
-    split_by: str = "auto"
-    group_column: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         settings.text("train_split", self.train_split)
-        for key in ("validation_split", "test_split", "validation_path", "test_path", "group_column"):
+        for key in ("validation_split", "test_split", "validation_path", "test_path"):
             settings.text_or_none(key, getattr(self, key))
-        settings.choice("split_by", self.split_by, ("auto", "document", "position"))
 
-    def files(self, source: Source) -> dict[str, tuple[str, str | None]]:
+    def files(self, source: Origin) -> dict[str, tuple[str, str | None]]:
         """{split: (key, path)}, of the files that are named for each."""
         return {
             "train": ("path", source.path),
@@ -153,6 +167,22 @@ class Splits(Shares):
             "validation": 0.0 if given["validation"] is not None else self.validation_fraction,
             "test": 0.0 if given["test"] is not None else self.test_fraction,
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Splits(HeldOut, Shares):
+    """What is held out of training, of documents or their parts.
+
+    `split_by`: what a share is made of, see the data modules. `group_column`: rows of one group are never in two splits.
+    """
+
+    split_by: str = "auto"
+    group_column: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        settings.text_or_none("group_column", self.group_column)
+        settings.choice("split_by", self.split_by, ("auto", "document", "position"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,6 +219,12 @@ class Loading:
         return {split: getattr(self, f"max_{split}_windows") for split in SPLITS}
 
 
+def one_strand(loading: Loading) -> None:
+    """Raises ConfigError where training is to read either strand of data that is no single sequences of bases."""
+    if loading.reverse_complement:
+        raise wrong_value("data.reverse_complement", True, "is for genomes and classes of DNA; set it to false")
+
+
 def check_files(source: Source, splits: Splits) -> None:
     """Raises ConfigError where files that are named are not there, or of no known format."""
     for key, path in splits.files(source).values():
@@ -203,7 +239,8 @@ def gathered(module: object, flat: Mapping[str, Any], *values: Any) -> list[Any]
         ConfigError: a key is a field of none of them; the message names the nearest that is.
     """
     known = {field.name for value in values for field in fields(value)}
-    known |= {p.name for p in inspect.signature(type(module)).parameters.values() if p.kind is p.KEYWORD_ONLY}
+    own = inspect.signature(type(module)).parameters.values()
+    known |= {p.name for p in own if p.kind is p.KEYWORD_ONLY or p.annotation == "str | None"}
     for key, value in flat.items():
         if key not in known:
             near = nearest(key, known)

@@ -24,7 +24,7 @@ from longspan.data.images.tokens import Cutting
 from longspan.data.labelled import LabelledDataModule, LabelledSet
 from longspan.data.readers import read_hub
 from longspan.data.splits import SPLITS, by_groups
-from longspan.data.values import Loading, Shares, gathered
+from longspan.data.values import Fractions, Loading, gathered
 
 Given = Mapping[str, Images | None]
 
@@ -107,7 +107,7 @@ class ImageDataModule(LabelledDataModule):
         patches: whether tokens are patches.
     """
 
-    def __init__(self, cutting: Cutting, loading: Loading, shares: Shares | None = None):
+    def __init__(self, cutting: Cutting, loading: Loading, shares: Fractions | None = None):
         super().__init__("bytes", loading)
         self.cutting, self.splits = cutting, shares
         self.patches = cutting.input == "patches"
@@ -232,7 +232,7 @@ class ImageCollate:
 
 
 class ImageClassificationDataModule(ImageDataModule):
-    """{"tokens", "labels"}: images of one size with one class each; see `ImageSource`, `Cutting` and `Shares` for its settings.
+    """{"tokens", "labels"}: images of one size with one class each; see `ImageSource`, `Cutting` and `Fractions` for settings.
 
     A folder holds a folder a class, or folders `train`, `test`, `val` of such. What is not given is held out of training.
 
@@ -243,7 +243,7 @@ class ImageClassificationDataModule(ImageDataModule):
     tasks: ClassVar[tuple[str, ...]] = ("sequence_classification",)
 
     def __init__(self, path: str | None = None, *, class_names: Sequence[str] | None = None, **keys: Any):
-        given = ImageSource(path=path), Cutting(), Shares(validation_fraction=0.1, test_fraction=0.1)
+        given = ImageSource(path=path), Cutting(), Fractions(validation_fraction=0.1, test_fraction=0.1)
         default = Loading(batch_size=32, max_length=1024)
         self.images, cutting, shares, loading = gathered(self, keys, *given, default)
         super().__init__(cutting, loading, shares)

@@ -17,7 +17,7 @@ from longspan.data.images.tokens import Cutting
 from longspan.data.lra.listops_data import PAPER, Sizes
 from longspan.data.lra.pathfinder import CLASSES, Pathfinder
 from longspan.data.made import Made, kept
-from longspan.data.values import Loading, Shares, gathered
+from longspan.data.values import Fractions, Loading, gathered
 
 
 class PathfinderDataModule(ImageDataModule):
@@ -34,7 +34,7 @@ class PathfinderDataModule(ImageDataModule):
         self.path = settings.text_or_none("path", path)
         default = Loading(batch_size=32, max_length=1024)
         given = Pathfinder(), Sizes(train_examples=160_000, validation_examples=20_000, test_examples=20_000)
-        cutting, shares = Cutting(input="pixels"), Shares(validation_fraction=0.1, test_fraction=0.1)
+        cutting, shares = Cutting(input="pixels"), Fractions(validation_fraction=0.1, test_fraction=0.1)
         self.look, self.sizes, cutting, shares, loading = gathered(self, keys, *given, cutting, shares, default)
         super().__init__(cutting, loading, shares if self.path else None)
         self._classes(list(CLASSES))
