@@ -20,7 +20,8 @@ TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 2e-2, torc
 def compare(
     case: Case, names: Iterable[str], device: str, seconds: float = 1.0, memory: bool = True, heated: bool = False
 ) -> dict[str, Any]:
-    """One row: for each side forward and forward + backward, peak memory, live-pair TFLOP/s, and peer / longspan ratios.
+    """One row: for each side forward and forward + backward, peak memory, live-pair TFLOP/s, peer / longspan ratios, and the
+    peer that is fastest in both passes.
 
     `heated` as for `time_interleaved`. A side that cannot run is kept with the reason instead of figures.
     """
@@ -65,6 +66,8 @@ def compare(
             for name, side in sides.items()
             if name != "longspan" and "both" in side
         }
+        if row["speedup"]:
+            row["best_peer"] = min(row["speedup"], key=lambda name: row["speedup"][name]["both"])
     return row
 
 

@@ -1,4 +1,4 @@
-"""The other sides of a comparison: FlexAttention, torch's SDPA by backend, Longspan's own backends, and a user's function.
+"""The other sides of a comparison: FlexAttention, FlashAttention-4, torch's SDPA, our own backends, a user's function.
 
 A peer is a function `(case, q, k, v) -> callable returning the output`, or it raises BenchmarkError with the reason.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from longspan.benchmark.cases import Case
 from longspan.benchmark.mask_mods import mask_mod_of
 from longspan.config.errors import BenchmarkError
 from longspan.functional import sparse_attention
+from longspan.patterns import Full, Local
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 Peer = Callable[[Case, str], Attend]
@@ -47,10 +49,16 @@ def sdpa(case: Case, device: str, backend: str | None = None) -> Attend:
     return attend
 
 
-def flex(case: Case, device: str) -> Attend:
-    """FlexAttention compiled, its block mask made outside the timing."""
+def flex(case: Case, device: str, backend: str | None = None) -> Attend:
+    """FlexAttention compiled, its block mask made outside the timing.
+
+    Args:
+        backend: of its `kernel_options`; "FLASH" runs FlashAttention-4's kernels, where flash-attn-4 is installed.
+    """
     if not device.startswith("cuda"):
         raise BenchmarkError("FlexAttention does not train on CPUs")
+    if backend == "FLASH":
+        _flash_attention_4()
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     if case.pattern.key.startswith("Full") and not case.causal:
@@ -60,7 +68,35 @@ def flex(case: Case, device: str) -> Attend:
         compiled_mask = torch.compile(create_block_mask)
         block_mask = compiled_mask(mod, None, case.heads if per_head else None, case.length, case.length, device=device)
     compiled = torch.compile(flex_attention, dynamic=False)
-    return lambda q, k, v: compiled(q, k, v, block_mask=block_mask)
+    options: Any = None if backend is None else {"BACKEND": backend}
+    return lambda q, k, v: compiled(q, k, v, block_mask=block_mask, kernel_options=options)
+
+
+def fa4(case: Case, device: str) -> Attend:
+    """FlashAttention-4 itself, on what it has a flag for: everything, everything before, a window."""
+    if not device.startswith("cuda"):
+        raise BenchmarkError("FlashAttention-4 needs a CUDA device")
+    window: tuple[int | None, int | None] = (None, None)
+    if isinstance(case.pattern, Local) and case.pattern.dilation == 1:
+        size = case.pattern.window
+        window = (size - 1, 0) if case.causal else (size // 2, size // 2)
+    elif not isinstance(case.pattern, Full):
+        raise BenchmarkError("FlashAttention-4 has flags for full, causal and windowed attention alone")
+    call = _flash_attention_4()
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out = call(*(x.transpose(1, 2) for x in (q, k, v)), causal=case.causal and window[0] is None, window_size=window)
+        return (out[0] if isinstance(out, tuple) else out).transpose(1, 2)
+
+    return attend
+
+
+def _flash_attention_4() -> Callable[..., Any]:
+    try:
+        from flash_attn.cute.interface import flash_attn_func
+    except ImportError as error:
+        raise BenchmarkError(f"flash-attn-4 is not installed: {error}") from None
+    return flash_attn_func
 
 
 def from_path(path: str) -> Peer:
@@ -84,6 +120,8 @@ PEERS: dict[str, Peer] = {
     "sdpa-flash": lambda case, device: sdpa(case, device, "flash"),
     "sdpa-efficient": lambda case, device: sdpa(case, device, "efficient"),
     "flex": flex,
+    "flex-flash": lambda case, device: flex(case, device, "FLASH"),
+    "fa4": fa4,
 }
 
 

@@ -41,6 +41,7 @@ def show(rows: list[dict[str, Any]], console: Console | None = None) -> None:
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(f"[bold]{row['case']}[/bold], T={row['shape']['T']:,}")
+        best = row.get("best_peer") if len(row.get("speedup", {})) > 1 else None
         for name, side in row["sides"].items():
             if "unavailable" in side:
                 table.add_row(f"  {name}: {side['unavailable'][:60]}")
@@ -48,7 +49,7 @@ def show(rows: list[dict[str, Any]], console: Console | None = None) -> None:
             ratio = row.get("speedup", {}).get(name)
             differs = not row["agreement"].get(name, {"agrees": True})["agrees"]
             table.add_row(
-                f"  {name}" + (" [red]DIFFERS[/red]" if differs else ""),
+                f"  {name}" + (" (best peer)" if name == best else "") + (" [red]DIFFERS[/red]" if differs else ""),
                 f"{side['forward']['ms']:.3f}",
                 f"{side['both']['ms']:.3f}",
                 f"{side['live_tflops_both']:.3g}",

@@ -10,6 +10,8 @@ from longspan.benchmark.cases import Case, named
 from longspan.config.errors import BenchmarkError
 from longspan.patterns import BigBird, Local, Pattern, Strided
 
+FLEX = ("longspan", "flex", "flex-flash")
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -33,11 +35,12 @@ def cpu() -> list[Plan]:
 
 
 def gpu() -> list[Plan]:
-    """bf16, H*D = 2048, T=16384: every pattern beside FlexAttention, full and causal beside cuDNN and flash too."""
+    """bf16, H*D = 2048, T=16384: every pattern beside FlexAttention on both of its kernels; full and causal beside cuDNN,
+    torch's flash and FlashAttention-4 too, which has windows as well. A peer that is not installed is kept with the reason."""
     plans = []
     for name in ("full", "causal"):
         for width in (64, 128):
-            plans.append(_gpu(name, 16384, width, ("longspan", "flex", "sdpa-cudnn", "sdpa-flash")))
+            plans.append(_gpu(name, 16384, width, (*FLEX, "fa4", "sdpa-cudnn", "sdpa-flash")))
     for name in (
         "local 512 causal",
         "local 256 a side",
@@ -49,7 +52,8 @@ def gpu() -> list[Plan]:
         "per head",
         "table 0.05",
     ):
-        plans.append(_gpu(name, 16384, 64, ("longspan", "flex")))
+        windowed = name in ("local 512 causal", "local 256 a side")
+        plans.append(_gpu(name, 16384, 64, (*FLEX, "fa4") if windowed else FLEX))
     return plans
 
 
