@@ -6,7 +6,16 @@ import pytest
 import torch
 
 import longspan.attention as variants
-from longspan_kernels.selected import choose_blocks, choose_scored_blocks
+from longspan.attention.hashing import buckets_of, directions, factors
+from longspan_kernels.bucketed import hash_keys, nearest_keys
+from longspan_kernels.bucketed.tables import row_keys
+from longspan_kernels.selected import (
+    balance_causally,
+    choose_blocks,
+    choose_scored_blocks,
+    selected_attention,
+    selected_reference,
+)
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -62,6 +71,64 @@ def test_nothing_waits_for_the_device(name, settings):
         module(*leaves, lengths=lengths).square().sum().backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def close(found, expected, tolerance):
+    """Errors beside the norm of what is expected."""
+    for a, b in zip(found, expected, strict=True):
+        assert float((a.double() - b.double()).norm() / b.double().norm()) < tolerance
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 6e-3), (torch.float16, 1e-3), (torch.float32, 1e-5)])
+@pytest.mark.parametrize(("size", "length", "causal"), [(512, 1300, True), (512, 1300, False), (64, 700, True)])
+def test_attention_to_chosen_blocks_is_the_definition(size, length, causal, dtype, tolerance):
+    torch.manual_seed(0)
+    q, k, v, dout = (torch.randn(2, 4, length, 64, device="cuda").to(dtype).requires_grad_() for _ in range(4))
+    blocks, own = -(-length // size), torch.arange(length, device="cuda") // size
+    scores = torch.rand(2, 4, length, blocks, device="cuda")
+    if causal:
+        scores.masked_fill_(torch.arange(blocks, device="cuda") >= own[:, None], -1.0)
+    scores.scatter_(3, own.view(1, 1, -1, 1).expand(2, 4, -1, 1), 2.0)
+    best = scores.topk(3, -1)
+    picks = torch.where(best.values < 0, -1, best.indices)
+    call = {"causal": causal, "lengths": torch.tensor([length, length // 2], device="cuda")}
+    results = []
+    for _ in range(2):
+        out = selected_attention(q, k, v, picks, size, backend="triton", **call)
+        results.append((out, *torch.autograd.grad(out, (q, k, v), dout)))
+    assert all(a.equal(b) for a, b in zip(*results, strict=True))
+    exact = [x.detach().double().requires_grad_() for x in (q, k, v)]
+    expected, _ = selected_reference(*exact, picks, size, **call)
+    close(results[0], (expected, *torch.autograd.grad(expected, exact, dout.double())), tolerance)
+
+
+@pytest.mark.parametrize(("blocks", "existing"), [(256, None), (256, 200), (100, None), (1024, None)])
+def test_balancing_is_the_definition(blocks, existing):
+    torch.manual_seed(0)
+    scores, dout = (torch.randn(1, 2, blocks, blocks, device="cuda") for _ in range(2))
+    scores.mul_(2.0).requires_grad_()
+    some = None if existing is None else torch.tensor([existing], device="cuda")
+    results = []
+    for _ in range(2):
+        out = balance_causally(scores, some, 7, "triton")
+        results.append((out, torch.autograd.grad(out, scores, dout)[0]))
+    assert all(a.equal(b) for a, b in zip(*results, strict=True))
+    exact = scores.detach().double().requires_grad_()
+    expected = balance_causally(exact, some, 7, "blocked")
+    close(results[0], (expected, torch.autograd.grad(expected, exact, dout.double())[0]), 1e-5)
+
+
+@pytest.mark.parametrize("buckets", [8, 512, 2048])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_hashes_and_nearest_centroids_are_the_definitions(buckets, dtype):
+    torch.manual_seed(0)
+    q, rotations = torch.randn(1, 4, 3000, 64).to(dtype), torch.randn(4, 64, 2, directions(buckets))
+    expected = row_keys(buckets_of(q.double(), rotations.double(), buckets).flatten(0, 2), buckets)
+    found = hash_keys(q.cuda(), rotations.cuda(), factors(buckets)).cpu()
+    assert float((found != expected).float().mean()) < 2e-3  # two directions may be all but equally near
+    means = torch.randn(4, 100, 64)
+    expected = row_keys((q.double() @ means.double().mT).argmax(-1).flatten(0, 1), 100)
+    assert float((nearest_keys(q.cuda(), means.cuda()).cpu() != expected).float().mean()) < 2e-3
 
 
 def close_choices(picks, expected, scores):

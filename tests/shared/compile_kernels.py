@@ -140,8 +140,8 @@ def balanced() -> None:
     for blocks in (20, 4096):
         scores = torch.zeros(1, 2, blocks, blocks)
         for existing in (None, torch.zeros(1, dtype=torch.int64)):
-            out, logs, sums = triton_balance(scores, existing, 7)
-            triton_balance_backward(out, scores, existing, logs, sums)
+            out, rows, sums = triton_balance(scores, existing, 7)
+            triton_balance_backward(out, existing, rows, sums)
 
 
 def bucketed() -> None:

@@ -12,7 +12,8 @@ from longspan_kernels.block_sparse.backends import active_transform, choose_back
 from longspan_kernels.errors import BackendError
 
 NOTHING = -1e30  # the logarithm of nothing, finite so that differences and gradients are
-MOST_NUMBERS = 1 << 15  # of a program, which holds a row of all iterations
+ROWS = 8  # of a tile
+MOST_BLOCKS = 1 << 15  # 32 bits number their pairs
 
 
 def balance_causally(scores: Tensor, blocks: Tensor | None, iterations: int, backend: str = "auto") -> Tensor:
@@ -24,13 +25,13 @@ def balance_causally(scores: Tensor, blocks: Tensor | None, iterations: int, bac
         scores: [B, H, n, n] float32 (or float64 but for "triton"), row i the block that attends, column j the block attended.
         blocks: [B] or [1] int, the blocks that exist; None for all. Rows and columns past them are 0.
         iterations: K, normalisations of rows and columns.
-        backend: as in `selected_attention`; plain torch but for "triton", which takes up to 4096 blocks with 8 iterations.
+        backend: as in `selected_attention`; plain torch but for "triton", which takes up to MOST_BLOCKS blocks.
 
     Returns:
         [B, H, n, n] in the dtype of the scores, 0 on the diagonal and above.
     """
     transform = active_transform(scores)
-    fits = padded(iterations) * padded(scores.shape[-1]) <= MOST_NUMBERS and scores.dtype == torch.float32
+    fits = scores.shape[-1] <= MOST_BLOCKS and scores.dtype == torch.float32
     like_heads = scores[:, :, :1, :1].expand(-1, -1, -1, 64)  # backends are chosen by the width of heads
     if not fits or transform is not None or choose_backend(backend, like_heads, like_heads, transform) != "triton":
         return reference_balance(scores, blocks, iterations)
@@ -58,33 +59,34 @@ def reference_balance(scores: Tensor, blocks: Tensor | None, iterations: int) ->
 
 @torch.library.custom_op("longspan::balance", mutates_args=())
 def _balance(scores: Tensor, blocks: Tensor | None, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The matrix, the logarithms [B, H, K, n, n] after each iteration, and what its rows were divided by [B, H, K, n]."""
+    """The matrix; the logarithms of rows [B, H, K, n, n] that each iteration has divided by their sums, and those of the sums
+    of their columns up to the end of each tile of rows, [B, H, K, tiles, n]."""
     from longspan_kernels.selected.triton.balance import triton_balance
 
     return triton_balance(scores, blocks, iterations)
 
 
 @torch.library.custom_op("longspan::balance_backward", mutates_args=())
-def _balance_backward(dout: Tensor, scores: Tensor, blocks: Tensor | None, logs: Tensor, sums: Tensor) -> Tensor:
+def _balance_backward(dout: Tensor, blocks: Tensor | None, rows: Tensor, sums: Tensor) -> Tensor:
     from longspan_kernels.selected.triton.balance import triton_balance_backward
 
-    return triton_balance_backward(dout, scores, blocks, logs, sums)
+    return triton_balance_backward(dout, blocks, rows, sums)
 
 
 @_balance.register_fake
 def _(scores, blocks, iterations):
     B, H, n, _ = scores.shape
-    return scores.new_empty(B, H, n, n), scores.new_empty(B, H, iterations, n, n), scores.new_empty(B, H, iterations, n)
+    sums = scores.new_empty(B, H, iterations, -(-n // ROWS), n)
+    return scores.new_empty(B, H, n, n), scores.new_empty(B, H, iterations, n, n), sums
 
 
 @_balance_backward.register_fake
-def _(dout, scores, blocks, logs, sums):
-    return scores.new_empty(scores.shape)
+def _(dout, blocks, rows, sums):
+    return rows.new_empty(dout.shape)
 
 
 def _save(ctx, inputs, output):
-    scores, blocks, _ = inputs
-    ctx.save_for_backward(scores, blocks, *output[1:])
+    ctx.save_for_backward(inputs[1], *output[1:])
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
 

@@ -1,12 +1,19 @@
 """Triton kernels of causal Sinkhorn balancing. Triton is imported here: import this file lazily.
 
-Iteration k of row i needs iteration k - 1 of row i and the sums of columns that iteration k has over rows before i. So one
-program goes through a head's rows with all iterations at once, each a row behind the one before it: n + K steps instead of
-n * K. What an iteration hands to the next lies in memory, where the backward pass reads it.
+An iteration divides each row by its sum, which rows do side by side, and then each column by its sum over the rows so far,
+which is a scan. So rows are cut into tiles of a few, all of which a thread holds for its columns: one launch makes the rows of
+an iteration and each tile's sums of columns, and a second adds these up over the tiles, in place. The next iteration begins
+with both. The backward pass goes through the iterations from the last, with the scan from the last row.
 
-Legend: BH batch times heads, n blocks, K iterations, KP and BN the powers of two that hold K and n.
+    r = x - log sum exp over j of x    c = log sum exp over the rows so far of r    x = r - c    (all of them logarithms)
+    z_i = z_{i+1} exp(c_i - c_{i+1}) - dx_i    dr = dx + z exp(r - c)    dx = dr - exp(r) sum over j of dr
+
+Legend: BH batch times heads, n blocks, K iterations, ROWS x BC a tile of rows and columns, t its number.
 """
 
+# Triton adds tuples, but does not unpack into them; their types are its own.
+# ruff: noqa: RUF005
+# mypy: disable-error-code="assignment"
 from __future__ import annotations
 
 import torch
@@ -15,10 +22,13 @@ import triton.language as tl
 from torch import Tensor
 
 from longspan_kernels.launch.launcher import Launch, from_16_bytes, on_its_device, run_kernel
-from longspan_kernels.selected.balance import NOTHING, padded
+from longspan_kernels.selected.balance import NOTHING, ROWS, padded
 
 NONE = tl.constexpr(NOTHING)
-NUMBERS_A_WARP = 256  # a step is short: what it waits for are exponentials and memory
+COLUMNS = 128  # of a tile: a warp's threads hold four each, of all its rows
+ADDED = 32  # columns that a program adds up over the tiles
+WARP = Launch(1, 1)
+VARYING = ["tiles", "k"]  # a kernel compiled for one value serves all; of n it matters whether rows begin at 16 bytes
 
 
 @triton.jit
@@ -29,109 +39,316 @@ def rows_that_exist(BLOCKS, bh, n, H: tl.constexpr):
 
 
 @triton.jit
-def log_before(SCORES, LOGS, i, ks, js, allowed, n):
-    """[KP, BN] logarithms that each iteration begins with: the scores, or what the iteration before made."""
-    first = (ks == 0)[:, None]
-    scores = tl.load(SCORES + i[:, None] * n + js[None, :], mask=allowed & first, other=NONE)
-    logs = tl.load(LOGS + ((ks - 1) * n + i)[:, None] * n + js[None, :], mask=allowed & (ks > 0)[:, None], other=NONE)
-    return tl.where(first, scores, logs)
+def log_add(a, b):
+    larger = tl.maximum(a, b)
+    return larger + tl.log(1.0 + tl.exp(tl.minimum(a, b) - larger))
 
 
-@triton.jit(do_not_specialize=["n"])
+@triton.jit
+def iteration_at(X, SUMS, bh, k, n, tiles, K: tl.constexpr):
+    """Pointers to an iteration's rows [n, n] and to its tiles' sums of columns [tiles, n]."""
+    at = bh.to(tl.int64) * K + k
+    return X + at * n * n, SUMS + at * tiles * n
+
+
+@triton.jit
+def program(n, tiles, BLOCKS, H: tl.constexpr, ROWS: tl.constexpr):
+    """(batch and head, tile, its first row, the end of its columns, rows that exist): the last tiles, which have most columns,
+    go first."""
+    pid = tl.program_id(0)
+    bh = pid // tiles
+    t = tiles - 1 - pid % tiles
+    return bh, t, t * ROWS, tl.minimum((t + 1) * ROWS, n), rows_that_exist(BLOCKS, bh, n, H)
+
+
+@triton.jit
+def columns_of(i, count):
+    """Row i has those before this one."""
+    return tl.where(i < count, i, 0)
+
+
+@triton.jit
+def store_row(X, i, j, n, row):
+    """A whole row, what is none of its columns included, so that four numbers go at a time."""
+    tl.store(X + i * n + j, row, mask=j < tl.where(i < n, n, 0))
+
+
+@triton.jit
+def load_rows(X, first, j, count, n, other, ROWS: tl.constexpr):
+    """A tile as a tuple of its rows [BC], `other` where a row has no such column."""
+    rows = ()
+    for u in tl.static_range(ROWS):
+        # Whole rows are loaded, four numbers at a time, and what is none of theirs is left out after that.
+        row = tl.load(X + tl.minimum(first + u, n - 1) * n + j, mask=j < n, other=other)
+        rows = rows + (tl.where(j < columns_of(first + u, count), row, other),)
+    return rows
+
+
+@triton.jit
+def sums_so_far(rows, SUMS, t, j, n, ROWS: tl.constexpr):
+    """A tuple like `rows`: the log-sum-exp of each column up to each row."""
+    c = tl.load(SUMS + (t - 1) * n + j, mask=j < tl.minimum(t * ROWS, n), other=NONE)  # the first tile has none
+    sums = ()
+    for u in tl.static_range(ROWS):
+        c = log_add(c, rows[u])
+        sums = sums + (c,)
+    return sums
+
+
+@triton.jit(do_not_specialize=VARYING)
 def balance_rows(
     SCORES,
+    R,
+    SUMS,
+    BLOCKS,
+    n,
+    tiles: tl.int32,
+    k: tl.int32,
+    H: tl.constexpr,
+    K: tl.constexpr,
+    FIRST: tl.constexpr,
+    ROWS: tl.constexpr,
+    BC: tl.constexpr,
+):
+    """Rows r of iteration k, and each tile's sums of their columns."""
+    bh, t, first, stop, count = program(n, tiles, BLOCKS, H, ROWS)
+    HERE, OURS = iteration_at(R, SUMS, bh, k, n, tiles, K)
+    BEFORE, THEIRS = iteration_at(R, SUMS, bh, k - 1, n, tiles, K)
+    if FIRST:
+        BEFORE = SCORES + bh.to(tl.int64) * n * n
+    row = tl.arange(0, ROWS)
+    m_i = tl.full([ROWS], NONE, tl.float32)
+    l_i = tl.zeros([ROWS], tl.float32)
+    for begin in tl.range(0, stop, BC):
+        j = begin + tl.arange(0, BC)
+        xs = load_rows(BEFORE, first, j, count, n, NONE, ROWS)
+        if not FIRST:
+            cs = sums_so_far(xs, THEIRS, t, j, n, ROWS)
+        for u in tl.static_range(ROWS):
+            inside = j < columns_of(first + u, count)
+            x = xs[u]
+            if not FIRST:
+                x = tl.where(inside, x - cs[u], NONE)
+            store_row(HERE, first + u, j, n, x)
+            most = tl.max(x, 0)
+            total = tl.sum(tl.exp(x - most), 0)
+            higher = tl.where(row == u, tl.maximum(m_i, most), m_i)
+            l_i = l_i * tl.exp(m_i - higher) + tl.where(row == u, total * tl.exp(most - higher), 0.0)
+            m_i = higher
+    divided = m_i + tl.log(l_i)
+    tl.debug_barrier()  # what one thread wrote, another may read
+    for begin in tl.range(0, stop, BC):
+        j = begin + tl.arange(0, BC)
+        rs = load_rows(HERE, first, j, count, n, NONE, ROWS)
+        most = tl.full([BC], NONE, tl.float32)
+        made = ()
+        for u in tl.static_range(ROWS):
+            inside = j < columns_of(first + u, count)
+            r = tl.where(inside, rs[u] - tl.sum(tl.where(row == u, divided, 0.0), 0), NONE)
+            store_row(HERE, first + u, j, n, r)
+            most = tl.maximum(most, r)
+            made = made + (r,)
+        total = tl.zeros([BC], tl.float32)
+        for u in tl.static_range(ROWS):
+            total += tl.exp(made[u] - most)
+        tl.store(OURS + t * n + j, most + tl.log(total), mask=j < stop)
+
+
+@triton.jit(do_not_specialize=VARYING)
+def balance_columns(SUMS, n, tiles: tl.int32, k: tl.int32, K: tl.constexpr, ROWS: tl.constexpr, BC: tl.constexpr):
+    """The tiles' sums of columns, each with all before it, in place."""
+    blocks = (n + BC - 1) // BC
+    pid = tl.program_id(0)
+    j = pid % blocks * BC + tl.arange(0, BC)
+    OURS = SUMS + ((pid // blocks).to(tl.int64) * K + k) * tiles * n
+    c = tl.full([BC], NONE, tl.float32)
+    for begin in tl.range(pid % blocks * BC // ROWS, tiles, ROWS):  # earlier tiles have no such columns
+        sums = ()
+        for u in tl.static_range(ROWS):  # all are asked for before the first is needed
+            t = begin + u
+            sums = sums + (
+                tl.load(OURS + t * n + j, mask=j < tl.where(t < tiles, tl.minimum((t + 1) * ROWS, n), 0), other=NONE),
+            )
+        for u in tl.static_range(ROWS):
+            c = log_add(c, sums[u])
+            tl.store(OURS + (begin + u) * n + j, c, mask=j < tl.where(begin + u < tiles, n, 0))
+
+
+@triton.jit(do_not_specialize=VARYING)
+def balance_end(
+    R,
+    SUMS,
     OUT,
-    LOGS,
-    SUMS,
     BLOCKS,
-    n: tl.int32,
+    n,
+    tiles: tl.int32,
+    k: tl.int32,
     H: tl.constexpr,
     K: tl.constexpr,
-    KP: tl.constexpr,
-    BN: tl.constexpr,
+    ROWS: tl.constexpr,
+    BC: tl.constexpr,
 ):
-    bh = tl.program_id(0)
-    count = rows_that_exist(BLOCKS, bh, n, H)
-    ks, js = tl.arange(0, KP), tl.arange(0, BN)
-    matrix = bh.to(tl.int64) * n * n
-    SCORES += matrix
-    OUT += matrix
-    LOGS += matrix * K
-    SUMS += bh.to(tl.int64) * n * K
-    columns = tl.full((KP, BN), NONE, tl.float32)  # logarithms of their sums so far
-    for step in tl.range(0, n + K - 1):
-        i = tl.cast(step, tl.int32) - ks
-        inside = (ks < K) & (i >= 0) & (i < n)
-        allowed = (inside & (i < count))[:, None] & (js[None, :] < i[:, None])
-        before = log_before(SCORES, LOGS, i, ks, js, allowed, n)
-        most = tl.max(before, 1)
-        divided = most + tl.log(tl.sum(tl.exp(before - most[:, None]), 1))
-        row = tl.where(allowed, before - divided[:, None], NONE)
-        larger = tl.maximum(columns, row)
-        columns = larger + tl.log(1.0 + tl.exp(tl.minimum(columns, row) - larger))
-        made = tl.where(allowed, row - columns, NONE)
-        there = inside[:, None] & (js < n)[None, :]
-        tl.store(LOGS + (ks * n + i)[:, None] * n + js[None, :], made, mask=there)
-        tl.store(OUT + i[:, None] * n + js[None, :], tl.exp(made), mask=there & (ks == K - 1)[:, None])
-        tl.store(SUMS + ks * n + i, divided, mask=inside)
-        tl.debug_barrier()  # the next step reads what others have written
+    """The matrix that the last iteration k leaves."""
+    bh, t, first, _, count = program(n, tiles, BLOCKS, H, ROWS)
+    HERE, OURS = iteration_at(R, SUMS, bh, k, n, tiles, K)
+    OUT += bh.to(tl.int64) * n * n
+    for begin in tl.range(0, n, BC):
+        j = begin + tl.arange(0, BC)
+        rs = load_rows(HERE, first, j, count, n, NONE, ROWS)
+        cs = sums_so_far(rs, OURS, t, j, n, ROWS)
+        for u in tl.static_range(ROWS):
+            out = tl.where(j < columns_of(first + u, count), tl.exp(rs[u] - cs[u]), 0.0)
+            store_row(OUT, first + u, j, n, out)
 
 
-@triton.jit(do_not_specialize=["n"])
-def balance_back(
+@triton.jit
+def shares_of(HERE, OURS, t, first, j, count, n, ROWS: tl.constexpr):
+    """(r, exp(r - c), exp(c - that of the next row)), each a tuple of rows [BC]."""
+    rs = load_rows(HERE, first, j, count, n, NONE, ROWS)
+    cs = sums_so_far(rs, OURS, t, j, n, ROWS)
+    following = tl.load(HERE + (first + ROWS) * n + j, mask=j < columns_of(first + ROWS, count), other=NONE)
+    rows = rs + (following,)
+    shares, decays = (), ()
+    for u in tl.static_range(ROWS):
+        shares = shares + (tl.where(j < columns_of(first + u, count), tl.exp(rs[u] - cs[u]), 0.0),)
+        decays = decays + (1.0 / (1.0 + tl.exp(rows[u + 1] - cs[u])),)
+    return rs, shares, decays
+
+
+@triton.jit
+def store_maps(MAPS, t, j, n, tiles, decays, gs, stop, ROWS: tl.constexpr):
+    """What a tile makes of the z that comes to its last row, at its first: a z + b, two numbers a column."""
+    a, b = decays[ROWS - 1], -gs[ROWS - 1]
+    for u in tl.static_range(1, ROWS):
+        a = a * decays[ROWS - 1 - u]
+        b = b * decays[ROWS - 1 - u] - gs[ROWS - 1 - u]
+    tl.store(MAPS + t * n + j, a, mask=j < stop)
+    tl.store(MAPS + (tiles + t) * n + j, b, mask=j < stop)
+
+
+@triton.jit(do_not_specialize=VARYING)
+def balance_back_end(
     DOUT,
-    SCORES,
-    LOGS,
+    R,
     SUMS,
-    DSCORES,
-    HANDED,
+    G,
+    MAPS,
     BLOCKS,
-    n: tl.int32,
+    n,
+    tiles: tl.int32,
+    k: tl.int32,
     H: tl.constexpr,
     K: tl.constexpr,
-    KP: tl.constexpr,
-    BN: tl.constexpr,
+    ROWS: tl.constexpr,
+    BC: tl.constexpr,
 ):
-    """DSCORES; HANDED [BH, 2, KP, BN] is what an iteration hands to the one before, of this step and of the last."""
-    bh = tl.program_id(0)
-    count = rows_that_exist(BLOCKS, bh, n, H)
-    ks, js = tl.arange(0, KP), tl.arange(0, BN)
-    matrix = bh.to(tl.int64) * n * n
-    DOUT += matrix
-    SCORES += matrix
-    DSCORES += matrix
-    LOGS += matrix * K
-    SUMS += bh.to(tl.int64) * n * K
-    HANDED += bh.to(tl.int64) * 2 * KP * BN
-    columns = tl.zeros((KP, BN), tl.float32)  # gradients of the columns' sums up to the row
-    for step in tl.range(0, n + K - 1):
-        i = n + K - 2 - tl.cast(step, tl.int32) - ks
-        inside = (ks < K) & (i >= 0) & (i < n)
-        allowed = (inside & (i < count))[:, None] & (js[None, :] < i[:, None])
-        last = (ks == K - 1)[:, None]
-        made = tl.load(LOGS + (ks * n + i)[:, None] * n + js[None, :], mask=allowed, other=NONE)
-        before = log_before(SCORES, LOGS, i, ks, js, allowed, n)
-        divided = tl.load(SUMS + ks * n + i, mask=inside, other=0.0)
-        share = tl.where(allowed, tl.exp(made), 0.0)  # of a row in its column's sum so far
-        from_out = tl.load(DOUT + i[:, None] * n + js[None, :], mask=allowed & last, other=0.0) * share
-        parity = tl.cast(step, tl.int32) % 2
-        at = HANDED + (1 - parity) * KP * BN + (ks + 1)[:, None] * BN + js[None, :]
-        after = tl.load(at, mask=allowed & (ks < K - 1)[:, None], other=0.0)
-        given = from_out + after
-        through = columns - given
-        drow = given + through * share
-        columns = through * (1.0 - share)
-        weights = tl.where(allowed, tl.exp(before - divided[:, None]), 0.0)
-        dbefore = tl.where(allowed, drow - weights * tl.sum(drow, 1)[:, None], 0.0)
-        tl.store(HANDED + parity * KP * BN + ks[:, None] * BN + js[None, :], dbefore)
-        there = inside[:, None] & (js < n)[None, :]
-        tl.store(DSCORES + i[:, None] * n + js[None, :], dbefore, mask=there & (ks == 0)[:, None])
-        tl.debug_barrier()
+    """G [BH, n, n], the gradient of what the last iteration k leaves, and MAPS [BH, 2, tiles, n] of its tiles."""
+    bh, t, first, stop, count = program(n, tiles, BLOCKS, H, ROWS)
+    HERE, OURS = iteration_at(R, SUMS, bh, k, n, tiles, K)
+    DOUT += bh.to(tl.int64) * n * n
+    G += bh.to(tl.int64) * n * n
+    MAPS += bh.to(tl.int64) * 2 * tiles * n
+    for begin in tl.range(0, stop, BC):
+        j = begin + tl.arange(0, BC)
+        _, shares, decays = shares_of(HERE, OURS, t, first, j, count, n, ROWS)
+        douts = load_rows(DOUT, first, j, count, n, 0.0, ROWS)
+        gs = ()
+        for u in tl.static_range(ROWS):
+            g = douts[u] * shares[u]
+            store_row(G, first + u, j, n, g)
+            gs = gs + (g,)
+        store_maps(MAPS, t, j, n, tiles, decays, gs, stop, ROWS)
 
 
-def _sizes(heads: int, iterations: int, n: int) -> tuple[Launch, dict[str, int]]:
-    KP, BN = padded(iterations), padded(n)
-    return Launch(max(1, min(16, KP * BN // NUMBERS_A_WARP)), 1), {"n": n, "H": heads, "K": iterations, "KP": KP, "BN": BN}
+@triton.jit(do_not_specialize=VARYING)
+def balance_back_columns(MAPS, n, tiles: tl.int32, ROWS: tl.constexpr, BC: tl.constexpr):
+    """The second number of each tile becomes z at its first row."""
+    blocks = (n + BC - 1) // BC
+    pid = tl.program_id(0)
+    j = pid % blocks * BC + tl.arange(0, BC)
+    MAPS += (pid // blocks).to(tl.int64) * 2 * tiles * n
+    z = tl.zeros([BC], tl.float32)
+    lowest = pid % blocks * BC // ROWS  # tiles before have no such columns
+    for begin in tl.range(0, tiles - lowest, ROWS):
+        many, ones = (), ()
+        for u in tl.static_range(ROWS):  # all are asked for before the first is needed
+            t = tiles - 1 - begin - u
+            known = j < tl.where(t >= lowest, tl.minimum((t + 1) * ROWS, n), 0)
+            many = many + (tl.load(MAPS + t * n + j, mask=known, other=1.0),)
+            ones = ones + (tl.load(MAPS + (tiles + t) * n + j, mask=known, other=0.0),)
+        for u in tl.static_range(ROWS):
+            t = tiles - 1 - begin - u
+            z = many[u] * z + ones[u]
+            tl.store(MAPS + (tiles + t) * n + j, z, mask=j < tl.where(t >= lowest, n, 0))
+
+
+@triton.jit(do_not_specialize=VARYING)
+def balance_back(
+    R,
+    SUMS,
+    G,
+    MAPS,
+    NEW_MAPS,
+    DSCORES,
+    BLOCKS,
+    n,
+    tiles: tl.int32,
+    k: tl.int32,
+    H: tl.constexpr,
+    K: tl.constexpr,
+    FIRST: tl.constexpr,
+    ROWS: tl.constexpr,
+    BC: tl.constexpr,
+):
+    """From G, the gradient of what iteration k leaves, that of what it begins with, in place, and the tiles' maps for it.
+
+    Of the FIRST iteration that is the gradient of the scores. MAPS hold z of iteration k; the maps for the one before go to
+    other memory, as a tile reads the z of the next.
+    """
+    bh, t, first, stop, count = program(n, tiles, BLOCKS, H, ROWS)
+    HERE, OURS = iteration_at(R, SUMS, bh, k, n, tiles, K)
+    BEFORE, THEIRS = iteration_at(R, SUMS, bh, k - 1, n, tiles, K)
+    G += bh.to(tl.int64) * n * n
+    DSCORES += bh.to(tl.int64) * n * n
+    MAPS += bh.to(tl.int64) * 2 * tiles * n
+    NEW_MAPS += bh.to(tl.int64) * 2 * tiles * n
+    row = tl.arange(0, ROWS)
+    totals = tl.zeros([ROWS], tl.float32)
+    for begin in tl.range(0, stop, BC):
+        j = begin + tl.arange(0, BC)
+        _, shares, decays = shares_of(HERE, OURS, t, first, j, count, n, ROWS)
+        gs = load_rows(G, first, j, count, n, 0.0, ROWS)
+        z = tl.load(MAPS + (tiles + t + 1) * n + j, mask=j < tl.where(t + 1 < tiles, stop, 0), other=0.0)
+        for v in tl.static_range(ROWS):
+            z = decays[ROWS - 1 - v] * z - gs[ROWS - 1 - v]
+            inside = j < columns_of(first + ROWS - 1 - v, count)
+            dr = tl.where(inside, gs[ROWS - 1 - v] + z * shares[ROWS - 1 - v], 0.0)
+            totals += tl.where(row == ROWS - 1 - v, tl.sum(dr, 0), 0.0)
+            store_row(G, first + ROWS - 1 - v, j, n, dr)
+    tl.debug_barrier()  # what one thread wrote, another may read
+    for begin in tl.range(0, n if FIRST else stop, BC):
+        j = begin + tl.arange(0, BC)
+        rs = load_rows(HERE, first, j, count, n, NONE, ROWS)
+        drs = load_rows(G, first, j, count, n, 0.0, ROWS)
+        dxs = ()
+        for u in tl.static_range(ROWS):
+            inside = j < columns_of(first + u, count)
+            dx = tl.where(inside, drs[u] - tl.exp(rs[u]) * tl.sum(tl.where(row == u, totals, 0.0), 0), 0.0)
+            store_row(DSCORES if FIRST else G, first + u, j, n, dx)
+            dxs = dxs + (dx,)
+        if not FIRST:
+            _, _, decays = shares_of(BEFORE, THEIRS, t, first, j, count, n, ROWS)
+            store_maps(NEW_MAPS, t, j, n, tiles, decays, dxs, stop, ROWS)
+
+
+class _Sizes:
+    """How the launches of a call are cut."""
+
+    def __init__(self, batch: int, heads: int, n: int, iterations: int) -> None:
+        self.tiles = -(-n // ROWS)
+        self.programs, self.column_programs = batch * heads * self.tiles, batch * heads * -(-n // ADDED)
+        self.columns = {"n": n, "tiles": self.tiles, "ROWS": ROWS, "BC": ADDED}
+        self.rows = {**self.columns, "H": heads, "K": iterations, "BC": min(COLUMNS, max(16, padded(n)))}
 
 
 def _existing(blocks: Tensor | None, batch: int) -> Tensor | None:
@@ -142,22 +359,30 @@ def _existing(blocks: Tensor | None, batch: int) -> Tensor | None:
 def triton_balance(scores: Tensor, blocks: Tensor | None, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
     """As `balance._balance`."""
     B, H, n, _ = scores.shape
-    scores = from_16_bytes(scores.contiguous())
+    scores, existing = from_16_bytes(scores.contiguous()), _existing(blocks, B)
+    size = _Sizes(B, H, n, iterations)
     out = torch.empty_like(scores)
-    logs, sums = scores.new_empty(B, H, iterations, n, n), scores.new_empty(B, H, iterations, n)
-    choice, sizes = _sizes(H, iterations, n)
-    run_kernel(balance_rows, B * H, choice, scores, out, logs, sums, _existing(blocks, B), **sizes)
-    return out, logs, sums
+    rows, sums = scores.new_empty(B, H, iterations, n, n), scores.new_empty(B, H, iterations, size.tiles, n)
+    for k in range(iterations):
+        tensors = (scores, rows, sums, existing)
+        run_kernel(balance_rows, size.programs, WARP, *tensors, **size.rows, k=k, FIRST=k == 0)
+        run_kernel(balance_columns, size.column_programs, WARP, sums, **size.columns, K=iterations, k=k)
+    run_kernel(balance_end, size.programs, WARP, rows, sums, out, existing, **size.rows, k=iterations - 1)
+    return out, rows, sums
 
 
 @on_its_device
-def triton_balance_backward(dout: Tensor, scores: Tensor, blocks: Tensor | None, logs: Tensor, sums: Tensor) -> Tensor:
+def triton_balance_backward(dout: Tensor, blocks: Tensor | None, rows: Tensor, sums: Tensor) -> Tensor:
     """Gradient of the scores."""
-    B, H, n, _ = scores.shape
-    choice, sizes = _sizes(H, logs.shape[2], n)
-    dout, scores = (from_16_bytes(x.contiguous()) for x in (dout.float(), scores))
-    handed = scores.new_empty(B * H, 2, sizes["KP"], sizes["BN"])
-    dscores = torch.empty_like(scores)
-    tensors = (dout, scores, logs, sums, dscores, handed, _existing(blocks, B))
-    run_kernel(balance_back, B * H, choice, *tensors, **sizes)
+    B, H, iterations, n, _ = rows.shape
+    dout, existing = from_16_bytes(dout.float().contiguous()), _existing(blocks, B)
+    size = _Sizes(B, H, n, iterations)
+    gradient, dscores = torch.empty_like(dout), torch.empty_like(dout)
+    maps = [dout.new_empty(B, H, 2, size.tiles, n) for _ in range(2)]
+    last = iterations - 1
+    run_kernel(balance_back_end, size.programs, WARP, dout, rows, sums, gradient, maps[last % 2], existing, **size.rows, k=last)
+    for k in range(last, -1, -1):
+        run_kernel(balance_back_columns, size.column_programs, WARP, maps[k % 2], **size.columns)
+        tensors = (rows, sums, gradient, maps[k % 2], maps[(k + 1) % 2], dscores, existing)
+        run_kernel(balance_back, size.programs, WARP, *tensors, **size.rows, k=k, FIRST=k == 0)
     return dscores
