@@ -16,6 +16,8 @@ from longspan_kernels.selected.triton.common import (
     LOG2E,
     VARYING,
     elements,
+    end_of_full,
+    from_full,
     live_pairs,
     of_row,
     queries_of,
@@ -24,6 +26,7 @@ from longspan_kernels.selected.triton.common import (
     store_rows,
     survivors,
     tokens_of,
+    whole_rows_at,
     work_of,
 )
 
@@ -86,6 +89,43 @@ def store_or_add(X, x, mask, ADD: tl.constexpr):
     tl.store(X, x.to(X.dtype.element_ty), mask=mask)
 
 
+@triton.jit
+def differentiate_keys(
+    dk, dv, k, v, Q, DOUT, ROWS, ORDER, SEGMENTS, SEED, PART, first, last, stop, key, end, list_row, b, p, u, length, q_h, q_t,
+    first_head, threshold, scale2, C: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """A tile of keys and the queries of a list from place `first` to `last`, tile after tile; queries stop at `stop`."""
+    D: tl.constexpr = C.D
+    BD: tl.constexpr = C.BD
+    # Masked tiles are few beside those that have all their pairs, and buffers of their own would leave those less room.
+    STAGES: tl.constexpr = 1 if MASKED and SEGMENTS is None else None
+    inverse_keep = 1.0 / (1.0 - threshold * (1.0 / 16777216.0))
+    for at in tl.range(first, last, C.BM // C.GC, num_stages=STAGES):
+        exists, entry, token, head, h, q, segment = queries_of(
+            Q, ORDER, SEGMENTS, at, stop, list_row, p, length, first_head, q_h, q_t, C
+        )
+        lse2, delta, dout = gradients_of(DOUT, ROWS, exists, token, h, length, q_h, q_t, D, BD)
+        if not MASKED:  # a row that does not exist has no weights
+            lse2 = tl.where(exists, lse2, float("inf"))
+        s = tl.dot(k, tl.trans(q), input_precision="ieee") * scale2 - lse2[None, :]  # (BN, BM)
+        w = tl.exp2(tl.minimum(s, 0.0))
+        if MASKED:
+            w = tl.where(tl.trans(live_pairs(exists, token, segment, key, end, SEGMENTS, C.CAUSAL)), w, 0.0)
+        dp = tl.dot(v, tl.trans(dout), input_precision="ieee")
+        dropped = w
+        if SEED is not None:
+            kept = tl.trans(survivors(SEED, b, h, token, key, threshold, C.P * C.G))
+            dropped = tl.where(kept, w * inverse_keep, 0.0)
+            dp = tl.where(kept, dp * inverse_keep, 0.0)
+        dv = tl.dot(dropped.to(dout.dtype), dout, dv, input_precision="ieee")  # (BN, BD)
+        ds = (w * (dp - delta[None, :])).to(q.dtype)
+        dk = tl.dot(ds, q, dk, input_precision="ieee")
+        if C.SIZE <= C.BN:
+            dq = tl.dot(tl.trans(ds), k, input_precision="ieee")  # (BM, BD)
+            store_rows(PART, (u.to(tl.int64) * length * C.N + entry) * C.GC + head, exists, dq, D, BD)
+    return dk, dv
+
+
 @triton.jit(do_not_specialize=VARYING)
 def selected_columns(
     Q, K, V, DOUT, ROWS, ORDER, LISTS, ITEMS, LENGTHS, SEGMENTS, SEED, PART, DK, DV, PARTIALS, q_b: tl.int64, q_h: tl.int64,
@@ -98,7 +138,6 @@ def selected_columns(
     """
     D: tl.constexpr = C.D
     BD: tl.constexpr = C.BD
-    BM: tl.constexpr = C.BM
     BN: tl.constexpr = C.BN
     SIZE: tl.constexpr = C.SIZE
     pid = tl.program_id(0)
@@ -125,7 +164,6 @@ def selected_columns(
         v = rows_at(V, key.to(tl.int64) * kv_t, key < end, D, BD)
         dk = tl.zeros([BN, BD], tl.float32)
         dv = tl.zeros([BN, BD], tl.float32)
-        inverse_keep = 1.0 / (1.0 - threshold * (1.0 / 16777216.0))
         place = start
         if C.CAUSAL and SUBS > 1:
             # Tokens rise, and most often all of the block's own are there: those before these keys see none of them.
@@ -133,26 +171,19 @@ def selected_columns(
             if (run == 0) & (jump < stop) & (sub > 0):
                 before = (tl.load(ORDER + jump - 1) - list_row * (length * C.N)) // C.N
                 place = tl.where(before < begin, jump, start)
-        for at in tl.range(place, stop, BM // C.GC):
-            exists, entry, token, head, h, q, segment = queries_of(
-                Q, ORDER, SEGMENTS, at, stop, list_row, p, length, first, q_h, q_t, C
-            )
-            lse2, delta, dout = gradients_of(DOUT, ROWS, exists, token, h, length, q_h, q_t, D, BD)
-            live = tl.trans(live_pairs(exists, token, segment, key, end, SEGMENTS, C.CAUSAL))
-            s = tl.dot(k, tl.trans(q), input_precision="ieee") * (scale * LOG2E) - lse2[None, :]  # (BN, BM)
-            w = tl.where(live, tl.exp2(tl.minimum(s, 0.0)), 0.0)
-            dp = tl.dot(v, tl.trans(dout), input_precision="ieee")
-            dropped = w
-            if SEED is not None:
-                kept = tl.trans(survivors(SEED, b, h, token, key, threshold, C.P * C.G))
-                dropped = tl.where(kept, w * inverse_keep, 0.0)
-                dp = tl.where(kept, dp * inverse_keep, 0.0)
-            dv = tl.dot(dropped.to(dout.dtype), dout, dv, input_precision="ieee")  # (BN, BD)
-            ds = (w * (dp - delta[None, :])).to(q.dtype)
-            dk = tl.dot(ds, q, dk, input_precision="ieee")
-            if SUBS == 1:
-                dq = tl.dot(tl.trans(ds), k, input_precision="ieee")  # (BM, BD)
-                store_rows(PART, (u.to(tl.int64) * length * C.N + entry) * C.GC + head, exists, dq, D, BD)
+        full = stop
+        if SEGMENTS is None and begin + BN <= end:
+            later = start - run * entries + (sub + 1) * BN
+            full = from_full(ORDER, place, later, stop, list_row, begin + BN - 1, length, C)
+        dk, dv = differentiate_keys(
+            dk, dv, k, v, Q, DOUT, ROWS, ORDER, SEGMENTS, SEED, PART, place, full, stop, key, end, list_row, b, p, u, length,
+            q_h, q_t, first, threshold, scale * LOG2E, C, True,
+        )  # fmt: skip
+        if SEGMENTS is None:
+            dk, dv = differentiate_keys(
+                dk, dv, k, v, Q, DOUT, ROWS, ORDER, SEGMENTS, SEED, PART, full, stop, stop, key, end, list_row, b, p, u, length,
+                q_h, q_t, first, threshold, scale * LOG2E, C, False,
+            )  # fmt: skip
         offs_d = tl.arange(0, BD)
         inside = (offs_d < D)[None, :]
         if runs <= 1:
@@ -217,6 +248,37 @@ def add_runs(
         store_or_add(DV + rows, dv, mask, ADD)
 
 
+@triton.jit
+def differentiate_queries(
+    dq, q, dout, lse2, delta, K, V, SEGMENTS, SEED, exists, token, segment, b, h, first, last, end, kv_t, threshold, scale2,
+    C: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """A tile of queries and the keys from `first` to `last`, tile after tile."""
+    # Masked tiles are few beside those that have all their pairs, and buffers of their own would leave those less room.
+    STAGES: tl.constexpr = 1 if MASKED and SEGMENTS is None else None
+    inverse_keep = 1.0 / (1.0 - threshold * (1.0 / 16777216.0))
+    BN: tl.constexpr = C.BN
+    for begin in tl.range(first, last, BN, num_stages=STAGES):
+        key = begin + tl.arange(0, BN)
+        if MASKED:
+            k = rows_at(K, key.to(tl.int64) * kv_t, key < end, C.D, C.BD)
+            v = rows_at(V, key.to(tl.int64) * kv_t, key < end, C.D, C.BD)
+        else:
+            k = whole_rows_at(K, key.to(tl.int64) * kv_t, C.D, C.BD)
+            v = whole_rows_at(V, key.to(tl.int64) * kv_t, C.D, C.BD)
+        s = tl.dot(q, tl.trans(k), input_precision="ieee") * scale2 - lse2[:, None]  # (BM, BN)
+        w = tl.exp2(tl.minimum(s, 0.0))
+        if MASKED:
+            w = tl.where(live_pairs(exists, token, segment, key, end, SEGMENTS, C.CAUSAL), w, 0.0)
+        dp = tl.dot(dout, tl.trans(v), input_precision="ieee")
+        if SEED is not None:
+            kept = survivors(SEED, b, h, token, key, threshold, C.P * C.G)
+            dp = tl.where(kept, dp * inverse_keep, 0.0)
+        ds = (w * (dp - delta[:, None])).to(k.dtype)
+        dq = tl.dot(ds, k, dq, input_precision="ieee")
+    return dq
+
+
 @triton.jit(do_not_specialize=VARYING)
 def selected_rows(
     Q, K, V, DOUT, ROWS, ORDER, LISTS, ITEMS, LENGTHS, SEGMENTS, SEED, PART, q_b: tl.int64, q_h: tl.int64, q_t: tl.int64,
@@ -227,7 +289,6 @@ def selected_rows(
     D: tl.constexpr = C.D
     BD: tl.constexpr = C.BD
     BM: tl.constexpr = C.BM
-    BN: tl.constexpr = C.BN
     SIZE: tl.constexpr = C.SIZE
     pid = tl.program_id(0)
     u = pid // items
@@ -245,26 +306,24 @@ def selected_rows(
         ROWS += b64 * (C.P * C.G) * length * 2
         if SEGMENTS is not None:
             SEGMENTS += b64 * length
-        inverse_keep = 1.0 / (1.0 - threshold * (1.0 / 16777216.0))
         exists, entry, token, head, h, q, segment = queries_of(
             Q, ORDER, SEGMENTS, start, stop, list_row, p, length, first, q_h, q_t, C
         )
         lse2, delta, dout = gradients_of(DOUT, ROWS, exists, token, h, length, q_h, q_t, D, BD)
         dq = tl.zeros([BM, BD], tl.float32)
+        begin = block * SIZE
+        if SEGMENTS is None:
+            full = end_of_full(token, begin, end, C)
+            dq = differentiate_queries(
+                dq, q, dout, lse2, delta, K, V, SEGMENTS, SEED, exists, token, segment, b, h, begin, full, end, kv_t, threshold,
+                scale * LOG2E, C, False,
+            )  # fmt: skip
+            begin = full
         last = end
         if C.CAUSAL:  # tokens of a list rise
             last = tl.minimum(end, tl.max(token) + 1)
-        for begin in tl.range(block * SIZE, last, BN):
-            key = begin + tl.arange(0, BN)
-            k = rows_at(K, key.to(tl.int64) * kv_t, key < end, D, BD)
-            v = rows_at(V, key.to(tl.int64) * kv_t, key < end, D, BD)
-            live = live_pairs(exists, token, segment, key, end, SEGMENTS, C.CAUSAL)
-            s = tl.dot(q, tl.trans(k), input_precision="ieee") * (scale * LOG2E) - lse2[:, None]  # (BM, BN)
-            w = tl.where(live, tl.exp2(tl.minimum(s, 0.0)), 0.0)
-            dp = tl.dot(dout, tl.trans(v), input_precision="ieee")
-            if SEED is not None:
-                kept = survivors(SEED, b, h, token, key, threshold, C.P * C.G)
-                dp = tl.where(kept, dp * inverse_keep, 0.0)
-            ds = (w * (dp - delta[:, None])).to(k.dtype)
-            dq = tl.dot(ds, k, dq, input_precision="ieee")
+        dq = differentiate_queries(
+            dq, q, dout, lse2, delta, K, V, SEGMENTS, SEED, exists, token, segment, b, h, begin, last, end, kv_t, threshold,
+            scale * LOG2E, C, True,
+        )  # fmt: skip
         store_rows(PART, (u.to(tl.int64) * length * C.N + entry) * C.GC + head, exists, dq, D, BD)

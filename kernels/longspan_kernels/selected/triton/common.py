@@ -97,6 +97,14 @@ def rows_at(X, units, exists, D: tl.constexpr, BD: tl.constexpr):
 
 
 @triton.jit
+def whole_rows_at(X, units, D: tl.constexpr, BD: tl.constexpr):
+    """Rows as `rows_at` has them, all of which exist."""
+    offs_d = tl.arange(0, BD)
+    place = X + elements(units, D)[:, None] + offs_d[None, :]
+    return tl.load(place) if D == BD else tl.load(place, mask=(offs_d < D)[None, :], other=0.0)
+
+
+@triton.jit
 def store_rows(X, row, exists, rows, D: tl.constexpr, BD: tl.constexpr):
     """Rows of D numbers, one after another in memory."""
     offs_d = tl.arange(0, BD)
@@ -126,6 +134,31 @@ def live_pairs(exists, token, segment, key, end, K_SEGMENTS, CAUSAL: tl.constexp
         theirs = tl.load(K_SEGMENTS + key, mask=key < end, other=0)
         live = live & (segment[:, None] == theirs[None, :])
     return live
+
+
+@triton.jit
+def end_of_full(token, begin, end, C: tl.constexpr):
+    """Where tiles of keys from `begin` on end to be such that all these queries see all their keys."""
+    full = end
+    if C.CAUSAL:
+        full = tl.maximum(tl.minimum(end, tl.min(token) + 1), begin)
+    return begin + (full - begin) // C.BN * C.BN
+
+
+@triton.jit
+def from_full(ORDER, place, later, stop, list_row, last_key, length, C: tl.constexpr):
+    """The place of a list, a whole tile of rows behind `place`, from which on queries see a tile of keys up to `last_key`.
+
+    Tokens of a list rise, and no more of them than keys lie between a block's first key and this one. So the queries from place
+    `later` on, the list's first and as many more, see all if the first of them does; else none is known to.
+    """
+    full = place
+    if C.CAUSAL:
+        ROWS: tl.constexpr = C.BM // C.GC
+        full = place + (tl.maximum(later, place) - place + ROWS - 1) // ROWS * ROWS
+        token = (tl.load(ORDER + tl.minimum(full, stop - 1)) - list_row * (length * C.N)) // C.N
+        full = tl.where((full < stop) & (token >= last_key), full, stop)
+    return full
 
 
 @triton.jit

@@ -33,7 +33,9 @@ def forward_tile(width: int, itemsize: int, block_size: int) -> Tile:
         return Tile(32, width_of_keys(block_size, 64 if width <= 64 else 32), Launch(4, 1))
     if block_size <= WIDEST_KEYS:
         return Tile(64, width_of_keys(block_size, WIDEST_KEYS), Launch(4, 2))
-    return Tile(128, 64, Launch(8 if width > 64 else 4, 3 if width <= 128 else 2))
+    if width <= 64:
+        return Tile(64, 64, Launch(4, 3))
+    return Tile(128, 64, Launch(8, 3 if width <= 128 else 2))
 
 
 def columns_tile(width: int, itemsize: int, block_size: int) -> Tile:
@@ -43,6 +45,8 @@ def columns_tile(width: int, itemsize: int, block_size: int) -> Tile:
     if block_size <= WIDEST_KEYS:
         keys = width_of_keys(block_size, WIDEST_KEYS)
         return Tile(64 if width <= 128 else 32, keys, Launch(8 if keys > 64 or width > 64 else 4, 2 if width <= 128 else 1))
+    if width <= 64:
+        return Tile(64, 64, Launch(4, 4, registers=168))
     return Tile(64 if width <= 128 else 32, 128, Launch(8, 2 if width <= 128 else 1))
 
 
@@ -50,7 +54,7 @@ def rows_tile(width: int, itemsize: int, block_size: int) -> Tile:
     """dq, where a block is several tiles."""
     if itemsize == 4:
         return Tile(32, width_of_keys(block_size, 64 if width <= 64 else 32), Launch(4, 1))
-    return Tile(128 if width <= 64 else 64, 64, Launch(8 if width <= 64 else 4, 2))
+    return Tile(64, 64, Launch(4, 3 if width <= 64 else 2))
 
 
 SCORE_BYTES = 512 << 20  # of index scores, and of what selects among them, held at a time

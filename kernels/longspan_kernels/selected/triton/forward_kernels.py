@@ -15,6 +15,7 @@ from longspan_kernels.selected.triton.common import (
     LOG2E,
     VARYING,
     elements,
+    end_of_full,
     live_pairs,
     of_row,
     queries_of,
@@ -23,18 +24,37 @@ from longspan_kernels.selected.triton.common import (
     store_rows,
     survivors,
     tokens_of,
+    whole_rows_at,
     work_of,
 )
 
 
 @triton.jit
-def softmax_step(acc, m_i, l_i, q, k, v, live, kept, inverse_keep, scale2, DROPS: tl.constexpr, FIRST: tl.constexpr):
+def softmax_step(
+    acc,
+    m_i,
+    l_i,
+    q,
+    k,
+    v,
+    live,
+    kept,
+    inverse_keep,
+    scale2,
+    DROPS: tl.constexpr,
+    FIRST: tl.constexpr,
+    MASKED: tl.constexpr = True,
+):
     """One tile of keys more: unnormalised sums, the largest score and the normaliser of every row, in base 2."""
-    s = tl.where(live, tl.dot(q, tl.trans(k), input_precision="ieee") * scale2, float("-inf"))  # (BM, BN)
+    s = tl.dot(q, tl.trans(k), input_precision="ieee") * scale2  # (BM, BN)
+    if MASKED:
+        s = tl.where(live, s, float("-inf"))
     higher = tl.max(s, 1)
     if not FIRST:
         higher = tl.maximum(m_i, higher)
-    shift = tl.where(higher == float("-inf"), 0.0, higher)
+    shift = higher
+    if MASKED:  # a row may have no key yet
+        shift = tl.where(higher == float("-inf"), 0.0, higher)
     p = tl.exp2(s - shift[:, None])
     if FIRST:
         l_i = tl.sum(p, 1)
@@ -58,6 +78,34 @@ def store_part(PART, PART_LSE, u, entry, head, exists, acc, m_i, l_i, length, C:
     cell = (u.to(tl.int64) * length * C.N + entry) * C.GC + head
     tl.store(PART_LSE + cell, lse, mask=exists)
     store_rows(PART, cell, exists, acc, C.D, C.BD)
+
+
+@triton.jit
+def attend_keys(
+    acc, m_i, l_i, q, K, V, SEGMENTS, SEED, exists, token, segment, b, h, first, last, end, kv_t, threshold, scale2,
+    C: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """A tile of queries and the keys from `first` to `last`, tile after tile."""
+    inverse_keep = 1.0 / (1.0 - threshold * (1.0 / 16777216.0))
+    # Masked tiles are few beside those that have all their pairs, and buffers of their own would leave those less room.
+    STAGES: tl.constexpr = 1 if MASKED and SEGMENTS is None else None
+    DROPS: tl.constexpr = SEED is not None
+    BN: tl.constexpr = C.BN
+    for begin in tl.range(first, last, BN, num_stages=STAGES):
+        key = begin + tl.arange(0, BN)
+        if MASKED:
+            k = rows_at(K, key.to(tl.int64) * kv_t, key < end, C.D, C.BD)
+            v = rows_at(V, key.to(tl.int64) * kv_t, key < end, C.D, C.BD)
+            live = live_pairs(exists, token, segment, key, end, SEGMENTS, C.CAUSAL)
+        else:
+            k = whole_rows_at(K, key.to(tl.int64) * kv_t, C.D, C.BD)
+            v = whole_rows_at(V, key.to(tl.int64) * kv_t, C.D, C.BD)
+            live = exists
+        kept = 0
+        if DROPS:
+            kept = survivors(SEED, b, h, token, key, threshold, C.P * C.G)
+        acc, m_i, l_i = softmax_step(acc, m_i, l_i, q, k, v, live, kept, inverse_keep, scale2, DROPS, False, MASKED)
+    return acc, m_i, l_i
 
 
 @triton.jit(do_not_specialize=VARYING)
@@ -115,18 +163,21 @@ def selected_parts(
             acc = tl.zeros([BM, BD], tl.float32)
             m_i = tl.full([BM], float("-inf"), tl.float32)
             l_i = tl.zeros([BM], tl.float32)
+            begin = block * SIZE
+            if SEGMENTS is None:
+                full = end_of_full(token, begin, end, C)
+                acc, m_i, l_i = attend_keys(
+                    acc, m_i, l_i, q, K, V, SEGMENTS, SEED, exists, token, segment, b, h, begin, full, end, kv_t, threshold,
+                    scale2, C, False,
+                )  # fmt: skip
+                begin = full
             last = end
             if C.CAUSAL:  # tokens of a list rise
                 last = tl.minimum(end, tl.max(token) + 1)
-            for begin in tl.range(block * SIZE, last, BN):
-                key = begin + tl.arange(0, BN)
-                k = rows_at(K, key.to(tl.int64) * kv_t, key < end, D, BD)
-                v = rows_at(V, key.to(tl.int64) * kv_t, key < end, D, BD)
-                live = live_pairs(exists, token, segment, key, end, SEGMENTS, C.CAUSAL)
-                kept = 0
-                if DROPS:
-                    kept = survivors(SEED, b, h, token, key, threshold, C.P * C.G)
-                acc, m_i, l_i = softmax_step(acc, m_i, l_i, q, k, v, live, kept, inverse_keep, scale2, DROPS, False)
+            acc, m_i, l_i = attend_keys(
+                acc, m_i, l_i, q, K, V, SEGMENTS, SEED, exists, token, segment, b, h, begin, last, end, kv_t, threshold,
+                scale2, C, True,
+            )  # fmt: skip
             store_part(PART, PART_LSE, u, entry, head, exists, acc, m_i, l_i, length, C)
 
 
