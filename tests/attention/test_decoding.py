@@ -41,10 +41,22 @@ PATTERNS = [
     if name not in ("adaptive_span", "dsa", "moba", "nsa", "nsa as in its paper", "reformer", "routing", "sinkhorn")
 ]
 
+STATES = {
+    "linear": {},
+    "performer": {"features": 16},
+    "retention": {},
+    "gated_linear": {},
+    "gated_delta": {},
+    "compressed": {"window": 4, "rate": 2},
+    "synthesizer": {},
+    "mixed_heads": {"parts": ["gated_delta", {"name": "local", "window": 4}]},
+}
+ALL = [*CASES, *STATES]
+
 
 def made(name):
     torch.manual_seed(0)
-    module = getattr(variants, name.split()[0])(**PLACE, **CASES[name]).eval()
+    module = getattr(variants, name.split()[0])(**PLACE, **(CASES | STATES)[name]).eval()
     if name == "learned":
         with torch.no_grad():
             module.log_alpha.copy_(torch.randn(module.log_alpha.shape))
@@ -122,6 +134,29 @@ def test_prompts_of_unequal_lengths_are_padded_on_the_right(name):
         torch.testing.assert_close(later, expected[b, :, end : end + 30], atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", ALL)
+def test_lengths_beyond_the_new_tokens_are_those_tokens(name):
+    module = made(name)
+    tensors = draw(9, module=module)
+    cache, other = module.new_cache(2), module.new_cache(2)
+    for cut, beyond, lengths in ((slice(0, 4), [9, -2], [4, 0]), (slice(4, 9), [5, 77], [5, 5])):
+        new = [x[:, :, cut] for x in tensors]
+        out = module.decode(*new, cache, lengths=torch.tensor(beyond))
+        torch.testing.assert_close(out, module.decode(*new, other, lengths=torch.tensor(lengths)))
+    assert cache.positions.tolist() == other.positions.tolist() == [9, 5]
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if name not in ("reformer", "routing")])  # whose keys are queries
+def test_keys_that_do_not_fit_are_named(name):
+    module = made(name)
+    q, k, v = draw(9, module=module)
+    for wrong in (k[:, :, 1:], k[..., 1:], torch.cat((k, k), 1)):
+        with pytest.raises(ValueError, match="k "):
+            module.decode(q, wrong, v, module.new_cache(2))
+        with pytest.raises(ValueError, match="k "):
+            module(q, wrong, v)
+
+
 @pytest.mark.parametrize("name", PATTERNS)
 def test_what_is_kept_is_what_a_later_query_sees(name):
     module = made(name)
@@ -183,6 +218,15 @@ def test_what_cannot_decode_says_why():
     q, k, v = draw(LONGEST, module=module)
     with pytest.raises(CallError, match="do not fit a cache of 3 sequences"):
         module.decode(q, k, v, module.new_cache(3))
+    with pytest.raises(CallError, match=r"cache is a NoneType; give one of this module's new_cache\(2\)"):
+        module.decode(q, k, v, None)
+    for wrong, message in (
+        ([3, 4], r"lengths is \[3, 4\]; give a tensor"),
+        (torch.tensor([3]), r"lengths has shape \(1,\); give a tensor with one number a sequence, \[2\]"),
+        (torch.tensor([3.0, 4.0]), "lengths is torch.float32; give whole numbers"),
+    ):
+        with pytest.raises(CallError, match=message):
+            module.decode(q, k, v, module.new_cache(2), lengths=wrong)
     cache = module.new_cache(2)
     module.decode(q, k, v, cache)
     with pytest.raises(CallError, match="97 tokens are more than the 96 of the longest sequence"):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from longspan.attention.base import Lengths, PatternAttention, visited_pairs
 from longspan.attention.content import without_padding
-from longspan.attention.decoding import as_in_evaluation
+from longspan.attention.decoding import as_in_evaluation, check_keys
 from longspan.attention.errors import wrong_setting
 from longspan.attention.key_cache import KeyCache
 from longspan.attention.merging import merged
@@ -171,6 +171,7 @@ class AdaptiveSpan(ShowsWeights):
                 f"adaptive spans attend within one sequence until they are hardened; q has {q.shape[2]} tokens and k "
                 f"{k.shape[2]}: give them equally many, with one tensor of lengths and of segments"
             )
+        check_keys(self, q, k)
         return self._soft(q, k, v, lengths, segments)
 
     @torch.compiler.disable
@@ -292,7 +293,7 @@ class AdaptiveSpan(ShowsWeights):
 
     def decode(self, q: Tensor, k: Tensor, v: Tensor, cache: KeyCache, *, lengths: Tensor | None = None) -> Tensor:
         """q [B, H, n, D], k and v [B, Hkv, n, D] -> [B, H, n, D]; see `Decodes.decode`."""
-        self.check_decode(q, k, v, cache, lengths)
+        lengths = self.check_decode(q, k, v, cache, lengths)
         spans, ramp = self.spans().detach().float(), float(self.ramp)
 
         def soft(head: Tensor, i: Tensor, j: Tensor) -> Tensor:

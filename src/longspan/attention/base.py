@@ -109,7 +109,7 @@ class PatternAttention(ShowsWeights):
 
     def decode(self, q: Tensor, k: Tensor, v: Tensor, cache: KeyCache, *, lengths: Tensor | None = None) -> Tensor:
         """q [B, H, n, D], k and v [B, Hkv, n, D] -> [B, H, n, D]; see `Decodes.decode`."""
-        self.check_decode(q, k, v, cache, lengths)
+        lengths = self.check_decode(q, k, v, cache, lengths)
         with as_in_evaluation(self):
             # A prompt is what training sees: the sparse kernel attends.
             out = cache.attend(q, k, v, lengths) if cache.seen else self(q, k, v, lengths=lengths)

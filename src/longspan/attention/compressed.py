@@ -131,7 +131,7 @@ class CompressedAttention(ContentAttention):
 
     @torch.no_grad()
     def decode(self, q: Tensor, k: Tensor, v: Tensor, cache: CompressedCache, *, lengths: Tensor | None = None) -> Tensor:
-        self.check_decode(q, k, v, cache, lengths)
+        lengths = self.check_decode(q, k, v, cache, lengths)
         n = q.shape[2]
         M, before = self.window - 1, cache.positions
         counts = torch.full_like(before, n) if lengths is None else lengths.to(before)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from longspan.attention.decoding import check_keys
 from longspan.attention.documents import attend_by_document
 from longspan.attention.errors import as_fraction, wrong_setting
 from longspan.attention.place import check_heads
@@ -77,7 +78,7 @@ class ContentAttention(ShowsWeights):
         Raises:
             CallError: tensors that do not fit this module, or segments that it does not take.
         """
-        self._check(q, v, lengths, segments)
+        self._check(q, k, v, lengths, segments)
         q, k, v = cast_as_products(q, k, v)
         lengths = None if lengths is None else lengths.to(q.device).clamp(0, q.shape[2])
         segments = None if segments is None else segments.to(q.device)
@@ -98,8 +99,8 @@ class ContentAttention(ShowsWeights):
         """Share of weights that fall away now."""
         return self.dropout if self.training else 0.0
 
-    def _check(self, q: Tensor, v: Tensor, lengths: Tensor | None, segments: Tensor | None) -> None:
-        _, H, T, D = q.shape
+    def _check(self, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, segments: Tensor | None) -> None:
+        B, H, T, D = q.shape
         name = type(self).__name__
         if (H, v.shape[1], D) != (self.heads, self.value_heads, self.head_dim):
             raise CallError(
@@ -108,8 +109,12 @@ class ContentAttention(ShowsWeights):
             )
         if v.shape[2] != T:
             raise CallError(f"{T} queries and {v.shape[2]} keys: {name} is self-attention; give as many of both")
+        check_keys(self, q, k)
         if isinstance(lengths, tuple):
             raise CallError(f"lengths is a pair: {name} is self-attention; give one tensor [B]")
+        for what, given, shape in (("lengths", lengths, (B,)), ("segments", segments, (B, T))):
+            if given is not None and tuple(given.shape) != shape:
+                raise CallError(f"{what} has shape {tuple(given.shape)}; give {shape}")
         if segments is not None and not self.takes_segments:
             raise CallError(
                 f"segments: {name} chooses what to see over the whole sequence, packed documents included; give each "

@@ -110,7 +110,8 @@ class Decodes(nn.Module):
         Args:
             q: [B, H, n, D], n >= 1; k, v: [B, Hkv, n, D]. Rotary positions are in already, those of the whole sequence.
             lengths: [B] int, how many of the n tokens each sequence has, for prompts of unequal lengths, which are padded
-                on the right: tokens from there on do not exist, get output 0 and do not enter the cache. None for all n.
+                on the right: tokens from there on do not exist, get output 0 and do not enter the cache. None for all n;
+                taken as 0 below and as n above.
 
         Raises:
             CallError: tensors that do not fit the cache, or more tokens than the module was made for.
@@ -124,8 +125,14 @@ class Decodes(nn.Module):
             return "it looks both ways; build it with causal=True, in a Decoder"
         return None
 
-    def check_decode(self, q: Tensor, k: Tensor, v: Tensor, cache: AttentionCache, lengths: Tensor | None = None) -> None:
-        """Raises CallError where tensors do not fit this module or its cache."""
+    def check_decode(self, q: Tensor, k: Tensor, v: Tensor, cache: Any, lengths: Tensor | None = None) -> Tensor | None:
+        """The lengths as `decode` uses them: on the device, taken as 0 below and as n above.
+
+        Raises:
+            CallError: tensors that do not fit this module or its cache.
+        """
+        if not isinstance(cache, AttentionCache):
+            raise CallError(f"cache is a {type(cache).__name__}; give one of this module's new_cache({len(q)})")
         B, _, n, _ = q.shape if q.dim() == 4 else (0, 0, 0, 0)
         values = getattr(self, "value_heads", self.kv_heads)
         fits = (B, self.heads, n, self.head_dim), (B, values, n, self.head_dim)
@@ -135,5 +142,20 @@ class Decodes(nn.Module):
                 f"[{cache.batch}, {self.heads}, n, {self.head_dim}] and [{cache.batch}, {values}, n, {self.head_dim}], "
                 "n of 1 or more"
             )
-        if lengths is not None and tuple(lengths.shape) != (B,):
-            raise CallError(f"lengths has shape {tuple(lengths.shape)}; give one number a sequence, [{B}]")
+        check_keys(self, q, k)
+        if lengths is None:
+            return None
+        if not isinstance(lengths, Tensor) or tuple(lengths.shape) != (B,):
+            given = f"has shape {tuple(lengths.shape)}" if isinstance(lengths, Tensor) else f"is {lengths!r}"
+            raise CallError(f"lengths {given}; give a tensor with one number a sequence, [{B}]")
+        if lengths.is_floating_point() or lengths.dtype == torch.bool:
+            raise CallError(f"lengths is {lengths.dtype}; give whole numbers")
+        return lengths.to(q.device, torch.int64).clamp(0, n)
+
+
+def check_keys(module: Any, q: Tensor, k: Tensor) -> None:
+    """Raises CallError where k does not fit a module that takes q [B, H, T, D]; one that shares q and k takes none."""
+    heads = getattr(module, "key_heads", module.kv_heads)
+    right = (q.shape[0], heads, q.shape[2], q.shape[3])
+    if tuple(k.shape) != right and not getattr(module, "shares_qk", False):
+        raise CallError(f"k has shape {tuple(k.shape)}; with this q {type(module).__name__} takes {right}")

@@ -101,7 +101,7 @@ class DeepSeekSparseAttention(ContentAttention):
 
     def decode(self, q: Tensor, k: Tensor, v: Tensor, cache: IndexCache, *, lengths: Tensor | None = None) -> Tensor:
         """q [B, H, n, D], k and v [B, Hkv, n, D] -> [B, H, n, D]; see `Decodes.decode`."""
-        self.check_decode(q, k, v, cache, lengths)
+        lengths = self.check_decode(q, k, v, cache, lengths)
         with as_in_evaluation(self):
             first = not cache.seen
             position, exists = cache.add(k, v, lengths)

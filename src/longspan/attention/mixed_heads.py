@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from longspan.attention.decoding import AttentionCache
+from longspan.attention.decoding import AttentionCache, check_keys
 from longspan.attention.errors import wrong_setting
 from longspan.attention.parts import parts_of
 from longspan.attention.weights import ShowsWeights
@@ -86,6 +86,7 @@ class MixedHeads(ShowsWeights):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, lengths: Any = None, segments: Any = None) -> Tensor:
         """q [B, H, T, D], k and v [B, Hkv, T, D] -> [B, H, T, D]; `lengths` and `segments` as each part takes them."""
+        check_keys(self, q, k)
         operands = self._split(q, k, v)
         out = [part(*x, lengths=lengths, segments=segments) for part, x in zip(self.parts, operands, strict=True)]
         return torch.cat(out, 1)
@@ -103,7 +104,7 @@ class MixedHeads(ShowsWeights):
         return MixedCache(batch, device, made)
 
     def decode(self, q: Tensor, k: Tensor, v: Tensor, cache: MixedCache, *, lengths: Tensor | None = None) -> Tensor:
-        self.check_decode(q, k, v, cache, lengths)
+        lengths = self.check_decode(q, k, v, cache, lengths)
         operands = zip(self.parts, self._split(q, k, v), cache.parts, strict=True)
         out = [part.decode(*x, held, lengths=lengths) for part, x, held in operands]  # type: ignore[operator]
         cache.positions = cache.positions + (q.shape[2] if lengths is None else lengths.to(cache.positions))

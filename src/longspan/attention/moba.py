@@ -94,7 +94,7 @@ class MixtureOfBlocks(ContentAttention):
 
     def decode(self, q: Tensor, k: Tensor, v: Tensor, cache: BlockMeanCache, *, lengths: Tensor | None = None) -> Tensor:
         """q [B, H, n, D], k and v [B, Hkv, n, D] -> [B, H, n, D]; see `Decodes.decode`."""
-        self.check_decode(q, k, v, cache, lengths)
+        lengths = self.check_decode(q, k, v, cache, lengths)
         with as_in_evaluation(self):
             if not cache.seen:
                 cache.add(k, v, lengths)

@@ -195,7 +195,7 @@ class NativeSparseAttention(ContentAttention):
 
     def decode(self, q: Tensor, k: Tensor, v: Tensor, cache: CompressedCache, *, lengths: Tensor | None = None) -> Tensor:
         """q [B, H, n, D], k and v [B, Hkv, n, D] -> [B, H, n, D]; see `Decodes.decode`."""
-        self.check_decode(q, k, v, cache, lengths)
+        lengths = self.check_decode(q, k, v, cache, lengths)
         with as_in_evaluation(self):
             empty, before = not cache.seen, cache.positions
             position, exists = cache.add(k, v[:, : self.key_heads], lengths)

@@ -203,7 +203,7 @@ class HashedAttention(ContentAttention):
 
     def decode(self, q: Tensor, k: Tensor, v: Tensor, cache: BucketCache, *, lengths: Tensor | None = None) -> Tensor:
         """q [B, H, n, D], k and v [B, Hkv, n, D] -> [B, H, n, D]; see `Decodes.decode`."""
-        self.check_decode(q, k, v, cache, lengths)
+        lengths = self.check_decode(q, k, v, cache, lengths)
         exists = existing(cache.positions, q.shape[2], lengths)[1][:, None, :, None]
         q, v = (x.masked_fill(~exists, 0.0) for x in (q, v))
         with as_in_evaluation(self):

@@ -102,7 +102,7 @@ class SinkhornAttention(ContentAttention):
 
         All tokens are attended to again, O(T) a token: the matching is normalised over all rows so far, iteration by iteration.
         """
-        self.check_decode(q, k, v, cache, lengths)
+        lengths = self.check_decode(q, k, v, cache, lengths)
         with as_in_evaluation(self):
             position, exists = cache.add_all(q, k, v, lengths)
             q, k, v = (x[:, :, : cache.seen] for x in (cache.queries, cache.keys, cache.values))

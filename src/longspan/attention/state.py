@@ -78,7 +78,7 @@ class StateAttention(ContentAttention):
         self, q: Tensor, k: Tensor, v: Tensor, *, lengths: Tensor | None = None, segments: Tensor | None = None
     ) -> Tensor:
         """q [B, H, T, D], k and v [B, Hkv, T, D] -> [B, H, T, D]; see `ContentAttention.forward`."""
-        self._check(q, v, lengths, segments)
+        self._check(q, k, v, lengths, segments)
         q, k, v = cast_as_products(q, k, v)
         lengths = None if lengths is None else lengths.to(q.device).clamp(0, q.shape[2])
         segments = None if segments is None else segments.to(q.device)
@@ -109,7 +109,7 @@ class StateAttention(ContentAttention):
 
     @torch.no_grad()
     def decode(self, q: Tensor, k: Tensor, v: Tensor, cache: StateCache, *, lengths: Tensor | None = None) -> Tensor:
-        self.check_decode(q, k, v, cache, lengths)
+        lengths = self.check_decode(q, k, v, cache, lengths)
         before = self.training
         self.eval()
         try:

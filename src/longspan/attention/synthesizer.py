@@ -125,7 +125,7 @@ class Synthesizer(ContentAttention):
 
     @torch.no_grad()
     def decode(self, q: Tensor, k: Tensor, v: Tensor, cache: ValueCache, *, lengths: Tensor | None = None) -> Tensor:
-        self.check_decode(q, k, v, cache, lengths)
+        lengths = self.check_decode(q, k, v, cache, lengths)
         n, before = q.shape[2], cache.positions
         after = before + (n if lengths is None else lengths.to(before))
         total = int(after.max())

@@ -169,9 +169,12 @@ class PretrainedTransformer(nn.Module):
         n = tokens.shape[1]
         if segments is not None:
             raise CallError("segments with a cache: packed documents are not decoded; give each a sequence of its own")
-        longest = int((cache.positions + (n if lengths is None else lengths.to(cache.positions.device))).max())
+        lengths = None if lengths is None else lengths.to(cache.positions).clamp(0, n)
+        longest = int((cache.positions + (n if lengths is None else lengths)).max())
         if longest > self.max_length:
-            raise CallError(f"{longest} tokens with those in the cache, but the model was built for {self.max_length}")
+            raise CallError(
+                f"{longest} tokens with those in the cache, but the model was built for max_length={self.max_length}"
+            )
         places, call = cache.places(n, self.max_length), Call(lengths, None, cache)
         hidden = self.body(input_ids=tokens, position_ids=places, use_cache=False, longspan_call=call).last_hidden_state
         cache.advance(n, lengths)

@@ -192,10 +192,13 @@ class Transformer(nn.Module):
         n = tokens.shape[1]
         if segments is not None:
             raise CallError("segments with a cache: packed documents are not decoded; give each a sequence of its own")
+        lengths = None if lengths is None else lengths.to(cache.positions).clamp(0, n)
         if cache.seen + n > self.max_length:
-            longest = int((cache.positions + (n if lengths is None else lengths.to(cache.positions.device))).max())
+            longest = int((cache.positions + (n if lengths is None else lengths)).max())
             if longest > self.max_length:
-                raise CallError(f"{longest} tokens with those in the cache, but the model was built for {self.max_length}")
+                raise CallError(
+                    f"{longest} tokens with those in the cache, but the model was built for max_length={self.max_length}"
+                )
         tables = self.rotary(min(cache.seen + n, self.max_length), tokens.device)
         places = cache.places(n, len(tables[0]))
         cos, sin = (table[places][:, None] for table in tables)  # (B, 1, n, D/2)
