@@ -65,6 +65,10 @@ def test_wrong_beta_is_named():
     q = torch.zeros(1, 2, 8, 16)
     with pytest.raises(KernelError, match=r"beta has shape \[8\]; give \[1, 2, 8\]"):
         gated_delta_rule(q, q, q, torch.zeros(8))
+    with pytest.raises(KernelError, match=r"beta is None; give a tensor \[B, H, T\]"):
+        gated_delta_rule(q, q, q, None)
+    with pytest.raises(KernelError, match="lengths is a list"):
+        gated_delta_rule(q, q, q, torch.zeros(1, 2, 8), lengths=[8])
 
 
 @pytest.mark.parametrize("delta", [True, False])

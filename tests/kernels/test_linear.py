@@ -144,6 +144,12 @@ def test_compiles_whole_and_under_autocast():
         ({"lengths": torch.zeros(1)}, "lengths is torch.float32; give whole numbers"),
         ({"segments": torch.zeros(8, dtype=torch.long)}, r"segments has shape \[8\]; give \[1, 8\]"),
         ({"scale": 0.0}, "scale=0.0"),
+        ({"scale": None}, "scale=None; give a finite number"),
+        ({"k": None}, r"k is None; give a tensor \[B, Hkv, T, D\]"),
+        ({"log_decay": -0.5}, r"log_decay is a float; give a tensor \[B, H, T\] or \[H\]"),
+        ({"lengths": [8]}, r"lengths is a list; give a tensor \[B\] of whole numbers"),
+        ({"log_decay": torch.zeros(2, device="meta")}, "log_decay is on meta, q on cpu; give both on one device"),
+        ({"initial_state": torch.zeros(1, 2, 16, 16, device="meta")}, "initial_state is on meta"),
         ({"causal": False, "log_decay": torch.zeros(2)}, "causal=False takes no log_decay"),
     ],
 )
@@ -151,6 +157,17 @@ def test_wrong_arguments_are_named(change, words):
     call = {name: torch.zeros(1, 2, 8, 16) for name in "qkv"}
     with pytest.raises(KernelError, match=words):
         linear_attention(**call | change)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize(("B", "T"), [(2, 0), (0, 5)])
+@pytest.mark.parametrize("packed", [True, False])
+def test_no_token_at_all(causal, B, T, packed):
+    q, k, v = (torch.zeros(B, 3, T, width, requires_grad=True) for width in (16, 16, 24))
+    out = linear_attention(q, k, v, causal=causal, segments=torch.zeros(B, T, dtype=torch.int32) if packed else None)
+    assert out.shape == (B, 3, T, 24)
+    out.sum().backward()
+    assert q.grad.shape == q.shape and v.grad.shape == v.shape
 
 
 def test_wrong_backends_are_named():

@@ -12,6 +12,30 @@ from longspan_kernels.errors import KernelError
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 WIDTHS = (16, 256)
+SHAPES = {
+    "q": "[B, H, T, D]",
+    "k": "[B, Hkv, T, D]",
+    "v": "[B, Hkv, T, Dv]",
+    "beta": "[B, H, T]",
+    "log_decay": "[B, H, T] or [H]",
+    "initial_state": "[B, H, D, Dv]",
+    "lengths": "[B] of whole numbers",
+    "segments": "[B, T] of whole numbers",
+}
+OPTIONAL = ("log_decay", "initial_state", "lengths", "segments")
+
+
+def check_tensors(**given: object) -> None:
+    """Raises KernelError for what is no tensor; what need not be given may be None."""
+    for name, x in given.items():
+        if not isinstance(x, Tensor) and not (x is None and name in OPTIONAL):
+            shown = "None" if x is None else f"a {type(x).__name__}"
+            raise KernelError(f"{name} is {shown}; give a tensor {SHAPES[name]}")
+
+
+def moved(x: Tensor | None, q: Tensor) -> Tensor | None:
+    """Numbers of tokens, on q's device."""
+    return None if x is None else x.to(q.device)
 
 
 def check(
@@ -42,7 +66,7 @@ def check(
         raise KernelError(f"k has shape {list(k.shape)}; with this q give [{B}, {k.shape[1]}, {T}, {D}]")
     if v.shape[:3] != k.shape[:3]:
         raise KernelError(f"v has shape {list(v.shape)}; with this k give [{B}, {k.shape[1]}, {T}, Dv]")
-    if isinstance(scale, bool) or not 0.0 < abs(scale) < float("inf"):
+    if scale is None or isinstance(scale, (bool, str)) or not 0.0 < abs(scale) < float("inf"):
         raise KernelError(f"scale={scale!r}; give a finite number that is not 0")
     shapes: dict[str, tuple[Tensor | None, list[tuple[int, ...]]]] = {
         "log_decay": (log_decay, [(B, H, T), (H,)]),
@@ -57,6 +81,8 @@ def check(
         if tuple(given.shape) not in right:
             want = " or ".join(str(list(shape)) for shape in right)
             raise KernelError(f"{name} has shape {list(given.shape)}; give {want}")
+        if given.device != q.device:
+            raise KernelError(f"{name} is on {given.device}, q on {q.device}; give both on one device")
         whole = name in ("lengths", "segments")
         if whole == (given.is_floating_point() or given.dtype == torch.bool):
             raise KernelError(f"{name} is {given.dtype}; give {'whole' if whole else 'floating-point'} numbers")

@@ -11,7 +11,7 @@ from torch import Tensor
 from longspan_kernels.block_sparse.backends import active_transform
 from longspan_kernels.launch.autocast import cast_as_products
 from longspan_kernels.linear import delta_chunked
-from longspan_kernels.linear.arguments import check, runs_of, stored_dtype
+from longspan_kernels.linear.arguments import check, check_tensors, moved, runs_of, stored_dtype
 from longspan_kernels.linear.backends import choose_backend, delta_refuses, for_transform
 from longspan_kernels.linear.op import like, out_shape, state_like
 from longspan_kernels.linear.reference import reference_linear_attention
@@ -48,7 +48,11 @@ def gated_delta_rule(
         KernelError: an argument that cannot work.
         BackendError: the backend cannot serve the call.
     """
+    check_tensors(
+        q=q, k=k, v=v, beta=beta, log_decay=log_decay, initial_state=initial_state, lengths=lengths, segments=segments
+    )
     q, k, v = cast_as_products(q, k, v)
+    lengths, segments = moved(lengths, q), moved(segments, q)
     check(q, k, v, log_decay, initial_state, scale, lengths, segments, beta)
     backend = for_transform(backend, active_transform(q, k, v, beta, log_decay, initial_state))
     special = segments is not None or lengths is not None

@@ -14,7 +14,7 @@ from longspan_kernels.block_sparse.backends import active_transform
 from longspan_kernels.errors import KernelError
 from longspan_kernels.launch.autocast import cast_as_products
 from longspan_kernels.linear import chunked
-from longspan_kernels.linear.arguments import check, runs_of
+from longspan_kernels.linear.arguments import check, check_tensors, moved, runs_of
 from longspan_kernels.linear.backends import choose_backend, for_transform
 from longspan_kernels.linear.reference import reference_linear_attention
 
@@ -47,7 +47,8 @@ def linear_attention(
         initial_state: [B, H, D, Dv], what the tokens before these have left; it belongs to the first token's segment.
         return_state: also return the state [B, H, D, Dv] after the last token, float32 (float64 for float64 inputs).
         scale: of the output.
-        lengths: [B] int: tokens from there on do not exist; their outputs are 0 and the state stays.
+        lengths: [B] int: tokens from there on do not exist; their outputs are 0 and the state stays. Taken as 0 below and as T
+            above.
         segments: [B, T] int: packed documents; the state begins anew wherever the number changes.
         backend: "auto", "triton", "chunked" (plain torch), "reference" (token by token) or "fla" (flash-linear-attention).
 
@@ -55,7 +56,9 @@ def linear_attention(
         KernelError: an argument that cannot work.
         BackendError: the backend cannot serve the call.
     """
+    check_tensors(q=q, k=k, v=v, log_decay=log_decay, initial_state=initial_state, lengths=lengths, segments=segments)
     q, k, v = cast_as_products(q, k, v)
+    lengths, segments = moved(lengths, q), moved(segments, q)
     check(q, k, v, log_decay, initial_state, scale, lengths, segments)
     if not causal:
         if log_decay is not None or initial_state is not None or return_state:
@@ -86,7 +89,7 @@ def linear_attention(
 
 def _both_ways(q, k, v, scale: float, lengths, segments, backend: str) -> Tensor:
     """All keys of a query's segment: those up to it, and by a second pass from the end those after it."""
-    if segments is None:
+    if segments is None or not q.shape[2]:
         choose_backend(backend, q, special=lengths is not None, decays=False)
         return _sum_of_all(q, k, v, scale, lengths)
     call: dict[str, Any] = {"scale": scale, "backend": backend, "return_state": True}
@@ -145,7 +148,7 @@ def linear_attention_forward(
     nothing = q.new_zeros(0, dtype=exact)
     if not q.numel():
         state = state_like(q, v).zero_() if initial_state is None else initial_state.to(exact, copy=True)
-        return q.new_zeros(out_shape(q, v)), state if wants_state else nothing, nothing
+        return q.new_zeros(out_shape(q, v)), state if wants_state else nothing, nothing.clone()
     if backend == "triton":
         from longspan_kernels.linear.triton.launches import triton_forward
 
