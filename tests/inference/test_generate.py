@@ -102,6 +102,7 @@ WRONG = [
     (lambda m: texts(m, [[1], []], 3), r"prompts\[1\] is empty"),
     (lambda m: texts(m, [[1]], 0), "max_new_tokens=0"),
     (lambda m: texts(m, [[1] * 60], 5), "max_new_tokens=5 after a prompt of 60 tokens is more than the 64 .*; give at most 4"),
+    (lambda m: texts(m, [[1], [1] * 64], 1), r"prompts\[1\] has 64 tokens and the model was built for 64.*; give at most 63"),
 ]
 
 
@@ -127,6 +128,10 @@ def test_from_a_checkpoint_on_the_command_line(tmp_path):
     from longspan import load
 
     assert done.stdout == "The quick" + load(tmp_path / "run").generate(["The quick"], 12, temperature=0.0)[0] + "\n"
+    usual = run(*command[:-1], "temperature=0", cwd=tmp_path, check=True)  # 200 tokens would be more than the model takes
+    assert usual.stdout.startswith(done.stdout[:-1]) and len(usual.stdout.encode()) > 40
+    wrong = run(*command[:-2], "prompt=", cwd=tmp_path)
+    assert wrong.returncode == 2 and "prompt= is empty; give at least one character" in wrong.stderr
     wrong = run(*command, "top_p=2", cwd=tmp_path)
     assert wrong.returncode == 2 and not wrong.stdout and "top_p=2.0: give a probability" in wrong.stderr
     wrong = run(*command, "top_k=many", cwd=tmp_path)

@@ -102,7 +102,7 @@ def test_what_a_cache_does_not_take():
     with pytest.raises(CallError, match="segments with a cache"):
         model(tokens, segments=tokens, cache=cache)
     model(tokens, cache=cache)
-    with pytest.raises(CallError, match="65 tokens with those in the cache, but the model was built for 64"):
+    with pytest.raises(CallError, match="65 tokens with those in the cache, but the model was built for max_length=64"):
         model(tokens[:, :1], cache=cache)
     both_ways = Encoder(vocab_size=9, max_length=8, attention=variants.full, layers=1, width=32, heads=2)
     with pytest.raises(ValueError, match="looks both ways"):

@@ -125,10 +125,15 @@ def _check(prompts: Sequence[Sequence[int]], max_new_tokens: int, backbone: Any)
     for number, prompt in enumerate(prompts):
         if not len(prompt):
             raise ConfigError(f"prompts[{number}] is empty; give at least one token to go on from")
+        if len(prompt) >= backbone.max_length:
+            raise ConfigError(
+                f"prompts[{number}] has {len(prompt)} tokens and the model was built for {backbone.max_length}, of which at "
+                f"least one is new; give at most {backbone.max_length - 1}, such as the prompt's end"
+            )
         if len(prompt) + max_new_tokens > backbone.max_length:
             raise ConfigError(
                 f"max_new_tokens={max_new_tokens} after a prompt of {len(prompt)} tokens is more than the "
-                f"{backbone.max_length} that the model was built for; give at most {max(0, backbone.max_length - len(prompt))}"
+                f"{backbone.max_length} that the model was built for; give at most {backbone.max_length - len(prompt)}"
             )
 
 

@@ -18,6 +18,8 @@ from longspan.models.heads import HeadedModel
 from longspan.models.search import StreamedTarget
 from longspan.tasks import LanguageModelling, MaskedModelling, SequenceToSequence, Task
 
+USUAL = 200  # tokens that are added unless a number is given
+
 
 class TrainedModel:
     """What `longspan.load` returns.
@@ -86,7 +88,7 @@ class TrainedModel:
     def generate(
         self,
         prompts: Sequence[str | bytes],
-        max_new_tokens: int = 200,
+        max_new_tokens: int | None = None,
         *,
         temperature: float = 1.0,
         top_k: int | None = None,
@@ -99,7 +101,8 @@ class TrainedModel:
 
         Args:
             prompts: texts of any lengths from one character on.
-            max_new_tokens: tokens to add; the end-of-sequence token ends a text before that.
+            max_new_tokens: tokens to add; the end-of-sequence token ends a text before that. None: 200, or what the model was
+                built for leaves after the longest prompt.
             temperature, top_k, top_p, seed: see `longspan.inference.generate.Sampling`.
 
         Raises:
@@ -117,7 +120,7 @@ class TrainedModel:
     def stream(
         self,
         prompt: str | bytes,
-        max_new_tokens: int = 200,
+        max_new_tokens: int | None = None,
         *,
         temperature: float = 1.0,
         top_k: int | None = None,
@@ -133,10 +136,10 @@ class TrainedModel:
             yield text.add(token)
         yield text.end()
 
-    def _targets(self, sources: Sequence[str | bytes], most: int) -> list[Row]:
+    def _targets(self, sources: Sequence[str | bytes], most: int | None) -> list[Row]:
         task: Any = self.task
         kept = task.beam
-        task.beam = dataclasses.replace(kept, most=most)
+        task.beam = dataclasses.replace(kept, most=USUAL if most is None else most)
         try:
             return self.predict(sources)
         finally:
@@ -161,13 +164,16 @@ class TrainedModel:
             yield "".join(text.add(token) for token in stream.read(self.vocabulary.encode(piece)))
         yield "".join(text.add(token) for token in stream.end()) + text.end()
 
-    def _tokens(self, prompts: Sequence[str | bytes], count: int, sampling: Sampling) -> Iterator[list[int | None]]:
+    def _tokens(self, prompts: Sequence[str | bytes], count: int | None, sampling: Sampling) -> Iterator[list[int | None]]:
         if not isinstance(self.task, LanguageModelling):
             raise TypeError(f"generate: this model does {type(self.task).__name__}; it takes task=language_modelling")
         if isinstance(prompts, (str, bytes)):
             raise TypeError("prompts is one text; give a list of them")
         self.task.eval()
         known, tokens = self.vocabulary, [self.vocabulary.encode(prompt) for prompt in prompts]
+        if count is None:
+            left = self.model.backbone.max_length - max(map(len, tokens), default=0)
+            count = min(USUAL, max(1, left))  # where nothing is left, `generate` says so
         return generate(
             self.model,
             tokens,

@@ -58,5 +58,6 @@ def _named(makers: dict[str, AttentionMaker], names: list[str] | None) -> list[A
     for name in names:
         if name not in makers:
             meant = did_you_mean(nearest(name, makers))
-            raise wrong_value("model.attention_layers", name, f"choose among {', '.join(makers)}.{meant}")
+            others = "attention=hybrid attention.layers=[...] takes any variants by name"
+            raise wrong_value("model.attention_layers", name, f"choose among {', '.join(makers)}.{meant} Or: {others}")
     return [makers[name] for name in names]

@@ -20,7 +20,7 @@ from longspan.config.reachable import check_checkpoint
 KEYS = {
     "checkpoint": "a .ckpt file of a run, its folder, or a folder of save_pretrained (required)",
     "prompt": "the text to go on from (required)",
-    "max_new_tokens": "tokens to add; 200 unless given",
+    "max_new_tokens": "tokens to add; unless given 200, or as many as the model was built for",
     "temperature": "1 unless given; 0 takes the most likely token",
     "top_k": "draw among this many tokens only",
     "top_p": "draw among the most likely tokens that together have this probability",
@@ -47,6 +47,8 @@ def main(arguments: Sequence[str] | None = None, program: str = "longspan-genera
         for key in ("checkpoint", "prompt"):
             if key not in own:
                 raise ConfigError(f"{key}=... must be given: {KEYS[key].removesuffix(' (required)')}")
+        if not own["prompt"]:
+            raise ConfigError("prompt= is empty; give at least one character to go on from")
         if not Path(own["checkpoint"]).expanduser().is_dir():
             check_checkpoint("checkpoint", own["checkpoint"])
         wanted: dict[str, Any] = {
