@@ -1,5 +1,6 @@
 """Generation: choices of the next token, seeds, batches of unequal prompts, text as it comes, the command line."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from warm_process import run
 
 import longspan.attention as variants
-from longspan.config.errors import ConfigError
+from longspan.config.errors import CallError, ConfigError
 from longspan.config.overrides import number
 from longspan.data.vocabularies import BYTES
 from longspan.inference.generate import Sampling, StreamedText, generate
@@ -73,7 +74,8 @@ def test_distributions():
     for sampling in (Sampling(top_k=2), Sampling(top_p=0.8)):  # 0.644 + 0.237
         kept = sampling.distribution(logits)
         torch.testing.assert_close(kept, plain * torch.tensor([1.0, 1.0, 0.0, 0.0]) / plain[0, :2].sum())
-    assert Sampling(top_p=1e-9).distribution(logits).tolist() == [[1.0, 0.0, 0.0, 0.0]]
+    for sampling in (Sampling(top_p=1e-9), Sampling(temperature=1e-45), Sampling(temperature=1e-300, top_k=3)):
+        assert sampling.distribution(logits).tolist() == [[1.0, 0.0, 0.0, 0.0]]
 
 
 def test_draws_follow_the_distribution(model):
@@ -110,6 +112,14 @@ WRONG = [
 def test_what_cannot_work_says_so(model, act, message):
     with pytest.raises(ConfigError, match=message):
         act(model)
+
+
+def test_a_model_that_diverged_says_so(model):
+    broken = copy.deepcopy(model)
+    next(broken.head.parameters()).data[3] = float("nan")
+    for temperature in (0.0, 1.0):
+        with pytest.raises(CallError, match="logits are NaN: its weights may have diverged; give an earlier checkpoint"):
+            texts(broken, [[1, 2]], 3, Sampling(temperature))
 
 
 def test_a_model_that_looks_both_ways_generates_nothing():

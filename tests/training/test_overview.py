@@ -13,7 +13,7 @@ from longspan.config.compose import config_for
 from longspan.patterns import Full
 from longspan.training.assemble import assemble
 from longspan.training.build import build_trainer
-from longspan.training.overview import attention_cost, overview, show_overview
+from longspan.training.overview import attention_cost, overview, show_overview, variants_without_a_layer
 from longspan.training.step_size import step_size
 from longspan_kernels.block_sparse import counted_pairs, full_pairs
 
@@ -85,3 +85,33 @@ def test_the_screen_says_all_of_it_and_fits(assembled, width, tmp_path):
             "CPU",
         ):
             assert part in words
+
+
+@pytest.mark.parametrize(
+    ("words", "missing", "listed"),
+    [
+        (["attention=hybrid"], ["full"], 4),
+        (["attention=hybrid", "model.layers=4"], [], 4),
+        (
+            ["attention=hybrid", "attention.layers=[local,{name:local,window:9},full,local]", "model.layers=1"],
+            ["local", "full"],
+            4,
+        ),
+        (["attention=interleaved", "model.attention_layers=[local,local,full,local]"], ["full"], 4),
+        (["attention=interleaved"], [], 2),
+        (["attention=local"], [], 1),
+    ],
+)
+def test_an_attention_that_no_layer_has_is_named(words, missing, listed, tmp_path):
+    config = config_for(["model.layers=2", *words], tmp_path / "run", CONF)
+    assert variants_without_a_layer(config) == (missing, listed)
+
+
+def test_the_screen_says_what_no_layer_has(tmp_path):
+    config = config_for(["model=tiny", "model.layers=2", "data.max_length=64", "attention=hybrid"], tmp_path / "run", CONF)
+    datamodule, task, _ = assemble(config)
+    seen = Console(file=io.StringIO(), width=120)
+    seen.print(overview(config, step_size(config), datamodule, task, build_trainer(config, [], [])))
+    assert "No layer has full: 4 layers are listed and the model has 2. Give a shorter list, or model.layers=4." in " ".join(
+        seen.file.getvalue().split()
+    )

@@ -97,6 +97,7 @@ class MeasuredCost(Callback):
         self._joules: float | None = None
         self._peak: float | None = None
         self._shape: tuple[int, float] | None = None
+        self._decodes = True
         self._parameters = 0
         self._fitting = True
 
@@ -118,6 +119,8 @@ class MeasuredCost(Callback):
             fmt = number_format(trainer.precision or "", torch.get_float32_matmul_precision())
             self._peak = peak_flops(torch.cuda.get_device_name(self._device), fmt)
         self._shape = _heads_and_layers(pl_module)
+        model = getattr(pl_module, "model", None)
+        self._decodes = bool(getattr(getattr(model, "backbone", model), "causal", True))  # what looks both ways holds nothing
         # attention that learns its pattern costs less as it goes on
         self._changing = any(getattr(module, "cost_changes", False) for module in pl_module.modules())
         self._clock = AttentionClock(self._device)
@@ -199,7 +202,8 @@ class MeasuredCost(Callback):
                 heads, layers = self._shape
                 # none where tokens do not mix in pairs
                 found["density"] = (counted.density(self._length, heads=heads, layers=layers), "live / all pairs")
-            found["state_bytes"] = (counted.state_bytes, "bytes a sequence, decoding")
+            if self._decodes:
+                found["state_bytes"] = (counted.state_bytes, "bytes a sequence, decoding")
             found["attention_flops_live"] = (counted.attention_flops_live, "FLOP a sequence, forward")
             found["attention_flops"] = (counted.attention_flops, "FLOP a sequence, forward")
             if counted.total_flops:

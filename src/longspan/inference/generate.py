@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from longspan.config.errors import ConfigError
+from longspan.config.errors import CallError, ConfigError
 from longspan.values import is_number, is_whole
 
 
@@ -52,7 +52,8 @@ class Sampling:
         logits = logits.float()
         if self.temperature == 0.0:
             return nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).float()
-        logits = logits / self.temperature
+        least = logits - logits.amax(-1, keepdim=True)  # at most 0, so that no temperature makes infinities of them
+        logits = (least.double() / self.temperature).float()
         if self.top_k is not None and self.top_k < logits.shape[-1]:
             logits = logits.masked_fill(logits < logits.topk(self.top_k, -1).values[:, -1:], float("-inf"))
         chances = logits.softmax(-1)
@@ -86,7 +87,7 @@ def generate(
 
     Raises:
         ConfigError: no prompt, an empty one, or more tokens than the model was built for.
-        CallError: an attention that cannot decode.
+        CallError: an attention that cannot decode, or logits that are NaN.
     """
     sampling = Sampling(temperature=0.0) if sampling is None else sampling
     backbone = model.backbone
@@ -104,6 +105,8 @@ def generate(
     ended = [False] * len(prompts)
     for step in range(max_new_tokens):
         logits = model.head(hidden).float().index_fill(-1, banned, float("-inf"))  # (B, V)
+        if logits.isnan().any():
+            raise CallError("the model's logits are NaN: its weights may have diverged; give an earlier checkpoint")
         sums = sampling.distribution(logits).cpu().double().cumsum(-1)
         at = torch.stack([torch.rand((), generator=draw, dtype=torch.float64) for draw in draws])
         chosen = torch.searchsorted(sums, (at * sums[:, -1])[:, None], right=True)[:, 0].clamp(max=sums.shape[1] - 1)

@@ -17,6 +17,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from longspan.attention.parts import parts_of
 from longspan.config.written import written
 from longspan.cost import Cost
 from longspan.report.numbers import plain_number, prefixed
@@ -197,12 +198,37 @@ def _attention(config: Mapping[str, Any], task: pl.LightningModule) -> Iterator[
         f"{prefixed(cost.flops)}FLOP a sequence forward, counted; with full attention {prefixed(cost.full_flops)}FLOP "
         f"({share:.2f} of it)"
     )
+    missing, listed = variants_without_a_layer(config)
+    if missing:
+        layers = config["model"]["layers"]
+        yield Text(
+            f"No layer has {', '.join(missing)}: {listed} layers are listed and the model has {layers}. "
+            f"Give a shorter list, or model.layers={listed}.",
+            style="yellow",
+        )
     if cost.keeps_all and config["attention_name"] != "full":
         yield Text(
             "This pattern keeps every pair at this length, as attention=full does: the two are the same model. "
             "Give longer sequences (data.max_length) or a pattern that keeps less.",
             style="yellow",
         )
+
+
+def variants_without_a_layer(config: Mapping[str, Any]) -> tuple[list[str], int]:
+    """Names of attentions, listed layer by layer, that no layer has, as the list is longer than the model; and its length."""
+    node, model = config["attention"], config["model"]
+    layers = model.get("layers")
+    if node.get("_target_") == "longspan.attention.hybrid":
+        cycle = [(part.name, dict(part.settings)) for part in parts_of("layers", node["layers"])]
+    elif "_target_" in node:
+        return [], 1
+    else:
+        names = model.get("attention_layers") or [name for name, value in node.items() if isinstance(value, Mapping)]
+        cycle = [(name, {}) for name in names]
+    if not isinstance(layers, int):
+        return [], len(cycle)
+    used = cycle[:layers]
+    return list(dict.fromkeys(name for name, settings in cycle[layers:] if (name, settings) not in used)), len(cycle)
 
 
 def _training(config: Mapping[str, Any], size: StepSize, trainer: pl.Trainer, resume: str | None) -> Iterator[Text]:
