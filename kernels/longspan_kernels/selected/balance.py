@@ -39,11 +39,6 @@ def balance_causally(scores: Tensor, blocks: Tensor | None, iterations: int, bac
     return out
 
 
-def padded(count: int) -> int:
-    """The next power of two."""
-    return 1 << (count - 1).bit_length()
-
-
 def reference_balance(scores: Tensor, blocks: Tensor | None, iterations: int) -> Tensor:
     """The definition, by logarithms."""
     number = torch.arange(scores.shape[-1], device=scores.device)
@@ -59,8 +54,8 @@ def reference_balance(scores: Tensor, blocks: Tensor | None, iterations: int) ->
 
 @torch.library.custom_op("longspan::balance", mutates_args=())
 def _balance(scores: Tensor, blocks: Tensor | None, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The matrix; the logarithms of rows [B, H, K, n, n] that each iteration has divided by their sums, and those of the sums
-    of their columns up to the end of each tile of rows, [B, H, K, tiles, n]."""
+    """The matrix; the logarithms of rows [B, H, K, n', n'] that each iteration has divided by their sums, and those of the
+    sums of their columns up to the end of each tile of rows, [B, H, K, tiles, n']; n' is n in whole units of 16."""
     from longspan_kernels.selected.triton.balance import triton_balance
 
     return triton_balance(scores, blocks, iterations)
@@ -76,8 +71,9 @@ def _balance_backward(dout: Tensor, blocks: Tensor | None, rows: Tensor, sums: T
 @_balance.register_fake
 def _(scores, blocks, iterations):
     B, H, n, _ = scores.shape
-    sums = scores.new_empty(B, H, iterations, -(-n // ROWS), n)
-    return scores.new_empty(B, H, n, n), scores.new_empty(B, H, iterations, n, n), sums
+    wide = -(-n // 16) * 16
+    sums = scores.new_empty(B, H, iterations, wide // ROWS, wide)
+    return scores.new_empty(B, H, n, n), scores.new_empty(B, H, iterations, wide, wide), sums
 
 
 @_balance_backward.register_fake

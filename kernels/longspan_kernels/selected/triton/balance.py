@@ -8,7 +8,8 @@ with both. The backward pass goes through the iterations from the last, with the
     r = x - log sum exp over j of x    c = log sum exp over the rows so far of r    x = r - c    (all of them logarithms)
     z_i = z_{i+1} exp(c_i - c_{i+1}) - dx_i    dr = dx + z exp(r - c)    dx = dr - exp(r) sum over j of dr
 
-Legend: BH batch times heads, n blocks, K iterations, ROWS x BC a tile of rows and columns, t its number.
+Legend: BH batch times heads, n blocks in whole units of 16, of which `size` exist at most, ROWS x BC a tile of rows and
+columns, t its number.
 """
 
 # Triton adds tuples, but does not unpack into them; their types are its own.
@@ -22,20 +23,21 @@ import triton.language as tl
 from torch import Tensor
 
 from longspan_kernels.launch.launcher import Launch, from_16_bytes, on_its_device, run_kernel
-from longspan_kernels.selected.balance import NOTHING, ROWS, padded
+from longspan_kernels.selected.balance import NOTHING, ROWS
 
 NONE = tl.constexpr(NOTHING)
-COLUMNS = 128  # of a tile: a warp's threads hold four each, of all its rows
+COLUMNS = 64  # of a tile: a warp's threads hold two each, of all its rows
 ADDED = 32  # columns that a program adds up over the tiles
 WARP = Launch(1, 1)
-VARYING = ["tiles", "k"]  # a kernel compiled for one value serves all; of n it matters whether rows begin at 16 bytes
+# A kernel compiled for one value of these serves all: sizes come in units of 16, so that rows begin at whole ones.
+VARYING = ["units", "size", "tiles", "k", "heads", "iterations"]
 
 
 @triton.jit
-def rows_that_exist(BLOCKS, bh, n, H: tl.constexpr):
+def rows_that_exist(BLOCKS, bh, size, heads):
     if BLOCKS is not None:
-        return tl.minimum(n, tl.load(BLOCKS + bh // H).to(tl.int32))
-    return n
+        size = tl.minimum(size, tl.load(BLOCKS + bh // heads).to(tl.int32))
+    return size
 
 
 @triton.jit
@@ -45,20 +47,20 @@ def log_add(a, b):
 
 
 @triton.jit
-def iteration_at(X, SUMS, bh, k, n, tiles, K: tl.constexpr):
+def iteration_at(X, SUMS, bh, k, n, tiles, iterations):
     """Pointers to an iteration's rows [n, n] and to its tiles' sums of columns [tiles, n]."""
-    at = bh.to(tl.int64) * K + k
+    at = bh.to(tl.int64) * iterations + k
     return X + at * n * n, SUMS + at * tiles * n
 
 
 @triton.jit
-def program(n, tiles, BLOCKS, H: tl.constexpr, ROWS: tl.constexpr):
+def program(size, n, tiles, heads, BLOCKS, ROWS: tl.constexpr):
     """(batch and head, tile, its first row, the end of its columns, rows that exist): the last tiles, which have most columns,
     go first."""
     pid = tl.program_id(0)
     bh = pid // tiles
     t = tiles - 1 - pid % tiles
-    return bh, t, t * ROWS, tl.minimum((t + 1) * ROWS, n), rows_that_exist(BLOCKS, bh, n, H)
+    return bh, t, t * ROWS, tl.minimum((t + 1) * ROWS, n), rows_that_exist(BLOCKS, bh, size, heads)
 
 
 @triton.jit
@@ -85,9 +87,9 @@ def load_rows(X, first, j, count, n, other, ROWS: tl.constexpr):
 
 
 @triton.jit
-def sums_so_far(rows, SUMS, t, j, n, ROWS: tl.constexpr):
-    """A tuple like `rows`: the log-sum-exp of each column up to each row."""
-    c = tl.load(SUMS + (t - 1) * n + j, mask=j < tl.minimum(t * ROWS, n), other=NONE)  # the first tile has none
+def sums_so_far(rows, SUMS, t, j, known, n, ROWS: tl.constexpr):
+    """A tuple like `rows`: the log-sum-exp of each column up to each row, of which the first `known` have sums before."""
+    c = tl.load(SUMS + (t - 1) * n + j, mask=j < tl.minimum(t * ROWS, known), other=NONE)  # the first tile has none
     sums = ()
     for u in tl.static_range(ROWS):
         c = log_add(c, rows[u])
@@ -101,34 +103,33 @@ def balance_rows(
     R,
     SUMS,
     BLOCKS,
-    n,
+    units: tl.int32,
+    size: tl.int32,
     tiles: tl.int32,
     k: tl.int32,
-    H: tl.constexpr,
-    K: tl.constexpr,
-    FIRST: tl.constexpr,
+    heads: tl.int32,
+    iterations: tl.int32,
     ROWS: tl.constexpr,
     BC: tl.constexpr,
 ):
     """Rows r of iteration k, and each tile's sums of their columns."""
-    bh, t, first, stop, count = program(n, tiles, BLOCKS, H, ROWS)
-    HERE, OURS = iteration_at(R, SUMS, bh, k, n, tiles, K)
-    BEFORE, THEIRS = iteration_at(R, SUMS, bh, k - 1, n, tiles, K)
-    if FIRST:
-        BEFORE = SCORES + bh.to(tl.int64) * n * n
+    n = units * 16
+    bh, t, first, stop, count = program(size, n, tiles, heads, BLOCKS, ROWS)
+    HERE, OURS = iteration_at(R, SUMS, bh, k, n, tiles, iterations)
+    BEFORE, THEIRS = iteration_at(R, SUMS, bh, k - 1, n, tiles, iterations)
+    begins = k == 0  # with the scores
+    BEFORE = tl.where(begins, SCORES + bh.to(tl.int64) * n * n, BEFORE)
+    THEIRS = tl.where(begins, OURS, THEIRS)  # not looked at
     row = tl.arange(0, ROWS)
     m_i = tl.full([ROWS], NONE, tl.float32)
     l_i = tl.zeros([ROWS], tl.float32)
     for begin in tl.range(0, stop, BC):
         j = begin + tl.arange(0, BC)
         xs = load_rows(BEFORE, first, j, count, n, NONE, ROWS)
-        if not FIRST:
-            cs = sums_so_far(xs, THEIRS, t, j, n, ROWS)
+        cs = sums_so_far(xs, THEIRS, t, j, tl.where(begins, 0, n), n, ROWS)
         for u in tl.static_range(ROWS):
             inside = j < columns_of(first + u, count)
-            x = xs[u]
-            if not FIRST:
-                x = tl.where(inside, x - cs[u], NONE)
+            x = tl.where(inside, xs[u] - tl.where(begins, 0.0, cs[u]), NONE)
             store_row(HERE, first + u, j, n, x)
             most = tl.max(x, 0)
             total = tl.sum(tl.exp(x - most), 0)
@@ -155,12 +156,15 @@ def balance_rows(
 
 
 @triton.jit(do_not_specialize=VARYING)
-def balance_columns(SUMS, n, tiles: tl.int32, k: tl.int32, K: tl.constexpr, ROWS: tl.constexpr, BC: tl.constexpr):
+def balance_columns(
+    SUMS, units: tl.int32, tiles: tl.int32, k: tl.int32, iterations: tl.int32, ROWS: tl.constexpr, BC: tl.constexpr
+):
     """The tiles' sums of columns, each with all before it, in place."""
+    n = units * 16
     blocks = (n + BC - 1) // BC
     pid = tl.program_id(0)
     j = pid % blocks * BC + tl.arange(0, BC)
-    OURS = SUMS + ((pid // blocks).to(tl.int64) * K + k) * tiles * n
+    OURS = SUMS + ((pid // blocks).to(tl.int64) * iterations + k) * tiles * n
     c = tl.full([BC], NONE, tl.float32)
     for begin in tl.range(pid % blocks * BC // ROWS, tiles, ROWS):  # earlier tiles have no such columns
         sums = ()
@@ -180,22 +184,24 @@ def balance_end(
     SUMS,
     OUT,
     BLOCKS,
-    n,
+    units: tl.int32,
+    size: tl.int32,
     tiles: tl.int32,
     k: tl.int32,
-    H: tl.constexpr,
-    K: tl.constexpr,
+    heads: tl.int32,
+    iterations: tl.int32,
     ROWS: tl.constexpr,
     BC: tl.constexpr,
 ):
     """The matrix that the last iteration k leaves."""
-    bh, t, first, _, count = program(n, tiles, BLOCKS, H, ROWS)
-    HERE, OURS = iteration_at(R, SUMS, bh, k, n, tiles, K)
+    n = units * 16
+    bh, t, first, _, count = program(size, n, tiles, heads, BLOCKS, ROWS)
+    HERE, OURS = iteration_at(R, SUMS, bh, k, n, tiles, iterations)
     OUT += bh.to(tl.int64) * n * n
     for begin in tl.range(0, n, BC):
         j = begin + tl.arange(0, BC)
         rs = load_rows(HERE, first, j, count, n, NONE, ROWS)
-        cs = sums_so_far(rs, OURS, t, j, n, ROWS)
+        cs = sums_so_far(rs, OURS, t, j, n, n, ROWS)
         for u in tl.static_range(ROWS):
             out = tl.where(j < columns_of(first + u, count), tl.exp(rs[u] - cs[u]), 0.0)
             store_row(OUT, first + u, j, n, out)
@@ -205,7 +211,7 @@ def balance_end(
 def shares_of(HERE, OURS, t, first, j, count, n, ROWS: tl.constexpr):
     """(r, exp(r - c), exp(c - that of the next row)), each a tuple of rows [BC]."""
     rs = load_rows(HERE, first, j, count, n, NONE, ROWS)
-    cs = sums_so_far(rs, OURS, t, j, n, ROWS)
+    cs = sums_so_far(rs, OURS, t, j, n, n, ROWS)
     following = tl.load(HERE + (first + ROWS) * n + j, mask=j < columns_of(first + ROWS, count), other=NONE)
     rows = rs + (following,)
     shares, decays = (), ()
@@ -234,17 +240,19 @@ def balance_back_end(
     G,
     MAPS,
     BLOCKS,
-    n,
+    units: tl.int32,
+    size: tl.int32,
     tiles: tl.int32,
     k: tl.int32,
-    H: tl.constexpr,
-    K: tl.constexpr,
+    heads: tl.int32,
+    iterations: tl.int32,
     ROWS: tl.constexpr,
     BC: tl.constexpr,
 ):
     """G [BH, n, n], the gradient of what the last iteration k leaves, and MAPS [BH, 2, tiles, n] of its tiles."""
-    bh, t, first, stop, count = program(n, tiles, BLOCKS, H, ROWS)
-    HERE, OURS = iteration_at(R, SUMS, bh, k, n, tiles, K)
+    n = units * 16
+    bh, t, first, stop, count = program(size, n, tiles, heads, BLOCKS, ROWS)
+    HERE, OURS = iteration_at(R, SUMS, bh, k, n, tiles, iterations)
     DOUT += bh.to(tl.int64) * n * n
     G += bh.to(tl.int64) * n * n
     MAPS += bh.to(tl.int64) * 2 * tiles * n
@@ -261,8 +269,9 @@ def balance_back_end(
 
 
 @triton.jit(do_not_specialize=VARYING)
-def balance_back_columns(MAPS, n, tiles: tl.int32, ROWS: tl.constexpr, BC: tl.constexpr):
+def balance_back_columns(MAPS, units: tl.int32, tiles: tl.int32, ROWS: tl.constexpr, BC: tl.constexpr):
     """The second number of each tile becomes z at its first row."""
+    n = units * 16
     blocks = (n + BC - 1) // BC
     pid = tl.program_id(0)
     j = pid % blocks * BC + tl.arange(0, BC)
@@ -291,23 +300,24 @@ def balance_back(
     NEW_MAPS,
     DSCORES,
     BLOCKS,
-    n,
+    units: tl.int32,
+    size: tl.int32,
     tiles: tl.int32,
     k: tl.int32,
-    H: tl.constexpr,
-    K: tl.constexpr,
-    FIRST: tl.constexpr,
+    heads: tl.int32,
+    iterations: tl.int32,
     ROWS: tl.constexpr,
     BC: tl.constexpr,
 ):
     """From G, the gradient of what iteration k leaves, that of what it begins with, in place, and the tiles' maps for it.
 
-    Of the FIRST iteration that is the gradient of the scores. MAPS hold z of iteration k; the maps for the one before go to
+    Of the first iteration that is the gradient of the scores. MAPS hold z of iteration k; the maps for the one before go to
     other memory, as a tile reads the z of the next.
     """
-    bh, t, first, stop, count = program(n, tiles, BLOCKS, H, ROWS)
-    HERE, OURS = iteration_at(R, SUMS, bh, k, n, tiles, K)
-    BEFORE, THEIRS = iteration_at(R, SUMS, bh, k - 1, n, tiles, K)
+    n = units * 16
+    bh, t, first, stop, count = program(size, n, tiles, heads, BLOCKS, ROWS)
+    HERE, OURS = iteration_at(R, SUMS, bh, k, n, tiles, iterations)
+    BEFORE, THEIRS = iteration_at(R, SUMS, bh, k - 1, n, tiles, iterations)
     G += bh.to(tl.int64) * n * n
     DSCORES += bh.to(tl.int64) * n * n
     MAPS += bh.to(tl.int64) * 2 * tiles * n
@@ -326,7 +336,9 @@ def balance_back(
             totals += tl.where(row == ROWS - 1 - v, tl.sum(dr, 0), 0.0)
             store_row(G, first + ROWS - 1 - v, j, n, dr)
     tl.debug_barrier()  # what one thread wrote, another may read
-    for begin in tl.range(0, n if FIRST else stop, BC):
+    ends = k == 0
+    MADE = tl.where(ends, DSCORES, G)
+    for begin in tl.range(0, tl.where(ends, n, stop), BC):
         j = begin + tl.arange(0, BC)
         rs = load_rows(HERE, first, j, count, n, NONE, ROWS)
         drs = load_rows(G, first, j, count, n, 0.0, ROWS)
@@ -334,21 +346,33 @@ def balance_back(
         for u in tl.static_range(ROWS):
             inside = j < columns_of(first + u, count)
             dx = tl.where(inside, drs[u] - tl.exp(rs[u]) * tl.sum(tl.where(row == u, totals, 0.0), 0), 0.0)
-            store_row(DSCORES if FIRST else G, first + u, j, n, dx)
+            store_row(MADE, first + u, j, n, dx)
             dxs = dxs + (dx,)
-        if not FIRST:
+        if k > 0:
             _, _, decays = shares_of(BEFORE, THEIRS, t, first, j, count, n, ROWS)
             store_maps(NEW_MAPS, t, j, n, tiles, decays, dxs, stop, ROWS)
 
 
 class _Sizes:
-    """How the launches of a call are cut."""
+    """How the launches of a call are cut. Matrices of `padded` blocks, whole units of 16, of which `size` exist at most."""
 
-    def __init__(self, batch: int, heads: int, n: int, iterations: int) -> None:
-        self.tiles = -(-n // ROWS)
-        self.programs, self.column_programs = batch * heads * self.tiles, batch * heads * -(-n // ADDED)
-        self.columns = {"n": n, "tiles": self.tiles, "ROWS": ROWS, "BC": ADDED}
-        self.rows = {**self.columns, "H": heads, "K": iterations, "BC": min(COLUMNS, max(16, padded(n)))}
+    def __init__(self, batch: int, heads: int, size: int, iterations: int) -> None:
+        units = -(-size // 16)
+        self.padded = 16 * units
+        self.tiles = self.padded // ROWS
+        self.programs, self.column_programs = batch * heads * self.tiles, batch * heads * -(-self.padded // ADDED)
+        self.columns = {"units": units, "tiles": self.tiles, "ROWS": ROWS, "BC": ADDED}
+        self.rows = {**self.columns, "size": size, "heads": heads, "iterations": iterations, "BC": COLUMNS}
+
+    def wide(self, x: Tensor) -> Tensor:
+        """x [B, H, n, n] with the rows and columns that fill whole units."""
+        more = self.padded - x.shape[-1]
+        return from_16_bytes(torch.nn.functional.pad(x, (0, more, 0, more)) if more else x.contiguous())
+
+    def narrow(self, x: Tensor) -> Tensor:
+        """The first n rows and columns."""
+        n = self.rows["size"]
+        return x if n == self.padded else x[..., :n, :n].contiguous()
 
 
 def _existing(blocks: Tensor | None, batch: int) -> Tensor | None:
@@ -359,30 +383,30 @@ def _existing(blocks: Tensor | None, batch: int) -> Tensor | None:
 def triton_balance(scores: Tensor, blocks: Tensor | None, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
     """As `balance._balance`."""
     B, H, n, _ = scores.shape
-    scores, existing = from_16_bytes(scores.contiguous()), _existing(blocks, B)
-    size = _Sizes(B, H, n, iterations)
+    size, existing = _Sizes(B, H, n, iterations), _existing(blocks, B)
+    scores, n = size.wide(scores), size.padded
     out = torch.empty_like(scores)
     rows, sums = scores.new_empty(B, H, iterations, n, n), scores.new_empty(B, H, iterations, size.tiles, n)
     for k in range(iterations):
         tensors = (scores, rows, sums, existing)
-        run_kernel(balance_rows, size.programs, WARP, *tensors, **size.rows, k=k, FIRST=k == 0)
-        run_kernel(balance_columns, size.column_programs, WARP, sums, **size.columns, K=iterations, k=k)
+        run_kernel(balance_rows, size.programs, WARP, *tensors, **size.rows, k=k)
+        run_kernel(balance_columns, size.column_programs, WARP, sums, **size.columns, iterations=iterations, k=k)
     run_kernel(balance_end, size.programs, WARP, rows, sums, out, existing, **size.rows, k=iterations - 1)
-    return out, rows, sums
+    return size.narrow(out), rows, sums
 
 
 @on_its_device
 def triton_balance_backward(dout: Tensor, blocks: Tensor | None, rows: Tensor, sums: Tensor) -> Tensor:
     """Gradient of the scores."""
-    B, H, iterations, n, _ = rows.shape
-    dout, existing = from_16_bytes(dout.float().contiguous()), _existing(blocks, B)
-    size = _Sizes(B, H, n, iterations)
+    (B, H, n, _), iterations = dout.shape, rows.shape[2]
+    size, existing = _Sizes(B, H, n, iterations), _existing(blocks, B)
+    dout = size.wide(dout.float())
     gradient, dscores = torch.empty_like(dout), torch.empty_like(dout)
-    maps = [dout.new_empty(B, H, 2, size.tiles, n) for _ in range(2)]
+    maps = [dout.new_empty(B, H, 2, size.tiles, size.padded) for _ in range(2)]
     last = iterations - 1
     run_kernel(balance_back_end, size.programs, WARP, dout, rows, sums, gradient, maps[last % 2], existing, **size.rows, k=last)
     for k in range(last, -1, -1):
         run_kernel(balance_back_columns, size.column_programs, WARP, maps[k % 2], **size.columns)
         tensors = (rows, sums, gradient, maps[k % 2], maps[(k + 1) % 2], dscores, existing)
-        run_kernel(balance_back, size.programs, WARP, *tensors, **size.rows, k=k, FIRST=k == 0)
-    return dscores
+        run_kernel(balance_back, size.programs, WARP, *tensors, **size.rows, k=k)
+    return size.narrow(dscores)
