@@ -16,12 +16,12 @@ from longspan_kernels.selected.triton.common import (
     LOG2E,
     VARYING,
     elements,
-    end_of_full,
     from_full,
     live_pairs,
     of_row,
     queries_of,
     rows_at,
+    sees_all,
     served,
     store_rows,
     survivors,
@@ -97,8 +97,8 @@ def differentiate_keys(
     """A tile of keys and the queries of a list from place `first` to `last`, tile after tile; queries stop at `stop`."""
     D: tl.constexpr = C.D
     BD: tl.constexpr = C.BD
-    # Masked tiles are few beside those that have all their pairs, and buffers of their own would leave those less room.
-    STAGES: tl.constexpr = 1 if MASKED and SEGMENTS is None else None
+    # Masked tiles are few where most tiles have all their pairs, and buffers of their own would leave those less room.
+    STAGES: tl.constexpr = 1 if MASKED and C.SPLIT and SEGMENTS is None else None
     inverse_keep = 1.0 / (1.0 - threshold * (1.0 / 16777216.0))
     for at in tl.range(first, last, C.BM // C.GC, num_stages=STAGES):
         exists, entry, token, head, h, q, segment = queries_of(
@@ -172,14 +172,13 @@ def selected_columns(
                 before = (tl.load(ORDER + jump - 1) - list_row * (length * C.N)) // C.N
                 place = tl.where(before < begin, jump, start)
         full = stop
-        if SEGMENTS is None and begin + BN <= end:
-            later = start - run * entries + (sub + 1) * BN
-            full = from_full(ORDER, place, later, stop, list_row, begin + BN - 1, length, C)
+        if C.SPLIT and SEGMENTS is None:
+            full = from_full(ORDER, start - run * entries, stop, place, list_row, block, end, length, C)
         dk, dv = differentiate_keys(
             dk, dv, k, v, Q, DOUT, ROWS, ORDER, SEGMENTS, SEED, PART, place, full, stop, key, end, list_row, b, p, u, length,
             q_h, q_t, first, threshold, scale * LOG2E, C, True,
         )  # fmt: skip
-        if SEGMENTS is None:
+        if C.SPLIT and SEGMENTS is None:
             dk, dv = differentiate_keys(
                 dk, dv, k, v, Q, DOUT, ROWS, ORDER, SEGMENTS, SEED, PART, full, stop, stop, key, end, list_row, b, p, u, length,
                 q_h, q_t, first, threshold, scale * LOG2E, C, False,
@@ -254,8 +253,8 @@ def differentiate_queries(
     C: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """A tile of queries and the keys from `first` to `last`, tile after tile."""
-    # Masked tiles are few beside those that have all their pairs, and buffers of their own would leave those less room.
-    STAGES: tl.constexpr = 1 if MASKED and SEGMENTS is None else None
+    # Masked tiles are few where most tiles have all their pairs, and buffers of their own would leave those less room.
+    STAGES: tl.constexpr = 1 if MASKED and C.SPLIT and SEGMENTS is None else None
     inverse_keep = 1.0 / (1.0 - threshold * (1.0 / 16777216.0))
     BN: tl.constexpr = C.BN
     for begin in tl.range(first, last, BN, num_stages=STAGES):
@@ -312,18 +311,21 @@ def selected_rows(
         lse2, delta, dout = gradients_of(DOUT, ROWS, exists, token, h, length, q_h, q_t, D, BD)
         dq = tl.zeros([BM, BD], tl.float32)
         begin = block * SIZE
-        if SEGMENTS is None:
-            full = end_of_full(token, begin, end, C)
+        SPLIT: tl.constexpr = C.SPLIT and C.SIZE % C.BN == 0 and SEGMENTS is None
+        full = False
+        if SPLIT:
+            full = sees_all(token, begin, end, C)
+        if full:
             dq = differentiate_queries(
-                dq, q, dout, lse2, delta, K, V, SEGMENTS, SEED, exists, token, segment, b, h, begin, full, end, kv_t, threshold,
+                dq, q, dout, lse2, delta, K, V, SEGMENTS, SEED, exists, token, segment, b, h, begin, end, end, kv_t, threshold,
                 scale * LOG2E, C, False,
             )  # fmt: skip
-            begin = full
-        last = end
-        if C.CAUSAL:  # tokens of a list rise
-            last = tl.minimum(end, tl.max(token) + 1)
-        dq = differentiate_queries(
-            dq, q, dout, lse2, delta, K, V, SEGMENTS, SEED, exists, token, segment, b, h, begin, last, end, kv_t, threshold,
-            scale * LOG2E, C, True,
-        )  # fmt: skip
+        else:
+            last = end
+            if C.CAUSAL:  # tokens of a list rise
+                last = tl.minimum(end, tl.max(token) + 1)
+            dq = differentiate_queries(
+                dq, q, dout, lse2, delta, K, V, SEGMENTS, SEED, exists, token, segment, b, h, begin, last, end, kv_t, threshold,
+                scale * LOG2E, C, True,
+            )  # fmt: skip
         store_rows(PART, (u.to(tl.int64) * length * C.N + entry) * C.GC + head, exists, dq, D, BD)

@@ -28,7 +28,10 @@ VARYING = [
 
 
 class Constants(NamedTuple):
-    """What kernels over gathered queries are compiled for, as in the legend. ADD: gradients of keys add to what is there."""
+    """What kernels over gathered queries are compiled for, as in the legend.
+
+    ADD: gradients of keys add to what is there. SPLIT: tiles all of whose pairs count go through a loop of their own.
+    """
 
     P: int
     G: int
@@ -42,6 +45,7 @@ class Constants(NamedTuple):
     BM: int
     BN: int
     ADD: bool = False
+    SPLIT: bool = False
 
 
 @triton.jit
@@ -137,28 +141,28 @@ def live_pairs(exists, token, segment, key, end, K_SEGMENTS, CAUSAL: tl.constexp
 
 
 @triton.jit
-def end_of_full(token, begin, end, C: tl.constexpr):
-    """Where tiles of keys from `begin` on end to be such that all these queries see all their keys."""
-    full = end
+def sees_all(token, begin, end, C: tl.constexpr):
+    """Whether all these queries see all keys from `begin` to `end`, and these fill a block."""
+    full = end == begin + C.SIZE
     if C.CAUSAL:
-        full = tl.maximum(tl.minimum(end, tl.min(token) + 1), begin)
-    return begin + (full - begin) // C.BN * C.BN
+        full = full & (tl.min(token) >= end - 1)
+    return full
 
 
 @triton.jit
-def from_full(ORDER, place, later, stop, list_row, last_key, length, C: tl.constexpr):
-    """The place of a list, a whole tile of rows behind `place`, from which on queries see a tile of keys up to `last_key`.
+def from_full(ORDER, list_start, stop, place, list_row, block, end, length, C: tl.constexpr):
+    """The place of a list from which on queries see all keys of its block, `stop` where none is known to. Tiles begin there.
 
-    Tokens of a list rise, and no more of them than keys lie between a block's first key and this one. So the queries from place
-    `later` on, the list's first and as many more, see all if the first of them does; else none is known to.
+    Tokens of a list rise, and no more than SIZE of them lie inside of the block: past so many, one look tells.
     """
     full = place
     if C.CAUSAL:
         ROWS: tl.constexpr = C.BM // C.GC
-        full = place + (tl.maximum(later, place) - place + ROWS - 1) // ROWS * ROWS
-        token = (tl.load(ORDER + tl.minimum(full, stop - 1)) - list_row * (length * C.N)) // C.N
-        full = tl.where((full < stop) & (token >= last_key), full, stop)
-    return full
+        later = tl.maximum(list_start + C.SIZE, place)
+        later = place + (later - place + ROWS - 1) // ROWS * ROWS
+        token = (tl.load(ORDER + tl.minimum(later, stop - 1)) - list_row * (length * C.N)) // C.N
+        full = tl.where((later < stop) & (token >= end), later, stop)
+    return tl.where(end == (block + 1) * C.SIZE, full, stop)
 
 
 @triton.jit

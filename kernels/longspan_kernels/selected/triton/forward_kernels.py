@@ -15,11 +15,11 @@ from longspan_kernels.selected.triton.common import (
     LOG2E,
     VARYING,
     elements,
-    end_of_full,
     live_pairs,
     of_row,
     queries_of,
     rows_at,
+    sees_all,
     served,
     store_rows,
     survivors,
@@ -87,8 +87,8 @@ def attend_keys(
 ):  # fmt: skip
     """A tile of queries and the keys from `first` to `last`, tile after tile."""
     inverse_keep = 1.0 / (1.0 - threshold * (1.0 / 16777216.0))
-    # Masked tiles are few beside those that have all their pairs, and buffers of their own would leave those less room.
-    STAGES: tl.constexpr = 1 if MASKED and SEGMENTS is None else None
+    # Masked tiles are few where most tiles have all their pairs, and buffers of their own would leave those less room.
+    STAGES: tl.constexpr = 1 if MASKED and C.SPLIT and SEGMENTS is None else None
     DROPS: tl.constexpr = SEED is not None
     BN: tl.constexpr = C.BN
     for begin in tl.range(first, last, BN, num_stages=STAGES):
@@ -164,20 +164,23 @@ def selected_parts(
             m_i = tl.full([BM], float("-inf"), tl.float32)
             l_i = tl.zeros([BM], tl.float32)
             begin = block * SIZE
-            if SEGMENTS is None:
-                full = end_of_full(token, begin, end, C)
+            SPLIT: tl.constexpr = C.SPLIT and SIZE % BN == 0 and SEGMENTS is None
+            full = False
+            if SPLIT:
+                full = sees_all(token, begin, end, C)
+            if full:
                 acc, m_i, l_i = attend_keys(
-                    acc, m_i, l_i, q, K, V, SEGMENTS, SEED, exists, token, segment, b, h, begin, full, end, kv_t, threshold,
+                    acc, m_i, l_i, q, K, V, SEGMENTS, SEED, exists, token, segment, b, h, begin, end, end, kv_t, threshold,
                     scale2, C, False,
                 )  # fmt: skip
-                begin = full
-            last = end
-            if C.CAUSAL:  # tokens of a list rise
-                last = tl.minimum(end, tl.max(token) + 1)
-            acc, m_i, l_i = attend_keys(
-                acc, m_i, l_i, q, K, V, SEGMENTS, SEED, exists, token, segment, b, h, begin, last, end, kv_t, threshold,
-                scale2, C, True,
-            )  # fmt: skip
+            else:
+                last = end
+                if C.CAUSAL:  # tokens of a list rise
+                    last = tl.minimum(end, tl.max(token) + 1)
+                acc, m_i, l_i = attend_keys(
+                    acc, m_i, l_i, q, K, V, SEGMENTS, SEED, exists, token, segment, b, h, begin, last, end, kv_t, threshold,
+                    scale2, C, True,
+                )  # fmt: skip
             store_part(PART, PART_LSE, u, entry, head, exists, acc, m_i, l_i, length, C)
 
 

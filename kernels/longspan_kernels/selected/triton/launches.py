@@ -152,7 +152,9 @@ class Launches:
 
     def compiled_for(self, tile: configs.Tile, adds: bool = False) -> Constants:
         """The constants of kernels over gathered queries."""
-        return Constants(**self.constants, CAUSAL=self.shape.causal, BM=tile.rows, BN=tile.keys, ADD=adds)
+        s = self.shape
+        split = s.block_size > tile.keys and s.width <= 64  # blocks of one tile and wide heads were not timed with two loops
+        return Constants(**self.constants, CAUSAL=s.causal, BM=tile.rows, BN=tile.keys, ADD=adds, SPLIT=split)
 
     @cached_property
     def constants(self) -> dict:
