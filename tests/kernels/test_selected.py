@@ -33,7 +33,7 @@ def calls(draw, dtypes=(torch.float64,)):
         st.sampled_from([(1, 1, 1), (2, 1, 2), (1, 2, 1), (1, 1, 16), (2, 2, 1), (1, 1, 3), (1, 2, 2)])
     )
     batch, length, width = draw(st.integers(1, 2)), draw(st.integers(1, 140)), draw(st.sampled_from([16, 20, 40]))
-    size, n, causal = draw(st.sampled_from([1, 16, 24, 32, 160])), draw(st.integers(1, 5)), draw(st.booleans())
+    size, n, causal = draw(st.sampled_from([1, 16, 24, 32, 128, 160])), draw(st.integers(1, 5)), draw(st.booleans())
     g = torch.Generator().manual_seed(draw(st.integers(0, 1 << 20)))
     dtype = draw(st.sampled_from(dtypes))
     H = kv_heads * share * group
@@ -98,6 +98,8 @@ TRITON = [
     (1, 1, 1, 1, 50, 16, 16, 2, True, torch.float16, False, True),  # documents
     (1, 1, 1, 1, 81, 16, 80, 1, True),  # a block is several tiles of keys
     (1, 1, 16, 1, 9, 16, 16, 1, True),  # a large group
+    (1, 1, 1, 1, 290, 16, 128, 2, True),  # later queries see all of a block of several tiles
+    (1, 1, 1, 1, 140, 16, 128, 1, False),  # and both ways all do
 ]
 
 
