@@ -142,6 +142,8 @@ def test_from_a_checkpoint_on_the_command_line(tmp_path):
     assert usual.stdout.startswith(done.stdout[:-1]) and len(usual.stdout.encode()) > 40
     wrong = run(*command[:-2], "prompt=", cwd=tmp_path)
     assert wrong.returncode == 2 and "prompt= is empty; give at least one character" in wrong.stderr
+    wrong = run(*command, "device=gpu", cwd=tmp_path)
+    assert wrong.returncode == 2 and "device=gpu is no device of this machine; give cpu" in wrong.stderr
     wrong = run(*command, "top_p=2", cwd=tmp_path)
     assert wrong.returncode == 2 and not wrong.stdout and "top_p=2.0: give a probability" in wrong.stderr
     wrong = run(*command, "top_k=many", cwd=tmp_path)

@@ -11,7 +11,7 @@ import torch
 from omegaconf import OmegaConf
 
 from longspan.config.checks import check_targets
-from longspan.config.errors import CheckpointError
+from longspan.config.errors import CheckpointError, ConfigError
 from longspan.data.files import files_may_be_gone
 from longspan.inference import pretrained
 from longspan.inference.trained_model import TrainedModel
@@ -30,7 +30,9 @@ def load(checkpoint: str | Path, device: str | torch.device = "cpu") -> TrainedM
 
     Raises:
         CheckpointError: it is not there, is damaged, is no checkpoint of this project, or names code that `conf/` does not.
+        ConfigError: a device that this machine lacks.
     """
+    device = _device(device)
     path = Path(checkpoint)
     if path.is_dir() and (path / pretrained.CONFIG_FILE).is_file():
         return assembled(*pretrained.read(path), str(checkpoint)).to(device)
@@ -61,6 +63,16 @@ def assembled(
         data = build(with_vocabularies(config, vocabularies, f"checkpoint={where}"), "data")
     task.attach(data)
     return TrainedModel(task, config, facts, data)
+
+
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError):  # whatever torch says of a device it lacks
+        there = ["cpu", *(f"cuda:{n}" for n in range(torch.cuda.device_count()))]
+        raise ConfigError(f"device={device} is no device of this machine; give {' or '.join(there)}") from None
+    return found
 
 
 def _best(folder: Path) -> Path:
