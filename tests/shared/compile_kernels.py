@@ -61,6 +61,14 @@ LINEAR = [
     (40, 24, torch.float16, True),
     (256, 128, torch.float32, True),
 ]
+# Bucketed attention: dtype, width, rounds, places of a chunk, and the choices of `Buckets`.
+BUCKETED = [
+    (torch.bfloat16, 64, 4, 64, (True, True, False, True)),
+    (torch.bfloat16, 64, 1, 256, (True, True, True, True, True)),
+    (torch.bfloat16, 128, 2, 64, (False, False, False, True)),
+    (torch.float16, 40, 2, 48, (False, True, False, True)),
+    (torch.float32, 64, 2, 64, (True, True, False, True)),
+]
 _seen: set[tuple] = set()
 
 
@@ -116,7 +124,7 @@ def main(capability: int, cases: int = len(CASES)) -> None:
     triton_choose_scored(torch.zeros(1, 2, 512, 8), None, 0, 512, 3, 64, True)
     selected()
     balanced()
-    bucketed()
+    bucketed(cases)
     for D, Dv, dtype, full in LINEAR[:cases]:
         compile_linear(D, Dv, dtype, full)
 
@@ -136,23 +144,16 @@ def compile_linear(D: int, Dv: int, dtype: torch.dtype, full: bool) -> None:
 
 
 def balanced() -> None:
-    """Sinkhorn balancing of few blocks and of as many as it takes, all of them existing or not."""
-    for blocks in (20, 4096):
-        scores = torch.zeros(1, 2, blocks, blocks)
-        for existing in (None, torch.zeros(1, dtype=torch.int64)):
-            out, rows, sums = triton_balance(scores, existing, 7)
-            triton_balance_backward(out, existing, rows, sums)
+    """Sinkhorn balancing, all blocks existing or not; its kernels are those of any number of them."""
+    scores = torch.zeros(1, 2, 20, 20)
+    for existing in (None, torch.zeros(1, dtype=torch.int64)):
+        out, rows, sums = triton_balance(scores, existing, 7)
+        triton_balance_backward(out, existing, rows, sums)
 
 
-def bucketed() -> None:
-    """Attention inside of buckets: Reformer's rounds and routing's clusters, both ways and causal, and the hashing."""
-    for dtype, width, rounds, size, choices in (
-        (torch.bfloat16, 64, 4, 64, (True, True, False, True)),
-        (torch.bfloat16, 64, 1, 256, (True, True, True, True, True)),
-        (torch.bfloat16, 128, 2, 64, (False, True, False, True)),
-        (torch.float16, 40, 2, 48, (False, True, False, True)),
-        (torch.float32, 64, 2, 64, (True, True, False, True)),
-    ):
+def bucketed(cases: int) -> None:
+    """Attention inside of buckets, Reformer's rounds and routing's clusters; the hashing and the centroids."""
+    for dtype, width, rounds, size, choices in BUCKETED[: cases + 1]:
         q, keys = torch.zeros(1, HEADS, 1024, width, dtype=dtype), torch.zeros(HEADS * rounds, 1024, dtype=torch.int32)
         how = Buckets(rounds, size, tile_for(size, width, q.element_size()), *choices)
         *tables, start = triton_tables(keys, rounds, 32, size, how.tile, how.aligned)
