@@ -168,6 +168,16 @@ def test_weights_of_global_rows_that_fall_away_take_their_values_along(monkeypat
     torch.testing.assert_close(module._rows_of_globals(q, hidden, None), expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("tokens", [1, 20])
+def test_a_sequence_of_padding_alone_leaves_gradients_finite(tokens):
+    ids = torch.randint(3, 64, (2, 32))
+    mask, marks = torch.ones_like(ids), torch.zeros_like(ids)
+    mask[1], marks[:, :tokens] = 0, 1
+    before, after = both(longformer(), True, input_ids=ids, attention_mask=mask, global_attention_mask=marks)
+    assert all(gradient.isfinite().all() for gradient in after[1].values())
+    assert_same(before, after)
+
+
 def test_weights_keep_their_names_and_a_second_conversion_changes_nothing():
     model = longformer()
     names = list(model.state_dict())

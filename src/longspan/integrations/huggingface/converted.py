@@ -105,14 +105,14 @@ class ConvertedLongformerAttention(LongformerSelfAttention):
         dropout = self.dropout if self.training else 0.0
         if H * G > C // 2 or not (_plain(self.key_global) and _plain(self.value_global)):
             k, v = (self._heads(layer(hidden)) for layer in (self.key_global, self.value_global))  # (B, H, T, D)
-            real = None if masked is None else ~masked[:, None, None, :]  # (B, 1, 1, T)
+            real = None if masked is None else ~_with_keys(masked)[:, None, None, :]  # (B, 1, 1, T)
             return F.scaled_dot_product_attention(q, k, v, real, dropout_p=dropout)  # (B, H, G, D)
         key, value = (layer.weight.unflatten(0, (H, D)) for layer in (self.key_global, self.value_global))  # (H, D, C)
         key_bias, value_bias = (layer.bias.view(H, 1, D) for layer in (self.key_global, self.value_global))
         q = q * D**-0.5
         score = (q @ key).flatten(1, 2) @ hidden.mT + (q @ key_bias.mT).view(B, H * G, 1)  # (B, H * G, T)
         if masked is not None:
-            score = score.masked_fill(masked[:, None], float("-inf"))
+            score = score.masked_fill(_with_keys(masked)[:, None], float("-inf"))
         weight = F.dropout(score.softmax(-1, dtype=torch.float32).to(hidden.dtype), dropout)  # (B, H * G, T)
         seen = (weight @ hidden).view(B, H, G, C)
         # weights sum to one, unless some have fallen away
@@ -273,6 +273,12 @@ CONVERTED: dict[type, type] = {
 
 
 _known_padding: Any = WeakTensorKeyDictionary()  # {mask: (its version, whether it hides any)}
+
+
+def _with_keys(masked: Tensor) -> Tensor:
+    """Padding, bool [B, T], but in sequences that are nothing else: nobody reads their rows, and a softmax of no keys would
+    make every gradient NaN."""
+    return masked & ~masked.all(1, keepdim=True)
 
 
 def _any_padding(mask: Tensor, absent: Tensor) -> bool:
