@@ -159,6 +159,32 @@ def test_what_cannot_be_served_is_refused_with_a_reason():
         model_of("llama", "longspan:Local(8)").generate(ids, max_new_tokens=3, cache_implementation="static", pad_token_id=0)
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2", "modernbert"])
+def test_attention_weights_are_refused_by_every_family(name):
+    with pytest.raises(CallError, match="output_attentions"):
+        model_of(name, "longspan:Local(8)")(torch.randint(3, 64, (1, 20)), output_attentions=True)
+
+
+@pytest.mark.parametrize("kind", ["DebertaV2Config", "BloomConfig", "FalconConfig", "LongformerConfig"])
+def test_models_that_compute_attention_themselves_are_refused_where_they_are_made(kind):
+    config = getattr(transformers, kind)(hidden_size=64, num_hidden_layers=1, num_attention_heads=4)
+    with pytest.raises(CallError, match="in code of its own"):
+        transformers.AutoModel.from_config(config, attn_implementation="longspan:Local(8)")
+    with torch.device("meta"):
+        transformers.AutoModel.from_config(config, attn_implementation="eager")
+
+
+def test_models_made_of_other_files_models_are_served():
+    ids, own = torch.randint(3, 64, (1, 40)), {}
+    for implementation in ("eager", "longspan:Full()", "longspan:Local(8)"):
+        torch.manual_seed(0)
+        config = transformers.DPRConfig(**SIZES)  # DPR holds a BERT
+        model = transformers.AutoModel.from_config(config, attn_implementation=implementation).eval()
+        own[implementation] = model(ids).pooler_output
+    torch.testing.assert_close(own["longspan:Full()"], own["eager"], atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(own["longspan:Local(8)"], own["eager"], atol=1e-3)
+
+
 def test_patterns_of_distances_alone_are_known():
     from longspan.integrations.huggingface.attention import knows_distances_alone as alone
 

@@ -8,6 +8,7 @@ Legend: B batch, H heads, Hkv key/value heads, T tokens (Tq, Tk), D head width.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any, Protocol, cast
 
@@ -168,6 +169,16 @@ class _Refusals:
         for argument, problem in _UNSERVED.items():
             if rest.get(argument) is not None and rest[argument] is not False:
                 raise self(problem)
+        if _weights_are_collected():  # GPT-2 keeps the argument to itself
+            raise self(_UNSERVED["output_attentions"])
+
+
+def _weights_are_collected() -> bool:
+    """Whether transformers' hooks wait for attention weights, and would hand on an empty tuple."""
+    if torch.compiler.is_compiling():
+        return False
+    collector = getattr(sys.modules.get("transformers.utils.output_capturing"), "_active_collector", None)
+    return collector is not None and "attentions" in (collector.get() or ())
 
 
 _UNSERVED = {

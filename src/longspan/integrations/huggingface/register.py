@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import sys
 from dataclasses import dataclass
 from typing import Any
 
 import longspan.attention as variants
 from longspan.attention import PatternAttention
+from longspan.config.errors import CallError
 from longspan.integrations.huggingface.attention import Choice, attention_function, mask_function
 from longspan.patterns import Pattern, PatternError, parse_pattern
 
@@ -55,11 +57,12 @@ def register() -> None:
     Raises:
         ImportError: transformers is not installed, or older than 5.
         PatternError: when a model is loaded with an expression that is no pattern.
-        CallError: in a forward pass that asks for what a pattern cannot serve.
+        CallError: when a model is loaded whose code computes its attention itself (DeBERTa, BLOOM, Falcon), and in a forward
+            pass that asks for what a pattern cannot serve.
     """
     try:
         from transformers.masking_utils import AttentionMaskInterface
-        from transformers.modeling_utils import AttentionInterface
+        from transformers.modeling_utils import AttentionInterface, PreTrainedModel
     except ImportError as error:
         raise ImportError("longspan.integrations.huggingface needs transformers 5: pip install 'transformers>=5'") from error
     for interface, make in ((AttentionInterface, attention_function), (AttentionMaskInterface, mask_function)):
@@ -67,6 +70,7 @@ def register() -> None:
             interface._global_mapping = _ByName(interface._global_mapping, make)
         for name in VARIANTS:
             interface.register(f"longspan_{name}", make(f"longspan_{name}", Variant(name)))
+    _check_models_as_they_are_made(PreTrainedModel)
     from longspan.integrations.huggingface.models import register_models
 
     register_models()
@@ -88,6 +92,45 @@ def chosen(text: str) -> Choice:
             f"is no variant made of a pattern alone; write a pattern, or choose from {', '.join(VARIANTS)}",
         )
     return Written(parse_pattern(text))
+
+
+def _check_models_as_they_are_made(base: Any) -> None:
+    """Models that never look an implementation up would attend as before, in silence: they are refused where transformers
+    checks the name, for which it has no hook."""
+    own = base.get_correct_attn_implementation
+    if getattr(own, "checks_longspan", False):
+        return
+
+    @functools.wraps(own)
+    def checked(model: Any, requested_attention: str | None, *args: Any, **rest: Any) -> str:
+        name: str = own(model, requested_attention, *args, **rest)
+        if name.startswith("longspan") and not looks_up_attention(model):
+            raise CallError(
+                f'attn_implementation="{name}" cannot serve this model: {type(model).__name__} computes its attention in code '
+                "of its own, which no implementation reaches; convert(model) serves Longformer and BigBird"
+            )
+        return name
+
+    checked.checks_longspan = True  # type: ignore[attr-defined]
+    base.get_correct_attn_implementation = checked
+
+
+def looks_up_attention(model: Any) -> bool:
+    """Whether a model of transformers takes its attention from the table of implementations; parts of other files may."""
+    from transformers import PreTrainedModel
+
+    file = type(model).__module__
+    if not file.startswith("transformers.models.") or model.main_input_name != "input_ids" or model.config.sub_configs:
+        return True
+    held = vars(sys.modules[file])
+    return "ALL_ATTENTION_FUNCTIONS" in held or any(
+        name.startswith("AutoModel") or (isinstance(one, type) and issubclass(one, PreTrainedModel) and _of_another(one, file))
+        for name, one in held.items()
+    )
+
+
+def _of_another(model: type, file: str) -> bool:
+    return model.__module__ != file and model.__module__.startswith("transformers.models.")
 
 
 class _ByName(dict):
