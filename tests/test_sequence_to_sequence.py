@@ -66,6 +66,15 @@ def test_predictions_loading_and_saving(checkpoint, tmp_path):
         assert whole.startswith(short.rstrip("\ufffd"))
     assert "".join(model.stream(sources[1])) == rows[1]["prediction"]
     assert "".join(model.translate_stream([sources[1]])) == rows[1]["prediction"]
+    for wrong, message in (
+        ({"temperature": 0.7}, "temperature=0.7: an"),
+        ({"top_k": 3}, "top_k=3: an"),
+        ({"seed": 1}, "seed=1: an"),
+    ):
+        with pytest.raises(ConfigError, match=message + " encoder-decoder searches for the likeliest target"):
+            model.generate(sources, **wrong)
+        with pytest.raises(ConfigError, match="draws nothing; leave"):
+            next(model.stream(sources[0], **wrong))
     again = longspan.load(model.save_pretrained(tmp_path / "folder"))
     assert again.predict(sources) == rows and "SequenceToSequence" in repr(again)
     (tmp_path / "x.txt").write_text("\n".join(sources))

@@ -146,6 +146,16 @@ def test_lengths_beyond_the_new_tokens_are_those_tokens(name):
     assert cache.positions.tolist() == other.positions.tolist() == [9, 5]
 
 
+@pytest.mark.parametrize("name", ALL)
+def test_no_token_and_no_sequence(name):
+    module = made(name)
+    for empty in (draw(0, module=module), draw(9, batch=0, module=module)):
+        q = empty[0].requires_grad_()
+        out = module(q, *empty[1:])
+        assert out.shape == q.shape
+        out.sum().backward()
+
+
 @pytest.mark.parametrize("name", [name for name in ALL if name not in ("reformer", "routing")])  # whose keys are queries
 def test_keys_that_do_not_fit_are_named(name):
     module = made(name)

@@ -172,6 +172,8 @@ class AdaptiveSpan(ShowsWeights):
                 f"{k.shape[2]}: give them equally many, with one tensor of lengths and of segments"
             )
         check_keys(self, q, k)
+        if not q.numel():
+            return q.clone()
         return self._soft(q, k, v, lengths, segments)
 
     @torch.compiler.disable

@@ -79,6 +79,8 @@ class ContentAttention(ShowsWeights):
             CallError: tensors that do not fit this module, or segments that it does not take.
         """
         self._check(q, k, v, lengths, segments)
+        if not q.numel():
+            return q.clone()
         q, k, v = cast_as_products(q, k, v)
         lengths = None if lengths is None else lengths.to(q.device).clamp(0, q.shape[2])
         segments = None if segments is None else segments.to(q.device)

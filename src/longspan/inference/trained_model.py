@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from longspan.config.errors import ConfigError
 from longspan.data.base import SequenceDataModule
 from longspan.data.vocabularies import Vocabulary
 from longspan.inference.generate import Sampling, StreamedText, generate
@@ -110,6 +111,7 @@ class TrainedModel:
             ConfigError: a setting that cannot work, an empty prompt, or more tokens than the model was built for.
         """
         if isinstance(self.task, SequenceToSequence):
+            self._check_search(Sampling(temperature, top_k, top_p, seed))
             return [row["prediction"] for row in self._targets(prompts, max_new_tokens)]
         found: list[list[int]] = [[] for _ in prompts]
         for step in self._tokens(prompts, max_new_tokens, Sampling(temperature, top_k, top_p, seed)):
@@ -129,12 +131,22 @@ class TrainedModel:
     ) -> Iterator[str]:
         """As `generate` of one prompt, piece by piece as it is chosen."""
         if isinstance(self.task, SequenceToSequence):
+            self._check_search(Sampling(temperature, top_k, top_p, seed))
             yield from (row["prediction"] for row in self._targets([prompt], max_new_tokens))
             return
         text = StreamedText(self.vocabulary)
         for (token,) in self._tokens([prompt], max_new_tokens, Sampling(temperature, top_k, top_p, seed)):
             yield text.add(token)
         yield text.end()
+
+    def _check_search(self, sampling: Sampling) -> None:
+        """Raises ConfigError for settings of draws: targets are searched for, never drawn."""
+        for key, usual in (("temperature", (0.0, 1.0)), ("top_k", (None,)), ("top_p", (None,)), ("seed", (0,))):
+            value = getattr(sampling, key)
+            if value not in usual:
+                raise ConfigError(
+                    f"{key}={value}: an encoder-decoder searches for the likeliest target and draws nothing; leave {key} out"
+                )
 
     def _targets(self, sources: Sequence[str | bytes], most: int | None) -> list[Row]:
         task: Any = self.task

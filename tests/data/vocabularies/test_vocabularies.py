@@ -67,6 +67,9 @@ def test_proteins():
     assert PROTEINS.decode(PROTEINS.encode("MKv*")) == "MKV*" and PROTEINS.bytewise
     with pytest.raises(OutsideVocabularyError, match="'1' at position 2"):
         PROTEINS.encode("MK1")
+    for text, what in (("ACé", "'é' at position 2"), ("A🙂C", "'🙂' at position 1"), (b"A\xffC", "'ÿ' at position 1")):
+        with pytest.raises(OutsideVocabularyError, match=what):
+            vocabulary("nucleotides").encode(text)
 
 
 def test_training_is_the_same_every_time_and_is_cached(tmp_path):

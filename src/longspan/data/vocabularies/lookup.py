@@ -47,7 +47,10 @@ class LookupVocabulary(Vocabulary):
         ids = self.encode_array(data)
         wrong = np.flatnonzero(ids == INVALID)
         if wrong.size:
-            raise OutsideVocabularyError(int(wrong[0]), repr(chr(data[wrong[0]])), self.name)
+            at = int(wrong[0])
+            whole = bytes(data[at : at + 4]).decode("utf-8", "ignore")[:1]  # a character may take up to four bytes
+            what = whole if whole.encode() == bytes(data[at : at + len(whole.encode())]) and whole else chr(data[at])
+            raise OutsideVocabularyError(at, repr(what), self.name)
         return ids.astype(self.dtype)
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
