@@ -62,6 +62,11 @@ def test_wrong_arguments_are_named(arguments, named):
         blocksparse_attention_impl(x, x, x, **arguments)
 
 
+def test_a_block_size_that_cannot_work_fails_where_it_is_given():
+    with pytest.raises(CallError, match="blocksize=-1"):
+        SparseAttention(block_size=-1)
+
+
 def deepspeed_fixed(config, heads, n):
     """DeepSpeed's loops over blocks, a cell at a time."""
     L, G, P = config["num_local_blocks"], config["num_global_blocks"], config.get("num_different_global_patterns", 1)

@@ -39,7 +39,12 @@ def saved(tmp_path_factory):
     (folder / "rows.csv").write_text("\n".join(["text,label", *rows]) + "\n")
     (folder / "bases.fa").write_text(">one\n" + "".join(draw.choices("ACGT", k=4000)) + "\n")
     tasks = {
-        "classifier": ["data=classification", f"data.path={folder / 'rows.csv'}", "task=sequence_classification"],
+        "classifier": [
+            "data=classification",
+            f"data.path={folder / 'rows.csv'}",
+            "task=sequence_classification",
+            "task.class_weights=balanced",
+        ],
         "bases": [
             "data=genome_lm",
             f"data.path={folder / 'bases.fa'}",
@@ -61,6 +66,26 @@ def test_a_classifier_is_an_auto_model_and_a_pipeline(saved):
         expected = ours.predict([text])[0]
         for row in rows:
             assert row["score"] == pytest.approx(expected[f"p({row['label']})"], abs=1e-5)
+
+
+def test_a_folder_loads_without_a_report_of_strange_weights(saved):
+    _, folder = saved["classifier"]  # its file holds the weights of classes, which the task takes for its loss
+    _, told = transformers.AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True)
+    assert not told["unexpected_keys"] and not told["missing_keys"]
+
+
+def test_a_folder_of_another_task_and_what_cannot_be_served_are_refused(saved):
+    _, folder = saved["bases"]
+    with pytest.raises(CallError, match="describes a LongspanForCausalLM; load it with AutoModelForCausalLM"):
+        transformers.AutoModelForSequenceClassification.from_pretrained(folder)
+    with pytest.raises(CallError, match="in code of its own"):
+        transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="longspan:Local(8)")
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    ids = torch.tensor([[4, 1, 2, 1, 2]])
+    with pytest.raises(ValueError, match="assisted generation is not supported"):
+        model.generate(ids, max_new_tokens=2, prompt_lookup_num_tokens=2, do_sample=False)
+    with pytest.raises(CallError, match="pad on the left"):
+        model.generate(ids.repeat(2, 1), attention_mask=torch.tensor([[1] * 5, [1, 1, 1, 0, 0]]), max_new_tokens=2)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

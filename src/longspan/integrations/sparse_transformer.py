@@ -68,8 +68,7 @@ def blocksparse_attention_impl(
         raise CallError(
             f"{given}: only the mode 'fixed' has summary columns; use sparse_attention(..., Fixed(stride, summary)) for it"
         )
-    if not is_whole(blocksize, 1):
-        raise CallError(f"blocksize={blocksize!r} is not a number of tokens; give a whole number, 1 or more")
+    _check_block(blocksize)
     return attention_impl(q, k, v, heads, attn_mode, local_attn_ctx)
 
 
@@ -94,12 +93,18 @@ class SparseAttention(nn.Module):
         _pattern(attn_mode, local_attn_ctx)  # a wrong mode fails here, not in the first step
         self.heads, self.attn_mode, self.local_attn_ctx = heads, attn_mode, local_attn_ctx
         self.blocksize = blocksize if block_size is None else block_size
+        _check_block(self.blocksize)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return blocksparse_attention_impl(q, k, v, self.heads, self.attn_mode, self.local_attn_ctx, self.blocksize)
 
     def extra_repr(self) -> str:
         return f"heads={self.heads}, attn_mode={self.attn_mode!r}, local_attn_ctx={self.local_attn_ctx}"
+
+
+def _check_block(blocksize: int) -> None:
+    if not is_whole(blocksize, 1):
+        raise CallError(f"blocksize={blocksize!r} is not a number of tokens; give a whole number, 1 or more")
 
 
 def _pattern(mode: str, context: int | None) -> Pattern:

@@ -26,7 +26,7 @@ from transformers.modeling_outputs import CausalLMOutput, MaskedLMOutput, Sequen
 
 from longspan.config.errors import CallError
 from longspan.config.from_checkpoint import check_checkpoint_config
-from longspan.inference.pretrained import MODEL_TYPE
+from longspan.inference.pretrained import ARCHITECTURES, MODEL_TYPE
 from longspan.tasks.language_modelling import next_tokens
 from longspan.training.assemble import task_of
 
@@ -50,9 +50,11 @@ class LongspanModel(PreTrainedModel):
     config_class = LongspanConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
+    _keys_to_ignore_on_load_unexpected = (r"^(?!model\.)",)  # what a task keeps for its loss, such as weights of classes
 
     def __init__(self, config: LongspanConfig) -> None:
         super().__init__(config)
+        self._check_task()
         saved = check_checkpoint_config(config.longspan_config, f"{type(self).__name__}: config.json")
         with torch.device("cpu"):  # transformers builds on a device without memory, where computed buffers would be lost
             self.model: Any = task_of(saved, dict(config.longspan_facts)).model  # type: ignore[attr-defined]
@@ -60,6 +62,11 @@ class LongspanModel(PreTrainedModel):
         saved_names = set(self.state_dict())
         self._computed = {name: one.clone() for name, one in self.named_buffers() if name not in saved_names}
         self.post_init()
+
+    def _check_task(self) -> None:
+        (made, *_), own = self.config.architectures or [None], type(self).__name__
+        if made != own and made in {f"Longspan{kind}" for kind in ARCHITECTURES.values()} and own.startswith("Longspan"):
+            raise CallError(f"{own}: config.json describes a {made}; load it with Auto{made.replace('Longspan', 'Model', 1)}")
 
     def _shared_names(self) -> dict[str, str]:
         """The other names of each weight that has several, and the first: files hold it once."""
@@ -85,7 +92,10 @@ class LongspanModel(PreTrainedModel):
         lengths, first = mask.sum(1), mask.argmax(1)
         place = torch.arange(mask.shape[1], device=mask.device)
         if not bool((mask.bool() == ((place >= first[:, None]) & (place < (first + lengths)[:, None]))).all()):
-            raise CallError("attention_mask has holes: tokens of a sequence must stand together, padding on one side")
+            raise CallError(
+                "attention_mask has holes: tokens of a sequence must stand together, padding on one side; to generate from "
+                'prompts of several lengths, pad on the left (tokenizer.padding_side = "left")'
+            )
         turned = (place + first[:, None]) % mask.shape[1]  # tokens first, padding after
         out = self.model(tokens.gather(1, turned), lengths=lengths)
         if out.dim() == 2:
@@ -96,6 +106,8 @@ class LongspanModel(PreTrainedModel):
 
 class LongspanForCausalLM(LongspanModel, GenerationMixin):
     """Next tokens; `generate` works, each step over the whole text."""
+
+    _is_stateful = True  # nothing can be taken back from a cache that is not there: assisted decoding is refused by its name
 
     def __init__(self, config: LongspanConfig) -> None:
         super().__init__(config)
