@@ -51,6 +51,17 @@ def test_every_vocabulary_is_tested_on_the_same_bytes(texts, split_by):
         assert abs(counted["bpe:300"][split] - count) <= (0 if split_by == "document" else 3)
 
 
+def test_a_genome_is_modelled_in_kmers(tmp_path):
+    bases = "".join("ACGT"[(n * n + n // 7) % 4] for n in range(4000))
+    (tmp_path / "bases.fa").write_text(f">one\n{bases}\n")
+    words = ["data=genome_lm", f"data.path={tmp_path / 'bases.fa'}", "data.vocabulary=kmers:3", "data.max_length=32"]
+    small = ["model.layers=1", "model.width=32", "model.heads=2", "trainer.max_steps=2", "trainer.val_check_interval=2"]
+    run(config_for([*words, *small, "logger=none", "callbacks.progress=null"], tmp_path / "run", CONF))
+    record = json.loads((tmp_path / "run" / "record.json").read_text())
+    assert record["status"] == "complete" and record["accuracy"]["bits_per_byte"]["value"] > 0
+    assert longspan.load(tmp_path / "run").vocabulary.name == "kmers:3"
+
+
 def test_bits_a_byte_count_raw_bytes(texts):
     data = TextDataModule(path=str(texts), vocabulary="bpe:300", max_length=16, pack=True, batch_size=2)
     data.setup()

@@ -114,7 +114,7 @@ class GenomeData(Held, Windowed):
     bundled: Genome | None
     split_by: Literal["auto", "document", "position"]
     train_stride: Count | None
-    vocabulary: Nucleotides
+    vocabulary: Vocabulary
     memory_mapped: Mapped = "auto"
 
     def problem(self) -> tuple[str, str] | None:
