@@ -101,14 +101,15 @@ class TrainedModel:
         A prompt's text depends on its place and the seed, not on the others.
 
         Args:
-            prompts: texts of any lengths from one character on.
+            prompts: texts of any lengths; each is the beginning of a document, as in training and in the tokenizer that
+                `save_pretrained` writes, and the <bos> before it is one of the model's tokens.
             max_new_tokens: tokens to add; the end-of-sequence token ends a text before that. None: 200, or what the model was
                 built for leaves after the longest prompt.
             temperature, top_k, top_p, seed: see `longspan.inference.generate.Sampling`.
 
         Raises:
             TypeError: the model is no language model.
-            ConfigError: a setting that cannot work, an empty prompt, or more tokens than the model was built for.
+            ConfigError: a setting that cannot work, or more tokens than the model was built for.
         """
         if isinstance(self.task, SequenceToSequence):
             self._check_search(Sampling(temperature, top_k, top_p, seed))
@@ -182,7 +183,8 @@ class TrainedModel:
         if isinstance(prompts, (str, bytes)):
             raise TypeError("prompts is one text; give a list of them")
         self.task.eval()
-        known, tokens = self.vocabulary, [self.vocabulary.encode(prompt) for prompt in prompts]
+        known = self.vocabulary
+        tokens = [[known.bos_id, *known.encode(prompt)] for prompt in prompts]  # a document begins so in training too
         if count is None:
             left = self.model.backbone.max_length - max(map(len, tokens), default=0)
             count = min(USUAL, max(1, left))  # where nothing is left, `generate` says so
