@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -240,6 +241,38 @@ def test_models_that_change_scores_are_refused(tmp_path):
     transformers.Gemma2Config(**SIZES, num_key_value_heads=1, head_dim=16).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="caps its scores"):
         huggingface(causal=True, vocab_size=260, max_length=64, path=str(tmp_path), attention=full, pretrained=False)
+
+
+@pytest.mark.parametrize("kind", ["BloomConfig", "FalconConfig"])
+def test_models_whose_code_has_its_own_attention_are_refused(tmp_path, kind):
+    """They would train with the attention that they have, under the name of another."""
+    getattr(transformers, kind)(vocab_size=260, hidden_size=32, num_hidden_layers=1, num_attention_heads=2).save_pretrained(
+        tmp_path
+    )
+    with pytest.raises(ConfigError, match=r"can be replaced|computes its attention itself"):
+        huggingface(causal=True, vocab_size=260, max_length=64, path=str(tmp_path), attention=full, pretrained=False)
+
+
+class Code:
+    def __reduce__(self):
+        return print, ("a stranger's code ran",)
+
+
+@pytest.mark.parametrize("damage", ["cut", "pickle", "sizes"])
+def test_weights_that_cannot_be_read_are_named(folders, tmp_path, capsys, damage):
+    folder = Path(shutil.copytree(folders["llama"], tmp_path / "damaged"))
+    weights = folder / "model.safetensors"
+    if damage == "cut":
+        weights.write_bytes(weights.read_bytes()[:3000])
+    elif damage == "pickle":
+        weights.unlink()
+        torch.save({"x": Code()}, folder / "pytorch_model.bin")
+    else:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 2 * config["intermediate_size"]}))
+    with pytest.raises(ConfigError, match=r"model\.path=.*transformers cannot load it \(.+\)"):
+        huggingface(causal=True, vocab_size=260, max_length=64, path=str(folder), attention=full)
+    assert "stranger" not in capsys.readouterr().out
 
 
 def test_a_folder_that_is_not_there_is_named_before_torch_is_loaded(tmp_path):

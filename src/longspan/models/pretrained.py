@@ -21,7 +21,7 @@ from longspan.config.errors import CallError, wrong_value
 from longspan.cost import Cost, linear_flops, total_cost
 from longspan.models.attention_choice import AttentionChoice, attention_of_each_layer
 from longspan.models.cache import ModelCache
-from longspan.models.pretrained_network import SPECIALS, add_embeddings, loaded_network
+from longspan.models.pretrained_network import SPECIALS, add_embeddings, loaded_network, looks_up_attention
 from longspan.models.settings import TransformerSettings
 from longspan.models.transformer import check_tokens, parameter_count
 
@@ -96,7 +96,7 @@ class PretrainedTransformer(nn.Module):
         self.__dict__["_head"] = head_of(network)  # registered by the task that uses it alone
         self.__dict__["network"] = network  # as transformers saves it; its parameters are those of body and head
         layers = attention_layers(body)
-        if not layers:
+        if not layers or not looks_up_attention(network):
             raise wrong_value(
                 "model.path", name, f"no attention of {type(network).__name__} can be replaced; choose another model"
             )

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from longspan.config.errors import CheckpointError, wrong_value
 
@@ -55,12 +58,39 @@ def loaded_network(path: str, *, causal: bool, pretrained: bool, content: Mappin
         else:
             network = auto.from_config(config, **settings, trust_remote_code=False)
             _tie(network)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0][:200]
+    except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError, KeyError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        if isinstance(error, KeyError):
+            reason = f"its code knows no {reason}: it computes its attention itself"
         missing = "" if there.is_dir() else f"there is no such folder in {Path.cwd()}, and "
         fix = f"{missing}transformers cannot load it ({reason}); give a folder with config.json and model.safetensors"
         raise wrong_value("model.path", path, fix) from error
     return network.train()  # transformers hands it out for evaluation, and a trainer leaves modes as they are
+
+
+def looks_up_attention(model: Any) -> bool:
+    """Whether a model of transformers takes its attention from the table of implementations. One whose code has its own, such
+    as BLOOM's, would attend as before in silence."""
+    from transformers import PreTrainedModel
+
+    file = type(model).__module__
+    if file.startswith("longspan."):
+        return False  # the attention is that of its run
+    if not file.startswith("transformers.models.") or model.main_input_name != "input_ids" or model.config.sub_configs:
+        return True
+    held = vars(sys.modules[file])
+
+    def of_another_file(one: Any) -> bool:
+        return (
+            isinstance(one, type)
+            and issubclass(one, PreTrainedModel)
+            and one.__module__ != file
+            and one.__module__.startswith("transformers.models.")
+        )
+
+    return "ALL_ATTENTION_FUNCTIONS" in held or any(
+        name.startswith("AutoModel") or of_another_file(one) for name, one in held.items()
+    )
 
 
 def _tie(network: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +10,7 @@ import longspan.attention as variants
 from longspan.attention import PatternAttention
 from longspan.config.errors import CallError
 from longspan.integrations.huggingface.attention import Choice, attention_function, mask_function
+from longspan.models.pretrained_network import looks_up_attention
 from longspan.patterns import Pattern, PatternError, parse_pattern
 
 PREFIX = "longspan:"
@@ -113,26 +113,6 @@ def _check_models_as_they_are_made(base: Any) -> None:
 
     checked.checks_longspan = True  # type: ignore[attr-defined]
     base.get_correct_attn_implementation = checked
-
-
-def looks_up_attention(model: Any) -> bool:
-    """Whether a model of transformers takes its attention from the table of implementations; parts of other files may."""
-    from transformers import PreTrainedModel
-
-    file = type(model).__module__
-    if file.startswith("longspan."):
-        return False  # the attention is that of its run
-    if not file.startswith("transformers.models.") or model.main_input_name != "input_ids" or model.config.sub_configs:
-        return True
-    held = vars(sys.modules[file])
-    return "ALL_ATTENTION_FUNCTIONS" in held or any(
-        name.startswith("AutoModel") or (isinstance(one, type) and issubclass(one, PreTrainedModel) and _of_another(one, file))
-        for name, one in held.items()
-    )
-
-
-def _of_another(model: type, file: str) -> bool:
-    return model.__module__ != file and model.__module__.startswith("transformers.models.")
 
 
 class _ByName(dict):
