@@ -167,3 +167,9 @@ def test_the_script_names_a_checkpoint_that_writes_no_text(classifier, tmp_path)
     done = warm_process.run(CONF.parent / "scripts" / "generate.py", f"checkpoint={classifier}", "prompt=a", cwd=tmp_path)
     assert done.returncode == 2 and "its task is SequenceClassification, which writes no text; give one" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_checkpoint_of_a_script_of_its_own_says_how_to_load_it(tmp_path):
+    torch.save({"state_dict": {}, "pytorch-lightning_version": "2.6.6"}, tmp_path / "own.ckpt")
+    with pytest.raises(CheckpointError, match=r"load_from_checkpoint\(.*own\.ckpt', model="):
+        longspan.load(tmp_path / "own.ckpt")

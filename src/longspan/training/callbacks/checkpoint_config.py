@@ -110,7 +110,10 @@ def config_and_facts(checkpoint: dict[str, Any], path: str | Path) -> tuple[dict
         CheckpointError: a checkpoint without them, or see `longspan.config.from_checkpoint`.
     """
     if CONFIG not in checkpoint or FACTS not in checkpoint:
-        raise CheckpointError(f"checkpoint={path} has no config in it; give a checkpoint that train.py wrote.")
+        raise CheckpointError(
+            f"checkpoint={path} has no config in it; give a checkpoint that train.py wrote. To one that a script of your own "
+            f"wrote, hand its modules again: its task's load_from_checkpoint({str(path)!r}, model=...)."
+        )
     where = f"checkpoint={path}"
     config, facts = check_checkpoint_config(checkpoint[CONFIG], where), checkpoint[FACTS]
     check_weights(config, facts, checkpoint["state_dict"], where)
