@@ -4,6 +4,7 @@ python scripts/sweep.py sweep=attention_ablation                        # a file
 python scripts/sweep.py sweep=attention_ablation seed=3,4 trainer=gpu   # with other words for its runs
 python scripts/sweep.py attention=full,local,bigbird seed=0,1           # every combination
 python scripts/sweep.py sweep=attention_ablation sweep.dry_run=true     # only show the runs
+python scripts/sweep.py --config-dir my_conf sweep=mine                 # with a folder of your own beside conf/
 python scripts/report.py multirun/attention_ablation -o report
 
 Keys of a sweep (sweep.KEY=VALUE): conf/sweep/default.yaml explains them.

@@ -64,14 +64,14 @@ def test_the_script_sweeps_variants_and_draws_the_picture(tmp_path):
 def test_a_variant_without_the_memory_is_left_out_from_there_on(monkeypatch):
     from longspan.benchmark import growth
 
-    made = growth._step
+    made = growth._steps
 
     def step(module, length, *sizes):
         if length >= 128 and module.causal and "Full" in repr(module):
             raise torch.OutOfMemoryError("no room")
         return made(module, length, *sizes)
 
-    monkeypatch.setattr(growth, "_step", step)
+    monkeypatch.setattr(growth, "_steps", step)
     seen = []
     rows = measure(
         ["full", "local:window=8"],
@@ -85,6 +85,12 @@ def test_a_variant_without_the_memory_is_left_out_from_there_on(monkeypatch):
     assert [(row["variant"], row["T"]) for row in rows if "unavailable" in row] == [("full", 128)]
     assert [row["T"] for row in rows if row["variant"] == "local:window=8"] == [64, 128, 256]
     assert seen == [2, 4, 5]
+
+
+def test_dense_attention_is_torch_s_own_and_each_direction_is_timed():
+    rows = measure(["dense", "full"], [32], device="cpu", heads=1, head_dim=16, seconds=0.01)
+    assert [row["variant"] for row in rows] == ["dense", "full"] and rows[0]["live_pairs"] == rows[1]["live_pairs"]
+    assert all(0 < row["forward_ms"] for row in rows)
 
 
 def test_a_wrong_variant_ends_with_a_message():
