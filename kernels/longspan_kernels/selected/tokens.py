@@ -17,6 +17,7 @@ from longspan_kernels.launch.autocast import cast_as_products
 from longspan_kernels.selected.reference import selected_reference
 
 NUMBERS_AT_ONCE = 1 << 20  # of gathered keys held in plain torch: 1 << 23 leave a core's cache and take twice the time
+GATHERED = 8  # a key gathered in plain torch takes as long as so many scores
 
 
 @overload
@@ -102,11 +103,11 @@ def tokens_forward(q: Tensor, k: Tensor, v: Tensor, picks: Tensor, scale: float,
     lse = torch.full(q.shape[:3], float("-inf"), dtype=exact, device=q.device)
     with exact_products(q):
         for b, rows, queries, keys, dead in _chunks(q, k, picks):
-            scores = (queries * scale) @ keys.transpose(2, 3)  # (Hkv, C, G, n)
+            scores = _scores(queries * scale, keys)  # (Hkv, C, G, n)
             scores.masked_fill_(dead, float("-inf"))
             here = scores.logsumexp(-1)  # (Hkv, C, G)
             weights = scores.sub_(here.masked_fill(here == float("-inf"), 0.0)[..., None]).exp_()
-            out[b, :, rows] = _by_heads(weights @ _gathered(v, b, picks[b, rows]))
+            out[b, :, rows] = _by_heads(_mixed(weights, _seen(v, b, picks[b, rows], keys, dead)))
             lse[b, :, rows] = _by_heads(here[..., None])[..., 0]
     return out.to(q.dtype), lse
 
@@ -127,27 +128,69 @@ def tokens_backward(
     lse = lse[..., None].masked_fill(~alive, float("inf"))
     with exact_products(q):
         for b, rows, queries, keys, dead in _chunks(q, k, picks):
-            values = _gathered(v, b, picks[b, rows])
+            values = _seen(v, b, picks[b, rows], keys, dead)
             rows_out, rows_lse, rows_delta = (_by_keys(x[b, :, rows], k.shape[1]) for x in (dout, lse, delta))
-            weights = ((queries * scale) @ keys.transpose(2, 3)).sub_(rows_lse).clamp_(max=0.0).exp_().masked_fill_(dead, 0.0)
-            ds = (rows_out @ values.transpose(2, 3)).sub_(rows_delta).mul_(weights).mul_(scale)  # (Hkv, C, G, n)
-            dq[b, :, rows] = _by_heads(ds @ keys)
+            weights = _scores(queries * scale, keys).sub_(rows_lse).clamp_(max=0.0).exp_().masked_fill_(dead, 0.0)
+            ds = _scores(rows_out, values).sub_(rows_delta).mul_(weights).mul_(scale)  # (Hkv, C, G, n)
+            dq[b, :, rows] = _by_heads(_mixed(ds, keys))
             index = picks[b, rows].clamp(min=0).long().flatten()
-            _add_rows(dk[b], index, ds.transpose(2, 3) @ queries)
-            _add_rows(dv[b], index, weights.transpose(2, 3) @ rows_out)
+            for total, shares, given in ((dk[b], ds, queries), (dv[b], weights, rows_out)):
+                if keys.dim() == 4:
+                    _add_rows(total, index, shares.transpose(2, 3) @ given)
+                else:
+                    total[:, : keys.shape[1]] += shares.flatten(1, 2).mT @ given.flatten(1, 2)
     return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
 
 
 def _chunks(q: Tensor, k: Tensor, picks: Tensor):
-    """(b, rows, queries [Hkv, C, G, D], keys [Hkv, C, n, D], which picks are none [C, 1, n]) of some queries at a time."""
-    (B, _, T, D), Hkv, n = q.shape, k.shape[1], picks.shape[2]
+    """(b, rows, queries [Hkv, C, G, D], keys, which scores are of no pick [C, 1, n]) of some queries at a time.
+
+    Keys are those that each query picked, [Hkv, C, n, D], or all up to the last that any of them picked, [Hkv, n, D], where
+    that takes less time: one product for all queries, and a mask.
+    """
+    (B, H, T, D), Hkv, n = q.shape, k.shape[1], picks.shape[2]
     exact = torch.promote_types(q.dtype, torch.float32)
+    most = n * (GATHERED * Hkv + H) // H if q.device.type == "cpu" else 0  # keys, that all of them may be scored
     step = max(1, NUMBERS_AT_ONCE // max(1, Hkv * n * D))
     for b in range(B if n else 0):
-        for first in range(0, T, step):
-            rows = slice(first, min(T, first + step))
+        first = 0
+        while first < T:
+            # masked rows are many at once, or their product has too few rows
+            rows = slice(first, min(T, first + max(step, min(256, NUMBERS_AT_ONCE // max(1, H * min(T, most))))))
+            last = int(picks[b, rows].max()) + 1 if most else T + 1
+            if last > most:
+                rows = slice(first, min(T, first + step))
             here = picks[b, rows]
-            yield b, rows, _by_keys(q[b, :, rows].to(exact), Hkv), _gathered(k, b, here), (here < 0)[:, None]
+            queries = _by_keys(q[b, :, rows].to(exact), Hkv)
+            if last <= most:
+                picked = torch.zeros(here.shape[0], max(last, 1) + 1, dtype=torch.bool, device=q.device)
+                picked.scatter_(1, here.long().masked_fill(here < 0, max(last, 1)), True)  # the last column is for none
+                dead = ~picked[:, None, :-1]
+                yield b, rows, queries, _up_to(k, b, dead), dead
+            else:
+                yield b, rows, queries, _gathered(k, b, here), (here < 0)[:, None]
+            first = rows.stop
+
+
+def _seen(x: Tensor, b: int, picks: Tensor, keys: Tensor, dead: Tensor) -> Tensor:
+    """Values beside `keys` as `_chunks` gives them."""
+    return _gathered(x, b, picks) if keys.dim() == 4 else _up_to(x, b, dead)
+
+
+def _up_to(x: Tensor, b: int, dead: Tensor) -> Tensor:
+    """[Hkv, n, D], the first n tokens of x [B, Hkv, T, D]; zeros for those that no query picked, which may be NaN."""
+    exact = torch.promote_types(x.dtype, torch.float32)
+    return x[b, :, : dead.shape[2]].to(exact).masked_fill(dead.all(0)[0, :, None], 0.0)
+
+
+def _scores(x: Tensor, keys: Tensor) -> Tensor:
+    """x [Hkv, C, G, D] times keys of `_chunks` -> [Hkv, C, G, n]."""
+    return x @ keys.transpose(2, 3) if keys.dim() == 4 else (x.flatten(1, 2) @ keys.mT).unflatten(1, x.shape[1:3])
+
+
+def _mixed(weights: Tensor, values: Tensor) -> Tensor:
+    """Weights [Hkv, C, G, n] of values -> [Hkv, C, G, D]."""
+    return weights @ values if values.dim() == 4 else (weights.flatten(1, 2) @ values).unflatten(1, weights.shape[1:3])
 
 
 def _gathered(x: Tensor, b: int, picks: Tensor) -> Tensor:

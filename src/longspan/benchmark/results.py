@@ -62,11 +62,16 @@ def show(rows: list[dict[str, Any]], console: Console | None = None) -> None:
 
 def show_growth(scaling: Scaling, console: Console | None = None) -> None:
     """One line a variant: the powers of T that fit its time and memory, and what the longest sequence takes."""
-    table = Table(title="forward + backward of one layer, medians", title_justify="left")
-    for place, heading in enumerate(scaling.headings()):
-        table.add_column(heading, justify="right" if place else "left", no_wrap=place < 4)
-    for line in scaling.lines:
-        table.add_row(*scaling.cells(line))
+    rows = [scaling.cells(line) for line in scaling.lines]
+    lengths = {row[1] for row in rows}
+    title, kept = "forward + backward of one layer, medians", list(range(len(scaling.headings())))
+    if len(lengths) == 1:  # the same for all: said once, which leaves room on a narrow terminal
+        title, kept = f"{title}, {lengths.pop()} tokens", [place for place in kept if place != 1]
+    table = Table(title=title, title_justify="left", pad_edge=False)
+    for place in kept:
+        table.add_column(scaling.headings()[place], justify="right" if place else "left", no_wrap=not place, overflow="fold")
+    for row in rows:
+        table.add_row(*(row[place] for place in kept))
     console = console or Console()
     console.print(table)
     for note in scaling.notes:

@@ -32,6 +32,7 @@ _FOLLOWS = {
 
 # lines that others are measured by, the first that is there
 REFERENCES = ("dense", "full")
+NOISE = 0.03  # a share of a time; what two measurements of the same thing differ by
 
 
 @dataclass(frozen=True)
@@ -119,12 +120,13 @@ class Scaling:
 
 
 def crossing(line: Line, reference: Line) -> float | None:
-    """The length from which `line` stays below `reference`, between measured lengths by straight lines of logarithms.
+    """The length from which `line` stays below `reference` by more than `NOISE`, between measured lengths by straight lines of
+    logarithms.
 
     0 where it is below at every length that both have, infinity where it is not at the longest, None where they share none.
     """
     other = dict(reference)
-    ratios = [(x, math.log(y / other[x])) for x, y in sorted(line) if x in other and y > 0 and other[x] > 0]
+    ratios = [(x, math.log(y / other[x]) + NOISE) for x, y in sorted(line) if x in other and y > 0 and other[x] > 0]
     if not ratios:
         return None
     behind = [place for place, (_, ratio) in enumerate(ratios) if ratio >= 0]
