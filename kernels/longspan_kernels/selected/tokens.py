@@ -17,7 +17,7 @@ from longspan_kernels.launch.autocast import cast_as_products
 from longspan_kernels.selected.reference import selected_reference
 
 NUMBERS_AT_ONCE = 1 << 20  # of gathered keys held in plain torch: 1 << 23 leave a core's cache and take twice the time
-GATHERED = 8  # a key gathered in plain torch takes as long as so many scores
+GATHERED = 16  # a key gathered in plain torch takes as long as so many scores
 
 
 @overload
