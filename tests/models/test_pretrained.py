@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from longspan.attention import full, learned, local, nsa
 from longspan.config.compose import config_for
 from longspan.config.errors import CallError, ConfigError
+from longspan.integrations.huggingface import register
 from longspan.models import HeadedModel, LanguageModellingHead, huggingface, token_head
 
 transformers = pytest.importorskip("transformers")
@@ -244,8 +245,11 @@ def test_models_that_change_scores_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["BloomConfig", "FalconConfig"])
-def test_models_whose_code_has_its_own_attention_are_refused(tmp_path, kind):
+@pytest.mark.parametrize("registered", [False, True])
+def test_models_whose_code_has_its_own_attention_are_refused(tmp_path, kind, registered):
     """They would train with the attention that they have, under the name of another."""
+    if registered:  # then transformers refuses it as it makes the model
+        register()
     getattr(transformers, kind)(vocab_size=260, hidden_size=32, num_hidden_layers=1, num_attention_heads=2).save_pretrained(
         tmp_path
     )

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from longspan.config.errors import CheckpointError, wrong_value
+from longspan.config.errors import CallError, CheckpointError, wrong_value
 
 SPECIALS = 4  # padding, start, mask and end: a vocabulary adds those that its tokenizer lacks, most often the mask
 
@@ -58,6 +58,8 @@ def loaded_network(path: str, *, causal: bool, pretrained: bool, content: Mappin
         else:
             network = auto.from_config(config, **settings, trust_remote_code=False)
             _tie(network)
+    except CallError as error:  # of our own attention, which `register` lets refuse models as they are made
+        raise wrong_value("model.path", path, "its code computes its attention itself; choose another model") from error
     except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError, KeyError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         if isinstance(error, KeyError):
