@@ -50,7 +50,8 @@ class LongspanModel(PreTrainedModel):
     config_class = LongspanConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
-    _keys_to_ignore_on_load_unexpected = (r"^(?!model\.)",)  # what a task keeps for its loss, such as weights of classes
+    # what a task keeps for its loss, such as weights of classes
+    _keys_to_ignore_on_load_unexpected: Any = [r"^(?!model\.)"]  # noqa: RUF012  (transformers' own type differs by version)
 
     def __init__(self, config: LongspanConfig) -> None:
         super().__init__(config)
@@ -64,7 +65,7 @@ class LongspanModel(PreTrainedModel):
         self.post_init()
 
     def _check_task(self) -> None:
-        (made, *_), own = self.config.architectures or [None], type(self).__name__
+        made, own = next(iter(self.config.architectures or ()), None), type(self).__name__
         if made != own and made in {f"Longspan{kind}" for kind in ARCHITECTURES.values()} and own.startswith("Longspan"):
             raise CallError(f"{own}: config.json describes a {made}; load it with Auto{made.replace('Longspan', 'Model', 1)}")
 
