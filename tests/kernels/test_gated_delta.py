@@ -15,10 +15,11 @@ def test_chunks_give_what_tokens_give(call):
     compare_with_reference(call, "chunked", torch.float64, 1e-10)
 
 
+@pytest.mark.parametrize("backend", ["chunked", "reference"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_narrow_types(dtype):
+def test_narrow_types(dtype, backend):
     call = LinearCall(2, 2, 2, 130, 24, 40, 0.3, True, True, True, delta=True)
-    compare_with_reference(call, "chunked", dtype, {torch.float32: 5e-6, torch.bfloat16: 6e-3}[dtype])
+    compare_with_reference(call, backend, dtype, {torch.float32: 5e-6, torch.bfloat16: 6e-3}[dtype])
 
 
 def test_many_pieces(monkeypatch):

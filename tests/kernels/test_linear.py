@@ -1,12 +1,14 @@
 """Linear attention in plain torch against the reference: outputs, states, gradients, decoding, both ways, errors."""
 
+from functools import partial
+
 import pytest
 import torch
 from drawn_linear import LinearCall, compare_with_reference, linear_calls
 from hypothesis import given, settings
 
 from longspan_kernels.errors import BackendError, KernelError
-from longspan_kernels.linear import chunked, linear_attention, reference_linear_attention
+from longspan_kernels.linear import chunked, gated_delta_rule, linear_attention, reference_linear_attention
 
 
 @given(linear_calls(110))
@@ -15,10 +17,25 @@ def test_chunks_give_what_tokens_give(call):
     compare_with_reference(call, "chunked", torch.float64, 1e-11)
 
 
+@pytest.mark.parametrize("backend", ["chunked", "reference"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_narrow_types(dtype):
+def test_narrow_types(dtype, backend):
     tolerance = {torch.float32: 3e-6, torch.bfloat16: 6e-3, torch.float16: 8e-4}[dtype]
-    compare_with_reference(LinearCall(2, 2, 2, 130, 24, 40, 0.3, True, True, True), "chunked", dtype, tolerance)
+    compare_with_reference(LinearCall(2, 2, 2, 130, 24, 40, 0.3, True, True, True), backend, dtype, tolerance)
+
+
+@pytest.mark.parametrize("delta", [False, True])
+@pytest.mark.parametrize("backend", ["chunked", "reference"])
+def test_the_state_is_float32_and_gates_may_be(backend, delta):
+    tensors = LinearCall(T=20, decay=0.3, state=True, delta=delta).tensors()
+    q, k, v = (tensors[name].bfloat16() for name in "qkv")
+    call = {"log_decay": tensors["log_decay"].float(), "initial_state": tensors["initial_state"].float(), "backend": backend}
+    op = partial(gated_delta_rule, beta=tensors["beta"].float()) if delta else linear_attention
+    out, state = op(q, k, v, return_state=True, **call)
+    assert (out.dtype, state.dtype) == (torch.bfloat16, torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        beneath, held = op(q, k, v, return_state=True, **call)
+    assert beneath.equal(out) and held.equal(state)
 
 
 def test_many_pieces(monkeypatch):

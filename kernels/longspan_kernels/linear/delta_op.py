@@ -13,8 +13,7 @@ from longspan_kernels.launch.autocast import cast_as_products
 from longspan_kernels.linear import delta_chunked
 from longspan_kernels.linear.arguments import check, check_tensors, moved, runs_of, stored_dtype
 from longspan_kernels.linear.backends import choose_backend, delta_refuses, for_transform
-from longspan_kernels.linear.op import like, out_shape, state_like
-from longspan_kernels.linear.reference import reference_linear_attention
+from longspan_kernels.linear.op import by_definition, like, out_shape, state_like
 
 
 def gated_delta_rule(
@@ -59,17 +58,8 @@ def gated_delta_rule(
     backend = choose_backend(backend, q, special=special, decays=True, refused=delta_refuses(q, v))
     exact = torch.promote_types(q.dtype, torch.float32)
     if backend == "reference":
-        out, state = reference_linear_attention(
-            q,
-            k,
-            v,
-            log_decay=log_decay,
-            beta=beta,
-            initial_state=initial_state,
-            scale=scale,
-            lengths=lengths,
-            segments=segments,
-        )
+        rest = {"log_decay": log_decay, "beta": beta, "initial_state": initial_state}
+        out, state = by_definition(q, k, v, rest, scale=scale, lengths=lengths, segments=segments)
         return (out, state) if return_state else out
     if log_decay is not None:
         log_decay = log_decay.to(exact)

@@ -68,9 +68,8 @@ def linear_attention(
     backend = for_transform(backend, active_transform(q, k, v, log_decay, initial_state))
     backend = choose_backend(backend, q, special=special, decays=log_decay is not None)
     if backend == "reference":
-        out, state = reference_linear_attention(
-            q, k, v, log_decay=log_decay, initial_state=initial_state, scale=scale, lengths=lengths, segments=segments
-        )
+        rest = {"log_decay": log_decay, "initial_state": initial_state}
+        out, state = by_definition(q, k, v, rest, scale=scale, lengths=lengths, segments=segments)
         return (out, state) if return_state else out
     exact = torch.promote_types(q.dtype, torch.float32)
     if log_decay is not None:
@@ -85,6 +84,15 @@ def linear_attention(
         q, k, v, log_decay, runs_of(segments, lengths), lengths, initial_state, float(scale), return_state, backend
     )
     return (out, state) if return_state else out
+
+
+def by_definition(q: Tensor, k: Tensor, v: Tensor, rest: dict[str, Tensor | None], **call: Any) -> tuple[Tensor, Tensor]:
+    """The reference in float32 or wider, as every backend holds its state; `rest` are the tensors beside q, k and v."""
+    exact = torch.promote_types(q.dtype, torch.float32)
+    wide = {name: None if x is None else x.to(exact) for name, x in rest.items()}
+    with torch.autocast(q.device.type, enabled=False):
+        out, state = reference_linear_attention(q.to(exact), k.to(exact), v.to(exact), **wide, **call)
+    return out.to(q.dtype), state
 
 
 def _both_ways(q, k, v, scale: float, lengths, segments, backend: str) -> Tensor:

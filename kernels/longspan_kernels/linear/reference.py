@@ -46,7 +46,7 @@ def reference_linear_attention(
         q_t, k_t, v_t = (x[:, :, t, :, None].masked_fill(~here, 0.0) for x in (q, k, v))  # (B, H, D or Dv, 1)
         old = torch.where(carried | ~here, state, 0.0) * torch.where(here, decay[:, :, t, None, None], 1.0)
         if beta is not None:
-            v_t = beta[:, :, t, None, None].masked_fill(~here, 0.0) * (v_t - old.transpose(-1, -2) @ k_t)
+            v_t = beta[:, :, t, None, None].to(q.dtype).masked_fill(~here, 0.0) * (v_t - old.transpose(-1, -2) @ k_t)
         state = old + k_t @ v_t.transpose(-1, -2)
         states.append(state)
         out.append(scale * (state.transpose(-1, -2) @ q_t)[..., 0])
