@@ -171,6 +171,7 @@ def test_costs_are_those_of_a_counter(folders, name):
     assert cost.parameters == sum(p.numel() for p in theirs(folders[name], name).parameters())
 
 
+@pytest.mark.filterwarnings("error::FutureWarning:transformers")
 def test_gradients_reach_learned_gates_through_recomputed_layers(folders):
     def attention(**sizes):
         return learned(block_size=16, density=0.5, **sizes)

@@ -262,7 +262,8 @@ def huggingface(
         fix = f"has {backbone.vocab_size} token ids, the data {vocab_size}; give its own, data.vocabulary={path}"
         raise wrong_value("model.path", path, fix)
     if activation_checkpointing:
-        backbone.body.gradient_checkpointing_enable({"use_reentrant": False})
+        recompute = getattr(backbone.body, "activation_checkpointing_enable", None)  # its name from transformers 5.24 on
+        (recompute or backbone.body.gradient_checkpointing_enable)({"use_reentrant": False})
     return backbone
 
 
