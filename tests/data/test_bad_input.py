@@ -85,17 +85,17 @@ def with_labels(folder: Path, name: str = "g.fa"):
 # kind of fault: [(files, what reads them, the file and line that are named, a word of the reason)]
 CASES = {
     "truncated gz": [
-        ({"g.fa.gz": truncated(FASTA)}, lambda f: genome(f, "g.fa.gz"), "g.fa.gz:", CUT),
-        ({"g.fa.gz": truncated(FASTA)}, lambda f: genome(f, "g.fa.gz", memory_mapped=True), "g.fa.gz:", CUT),
-        ({"g.fa": FASTA, "g.bed.gz": truncated(BED)}, lambda f: labelling(f, "g.bed.gz"), "g.bed.gz:", CUT),
-        ({"g.fa": FASTA, "g.gff3.gz": truncated(GFF)}, lambda f: labelling(f, "g.gff3.gz"), "g.gff3.gz:", CUT),
-        ({"x.jsonl.gz": truncated(JSONL)}, lambda f: text(f, "x.jsonl.gz"), "x.jsonl.gz:", CUT),
-        ({"x.csv.gz": truncated(ROWS)}, lambda f: classes(f, "x.csv.gz"), "x.csv.gz:", CUT),
-        ({"x.txt.gz": truncated(ROWS)}, lambda f: text(f, "x.txt.gz"), "x.txt.gz:", CUT),
-        ({"x.txt.gz": truncated(ROWS)}, lambda f: large(f, "x.txt.gz"), "x.txt.gz:", CUT),
-        ({"x.jsonl.gz": truncated(JSONL)}, lambda f: large(f, "x.jsonl.gz"), "x.jsonl.gz:", CUT),
-        ({"x.jsonl.gz": truncated(JSONL)}, lambda f: streamed(f, "x.jsonl.gz"), "x.jsonl.gz:", CUT),
-        ({"x.jsonl.gz": truncated(JSONL)}, lambda f: pairs(f, "x.jsonl.gz", **SOURCES), "x.jsonl.gz:", CUT),
+        ({"g.fa.gz": truncated(FASTA)}, lambda f: genome(f, "g.fa.gz"), "g.fa.gz, line ", CUT),
+        ({"g.fa.gz": truncated(FASTA)}, lambda f: genome(f, "g.fa.gz", memory_mapped=True), "g.fa.gz, line ", CUT),
+        ({"g.fa": FASTA, "g.bed.gz": truncated(BED)}, lambda f: labelling(f, "g.bed.gz"), "g.bed.gz, line ", CUT),
+        ({"g.fa": FASTA, "g.gff3.gz": truncated(GFF)}, lambda f: labelling(f, "g.gff3.gz"), "g.gff3.gz, line ", CUT),
+        ({"x.jsonl.gz": truncated(JSONL)}, lambda f: text(f, "x.jsonl.gz"), "x.jsonl.gz, line ", CUT),
+        ({"x.csv.gz": truncated(ROWS)}, lambda f: classes(f, "x.csv.gz"), "x.csv.gz, line ", CUT),
+        ({"x.txt.gz": truncated(ROWS)}, lambda f: text(f, "x.txt.gz"), "x.txt.gz, line ", CUT),
+        ({"x.txt.gz": truncated(ROWS)}, lambda f: large(f, "x.txt.gz"), "x.txt.gz, line ", CUT),
+        ({"x.jsonl.gz": truncated(JSONL)}, lambda f: large(f, "x.jsonl.gz"), "x.jsonl.gz, line ", CUT),
+        ({"x.jsonl.gz": truncated(JSONL)}, lambda f: streamed(f, "x.jsonl.gz"), "x.jsonl.gz, line ", CUT),
+        ({"x.jsonl.gz": truncated(JSONL)}, lambda f: pairs(f, "x.jsonl.gz", **SOURCES), "x.jsonl.gz, line ", CUT),
     ],
     "non-ASCII FASTA": [
         ({"g.fa": ">one\nACGT\nACéGT\n"}, genome, "g.fa, line 3:", "'é' at position 3"),

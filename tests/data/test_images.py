@@ -101,6 +101,9 @@ def test_what_is_said_of_wrong_images(tmp_path):
     np.savez(tmp_path / "odd.npz", pictures=np.zeros(3))
     with pytest.raises(DataFileError, match=r"odd.npz: has no images and labels.* its arrays are pictures"):
         ImageClassificationDataModule(str(tmp_path / "odd.npz")).setup()
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "odd.npz").read_bytes()[:-20])
+    with pytest.raises(DataFileError, match=r"cut.npz: is no array file that can be read"):
+        ImageClassificationDataModule(str(tmp_path / "cut.npz")).setup()
     np.savez(tmp_path / "few.npz", images=np.zeros((3, 4, 4), np.uint8), labels=np.zeros(2))
     with pytest.raises(DataFileError, match=r"3 images of images and labels of shape \[2\]"):
         ImageClassificationDataModule(str(tmp_path / "few.npz")).setup()

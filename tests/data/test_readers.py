@@ -1,8 +1,10 @@
 """Readers: what they return, and that a malformed file is named with its line and the reason."""
 
+import bz2
 import gzip
 import json
 import lzma
+import random
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 
 from longspan.config.errors import ConfigError
 from longspan.data import NUCLEOTIDES, DataFileError
-from longspan.data.files import list_files
+from longspan.data.files import list_files, read_bytes
 from longspan.data.readers import read_bed, read_csv, read_fasta, read_hub, read_jsonl, read_lines, read_parquet
 
 NAMES = st.text("abcXYZ012._-|", min_size=1, max_size=8)
@@ -194,6 +196,18 @@ def test_a_damaged_archive_is_named(tmp_path, suffix):
         path.write_bytes(damaged)
         with pytest.raises(DataFileError, match=f"not a whole {suffix} file"):
             read_fasta(path)
+
+
+@pytest.mark.parametrize(("suffix", "pack"), [(".gz", gzip), (".bgz", gzip), (".xz", lzma), (".bz2", bz2)])
+def test_a_broken_off_archive_is_named_with_its_line(tmp_path, suffix, pack):
+    half = b"".join(b">%d\n%s\n" % (number, random.Random(number).randbytes(900).hex().encode()) for number in range(50))
+    path = tmp_path / f"x.fa{suffix}"
+    packed = pack.compress(half)
+    path.write_bytes(packed + packed[:-4000])  # two archives in a row, as .bgz is
+    whole = {".gz": range(180, 196), ".bgz": range(180, 196), ".xz": range(180, 196), ".bz2": [101]}  # one block of bzip2
+    with pytest.raises(DataFileError, match=f"not a whole {suffix} file") as caught:
+        read_bytes(path)
+    assert caught.value.line in whole[suffix]
 
 
 def test_lines_keep_their_numbers(tmp_path):

@@ -188,6 +188,8 @@ def test_what_cannot_be_converted_says_so():
     bert = transformers.BertModel(transformers.BertConfig(hidden_size=64, num_hidden_layers=1, num_attention_heads=4))
     with pytest.raises(CallError, match="has no Longformer or BigBird"):
         convert(bert)
+    with pytest.raises(CallError, match="'a folder' is no model; load it first"):
+        convert("a folder")
     ids = torch.randint(3, 64, (1, 32))
     with pytest.raises(CallError, match="output_attentions"):
         convert(longformer(attn_implementation="eager"))(ids, output_attentions=True)

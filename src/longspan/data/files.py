@@ -9,7 +9,7 @@ import gzip
 import lzma
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -124,9 +124,31 @@ def readable(path: Path) -> Iterator[None]:
     try:
         yield
     except (lzma.LZMAError, gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise DataFileError(path, None, f"not a whole {path.suffix} file ({error})") from error
+        raise DataFileError(path, _damaged_line(path), f"not a whole {path.suffix} file ({error})") from error
     except OSError as error:
         raise DataFileError(path, None, f"cannot be read ({error.strerror or error})") from error
+
+
+def _damaged_line(path: Path) -> int | None:
+    """The line of a damaged archive in which it breaks off; None where it is no archive of lines."""
+    if path.suffix.lower() not in _OPENERS:
+        return None
+    unpack, lines = _unpacker(path), 1
+    with suppress(lzma.LZMAError, zlib.error, EOFError, OSError), path.open("rb") as file:
+        while packed := file.read(1 << 10):  # what a piece holds before its damage is lost
+            while packed:
+                lines += unpack.decompress(packed).count(b"\n")
+                packed = unpack.unused_data
+                if unpack.eof:  # of one of several archives in a row, as .bgz is
+                    unpack = _unpacker(path)
+    return lines
+
+
+def _unpacker(path: Path) -> Any:
+    kind = path.suffix.lower()
+    if kind == ".xz":
+        return lzma.LZMADecompressor()
+    return bz2.BZ2Decompressor() if kind == ".bz2" else zlib.decompressobj(zlib.MAX_WBITS | 16)
 
 
 def _first_block(path: Path, block: bytes) -> bytes:

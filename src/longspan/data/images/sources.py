@@ -6,6 +6,8 @@ Legend: N images, H rows, W columns, c channels.
 from __future__ import annotations
 
 import io
+import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,7 +173,7 @@ def read_archive(path: Path) -> dict[str, Images]:
             return {"train": of_array(np.load(path, mmap_mode="r"), labels, path, "the array")}
         with np.load(path) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataFileError(path, None, f"is no array file that can be read ({error})") from error
     found = {}
     for split, words in SPLIT_WORDS.items():

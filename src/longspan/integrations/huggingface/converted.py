@@ -40,6 +40,8 @@ def convert(model: torch.nn.Module) -> torch.nn.Module:
     Raises:
         CallError: the model has no such attention.
     """
+    if not isinstance(model, torch.nn.Module):
+        raise CallError(f"convert: {model!r:.80} is no model; load it first, as LongformerModel.from_pretrained(folder)")
     converted = 0
     for module in model.modules():
         for own, ours in CONVERTED.items():
