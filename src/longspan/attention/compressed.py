@@ -103,12 +103,11 @@ class CompressedAttention(ContentAttention):
             blocks = max(0, min(blocks, -(-(stop - self.window) // r)))
         i = torch.arange(first, stop, device=q.device)[:, None]
         j = torch.arange(near_first, near_stop, device=q.device)
-        start = torch.arange(blocks, device=q.device) * r
+        start, ends = torch.arange(blocks, device=q.device) * r, ends[:, None, None]
         if self.causal:
             near, far = (i >= j) & (i - j <= behind), start <= i - self.window
-        else:
-            near, far = (i - j).abs() <= behind, (start < i - behind) | (start + r - 1 > i + behind)
-        ends = ends[:, None, None]
+        else:  # a sequence's last block may be cut short
+            near, far = (i - j).abs() <= behind, (start < i - behind) | (torch.minimum(start + r, ends) - 1 > i + behind)
         seen = torch.cat((near & (j < ends), far & (start < ends)), -1)[:, None]  # (B or 1, 1, rows, keys)
         seen = seen | ~seen.any(-1, keepdim=True)  # rows beyond a length are thrown away, but must not be NaN
         keys = torch.cat((k[:, :, near_first:near_stop], compressed_k[:, :, :blocks]), 2)
@@ -181,7 +180,7 @@ class CompressedAttention(ContentAttention):
         for i in range(length):
             older = min(blocks, max(0, -(-(i - w + 1) // r) if self.causal else -(-(i - behind) // r)))
             if not self.causal:
-                newer = blocks - min(blocks, max(0, (i + behind + 1) // r))
+                newer = blocks - min(blocks, (i + behind + 1) // r) if i + behind < length - 1 else 0
                 both = max(0, older + newer - blocks)
                 older += newer - both
             far += older
