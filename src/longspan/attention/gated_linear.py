@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from longspan.attention.errors import as_whole, wrong_setting
 from longspan.attention.place import StatePlace
 from longspan.attention.short_convolution import ShortConvolution
-from longspan.attention.state import Decay, OutputGate, StateAttention, StateNorm
+from longspan.attention.state import Decay, OutputGate, StateAttention, StateNorm, summable
 from longspan_kernels.linear import linear_attention
 
 
@@ -73,7 +73,8 @@ class GatedLinearAttention(StateAttention):
 
     def recur(self, operands: list[Tensor], tokens: Tensor, state: Tensor | None, call: dict[str, Any]) -> Any:
         """The output and the state of the op on q, k and v, its gates from the `tokens` [B, Hkv, T, D]."""
-        return linear_attention(*operands, log_decay=self.decay(tokens), initial_state=state, scale=self.head_dim**-0.5, **call)
+        q, k, v = (summable(x) for x in operands)
+        return linear_attention(q, k, v, log_decay=self.decay(tokens), initial_state=state, scale=self.head_dim**-0.5, **call)
 
     def values_for_map(self, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, segments: Tensor | None) -> Tensor:
         """What tokens give each other once the convolution has mixed neighbours' values."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from longspan.attention.errors import wrong_setting
 from longspan.attention.place import StatePlace
-from longspan.attention.state import StateAttention
+from longspan.attention.state import StateAttention, summable
 from longspan_kernels.linear import linear_attention
 
 FEATURE_MAPS = ("elu1", "relu", "exp", "learned")
@@ -30,7 +30,7 @@ class LinearAttention(StateAttention):
     """
 
     recurs = False
-    eps = 1e-6
+    eps = 1e-12
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class LinearAttention(StateAttention):
         return 2 * self.head_dim if self.feature_map == "learned" else self.head_dim
 
     def features(self, x: Tensor, of_query: bool) -> Tensor:
-        """[B, heads, T, F], positive, in x's dtype, computed in float32."""
+        """[B, heads, T, F], positive, in x's dtype or, of float16, in float32; computed in float32."""
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         if self.feature_map == "elu1":
             out = nn.functional.elu(wide) + 1.0
@@ -68,7 +68,7 @@ class LinearAttention(StateAttention):
         else:
             mapped = wide @ (self.map_q if of_query else self.map_k).to(wide.dtype)
             out = torch.cat((mapped.softmax(-1), (-mapped).softmax(-1)), -1)
-        return out.to(x.dtype)
+        return out.to(summable(x).dtype)
 
     def mix(
         self, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, segments: Tensor | None, states: list[Tensor] | None
@@ -79,6 +79,7 @@ class LinearAttention(StateAttention):
         self, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, segments: Tensor | None, states: list[Tensor] | None
     ) -> tuple[Tensor, list[Tensor]]:
         """Attention by features q [B, H, T, F] and k [B, Hkv, T, F], and the states [B, H, F, D] and [B, H, F, 1]."""
+        q, k, v = summable(q), summable(k), summable(v)
         call: dict[str, Any] = {"lengths": lengths, "segments": segments, "backend": self.backend, "causal": self.causal}
         out: Any
         weights: Any

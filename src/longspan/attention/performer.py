@@ -14,6 +14,7 @@ from torch import Tensor
 from longspan.attention.errors import as_whole, wrong_setting
 from longspan.attention.linear import LinearAttention
 from longspan.attention.place import StatePlace
+from longspan.attention.state import summable
 
 MOST = 256  # features that kernels take
 
@@ -82,7 +83,8 @@ class Performer(LinearAttention):
         queries = self._exponents(q)
         queries = (queries - queries.detach().amax(-1, keepdim=True)).exp()
         keys = (keys if top is None else keys - top).exp() * self.count**-0.5
-        return self.quotient(queries.to(q.dtype), keys.to(k.dtype), v, lengths, segments, states)
+        dtype = summable(v).dtype
+        return self.quotient(queries.to(dtype), keys.to(dtype), v, lengths, segments, states)
 
     def _exponents(self, x: Tensor) -> Tensor:
         """w . x - |x|^2 / 2, of x / D^(1/4), in float32 or wider."""

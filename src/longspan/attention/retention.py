@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from longspan.attention.place import StatePlace
-from longspan.attention.state import OutputGate, StateAttention, StateNorm
+from longspan.attention.state import OutputGate, StateAttention, StateNorm, summable
 from longspan_kernels.linear import linear_attention
 
 
@@ -47,9 +47,9 @@ class Retention(StateAttention):
 
     def _retained(self, q, k, v, lengths, segments, states) -> Any:
         return linear_attention(
-            q,
-            k,
-            v,
+            summable(q),
+            summable(k),
+            summable(v),
             log_decay=self.log_decay,
             initial_state=None if states is None else states[0],
             return_state=True,

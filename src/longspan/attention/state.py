@@ -155,6 +155,11 @@ class StateAttention(ContentAttention):
         )
 
 
+def summable(x: Tensor) -> Tensor:
+    """x in float32 where it is float16: that ends at 65504, which sums over a long past pass."""
+    return x.float() if x.dtype == torch.float16 else x
+
+
 class TokenGates(nn.Module):
     """A linear map of each token, seen through its keys in all heads: [B, Hkv, T, D] -> [B, H, T] or [B, H, T, width].
 
