@@ -130,6 +130,7 @@ def test_two_devices_give_the_loss_of_one(one, two):
     for name in ("val/loss", "val/bits_per_byte"):
         assert figures(two, name) == pytest.approx(figures(one, name), rel=1e-4), name
     single, double = Record.load(one), Record.load(two)
+    assert all(0 < record.cost["data_time_share"].value < 1 for record in (single, double))
     assert double.status == "complete"
     for name, metric in single.accuracy.items():
         assert double.accuracy[name].value == pytest.approx(metric.value, rel=1e-4)

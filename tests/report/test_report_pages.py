@@ -231,6 +231,7 @@ def test_the_closing_table_fits_80_columns(tmp_path):
         ("tokens_per_second", 19_853.0, "tokens/s"),
         ("peak_memory", 2236.57, "MiB resident in the process"),
         ("data_time", 1.0, "ms a step"),
+        ("data_time_share", 0.123, "of the training time"),
         ("energy", 123456.0, "J"),
     ]:
         record.cost[name] = Measure(value=value, unit=unit)
@@ -250,9 +251,27 @@ def test_the_closing_table_fits_80_columns(tmp_path):
         "2,237 MiB",
         "8 PFLOP",
         "19.9 k tokens/s",
+        "12.3 %",
+        "data.num_workers",
         "complete in",
     ):
         assert words in text, words
+
+
+@pytest.mark.parametrize(("share", "has_column"), [(0.3, True), (0.004, False)])
+def test_waiting_for_data_has_a_column_where_a_variant_waits(tmp_path, share, has_column):
+    for variant, waits in [("full", 0.002), ("local", share)]:
+        path = leave(tmp_path / "runs", variant, variant)
+        record = Record.load(path)
+        record.cost["data_time_share"] = Measure(value=waits, unit="of the training time")
+        record.save(path)
+    out = write_report([tmp_path / "runs"], tmp_path / "out").parent
+    text = (out / "report.md").read_text()
+    assert ("waits for data" in text) == has_column
+    assert ("| 30 % |" in text) == has_column
+    assert f",{share}" in (out / "table.csv").read_text(), "the CSV has it always"
+    widths = {line.count("|") for line in text.splitlines() if line.startswith("|")}
+    assert len(widths) == 1, "as many cells as headings"
 
 
 def test_patterns_are_drawn_from_the_records(runs, tmp_path):

@@ -18,6 +18,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from longspan.cost.attention_time import AttentionClock, marked_modules
+from longspan.cost.data_wait import DataWait
 from longspan.cost.energy import EnergyMeter
 from longspan.cost.memory import peak_memory, reset_peak
 from longspan.cost.peaks import number_format, peak_flops
@@ -33,7 +34,7 @@ class MeasuredCost(Callback):
     """Measures training steps and logs ``cost/*`` together with ``accuracy/*`` at every validation.
 
     A step is an optimizer step: the batches accumulated for it, from the moment a batch is there to the moment the
-    device has done it. Waiting for data is a figure of its own (`data_time`); validation, checkpoints and the first
+    device has done it. Waiting for data has figures of its own (`data_time*`); validation, checkpoints and the first
     `warmup_steps` after each start are in none. The figures, with None where there is nothing to say:
 
         live_pairs, visited_pairs     pairs of one sequence, forward, all heads and layers; visited ones on a reference tiling
@@ -45,7 +46,8 @@ class MeasuredCost(Callback):
         flops_per_step                forward and backward, of all sequences of a step on all devices
         total_flops, total_flops_live of the training so far, also that before a resume
         parameters
-        step_time, data_time          medians, ms
+        step_time, data_time          medians, ms; the second inside the loader's `next()`
+        data_time_share               of `next()` in the training time so far, also that before a resume; the slowest rank's
         tokens_per_second             median, all devices, padding not counted
         peak_memory                   the unit says of what
         energy                        J of the GPUs while they trained
@@ -53,7 +55,8 @@ class MeasuredCost(Callback):
 
     Args:
         warmup_steps: optimizer steps left out of the medians at the start and after a resume.
-        every_n_steps: measure only each n-th step; each measured step waits for the device twice.
+        every_n_steps: measure only each n-th step; each measured step waits for the device twice. Waiting for data is
+            timed in every step, on the host.
         energy: read NVML's counter where there is one.
         attention_steps: steps, spread over the first hundred after warm-up, in which attention is timed by itself; they are
             left out of the other medians. 0 for none; nor where blocks are compiled.
@@ -76,7 +79,7 @@ class MeasuredCost(Callback):
         self._attention: list[tuple[float, float]] = []  # seconds of attention and of the whole step
         self._meter = EnergyMeter()
         self._step_seconds: deque[float] = deque(maxlen=REMEMBERED_STEPS)
-        self._data_seconds: deque[float] = deque(maxlen=REMEMBERED_STEPS)
+        self._wait = DataWait()
         self._recent: list[float] = []  # seconds of the steps since the last point of a curve
         self._speeds: deque[float] = deque(maxlen=REMEMBERED_STEPS)
         self._counted: dict[int, Cost] = {}
@@ -89,7 +92,6 @@ class MeasuredCost(Callback):
         self._last_global_step = 0
         self._begin_step()
         self._batch_begun: float | None = None
-        self._batch_ended: float | None = None
         self._spent = {"sequences": 0, "tokens": 0, "total_flops": 0, "total_flops_live": 0}
         self._flops_of_last_step = (0, 0)
         self._earlier_joules: float | None = None
@@ -128,6 +130,7 @@ class MeasuredCost(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._last_global_step = trainer.global_step  # not 0 after a resume
+        self._wait.attach(trainer)
         self._meter.start()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -137,8 +140,6 @@ class MeasuredCost(Callback):
             self._clock.start(marked_modules(pl_module))
         self._synchronise()
         self._batch_begun = time.perf_counter()
-        if self._batch_ended is not None:
-            self._step_wait += self._batch_begun - self._batch_ended
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -148,14 +149,15 @@ class MeasuredCost(Callback):
             self._synchronise()
             self._step_time += time.perf_counter() - self._batch_begun
             self._batch_begun = None
+        self._wait.batch_ends()
         self._count(pl_module, batch)
         if trainer.global_step != self._last_global_step:  # the optimizer has stepped
             self._end_step(measured)
             self._last_global_step = trainer.global_step
-        self._batch_ended = time.perf_counter() if self._measures() else None
+        self._wait.go_on()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._batch_ended = None
+        self._wait.pause()
         self._meter.stop()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -166,28 +168,34 @@ class MeasuredCost(Callback):
             self._log(trainer, pl_module)
         self._meter.start()
 
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._wait.pause()
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._batch_ended = None
+        self._wait.pause()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._wait.detach(trainer)
         self._clock.stop()
         self._meter.stop()
         self._refresh(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         # no reduction over ranks here: the others may be gone
+        self._wait.detach(trainer)
         self._meter.stop()
         if self._device is not None:
             self._memory = peak_memory(self._device)
 
     def state_dict(self) -> dict[str, Any]:
-        return {**self._spent, "joules": self._total_joules(self._joules)}
+        return {**self._spent, "joules": self._total_joules(self._joules), **self._wait.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if not self._fitting:
             return  # the best checkpoint is loaded to be tested: what was spent after it was spent all the same
         self._spent = {name: int(state_dict[name]) for name in self._spent}
         self._earlier_joules = state_dict["joules"]
+        self._wait.load_state_dict(state_dict)
 
     # -- figures -------------------------------------------------------------------------------------------------
 
@@ -228,8 +236,11 @@ class MeasuredCost(Callback):
         if self._attention:
             found["attention_time"] = (1000 * statistics.median(part for part, _ in self._attention), "ms a step")
             found["attention_time_share"] = (statistics.median(part / step for part, step in self._attention), "of the step")
-        if self._data_seconds:
-            found["data_time"] = (1000 * statistics.median(self._data_seconds), "ms a step")
+        waited, share = self._wait.median(), self._wait.share()
+        if waited is not None:
+            found["data_time"] = (1000 * waited, "ms a step")
+        if share is not None:
+            found["data_time_share"] = (share, "of the training time")
         if self._memory[0] is not None:
             found["peak_memory"] = self._memory
         joules = self._total_joules(self._joules)
@@ -265,10 +276,11 @@ class MeasuredCost(Callback):
             logger.log_metrics(row, step=trainer.global_step)
 
     def _refresh(self, trainer: Trainer) -> None:
-        """Peak memory and energy as of now: the largest peak and the sum over ranks. All ranks must come here."""
+        """Of all ranks, as of now: the largest peak of memory, all energy, the longest wait. All ranks must come here."""
         value, unit = peak_memory(self._device)
         self._memory = (_reduced(trainer, value, "max"), unit)
         self._joules = _reduced(trainer, self._meter.joules, "sum")
+        self._wait.compare_ranks(lambda share: _reduced(trainer, share, "max"))
 
     def _total_joules(self, joules: float | None) -> float | None:
         if joules is None:
@@ -288,7 +300,7 @@ class MeasuredCost(Callback):
         return measured % apart == apart - 1 and measured // apart < self.attention_steps
 
     def _begin_step(self) -> None:
-        self._step_time = self._step_wait = 0.0
+        self._step_time = 0.0
         self._step_tokens = self._step_flops = self._step_flops_live = 0
 
     def _count(self, pl_module: LightningModule, batch: Any) -> None:
@@ -313,6 +325,7 @@ class MeasuredCost(Callback):
         self._spent["total_flops"] += self._step_flops
         self._spent["total_flops_live"] += self._step_flops_live
         self._flops_of_last_step = (self._step_flops, self._step_flops_live)
+        self._wait.step_ends(counted=self._stepped >= self.warmup_steps and not self._clock.running)
         if self._clock.running:
             self._attention.append((self._clock.stop(), self._step_time))
         elif measured and self._step_time > 0:
@@ -320,8 +333,6 @@ class MeasuredCost(Callback):
             if self._changing:
                 self._recent.append(self._step_time)
             self._speeds.append(self._step_tokens / self._step_time)
-            if self._step_wait > 0:
-                self._data_seconds.append(self._step_wait)
         self._stepped += 1
         self._begin_step()
 

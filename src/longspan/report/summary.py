@@ -10,6 +10,7 @@ from rich.text import Text
 from longspan.records.schema import Record
 from longspan.report.classes import HEADINGS, ClassTable, table_of
 from longspan.report.numbers import MISSING, duration, measure, plain_number, prefixed
+from longspan.report.tables import NOTABLE_WAIT
 
 WIDEST_PRINTED = 8  # classes whose confusion matrix is printed
 _VERDICTS = {True: Text("yes", style="bold green"), False: Text("no", style="bold red"), None: Text(MISSING)}
@@ -109,6 +110,10 @@ def _cost_rows(record: Record) -> list[tuple[str, str, str]]:
     total = values.get("total_flops")
     add("total_flops", "training", f"{prefixed(total)}FLOP", _attention_share(record))
     add("step_time", "time a step", _cost(record, "step_time"), _attention_time(record))
+    share = values.get("data_time_share")
+    if share is not None:
+        note = "of the training time" + ("; more data.num_workers may help" if share >= NOTABLE_WAIT else "")
+        rows.append(("waits for data", f"{100 * share:.1f} %", note))
     add("tokens_per_second", "speed", _cost(record, "tokens_per_second"))
     if "peak_memory" in values:
         unit = record.cost["peak_memory"].unit

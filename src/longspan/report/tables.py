@@ -32,11 +32,14 @@ _COLUMNS: dict[str, tuple[str, Callable[[float | None], str]]] = {
     "total_flops": ("FLOPs", lambda value: prefixed(value).strip()),
     "step_time": ("ms/step", lambda value: plain_number(value, 3)),
     "attention_time_share": ("in attention", lambda value: MISSING if value is None else f"{100 * value:.0f} %"),
+    "data_time_share": ("waits for data", lambda value: MISSING if value is None else f"{100 * value:.0f} %"),
     "tokens_per_second": ("tokens/s", lambda value: prefixed(value).strip()),
     "peak_memory": ("memory (MiB)", lambda value: MISSING if value is None else f"{value:,.0f}"),
     "energy": ("energy (J)", lambda value: prefixed(value).strip()),
     "mfu": ("MFU", lambda value: MISSING if value is None else f"{100 * value:.1f} %"),
 }
+# less than this share of the training time is no reason to look at the loader
+NOTABLE_WAIT = 0.05
 
 
 @dataclass
@@ -112,7 +115,14 @@ def headings(section: Section) -> list[str]:
     ]
     primary = str(section.primary).replace("_", " ")
     first = ["variant", "n", f"{primary} {arrow}", "trivial", f"difference from {section.reference}"]
-    return first + others + [_COLUMNS[name][0] for name in _COLUMNS if name in section.costs]
+    return first + others + [_COLUMNS[name][0] for name in _shown(section)]
+
+
+def _shown(section: Section) -> list[str]:
+    """The costs that have a column to read: all that runs measured, waiting for data where a variant waits notably."""
+    names = [name for name in _COLUMNS if name in section.costs]
+    waits = [group.cost("data_time_share").mean or 0.0 for group in section.groups]
+    return [name for name in names if name != "data_time_share" or max(waits, default=0.0) >= NOTABLE_WAIT]
 
 
 def cells(section: Section, row: Row) -> list[str]:
@@ -125,7 +135,7 @@ def cells(section: Section, row: Row) -> list[str]:
         _difference(section, row),
     ]
     found += [with_spread(*row.others.get(name, (None, None))) for name in section.metrics if name != section.primary]
-    return found + ["none" if name in row.without else _COLUMNS[name][1](row.costs[name]) for name in row.costs]
+    return found + ["none" if name in row.without else _COLUMNS[name][1](row.costs[name]) for name in _shown(section)]
 
 
 def _difference(section: Section, row: Row) -> str:
