@@ -192,6 +192,32 @@ def test_a_window_keeps_a_window():
     assert sizes[-1] == sizes[100] and cache.stores[0].keys.shape[2] <= 16 + 2 * 33
 
 
+@pytest.mark.parametrize("name", ALL)
+def test_the_bytes_that_a_cost_states_are_those_that_a_cache_holds(name):
+    torch.manual_seed(0)
+    length = 600
+    module = getattr(variants, name.split()[0])(**PLACE | {"max_length": 2 * length}, **(CASES | STATES)[name]).eval()
+    if name == "learned":
+        module.harden()
+    cache = module.new_cache(1, dtype=torch.bfloat16)
+    with torch.no_grad():
+        for x in zip(*(x.bfloat16().split(50, 2) for x in draw(length, 1, module=module)), strict=True):
+            module.decode(*x, cache)
+
+    def numbers(kept):  # keys, values and states: positions are whole numbers
+        if isinstance(kept, torch.Tensor):
+            return kept.nbytes if kept.is_floating_point() else 0
+        parts = vars(kept).values() if hasattr(kept, "__dict__") else kept.values() if isinstance(kept, dict) else kept
+        return sum(numbers(x) for x in parts if isinstance(x, (torch.Tensor, list, tuple, dict)) or hasattr(x, "nbytes"))
+
+    stated, held = module.cost(length).state_bytes, numbers(cache)
+    # Stores grow by an eighth and some slots ahead of use. Buckets are not of equal size; blocks at random are seen as long
+    # as a sequence of any length goes on, and caches know the longest.
+    loose = name in ("reformer", "routing", "bigbird", "random", "per_head")
+    assert stated <= held * (1.3 if loose else 1), (stated, held)
+    assert held <= 1.5 * stated + 4 * HEADS * D * 90, (stated, held)
+
+
 @pytest.mark.parametrize("name", ["reformer", "routing"])
 def test_buckets_keep_their_last_two_chunks(name):
     module = made(name)

@@ -148,6 +148,9 @@ def test_padding_and_segments(name, place):
     assert not out[1, :, 50:].any()
     packed = module(q, k, v, segments=(torch.arange(80) // 33).expand(2, 80))
     torch.testing.assert_close(packed[:, :, 33:66], module(*(x[:, :, 33:66] for x in (q, k, v))))
+    q, k, v = (x.detach() for x in draw(200))  # as long as the module's weights reach
+    packed = module(q, k, v, segments=(torch.arange(200) >= 50).long().expand(2, 200))
+    torch.testing.assert_close(packed[:, :, 50:], module(*(x[:, :, 50:] for x in (q, k, v))))
 
 
 DECODED = [("synthesizer", {"kind": kind}) for kind in ("random", "factorised", "dense", "factorised_dense")] + [

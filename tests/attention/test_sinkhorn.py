@@ -6,7 +6,7 @@ from chosen_by_content import PLACE, checked_past_the_length, compare, configure
 
 import longspan.attention as variants
 from longspan.attention.sinkhorn import sinkhorn_normalised
-from longspan.config.errors import CallError, ConfigError
+from longspan.config.errors import ConfigError
 
 
 def made(**change):
@@ -142,9 +142,3 @@ WRONG = [
 def test_wrong_settings_name_their_config_key(change, message):
     with pytest.raises(ConfigError, match=message):
         made(**change)
-
-
-def test_segments_are_refused():
-    q, k, v = draw(32)
-    with pytest.raises(CallError, match="segments"):
-        made()(q, k, v, segments=torch.zeros(2, 32).long())

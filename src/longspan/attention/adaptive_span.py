@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from longspan.attention.base import Lengths, PatternAttention, visited_pairs
+from longspan.attention.base import Lengths, PatternAttention, held_keys, visited_pairs
 from longspan.attention.content import without_padding
 from longspan.attention.decoding import as_in_evaluation, check_keys
 from longspan.attention.errors import wrong_setting
@@ -342,7 +342,8 @@ class AdaptiveSpan(ShowsWeights):
                 visited += rows * (width + CHUNK - 1) if width > 0 else 0
         live = self.pattern.live_pairs(length, heads=self.heads, causal=self.causal)
         per_pair = 4 * self.head_dim
-        return Cost(live, visited, per_pair * live, per_pair * visited)
+        held = held_keys(self.pattern, length, self.heads, self.kv_heads, self.causal)
+        return Cost(live, visited, per_pair * live, per_pair * visited, state_bytes=4 * self.head_dim * held)
 
     def gate_table(self) -> list[dict[str, Any]]:
         """Per head its span and window, for people and records."""

@@ -130,27 +130,9 @@ class PatternAttention(ShowsWeights):
                 visited_pairs=visited,
                 attention_flops_live=4 * self.head_dim * live,
                 attention_flops=4 * self.head_dim * visited,
-                state_bytes=4 * self.head_dim * self._held_keys(length),  # keys and values, two bytes a number
+                state_bytes=4 * self.head_dim * held_keys(self.pattern, length, self.heads, self.kv_heads, self.causal),
             )
         return self._costs[length]
-
-    def _held_keys(self, length: int) -> int:
-        """Keys that a later query can still see, summed over key/value heads; both ways all."""
-        if not self.causal:
-            return self.kv_heads * length
-        keys = torch.arange(length)
-        repeat = self.heads // self.kv_heads
-        seen: dict[Pattern, Tensor] = {}
-        held = 0
-        for first in range(0, self.heads, repeat):
-            needed = torch.zeros(length, dtype=torch.bool)
-            for head in range(first, first + repeat):
-                pattern = self.pattern.at_head(head, self.heads)
-                if pattern not in seen:
-                    seen[pattern] = pattern.last_query(keys, NEVER_ENDS) >= length
-                needed |= seen[pattern]
-            held += int(needed.sum())
-        return held
 
     def repattern(self, pattern: Pattern) -> None:
         """Goes on with another pattern."""
@@ -163,6 +145,25 @@ class PatternAttention(ShowsWeights):
             f"{self.pattern}, heads={self.heads}, kv_heads={self.kv_heads}, head_dim={self.head_dim}, "
             f"causal={self.causal}, dropout={self.dropout}, backend={self.backend}"
         )
+
+
+def held_keys(pattern: Pattern, length: int, heads: int, kv_heads: int, causal: bool) -> int:
+    """Keys that a later query can still see, summed over key/value heads; both ways all."""
+    if not causal:
+        return kv_heads * length
+    keys = torch.arange(length)
+    repeat = heads // kv_heads
+    seen: dict[Pattern, Tensor] = {}
+    held = 0
+    for first in range(0, heads, repeat):
+        needed = torch.zeros(length, dtype=torch.bool)
+        for head in range(first, first + repeat):
+            own = pattern.at_head(head, heads)
+            if own not in seen:
+                seen[own] = own.last_query(keys, NEVER_ENDS) >= length
+            needed |= seen[own]
+        held += int(needed.sum())
+    return held
 
 
 def visited_pairs(pattern: Pattern, length: int, heads: int, causal: bool, bias_block: int = 0) -> int:

@@ -89,6 +89,18 @@ class Chunks:
         return DeviceLayout(index, count, tile, tile, T, T, causal, order, order, excluded)
 
 
+def kept_of_even_buckets(length: int, buckets: int, size: int, rounds: int = 1) -> int:
+    """Tokens in the last two chunks of their bucket in some round, as far as the bucket's next token sees them.
+
+    Buckets hold equally many tokens, and rounds keep tokens independently of each other.
+    """
+    if length == 0:
+        return 0
+    tokens = -(-length // buckets)
+    share = (tokens - size * max(0, tokens // size - 1)) / tokens
+    return round(length * (1 - (1 - share) ** rounds))
+
+
 def pairs_of_even_buckets(length: int, buckets: int, size: int, cut: str, causal: bool) -> tuple[int, int]:
     """(live, visited) pairs of one order, where every bucket holds equally many tokens; a token sees itself.
 

@@ -192,7 +192,7 @@ class CompressedAttention(ContentAttention):
             visited += (stop - first) * (keys + seen)
         live, visited = H * (near + far), H * visited
         other = 4 * length * D * D * self.kv_heads if self.compression == "convolved" else 0
-        held = 4 * self.kv_heads * D * (min(length, w) + length // r)  # keys and values of two bytes a number
+        held = 4 * self.kv_heads * D * (min(length, w - 1) + length // r)  # keys and values of two bytes a number
         return Cost(live, visited, 4 * D * live, 4 * D * visited, other, state_bytes=held)
 
 

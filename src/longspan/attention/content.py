@@ -27,8 +27,8 @@ class ContentAttention(ShowsWeights):
     """Base of the variants whose pairs depend on what the tokens hold; there is no fixed pattern.
 
     A subclass has `attend(q, k, v, lengths, segments)` and `cost(length)`. What `attend` gives a token follows from that
-    token's own sequence, up to its length: neither from padding nor from what shares the batch. Where a subclass takes
-    segments, each document is attended as a sequence of its own, and `attend` gets segments=None.
+    token's own sequence, up to its length: neither from padding nor from what shares the batch. Of packed documents each is
+    attended as a sequence of its own, and `attend` gets segments=None.
 
     Args:
         heads, kv_heads, head_dim: H, Hkv (it divides H) and D (16 to 256).
@@ -41,7 +41,6 @@ class ContentAttention(ShowsWeights):
     """
 
     pattern = None
-    takes_segments = True
 
     def __init__(
         self,
@@ -73,10 +72,10 @@ class ContentAttention(ShowsWeights):
 
         Args:
             lengths: [B] int, tokens of each sequence, taken as 0 below and as T above; outputs past it are 0.
-            segments: [B, T] int, packed documents, each as if it stood alone; not every variant takes them.
+            segments: [B, T] int, packed documents, each as if it stood alone.
 
         Raises:
-            CallError: tensors that do not fit this module, or segments that it does not take.
+            CallError: tensors that do not fit this module.
         """
         self._check(q, k, v, lengths, segments)
         if not q.numel():
@@ -95,6 +94,10 @@ class ContentAttention(ShowsWeights):
 
     def cost(self, length: int) -> Cost:
         raise NotImplementedError
+
+    def held_tokens(self, length: int) -> int:
+        """Bytes of all keys and values, two a number: what decoding holds where any token may be seen again."""
+        return 4 * self.key_heads * self.head_dim * length
 
     @property
     def dropped(self) -> float:
@@ -117,11 +120,6 @@ class ContentAttention(ShowsWeights):
         for what, given, shape in (("lengths", lengths, (B,)), ("segments", segments, (B, T))):
             if given is not None and tuple(given.shape) != shape:
                 raise CallError(f"{what} has shape {tuple(given.shape)}; give {shape}")
-        if segments is not None and not self.takes_segments:
-            raise CallError(
-                f"segments: {name} chooses what to see over the whole sequence, packed documents included; give each "
-                "document a sequence of its own, in training by data.pack=false"
-            )
 
     def extra_repr(self) -> str:
         return (

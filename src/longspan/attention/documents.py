@@ -44,7 +44,8 @@ def attend_by_document(
     order = torch.argsort(document, stable=True)
     token, document = token[order], document[order]
     place = torch.arange(len(token), device=q.device) - (counts.cumsum(0) - counts)[document]
-    size = torch.clamp(2 ** torch.ceil(torch.log2(counts.double())).long(), min=SHORTEST)  # of each document
+    # Of each document; at most the row's, for which whoever has weights for each position was built.
+    size = torch.clamp(2 ** torch.ceil(torch.log2(counts.double())).long(), min=SHORTEST, max=T)
     flat = [x.transpose(1, 2).flatten(0, 1) for x in (q, k, v)]  # (B T, heads, D)
     parts: list[Tensor] = []
     tokens: list[Tensor] = []

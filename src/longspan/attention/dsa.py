@@ -145,7 +145,8 @@ class DeepSeekSparseAttention(ContentAttention):
         visited = self.heads * length * picked
         per_pair = 4 * self.head_dim
         chooses = self.indexer.flops(length) if length > self.top_k else 0
-        return Cost(live, visited, per_pair * live, per_pair * visited, other_flops=chooses)
+        held = self.held_tokens(length) + 2 * self.indexer.width * length  # and the indexer's keys
+        return Cost(live, visited, per_pair * live, per_pair * visited, other_flops=chooses, state_bytes=held)
 
 
 dsa = DeepSeekSparseAttention

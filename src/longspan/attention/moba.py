@@ -113,7 +113,8 @@ class MixtureOfBlocks(ContentAttention):
             candidates += min(size, length - block * size) * (block if self.causal else blocks - 1)
         live = H * picked_pairs(length, size, self.top_k, self.causal)
         visited = H * length * min(self.top_k, blocks) * size
-        return Cost(live, visited, 4 * D * live, 4 * D * visited, other_flops=2 * D * H * candidates)
+        held = self.held_tokens(length) + 4 * self.kv_heads * D * blocks  # and sums of blocks in float32
+        return Cost(live, visited, 4 * D * live, 4 * D * visited, 2 * D * H * candidates, state_bytes=held)
 
 
 moba = MixtureOfBlocks

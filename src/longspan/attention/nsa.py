@@ -252,7 +252,8 @@ class NativeSparseAttention(ContentAttention):
         visited += visited_pairs(self.window, length, H, self.causal)
         other = self.kv_heads * (self.compress_k.flops(length) + self.compress_v.flops(length))
         other += H * length * 2 * D * 3 if self.gate_weight is not None else 0
-        return Cost(min(scored, H * whole), visited, 4 * D * scored, 4 * D * visited, other)
+        held = self.held_tokens(length) + 4 * self.kv_heads * D * nc  # and compressed keys and values
+        return Cost(min(scored, H * whole), visited, 4 * D * scored, 4 * D * visited, other, state_bytes=held)
 
 
 nsa = NativeSparseAttention

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from longspan.attention.bucket_cache import BucketCache
-from longspan.attention.buckets import Chunks, pairs_of_even_buckets
+from longspan.attention.buckets import Chunks, kept_of_even_buckets, pairs_of_even_buckets
 from longspan.attention.content import ContentAttention, for_all_heads, with_lse, without_padding
 from longspan.attention.decoding import as_in_evaluation
 from longspan.attention.errors import as_block_size, as_whole, wrong_setting
@@ -232,7 +232,10 @@ class HashedAttention(ContentAttention):
         whole = length * (length + 1) // 2 if self.causal else length * length
         live, visited = H * min(R * live, whole), H * R * visited
         hashing = 2 * D * H * R * length * directions(count)
-        return Cost(live, visited, 4 * D * live, 4 * D * visited, hashing)
+        held = self.held_tokens(length)
+        if not self.undecodable:
+            held = 4 * H * D * kept_of_even_buckets(length, count, self.chunk, R)
+        return Cost(live, visited, 4 * D * live, 4 * D * visited, hashing, state_bytes=held)
 
 
 def of_unit_length(x: Tensor) -> Tensor:

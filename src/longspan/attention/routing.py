@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from longspan.attention.base import visited_pairs
 from longspan.attention.bucket_cache import BucketCache
-from longspan.attention.buckets import Chunks, pairs_of_even_buckets
+from longspan.attention.buckets import Chunks, kept_of_even_buckets, pairs_of_even_buckets
 from longspan.attention.centroids import Centroids
 from longspan.attention.content import ContentAttention, for_all_heads, with_lse, without_padding
 from longspan.attention.decoding import as_in_evaluation
@@ -239,7 +239,10 @@ class RoutedAttention(ContentAttention):
             live, visited = pairs_of_even_buckets(length, C, self._chunk(length), "aligned", self.causal)
         live, visited = H * live, H * visited
         routing = 2 * D * H * length * C * (1 if self.shares_qk else 2)
-        return Cost(live, visited, 4 * D * live, 4 * D * visited, routing)
+        held = self.held_tokens(length)
+        if not self.undecodable:
+            held = 4 * H * D * kept_of_even_buckets(length, C, self._chunk(0))
+        return Cost(live, visited, 4 * D * live, 4 * D * visited, routing, state_bytes=held)
 
 
 def of_one_length(x: Tensor) -> Tensor:

@@ -45,8 +45,6 @@ class SinkhornAttention(ContentAttention):
         heads, kv_heads, head_dim, causal, dropout, backend: see `ContentAttention`.
     """
 
-    takes_segments = False
-
     def __init__(
         self,
         *,
@@ -169,7 +167,8 @@ class SinkhornAttention(ContentAttention):
         visited = visited_pairs(self.own_block, length, H, self.causal)
         visited += visited_pairs(self.own_block, blocks * size, H, False) if rows else 0
         mixing = H * (2 * D * blocks * blocks + 2 * rows * blocks * size * 2 * D)
-        return Cost(min(scored, whole), visited, 4 * D * scored, 4 * D * visited, mixing)
+        held = self.held_tokens(length) + 2 * H * D * length  # and queries
+        return Cost(min(scored, whole), visited, 4 * D * scored, 4 * D * visited, mixing, state_bytes=held)
 
 
 def sinkhorn_normalised(scores: Tensor, allowed: Tensor, iterations: int) -> Tensor:

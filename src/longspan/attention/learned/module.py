@@ -377,7 +377,8 @@ class LearnedAttention(ShowsWeights):
                 if pattern is not None
             )
             per_pair = 4 * self.head_dim
-            self._costs[length] = Cost(live, visited, per_pair * live, per_pair * visited)
+            held = 4 * self.kv_heads * self.head_dim * length  # of all keys, until gates close for good
+            self._costs[length] = Cost(live, visited, per_pair * live, per_pair * visited, state_bytes=held)
         return self._costs[length]
 
     def gate_table(self) -> list[dict[str, Any]]:
