@@ -9,6 +9,7 @@ python scripts/benchmark.py --suite decode -o benchmarks/decode.json     # a tok
 python scripts/benchmark.py --suite content -o benchmarks/content.json   # NSA, MoBA, DSA, Reformer, ... beside dense
 python scripts/benchmark.py --suite first-call -o benchmarks/h100_first_call.json
 python scripts/benchmark.py --suite encoding --device cpu -o benchmarks/cpu_encoding.json  # bases a second, by one core
+python scripts/benchmark.py --suite loader --lengths 1048576 -o benchmarks/loader.json  # do steps wait for windows of a genome?
 python scripts/benchmark.py --tune -o tuned.json        # the table of kernels/longspan_kernels/block_sparse/triton/configs.py
 python scripts/benchmark.py --pattern "Local(256) | Strided(128)" --lengths 4096 16384 --heads 8 --head-dim 64 --peer sdpa
 """
@@ -19,7 +20,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -58,6 +59,7 @@ def arguments() -> argparse.Namespace:
             "layouts",
             "first-call",
             "encoding",
+            "loader",
         ],
         help="a published comparison, instead of --pattern",
     )
@@ -98,6 +100,16 @@ def arguments() -> argparse.Namespace:
         metavar="MODE",
         help="end-to-end: compile Longspan's blocks",
     )
+    parser.add_argument(
+        "--workers",
+        type=count_or_zero,
+        nargs="+",
+        default=[0, 1, 2],
+        metavar="N",
+        help="loader: processes (default: 0 1 2)",
+    )
+    parser.add_argument("--bases", type=count, default=64_000_000, metavar="N", help="loader: of its genome (default: 64e6)")
+    parser.add_argument("--steps", type=count, default=20, metavar="N", help="loader: training steps timed (default: 20)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's own)")
     parser.add_argument("-o", "--output", metavar="FILE", help="JSON with hardware, versions, command and every figure")
     args = parser.parse_args()
@@ -110,6 +122,10 @@ def count(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} must be a whole number, 1 or more")
     return int(text)
+
+
+def count_or_zero(text: str) -> int:
+    return 0 if text == "0" else count(text)
 
 
 def plans(args: argparse.Namespace) -> list[Plan]:
@@ -216,6 +232,33 @@ def decoding(args: argparse.Namespace) -> int:
     return 0
 
 
+def loaders(args: argparse.Namespace) -> int:
+    """A genome's loader beside training steps."""
+    from longspan.benchmark import loader  # loads Lightning
+
+    found: list[dict] = []
+    on_gpu = args.device.startswith("cuda")
+    size = loader.Size(batch=args.batch, steps=args.steps)
+
+    def keep_row(row: dict) -> None:
+        found.append(row)
+        print(loader.line(row), file=sys.stderr, flush=True)
+        if args.output:  # after each, so that an interrupt loses nothing
+            settings = {"threads": torch.get_num_threads(), "model": asdict(size)}
+            save(args.output, result(command_line(), args.device, found, **settings))
+
+    loader.measure(
+        args.attention or loader.ATTENTION,
+        args.lengths if args.lengths != [8192] else [1 << 20] if on_gpu else [1 << 14],
+        args.workers,
+        device=args.device,
+        bases=args.bases,
+        size=size,
+        each=keep_row,
+    )
+    return 0
+
+
 def tune(args: argparse.Namespace) -> int:
     """Every candidate launch of every kernel, and the table of the best."""
     from longspan.benchmark import tune as tuning
@@ -296,6 +339,8 @@ def run(args: argparse.Namespace) -> int:
         torch.set_num_threads(args.threads)
     if args.suite == "decode":
         return decoding(args)
+    if args.suite == "loader":
+        return loaders(args)
     if args.attention:
         return variants(args)
     if args.suite == "end-to-end":

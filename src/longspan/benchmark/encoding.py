@@ -7,7 +7,8 @@ import itertools
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,15 +40,22 @@ def seconds(work: Callable[[], Any], repeats: int) -> dict[str, float]:
     return {"seconds": min(clock), "processor_seconds": min(processor)}
 
 
-def stored(path: Path, folder: str) -> None:
-    """Encodes a file into a cache that has nothing yet."""
+@contextmanager
+def new_cache(folder: str) -> Iterator[None]:
+    """Meanwhile the cache of encoded data is one in `folder` that has nothing yet."""
     before = os.environ.get("LONGSPAN_CACHE")
     os.environ["LONGSPAN_CACHE"] = tempfile.mkdtemp(dir=folder)
     try:
-        encoded([(path, "fasta")], NUCLEOTIDES)
+        yield
     finally:
         os.environ.pop("LONGSPAN_CACHE")
         os.environ |= {} if before is None else {"LONGSPAN_CACHE": before}
+
+
+def stored(path: Path, folder: str) -> None:
+    """Encodes a file into a cache that has nothing yet."""
+    with new_cache(folder):
+        encoded([(path, "fasta")], NUCLEOTIDES)
 
 
 def handed_out(case: str, data: SequenceDataModule, batches: int, repeats: int) -> dict[str, Any]:
