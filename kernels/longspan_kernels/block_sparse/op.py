@@ -32,6 +32,7 @@ from longspan_kernels.block_sparse.layout import DeviceLayout, Layout
 from longspan_kernels.block_sparse.reference import reference_attention
 from longspan_kernels.errors import BackendError
 from longspan_kernels.launch.autocast import cast_as_products
+from longspan_kernels.launch.ops import op
 
 # FLOPs of a visited pair, times D: its score and its share of the output forward; score again, dp, dq, dk and dv backward.
 FORWARD_FLOPS, BACKWARD_FLOPS = 4, 10
@@ -77,7 +78,7 @@ def attend(
     else:
         wanted = wants_gradient(q, k, v, block_bias)
         arguments = packed(options, Source(key, causal), backend, wanted)
-        out, lse = torch.ops.longspan.block_sparse_forward(q, k, v, *arguments)
+        out, lse = block_sparse_forward(q, k, v, *arguments)
     return (out, lse) if return_lse else out
 
 
@@ -113,7 +114,7 @@ def attend_by(
     limits = q_lengths, k_lengths, q_segments, k_segments
     options = Options(_scale(scale, q), *limits, float(dropout_p), _seed(dropout_p, q))
     arguments = packed(options, Source.listed(layout, q.shape[0]), choose_backend(backend, q, k), False)
-    out, lse = torch.ops.longspan.block_sparse_forward(q, k, v, *arguments)
+    out, lse = block_sparse_forward(q, k, v, *arguments)
     return (out, lse) if return_lse else out
 
 
@@ -152,9 +153,7 @@ def _layouts(
     return layout, layout, layout
 
 
-@torch.library.custom_op(
-    "longspan::block_sparse_forward", mutates_args=(), schema=f"(Tensor q, Tensor k, Tensor v, {SCHEMA}) -> (Tensor, Tensor)"
-)
+@op("block_sparse_forward", f"(Tensor q, Tensor k, Tensor v, {SCHEMA}) -> (Tensor, Tensor)")
 def block_sparse_forward(q: Tensor, k: Tensor, v: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     options, source, backend, with_backward = unpacked(arguments)
     if q.numel() == 0 or k.shape[2] == 0:
@@ -173,10 +172,9 @@ def block_sparse_forward(q: Tensor, k: Tensor, v: Tensor, *arguments: Any) -> tu
         return blocked_forward(q, k, v, layout, options)
 
 
-@torch.library.custom_op(
-    "longspan::block_sparse_backward",
-    mutates_args=(),
-    schema=f"(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, {SCHEMA})"
+@op(
+    "block_sparse_backward",
+    f"(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, {SCHEMA})"
     " -> (Tensor, Tensor, Tensor, Tensor)",
 )
 def block_sparse_backward(
@@ -280,7 +278,7 @@ def _backward(ctx, dout, dlse):
         for place, grad in zip(places, _differentiable(places, dout, dlse, q, k, v, options, source), strict=True):
             found[place] = grad
         return tuple(found)
-    *found[:3], dbias = torch.ops.longspan.block_sparse_backward(dout, dlse, q, k, v, out, lse, *arguments)
+    *found[:3], dbias = block_sparse_backward(dout, dlse, q, k, v, out, lse, *arguments)
     found[3 + BIAS] = None if options.bias is None else dbias
     return tuple(found)
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from longspan_kernels.launch.ops import op
+
 
 def nearest_keys(q: Tensor, means: Tensor, lengths: Tensor | None = None) -> Tensor:
     """Keys [B H, T] int32, as `tables.row_keys` makes them, of the centroid whose dot with each vector is largest.
@@ -17,7 +19,7 @@ def nearest_keys(q: Tensor, means: Tensor, lengths: Tensor | None = None) -> Ten
         means: [H, C, D] float32.
         lengths: [B] int; tokens past it belong to no centroid.
     """
-    found: Tensor = torch.ops.longspan.nearest_keys(q.detach(), means, lengths)
+    found: Tensor = _nearest_keys(q.detach(), means, lengths)
     return found
 
 
@@ -34,7 +36,7 @@ def add_up_buckets(q: Tensor, order: Tensor, start: Tensor, sums: Tensor, counts
     torch.ops.longspan.add_up_buckets(q.detach(), order, start, sums, counts)
 
 
-@torch.library.custom_op("longspan::nearest_keys", mutates_args=())
+@op("nearest_keys")
 def _nearest_keys(q: Tensor, means: Tensor, lengths: Tensor | None) -> Tensor:
     from longspan_kernels.bucketed.triton.centroids import triton_nearest_keys
 

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from longspan_kernels.launch.ops import op
+
 
 def hash_keys(q: Tensor, rotations: Tensor, factors: Sequence[int], lengths: Tensor | None = None) -> Tensor:
     """Keys [B H R, T] int32, as `tables.row_keys` makes them, of the buckets that q's directions fall into. Triton alone.
@@ -21,11 +23,11 @@ def hash_keys(q: Tensor, rotations: Tensor, factors: Sequence[int], lengths: Ten
             opposites a vector is nearest to. The first counts ones of the bucket's number, the second as many as the first, ...
         lengths: [B] int; tokens past it are in no bucket.
     """
-    found: Tensor = torch.ops.longspan.hash_keys(q.detach(), rotations, list(factors), lengths)
+    found: Tensor = _hash_keys(q.detach(), rotations, list(factors), lengths)
     return found
 
 
-@torch.library.custom_op("longspan::hash_keys", mutates_args=())
+@op("hash_keys")
 def _hash_keys(q: Tensor, rotations: Tensor, factors: list[int], lengths: Tensor | None) -> Tensor:
     from longspan_kernels.bucketed.triton.hashing import triton_hash_keys
 

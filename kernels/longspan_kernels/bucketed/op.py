@@ -15,6 +15,7 @@ from torch.utils.flop_counter import register_flop_formula
 from longspan_kernels.block_sparse.backends import active_transform, choose_backend
 from longspan_kernels.bucketed.options import Buckets
 from longspan_kernels.errors import BackendError, KernelError
+from longspan_kernels.launch.ops import op
 
 
 def served(backend: str, *tensors: Tensor) -> bool:
@@ -61,12 +62,10 @@ def bucketed_attention(
         raise KernelError("unit_queries without unit_keys: keys are the queries, so they are brought to unit length as well")
     seed = torch.randint(0, 1 << 31, (1,), device=q.device) if dropout_p > 0.0 else None
     order, tiles, numbers = tables[:3]
-    return torch.ops.longspan.bucketed_forward(
-        q, v, order, tiles, numbers, lengths, seed, how.numbers, float(scale), float(dropout_p)
-    )[0]
+    return _forward(q, v, order, tiles, numbers, lengths, seed, how.numbers, float(scale), float(dropout_p))[0]
 
 
-@torch.library.custom_op("longspan::bucketed_forward", mutates_args=())
+@op("bucketed_forward")
 def _forward(
     q: Tensor,
     v: Tensor,
@@ -92,7 +91,7 @@ def _forward(
     return triton_forward(q, v, *rest)
 
 
-@torch.library.custom_op("longspan::bucketed_backward", mutates_args=())
+@op("bucketed_backward")
 def _backward_op(
     dout: Tensor,
     q: Tensor,
@@ -149,7 +148,7 @@ def _backward(ctx, dout, _):
         raise BackendError('create_graph=True: bucketed attention has gradients of gradients with backend="blocked" alone')
     if dout is None:
         return (None,) * 10
-    dq, dv = torch.ops.longspan.bucketed_backward(dout, *ctx.saved_tensors, *ctx.call)
+    dq, dv = _backward_op(dout, *ctx.saved_tensors, *ctx.call)
     return dq, dv, *(None,) * 8
 
 

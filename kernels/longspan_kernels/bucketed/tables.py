@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from longspan_kernels.errors import KernelError
+from longspan_kernels.launch.ops import op
 
 MOST_PLACES = 1 << 31  # N * T, and N * (C + 1): 32 bits number them
 
@@ -61,11 +62,11 @@ def bucket_tables(
     N, T = keys.shape
     if max(N * T, N * (buckets + 1), T + 2 * size * buckets) >= MOST_PLACES:
         raise KernelError(f"{N:,} orders of {T:,} tokens in {buckets:,} buckets: more than 32 bits number; give fewer at once")
-    found: tuple[Tensor, Tensor, Tensor, Tensor] = torch.ops.longspan.bucket_tables(keys, rounds, buckets, size, tile, aligned)
+    found: tuple[Tensor, Tensor, Tensor, Tensor] = _bucket_tables(keys, rounds, buckets, size, tile, aligned)
     return found
 
 
-@torch.library.custom_op("longspan::bucket_tables", mutates_args=())
+@op("bucket_tables")
 def _bucket_tables(
     keys: Tensor, rounds: int, buckets: int, size: int, tile: int, aligned: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from longspan_kernels.block_sparse.backends import active_transform
 from longspan_kernels.launch.autocast import cast_as_products
+from longspan_kernels.launch.ops import op
 from longspan_kernels.linear import delta_chunked
 from longspan_kernels.linear.arguments import check, check_tensors, moved, runs_of, stored_dtype
 from longspan_kernels.linear.backends import choose_backend, delta_refuses, for_transform
@@ -70,13 +71,13 @@ def gated_delta_rule(
 
         out, state = fla_gated_delta_rule(q, k, v, beta, log_decay, initial_state, float(scale))
         return (out, state) if return_state else out
-    out, state, _ = torch.ops.longspan.gated_delta_forward(
+    out, state, _ = gated_delta_forward(
         q, k, v, beta, log_decay, runs_of(segments, lengths), lengths, initial_state, float(scale), backend
     )
     return (out, state) if return_state else out
 
 
-@torch.library.custom_op("longspan::gated_delta_forward", mutates_args=())
+@op("gated_delta_forward")
 def gated_delta_forward(
     q: Tensor,
     k: Tensor,
@@ -102,7 +103,7 @@ def gated_delta_forward(
         return *delta_chunked.forward(q, k, v, beta, log_decay, runs, lengths, initial_state, scale), nothing
 
 
-@torch.library.custom_op("longspan::gated_delta_backward", mutates_args=())
+@op("gated_delta_backward")
 def gated_delta_backward(
     dout: Tensor,
     dstate: Tensor | None,
@@ -155,7 +156,7 @@ def _backward(ctx, dout, dstate, _):
     q, k, v, beta, log_decay, runs, lengths, initial_state, inverse = ctx.saved_tensors
     if dout is None:
         dout = q.new_zeros(out_shape(q, v))
-    dq, dk, dv, dbeta, dg, first = torch.ops.longspan.gated_delta_backward(
+    dq, dk, dv, dbeta, dg, first = gated_delta_backward(
         dout, dstate, q, k, v, beta, log_decay, runs, lengths, initial_state, inverse, ctx.scale, ctx.backend
     )
     dg = None if log_decay is None else dg

@@ -13,6 +13,7 @@ from torch import Tensor
 from longspan_kernels.block_sparse.backends import active_transform
 from longspan_kernels.errors import KernelError
 from longspan_kernels.launch.autocast import cast_as_products
+from longspan_kernels.launch.ops import op
 from longspan_kernels.linear import chunked
 from longspan_kernels.linear.arguments import check, check_tensors, moved, runs_of
 from longspan_kernels.linear.backends import choose_backend, for_transform
@@ -80,7 +81,7 @@ def linear_attention(
 
         out, state = fla_linear_attention(q, k, v, log_decay, initial_state, float(scale))
         return (out, state) if return_state else out
-    out, state, _ = torch.ops.longspan.linear_attention_forward(
+    out, state, _ = linear_attention_forward(
         q, k, v, log_decay, runs_of(segments, lengths), lengths, initial_state, float(scale), return_state, backend
     )
     return (out, state) if return_state else out
@@ -138,7 +139,7 @@ def _without_padding(x: Tensor, lengths: Tensor) -> Tensor:
     return x.masked_fill(beyond[:, None, :, None], 0.0)
 
 
-@torch.library.custom_op("longspan::linear_attention_forward", mutates_args=())
+@op("linear_attention_forward")
 def linear_attention_forward(
     q: Tensor,
     k: Tensor,
@@ -167,7 +168,7 @@ def linear_attention_forward(
     return out, state if wants_state else nothing, nothing.clone()
 
 
-@torch.library.custom_op("longspan::linear_attention_backward", mutates_args=())
+@op("linear_attention_backward")
 def linear_attention_backward(
     dout: Tensor,
     dstate: Tensor | None,
@@ -264,7 +265,7 @@ def _backward(ctx, dout, dstate, _):
     if dstate is not None and not dstate.numel():
         dstate = None
     wants_decay = log_decay is not None and ctx.needs_input_grad[3]
-    dq, dk, dv, dg, first = torch.ops.longspan.linear_attention_backward(
+    dq, dk, dv, dg, first = linear_attention_backward(
         dout, dstate, q, k, v, log_decay, runs, lengths, initial_state, states, ctx.scale, wants_decay, ctx.backend
     )
     dstart = None if initial_state is None else first.to(initial_state.dtype)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from longspan_kernels.block_sparse.backends import active_transform, choose_backend
 from longspan_kernels.errors import BackendError
+from longspan_kernels.launch.ops import op
 
 NOTHING = -1e30  # the logarithm of nothing, finite so that differences and gradients are
 ROWS = 8  # of a tile
@@ -35,7 +36,7 @@ def balance_causally(scores: Tensor, blocks: Tensor | None, iterations: int, bac
     like_heads = scores[:, :, :1, :1].expand(-1, -1, -1, 64)  # backends are chosen by the width of heads
     if not fits or transform is not None or choose_backend(backend, like_heads, like_heads, transform) != "triton":
         return reference_balance(scores, blocks, iterations)
-    out: Tensor = torch.ops.longspan.balance(scores, blocks, iterations)[0]
+    out: Tensor = _balance(scores, blocks, iterations)[0]
     return out
 
 
@@ -52,7 +53,7 @@ def reference_balance(scores: Tensor, blocks: Tensor | None, iterations: int) ->
     return scores.exp()
 
 
-@torch.library.custom_op("longspan::balance", mutates_args=())
+@op("balance")
 def _balance(scores: Tensor, blocks: Tensor | None, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
     """The matrix; the logarithms of rows [B, H, K, n', n'] that each iteration has divided by their sums, and those of the
     sums of their columns up to the end of each tile of rows, [B, H, K, tiles, n']; n' is n in whole units of 16."""
@@ -61,7 +62,7 @@ def _balance(scores: Tensor, blocks: Tensor | None, iterations: int) -> tuple[Te
     return triton_balance(scores, blocks, iterations)
 
 
-@torch.library.custom_op("longspan::balance_backward", mutates_args=())
+@op("balance_backward")
 def _balance_backward(dout: Tensor, blocks: Tensor | None, rows: Tensor, sums: Tensor) -> Tensor:
     from longspan_kernels.selected.triton.balance import triton_balance_backward
 
@@ -92,7 +93,7 @@ def _backward(ctx, dout, *unused):
         raise BackendError('create_graph=True: balancing has gradients of gradients with backend="blocked" alone')
     if dout is None:
         return None, None, None
-    return torch.ops.longspan.balance_backward(dout, *ctx.saved_tensors), None, None
+    return _balance_backward(dout, *ctx.saved_tensors), None, None
 
 
 _balance.register_autograd(_backward, setup_context=_save)

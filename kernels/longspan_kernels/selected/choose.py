@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from longspan_kernels.block_sparse.backends import choose_backend, exact_products
+from longspan_kernels.launch.ops import op
 
 SCORES_AT_ONCE = 1 << 23  # query-block scores that plain torch holds at a time
 MOST_PICKS = 16  # n up to which the Triton kernels choose: they hold all picks in registers, and work grows with n
@@ -46,7 +47,7 @@ def choose_blocks(
         BackendError: the backend cannot serve the call.
     """
     backend = _backend(backend, q, means, picks)
-    out = torch.ops.longspan.choose_blocks(q.detach(), means.detach(), lengths, picks, block_size, causal, backend)
+    out = _choose_blocks(q.detach(), means.detach(), lengths, picks, block_size, causal, backend)
     return out.transpose(2, 3)
 
 
@@ -70,9 +71,7 @@ def choose_scored_blocks(
         BackendError: the backend cannot serve the call.
     """
     backend = _backend(backend, scores, scores, picks, by_width=False)
-    out = torch.ops.longspan.choose_scored_blocks(
-        scores.detach(), lengths, first_row, length, picks, block_size, causal, backend
-    )
+    out = _choose_scored_blocks(scores.detach(), lengths, first_row, length, picks, block_size, causal, backend)
     return out.transpose(2, 3)
 
 
@@ -97,7 +96,7 @@ def allowed_blocks(rows: Tensor, tokens: Tensor, blocks: int, block_size: int, c
     return others & filled[:, None] & (rows < tokens[:, None])[:, :, None]
 
 
-@torch.library.custom_op("longspan::choose_blocks", mutates_args=())
+@op("choose_blocks")
 def _choose_blocks(
     q: Tensor, means: Tensor, lengths: Tensor | None, picks: int, block_size: int, causal: bool, backend: str
 ) -> Tensor:
@@ -127,7 +126,7 @@ def _by_products(q: Tensor, means: Tensor, lengths: Tensor | None, picks: int, b
     return out
 
 
-@torch.library.custom_op("longspan::choose_scored_blocks", mutates_args=())
+@op("choose_scored_blocks")
 def _choose_scored_blocks(
     scores: Tensor,
     lengths: Tensor | None,

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from longspan_kernels.block_sparse.backends import choose_backend, exact_products
+from longspan_kernels.launch.ops import op
 from longspan_kernels.selected.choose import MOST_PICKS, best_blocks
 
 SCORES_AT_ONCE = 1 << 22  # scores of queries with compressed keys that plain torch holds
@@ -51,12 +52,12 @@ def choose_important_blocks(
     """
     backend = choose_backend(backend, q, keys)
     backend = "triton" if backend == "triton" and picks - 1 <= MOST_PICKS else "torch"
-    return torch.ops.longspan.choose_important_blocks(
+    return _choose_important_blocks(
         q.detach(), keys.detach(), lse.detach(), lengths, picks, block_size, compressed_block, stride, causal, backend
     )
 
 
-@torch.library.custom_op("longspan::choose_important_blocks", mutates_args=())
+@op("choose_important_blocks")
 def _choose_important_blocks(
     q: Tensor,
     keys: Tensor,

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from longspan_kernels.block_sparse.backends import choose_backend, exact_products
+from longspan_kernels.launch.ops import op
 
 SCORES_AT_ONCE = 1 << 24  # scores of heads that plain torch holds at a time
 
@@ -32,12 +33,12 @@ def choose_tokens(
         the earliest tokens are taken, so that a choice does not depend on how long its batch is.
     """
     backend = choose_backend(backend, queries, keys)
-    return torch.ops.longspan.choose_tokens(
+    return _choose_tokens(
         queries.detach(), keys.detach(), weights.detach(), lengths, picks, "triton" if backend == "triton" else "torch"
     )
 
 
-@torch.library.custom_op("longspan::choose_tokens", mutates_args=())
+@op("choose_tokens")
 def _choose_tokens(queries: Tensor, keys: Tensor, weights: Tensor, lengths: Tensor | None, picks: int, backend: str) -> Tensor:
     (B, J, T, _), device = queries.shape, queries.device
     if backend == "triton" and queries.numel() and picks:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from longspan_kernels.launch.ops import op
+
 MOST_ENTRIES = 1 << 31  # B * P * T * n: entries are numbered by 32 bits
 
 
-@torch.library.custom_op("longspan::queries_of_blocks", mutates_args=())
+@op("queries_of_blocks")
 def queries_of_blocks(picks: Tensor, lengths: Tensor | None, blocks: int) -> tuple[Tensor, Tensor]:
     """picks [B, P, T, n] int, -1 for none -> order [B * P * T * n] int32 and start [B * P * nb + 1] int32.
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from longspan_kernels.block_sparse.backends import active_transform, choose_backend
 from longspan_kernels.errors import BackendError
+from longspan_kernels.launch.ops import op
 
 
 def gated_sum(gates: Tensor, branches: Sequence[Tensor], backend: str = "auto") -> Tensor:
@@ -26,7 +27,7 @@ def gated_sum(gates: Tensor, branches: Sequence[Tensor], backend: str = "auto") 
     first = branches[0]
     if len(branches) in (2, 3) and transform is None and choose_backend(backend, first, first) == "triton":
         a, b, *rest = branches
-        out: Tensor = torch.ops.longspan.gated_sum(gates, a, b, rest[0] if rest else None)
+        out: Tensor = _gated_sum(gates, a, b, rest[0] if rest else None)
         return out
     exact = torch.promote_types(torch.promote_types(first.dtype, torch.float32), gates.dtype)
     total = torch.zeros((), dtype=exact, device=first.device)
@@ -35,14 +36,14 @@ def gated_sum(gates: Tensor, branches: Sequence[Tensor], backend: str = "auto") 
     return total.to(first.dtype)
 
 
-@torch.library.custom_op("longspan::gated_sum", mutates_args=())
+@op("gated_sum")
 def _gated_sum(gates: Tensor, a: Tensor, b: Tensor, c: Tensor | None) -> Tensor:
     from longspan_kernels.selected.triton.mix import triton_gated_sum
 
     return triton_gated_sum(gates, a, b, c)
 
 
-@torch.library.custom_op("longspan::gated_sum_backward", mutates_args=())
+@op("gated_sum_backward")
 def _gated_sum_backward(dout: Tensor, gates: Tensor, a: Tensor, b: Tensor, c: Tensor | None) -> list[Tensor]:
     from longspan_kernels.selected.triton.mix import triton_gated_sum_backward
 
@@ -71,7 +72,7 @@ def _backward(ctx, dout):
     if torch.is_grad_enabled():
         raise BackendError('create_graph=True: the gated sum has gradients of gradients with backend="blocked" alone')
     gates, a, b, c = ctx.saved_tensors
-    found = torch.ops.longspan.gated_sum_backward(dout, gates, a, b, c)
+    found = _gated_sum_backward(dout, gates, a, b, c)
     return *found, *(None,) * (4 - len(found))
 
 

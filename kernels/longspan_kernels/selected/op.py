@@ -14,6 +14,7 @@ from torch.utils.flop_counter import register_flop_formula
 from longspan_kernels.block_sparse.backends import active_transform, choose_backend, exact_products
 from longspan_kernels.errors import BackendError, KernelError
 from longspan_kernels.launch.autocast import cast_as_products
+from longspan_kernels.launch.ops import op
 from longspan_kernels.selected.attend import torch_backward, torch_forward
 from longspan_kernels.selected.lists import MOST_ENTRIES, queries_of_blocks
 from longspan_kernels.selected.options import Selection
@@ -119,7 +120,7 @@ def selected_attention(
         return (out.to(q.dtype), lse) if return_lse else out.to(q.dtype)
     picks = picks.detach().to(torch.int32)
     order, start = queries_of_blocks(picks, lengths, -(-q.shape[2] // block_size))
-    out, lse = torch.ops.longspan.selected_forward(
+    out, lse = selected_forward(
         q, k, v, picks, order, start, lengths, segments, seed, block_size, causal, scale, float(dropout_p), backend
     )
     return (out, lse) if return_lse else out
@@ -145,7 +146,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor, picks: Tensor, block_size: int) -> N
         raise KernelError(f"{picks.numel():,} picks are more than 32 bits number; give fewer sequences at once")
 
 
-@torch.library.custom_op("longspan::selected_forward", mutates_args=())
+@op("selected_forward")
 def selected_forward(
     q: Tensor,
     k: Tensor,
@@ -177,7 +178,7 @@ def selected_forward(
         return torch_forward(q, k, v, chosen)
 
 
-@torch.library.custom_op("longspan::selected_backward", mutates_args=())
+@op("selected_backward")
 def selected_backward(
     dout: Tensor,
     dlse: Tensor | None,
@@ -246,7 +247,7 @@ def _backward(ctx, dout, dlse):
     q, k, v, *lists, out, lse = ctx.saved_tensors
     if dout is None:
         dout = torch.zeros_like(out)
-    grads = torch.ops.longspan.selected_backward(dout, dlse, q, k, v, out, lse, *lists, *ctx.call)
+    grads = selected_backward(dout, dlse, q, k, v, out, lse, *lists, *ctx.call)
     return *grads, *(None,) * 11
 
 

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import register_flop_formula
 from longspan_kernels.block_sparse.backends import active_transform, choose_backend, exact_products
 from longspan_kernels.errors import BackendError, KernelError
 from longspan_kernels.launch.autocast import cast_as_products
+from longspan_kernels.launch.ops import op
 from longspan_kernels.selected.reference import selected_reference
 
 NUMBERS_AT_ONCE = 1 << 20  # of gathered keys held in plain torch: 1 << 23 leave a core's cache and take twice the time
@@ -88,11 +89,11 @@ def attend_to_tokens(
         with exact_products(q):
             out, lse = selected_reference(q.to(exact), k.to(exact), v.to(exact), of_all, 1, scale=scale)
         return (out.to(q.dtype), lse) if return_lse else out.to(q.dtype)
-    out, lse = torch.ops.longspan.tokens_forward(q, k, v, picks.detach().to(torch.int32), scale, backend)
+    out, lse = tokens_forward(q, k, v, picks.detach().to(torch.int32), scale, backend)
     return (out, lse) if return_lse else out
 
 
-@torch.library.custom_op("longspan::tokens_forward", mutates_args=())
+@op("tokens_forward")
 def tokens_forward(q: Tensor, k: Tensor, v: Tensor, picks: Tensor, scale: float, backend: str) -> tuple[Tensor, Tensor]:
     if backend == "triton" and q.numel() and picks.numel():
         from longspan_kernels.selected.triton.tokens import triton_tokens_forward
@@ -112,7 +113,7 @@ def tokens_forward(q: Tensor, k: Tensor, v: Tensor, picks: Tensor, scale: float,
     return out.to(q.dtype), lse
 
 
-@torch.library.custom_op("longspan::tokens_backward", mutates_args=())
+@op("tokens_backward")
 def tokens_backward(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, picks: Tensor, scale: float, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -246,7 +247,7 @@ def _backward(ctx, dout, _):
     if dout is None:
         return (None,) * 6
     q, k, v, out, lse, picks = ctx.saved_tensors
-    grads = torch.ops.longspan.tokens_backward(dout, q, k, v, out, lse, picks, ctx.scale, ctx.backend)
+    grads = tokens_backward(dout, q, k, v, out, lse, picks, ctx.scale, ctx.backend)
     return *grads, None, None, None
 
 
