@@ -111,6 +111,7 @@ def test_own_features_are_labels(tmp_path, settings, names, expected):
     right = np.zeros(120, int)
     right[10:30], right[30:40], right[40:60] = expected
     assert found.tolist() == right[: len(found)].tolist()
+    assert data.describe()["train"].get("not_scored", 0) == int((found < 0).sum()), "what is not trained on is counted"
     if settings.get("strands", True):
         assert data.label_complement.tolist() == [0, 2, 1, 4, 3]
 

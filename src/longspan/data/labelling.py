@@ -147,13 +147,18 @@ class TokenLabellingDataModule(SequenceDataModule):
 
     def _counts(self, split: str) -> np.ndarray:
         """Bases of each class in a split's windows, [3]."""
+        return self._counted(split)[0]
+
+    def _counted(self, split: str) -> tuple[np.ndarray, int]:
+        """Those, and how many bases are of no class, since they are in features of several labels."""
         data = self.split(split)
         assert isinstance(data, WindowDataset)
-        total = np.zeros(self.num_classes or 0, dtype=np.int64)
+        total, bases = np.zeros(self.num_classes or 0, dtype=np.int64), 0
         for index in range(len(data)):
             labels = data[index]["labels"]
             total += np.bincount(labels[labels >= 0], minlength=len(total))
-        return total
+            bases += len(labels)
+        return total, bases - int(total.sum())
 
     def class_counts(self) -> tuple[np.ndarray, int | None]:
         """Bases of each class in the training windows, [3]."""
@@ -164,7 +169,8 @@ class TokenLabellingDataModule(SequenceDataModule):
         return class_baselines(self._counts("train"), self._counts(split))
 
     def describe(self) -> dict[str, Any]:
-        """Source, the policy on overlapping genes, and of each split the windows, bases and bases of each class."""
+        """Source, the policy on overlapping genes, and of each split the windows, bases and bases of each class; of bases
+        that are in features of several labels (`overlap`) how many."""
         record: dict[str, Any] = {
             "source": str(self.source),
             "test_source": str(self.test_source) if self.test_source else None,
@@ -176,12 +182,14 @@ class TokenLabellingDataModule(SequenceDataModule):
         for split in SPLITS:
             data = self.split(split)
             assert isinstance(data, WindowDataset)
-            counts = self._counts(split)
+            counts, unscored = self._counted(split)
             record[split] = {
                 "windows": len(data),
                 "bases": data.token_count,
                 "classes": dict(zip(self.class_names or (), counts.tolist(), strict=True)),
             }
+            if unscored:
+                record[split]["not_scored"] = unscored
         if self.dropped.counts:
             record["left_out"] = dict(self.dropped.counts)
         return json.loads(json.dumps(record))
