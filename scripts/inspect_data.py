@@ -15,6 +15,7 @@ from typing import Any
 
 from longspan.config.errors import ConfigError, readable_errors
 from longspan.config.overrides import split_words
+from longspan.config.own_folder import with_own_folder
 from longspan.config.reachable import check_output
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -24,7 +25,7 @@ KEYS = {"output": "a PNG file for the picture", "examples": "how many examples o
 def main(arguments: list[str]) -> None:
     """Prints examples, lengths and labels of each split; with `output` draws them."""
     with readable_errors():
-        own, words = split_words(arguments, KEYS)
+        own, words = split_words(with_own_folder(arguments), KEYS)
         from longspan.config.command_line import check_job, readable_words
 
         if "output" in own:

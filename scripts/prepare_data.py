@@ -16,6 +16,7 @@ from typing import Any
 
 from longspan.config.errors import readable_errors
 from longspan.config.overrides import split_words
+from longspan.config.own_folder import with_own_folder
 from longspan.config.reachable import check_output
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -25,7 +26,7 @@ KEYS = {"output": "a JSON file for what is said"}
 def main(arguments: list[str]) -> None:
     """Prints sizes, splits and classes of the data, the trivial baselines of its splits, and one batch's shapes."""
     with readable_errors():
-        own, words = split_words(arguments, KEYS)
+        own, words = split_words(with_own_folder(arguments), KEYS)
         from longspan.config.command_line import check_job, readable_words
 
         if "output" in own:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from warm_process import run
 
 from longspan.config.command_line import check_command_line, choices_of, composed, groups, jobs
 from longspan.config.errors import ConfigError
+from longspan.config.own_folder import as_typed, with_own_folder
 
 CONF = Path(__file__).parents[1] / "conf"
 VARIANTS = {
@@ -101,6 +103,26 @@ def test_such_a_sweep_is_refused_however_it_is_asked_for(words, tmp_path):
     done = run(CONF.parent / "train.py", *words, f"hydra.sweep.dir={tmp_path}/sweep", cwd=tmp_path)
     assert done.returncode == 2 and "scripts/sweep.py" in done.stderr and "Traceback" not in done.stderr
     assert not list(tmp_path.rglob("record.json"))
+
+
+def test_a_folder_of_ones_own_comes_before_the_projects(tmp_path, capsys):
+    (tmp_path / "attention").mkdir()
+    text = (CONF / "attention/local.yaml").read_text()
+    for name, window in (("local", 7), ("mine", 9)):
+        (tmp_path / "attention" / f"{name}.yaml").write_text(re.sub(r"(?m)^window: .*$", f"window: {window}", text))
+    own = ["--config-dir", str(tmp_path)]
+    for attention, window in (("local", 7), ("mine", 9)):
+        assert composed(CONF, with_own_folder([*own, f"attention={attention}"])).attention.window == window
+    assert as_typed(with_own_folder([*own, "seed=1"])) == [*own, "seed=1"], "as the record's command has it"
+    assert composed(CONF, ["attention=local"]).attention.window != 7, "another command does not know it"
+    check_command_line(CONF, [*own, "-m", "attention=mine,full"])
+    for word, said in (("attention=mime", "attention=mine"), ("attention.windw=3", "attention.window"), ("seed=x", "seed")):
+        with pytest.raises(SystemExit):
+            check_command_line(CONF, [*own, "attention=mine", word])
+        assert said in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        check_command_line(CONF, ["--config-dir", str(tmp_path / "none")])
+    assert "give one folder that is there" in capsys.readouterr().err
 
 
 def test_the_variants_are_there():

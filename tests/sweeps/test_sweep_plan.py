@@ -11,7 +11,7 @@ from longspan.config.command_line import check_command_line, choices_of
 from longspan.config.diff import differences
 from longspan.config.errors import ConfigError
 from longspan.config.written import quoted
-from longspan.sweeps.command import with_own_folder
+from longspan.sweeps.command import checked_words
 from longspan.sweeps.engines import gpus_of, slots
 from longspan.sweeps.plan import grid_jobs, read_sweep
 
@@ -65,11 +65,11 @@ def test_a_folder_of_ones_own_has_choices_and_sweeps_for_each_run(tmp_path):
     }.items():
         (own / name).parent.mkdir(parents=True, exist_ok=True)
         (own / name).write_text(text)
-    found = jobs(*with_own_folder(["--config-dir", str(own), "sweep=mine"]))
+    found = jobs(*checked_words(["--config-dir", str(own), "sweep=mine"]))
     assert [job.name for job in found] == ["mine-seed0", "full-seed0"]
     for job in found:  # as the run itself will read them
         check_command_line(CONF, job.command(Path("train.py"))[2:])
-    same = read_sweep(with_own_folder([f"--config-dir={own}", "attention=mine,full"]), CONF)
+    same = read_sweep(checked_words([f"--config-dir={own}", "attention=mine,full"]), CONF)
     assert same.output == read_sweep(["attention=mine,full"], CONF).output, "where a folder lies names no sweep"
     for words in (
         ["--config-dir", str(tmp_path / "none")],
@@ -78,7 +78,7 @@ def test_a_folder_of_ones_own_has_choices_and_sweeps_for_each_run(tmp_path):
         ["--multirun"],
     ):
         with pytest.raises(ConfigError, match=words[0] if words[0] == "--multirun" else "give one folder that is there"):
-            with_own_folder(words)
+            checked_words(words)
 
 
 @pytest.mark.parametrize("name", choices_of(CONF, "sweep"))

@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from longspan.config.checks import check_config, check_steps
 from longspan.config.errors import ConfigError, readable_errors
+from longspan.config.own_folder import own_folders_first, with_own_folder
 from longspan.config.reachable import check_reachable
 from longspan.config.resolved import resolved_config
 from longspan.config.values import check_added, check_values
@@ -37,11 +38,13 @@ CHECKED_JOBS = 64
 
 def check_command_line(conf: Path, arguments: Sequence[str] | None = None) -> None:
     """Composes every job that the command line asks for; exits with code 2 and a short message where one cannot be."""
-    args = get_args_parser().parse_args(readable_words(sys.argv[1:] if arguments is None else arguments))
+    with readable_errors():
+        words = readable_words(with_own_folder(sys.argv[1:] if arguments is None else arguments))
+    args = get_args_parser().parse_args(words)
     if args.help or args.hydra_help or args.info or args.shell_completion or args.experimental_rerun:
         return
-    if args.config_path or args.config_dir:
-        return  # a user's own config folder: Hydra reads it in its own way
+    if args.config_path:
+        return  # another folder in place of conf/: Hydra reads it in its own way
     with readable_errors():
         for job in jobs(args.overrides, args.multirun):
             check_job(conf, job, args.config_name or "config", multirun=args.multirun)
@@ -128,7 +131,8 @@ def composed(conf: Path, overrides: Sequence[str], name: str = "config", *, with
     for word in overrides:
         if "=" not in word and not word.startswith("~"):
             raise ConfigError(f"{word} has no value: give {word}=VALUE")
-    with _without_running_job(), initialize_config_dir(config_dir=str(conf.resolve()), version_base="1.3"):
+    folder = str(conf.resolve())
+    with _without_running_job(), own_folders_first(overrides), initialize_config_dir(config_dir=folder, version_base="1.3"):
         try:
             return compose(config_name=name, overrides=list(overrides), return_hydra_config=with_hydra)
         except MissingConfigException as error:

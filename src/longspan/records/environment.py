@@ -73,7 +73,12 @@ def command_line() -> str:
     arguments = sys.argv[1:]
     config = getattr(sys.modules.get("hydra.core.hydra_config"), "HydraConfig", None)  # only where Hydra runs at all
     if config is not None and config.initialized() and "MULTIRUN" in str(config.get().mode):
-        arguments = list(config.get().overrides.task)
+        own_folder = [word for word in config.get().overrides.hydra if word.startswith("hydra.searchpath=")]
+        arguments = [*own_folder, *config.get().overrides.task]
+    if any(word.startswith("hydra.searchpath=") for word in arguments):
+        from longspan.config.own_folder import as_typed  # only now: it loads Hydra
+
+        arguments = as_typed(arguments)
     script = sys.argv[0] if sys.argv else ""
     if os.path.basename(script).startswith("ipykernel"):
         return ""  # a notebook: what started it repeats nothing

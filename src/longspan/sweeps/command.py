@@ -19,11 +19,10 @@ from pathlib import Path
 
 from longspan.config.errors import ConfigError, readable_errors
 from longspan.config.folder import conf_folder
-from longspan.config.written import quoted
-from longspan.sweeps.plan import SEARCH_PATH, grid_jobs, read_sweep
+from longspan.config.own_folder import with_own_folder
+from longspan.sweeps.plan import grid_jobs, read_sweep
 
 TRAIN = Path(__file__).parent / "job" / "longspan_train.py"
-CONFIG_DIR = ("--config-dir", "-cd")
 
 
 def main(
@@ -46,7 +45,7 @@ def main(
         return 0
     with readable_errors():
         conf = conf_folder()
-        settings = read_sweep(with_own_folder(words), conf)
+        settings = read_sweep(checked_words(words), conf)
         if settings.search is not None:
             from longspan.sweeps.search import SearchSweep
 
@@ -73,26 +72,14 @@ def main(
     return 0 if complete == len(statuses) else 1
 
 
-def with_own_folder(words: Sequence[str]) -> list[str]:
-    """`--config-dir FOLDER`, as Hydra's commands take it, as a word that the sweep and each of its runs understand.
+def checked_words(words: Sequence[str]) -> list[str]:
+    """The words of a sweep, `--config-dir FOLDER` as the word that the sweep and each of its runs understand.
 
     Raises:
         ConfigError: no such folder, or another option.
     """
-    rest, folders = [], []
-    given = iter(words)
-    for word in given:
-        option, equals, value = word.partition("=")
-        if option in CONFIG_DIR:
-            folders.append(value if equals else next(given, ""))
-        elif word.startswith("-"):
+    rest = with_own_folder(words)
+    for word in rest:
+        if word.startswith("-"):
             raise ConfigError(f"{word} is no option of a sweep; there are --config-dir FOLDER and --help")
-        else:
-            rest.append(word)
-    if not folders:
-        return rest
-    if len(folders) > 1 or not Path(folders[0]).is_dir() or not folders[0]:
-        raise ConfigError(
-            f"--config-dir {' '.join(folders)}: give one folder that is there, with groups such as attention/ in it"
-        )
-    return [f"{SEARCH_PATH}[{quoted(f'file://{Path(folders[0]).resolve()}')}]", *rest]
+    return rest

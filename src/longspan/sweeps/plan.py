@@ -17,11 +17,11 @@ from omegaconf import OmegaConf
 
 from longspan.config.command_line import check_job, composed, readable_words
 from longspan.config.errors import ConfigError
+from longspan.config.own_folder import SEARCH_PATH
 from longspan.config.written import quoted, written
 from longspan.sweeps.settings import SweepSettings, settings_of
 
 LONGEST_NAME = 80
-SEARCH_PATH = "hydra.searchpath="  # begins the word that names a user's own config folder
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from longspan.config.command_line import check_command_line, readable_words
 from longspan.config.errors import readable_errors
 from longspan.config.folder import conf_folder
+from longspan.config.own_folder import own_folders_first, with_own_folder
 from longspan.config.resuming import hide_words, shown_again
 from longspan.training.launched import end_with_launcher, launcher_overrides
 from longspan.training.threads import patient_threads
@@ -43,10 +44,12 @@ def train(conf: Path) -> None:
     patient_threads()
     end_with_launcher()
     with readable_errors():
-        sys.argv[1:] = readable_words([*sys.argv[1:], *launcher_overrides(sys.argv[1:])])
+        typed = with_own_folder(sys.argv[1:])
+        sys.argv[1:] = readable_words([*typed, *launcher_overrides(typed)])
         hide_words()
     check_command_line(conf)
-    job()
+    with own_folders_first(sys.argv[1:]):
+        job()
 
 
 def main() -> None:
