@@ -252,7 +252,7 @@ def test_the_closing_table_fits_80_columns(tmp_path):
         "8 PFLOP",
         "19.9 k tokens/s",
         "12.3 %",
-        "data.num_workers",
+        "of the training; raise data.num_workers",
         "complete in",
     ):
         assert words in text, words

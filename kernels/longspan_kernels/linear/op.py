@@ -90,7 +90,7 @@ def linear_attention(
 def by_definition(q: Tensor, k: Tensor, v: Tensor, rest: dict[str, Tensor | None], **call: Any) -> tuple[Tensor, Tensor]:
     """The reference in float32 or wider, as every backend holds its state; `rest` are the tensors beside q, k and v."""
     exact = torch.promote_types(q.dtype, torch.float32)
-    wide = {name: None if x is None else x.to(exact) for name, x in rest.items()}
+    wide: dict[str, Any] = {name: None if x is None else x.to(exact) for name, x in rest.items()}
     with torch.autocast(q.device.type, enabled=False):
         out, state = reference_linear_attention(q.to(exact), k.to(exact), v.to(exact), **wide, **call)
     return out.to(q.dtype), state

@@ -112,7 +112,7 @@ def _cost_rows(record: Record) -> list[tuple[str, str, str]]:
     add("step_time", "time a step", _cost(record, "step_time"), _attention_time(record))
     share = values.get("data_time_share")
     if share is not None:
-        note = "of the training time" + ("; more data.num_workers may help" if share >= NOTABLE_WAIT else "")
+        note = "of the training; raise data.num_workers" if share >= NOTABLE_WAIT else "of the training time"
         rows.append(("waits for data", f"{100 * share:.1f} %", note))
     add("tokens_per_second", "speed", _cost(record, "tokens_per_second"))
     if "peak_memory" in values:
