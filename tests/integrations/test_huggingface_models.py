@@ -68,6 +68,63 @@ def test_a_classifier_is_an_auto_model_and_a_pipeline(saved):
             assert row["score"] == pytest.approx(expected[f"p({row['label']})"], abs=1e-5)
 
 
+def test_a_folder_is_an_auto_model_of_its_last_vectors(saved):
+    for name in saved:
+        ours, folder = saved[name]
+        model, told = transformers.AutoModel.from_pretrained(folder, output_loading_info=True)
+        tokens = torch.randint(0, 4, (2, 20))
+        mask = torch.ones_like(tokens)
+        mask[1, :7] = 0
+        with torch.no_grad():
+            both, one = (model(tokens, attention_mask=m).last_hidden_state for m in (mask, None))
+            torch.testing.assert_close(one, ours.model.backbone(tokens))
+            torch.testing.assert_close(both[1, 7:], ours.model.backbone(tokens[1:, 7:])[0], atol=1e-5, rtol=1e-5)
+        assert not told["unexpected_keys"] and not told["missing_keys"]
+
+
+def test_numbers_are_in_the_units_of_the_targets(tmp_path):
+    rows = "".join(f"{'ab' * (n % 9 + 1)} {n},{100 + n},{-n}\n" for n in range(40))
+    (tmp_path / "rows.csv").write_text(f"text,high,low\n{rows}")
+    words = [f"data.path={tmp_path / 'rows.csv'}", "data.label_columns=[high,low]", "task=sequence_regression"]
+    run(config_for([*SMALL, "data=regression", *words], tmp_path / "run", CONF))
+    ours = longspan.load(tmp_path / "run")
+    folder = ours.save_pretrained(tmp_path / "saved")
+    expected = ours.predict(["abab 3"])[0]
+    (rows,) = transformers.pipeline("text-classification", model=str(folder), top_k=None)(["abab 3"])
+    assert {row["label"]: pytest.approx(row["score"], abs=1e-3) for row in rows} == {n: expected[n] for n in ("high", "low")}
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder)
+    batch = {"tokens": torch.randint(0, 99, (3, 20)), "labels": torch.randn(3, 2) * 10}
+    loss = model(batch["tokens"], labels=batch["labels"]).loss
+    torch.testing.assert_close(loss, ours.task.step(batch, 0, "train").loss, atol=1e-5, rtol=1e-5)
+
+
+def test_an_encoder_decoder_finds_the_same_targets(tmp_path):
+    words = ["data=dates", "data.pairs=60", "data.max_length=32", "data.max_target_length=16", "data.batch_size=4"]
+    more = ["model=encoder_decoder", "task=sequence_to_sequence", "trainer.val_check_interval=3", "data.max_test_windows=2"]
+    run(config_for([*SMALL, *words, *more, "data.max_validation_windows=2"], tmp_path / "run", CONF))
+    ours = longspan.load(tmp_path / "run")
+    folder = ours.save_pretrained(tmp_path / "saved")
+    model = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder)
+    texts = ["March 3, 2004", "Sunday, 16 Jun 1996"]
+    expected = [row["prediction"] for row in ours.predict(texts)]
+    for side in ("left", "right"):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, padding_side=side)
+        batch = tokenizer(texts, return_tensors="pt", padding=True)
+        assert tokenizer.batch_decode(model.generate(**batch), skip_special_tokens=True) == expected
+    labels = torch.randint(0, 99, (2, 7))
+    loss = model(batch["input_ids"], batch["attention_mask"], labels=labels).loss
+    given = {"tokens": batch["input_ids"], "lengths": batch["attention_mask"].sum(1), "labels": labels}
+    given["target"] = torch.cat([torch.full((2, 1), ours.task.bos_id), labels[:, :-1]], 1)
+    torch.testing.assert_close(loss, ours.task.step(given, 0, "train").loss, atol=1e-5, rtol=1e-5)
+    for call, told in (
+        (lambda: model(batch["input_ids"]), "give decoder_input_ids or labels"),
+        (lambda: model.generate(batch["input_ids"], do_sample=True), "leave out do_sample"),
+        (lambda: transformers.AutoModel.from_pretrained(folder)(batch["input_ids"]), "AutoModelForSeq2SeqLM"),
+    ):
+        with pytest.raises(CallError, match=told):
+            call()
+
+
 def test_a_folder_loads_without_a_report_of_strange_weights(saved):
     _, folder = saved["classifier"]  # its file holds the weights of classes, which the task takes for its loss
     _, told = transformers.AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True)

@@ -50,9 +50,13 @@ def save(model: TrainedModel, folder: Path) -> Path:
         "longspan_config": config,
         "longspan_facts": model.facts,
     }
-    if model.classes:
-        content["id2label"] = dict(enumerate(model.classes))
-        content["label2id"] = {name: number for number, name in enumerate(model.classes)}
+    if labels := model.classes or model.facts.get("target_names"):
+        content["id2label"] = dict(enumerate(labels))
+        content["label2id"] = {name: number for number, name in enumerate(labels)}
+    if task == "SequenceRegression":
+        content["problem_type"] = "regression"
+    if task == "SequenceToSequence":
+        content["is_encoder_decoder"] = True
     if getattr(model.task, "multi_label", False):
         content["problem_type"] = "multi_label_classification"
     (folder / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -110,6 +114,8 @@ ARCHITECTURES = {
     "MaskedModelling": "ForMaskedLM",
     "SequenceClassification": "ForSequenceClassification",
     "TokenLabelling": "ForTokenClassification",
+    "SequenceRegression": "ForSequenceClassification",
+    "SequenceToSequence": "ForSeq2SeqLM",
 }
 
 
