@@ -7,6 +7,7 @@ step is short: the hardest case for a loader.
 
 from __future__ import annotations
 
+import gc
 import logging
 import tempfile
 import time
@@ -100,6 +101,7 @@ def training(genome: Path, length: int, workers: int, size: Size, attention: str
     place = torch.device(device)
     on_gpu = place.type == "cuda"
     meter = MeasuredCost(warmup_steps=size.warmup_steps, energy=False, attention_steps=0)
+    gc.collect()  # what a training before this one still holds, which is in cycles, would count as this one's memory
     row: Row = {"case": "training", "attention": attention, "T": length, "workers": workers}
     with quiet():
         seed_everything(0, verbose=False)
