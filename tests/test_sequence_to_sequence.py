@@ -9,6 +9,7 @@ import pytest
 
 import longspan
 from longspan.config.errors import ConfigError
+from longspan.inference.commands.generate import main as generate_command
 from longspan.inference.evaluate import evaluate
 from longspan.inference.predict import predict
 
@@ -56,7 +57,7 @@ def test_the_record_has_quality_and_latency(checkpoint):
     )
 
 
-def test_predictions_loading_and_saving(checkpoint, tmp_path):
+def test_predictions_loading_and_saving(checkpoint, tmp_path, capsys):
     sources = ["12", "7,654", "100,000"]
     model = longspan.load(checkpoint)
     rows = model.predict(sources)
@@ -66,6 +67,8 @@ def test_predictions_loading_and_saving(checkpoint, tmp_path):
         assert whole.startswith(short.rstrip("\ufffd"))
     assert "".join(model.stream(sources[1])) == rows[1]["prediction"]
     assert "".join(model.translate_stream([sources[1]])) == rows[1]["prediction"]
+    generate_command([f"checkpoint={checkpoint}", f"prompt={sources[1]}"])
+    assert capsys.readouterr().out == rows[1]["prediction"] + "\n", "the target, without its source before it"
     for wrong, message in (
         ({"temperature": 0.7}, "temperature=0.7: an"),
         ({"top_k": 3}, "top_k=3: an"),

@@ -80,7 +80,7 @@ def test_batches_hold_the_two_of_a_pair_one_after_the_other(tmp_path):
     first = 2 * int(batch["labels"].argmax())
     assert batch["lengths"][first : first + 2].tolist() == [29, 31] and sorted(batch["widths"]) == [16, 32]
     assert data.describe()["tissue"] == "Whole_Blood"
-    with pytest.raises(ConfigError, match=r"data.sequences.*reads no sequences"):
+    with pytest.raises(ConfigError, match=r"sequences.*reads no sequences"):
         data.given_dataloader(["ACGT"])
 
 

@@ -205,7 +205,7 @@ class SequenceDataModule(pl.LightningDataModule):
         return DataLoader(given, shuffle=False, **{**self._options(names=True), "num_workers": 0, "persistent_workers": False})
 
     def _given_set(self, documents: list[Document]) -> Dataset:
-        raise wrong_value("data.sequences", None, f"{type(self).__name__} makes its own sequences; it reads no texts")
+        raise wrong_value("sequences", None, f"{type(self).__name__} makes its own sequences; it reads no texts")
 
     def _train_sampler(self, data: Dataset, rank: int, world: int) -> TrainSampler:
         anew = isinstance(data, BothStrands) or getattr(data, "endless", False)

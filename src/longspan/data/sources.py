@@ -181,18 +181,18 @@ def given_documents(texts: Sequence[str | bytes], vocabulary: Vocabulary, names:
         ConfigError: no texts, an empty one, one that is no text, or a character outside the vocabulary.
     """
     if isinstance(texts, (str, bytes)) or not texts:
-        raise wrong_value("data.sequences", texts, "give a list of texts, at least one")
+        raise wrong_value("sequences", texts, "give a list of texts, at least one")
     if names is not None and len(names) != len(texts):
-        raise wrong_value("data.names", list(names)[:3], f"give one for each of the {len(texts)} sequences")
+        raise wrong_value("names", list(names)[:3], f"give one for each of the {len(texts)} sequences")
     documents = []
     counted = not isinstance(vocabulary, LookupVocabulary)  # as of what is read from files, see `SequenceDataModule.reading`
     for number, text in enumerate(texts):
         if not isinstance(text, (str, bytes)) or not text:
-            raise wrong_value(f"data.sequences[{number}]", text, "give a text that is not empty")
+            raise wrong_value(f"sequences[{number}]", text, "give a text that is not empty")
         try:
             tokens, spans = vocabulary.encode_spans(text.encode() if isinstance(text, str) else bytes(text))
         except ValueError as error:
-            raise wrong_value(f"data.sequences[{number}]", text[:40], str(error)) from None
+            raise wrong_value(f"sequences[{number}]", text[:40], str(error)) from None
         name = str(number if names is None else names[number])
         documents.append(Document(name, tokens, Row("", number + 1, {}), spans if counted else None))
     return documents

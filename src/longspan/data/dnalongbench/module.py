@@ -148,7 +148,7 @@ class DNALongBenchDataModule(LabelledDataModule):
 
     def _given_set(self, documents: list[Any]) -> LabelledSet:
         if self.of_alleles:
-            raise wrong_value("data.sequences", None, "eqtl compares two alleles of a table of variants; it reads no sequences")
+            raise wrong_value("sequences", None, "eqtl compares two alleles of a table of variants; it reads no sequences")
         tokens = [document.tokens[: self.max_length] for document in documents]
         return LabelledSet(tokens.__getitem__, None, len(tokens), [document.name for document in documents])
 

@@ -145,7 +145,7 @@ class TracksDataModule(SequenceDataModule):
         other = next((d for d in documents if len(d.tokens) != self.max_length), None)
         if other is not None:
             fix = f"{other.name} has {len(other.tokens)} bases; bins lie in windows of {self.max_length}"
-            raise wrong_value("data.sequences", other.name, fix)
+            raise wrong_value("sequences", other.name, fix)
         tokens = [document.tokens for document in documents]
         return TrackSet(tokens.__getitem__, None, lambda number: (documents[number].name, 0), len(tokens))
 

@@ -1,4 +1,5 @@
-"""Goes on with a text, by a trained language model; what it writes comes to the terminal as it is chosen.
+"""Goes on with a text, by a trained language model, or writes the target of a source, by an encoder-decoder; what it writes
+comes to the terminal as it is chosen.
 
     longspan-generate checkpoint=RUN prompt="The quick brown"
     longspan-generate checkpoint=RUN prompt=ACGT max_new_tokens=500 temperature=0.8 top_k=5 seed=1
@@ -30,7 +31,7 @@ KEYS = {
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "longspan-generate") -> None:
-    """Prints the prompt and what follows it.
+    """Prints the prompt and what follows it; of an encoder-decoder the target alone, whose source the prompt is.
 
     Args:
         arguments: the words of the command line; None takes those that were typed.
@@ -65,7 +66,8 @@ def main(arguments: Sequence[str] | None = None, program: str = "longspan-genera
             )
         parts = model.stream(own["prompt"], **wanted)
         first = next(parts, "")  # what is wrong is told before anything is written
-        print(own["prompt"], end=first, flush=True)
+        told = "" if isinstance(model.task, SequenceToSequence) else own["prompt"]  # a target does not go on from its source
+        print(told, end=first, flush=True)
         for part in parts:
             print(part, end="", flush=True)
         print()
