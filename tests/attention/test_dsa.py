@@ -165,7 +165,7 @@ def test_the_config_is_the_default_and_states_its_cost():
 
 
 WRONG = [
-    ({"causal": False}, "dsa is causal"),
+    ({"causal": False}, "attention = 'dsa' is causal"),
     ({"dropout": 0.1}, r"attention\.dropout = 0.1"),
     ({"top_k": 0}, r"attention\.top_k = 0"),
     ({"indexer_width": 8}, r"attention\.indexer_width = 8"),

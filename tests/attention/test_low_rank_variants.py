@@ -196,7 +196,7 @@ def test_configs_are_defaults_and_costs_grow(name):
 @pytest.mark.parametrize(
     ("name", "settings", "words"),
     [
-        ("linformer", PLACE, "it is not causal. Take a task that sees both ways"),
+        ("linformer", PLACE, "attention = 'linformer' sums keys over the whole sequence"),
         ("linformer", BOTH_WAYS | {"max_length": None}, "give max_length"),
         ("linformer", BOTH_WAYS | {"projected": 0}, "attention.projected = 0"),
         ("synthesizer", PLACE | {"kind": "sparse"}, "attention.kind = 'sparse' is unknown; choose one of random, dense"),

@@ -212,7 +212,8 @@ def test_a_map_shows_what_the_state_gives(name):
 
 @pytest.mark.parametrize("name", ["retention", "gated_linear", "gated_delta"])
 def test_recurrent_variants_are_causal_only(name):
-    with pytest.raises(ConfigError, match=r"causal only; .* take attention=linear, performer or a pattern"):
+    message = rf"attention = .{name}. goes from token to token and is causal only; .* take attention=linear, performer or a"
+    with pytest.raises(ConfigError, match=message):
         getattr(variants, name)(**PLACE | {"causal": False})
 
 

@@ -54,7 +54,7 @@ class DeepSeekSparseAttention(ContentAttention):
     ) -> None:
         super().__init__(**place)
         if not self.causal:
-            raise wrong_setting("", "dsa is causal: its indexer scores earlier tokens; choose it for language modelling")
+            raise wrong_setting("", "= 'dsa' is causal: its indexer scores earlier tokens; choose it for language modelling")
         if self.dropout:
             raise wrong_setting("dropout", f"= {self.dropout}: dsa drops no weights; give 0")
         self.top_k = as_whole("top_k", top_k, 1, "tokens a query sees")

@@ -43,11 +43,11 @@ class Linformer(ContentAttention):
         if self.causal:
             raise wrong_setting(
                 "",
-                "linformer sums keys over the whole sequence, so queries would see later tokens: it is not causal. Take a "
+                "= 'linformer' sums keys over the whole sequence, so queries would see later tokens: it is not causal. Take a "
                 "task that sees both ways (task=masked_modelling, sequence_classification), or attention=compressed or linear",
             )
         if max_length is None:
-            raise wrong_setting("", "linformer has weights for each position; give max_length")
+            raise wrong_setting("", "= 'linformer' has weights for each position; give max_length")
         self.projected = as_whole("projected", projected, 1, "a number of projected keys")
         self.share, self.max_length = bool(share), max_length
         bound = projected**-0.5

@@ -67,9 +67,10 @@ class StateAttention(ContentAttention):
         if backend not in BACKENDS:
             raise wrong_setting("backend", f"= {backend!r} is unknown; choose one of {', '.join(BACKENDS)}")
         if self.recurs and not causal:
+            name = type(self).__module__.rpartition(".")[2]  # files are named as commands name variants
             raise wrong_setting(
                 "",
-                f"{type(self).__name__} goes from token to token and is causal only; with a task that sees both ways, such "
+                f"= {name!r} goes from token to token and is causal only; with a task that sees both ways, such "
                 "as masked modelling or classification, take attention=linear, performer or a pattern",
             )
         self.backend = backend

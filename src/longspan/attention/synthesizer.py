@@ -57,7 +57,7 @@ class Synthesizer(ContentAttention):
         if kind not in KINDS:
             raise wrong_setting("kind", f"= {kind!r} is unknown; choose one of {', '.join(KINDS)}")
         if max_length is None:
-            raise wrong_setting("", "synthesizer has weights for each position; give max_length")
+            raise wrong_setting("", "= 'synthesizer' has weights for each position; give max_length")
         self.kind, self.max_length, self.rank = kind, max_length, as_whole("rank", rank, 1, "the rank of the factors")
         L, D = max_length, self.head_dim
 
