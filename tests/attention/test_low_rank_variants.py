@@ -199,6 +199,11 @@ def test_configs_are_defaults_and_costs_grow(name):
         ("linformer", PLACE, "attention = 'linformer' sums keys over the whole sequence"),
         ("linformer", BOTH_WAYS | {"max_length": None}, "give max_length"),
         ("linformer", BOTH_WAYS | {"projected": 0}, "attention.projected = 0"),
+        (
+            "synthesizer",
+            PLACE | {"backend": "triton"},
+            "attention.backend = 'triton': Synthesizer is plain torch on any device",
+        ),
         ("synthesizer", PLACE | {"kind": "sparse"}, "attention.kind = 'sparse' is unknown; choose one of random, dense"),
         ("compressed", PLACE | {"window": 8, "rate": 9}, "attention.rate = 9 is more than attention.window = 8"),
         ("compressed", PLACE | {"compression": "max"}, "choose one of pooled, strided, convolved"),

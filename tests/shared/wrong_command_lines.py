@@ -76,6 +76,7 @@ WRONG: list[tuple[str, str, str, str]] = [
     ("attention.window_blocks=2", "attention.window_blocks", "2", "odd"),
     ("attention.dropout=-0.1", "attention.dropout", "-0.1", "from 0 up to"),
     ("attention.backend=tritn", "attention.backend", "tritn", "attention.backend=triton"),
+    ("attention=compressed attention.backend=triton", "attention.backend", "triton", "auto or blocked"),
     ("attention.window=12", "attention.window", "", "not a config key"),
     ("attention=local attention.window=-4", "attention.window", "-4", "1 or more"),
     ("attention=global attention.first=null", "attention.first", "null", "attention.positions"),

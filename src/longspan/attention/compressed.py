@@ -48,6 +48,8 @@ class CompressedAttention(ContentAttention):
         heads, kv_heads, head_dim, causal, dropout, backend: see `ContentAttention`.
     """
 
+    has_kernels = False
+
     def __init__(
         self,
         *,

@@ -34,13 +34,14 @@ class ContentAttention(ShowsWeights):
         heads, kv_heads, head_dim: H, Hkv (it divides H) and D (16 to 256).
         causal: only keys at or before the query.
         dropout: share of attention weights that fall away, in training only.
-        backend: "auto", "triton" or "blocked".
+        backend: "auto", "triton" or "blocked" (plain torch).
 
     Raises:
         ConfigError: a setting that cannot work, by its config key.
     """
 
     pattern = None
+    has_kernels = True  # False for what plain torch computes on any device
 
     def __init__(
         self,
@@ -59,6 +60,10 @@ class ContentAttention(ShowsWeights):
             raise wrong_setting("backend", f"= {backend!r} is unknown; choose one of {', '.join(BACKENDS)}")
         if backend == "dense":
             raise wrong_setting("backend", "= 'dense' knows no pairs that are chosen at run time; give auto, triton or blocked")
+        if backend == "triton" and not self.has_kernels:
+            raise wrong_setting(
+                "backend", f"= 'triton': {type(self).__name__} is plain torch on any device; give auto or blocked"
+            )
         kv_heads = check_heads(heads, kv_heads)
         self.heads, self.kv_heads, self.head_dim, self.causal = heads, kv_heads, head_dim, causal
         # What the model projects for it: some variants want more than Hkv of each.

@@ -31,6 +31,8 @@ class Linformer(ContentAttention):
         max_length: the longest sequence.
     """
 
+    has_kernels = False
+
     def __init__(
         self,
         *,

@@ -44,6 +44,7 @@ class Synthesizer(ContentAttention):
     """
 
     rotary = False
+    has_kernels = False
 
     def __init__(
         self,

@@ -23,7 +23,7 @@ from longspan.config.schema.kinds import (
 )
 
 Position = Annotated[int, Field(ge=0), Fix("a token position, 0 or more")]
-Backend = Literal["auto", "triton", "blocked", "dense", "flash"]
+Backend = Literal["auto", "triton", "blocked", "dense"]
 LinearBackend = Literal["auto", "triton", "chunked", "reference", "fla"]
 Parts = Annotated[list[str | dict[str, Any]], Field(min_length=1), Fix("a list of variants, such as [gated_delta*3, full]")]
 A = "longspan.attention."
@@ -274,20 +274,27 @@ class GatedDelta(Convolved):
     decay: bool
 
 
+class TorchAttention(Settings):
+    """The keys of variants that plain torch computes on any device."""
+
+    dropout: Fraction
+    backend: Literal["auto", "blocked"]
+
+
 @settings_of(f"{A}linformer")
-class Linformer(Attention):
+class Linformer(TorchAttention):
     projected: Count
     share: bool
 
 
 @settings_of(f"{A}synthesizer")
-class Synthesizer(Attention):
+class Synthesizer(TorchAttention):
     kind: Literal["random", "dense", "factorised", "factorised_dense"]
     rank: Count
 
 
 @settings_of(f"{A}compressed")
-class Compressed(Attention):
+class Compressed(TorchAttention):
     window: Count
     rate: Count
     compression: Literal["pooled", "strided", "convolved"]
