@@ -31,12 +31,16 @@ def read(data, split):
     return {(BYTES.decode(pair.source), pair.reference) for pair in data.split(split).pairs}
 
 
-@pytest.mark.parametrize("kind", ["x.jsonl", "x.tsv", "lines"])
+@pytest.mark.parametrize("kind", ["x.jsonl", "x.tsv", "bare.csv", "lines"])
 def test_pairs_of_files(kind, tmp_path):
     if kind == "lines":
         for side, name in enumerate(("x.en", "x.de")):
             (tmp_path / name).write_text("".join(row[side] + "\n" for row in ROWS))
         data = PairedDataModule(path=str(tmp_path / "x.en"), target_path=str(tmp_path / "x.de"))
+    elif kind == "bare.csv":  # no names of columns, as collections of sentences come
+        (tmp_path / kind).write_text("".join(f"7;{a};{b}\n" for a, b in ROWS))
+        columns = {"header": False, "source_column": 2, "target_column": 3}
+        data = PairedDataModule(path=str(tmp_path / kind), delimiter=";", **columns)
     else:
         data = PairedDataModule(path=str(write(tmp_path, kind)))
     parts = [read(data, split) for split in ("train", "validation", "test")]
@@ -119,7 +123,11 @@ def test_made_pairs_are_right_and_different():
         ({"a": "one\ntwo\n", "b": "eins\nzwei\ndrei\n"}, {}, r"b, line 3: has no partner"),
         ({"a": "one\n\nthree\n", "b": "eins\nzwei\ndrei\n"}, {}, r"a, line 2: is empty"),
         ({"a.tsv": "source\ttarget\nx\ty\nx\n"}, {}, r"a\.tsv, line 3: 1 fields where the header has 2"),
-        ({"a.tsv": "en\tde\nx\ty\n"}, {}, r"line 2: no column 'source'; columns are en, de; set data\.source_column"),
+        (
+            {"a.tsv": "en\tde\nx\ty\n"},
+            {},
+            r"line 2: no column 'source'; columns are en, de; set data\.source_column, or data.header=false if",
+        ),
         ({"a.jsonl": '{"source": "x", "target": 3}\n'}, {}, r"line 1: column 'target' holds a int, not text"),
         ({"a.tsv": "source\ttarget\nx\ty\nx\tz\n"}, {}, r"different source"),
         ({"a.tsv": "source\ttarget\nx\t\u00e9\n" * 1}, {"target_vocabulary": "nucleotides"}, r"different source"),

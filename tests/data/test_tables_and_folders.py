@@ -70,6 +70,14 @@ def test_other_delimiters(tmp_path, name, sign, told):
     assert len(examples(texts(path=str(tmp_path / name), delimiter=told))) == 12
 
 
+def test_a_first_line_that_is_a_row_is_hinted_at(tmp_path):
+    (tmp_path / "rows.csv").write_text("good,yes\nbad,no\n")
+    with pytest.raises(
+        DataFileError, match=r"columns are good, yes; set data.text_column, or data.header=false if they are a row"
+    ):
+        SequenceClassificationDataModule(str(tmp_path / "rows.csv")).setup()
+
+
 def test_without_a_header(tmp_path):
     (tmp_path / "x.csv").write_text("".join(f"{n % 2},text {n}\n" for n in range(12)))
     data = texts(path=str(tmp_path / "x.csv"), header=False, text_column=2, label_column=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from longspan.config.errors import wrong_value
@@ -12,7 +12,7 @@ from longspan.data import bundled as shipped
 from longspan.data.errors import DataFileError, each
 from longspan.data.files import list_files, read_utf8
 from longspan.data.readers import Row, read_hub, read_jsonl
-from longspan.data.sources import read_rows
+from longspan.data.sources import Columns, read_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +26,12 @@ class Pair:
     row: Row
 
 
-def pairs_of_tables(key: str, path: str, format: str | None, source: str, target: str | None) -> list[Pair]:
+def pairs_of_tables(
+    key: str, path: str, format: str | None, source: str, target: str | None, columns: Columns | None = None
+) -> list[Pair]:
     """A pair for each row of the tables that `data.<key>` names; a column within a column is written `translation.de`.
 
-    `target` None: sources alone, as for predictions.
+    `target` None: sources alone, as for predictions. `columns`: how CSV and TSV are read.
 
     Raises:
         DataFileError: a row lacks a column, or has no text in it.
@@ -40,7 +42,7 @@ def pairs_of_tables(key: str, path: str, format: str | None, source: str, target
             raise wrong_value(
                 f"data.{key}", path, f"{file} has no columns; give JSONL, TSV, CSV or Parquet, or data.target_path too"
             )
-        pairs += pairs_of_rows(read_rows(file, kind), source, target)
+        pairs += pairs_of_rows(read_rows(file, kind, columns), source, target)
     return pairs
 
 
@@ -53,7 +55,7 @@ def pairs_of_rows(rows: Iterable[Row], source: str, target: str | None) -> list[
     """A pair for each row; the error for bad ones names the first and counts the others."""
 
     def pair(row: Row) -> Pair:
-        flat = Row(row.path, row.line, _flat(row.values))
+        flat = replace(row, values=_flat(row.values))
         text = flat.text(source, "source_column")
         return Pair(text, "" if target is None else flat.text(target, "target_column"), str(row.line - 1), text, row)
 

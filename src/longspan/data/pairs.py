@@ -24,7 +24,7 @@ from longspan.data.pair_sources import (
     pairs_of_tables,
     summaries_of_addresses,
 )
-from longspan.data.sources import Document
+from longspan.data.sources import Columns, Document
 from longspan.data.splits import SPLITS, by_groups
 from longspan.data.synthetic.pairs import GENERATED, made_pairs
 from longspan.data.values import HeldOut, Loading, Origin, gathered, one_strand
@@ -37,9 +37,9 @@ EVALUATION_TEXTS = ("bleu", "exact_match", "rouge1", "rouge2", "rougeL")
 class PairedDataModule(SequenceDataModule):
     """Sources and targets for `task=sequence_to_sequence`; see `PairCollate` for the batches.
 
-    Where from: `path`, tables with `source_column` and `target_column`; `path` and `target_path`, two files of which line n of
-    one goes with line n of the other; `name`, a Hugging Face data set; `generated` "dates" or "numbers", of which `pairs` are
-    made; or `bundled` "addresses": passages, and the first sentence of each.
+    Where from: `path`, tables with `source_column` and `target_column` (`delimiter`, `header`: see `Source`); `path` and
+    `target_path`, two files of which line n of one goes with line n of the other; `name`, a Hugging Face data set; `generated`
+    "dates" or "numbers", of which `pairs` are made; or `bundled` "addresses": passages, and the first sentence of each.
 
     What is held out: `validation_path` and `test_path` (with `validation_target_path`, `test_target_path`), or the Hub's
     splits; otherwise shares of the pairs, of which equal sources stay together (of the addresses, whole ones).
@@ -65,8 +65,10 @@ class PairedDataModule(SequenceDataModule):
         *,
         generated: str | None = None,
         pairs: int = 20_000,
-        source_column: str = "source",
-        target_column: str = "target",
+        source_column: str | int = "source",
+        target_column: str | int = "target",
+        delimiter: str | None = None,
+        header: bool = True,
         target_vocabulary: str | Vocabulary | None = None,
         max_target_length: int = 64,
         validation_target_path: str | None = None,
@@ -86,8 +88,9 @@ class PairedDataModule(SequenceDataModule):
         self._check_origin()
         self.target_paths = {"train": target_path, "validation": validation_target_path, "test": test_target_path}
         self._check_files()
-        self.source_column = settings.text("source_column", source_column)
-        self.target_column = settings.text("target_column", target_column)
+        self.source_column = settings.text("source_column", settings.column("source_column", source_column))
+        self.target_column = settings.text("target_column", settings.column("target_column", target_column))
+        self.columns = Columns(delimiter=settings.delimiter(delimiter), header=settings.flag("header", header))
         self.pairs = settings.whole("pairs", pairs, 10)
         self.pack = settings.flag("pack", pack)
 
@@ -164,7 +167,7 @@ class PairedDataModule(SequenceDataModule):
         if path is not None and target is not None:
             return pairs_of_lines(path, target)
         if path is not None:
-            return pairs_of_tables(key, path, origin.format, self.source_column, self.target_column)
+            return pairs_of_tables(key, path, origin.format, self.source_column, self.target_column, self.columns)
         hub = self.splits.hub(split)
         if origin.name is None or hub is None:
             return None
@@ -211,7 +214,7 @@ class PairedDataModule(SequenceDataModule):
         if lines:
             pairs = [pair for file, _ in files for pair in pairs_of_lines(str(file), None)]
         else:
-            pairs = pairs_of_tables("path", path, format, self.source_column, None)
+            pairs = pairs_of_tables("path", path, format, self.source_column, None, self.columns)
         return PairDataset([[self._tokens(pair)] for pair in pairs])
 
     def _given_set(self, documents: list[Document]) -> PairDataset:

@@ -61,6 +61,16 @@ def column(key: str, value: object) -> str | None:
     return str(value) if is_whole(value, 1) else text_or_none(key, value)
 
 
+def delimiter(value: str | None) -> str | None:
+    """What separates the columns of a table: one character, or "tab"; None: what its first line has."""
+    if value is None:
+        return None
+    named = {"tab": "\t", "\\t": "\t"}.get(value, value)
+    if not isinstance(named, str) or len(named) != 1 or named in '"\r\n':
+        raise wrong_value("data.delimiter", value, "give one character, such as ';', or tab")
+    return named
+
+
 def enough_groups(
     key: str, source: object, groups: Sequence[object], wanted: int, what: str, names: Sequence[str] | None = None
 ) -> None:

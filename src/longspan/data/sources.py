@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -126,7 +126,8 @@ def read_rows(file: Path, kind: str, columns: Columns | None = None) -> list[Row
         return read_jsonl(file)
     if kind in ("csv", "tsv"):
         columns = columns or Columns()
-        return read_csv(file, columns.delimiter, usual="," if kind == "csv" else "\t", header=columns.header)
+        rows = read_csv(file, columns.delimiter, usual="," if kind == "csv" else "\t", header=columns.header)
+        return [replace(row, headed=True) for row in rows[:1]] + rows[1:] if columns.header else rows
     if kind == "parquet":
         return read_parquet(file)
     raise DataFileError(file, None, f"a file of format {kind} has no columns; take CSV, TSV, JSONL or Parquet")

@@ -82,11 +82,7 @@ class Source(Origin):
             object.__setattr__(self, key, settings.column(key, getattr(self, key)))
         settings.flag("header", self.header)
         settings.choice("on_empty", self.on_empty, settings.MISSING)
-        if self.delimiter is not None:
-            named = {"tab": "\t", "\\t": "\t"}.get(self.delimiter, self.delimiter)
-            if not isinstance(named, str) or len(named) != 1 or named in '"\r\n':
-                raise wrong_value("data.delimiter", self.delimiter, "give one character, such as ';', or tab")
-            object.__setattr__(self, "delimiter", named)
+        object.__setattr__(self, "delimiter", settings.delimiter(self.delimiter))
 
     def bundled_of(self, options: Mapping[str, str]) -> str | None:
         """The bundled data set, where no other is named. `options`: {name: vocabulary}.

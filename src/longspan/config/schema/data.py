@@ -243,8 +243,8 @@ class PairedData(Tabled):
     bundled: Literal["addresses"] | None
     generated: Literal["dates", "numbers"] | None
     pairs: whole(10, meaning="a number of pairs")  # type: ignore[valid-type]
-    source_column: Text
-    target_column: Text
+    source_column: Column
+    target_column: Column
     target_vocabulary: Vocabulary | None
     max_target_length: Annotated[int, Field(ge=2, le=2**40), Fix("a whole number of tokens, 2 or more")]
     pack: bool

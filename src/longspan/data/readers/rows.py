@@ -10,11 +10,13 @@ from longspan.data.errors import DataFileError
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """`values` column -> value; `path` and 1-based `line` where the row begins (for Parquet and the Hub: the row)."""
+    """`values` column -> value; `path` and 1-based `line` where the row begins (for Parquet and the Hub: the row). `headed`:
+    its columns are named by a first line, which `data.header=false` makes a row."""
 
     path: str
     line: int
     values: dict[str, Any]
+    headed: bool = False
 
     def present(self, column: str, key: str) -> Any:
         """The value in `column`, which may be None.
@@ -24,7 +26,8 @@ class Row:
         """
         if column not in self.values:
             has = ", ".join(map(str, self.values)) or "none"
-            raise DataFileError(self.path, self.line, f"no column {column!r}; columns are {has}; set data.{key}")
+            more = ", or data.header=false if they are a row" if self.headed else ""
+            raise DataFileError(self.path, self.line, f"no column {column!r}; columns are {has}; set data.{key}{more}")
         return self.values[column]
 
     def get(self, column: str, key: str) -> Any:
