@@ -24,11 +24,13 @@ def by_mask(q, k, v, heads, live):
 
 
 def test_the_usage_example_runs_as_it_is_written():
+    """Each line of it, the first call of `attention_impl` with the parenthesis that it lacks."""
     sparse_attn = SparseAttention(block_size=32)
     B, L, E = 2, 256, 256
     q, k, v = torch.randn(B, L, E), torch.randn(B, L, E), torch.randn(B, L, E)
     output = sparse_attn(q, k, v)
-    output_attention = attention_impl(q, k, v, heads=4, attn_mode="all")
+    output_attention = attention_impl(q, k, v, heads=4)
+    torch.testing.assert_close(output_attention, attention_impl(q, k, v, heads=4, attn_mode="all"))
     output_blocksparse = blocksparse_attention_impl(q, k, v, heads=4, attn_mode="all", blocksize=32)
     right = by_mask(q, k, v, 4, torch.ones(L, L, dtype=torch.bool).tril())
     for out in (output, output_attention, output_blocksparse):

@@ -17,7 +17,9 @@ from longspan.values import is_whole
 MODES = ("all", "local", "strided")
 
 
-def attention_impl(q: Tensor, k: Tensor, v: Tensor, heads: int, attn_mode: str, local_attn_ctx: int | None = None) -> Tensor:
+def attention_impl(
+    q: Tensor, k: Tensor, v: Tensor, heads: int, attn_mode: str = "all", local_attn_ctx: int | None = None
+) -> Tensor:
     """Causal attention of tensors [B, T, C], split into heads and joined again.
 
     Args:
@@ -49,7 +51,7 @@ def blocksparse_attention_impl(
     k: Tensor,
     v: Tensor,
     heads: int,
-    attn_mode: str,
+    attn_mode: str = "all",
     local_attn_ctx: int | None = None,
     blocksize: int = 32,
     num_verts: int | None = None,
