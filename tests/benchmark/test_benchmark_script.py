@@ -26,7 +26,7 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark.py"
         ),
         (
             ["--suite", "content", "--device", "cpu", "--only", "moba", "--lengths", "2048", "512"],
-            "more than the 1 blocks of 512",
+            "--lengths 512 is too short for moba 512x3; give a longer one, or other cases by --only",
         ),
     ],
 )

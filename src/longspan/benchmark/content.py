@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import longspan.attention
 from longspan.benchmark.timing import Work, peak_memory, time_interleaved
+from longspan.config.errors import BenchmarkError, ConfigError
 
 WIDTH = 64
 
@@ -53,12 +54,18 @@ def measure(lengths: Sequence[int], device: str, seconds: float = 1.0, only: Seq
         only: names of cases; all of them unless given.
 
     Raises:
-        ConfigError: a case's settings do not fit a length.
+        BenchmarkError: a case's settings do not fit a length.
     """
     cases = [case for case in CASES if not only or case.name in only]
     for length in lengths:  # settings that do not fit are found before anything is timed
         for case in cases:
-            _layer(case, length)
+            try:
+                _layer(case, length)
+            except ConfigError as error:
+                words = (
+                    f"--lengths {length} is too short for {case.name}; give a longer one, or other cases by --only ({error})"
+                )
+                raise BenchmarkError(words) from error
     for length in lengths:
         for case in cases:
             sides = {"longspan": ours(case, length, device), "dense": dense(case, length, device)}
