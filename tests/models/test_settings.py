@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from longspan.attention import GatedDeltaNet
 from longspan.config.errors import ConfigError
 from longspan.models import Encoder, TransformerSettings, attention_of_each_layer
 
@@ -60,6 +61,8 @@ def test_attention_cycles_over_layers(sdpa):
     named = {"local": local, "full": full}
     assert attention_of_each_layer(named, 4, ["local", "local", "full"]) == [local, local, full, local]
     assert attention_of_each_layer(named, 3) == [local, full, local]
+    gated, _, own = attention_of_each_layer(named, 3, ["gated_delta", "gated_delta", "full"])
+    assert isinstance(gated(heads=2, head_dim=16, causal=True, layer=0, max_length=8), GatedDeltaNet) and own is full
 
 
 def test_attention_is_told_its_place(sdpa):

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import nn
 
+from longspan.attention.named import variant_names
+from longspan.attention.parts import Part
 from longspan.config.errors import wrong_value
 from longspan.nearest import did_you_mean, nearest
 
@@ -25,10 +27,11 @@ def attention_of_each_layer(
     Args:
         attention: one maker for all layers; or a list, or a dict by name, of several that cycle over the layers.
         layers: number of layers.
-        attention_layers: names out of the dict, cycling: ["local", "local", "full"] makes every third layer full.
+        attention_layers: names, cycling: ["local", "local", "full"] makes every third layer full. A name that the dict lacks
+            is that of a variant, with its own settings.
 
     Raises:
-        ConfigError: a name that the dict lacks, or names without a dict.
+        ConfigError: a name that neither the dict nor a variant has, or names without a dict.
         TypeError: something among them cannot be called.
     """
     names = None if attention_layers is None else [str(name) for name in attention_layers]
@@ -55,9 +58,9 @@ def _named(makers: dict[str, AttentionMaker], names: list[str] | None) -> list[A
         return list(makers.values())
     if not names:
         raise wrong_value("model.attention_layers", names, f"list at least one of {', '.join(makers)}")
+    known = makers | {name: Part(name, {}, name).build for name in variant_names() if name not in makers}
     for name in names:
-        if name not in makers:
-            meant = did_you_mean(nearest(name, makers))
-            others = "attention=hybrid attention.layers=[...] takes any variants by name"
-            raise wrong_value("model.attention_layers", name, f"choose among {', '.join(makers)}.{meant} Or: {others}")
-    return [makers[name] for name in names]
+        if name not in known:
+            meant = did_you_mean(nearest(name, known))
+            raise wrong_value("model.attention_layers", name, f"choose among {', '.join(known)}.{meant}")
+    return [known[name] for name in names]
