@@ -73,7 +73,7 @@ def test_a_length_that_no_tile_divides_needs_no_stored_masks():
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 5), st.integers(1, 40), st.integers(1, 70))
 def test_packed_bits_unpack(count, a, b):
-    from longspan_kernels.block_sparse.tile_masks import pack_bits
+    from longspan_kernels.block_sparse.compiler import pack_bits
 
     masks = torch.rand(count, a, b) < 0.5
     words = pack_bits(masks)

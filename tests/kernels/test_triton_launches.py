@@ -14,14 +14,14 @@ from longspan_kernels.block_sparse.reference import reference_attention
 from longspan_kernels.block_sparse.rules import And, Band, Congruent, Keys, KeysPeriodic, Or
 from longspan_kernels.block_sparse.triton import (
     backward,
-    backward_columns,
-    backward_rows,
     configs,
     forward,
     schedule,
     workspace,
 )
-from longspan_kernels.block_sparse.triton.call import Call, stepped, streamed
+from longspan_kernels.block_sparse.triton import call as calls
+from longspan_kernels.block_sparse.triton.call import Call, streamed
+from longspan_kernels.block_sparse.triton.schedule import stepped
 from longspan_kernels.launch.launcher import Launch
 
 CAUSAL = Band(0, None)
@@ -60,8 +60,7 @@ LAUNCHES = {
 @pytest.mark.parametrize("name", RULES)
 @pytest.mark.parametrize(("q_len", "k_len", "key_heads"), [(45, 61, 1), pytest.param(64, 64, 2, marks=pytest.mark.exhaustive)])
 def test_every_launch_gives_the_same(monkeypatch, launch, name, q_len, k_len, key_heads):
-    for module in (forward, backward_rows, backward_columns):
-        monkeypatch.setattr(module, "launch_of", lambda *_: launch)
+    monkeypatch.setattr(calls, "launch_of", lambda *_: launch)
     layout = compile_layout([((0, 1), RULES[name])], q_len, k_len, 2, Tiling(16, 16, sizes=(16,), overhead=0))
     (q, k, v, dout), got = run(layout, q_len, k_len, 16, key_heads)
     check(RULES[name], q, k, v, dout, got)
@@ -93,8 +92,7 @@ STEPS = {  # rule, and (step, run, first) of its gathered keys where they lie in
 )
 def test_gathered_keys_in_equal_steps_are_computed(monkeypatch, launch, name, q_len, k_len, key_heads):
     rule, found = STEPS[name]
-    for module in (forward, backward_rows, backward_columns):
-        monkeypatch.setattr(module, "launch_of", lambda *_: LAUNCHES[launch])
+    monkeypatch.setattr(calls, "launch_of", lambda *_: LAUNCHES[launch])
     layout = compile_layout([((0, 1), rule)], q_len, k_len, 2, Tiling(16, 16, sizes=(16,), overhead=0))
     component = layout.components[0]
     assert component.order == "keys"
@@ -261,8 +259,7 @@ def test_rows_go_first_where_no_column_is_cut(monkeypatch):
 
 @pytest.mark.parametrize("in_sums", [False, True])
 def test_a_scale_of_zero_weighs_all_keys_alike(monkeypatch, in_sums):
-    for module in (backward_rows, backward_columns):
-        monkeypatch.setattr(module, "launch_of", lambda *_: Launch(4, 2, in_sums=in_sums))
+    monkeypatch.setattr(calls, "launch_of", lambda *_: Launch(4, 2, in_sums=in_sums))
     layout = compile_layout([((0, 1), RULES["window"])], 64, 64, 2, Tiling(16, 16, sizes=(16,)))
     g = torch.Generator().manual_seed(0)
     q, k, v, dout = (torch.randn(1, 2, 64, 16, generator=g) for _ in range(4))

@@ -13,7 +13,8 @@ from longspan_kernels.block_sparse.args import Options
 from longspan_kernels.block_sparse.compiler import Tiling, compile_layout
 from longspan_kernels.block_sparse.reference import reference_attention
 from longspan_kernels.block_sparse.rules import Band
-from longspan_kernels.block_sparse.triton import backward, backward_columns, backward_rows, forward
+from longspan_kernels.block_sparse.triton import backward, forward
+from longspan_kernels.block_sparse.triton import call as calls
 from longspan_kernels.block_sparse.triton.call import Call
 from longspan_kernels.launch import launcher as launching
 from longspan_kernels.launch.launcher import Launch, Plan, alignment
@@ -146,8 +147,7 @@ def test_kernels_read_from_multiples_of_16_bytes(monkeypatch):
 
     monkeypatch.setattr(Plan, "__call__", checked)
     torch.manual_seed(0)
-    for module in (forward, backward_rows, backward_columns):
-        monkeypatch.setattr(module, "launch_of", lambda *_: Launch(4, 2, by_tma=True))
+    monkeypatch.setattr(calls, "launch_of", lambda *_: Launch(4, 2, by_tma=True))
     layout = compile_layout([((0, 1), CAUSAL)], 32, 32, 2, Tiling(16, 16))
     mask = CAUSAL.live(0, torch.arange(32)[:, None], torch.arange(32)[None]).expand(2, 32, 32)
     for odd in ("q", "k", "v", "dout", ""):

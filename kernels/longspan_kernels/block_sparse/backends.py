@@ -19,10 +19,9 @@ from torch.autograd import forward_ad
 from longspan_kernels.block_sparse import fused
 from longspan_kernels.block_sparse.args import Options
 from longspan_kernels.block_sparse.blocked import row_batches
-from longspan_kernels.block_sparse.blocked_passes import serves
 from longspan_kernels.block_sparse.cache import LowersToRules, block_size_of, blocked_tiling, is_dense, layout_for, state_of
 from longspan_kernels.block_sparse.compiler import Tiling
-from longspan_kernels.block_sparse.fused import says_all
+from longspan_kernels.block_sparse.fused import says_all, serves
 from longspan_kernels.block_sparse.layout import Layout
 from longspan_kernels.errors import BackendError
 from longspan_kernels.launch.graphs import remembered
@@ -74,11 +73,6 @@ def choose_backend(backend: str, q: Tensor, k: Tensor, transform: str | None = N
     return backend
 
 
-def cpu_may_choose(q: Tensor, options: Options) -> bool:
-    """Whether torch's fused kernel over all pairs may replace blocks."""
-    return fused.takes(q, options)
-
-
 def what_runs(
     q: Tensor, k: Tensor, key: str, causal: bool, backend: str, dropout_p: float = 0.0, bias_block: int = 0
 ) -> tuple[str, int]:
@@ -88,7 +82,7 @@ def what_runs(
     if q.numel() == 0 or k.shape[2] == 0:
         return backend, 0
     took = choose_backend(backend, q, k)
-    if backend == "auto" and took == "blocked" and not bias_block and cpu_may_choose(q, Options(1.0, dropout_p=dropout_p)):
+    if backend == "auto" and took == "blocked" and not bias_block and fused.takes(q, Options(1.0, dropout_p=dropout_p)):
         took = chosen(key, shape, causal, "forward")
         return took, visited_by(took, key, shape, causal)
     if took == "dense":

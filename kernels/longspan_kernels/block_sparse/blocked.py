@@ -23,7 +23,6 @@ from longspan_kernels.block_sparse.reference import keep
 
 SCORES_AT_ONCE = 1 << 20  # score elements of one chunk
 TOKENS_AT_ONCE = 1 << 19  # elements of q that are put in order at once
-GATHERED_AT_ONCE = 1 << 19  # elements of gathered keys of one chunk of torch's fused kernel, which holds no scores
 MOST_SIGNATURES = 16  # of masks beside each other, for which rows are batched apart
 COLUMNS_AT_ONCE = 1 << 14  # keys of a row before it is split
 NEGATIVE = -1e30  # a dead score: finite, so that nothing becomes NaN

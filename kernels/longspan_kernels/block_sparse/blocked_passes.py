@@ -1,13 +1,10 @@
 """The forward and backward passes of the plain-torch backend, over the chunks that `blocked.py` makes.
 
-On a CPU, where the keys of all rows are views of the ordered keys, torch's fused kernel does a batch of rows as one call of
-many small problems. Elsewhere, and for gathered keys, batched matrix products do. Legend: as in blocked.py.
+A chunk goes to torch's fused kernel where `fused.serves` says that this is quicker, else to batched matrix products. Legend: as
+in blocked.py.
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterator
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -15,7 +12,6 @@ from torch import Tensor
 from longspan_kernels.block_sparse import fused
 from longspan_kernels.block_sparse.args import Options
 from longspan_kernels.block_sparse.blocked import (
-    GATHERED_AT_ONCE,
     NEGATIVE,
     Chunk,
     RowBatch,
@@ -25,7 +21,6 @@ from longspan_kernels.block_sparse.blocked import (
     gathered,
     split_width,
 )
-from longspan_kernels.block_sparse.gradients import Gradient
 from longspan_kernels.block_sparse.layout import Layout
 
 DEAD_ROW = fused.DEAD_ROW
@@ -48,9 +43,9 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, layout: Layout, options: Options, 
     lse = q.new_full((B, H, Tq), float("-inf"), dtype=exact)
     for component in layout.components:
         for chunk, batches in chunks(component, layout, options, q):
-            fuse = may_fuse and serves(batches)
+            fuse = may_fuse and fused.serves(batches)
             used = used or fuse
-            forward_chunk = _fused_forward_chunk if fuse else _forward_chunk
+            forward_chunk = fused.forward_chunk if fuse else _forward_chunk
             values, sums = forward_chunk(chunk, batches, q, k, v)
             _merge_into(out, lse, chunk, values, sums)
     return out.to(q.dtype), lse, used
@@ -159,11 +154,11 @@ def blocked_backward(
     grads = [Gradient(q, True), Gradient(k, False), Gradient(v, False)]
     for component in layout.components:
         for chunk, batches in chunks(component, layout, options, q):
-            if may_fuse and serves(batches):
+            if may_fuse and fused.serves(batches):
                 if wide is None:
                     wide = [x.float() for x in (dout, out, q, k, v)]
                     wide = wide if dlse is None else fused.with_column(wide[0], dlse, *wide[1:])
-                parts = _fused_backward_chunk(chunk, batches, wide, floor)
+                parts = fused.backward_chunk(chunk, batches, wide, floor)
             else:
                 parts = _backward_chunk(chunk, batches, dout, q, k, v, floor, delta, dbias)
             for grad, part in zip(grads, parts, strict=True):
@@ -237,124 +232,80 @@ def _add_bias(dbias: Tensor, chunk: Chunk, batch, ds: Tensor) -> None:
             flat[head].index_add_(0, cell, sums[place].flatten())
 
 
-def fused_batches(batch: RowBatch, pairs: int, per_tile: int) -> Iterator[RowBatch]:
-    """Chunks of a row batch whose gathered keys (or their gradients) fit, `per_tile` elements each tile."""
-    step = len(batch.index) if batch.shared else max(1, GATHERED_AT_ONCE // (pairs * per_tile * batch.count))
-    for r in range(0, len(batch.index), step):
-        rows = (
-            batch.rows[r : r + step]
-            if isinstance(batch.rows, Tensor)
-            else slice(batch.rows.start + r, min(batch.rows.stop, batch.rows.start + r + step))
-        )
-        kinds = None if batch.kinds is None else batch.kinds[r : r + step]
-        first = batch.first + r if batch.window else batch.first
-        yield replace(batch, rows=rows, index=batch.index[r : r + step], kinds=kinds, first=first)
+class Gradient:
+    """The sum over chunks of one gradient [B, H, T, D]. The first chunk of a head overwrites, so nothing is zeroed."""
+
+    def __init__(self, x: Tensor, queries: bool):
+        self.sum = torch.empty(x.shape, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
+        self.queries = queries
+        self.begun = torch.zeros(x.shape[:2], dtype=torch.bool)  # on the CPU: what is asked of it decides what runs
+
+    def add(self, chunk: Chunk, values: Tensor, H: int) -> None:
+        """Adds a chunk's part [G, blocks, block, D or more], in its order; H is the number of query heads."""
+        values = values[..., : self.sum.shape[3]]
+        repeat = H // self.sum.shape[1]
+        heads = chunk.heads if repeat == 1 else sorted({head // repeat for head in chunk.head_numbers})
+        begun = self.begun[chunk.batch]
+        fresh = ~begun[:, heads]
+        if repeat == 1 and isinstance(heads, slice) and bool(fresh.all()) and self._written(chunk, values, heads):
+            begun[:, heads] = True
+            return
+        if bool(fresh.any()):
+            self._clear(self.sum[chunk.batch], begun)
+            begun[:] = True
+        add_into(self.sum, chunk, values, self.queries, H)
+
+    def _written(self, chunk: Chunk, values: Tensor, heads: slice) -> bool:
+        """Writes the part and returns True where it holds every token row once; else returns False."""
+        length, D = self.sum.shape[2:]
+        part, rows = chunk.restored(values, self.queries, length)
+        if rows is not None and (len(rows) != length or not bool((torch.bincount(rows, minlength=length) == 1).all())):
+            return False
+        own = self.sum[chunk.batch, heads]
+        part = part.view(*own.shape[:2], -1, D)
+        if rows is None:
+            own.copy_(part)
+        else:
+            own.index_copy_(2, rows, part)
+        return True
+
+    def total(self, dtype: torch.dtype) -> Tensor:
+        """The gradient."""
+        self._clear(self.sum, self.begun)
+        return self.sum.to(dtype)
+
+    @staticmethod
+    def _clear(sums: Tensor, begun: Tensor) -> None:
+        """Zeros where no chunk has written."""
+        if not bool(begun.all()):
+            sums[(~begun).to(sums.device)] = 0.0
 
 
-def keys_of(x: Tensor, batch: RowBatch, space: Workspace, name: str) -> Tensor:
-    """x [G, blocks, bk, D] -> [G, R or 1, n * bk, D], the key tiles of each row side by side; a view where rows are regular."""
-    G, _, block, D = x.shape
-    R, n = batch.index.shape
-    if batch.shared:
-        return x[:, batch.first : batch.first + n].reshape(G, 1, n * block, D)
-    if batch.window:
-        strides = (x.stride(0), block * D, D, 1)
-        return x.as_strided((G, R, n * block, D), strides, x.storage_offset() + batch.first * block * D)
-    tiles = space.take(name, G, R * n, block, D)
-    return torch.index_select(x, 1, batch.index.flatten(), out=tiles).view(G, R, n * block, D)
-
-
-def add_to_tiles(target: Tensor, batch: RowBatch, parts: Tensor) -> None:
-    """target [G, blocks, bk, D] gains parts [G, R or 1, n * bk, D], in a fixed order: the transpose of `keys_of`."""
-    G, _, block, D = target.shape
-    R, n = batch.index.shape
-    if batch.shared:
-        target[:, batch.first : batch.first + n] += parts.reshape(G, n, block, D)
-    elif batch.window and n <= R:
-        for place in range(n):
-            target[:, batch.first + place : batch.first + place + R] += parts[:, :, place * block : (place + 1) * block]
-    else:
-        target.index_add_(1, batch.index.flatten(), parts.reshape(G, R * n, block, D))
-
-
-def rows_of(x: Tensor, batch: RowBatch) -> Tensor:
-    """x [G, blocks, bq, ...] -> [G, R, bq, ...], or [G, 1, R * bq, ...] where rows share their keys."""
-    chosen = x[:, batch.rows]
-    return chosen.flatten(1, 2).unsqueeze(1) if batch.shared else chosen
-
-
-def additive(chunk: Chunk, batch: RowBatch, pairs: int) -> Tensor | None:
-    """The mask of a row batch as the kernel adds it: [G or 1, R or 1, bq (all rows' where shared), n * bk]."""
-    limited = chunk.options.per_batch or chunk.component.dynamic
-    if batch.alike and not limited and batch.kinds is not None:
-        batch = replace(batch, index=batch.index[:1], kinds=batch.kinds[:1])
-    live = chunk.mask(batch)
-    if live is None:
-        return None
-    b, _, R, bq, keys = torch.broadcast_shapes(live.shape, (1, 1, 1, 1, 1))
-    mask = torch.zeros(live.shape, device=live.device).masked_fill_(~live, NEGATIVE)
-    if live.shape[0] > 1:
-        mask = mask.expand(b, pairs // b, R, bq, keys).reshape(pairs, R, bq, keys)
-    else:
-        mask = mask.reshape(1, R, bq, keys)
-    if not batch.shared:
-        return mask
-    return mask.expand(-1, len(batch.index), -1, -1).reshape(mask.shape[0], 1, -1, keys)
-
-
-def serves(batches: list[RowBatch]) -> bool:
-    """Whether torch's kernel is the quicker way: where the keys of a row are a view of several tiles.
-
-    One tile, and gathered ones, are for plain products: they take all queries of a tile at once, where this kernel takes 32.
-    """
-    return all((batch.window and not batch.own) or batch.shared for batch in batches)
-
-
-def _result(shape: tuple[int, ...], batches: list[RowBatch], blocks: int, fill: float = 0.0) -> Tensor:
-    """A tensor for the rows of all batches: written out only where some row is in none, as new memory costs time."""
-    covered = sum(len(batch.index) for batch in batches) == blocks
-    return torch.empty(shape) if covered else torch.full(shape, fill)
-
-
-def _fused_forward_chunk(chunk: Chunk, batches: list[RowBatch], q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Output [G, blocks, bq, D] and log-sum-exp [G, blocks, bq, 1] of one chunk, in its order."""
-    c, scale = chunk.component, chunk.options.scale
-    qo, ko, vo = chunk.inputs(q, k, v)
-    ko, vo = ko.contiguous(), vo.contiguous()
-    G, blocks, bq, D = qo.shape
-    out = _result(qo.shape, batches, blocks)
-    lse = _result((G, blocks, bq, 1), batches, blocks, float("-inf"))
-    space = Workspace(qo)
-    for whole in batches:
-        for batch in fused_batches(whole, G, c.block_k * D):
-            keys, values = keys_of(ko, batch, space, "k"), keys_of(vo, batch, space, "v")
-            part, sums = fused.attend_forward(rows_of(qo, batch), keys, values, False, additive(chunk, batch, G), scale)
-            R = len(batch.index)
-            out[:, batch.rows] = part.reshape(G, R, bq, D)
-            lse[:, batch.rows] = sums.reshape(G, R, bq, 1)
-    return out, lse
-
-
-def _fused_backward_chunk(
-    chunk: Chunk, batches: list[RowBatch], tensors: list[Tensor], floor: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """dq, dk, dv of one chunk, in its order, from [dout, out, q, k, v]; `floor` is the log-sum-exp, DEAD_ROW without keys."""
-    dout, out, q, k, v = tensors
-    c, scale = chunk.component, chunk.options.scale
-    qo, ko, vo = chunk.inputs(q, k, v)
-    ko, vo = ko.contiguous(), vo.contiguous()
-    do, oo = (chunk.ordered(x, True, chunk.heads) for x in (dout, out))
-    lo = chunk.ordered_rows(floor, fused.DEAD_ROW)
-    G, blocks, bq, D = qo.shape
-    dq, dk, dv = _result(qo.shape, batches, blocks), torch.zeros(ko.shape), torch.zeros(vo.shape)
-    space = Workspace(qo)
-    for whole in batches:
-        for batch in fused_batches(whole, G, c.block_k * D):
-            rows = [rows_of(x, batch) for x in (do, qo, oo, lo)]
-            keys, values = keys_of(ko, batch, space, "k"), keys_of(vo, batch, space, "v")
-            mask = additive(chunk, batch, G)
-            found = fused.attend_backward(rows[0], rows[1], keys, values, rows[2], rows[3][..., 0], False, mask, scale)
-            dq[:, batch.rows] = found[0].reshape(G, len(batch.index), bq, D)
-            add_to_tiles(dk, batch, found[1])
-            add_to_tiles(dv, batch, found[2])
-    return dq, dk, dv
+def add_into(target: Tensor, chunk: Chunk, values: Tensor, queries: bool, H: int) -> None:
+    """Adds a chunk's gradient to the token rows and heads it belongs to."""
+    length, D = target.shape[2], target.shape[3]
+    part, rows = chunk.restored(values, queries, length)
+    batch = target[chunk.batch]
+    part = part.view(batch.shape[0], len(chunk.head_numbers), -1, D)
+    repeat = H // target.shape[1]
+    if repeat > 1:
+        # Query heads of one key/value head add in the order of their number.
+        for place, head in enumerate(chunk.head_numbers):
+            own = batch[:, head // repeat]
+            own += part[:, place] if rows is None else 0
+            if rows is not None:
+                own.index_add_(1, rows, part[:, place])
+        return
+    if isinstance(chunk.heads, slice):
+        own = batch[:, chunk.heads]
+        if rows is None:
+            own += part
+        else:
+            own.index_add_(2, rows, part)
+        return
+    for place, head in enumerate(chunk.heads):
+        own = batch[:, head]
+        if rows is None:
+            own += part[:, place]
+        else:
+            own.index_add_(1, rows, part[:, place])

@@ -28,9 +28,42 @@ PROBE = 1  # a pattern's block size shows at any length, and a block table need 
 HOST = torch.device("cpu")
 _layouts: OrderedDict[tuple, Layout] = OrderedDict()
 _recorded: dict[tuple, Layout] = {}  # a recorded CUDA graph reads these whenever it is replayed: they stay
-_masks: OrderedDict[tuple, Tensor] = OrderedDict()  # dense ones of users' functions
 _lock = Lock()
 Made = TypeVar("Made")
+
+
+class KeptMasks:
+    """Masks by (pattern's key, its state, ...), of limited size: the least recently used go, and those of a state that has
+    passed."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most, self._lock = most_bytes, Lock()
+        self._kept: OrderedDict[tuple, Tensor] = OrderedDict()
+        cleared_by(self.clear)
+
+    def get(self, name: tuple, make: Callable[[], Tensor]) -> Tensor:
+        """The mask that was kept under a name, or what `make()` returns now."""
+        with self._lock:
+            if name in self._kept:
+                self._kept.move_to_end(name)
+                return self._kept[name]
+        with torch.inference_mode(False), torch.no_grad():
+            made = make()
+        with self._lock:
+            for other in [other for other in self._kept if other[0] == name[0] and other[1] != name[1]]:
+                del self._kept[other]
+            self._kept[name] = made
+            while len(self._kept) > 1 and sum(mask.nbytes for mask in self._kept.values()) > self._most:
+                self._kept.popitem(last=False)
+        return made
+
+    def clear(self) -> None:
+        """Forgets every mask."""
+        with self._lock:
+            self._kept.clear()
+
+
+_masks = KeptMasks(MOST_MASKS)  # dense ones of users' functions
 
 
 class LowersToRules(Protocol):
@@ -150,7 +183,7 @@ def clear_layouts() -> None:
     """Forgets every compiled layout but those that recorded CUDA graphs read."""
     with _lock:
         _layouts.clear()
-        _masks.clear()
+    _masks.clear()
 
 
 @remembered(1024)
@@ -205,18 +238,7 @@ def dense_mask(key: str, q_len: int, k_len: int, heads: int, causal: bool, devic
     if not state:
         return _dense_mask(key, q_len, k_len, heads, causal, device)
     name = (key, state, q_len, k_len, heads, causal, device)
-    with _lock:
-        found = _masks.get(name)
-    if found is None:
-        with torch.inference_mode(False), torch.no_grad():
-            found = _dense_mask(key, q_len, k_len, heads, causal, device)
-        with _lock:
-            for other in [other for other in _masks if other[0] == key and other[1] != state]:
-                del _masks[other]
-            _masks[name] = found
-            while len(_masks) > 1 and sum(mask.numel() for mask in _masks.values()) > MOST_MASKS:
-                _masks.popitem(last=False)
-    return found
+    return _masks.get(name, lambda: _dense_mask(key, q_len, k_len, heads, causal, device))
 
 
 def _dense_mask(key: str, q_len: int, k_len: int, heads: int, causal: bool, device: torch.device) -> Tensor:

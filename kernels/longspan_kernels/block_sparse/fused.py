@@ -1,30 +1,31 @@
 """Calls torch's fused CPU attention kernel with our masks, and takes its log-sum-exp and gradients.
 
 The kernel takes an additive mask and a causal flag at once, any strides, and gives the log-sum-exp, so it serves both whole
-calls (a pattern's mask over all pairs) and the row batches of the blocked backend. Its backward pass takes the output and the
+calls (`dense_forward`: a pattern's mask over all pairs) and chunks of the blocked backend whose keys are views of the ordered
+keys (`forward_chunk`: a batch of rows is one call of many small problems). Its backward pass takes the output and the
 log-sum-exp that were merged from several parts, as ours does: p = exp(s - lse), ds = p * (dp - sum(dout * out)).
 
-Legend: B batch, H heads, Hkv key/value heads, T tokens (Tq, Tk), D head width, N independent problems.
+Legend: B batch, H heads, Hkv key/value heads, T tokens (Tq, Tk), D head width, N independent problems; of
+chunks as in blocked.py.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from threading import Lock
+from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from longspan_kernels.block_sparse.args import Options
-from longspan_kernels.block_sparse.blocked import NEGATIVE
-from longspan_kernels.block_sparse.cache import dense_mask, is_dense, lookup, state_of
-from longspan_kernels.launch.graphs import cleared_by
+from longspan_kernels.block_sparse.blocked import NEGATIVE, Chunk, RowBatch, Workspace
+from longspan_kernels.block_sparse.cache import KeptMasks, dense_mask, is_dense, lookup, state_of
 
 DEAD_ROW = 1e30  # stands for the log-sum-exp of a row without keys: exp(score - DEAD_ROW) is 0
 LARGE = 1 << 12  # a score from which float32 leaves less than 12 bits behind the point
+GATHERED_AT_ONCE = 1 << 19  # elements of gathered keys of one chunk; the kernel holds no scores
 MOST_MASK_BYTES = 1 << 28  # of all kept masks together
-_masks: OrderedDict[tuple, Tensor] = OrderedDict()
-_lock = Lock()
+_masks = KeptMasks(MOST_MASK_BYTES)
 
 
 def takes(q: Tensor, options: Options) -> bool:
@@ -89,31 +90,14 @@ def additive_mask(key: str, q_len: int, k_len: int, heads: int, causal: bool) ->
     mask or `causal` alone is enough."""
     if says_all(key, q_len, k_len, heads, causal):
         return None
-    name = (key, state_of(key), q_len, k_len, heads, causal)
-    with _lock:
-        found = _masks.get(name)
-        if found is not None:
-            _masks.move_to_end(name)
-            return found
-    with torch.inference_mode(False), torch.no_grad():
+
+    def make() -> Tensor:
         live = dense_mask(key, q_len, k_len, heads, causal, torch.device("cpu"))
         if heads > 1 and bool((live[1:] == live[:1]).all()):
             live = live[:1]
-        found = torch.zeros(live.shape).masked_fill_(~live, NEGATIVE)[None]
-    with _lock:
-        for other in [other for other in _masks if other[0] == key and other[1] != name[1]]:
-            del _masks[other]
-        _masks[name] = found
-        while len(_masks) > 1 and sum(mask.nbytes for mask in _masks.values()) > MOST_MASK_BYTES:
-            _masks.popitem(last=False)
-    return found
+        return torch.zeros(live.shape).masked_fill_(~live, NEGATIVE)[None]
 
-
-@cleared_by
-def clear_masks() -> None:
-    """Forgets every kept mask."""
-    with _lock:
-        _masks.clear()
+    return _masks.get((key, state_of(key), q_len, k_len, heads, causal), make)
 
 
 def says_all(key: str, q_len: int, k_len: int, heads: int, causal: bool) -> bool:
@@ -212,3 +196,126 @@ def dense_backward(
     if Hkv != H:
         grads[1:] = [x.view(B, Hkv, H // Hkv, -1, D).sum(2) for x in grads[1:]]
     return grads[0].to(q.dtype), grads[1].to(k.dtype), grads[2].to(v.dtype)
+
+
+def fused_batches(batch: RowBatch, pairs: int, per_tile: int) -> Iterator[RowBatch]:
+    """Chunks of a row batch whose gathered keys (or their gradients) fit, `per_tile` elements each tile."""
+    step = len(batch.index) if batch.shared else max(1, GATHERED_AT_ONCE // (pairs * per_tile * batch.count))
+    for r in range(0, len(batch.index), step):
+        rows = (
+            batch.rows[r : r + step]
+            if isinstance(batch.rows, Tensor)
+            else slice(batch.rows.start + r, min(batch.rows.stop, batch.rows.start + r + step))
+        )
+        kinds = None if batch.kinds is None else batch.kinds[r : r + step]
+        first = batch.first + r if batch.window else batch.first
+        yield replace(batch, rows=rows, index=batch.index[r : r + step], kinds=kinds, first=first)
+
+
+def keys_of(x: Tensor, batch: RowBatch, space: Workspace, name: str) -> Tensor:
+    """x [G, blocks, bk, D] -> [G, R or 1, n * bk, D], the key tiles of each row side by side; a view where rows are regular."""
+    G, _, block, D = x.shape
+    R, n = batch.index.shape
+    if batch.shared:
+        return x[:, batch.first : batch.first + n].reshape(G, 1, n * block, D)
+    if batch.window:
+        strides = (x.stride(0), block * D, D, 1)
+        return x.as_strided((G, R, n * block, D), strides, x.storage_offset() + batch.first * block * D)
+    tiles = space.take(name, G, R * n, block, D)
+    return torch.index_select(x, 1, batch.index.flatten(), out=tiles).view(G, R, n * block, D)
+
+
+def add_to_tiles(target: Tensor, batch: RowBatch, parts: Tensor) -> None:
+    """target [G, blocks, bk, D] gains parts [G, R or 1, n * bk, D], in a fixed order: the transpose of `keys_of`."""
+    G, _, block, D = target.shape
+    R, n = batch.index.shape
+    if batch.shared:
+        target[:, batch.first : batch.first + n] += parts.reshape(G, n, block, D)
+    elif batch.window and n <= R:
+        for place in range(n):
+            target[:, batch.first + place : batch.first + place + R] += parts[:, :, place * block : (place + 1) * block]
+    else:
+        target.index_add_(1, batch.index.flatten(), parts.reshape(G, R * n, block, D))
+
+
+def rows_of(x: Tensor, batch: RowBatch) -> Tensor:
+    """x [G, blocks, bq, ...] -> [G, R, bq, ...], or [G, 1, R * bq, ...] where rows share their keys."""
+    chosen = x[:, batch.rows]
+    return chosen.flatten(1, 2).unsqueeze(1) if batch.shared else chosen
+
+
+def additive(chunk: Chunk, batch: RowBatch, pairs: int) -> Tensor | None:
+    """The mask of a row batch as the kernel adds it: [G or 1, R or 1, bq (all rows' where shared), n * bk]."""
+    limited = chunk.options.per_batch or chunk.component.dynamic
+    if batch.alike and not limited and batch.kinds is not None:
+        batch = replace(batch, index=batch.index[:1], kinds=batch.kinds[:1])
+    live = chunk.mask(batch)
+    if live is None:
+        return None
+    b, _, R, bq, keys = torch.broadcast_shapes(live.shape, (1, 1, 1, 1, 1))
+    mask = torch.zeros(live.shape, device=live.device).masked_fill_(~live, NEGATIVE)
+    if live.shape[0] > 1:
+        mask = mask.expand(b, pairs // b, R, bq, keys).reshape(pairs, R, bq, keys)
+    else:
+        mask = mask.reshape(1, R, bq, keys)
+    if not batch.shared:
+        return mask
+    return mask.expand(-1, len(batch.index), -1, -1).reshape(mask.shape[0], 1, -1, keys)
+
+
+def serves(batches: list[RowBatch]) -> bool:
+    """Whether torch's kernel is the quicker way: where the keys of a row are a view of several tiles.
+
+    One tile, and gathered ones, are for plain products: they take all queries of a tile at once, where this kernel takes 32.
+    """
+    return all((batch.window and not batch.own) or batch.shared for batch in batches)
+
+
+def _result(shape: tuple[int, ...], batches: list[RowBatch], blocks: int, fill: float = 0.0) -> Tensor:
+    """A tensor for the rows of all batches: written out only where some row is in none, as new memory costs time."""
+    covered = sum(len(batch.index) for batch in batches) == blocks
+    return torch.empty(shape) if covered else torch.full(shape, fill)
+
+
+def forward_chunk(chunk: Chunk, batches: list[RowBatch], q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Output [G, blocks, bq, D] and log-sum-exp [G, blocks, bq, 1] of one chunk, in its order."""
+    c, scale = chunk.component, chunk.options.scale
+    qo, ko, vo = chunk.inputs(q, k, v)
+    ko, vo = ko.contiguous(), vo.contiguous()
+    G, blocks, bq, D = qo.shape
+    out = _result(qo.shape, batches, blocks)
+    lse = _result((G, blocks, bq, 1), batches, blocks, float("-inf"))
+    space = Workspace(qo)
+    for whole in batches:
+        for batch in fused_batches(whole, G, c.block_k * D):
+            keys, values = keys_of(ko, batch, space, "k"), keys_of(vo, batch, space, "v")
+            part, sums = attend_forward(rows_of(qo, batch), keys, values, False, additive(chunk, batch, G), scale)
+            R = len(batch.index)
+            out[:, batch.rows] = part.reshape(G, R, bq, D)
+            lse[:, batch.rows] = sums.reshape(G, R, bq, 1)
+    return out, lse
+
+
+def backward_chunk(
+    chunk: Chunk, batches: list[RowBatch], tensors: list[Tensor], floor: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dq, dk, dv of one chunk, in its order, from [dout, out, q, k, v]; `floor` is the log-sum-exp, DEAD_ROW without keys."""
+    dout, out, q, k, v = tensors
+    c, scale = chunk.component, chunk.options.scale
+    qo, ko, vo = chunk.inputs(q, k, v)
+    ko, vo = ko.contiguous(), vo.contiguous()
+    do, oo = (chunk.ordered(x, True, chunk.heads) for x in (dout, out))
+    lo = chunk.ordered_rows(floor, DEAD_ROW)
+    G, blocks, bq, D = qo.shape
+    dq, dk, dv = _result(qo.shape, batches, blocks), torch.zeros(ko.shape), torch.zeros(vo.shape)
+    space = Workspace(qo)
+    for whole in batches:
+        for batch in fused_batches(whole, G, c.block_k * D):
+            rows = [rows_of(x, batch) for x in (do, qo, oo, lo)]
+            keys, values = keys_of(ko, batch, space, "k"), keys_of(vo, batch, space, "v")
+            mask = additive(chunk, batch, G)
+            found = attend_backward(rows[0], rows[1], keys, values, rows[2], rows[3][..., 0], False, mask, scale)
+            dq[:, batch.rows] = found[0].reshape(G, len(batch.index), bq, D)
+            add_to_tiles(dk, batch, found[1])
+            add_to_tiles(dv, batch, found[2])
+    return dq, dk, dv

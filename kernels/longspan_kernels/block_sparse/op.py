@@ -21,7 +21,6 @@ from longspan_kernels.block_sparse.backends import (
     active_transform,
     choose_backend,
     chosen,
-    cpu_may_choose,
     exact_products,
     layouts_for,
     shape_of,
@@ -31,8 +30,7 @@ from longspan_kernels.block_sparse.cache import counted_pairs, dense_mask, every
 from longspan_kernels.block_sparse.layout import DeviceLayout, Layout
 from longspan_kernels.block_sparse.reference import reference_attention
 from longspan_kernels.errors import BackendError
-from longspan_kernels.launch.autocast import cast_as_products
-from longspan_kernels.launch.ops import op
+from longspan_kernels.launch.ops import cast_as_products, op
 
 # FLOPs of a visited pair, times D: its score and its share of the output forward; score again, dp, dq, dk and dv backward.
 FORWARD_FLOPS, BACKWARD_FLOPS = 4, 10
@@ -71,7 +69,7 @@ def attend(
         block_bias = block_bias.to(torch.promote_types(q.dtype, torch.float32))
     limits = q_lengths, k_lengths, q_segments, k_segments
     options = Options(_scale(scale, q), *limits, float(dropout_p), _seed(dropout_p, q), block_bias, bias_block)
-    if asked == "auto" and backend == "blocked" and cpu_may_choose(q, options):
+    if asked == "auto" and backend == "blocked" and fused.takes(q, options):
         backend = CPU
     if backend == "dense":
         out, lse = _dense(q, k, v, key, causal, options)

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from longspan_kernels.block_sparse.backends import active_transform
 from longspan_kernels.errors import KernelError
-from longspan_kernels.launch.autocast import cast_as_products
-from longspan_kernels.launch.ops import op
+from longspan_kernels.launch.ops import cast_as_products, op
 from longspan_kernels.linear import chunked
 from longspan_kernels.linear.arguments import check, check_tensors, moved, runs_of
 from longspan_kernels.linear.backends import choose_backend, for_transform

@@ -13,8 +13,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from longspan_kernels.block_sparse.backends import active_transform, choose_backend, exact_products
 from longspan_kernels.errors import BackendError, KernelError
-from longspan_kernels.launch.autocast import cast_as_products
-from longspan_kernels.launch.ops import op
+from longspan_kernels.launch.ops import cast_as_products, op
 from longspan_kernels.selected.attend import torch_backward, torch_forward
 from longspan_kernels.selected.lists import MOST_ENTRIES, queries_of_blocks
 from longspan_kernels.selected.options import Selection

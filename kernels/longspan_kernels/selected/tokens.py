@@ -13,8 +13,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from longspan_kernels.block_sparse.backends import active_transform, choose_backend, exact_products
 from longspan_kernels.errors import BackendError, KernelError
-from longspan_kernels.launch.autocast import cast_as_products
-from longspan_kernels.launch.ops import op
+from longspan_kernels.launch.ops import cast_as_products, op
 from longspan_kernels.selected.reference import selected_reference
 
 NUMBERS_AT_ONCE = 1 << 20  # of gathered keys held in plain torch: 1 << 23 leave a core's cache and take twice the time

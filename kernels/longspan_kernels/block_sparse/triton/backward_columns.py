@@ -12,7 +12,7 @@ Triton is imported here: import this file lazily.
 # ruff: noqa: SIM109 (compile-time branches stay statements)
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 import triton
@@ -21,13 +21,16 @@ from torch import Tensor
 
 from longspan_kernels.block_sparse.cache import Derived
 from longspan_kernels.block_sparse.layout import Component
-from longspan_kernels.block_sparse.triton.call import Call, Visits, index_stride, streamed, strides_of, visits_of
+from longspan_kernels.block_sparse.triton.call import Call, Launches, launches_over, streamed, strides_of
 from longspan_kernels.block_sparse.triton.common import (
     BAND,
     BITS,
     LN2,
     LOG2E,
     VARYING,
+    Entries,
+    Side,
+    Stream,
     allowing_for_rounding,
     begin_entries,
     ends,
@@ -37,6 +40,7 @@ from longspan_kernels.block_sparse.triton.common import (
     next_entry,
     part_of,
     scores_of,
+    streamed_head,
     streamed_tile,
     tokens_of,
     weights,
@@ -44,49 +48,40 @@ from longspan_kernels.block_sparse.triton.common import (
     within,
     work_item,
 )
-from longspan_kernels.block_sparse.triton.configs import launch_of
-from longspan_kernels.block_sparse.triton.masks import dropout_keeps, dropout_rows, kept, masked
-from longspan_kernels.block_sparse.triton.schedule import Work
+from longspan_kernels.block_sparse.triton.masks import Given, dropout_keeps, dropout_rows, kept, masked
 from longspan_kernels.block_sparse.triton.workspace import (
     RowNumbers,
     Workspace,
     add_rows,
     add_rows_or_keep,
-    add_splits,
     column_work,
     flags_of,
     is_second,
     kept_as,
     orders_keys_by_head,
+    sum_of_splits,
     tell_second,
 )
-from longspan_kernels.launch.launcher import SMALL, SPLIT_ROWS, Plan, alignment, without_tma
 
 
 @triton.jit
 def key_gradients(
-    dk, dv, k, v, token, segments, Q, DOUT, LSE, MINUS_DELTA, EXCLUDED, Q_SEGMENTS, SEED, BIAS, visits, b, head, u,
-    batch_head, first, masked_from, bits_from, stop, first_tile, q_stride, do_stride, index_stride, q_start, q_len, q_stop,
-    step, q_per, origin, factors, threshold, bias_row, bias_first, C: tl.constexpr, MODE: tl.constexpr,
+    dk, dv, k, v, token, q_tiles, dout_tiles, queries, visits, entries, begin, end, given, LSE, MINUS_DELTA, SEED, BIAS,
+    batch_head, origin, factors, threshold, bias_row, bias_first, C: tl.constexpr, MODE: tl.constexpr,
 ):  # fmt: skip
-    """Adds what the entries [first, stop) of a tile column give to dk / scale and dv. Tiles are transposed: (BN, BM)."""
-    INDEXED: tl.constexpr = visits.Q_INDEX is not None
+    """Adds what the entries [begin, end) of a tile column give to dk / scale and dv. Tiles are transposed: (BN, BM)."""
     PRECISION: tl.constexpr = "ieee" if C.EXACT else "tf32"
     STAGES: tl.constexpr = 1 if C.SERIAL_MASKS and (MODE == BAND or MODE == BITS) else None
-    upcoming, AHEAD, DETAILS = begin_entries(visits, first, stop, first_tile, MODE)
-    for e in tl.range(first, stop, num_stages=STAGES):
-        tile, detail, upcoming, AHEAD, DETAILS = next_entry(upcoming, AHEAD, DETAILS, e, first, stop, C, MODE)
-        base, row = tokens_of(visits.Q_INDEX, u, index_stride, tile, q_start, step, q_per, C.BM, C.Q_STEPPED)
-        row_ok = within(row, q_stop)
-        q = streamed_tile(
-            Q, b, head, tile, base, row, row_ok, q_start, q_stride, step, q_per, C.BM, INDEXED, C.Q_STEPPED, C, MODE
-        )
-        dout = streamed_tile(
-            DOUT, b, head, tile, base, row, row_ok, q_start, do_stride, step, q_per, C.BM, INDEXED, C.Q_STEPPED, C, MODE
-        )
+    upcoming, AHEAD, DETAILS = begin_entries(visits, begin, end, entries.tile, MODE)
+    for e in tl.range(begin, end, num_stages=STAGES):
+        tile, detail, upcoming, AHEAD, DETAILS = next_entry(upcoming, AHEAD, DETAILS, e, begin, end, C, MODE)
+        base, row = tokens_of(queries, tile, C.BM, C.Q_STEPPED)
+        row_ok = within(row, given.stop)
+        q = streamed_tile(q_tiles, tile, base, row, row_ok, queries, C.BM, C.Q_STEPPED, C, MODE)
+        dout = streamed_tile(dout_tiles, tile, base, row, row_ok, queries, C.BM, C.Q_STEPPED, C, MODE)
         # The layout of s wants each of these in many threads. Loaded as one tensor of both they are fetched once and spread,
         # instead of once a thread.
-        near = tl.minimum(tl.maximum(row, 0), q_len - 1)
+        near = tl.minimum(tl.maximum(row, 0), given.length - 1)
         if MINUS_DELTA is None:
             lse2, minus_delta = tl.split(tl.load(LSE + 2 * near[:, None] + tl.arange(0, 2)[None, :]))
             lse = lse2 * LN2
@@ -110,8 +105,8 @@ def key_gradients(
         if BIAS is not None:
             s += tl.load(BIAS + (tile * C.BM + bias_first) // C.BIAS_BLOCK * bias_row) * LOG2E
         p = weights(s, 0.0)
-        p = masked(p, 0.0, e, masked_from, bits_from, detail, visits.MASKS, C, MODE, True)
-        p = kept(p, 0.0, row + origin, token, row, row_ok, segments, Q_SEGMENTS, EXCLUDED, q_len, C, True)
+        p = masked(p, 0.0, e, entries, detail, visits.MASKS, C, MODE, True)
+        p = kept(p, 0.0, row + origin, token, row, row_ok, given, C, True)
         dropped = p
         if SEED is not None:
             drawn = dropout_rows(SEED, batch_head, row + origin)
@@ -138,24 +133,21 @@ def backward_columns(
     """Writes dk and dv of the keys of one tile column, or of a part of its entries as a partial result; heads are key heads."""
     BN: tl.constexpr = C.BN
     BD: tl.constexpr = C.BD
-    INDEXED: tl.constexpr = visits.K_INDEX is not None
-    b, head, tile_column, partial, u, served, entries = work_item(visits, heads, tile_rows, batch, batch_groups, C)
+    b, head, tile_column, partial, u, served, record = work_item(visits, heads, tile_rows, batch, batch_groups, C)
     offs_d = tl.arange(0, BD)
     b64 = b.to(tl.int64)
     q_stop, k_stop = ends(limits, b, q_len, k_len)
-    EXCLUDED, Q_SEGMENTS, BIAS = limits.EXCLUDED, limits.Q_SEGMENTS, limits.BIAS
-    if EXCLUDED is not None:
-        EXCLUDED += b64 * C.EXCLUSIONS * k_len
-    base, token = tokens_of(visits.K_INDEX, u, k_index_stride, tile_column, k_start, step, k_per, BN, C.K_STEPPED)
+    EXCLUDED = None if limits.EXCLUDED is None else limits.EXCLUDED + b64 * C.EXCLUSIONS * k_len
+    keys = Side(visits.K_INDEX, k_index_stride, u, k_start, step, k_per)
+    base, token = tokens_of(keys, tile_column, BN, C.K_STEPPED)
     k_ok = within(token, k_stop)
     K = head_of(K, b, head, k_strides, C)
     V = head_of(V, b, head, v_strides, C)
-    k = load_tile(K, token, base, k_ok, wide(k_strides.t), step, offs_d, C.D, BD, BN, True, INDEXED, C.K_STEPPED)
-    v = load_tile(V, token, base, k_ok, wide(v_strides.t), step, offs_d, C.D, BD, BN, True, INDEXED, C.K_STEPPED)
-    segments = None
-    if limits.K_SEGMENTS is not None:
-        segments = tl.load(limits.K_SEGMENTS + b64 * k_len + token, mask=k_ok, other=0)
-        Q_SEGMENTS += b64 * q_len
+    k = load_tile(K, token, base, k_ok, wide(k_strides.t), keys, offs_d, C.D, BN, C.K_STEPPED, True)
+    v = load_tile(V, token, base, k_ok, wide(v_strides.t), keys, offs_d, C.D, BN, C.K_STEPPED, True)
+    segments = None if limits.K_SEGMENTS is None else tl.load(limits.K_SEGMENTS + b64 * k_len + token, mask=k_ok, other=0)
+    SEGMENTS = None if limits.Q_SEGMENTS is None else limits.Q_SEGMENTS + b64 * q_len
+    given = Given(EXCLUDED, SEGMENTS, segments, q_len, q_stop)
     dk = tl.zeros([BN, BD], tl.float32)
     dv = tl.zeros([BN, BD], tl.float32)
     seen = 0
@@ -167,45 +159,43 @@ def backward_columns(
             # may have an order for each head; where keys have, each key head has one query head: see `_of_each_head`.
             group = tl.load(visits.GROUP + h)
             u_of = tl.maximum(group, 0) + b * batch_groups
-            record = visits.RECORDS + (u_of.to(tl.int64) * tile_rows + tile_column) * 8
-            start = tl.load(record)
-            count = tl.where(group < 0, 0, tl.load(record + 3) - start)
-            masked_from = tl.load(record + 1)
-            bits_from = tl.load(record + 2)
+            own = visits.RECORDS + (u_of.to(tl.int64) * tile_rows + tile_column) * 8
+            start = tl.load(own)
+            count = tl.where(group < 0, 0, tl.load(own + 3) - start)
+            masked_from = tl.load(own + 1)
+            bits_from = tl.load(own + 2)
             first = start
             stop = start + count
             if visits.ITEMS is not None:
-                first = start + tl.maximum(tl.load(entries) - seen, 0)
-                stop = start + tl.minimum(tl.load(entries + 3) - seen, count)
+                first = start + tl.maximum(tl.load(record) - seen, 0)
+                stop = start + tl.minimum(tl.load(record + 3) - seen, count)
             first_tile = tl.load(visits.INDEX + first, mask=first < stop, other=0)
+            entries = Entries(first, masked_from, bits_from, stop, first_tile)
             seen += count
         else:
-            first, masked_from, bits_from, stop, first_tile = entries_of(entries, served)
+            entries = entries_of(record, served)
+        queries = Side(visits.Q_INDEX, q_index_stride, u_of, q_start, step, q_per)
         batch_head = b * (heads * C.REPEAT) + h
-        if C.BY_TMA:
-            Q_OF = Q
-            DOUT_OF = DOUT
-        else:
-            Q_OF = head_of(Q, b, h, q_strides, C)
-            DOUT_OF = head_of(DOUT, b, h, do_strides, C)
+        Q_OF, DOUT_OF = streamed_head(Q, b, h, q_strides, C), streamed_head(DOUT, b, h, do_strides, C)
         MINUS_DELTA_OF = MINUS_DELTA
         if MINUS_DELTA is None:
             LSE_OF = LSE + 2 * batch_head.to(tl.int64) * q_len
         else:
             LSE_OF = LSE + batch_head.to(tl.int64) * q_len
             MINUS_DELTA_OF += batch_head.to(tl.int64) * q_len
-        BIAS_OF = BIAS
-        if BIAS is not None:
-            BIAS_OF = BIAS + h.to(tl.int64) * bias_h + (tile_column * BN) // C.BIAS_BLOCK
+        BIAS_OF = limits.BIAS
+        if BIAS_OF is not None:
+            BIAS_OF += h.to(tl.int64) * bias_h + (tile_column * BN) // C.BIAS_BLOCK
         for mode in tl.static_range(4):
             if C.MODES[mode]:
-                begin, end = part_of(mode, first, masked_from, bits_from, stop)
+                begin, end = part_of(mode, entries)
                 if begin < end:
+                    q_tiles = Stream(Q_OF, wide(q_strides.t), b, h)
+                    dout_tiles = Stream(DOUT_OF, wide(do_strides.t), b, h)
                     dk, dv = key_gradients(
-                        dk, dv, k, v, token, segments, Q_OF, DOUT_OF, LSE_OF, MINUS_DELTA_OF, EXCLUDED, Q_SEGMENTS,
-                        limits.SEED, BIAS_OF, visits, b, h, u_of, batch_head, begin, masked_from, bits_from, end, first_tile,
-                        wide(q_strides.t), wide(do_strides.t), q_index_stride, q_start, q_len, q_stop, step, q_per,
-                        k_len - q_len, factors, threshold, bias_row, bias_first, C, mode,
+                        dk, dv, k, v, token, q_tiles, dout_tiles, queries, visits, entries, begin, end, given, LSE_OF,
+                        MINUS_DELTA_OF, limits.SEED, BIAS_OF, batch_head, k_len - q_len, factors, threshold, bias_row,
+                        bias_first, C, mode,
                     )  # fmt: skip
     dk *= factors.scale
     if C.CHECKED:
@@ -218,8 +208,8 @@ def backward_columns(
     PAIRED: tl.constexpr = PARTIAL_K is not None and PARTIAL_K.dtype.element_ty != tl.float32
     if PAIRED:
         ok = within(token, k_len)
-        add_rows_or_keep(dk_at, PARTIAL_K, dk, partial, token, base, ok, k_stride, step, C, INDEXED)
-        add_rows_or_keep(dv_at, PARTIAL_V, dv, partial, token, base, ok, v_stride, step, C, INDEXED)
+        add_rows_or_keep(dk_at, PARTIAL_K, dk, partial, token, base, ok, k_stride, keys, C)
+        add_rows_or_keep(dv_at, PARTIAL_V, dv, partial, token, base, ok, v_stride, keys, C)
     else:
         limit = k_len
         if PARTIAL_K is not None:
@@ -233,25 +223,13 @@ def backward_columns(
         if FLAGS is not None:
             adds = tl.where(is_second(FLAGS, partial, flags), 1, 1 if C.MERGE else 0)
         ADDS: tl.constexpr = C.MERGE or FLAGS is not None
-        add_rows(dk_at, dk, token, base, ok, k_stride, step, adds, C.D, BD, BN, ADDS, INDEXED, C.K_STEPPED)
-        add_rows(dv_at, dv, token, base, ok, v_stride, step, adds, C.D, BD, BN, ADDS, INDEXED, C.K_STEPPED)
+        add_rows(dk_at, dk, token, base, ok, k_stride, keys, adds, C.D, BD, BN, C.K_STEPPED, ADDS)
+        add_rows(dv_at, dv, token, base, ok, v_stride, keys, adds, C.D, BD, BN, C.K_STEPPED, ADDS)
         if FLAGS is not None:
             tell_second(FLAGS, partial, flags)
 
 
-@dataclass
-class _Columns:
-    """The plan of the launches over one component's columns; it serves all calls of one kind."""
-
-    work: Work
-    visits: Visits
-    by_tma: bool
-    partial: tuple[int, int, int] | None  # shape of the partial results
-    main: Plan
-    add: list[Plan]
-
-
-_planned: Derived[_Columns] = Derived()
+_planned: Derived[Launches] = Derived()
 
 
 def gradients_of_keys(
@@ -268,21 +246,21 @@ def gradients_of_keys(
     if orders_keys_by_head(call, component):
         _of_each_head(call, component, dout, numbers, dk, dv, workspace)
         return
-    columns = _planned.get(
+    launches = _planned.get(
         component,
         (adding, call.key, dout.stride(), dk.dtype),
         lambda: _plan(call, component, dout, dk, dv, adding),
         call.device,
     )
-    work = columns.work
+    work, main = launches.work, launches.main
     partial_k = partial_v = None if work.items is None or work.in_two else kept_as(dk, numbers.lse)
-    if columns.partial is not None:
+    if launches.partial is not None:
         assert workspace is not None  # rows that go first leave none, and wait for columns that are not split
         rest, dtype = workspace.rest(), kept_as(dk, numbers.lse).dtype
-        partial_k, partial_v = (rest.take(*columns.partial).view(dtype) for _ in range(2))
+        partial_k, partial_v = (rest.take(*launches.partial).view(dtype) for _ in range(2))
     of_rows = (numbers.lse, numbers.minus_delta) if numbers.pairs is None else (numbers.pairs, None)
-    (queries, douts), _ = streamed((call.q, dout), component, "q", columns.by_tma, call)
-    columns.main(
+    (queries, douts), _ = streamed((call.q, dout), component, "q", main.choice.by_tma, call)
+    main(
         queries,
         call.k,
         call.v,
@@ -293,68 +271,28 @@ def gradients_of_keys(
         partial_k,
         partial_v,
         flags_of(work, call, component),
-        columns.visits,
+        launches.visits,
         call.limits(component),
     )
-    for plan, gradient, partial in zip(columns.add, (dk, dv), (partial_k, partial_v), strict=False):
+    for plan, gradient, partial in zip(launches.sums, (dk, dv), (partial_k, partial_v), strict=False):
         plan(gradient, partial, work.splits, component.group, None, component.k_index)
 
 
-def _plan(call: Call, component: Component, dout: Tensor, dk: Tensor, dv: Tensor, adding: bool) -> _Columns:
-    B, Hkv, Tk, D = call.k.shape
+def _plan(call: Call, component: Component, dout: Tensor, dk: Tensor, dv: Tensor, adding: bool) -> Launches:
     work = column_work(call, component, adding)
-    choice = launch_of("backward_columns", call.q, component, call.device)
-    by_tma = streamed((call.q, dout), component, "q", choice.by_tma, call)[1]
-    choice = choice if by_tma else without_tma(choice)
-    lists = component.columns
-    C = call.constants(component, lists, alignment(D, call.q, call.k, call.v, dout, dk, dv), choice, adding)
-    main = Plan(
-        backward_columns,
-        work.programs(B),
-        call.sizes(component)
-        | {
-            "q_strides": strides_of(call.q),
-            "k_strides": strides_of(call.k),
-            "v_strides": strides_of(call.v),
-            "do_strides": strides_of(dout),
-            "dk_strides": strides_of(dk),
-            "dv_strides": strides_of(dv),
-            "factors": call.factors(),
-            "tile_rows": lists.start.shape[1],
-            "heads": Hkv,
-            "flags": work.flags * B,
-            "C": C,
-        },
-        choice,
+    own = {
+        "do_strides": strides_of(dout),
+        "dk_strides": strides_of(dk),
+        "dv_strides": strides_of(dv),
+        "flags": work.flags * call.q.shape[0],
+    }
+    streams, others = (call.q, dout), (dout, dk, dv)
+    launches = launches_over(
+        "columns", backward_columns, "backward_columns", call, component, work, streams, others, adding, own
     )
-    add = [
-        Plan(
-            add_splits,
-            max(1, work.split_rows) * B * (component.block_k // SPLIT_ROWS),
-            {
-                "x_b": x_b,
-                "x_h": x_h,
-                "x_t": x_t,
-                "index_stride": index_stride(component.k_index),
-                "x_len": Tk,
-                "x_start": component.k_start,
-                "batch": B,
-                "batch_groups": component.batch_groups,
-                "D": D,
-                "BD": C.BD,
-                "B": C.BN,
-                "BX": SPLIT_ROWS,
-                "REPEAT": call.repeat,
-                "MERGE": adding,
-                "ALIGN": alignment(D, dk),
-            },
-            SMALL,
-        )
-        for x_b, x_h, x_t in (strides_of(dk), strides_of(dv))
-    ]
-    partial = (work.partials * B, component.block_k, C.BD) if work.partials else None
-    visits = visits_of(component, "columns", work.items, work.items is not None and call.repeat == 1)
-    return _Columns(work, visits, by_tma, partial, main, add if work.split_rows else [])
+    if work.split_rows:
+        launches.sums += [sum_of_splits("columns", call, component, work, x, adding) for x in (dk, dv)]
+    return launches
 
 
 def _of_each_head(

@@ -13,21 +13,23 @@ import torch
 from torch import Tensor
 
 from longspan_kernels.block_sparse.args import Options
-from longspan_kernels.block_sparse.cache import Derived
 from longspan_kernels.block_sparse.layout import Component, Layout, Lists
-from longspan_kernels.block_sparse.triton.schedule import entry_details, packed_masks, packed_records
+from longspan_kernels.block_sparse.triton.configs import launch_of
+from longspan_kernels.block_sparse.triton.schedule import Steps, Visits, Work, has_bits, one_group, stepped, visits_of
 from longspan_kernels.errors import BackendError
 from longspan_kernels.launch.launcher import (
     Launch,
+    Plan,
+    alignment,
     from_16_bytes,
     on_meta,
     readable,
     width_of,
+    without_tma,
 )
 
 LOG2E = math.log2(math.e)
 LEAST_SCALE = 1e-20  # the pass over columns divides by the scale; this one makes all weights equal as 0 does
-ONE_CLASS = 1 << 30  # tiles, more than any
 NO_DEVICE = torch.device("meta")
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -121,8 +123,8 @@ class Call:
         """Query heads a key head."""
         return self.q.shape[1] // self.k.shape[1]
 
-    def sizes(self, component: Component) -> dict[str, int]:
-        """The whole numbers that the kernels over rows and over columns share; they follow the lengths."""
+    def numbers(self, component: Component) -> dict[str, Any]:
+        """The numbers that the kernels over rows and over columns share."""
         Tq, Tk = self.q.shape[2], self.k.shape[2]
         origin = Tk - Tq
         bias, block = self.options.bias, self.options.bias_block if self.options.bias is not None else 1
@@ -136,6 +138,8 @@ class Call:
             "bias_row": 0 if bias is None else bias.stride(1),
             "step": steps.step, "q_per": steps.q_per, "k_per": steps.k_per,
             "q_index_stride": index_stride(component.q_index), "k_index_stride": index_stride(component.k_index),
+            "q_strides": strides_of(self.q), "k_strides": strides_of(self.k), "v_strides": strides_of(self.v),
+            "factors": self.factors(),
         }  # fmt: skip
 
     def factors(self) -> Factors:
@@ -197,20 +201,6 @@ class Strides(NamedTuple):
 
 def strides_of(x: Tensor) -> Strides:
     return Strides(*x.stride()[:3])
-
-
-class Visits(NamedTuple):
-    """Which tiles a program visits, and their tokens. See `visits_of`."""
-
-    RECORDS: Tensor | None
-    INDEX: Tensor
-    DETAIL: Tensor | None
-    MASKS: Tensor | None
-    Q_INDEX: Tensor | None
-    K_INDEX: Tensor | None
-    GROUP: Tensor
-    MERGE: Tensor
-    ITEMS: Tensor | None
 
 
 class Limits(NamedTuple):
@@ -281,35 +271,6 @@ class Constants(NamedTuple):
     IN_SUMS: bool
 
 
-def visits_of(component: Component, name: str, items: Tensor | None, listed: bool) -> Visits:
-    """A component's `rows` or `columns` as kernels take them; with `listed`, the work items hold all that the records do."""
-    return Visits(
-        None if listed else packed_records(component, name),
-        getattr(component, name).index,
-        entry_details(component, name),
-        packed_masks(component) if has_bits(component) else None,
-        component.q_index,
-        component.k_index,
-        component.group,
-        component.merge,
-        items,
-    )
-
-
-def has_bits(component: Component) -> bool:
-    """Whether some masks are no bands."""
-    return component.masks is not None and component.masks.shape[0] > component.bands
-
-
-def one_group(component: Component) -> bool:
-    """Whether all heads and batch elements share one set of lists."""
-    if component.rows.start.shape[0] != 1 or component.batch_groups:
-        return False
-    if component.dynamic:
-        return True
-    return _one_group.get(component, (), lambda: bool((component.group == 0).all()))
-
-
 def streamed(tensors: tuple[Tensor, ...], component: Component, side: str, by_tma: bool, call: Call) -> tuple[tuple, bool]:
     """Tensors [B, H, T, D] as the kernels read their tiles on one side ("q" or "k"), and whether that is by
     Hopper's copy engine: then they are descriptors.
@@ -340,54 +301,59 @@ def streamed(tensors: tuple[Tensor, ...], component: Component, side: str, by_tm
     return tuple(found), True
 
 
-class Steps(NamedTuple):
-    """Tiles whose tokens are computed instead of looked up: runs of `run` tokens, `step` tokens apart, from `first` on.
-
-    Residue classes are runs of one, with `per` tiles a class. A run of 0 is the natural order.
-    """
-
-    step: int
-    q_run: int
-    q_per: int
-    q_first: int
-    k_run: int
-    k_per: int
-    k_first: int
-
-
-_one_group: Derived[bool] = Derived()
-_stepped: Derived[Steps | None] = Derived()
-
-
-def stepped(component: Component) -> Steps | None:
-    """The steps of a component whose tiles run through residue classes, or whose gathered keys lie in equal steps."""
-    if component.dynamic or component.k_index is None:
-        return None
-    return _stepped.get(component, (), lambda: _steps(component))
-
-
-def _steps(component: Component) -> Steps | None:
-    if step := component.stride:
-        queries = _stepped_side(component.q_index, step, component.q_blocks, component.block_q)
-        keys = _stepped_side(component.k_index, step, component.k_blocks, component.block_k)
-        return None if queries is None or keys is None else Steps(step, 1, *queries, 1, *keys)
-    if component.even is None or component.k_blocks * component.block_k * component.even[0] >= 1 << 31:  # in 32 bits
-        return None
-    step, run, first = component.even
-    return Steps(step, 0, 1, component.q_start, run, ONE_CLASS, first)
-
-
-def _stepped_side(index: Tensor | None, step: int, tiles: int, block: int) -> tuple[int, int] | None:
-    if index is None or tiles % step:
-        return None
-    place = index.view(step, tiles // step * block).long()
-    rows = torch.arange(step, device=index.device)[:, None] + step * torch.arange(place.shape[1], device=index.device)
-    # Any token tells the first row; a place without one must compute to a row that does not exist.
-    shift = torch.where(place >= 0, place - rows, -(1 << 40)).max()
-    rows = rows + shift
-    exists = (rows >= 0) & (rows <= place.max())
-    return (tiles // step, int(shift)) if bool((torch.where(exists, rows, -1) == place).all()) else None
-
-
 def index_stride(index: Tensor | None) -> int:
     return index.stride(0) if index is not None and index.dim() == 2 else 0
+
+
+@dataclass
+class Launches:
+    """The launches over one component's rows or columns; they serve all calls of one kind.
+
+    Attributes:
+        main: of the kernel that goes through the tiles.
+        partial: the shape of its partial results, None where no tile row is split.
+        sums: of the kernels that bring partial results together, one a result.
+    """
+
+    work: Work
+    visits: Visits
+    main: Plan
+    partial: tuple[int, int, int] | None
+    sums: list[Plan] = field(default_factory=list)
+
+
+def launches_over(
+    side: str,
+    kernel: Any,
+    name: str,
+    call: Call,
+    component: Component,
+    work: Work,
+    streams: tuple[Tensor, ...],
+    others: tuple[Tensor, ...],
+    merging: bool,
+    numbers: dict[str, Any],
+) -> Launches:
+    """Plans a kernel over the "rows" or the "columns" of a component, `name` in the table of launches.
+
+    Args:
+        streams: the tensors whose tiles it visits.
+        others: those beside q, k and v that it reads or writes by rows.
+        numbers: its arguments that other kernels do not have.
+    """
+    rows, lists = side == "rows", getattr(component, side)
+    choice = launch_of(name, call.q, component, call.device)
+    if not streamed(streams, component, "k" if rows else "q", choice.by_tma, call)[1]:
+        choice = without_tma(choice)
+    align = alignment(call.q.shape[3], call.q, call.k, call.v, *others)
+    C = call.constants(component, lists, align, choice, merging)
+    heads = (call.q if rows else call.k).shape[1]
+    shared = call.numbers(component) | {"tile_rows": lists.start.shape[1], "heads": heads, "C": C}
+    batch, block = call.q.shape[0], component.block_q if rows else component.block_k
+    listed = work.items is not None and (rows or call.repeat == 1)
+    return Launches(
+        work,
+        visits_of(component, side, work.items, listed),
+        Plan(kernel, work.programs(batch), shared | numbers, choice),
+        (work.partials * batch, block, C.BD) if work.partials else None,
+    )

@@ -8,6 +8,8 @@ Triton is imported here: import this file lazily.
 # ruff: noqa: SIM108, SIM109 (compile-time branches stay statements)
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -36,6 +38,46 @@ VARYING = [
 ]
 
 
+class Entries(NamedTuple):
+    """The entries of one tile row: the first, the first masked, the first bit-masked, the end, and the tile of the first."""
+
+    first: Any
+    masked: Any
+    bits: Any
+    stop: Any
+    tile: Any
+
+
+class Stream(NamedTuple):
+    """One head of a tensor whose tiles a loop loads: a pointer to it, or a descriptor of the tensor with its number (b, h)."""
+
+    X: Any
+    stride: Any
+    b: Any
+    h: Any
+
+
+class Side(NamedTuple):
+    """The queries or the keys of a program, and where the tokens of their tiles lie.
+
+    With it go the constants B, places a tile, and RUN: tokens of a tile lie in runs of so many, one run each `step`; RUN is 0
+    where they are consecutive or looked up.
+
+    Attributes:
+        INDEX, index_stride, group: the token row at each place, -1 for none, in the order of a group; None where rows are
+            computed.
+        start: the token row of the first place.
+        step, per: distance of runs; with runs of one token (residue classes), tiles a class.
+    """
+
+    INDEX: Any
+    index_stride: Any
+    group: Any
+    start: Any
+    step: Any
+    per: Any
+
+
 def interprets_bfloat16(x: torch.Tensor) -> bool:
     """Whether q is bfloat16 and runs under Triton's interpreter, which computes garbage from it: it keeps bfloat16 as whole
     numbers. Callers then pass float32, which holds the same numbers."""
@@ -44,10 +86,10 @@ def interprets_bfloat16(x: torch.Tensor) -> bool:
 
 @triton.jit
 def work_item(visits, heads, tile_rows, batch, batch_groups, C: tl.constexpr):
-    """What this program does: (b, head, tile row, partial result or -1, group, served, entries).
+    """What this program does: (b, head, tile row, partial result or -1, group, served, record).
 
     Heads are those of the keys in the pass over columns. With a list of items a program serves one of them, else one tile row.
-    `entries` points at a record of 8: first entry, first masked one, first bit-masked one, end, tile of the first entry, head,
+    `record` points at eight numbers: first entry, first masked one, first bit-masked one, end, tile of the first entry, head,
     tile row, partial.
     """
     pid = tl.program_id(0)
@@ -64,33 +106,32 @@ def work_item(visits, heads, tile_rows, batch, batch_groups, C: tl.constexpr):
             group = tl.load(visits.GROUP + head)
             served = group >= 0
             group = tl.maximum(group, 0) + b * batch_groups
-            entries = visits.RECORDS + (group.to(tl.int64) * tile_rows + tile_row) * 8
+            record = visits.RECORDS + (group.to(tl.int64) * tile_rows + tile_row) * 8
         else:
-            entries = visits.RECORDS + tile_row.to(tl.int64) * 8
+            record = visits.RECORDS + tile_row.to(tl.int64) * 8
     else:
         item, b = pid, pid * 0
         if batch > 1:  # the loads below wait for a division
             item = pid // batch
             b = pid - item * batch
-        entries = visits.ITEMS + item.to(tl.int64) * 8
-        head = tl.load(entries + 5)
-        tile_row = tl.load(entries + 6)
-        partial = tl.load(entries + 7)
+        record = visits.ITEMS + item.to(tl.int64) * 8
+        head = tl.load(record + 5)
+        tile_row = tl.load(record + 6)
+        partial = tl.load(record + 7)
         partial = tl.where(partial < 0, -1, partial * batch + b)
         group = 0
-    return b, head, tile_row, partial, group, served, entries
+    return b, head, tile_row, partial, group, served, record
 
 
 @triton.jit
-def entries_of(entries, served):
-    """(first, first masked, first bit-masked, end, tile of the first) entry of a record; an empty range where the program has
-    no work."""
-    first = tl.load(entries)
-    masked_from = tl.load(entries + 1)
-    bits_from = tl.load(entries + 2)
-    stop = tl.where(served, tl.load(entries + 3), first)
-    first_tile = tl.load(entries + 4)
-    return first, masked_from, bits_from, stop, first_tile
+def entries_of(record, served):
+    """The entries that a record tells of; an empty range where the program has no work."""
+    first = tl.load(record)
+    masked = tl.load(record + 1)
+    bits = tl.load(record + 2)
+    stop = tl.where(served, tl.load(record + 3), first)
+    first_tile = tl.load(record + 4)
+    return Entries(first, masked, bits, stop, first_tile)
 
 
 @triton.jit
@@ -105,11 +146,11 @@ def split_of(SPLITS, batch, PARTS: tl.constexpr):
 
 
 @triton.jit
-def part_of(mode, first, masked_from, bits_from, stop):
+def part_of(mode, entries):
     """The entries [begin, end) that the loop of a mode visits."""
-    lowest = masked_from if mode == 1 else bits_from if mode == 2 else first
-    highest = masked_from if mode == 0 else bits_from if mode == 1 else stop
-    return tl.maximum(first, lowest), tl.minimum(stop, highest)
+    lowest = entries.masked if mode == 1 else entries.bits if mode == 2 else entries.first
+    highest = entries.masked if mode == 0 else entries.bits if mode == 1 else entries.stop
+    return tl.maximum(entries.first, lowest), tl.minimum(entries.stop, highest)
 
 
 @triton.jit
@@ -224,38 +265,34 @@ def weights(s, most):
 
 
 @triton.jit
-def tokens_of(INDEX, u, index_stride, tile, origin, step, per, B: tl.constexpr, STEPPED: tl.constexpr):
-    """(first token row, all token rows) of a tile; a row below 0 or past the end is no token.
-
-    In natural order rows are consecutive. STEPPED: runs of so many tokens, one run each `step`; with runs of one token, `per`
-    tiles a residue class. Otherwise rows come from the index, and there is no first row.
-    """
+def tokens_of(side, tile, B: tl.constexpr, RUN: tl.constexpr):
+    """(first token row, all token rows) of a tile; by an index there is no first row. See `Side`."""
     offs = tl.arange(0, B)
-    if STEPPED == 1:
-        base = origin + tile // per + (tile % per) * (B * step)
-        token = base + offs * step
-    elif STEPPED > 1:
-        base = origin + tile * (B // STEPPED * step)
-        token = base + (offs // STEPPED * step + offs % STEPPED)
-    elif INDEX is None:
-        base = tile * B + origin
+    if RUN == 1:
+        base = side.start + tile // side.per + (tile % side.per) * (B * side.step)
+        token = base + offs * side.step
+    elif RUN > 1:
+        base = side.start + tile * (B // RUN * side.step)
+        token = base + (offs // RUN * side.step + offs % RUN)
+    elif side.INDEX is None:
+        base = tile * B + side.start
         token = base + offs
     else:
         base = 0
-        token = tl.load(INDEX + u * index_stride + tile * B + offs)
+        token = tl.load(side.INDEX + side.group * side.index_stride + tile * B + offs)
     return base, token
 
 
 @triton.jit
-def addresses(X, token, base, stride, step, offs_d, B: tl.constexpr, INDEXED: tl.constexpr, STEPPED: tl.constexpr):
+def addresses(X, token, base, stride, side, offs_d, B: tl.constexpr, RUN: tl.constexpr):
     """Pointers to the rows `token` of X [T, D], [B, BD]."""
     offs = tl.arange(0, B)
-    if STEPPED == 1:
-        at = X + base.to(tl.int64) * stride + (offs.to(tl.int64)[:, None] * (stride * step) + offs_d[None, :])
-    elif STEPPED > 1:
-        row = (offs // STEPPED).to(tl.int64) * (stride * step) + offs % STEPPED * stride
+    if RUN == 1:
+        at = X + base.to(tl.int64) * stride + (offs.to(tl.int64)[:, None] * (stride * side.step) + offs_d[None, :])
+    elif RUN > 1:
+        row = (offs // RUN).to(tl.int64) * (stride * side.step) + offs % RUN * stride
         at = X + base.to(tl.int64) * stride + (row[:, None] + offs_d[None, :])
-    elif INDEXED:
+    elif side.INDEX is not None:
         at = X + token.to(tl.int64)[:, None] * stride + offs_d[None, :]
     else:
         # One 64-bit product a tile; what remains inside it fits 32 bits.
@@ -265,22 +302,11 @@ def addresses(X, token, base, stride, step, offs_d, B: tl.constexpr, INDEXED: tl
 
 @triton.jit
 def load_tile(
-    X,
-    token,
-    base,
-    ok,
-    stride,
-    step,
-    offs_d,
-    D: tl.constexpr,
-    BD: tl.constexpr,
-    B: tl.constexpr,
-    CHECK: tl.constexpr,
-    INDEXED: tl.constexpr,
-    STEPPED: tl.constexpr,
+    X, token, base, ok, stride, side, offs_d, D: tl.constexpr, B: tl.constexpr, RUN: tl.constexpr, CHECK: tl.constexpr
 ):
     """Rows `token` of X [T, D] as [B, BD]; 0 where not ok (only looked at under CHECK) and past D."""
-    at = addresses(X, token, base, stride, step, offs_d, B, INDEXED, STEPPED)
+    at = addresses(X, token, base, stride, side, offs_d, B, RUN)
+    BD: tl.constexpr = offs_d.shape[0]
     if CHECK:
         if D == BD:
             tile = tl.load(at, mask=ok[:, None], other=0.0)
@@ -295,27 +321,14 @@ def load_tile(
 
 
 @triton.jit
-def load_own(
-    X,
-    token,
-    base,
-    ok,
-    last,
-    stride,
-    step,
-    offs_d,
-    C: tl.constexpr,
-    B: tl.constexpr,
-    INDEXED: tl.constexpr,
-    STEPPED: tl.constexpr,
-):
+def load_own(X, token, base, ok, last, stride, side, offs_d, B: tl.constexpr, RUN: tl.constexpr, C: tl.constexpr):
     """The rows that a program works for, [B, BD].
 
     Rows before the first or past the last are clamped to it: nobody stores their results, and clamping takes fewer instructions
     than zeros. Where tokens of any tile may not exist (CHECKED), such rows are 0.
     """
-    if C.CHECKED or INDEXED or STEPPED > 0:
-        tile = load_tile(X, token, base, ok, stride, step, offs_d, C.D, C.BD, B, True, INDEXED, STEPPED)
+    if C.CHECKED or side.INDEX is not None or RUN > 0:
+        tile = load_tile(X, token, base, ok, stride, side, offs_d, C.D, B, RUN, True)
     else:
         near = tl.maximum(tl.minimum(tl.arange(0, B), last - base), -base)
         at = X + base.to(tl.int64) * stride + (near[:, None] * stride.to(tl.int32) + offs_d[None, :])
@@ -336,34 +349,25 @@ def widened(x):
 
 
 @triton.jit
-def streamed_tile(
-    X,
-    b,
-    h,
-    tile,
-    base,
-    token,
-    ok,
-    start,
-    stride,
-    step,
-    per,
-    B: tl.constexpr,
-    INDEXED: tl.constexpr,
-    STEPPED: tl.constexpr,
-    C: tl.constexpr,
-    MODE: tl.constexpr,
-):
+def streamed_head(X, b, h, strides, C: tl.constexpr):
+    """As `head_of`; itself where X is a descriptor, which has all heads."""
+    if not C.BY_TMA:
+        X = head_of(X, b, h, strides, C)
+    return X
+
+
+@triton.jit
+def streamed_tile(stream, tile, base, token, ok, side, B: tl.constexpr, RUN: tl.constexpr, C: tl.constexpr, MODE: tl.constexpr):
     """A tile [B, BD] that a loop visits, loaded by descriptor (0 outside the tensor) or by addresses."""
     if C.BY_TMA:
-        if STEPPED == 1:
-            x = X.load([b, h, (tile % per) * B, start + tile // per, 0])
-        elif STEPPED > 1:
-            x = X.load([b, h, tile * (B // STEPPED), start, 0])
+        if RUN == 1:
+            x = stream.X.load([stream.b, stream.h, (tile % side.per) * B, side.start + tile // side.per, 0])
+        elif RUN > 1:
+            x = stream.X.load([stream.b, stream.h, tile * (B // RUN), side.start, 0])
         else:
-            x = X.load([b, h, base, 0])
+            x = stream.X.load([stream.b, stream.h, base, 0])
         x = x.reshape([B, C.BD])
     else:
         CHECK: tl.constexpr = C.CHECKED or MODE != FULL
-        x = load_tile(X, token, base, ok, stride, step, tl.arange(0, C.BD), C.D, C.BD, B, CHECK, INDEXED, STEPPED)
+        x = load_tile(stream.X, token, base, ok, stream.stride, side, tl.arange(0, C.BD), C.D, B, RUN, CHECK)
     return x

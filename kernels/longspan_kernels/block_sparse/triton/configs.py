@@ -19,7 +19,7 @@ from torch import Tensor
 from longspan_kernels.block_sparse.cache import Derived
 from longspan_kernels.block_sparse.compiler import Tiling
 from longspan_kernels.block_sparse.layout import Component
-from longspan_kernels.block_sparse.triton.call import has_bits, stepped
+from longspan_kernels.block_sparse.triton.schedule import has_bits, stepped
 from longspan_kernels.errors import KernelError
 from longspan_kernels.launch.graphs import remembered
 from longspan_kernels.launch.launcher import Launch, capability_of, width_of

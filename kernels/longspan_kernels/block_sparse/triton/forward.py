@@ -10,8 +10,6 @@ Legend: BM x BN the tile, BD the head width D rounded up to a power of two. Trit
 # ruff: noqa: SIM102 (compile-time branches stay statements)
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import triton
 import triton.language as tl
@@ -21,20 +19,15 @@ from longspan_kernels.block_sparse.args import Options
 from longspan_kernels.block_sparse.cache import Derived
 from longspan_kernels.block_sparse.layout import Component, Layout
 from longspan_kernels.block_sparse.triton.backward import compile_first, plan_call
-from longspan_kernels.block_sparse.triton.call import (
-    Call,
-    Visits,
-    index_stride,
-    streamed,
-    strides_of,
-    visits_of,
-)
+from longspan_kernels.block_sparse.triton.call import Call, Launches, index_stride, launches_over, streamed, strides_of
 from longspan_kernels.block_sparse.triton.common import (
     LN2,
     LOG2E,
     MIXED,
     READ_AHEAD,
     VARYING,
+    Side,
+    Stream,
     addresses,
     begin_entries,
     ends,
@@ -47,48 +40,36 @@ from longspan_kernels.block_sparse.triton.common import (
     quick_log2,
     scores_of,
     split_of,
+    streamed_head,
     streamed_tile,
     tokens_of,
     wide,
     within,
     work_item,
 )
-from longspan_kernels.block_sparse.triton.configs import launch_of
-from longspan_kernels.block_sparse.triton.masks import dropout_keeps, dropout_rows, kept, masked
-from longspan_kernels.block_sparse.triton.schedule import Work, work_of
-from longspan_kernels.launch.launcher import (
-    SMALL,
-    SPLIT_ROWS,
-    Plan,
-    alignment,
-    on_its_device,
-    output_like,
-    without_tma,
-)
+from longspan_kernels.block_sparse.triton.masks import Given, dropout_keeps, dropout_rows, kept, masked
+from longspan_kernels.block_sparse.triton.schedule import work_of
+from longspan_kernels.launch.launcher import SMALL, SPLIT_ROWS, Plan, alignment, on_its_device, output_like, width_of
 
 
 @triton.jit
 def attend(
-    acc, l_i, m_i, q, i, drawn, segments, K, V, EXCLUDED, K_SEGMENTS, BIAS, visits, b, kv_head, u, first, masked_from,
-    bits_from, stop, first_tile, k_stride, v_stride, index_stride, k_len, k_start, k_stop, step, k_per, scale2, threshold,
-    bias_at, C: tl.constexpr, MODE: tl.constexpr,
+    acc, l_i, m_i, q, i, drawn, k_tiles, v_tiles, keys, visits, entries, begin, end, given, BIAS, bias_at, scale2, threshold,
+    C: tl.constexpr, MODE: tl.constexpr,
 ):  # fmt: skip
-    """Adds the entries [first, stop) of a tile row to its running output, sum of weights and maximum (acc, l_i, m_i)."""
-    INDEXED: tl.constexpr = visits.K_INDEX is not None
+    """Adds the entries [begin, end) of a tile row to its running output, sum of weights and maximum (acc, l_i, m_i)."""
     PRECISION: tl.constexpr = "ieee" if C.EXACT else "tf32"
-    upcoming, AHEAD, DETAILS = begin_entries(visits, first, stop, first_tile, MODE)
-    for e in tl.range(first, stop):
-        tile, detail, upcoming, AHEAD, DETAILS = next_entry(upcoming, AHEAD, DETAILS, e, first, stop, C, MODE)
-        base, token = tokens_of(visits.K_INDEX, u, index_stride, tile, k_start, step, k_per, C.BN, C.K_STEPPED)
-        k_ok = within(token, k_stop)
-        k = streamed_tile(
-            K, b, kv_head, tile, base, token, k_ok, k_start, k_stride, step, k_per, C.BN, INDEXED, C.K_STEPPED, C, MODE
-        )
+    upcoming, AHEAD, DETAILS = begin_entries(visits, begin, end, entries.tile, MODE)
+    for e in tl.range(begin, end):
+        tile, detail, upcoming, AHEAD, DETAILS = next_entry(upcoming, AHEAD, DETAILS, e, begin, end, C, MODE)
+        base, token = tokens_of(keys, tile, C.BN, C.K_STEPPED)
+        k_ok = within(token, given.stop)
+        k = streamed_tile(k_tiles, tile, base, token, k_ok, keys, C.BN, C.K_STEPPED, C, MODE)
         s = scores_of(q, tl.trans(k), C.EXACT)  # (BM, BN)
         if BIAS is not None:
             s = s * scale2 + tl.load(BIAS + bias_at + (tile * C.BN) // C.BIAS_BLOCK) * LOG2E
-        s = masked(s, float("-inf"), e, masked_from, bits_from, detail, visits.MASKS, C, MODE, False)
-        s = kept(s, float("-inf"), i, token, token, k_ok, segments, K_SEGMENTS, EXCLUDED, k_len, C, False)
+        s = masked(s, float("-inf"), e, entries, detail, visits.MASKS, C, MODE, False)
+        s = kept(s, float("-inf"), i, token, token, k_ok, given, C, False)
         if BIAS is not None:
             new = tl.maximum(m_i, tl.max(s, 1))
             origin = tl.where(new == float("-inf"), 0.0, new)
@@ -110,9 +91,7 @@ def attend(
         acc = acc * shrink[:, None]
         if C.DROPOUT:
             p = tl.where(dropout_keeps(drawn[:, None], token[None, :], threshold), p, 0.0)
-        v = streamed_tile(
-            V, b, kv_head, tile, base, token, k_ok, k_start, v_stride, step, k_per, C.BN, INDEXED, C.K_STEPPED, C, MODE
-        )
+        v = streamed_tile(v_tiles, tile, base, token, k_ok, keys, C.BN, C.K_STEPPED, C, MODE)
         acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)
         m_i = new
     return acc, l_i, m_i
@@ -120,26 +99,12 @@ def attend(
 
 @triton.jit
 def store_rows(
-    OUT,
-    LSE,
-    out,
-    lse2,
-    token,
-    base,
-    ok,
-    out_stride,
-    step,
-    merge,
-    D: tl.constexpr,
-    BD: tl.constexpr,
-    B: tl.constexpr,
-    MERGE: tl.constexpr,
-    INDEXED: tl.constexpr,
-    STEPPED: tl.constexpr,
-):
+    OUT, LSE, out, lse2, token, base, ok, stride, side, merge, D: tl.constexpr, BD: tl.constexpr, B: tl.constexpr,
+    RUN: tl.constexpr, MERGE: tl.constexpr,
+):  # fmt: skip
     """Writes rows, or merges them into what earlier components wrote. `lse2` is in base 2."""
     offs_d = tl.arange(0, BD)
-    at = addresses(OUT, token, base, out_stride, step, offs_d, B, INDEXED, STEPPED)
+    at = addresses(OUT, token, base, stride, side, offs_d, B, RUN)
     keep = ok[:, None] & (offs_d < D)[None, :]
     if MERGE:
         if merge != 0:
@@ -167,33 +132,26 @@ def forward_rows(
     """Writes out and lse of the queries of one tile row, or of a part of its entries as a partial result."""
     BM: tl.constexpr = C.BM
     BD: tl.constexpr = C.BD
-    INDEXED: tl.constexpr = visits.Q_INDEX is not None
-    b, h, tile_row, partial, u, served, entries = work_item(visits, heads, tile_rows, batch, batch_groups, C)
-    first, masked_from, bits_from, stop, first_tile = entries_of(entries, served)
+    b, h, tile_row, partial, u, served, record = work_item(visits, heads, tile_rows, batch, batch_groups, C)
+    entries = entries_of(record, served)
     offs_m = tl.arange(0, BM)
     offs_d = tl.arange(0, BD)
     b64, h64 = b.to(tl.int64), h.to(tl.int64)
     kv_head = h // C.REPEAT
     Q = head_of(Q, b, h, q_strides, C)
-    if not C.BY_TMA:
-        K = head_of(K, b, kv_head, k_strides, C)
-        V = head_of(V, b, kv_head, v_strides, C)
+    K, V = streamed_head(K, b, kv_head, k_strides, C), streamed_head(V, b, kv_head, v_strides, C)
     q_stop, k_stop = ends(limits, b, q_len, k_len)
-    EXCLUDED, K_SEGMENTS, BIAS = limits.EXCLUDED, limits.K_SEGMENTS, limits.BIAS
-    if EXCLUDED is not None:
-        EXCLUDED += b64 * C.EXCLUSIONS * k_len
-    if K_SEGMENTS is not None:
-        K_SEGMENTS += b64 * k_len
-    base, row = tokens_of(visits.Q_INDEX, u, q_index_stride, tile_row, q_start, step, q_per, BM, C.Q_STEPPED)
+    BIAS = limits.BIAS
+    EXCLUDED = None if limits.EXCLUDED is None else limits.EXCLUDED + b64 * C.EXCLUSIONS * k_len
+    SEGMENTS = None if limits.K_SEGMENTS is None else limits.K_SEGMENTS + b64 * k_len
+    queries = Side(visits.Q_INDEX, q_index_stride, u, q_start, step, q_per)
+    keys = Side(visits.K_INDEX, k_index_stride, u, k_start, step, k_per)
+    base, row = tokens_of(queries, tile_row, BM, C.Q_STEPPED)
     row_ok = within(row, q_stop)
-    q = load_tile(Q, row, base, row_ok, wide(q_strides.t), step, offs_d, C.D, BD, BM, True, INDEXED, C.Q_STEPPED)  # (BM, BD)
+    q = load_tile(Q, row, base, row_ok, wide(q_strides.t), queries, offs_d, C.D, BM, C.Q_STEPPED, True)  # (BM, BD)
     i = row + (k_len - q_len)
-    drawn = None
-    if C.DROPOUT:
-        drawn = dropout_rows(limits.SEED, b * heads + h, i)
-    segments = None
-    if limits.Q_SEGMENTS is not None:
-        segments = tl.load(limits.Q_SEGMENTS + b64 * q_len + row, mask=row_ok, other=0)
+    drawn = dropout_rows(limits.SEED, b * heads + h, i) if C.DROPOUT else None
+    segments = None if limits.Q_SEGMENTS is None else tl.load(limits.Q_SEGMENTS + b64 * q_len + row, mask=row_ok, other=0)
     bias_at = tl.zeros([], tl.int64)
     if BIAS is not None:
         # Tiles lie inside bias blocks, so the first place of this one stands for all.
@@ -207,34 +165,22 @@ def forward_rows(
     l_i = tl.zeros([BM], tl.float32)
     m_i = tl.full([BM], float("-inf"), tl.float32)
     if C.MODES[MIXED] or not (C.HAS_BANDS or C.HAS_BITS):
-        if stop <= first:
+        if entries.stop <= entries.first:
             # Told here that its loop has entries, the compiler keeps no second set of sums for when it is skipped.
             store_rows(
-                out_at,
-                lse_at,
-                acc,
-                m_i,
-                row,
-                base,
-                within(row, limit),
-                o_stride,
-                step,
-                merge,
-                C.D,
-                BD,
-                BM,
+                out_at, lse_at, acc, m_i, row, base, within(row, limit), o_stride, queries, merge, C.D, BD, BM, C.Q_STEPPED,
                 C.MERGE,
-                INDEXED,
-                C.Q_STEPPED,
-            )
+            )  # fmt: skip
             return
+    given = Given(EXCLUDED, SEGMENTS, segments, k_len, k_stop)
+    k_tiles = Stream(K, wide(k_strides.t), b, kv_head)
+    v_tiles = Stream(V, wide(v_strides.t), b, kv_head)
     for mode in tl.static_range(4):
         if C.MODES[mode]:
-            begin, end = part_of(mode, first, masked_from, bits_from, stop)
+            begin, end = part_of(mode, entries)
             acc, l_i, m_i = attend(
-                acc, l_i, m_i, q, i, drawn, segments, K, V, EXCLUDED, K_SEGMENTS, BIAS, visits, b, kv_head, u, begin,
-                masked_from, bits_from, end, first_tile, wide(k_strides.t), wide(v_strides.t), k_index_stride, k_len, k_start,
-                k_stop, step, k_per, factors.scale2, threshold, bias_at, C, mode,
+                acc, l_i, m_i, q, i, drawn, k_tiles, v_tiles, keys, visits, entries, begin, end, given, BIAS, bias_at,
+                factors.scale2, threshold, C, mode,
             )  # fmt: skip
     # A row without keys, and one past the length, whose scores were computed from zeros.
     alive = row_ok & (l_i > 0.0)
@@ -256,7 +202,7 @@ def forward_rows(
             tl.store(PARTIAL_LSE + at, lse2)
         limit = tl.where(partial < 0, limit, 0)
     ok = within(row, limit)
-    store_rows(out_at, lse_at, out, lse2, row, base, ok, o_stride, step, merge, C.D, BD, BM, C.MERGE, INDEXED, C.Q_STEPPED)
+    store_rows(out_at, lse_at, out, lse2, row, base, ok, o_stride, queries, merge, C.D, BD, BM, C.Q_STEPPED, C.MERGE)
 
 
 @triton.jit(do_not_specialize=VARYING)
@@ -289,13 +235,16 @@ def merge_splits(
     l_i = tl.where(alive, l_i, 1.0)
     lse2 = tl.where(alive, m_i + tl.log2(l_i), float("-inf"))
     u = (tl.load(GROUP + h) + b * batch_groups).to(tl.int64)
-    base, row = tokens_of(Q_INDEX, u, q_index_stride, tile_row * PARTS + part, q_start, 1, 1, BX, False)
+    queries = Side(Q_INDEX, q_index_stride, u, q_start, 1, 1)
+    base, row = tokens_of(queries, tile_row * PARTS + part, BX, 0)
     merge = tl.load(MERGES + h) if MERGE else 0
     b64, h64 = b.to(tl.int64), h.to(tl.int64)
     ok = within(row, q_len)
     out_at = OUT + tl.multiple_of(b64 * o_b + h64 * o_h, ALIGN)
-    store_rows(out_at, LSE + (b64 * heads + h64) * q_len, acc / l_i[:, None], lse2, row, base, ok, o_t, 1, merge, D, BD, BX,
-               MERGE, Q_INDEX is not None, False)  # fmt: skip
+    store_rows(
+        out_at, LSE + (b64 * heads + h64) * q_len, acc / l_i[:, None], lse2, row, base, ok, o_t, queries, merge, D, BD, BX, 0,
+        MERGE,
+    )  # fmt: skip
 
 
 @on_its_device
@@ -335,64 +284,33 @@ def forward_pass(call: Call) -> tuple[Tensor, Tensor]:
     return out, lse
 
 
-@dataclass
-class _Rows:
-    """The plan of the launches over one component's rows; it serves all calls of one kind."""
-
-    work: Work
-    visits: Visits
-    partial: tuple[int, int, int] | None  # shape of the partial results
-    main: Plan
-    merge: Plan | None
-    by_tma: bool
-
-
-_planned: Derived[_Rows] = Derived()
+_planned: Derived[Launches] = Derived()
 
 
 def _component(call: Call, component: Component, out: Tensor, lse: Tensor, merging: bool) -> None:
-    rows = _planned.get(component, (merging, call.key), lambda: _plan(call, component, out, merging), call.device)
+    launches = _planned.get(component, (merging, call.key), lambda: _plan(call, component, out, merging), call.device)
+    main = launches.main
     # Listed rows may be split at one length and not at another: the kernel is the same, and takes any address for no partials.
-    partial = partial_lse = None if rows.work.items is None else lse
-    if rows.partial is not None:
-        partial = torch.empty(rows.partial, dtype=torch.float32, device=out.device)
-        partial_lse = torch.empty(rows.partial[:2], dtype=torch.float32, device=out.device)
-    keys, _ = streamed((call.k, call.v), component, "k", rows.by_tma, call)
-    rows.main(call.q, *keys, out, lse, partial, partial_lse, rows.visits, call.limits(component))
-    if rows.merge is not None:
-        rows.merge(out, lse, partial, partial_lse, rows.work.splits, component.group, component.merge, component.q_index)
+    partial = partial_lse = None if launches.work.items is None else lse
+    if launches.partial is not None:
+        partial = torch.empty(launches.partial, dtype=torch.float32, device=out.device)
+        partial_lse = torch.empty(launches.partial[:2], dtype=torch.float32, device=out.device)
+    keys, _ = streamed((call.k, call.v), component, "k", main.choice.by_tma, call)
+    main(call.q, *keys, out, lse, partial, partial_lse, launches.visits, call.limits(component))
+    for merge in launches.sums:
+        merge(out, lse, partial, partial_lse, launches.work.splits, component.group, component.merge, component.q_index)
 
 
-def _plan(call: Call, component: Component, out: Tensor, merging: bool) -> _Rows:
+def _plan(call: Call, component: Component, out: Tensor, merging: bool) -> Launches:
     B, H, Tq, D = call.q.shape
     work = work_of(component, "rows", 1, B, everything=call.layout.covered and component.covers)
-    choice = launch_of("forward", call.q, component, call.device)
-    by_tma = streamed((call.k, call.v), component, "k", choice.by_tma, call)[1]
-    choice = choice if by_tma else without_tma(choice)
-    lists = component.rows
-    C = call.constants(component, lists, alignment(D, call.q, call.k, call.v, out), choice, merging)
-    main = Plan(
-        forward_rows,
-        work.programs(B),
-        call.sizes(component)
-        | {
-            "q_strides": strides_of(call.q),
-            "k_strides": strides_of(call.k),
-            "v_strides": strides_of(call.v),
-            "o_strides": strides_of(out),
-            "factors": call.factors(),
-            "tile_rows": lists.start.shape[1],
-            "heads": H,
-            "C": C,
-        },
-        choice,
-    )
-    o_b, o_h, o_t = strides_of(out)
-    merge = Plan(merge_splits, max(1, work.split_rows) * B * (component.block_q // SPLIT_ROWS), {
-        "o_b": o_b, "o_h": o_h, "o_t": o_t, "q_index_stride": index_stride(component.q_index), "q_len": Tq,
-        "q_start": component.q_start, "batch": B, "heads": H, "batch_groups": component.batch_groups,
-        "D": D, "BD": C.BD, "BM": C.BM, "BX": SPLIT_ROWS, "MERGE": merging, "ALIGN": alignment(D, out),
-    }, SMALL)  # fmt: skip
-    visits = visits_of(component, "rows", work.items, work.items is not None)
-    partial = (work.partials * B, component.block_q, C.BD) if work.partials else None
-    return _Rows(work, visits, partial, main, merge if work.split_rows else None, by_tma)
+    of_out = {"o_strides": strides_of(out)}
+    launches = launches_over("rows", forward_rows, "forward", call, component, work, (call.k, call.v), (out,), merging, of_out)
+    if work.split_rows:
+        o_b, o_h, o_t = strides_of(out)
+        launches.sums.append(Plan(merge_splits, work.split_rows * B * (component.block_q // SPLIT_ROWS), {
+            "o_b": o_b, "o_h": o_h, "o_t": o_t, "q_index_stride": index_stride(component.q_index), "q_len": Tq,
+            "q_start": component.q_start, "batch": B, "heads": H, "batch_groups": component.batch_groups,
+            "D": D, "BD": width_of(D), "BM": component.block_q, "BX": SPLIT_ROWS, "MERGE": merging, "ALIGN": alignment(D, out),
+        }, SMALL))  # fmt: skip
+    return launches

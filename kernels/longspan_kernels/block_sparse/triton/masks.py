@@ -7,10 +7,29 @@ here: import this file lazily.
 # ruff: noqa: SIM102, SIM108 (compile-time branches stay statements)
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
 from longspan_kernels.block_sparse.triton.common import BAND, BITS, MIXED
+
+
+class Given(NamedTuple):
+    """What else the pairs of one sequence need to be live.
+
+    Attributes:
+        EXCLUDED: as in `Component`.
+        SEGMENTS, own_segments: those of the side that a loop visits, and those of the tokens that a program works for.
+        length, stop: tokens of the side that a loop visits, and how many of them exist.
+    """
+
+    EXCLUDED: Any
+    SEGMENTS: Any
+    own_segments: Any
+    length: Any
+    stop: Any
+
 
 NOWHERE = tl.constexpr(1 << 20)  # beyond every place of a tile
 
@@ -47,7 +66,7 @@ def bits_keep(detail, MASKS, offs_m, offs_n, BM: tl.constexpr, WORDS: tl.constex
 
 
 @triton.jit
-def masked(x, other, e, masked_from, bits_from, detail, MASKS, C: tl.constexpr, MODE: tl.constexpr, TRANSPOSED: tl.constexpr):
+def masked(x, other, e, entries, detail, MASKS, C: tl.constexpr, MODE: tl.constexpr, TRANSPOSED: tl.constexpr):
     """x [BM, BN] (or transposed) where the mask of entry e keeps a pair, else `other`."""
     if TRANSPOSED:
         offs_m, offs_n = tl.arange(0, C.BM)[None, :], tl.arange(0, C.BN)[:, None]
@@ -59,10 +78,10 @@ def masked(x, other, e, masked_from, bits_from, detail, MASKS, C: tl.constexpr, 
         x = tl.where(bits_keep(detail, MASKS, offs_m, offs_n, C.BM, C.WORDS), x, other)
     elif MODE == MIXED:
         if C.HAS_BANDS:
-            if (e >= masked_from) & (e < bits_from):
+            if (e >= entries.masked) & (e < entries.bits):
                 x = tl.where(band_keeps(detail, offs_m, offs_n, TRANSPOSED), x, other)
         if C.HAS_BITS:
-            if e >= bits_from:
+            if e >= entries.bits:
                 x = tl.where(bits_keep(detail, MASKS, offs_m, offs_n, C.BM, C.WORDS), x, other)
     return x
 
@@ -84,9 +103,7 @@ def included(x, other, EXCLUDED, i, j, length, EXCLUSIONS: tl.constexpr, TRANSPO
 
 
 @triton.jit
-def kept(
-    x, other, i, j, streamed, streamed_ok, own_segments, SEGMENTS, EXCLUDED, length, C: tl.constexpr, TRANSPOSED: tl.constexpr
-):
+def kept(x, other, i, j, streamed, streamed_ok, given, C: tl.constexpr, TRANSPOSED: tl.constexpr):
     """x [BM, BN] (or transposed) where the call keeps the pair of query position i and key position j, else `other`.
 
     `streamed` are the token rows of the side that a loop visits: keys, or queries where tiles are transposed.
@@ -98,11 +115,11 @@ def kept(
             x = tl.where(i[None, :] >= j[:, None], x, other)
         else:
             x = tl.where(i[:, None] >= j[None, :], x, other)
-    if EXCLUDED is not None:
-        x = included(x, other, EXCLUDED, i, j, length, C.EXCLUSIONS, TRANSPOSED)
-    if SEGMENTS is not None:
-        same = tl.load(SEGMENTS + streamed, mask=streamed_ok, other=0)
-        x = tl.where(own_segments[:, None] == same[None, :], x, other)
+    if given.EXCLUDED is not None:
+        x = included(x, other, given.EXCLUDED, i, j, given.length, C.EXCLUSIONS, TRANSPOSED)
+    if given.SEGMENTS is not None:
+        same = tl.load(given.SEGMENTS + streamed, mask=streamed_ok, other=0)
+        x = tl.where(given.own_segments[:, None] == same[None, :], x, other)
     return x
 
 

@@ -9,13 +9,14 @@ Legend: a tile row belongs to a head, a tile column to a key head; both are call
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from longspan_kernels.block_sparse.cache import Derived
+from longspan_kernels.block_sparse.compiler import pack_bits
 from longspan_kernels.block_sparse.layout import Component, Lists
-from longspan_kernels.block_sparse.tile_masks import pack_bits
 
 SHORTEST_SPLIT = 8  # entries; less is not worth a partial result
 EVEN = 1.5  # longest tile row over the mean, up to which the order does not matter
@@ -25,6 +26,7 @@ IN_TWO, HALVED = 1.1, 0.33
 WHOLE = 0.85  # part of a fair share up to which rows without masks end in time, started first
 # Parts of few entries, and of little beside a fair share: their order hardly shows in when a launch ends.
 LIGHT, LIGHT_ENTRIES = 0.05, 32
+ONE_CLASS = 1 << 30  # tiles, more than any
 LAUNCH = 0.6  # of a fair share: the entries one after another in a launch, as more than two programs share a processor
 # Even tile rows are split where there are fewer of them a processor, and they are longer.
 FEWEST_PROGRAMS, SHORTEST_TO_SPLIT, USUAL_SIDE = 3, 32, 64
@@ -66,6 +68,8 @@ _works: Derived[Work] = Derived()
 _records: Derived[Tensor] = Derived()
 _details: Derived[Tensor] = Derived()
 _packed: Derived[Tensor] = Derived()
+_one_group: Derived[bool] = Derived()
+_stepped: Derived[Steps | None] = Derived()
 
 
 def processors(device: torch.device) -> int:
@@ -201,3 +205,91 @@ def entry_details(component: Component, name: str) -> Tensor | None:
 def packed_masks(component: Component) -> Tensor:
     """[M, block_q, ceil(block_k / 32)] int32: bit n % 32 of word n // 32 is place n of the key block."""
     return _packed.get(component, (), lambda: pack_bits(component.masks))
+
+
+class Visits(NamedTuple):
+    """Which tiles a program visits, and their tokens. See `visits_of`."""
+
+    RECORDS: Tensor | None
+    INDEX: Tensor
+    DETAIL: Tensor | None
+    MASKS: Tensor | None
+    Q_INDEX: Tensor | None
+    K_INDEX: Tensor | None
+    GROUP: Tensor
+    MERGE: Tensor
+    ITEMS: Tensor | None
+
+
+def visits_of(component: Component, name: str, items: Tensor | None, listed: bool) -> Visits:
+    """A component's `rows` or `columns` as kernels take them; with `listed`, the work items hold all that the records do."""
+    return Visits(
+        None if listed else packed_records(component, name),
+        getattr(component, name).index,
+        entry_details(component, name),
+        packed_masks(component) if has_bits(component) else None,
+        component.q_index,
+        component.k_index,
+        component.group,
+        component.merge,
+        items,
+    )
+
+
+def has_bits(component: Component) -> bool:
+    """Whether some masks are no bands."""
+    return component.masks is not None and component.masks.shape[0] > component.bands
+
+
+def one_group(component: Component) -> bool:
+    """Whether all heads and batch elements share one set of lists."""
+    if component.rows.start.shape[0] != 1 or component.batch_groups:
+        return False
+    if component.dynamic:
+        return True
+    return _one_group.get(component, (), lambda: bool((component.group == 0).all()))
+
+
+class Steps(NamedTuple):
+    """Tiles whose tokens are computed instead of looked up: runs of `run` tokens, `step` tokens apart, from `first` on.
+
+    Residue classes are runs of one, with `per` tiles a class. A run of 0 is the natural order.
+    """
+
+    step: int
+    q_run: int
+    q_per: int
+    q_first: int
+    k_run: int
+    k_per: int
+    k_first: int
+
+
+def stepped(component: Component) -> Steps | None:
+    """The steps of a component whose tiles run through residue classes, or whose gathered keys lie in equal steps."""
+    if component.dynamic or component.k_index is None:
+        return None
+    return _stepped.get(component, (), lambda: _steps(component))
+
+
+def _steps(component: Component) -> Steps | None:
+    if step := component.stride:
+        queries = _stepped_side(component.q_index, step, component.q_blocks, component.block_q)
+        keys = _stepped_side(component.k_index, step, component.k_blocks, component.block_k)
+        return None if queries is None or keys is None else Steps(step, 1, *queries, 1, *keys)
+    if component.even is None or component.k_blocks * component.block_k * component.even[0] >= 1 << 31:  # in 32 bits
+        return None
+    step, run, first = component.even
+    return Steps(step, 0, 1, component.q_start, run, ONE_CLASS, first)
+
+
+def _stepped_side(index: Tensor | None, step: int, tiles: int, block: int) -> tuple[int, int] | None:
+    if index is None or tiles % step:
+        return None
+    place = index.view(step, tiles // step * block).long()
+    rows = torch.arange(step, device=index.device)[:, None] + step * torch.arange(place.shape[1], device=index.device)
+    # Any token tells the first row; a place without one must compute to a row that does not exist.
+    shift = torch.where(place >= 0, place - rows, -(1 << 40)).max()
+    rows = rows + shift
+    exists = (rows >= 0) & (rows <= place.max())
+    return (tiles // step, int(shift)) if bool((torch.where(exists, rows, -1) == place).all()) else None

@@ -20,11 +20,12 @@ from torch import Tensor
 
 from longspan_kernels.block_sparse.cache import Derived
 from longspan_kernels.block_sparse.layout import Component, Layout
-from longspan_kernels.block_sparse.triton.call import Call
+from longspan_kernels.block_sparse.triton.call import Call, index_stride
 from longspan_kernels.block_sparse.triton.common import (
     LOG2E,
     READ_AHEAD,
     VARYING,
+    Side,
     addresses,
     allowing_for_rounding,
     load_tile,
@@ -35,7 +36,7 @@ from longspan_kernels.block_sparse.triton.common import (
 from longspan_kernels.block_sparse.triton.configs import row_kind
 from longspan_kernels.block_sparse.triton.schedule import Work, work_of
 from longspan_kernels.launch.graphs import capturing
-from longspan_kernels.launch.launcher import SMALL, Plan, alignment, width_of
+from longspan_kernels.launch.launcher import SMALL, SPLIT_ROWS, Plan, alignment, width_of
 
 PREPARED_AT_ONCE = 64  # rows a program
 # Up to this head width partial results of columns are kept as pairs of the gradient's dtype: no spills at 168 registers, where
@@ -71,6 +72,7 @@ def prepare_rows(
     tile_row = pid % tile_rows
     batch_head = (pid // tile_rows).to(tl.int64)
     b, h = batch_head // heads, batch_head % heads
+    queries = Side(None, 0, 0, 0, 1, 1)
     base = tile_row * BM
     row = base + tl.arange(0, BM)
     offs_d = tl.arange(0, BD)
@@ -78,8 +80,8 @@ def prepare_rows(
     # Without its alignment a head would be read number by number.
     OUT += tl.multiple_of(b * o_b + h * o_h, ALIGN)
     DOUT += tl.multiple_of(b * do_b + h * do_h, ALIGN)
-    out = load_tile(OUT, row, base, ok, o_t, 1, offs_d, D, BD, BM, True, False, False).to(tl.float32)
-    dout = load_tile(DOUT, row, base, ok, do_t, 1, offs_d, D, BD, BM, True, False, False).to(tl.float32)
+    out = load_tile(OUT, row, base, ok, o_t, queries, offs_d, D, BM, 0, True).to(tl.float32)
+    dout = load_tile(DOUT, row, base, ok, do_t, queries, offs_d, D, BM, 0, True).to(tl.float32)
     delta = tl.sum(out * dout, 1)
     at = batch_head * q_len + row
     if DLSE is not None:
@@ -116,24 +118,12 @@ def tell_second(FLAGS, partial, flags):
 
 @triton.jit
 def add_rows(
-    X,
-    value,
-    token,
-    base,
-    ok,
-    stride,
-    step,
-    merge,
-    D: tl.constexpr,
-    BD: tl.constexpr,
-    B: tl.constexpr,
+    X, value, token, base, ok, stride, side, merge, D: tl.constexpr, BD: tl.constexpr, B: tl.constexpr, RUN: tl.constexpr,
     MERGE: tl.constexpr,
-    INDEXED: tl.constexpr,
-    STEPPED: tl.constexpr,
-):
+):  # fmt: skip
     """Writes rows of a gradient, or adds them to what earlier components wrote."""
     offs_d = tl.arange(0, BD)
-    at = addresses(X, token, base, stride, step, offs_d, B, INDEXED, STEPPED)
+    at = addresses(X, token, base, stride, side, offs_d, B, RUN)
     keep = ok[:, None] & (offs_d < D)[None, :]
     if MERGE:
         if merge != 0:
@@ -143,7 +133,7 @@ def add_rows(
 
 
 @triton.jit
-def add_rows_or_keep(X, PARTIAL, value, partial, token, base, ok, stride, step, C: tl.constexpr, INDEXED: tl.constexpr):
+def add_rows_or_keep(X, PARTIAL, value, partial, token, base, ok, stride, side, C: tl.constexpr):
     """Adds rows of keys as `add_rows` does, or stores them in PARTIAL [partials, 2, BN, BD] where partial >= 0.
 
     A partial result is stored as two numbers of the gradient's dtype, whose sum is about as exact as a float32. Then one store
@@ -152,7 +142,7 @@ def add_rows_or_keep(X, PARTIAL, value, partial, token, base, ok, stride, step, 
     B: tl.constexpr = C.BN
     BD: tl.constexpr = C.BD
     offs_d = tl.arange(0, BD)
-    at = addresses(X, token, base, stride, step, offs_d, B, INDEXED, C.K_STEPPED)
+    at = addresses(X, token, base, stride, side, offs_d, B, C.K_STEPPED)
     keep = ok[:, None] & (offs_d < C.D)[None, :]
     split = (partial + tl.zeros([B, 1], tl.int32)) >= 0
     place = PARTIAL + (partial.to(tl.int64) * (2 * B) + tl.arange(0, B))[:, None] * BD + offs_d[None, :]
@@ -184,13 +174,14 @@ def add_splits(
             found += tl.load(PARTIAL + B * BD + place[:, None] * BD + offs_d[None, :]).to(tl.float32)
         acc += found
     u = (tl.maximum(tl.load(GROUP + head * REPEAT), 0) + b * batch_groups).to(tl.int64)
-    base, token = tokens_of(X_INDEX, u, index_stride, tile_row * PARTS + part, x_start, 1, 1, BX, False)
+    side = Side(X_INDEX, index_stride, u, x_start, 1, 1)
+    base, token = tokens_of(side, tile_row * PARTS + part, BX, 0)
     merge = 1
     if MERGES is not None:
         merge = tl.load(MERGES + head)
     x = X + tl.multiple_of(b.to(tl.int64) * x_b + head.to(tl.int64) * x_h, ALIGN)
     ok = within(token, x_len)
-    add_rows(x, acc, token, base, ok, x_t, 1, merge, D, BD, BX, MERGE, X_INDEX is not None, False)
+    add_rows(x, acc, token, base, ok, x_t, side, merge, D, BD, BX, 0, MERGE)
 
 
 @dataclass
@@ -342,6 +333,17 @@ def prepare(call: Call, dout: Tensor, numbers: RowNumbers) -> None:
     plan(out, dout, numbers.lse, dlse, numbers.minus_delta, numbers.pairs)
 
 
+def sum_of_splits(side: str, call: Call, component: Component, work: Work, x: Tensor, merging: bool) -> Plan:
+    """The launch that adds up the partial results of a gradient x [B, H or Hkv, T, D] of "rows" or "columns"."""
+    c, rows, (B, _, length, D), (x_b, x_h, x_t, _) = component, side == "rows", x.shape, x.stride()
+    index, start, block = (c.q_index, c.q_start, c.block_q) if rows else (c.k_index, c.k_start, c.block_k)
+    return Plan(add_splits, work.split_rows * B * (block // SPLIT_ROWS), {
+        "x_b": x_b, "x_h": x_h, "x_t": x_t, "index_stride": index_stride(index), "x_len": length, "x_start": start, "batch": B,
+        "batch_groups": c.batch_groups, "D": D, "BD": width_of(D), "B": block, "BX": SPLIT_ROWS,
+        "REPEAT": 1 if rows else call.repeat, "MERGE": merging, "ALIGN": alignment(D, x),
+    }, SMALL)  # fmt: skip
+
+
 def kept_as(dk: Tensor, lse: Tensor) -> Tensor:
     """A tensor of the dtype that partial results of columns are stored in."""
     return dk if width_of(dk.shape[3]) <= PAIRED_WIDTH else lse
@@ -378,7 +380,7 @@ class BiasSums:
         assert bias is not None
         a, b = call.options.bias_block // component.block_q, call.options.bias_block // component.block_k
         B, H = call.q.shape[:2]
-        first = call.sizes(component)["bias_first"] // component.block_q
+        first = call.numbers(component)["bias_first"] // component.block_q
         rows = max(bias.shape[1] * a, first + component.q_blocks)
         rows, columns = -(-rows // a) * a, max(bias.shape[2], -(-component.k_blocks // b)) * b
         tiles = torch.zeros((B, H, rows, columns), dtype=torch.float32, device=call.q.device)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from longspan_kernels.block_sparse.triton.common import end_of
 from longspan_kernels.bucketed.triton.common import (
     VARYING,
     as_keys,
@@ -27,6 +26,7 @@ from longspan_kernels.bucketed.triton.common import (
     survivors,
     tile_of,
     tokens_at,
+    tokens_of_program,
 )
 from longspan_kernels.selected.triton.backward_kernels import numbers_of as lse_and_delta
 from longspan_kernels.selected.triton.common import LOG2E, of_row, rows_at, store_rows
@@ -168,13 +168,7 @@ def add_rounds(
     BM: tl.constexpr,
 ):
     """DQ and DV of BM tokens of a head: the sums over rounds, first round first. A token that saw nothing had its own value."""
-    pid = tl.program_id(0)
-    bh = pid // tiles
-    b = bh // heads
-    token = pid % tiles * BM + tl.arange(0, BM)
-    end = length
-    if LENGTHS is not None:
-        end = end_of(LENGTHS, b, length)
+    bh, b, _, token, end = tokens_of_program(LENGTHS, tiles, heads, length, BM)
     exists = token < end
     out = bh.to(tl.int64) * length + token
     alone = tl.load(LSE + out, mask=exists, other=0.0) == float("-inf")

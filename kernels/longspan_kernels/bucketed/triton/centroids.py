@@ -11,11 +11,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from longspan_kernels.block_sparse.triton.common import INTERPRETED, end_of, interprets_bfloat16
-from longspan_kernels.bucketed.triton.hashing import rest_of
+from longspan_kernels.block_sparse.triton.common import INTERPRETED, interprets_bfloat16
+from longspan_kernels.bucketed.triton.common import tokens_of_program
 from longspan_kernels.launch.launcher import SMALL, Launch, from_16_bytes, on_its_device, run_kernel, width_of
 from longspan_kernels.selected.triton.call_layout import by_rows, in_units
-from longspan_kernels.selected.triton.choose_kernels import NOBODY, PARTS, as_operand
+from longspan_kernels.selected.triton.choose_kernels import NOBODY, PARTS, in_parts, product_of_parts
 from longspan_kernels.selected.triton.common import elements, rows_at
 
 CENTROIDS = 64  # of a tile: products of fewer columns go wrong on Hopper
@@ -41,26 +41,11 @@ def find_nearest(
     BN: tl.constexpr,
     PARTS: tl.constexpr,
 ):
-    """KEYS [B H, T] of Q [B, H, T, D] by MEANS [H, C, D].
-
-    A float32 product from tensor cores: both sides are sums of bfloat16 numbers, each 2^-8 of the one before.
-    """
-    pid = tl.program_id(0)
-    bh = pid // tiles
-    b, h = bh // heads, bh % heads
-    token = pid % tiles * BM + tl.arange(0, BM)
-    end = length
-    if LENGTHS is not None:
-        end = end_of(LENGTHS, b, length)
+    """KEYS [B H, T] of Q [B, H, T, D] by MEANS [H, C, D]."""
+    bh, b, h, token, end = tokens_of_program(LENGTHS, tiles, heads, length, BM)
     Q += elements(b.to(tl.int64) * q_b + h.to(tl.int64) * q_h, D)
     q = rows_at(Q, token.to(tl.int64) * q_t, token < end, D, BD)
-    first = q.to(tl.bfloat16)
-    second, third = first, first
-    if PARTS > 1:
-        rest = rest_of(q.to(tl.float32), first)
-        second = rest.to(tl.bfloat16)
-        third = rest_of(rest, second).to(tl.bfloat16)
-    first, second, third = as_operand(first, INTERPRETED), as_operand(second, INTERPRETED), as_operand(third, INTERPRETED)
+    first, second, third = in_parts(q, PARTS, INTERPRETED)
     MEANS += h * count * D
     offs_d = tl.arange(0, BD)
     most = tl.full([BM], float("-inf"), tl.float32)
@@ -69,20 +54,9 @@ def find_nearest(
         number = begin + tl.arange(0, BN)
         there = (number < count)[:, None] & (offs_d < D)[None, :]
         mean = tl.load(MEANS + number[:, None] * D + offs_d[None, :], mask=there, other=0.0)
-        large = mean.to(tl.bfloat16)
-        left = rest_of(mean, large)
-        middle = left.to(tl.bfloat16)
-        small = tl.trans(as_operand(rest_of(left, middle).to(tl.bfloat16), INTERPRETED))
-        large, middle = tl.trans(as_operand(large, INTERPRETED)), tl.trans(as_operand(middle, INTERPRETED))
-        dots = tl.dot(first, small)  # (BM, BN)
-        if PARTS > 1:
-            dots = tl.dot(second, middle, dots)
-            if PARTS > 2:
-                dots = tl.dot(third, large, dots)
-        dots = tl.dot(first, middle, dots)
-        if PARTS > 1:
-            dots = tl.dot(second, large, dots)
-        dots = tl.dot(first, large, dots)
+        large, middle, small = in_parts(mean, 3, INTERPRETED)
+        large, middle, small = tl.trans(large), tl.trans(middle), tl.trans(small)
+        dots = product_of_parts(first, second, third, large, middle, small, PARTS)  # (BM, BN)
         dots = tl.where((number < count)[None, :], dots, float("-inf"))
         best = tl.max(dots, 1)
         chosen = tl.min(tl.where(dots == best[:, None], number[None, :], NOBODY), 1)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
+from longspan_kernels.block_sparse.triton.common import end_of
 from longspan_kernels.block_sparse.triton.masks import dropout_keeps, dropout_rows
 from longspan_kernels.selected.triton.common import elements, rows_at
 
@@ -44,6 +45,20 @@ def tile_of(TILES, n, tiles):
     """(first place of this program's tile, first place that it sees, end of its tokens, first place of its chunk)."""
     at = TILES + (n.to(tl.int64) * tiles + tl.program_id(0) % tiles) * 4
     return tl.load(at), tl.load(at + 1), tl.load(at + 2), tl.load(at + 3)
+
+
+@triton.jit
+def tokens_of_program(LENGTHS, tiles, heads, length, BM: tl.constexpr):
+    """(number of the head in the batch, sequence, head, BM tokens, end of those that exist) of a program that works for some
+    tokens of a head."""
+    pid = tl.program_id(0)
+    bh = pid // tiles
+    b, h = bh // heads, bh % heads
+    token = pid % tiles * BM + tl.arange(0, BM)
+    end = length
+    if LENGTHS is not None:
+        end = end_of(LENGTHS, b, length)
+    return bh, b, h, token, end
 
 
 @triton.jit

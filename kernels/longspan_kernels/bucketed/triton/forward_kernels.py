@@ -9,7 +9,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from longspan_kernels.block_sparse.triton.common import end_of
 from longspan_kernels.bucketed.triton.common import (
     VARYING,
     as_keys,
@@ -21,6 +20,7 @@ from longspan_kernels.bucketed.triton.common import (
     survivors,
     tile_of,
     tokens_at,
+    tokens_of_program,
 )
 from longspan_kernels.selected.triton.common import LN2, LOG2E, of_row, rows_at, store_rows
 from longspan_kernels.selected.triton.forward_kernels import softmax_step
@@ -92,13 +92,7 @@ def merge_rounds(
     BM: tl.constexpr,
 ):
     """OUT and LSE of BM tokens of a head from what the rounds gave them; a token that saw nothing gets its own value."""
-    pid = tl.program_id(0)
-    bh = pid // tiles
-    b = bh // heads
-    token = pid % tiles * BM + tl.arange(0, BM)
-    end = length
-    if LENGTHS is not None:
-        end = end_of(LENGTHS, b, length)
+    bh, b, _, token, end = tokens_of_program(LENGTHS, tiles, heads, length, BM)
     exists = token < end
     first = bh.to(tl.int64) * R * length + token  # of the head's first round
     r = tl.arange(0, BR)

@@ -14,7 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from longspan_kernels.block_sparse.triton.common import INTERPRETED, end_of
+from longspan_kernels.block_sparse.triton.common import INTERPRETED
+from longspan_kernels.bucketed.triton.common import tokens_of_program
 from longspan_kernels.launch.launcher import (
     Launch,
     alignment,
@@ -24,13 +25,7 @@ from longspan_kernels.launch.launcher import (
     run_kernel,
     width_of,
 )
-from longspan_kernels.selected.triton.choose_kernels import NOBODY, PARTS, as_operand
-
-
-@triton.jit
-def rest_of(x, part):
-    """What a bfloat16 number leaves of a float32."""
-    return x - part.to(tl.float32)
+from longspan_kernels.selected.triton.choose_kernels import NOBODY, PARTS, in_parts
 
 
 @triton.jit
@@ -43,12 +38,8 @@ def nearest_direction(
     offs_d = tl.arange(0, BD)
     there = (number < HALF)[:, None]
     turn = tl.load(TURNS + offs_d[None, :] * stride + number[:, None], mask=there & (offs_d < D)[None, :], other=0.0)
-    large = turn.to(tl.bfloat16)
-    left = rest_of(turn, large)
-    middle = left.to(tl.bfloat16)
-    small = as_operand(rest_of(left, middle).to(tl.bfloat16), INTERPRETED)
-    large, middle = as_operand(large, INTERPRETED), as_operand(middle, INTERPRETED)
-    turned = tl.dot(small, first)  # (BH, BM)
+    large, middle, small = in_parts(turn, 3, INTERPRETED)
+    turned = tl.dot(small, first)  # (BH, BM), as in `product_of_parts`
     if PARTS > 1:
         turned = tl.dot(middle, second, turned)
         if PARTS > 2:
@@ -89,29 +80,15 @@ def hash_directions(
 ):
     """KEYS [B H R, T] of Q [B, H, T, D] by ROTATIONS [H, D, R, F].
 
-    A float32 product from tensor cores: both sides are sums of bfloat16 numbers, each 2^-8 of the one before. Directions are
-    the rows of the product: with so few columns Hopper's instructions go wrong.
+    Directions are the rows of the product: with so few columns Hopper's instructions go wrong.
     """
-    pid = tl.program_id(0)
-    bh = pid // tiles
-    b = bh // heads
-    h = bh % heads
-    token = pid % tiles * BM + tl.arange(0, BM)
-    end = length
-    if LENGTHS is not None:
-        end = end_of(LENGTHS, b, length)
+    bh, b, h, token, end = tokens_of_program(LENGTHS, tiles, heads, length, BM)
     offs_d = tl.arange(0, BD)
     at = Q + tl.multiple_of(b.to(tl.int64) * q_b + h.to(tl.int64) * q_h, ALIGN)
     at = at + token.to(tl.int64)[:, None] * q_t + offs_d[None, :]
     q = tl.load(at, mask=(token < end)[:, None] & (offs_d < D)[None, :], other=0.0)
-    first = q.to(tl.bfloat16)
-    second, third = first, first
-    if PARTS > 1:
-        rest = rest_of(q.to(tl.float32), first)
-        second = rest.to(tl.bfloat16)
-        third = rest_of(rest, second).to(tl.bfloat16)
-    first = tl.trans(as_operand(first, INTERPRETED))  # (BD, BM)
-    second, third = tl.trans(as_operand(second, INTERPRETED)), tl.trans(as_operand(third, INTERPRETED))
+    first, second, third = in_parts(q, PARTS, INTERPRETED)
+    first, second, third = tl.trans(first), tl.trans(second), tl.trans(third)  # (BD, BM)
     ROTATIONS += h * (D * R * F)
     for r in tl.range(0, R):
         bucket = tl.zeros([BM], tl.int32)

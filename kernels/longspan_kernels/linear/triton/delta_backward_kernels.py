@@ -15,6 +15,7 @@ import triton.language as tl
 from longspan_kernels.linear.triton.delta_kernels import (
     VARYING,
     chunk_decays,
+    chunk_of,
     key_products,
     rows_of,
     stop_of,
@@ -46,8 +47,6 @@ def local_gradients(
     S: tl.constexpr,
 ):
     """DVALUES = scale * (q k^T within)^T dout: what a chunk's values give to its own outputs."""
-    H: tl.constexpr = S.H
-    K_REPEAT: tl.constexpr = S.K_REPEAT
     D: tl.constexpr = S.D
     DV: tl.constexpr = S.DV
     C: tl.constexpr = S.C
@@ -58,13 +57,11 @@ def local_gradients(
     TILES: tl.constexpr = DV // BZ
     program = tl.program_id(0) // TILES
     zs = tl.program_id(0) % TILES * BZ + tl.arange(0, BZ)
-    bh, first = program // chunks, program % chunks * C
-    rows = tl.arange(0, C)
-    ok = first + rows < stop_of(LENGTHS, bh, length, H)
-    q_rows = tokens_of(Q, q_b, q_h, q_t, bh, 1, H, first)
-    k_rows = tokens_of(K, k_b, k_h, k_t, bh, K_REPEAT, H, first)
-    o_rows = tokens_of(DOUT, o_b, o_h, o_t, bh, 1, H, first)
-    _, _, within, _ = chunk_decays(G, RUNS, bh, first, rows, ok, length, H, C)
+    bh, _, first, rows, ok = chunk_of(program, chunks, LENGTHS, length, S)
+    q_rows = tokens_of(Q, q_b, q_h, q_t, bh, 1, S, first)
+    k_rows = tokens_of(K, k_b, k_h, k_t, bh, S.K_REPEAT, S, first)
+    o_rows = tokens_of(DOUT, o_b, o_h, o_t, bh, 1, S, first)
+    _, _, within, _ = chunk_decays(G, RUNS, bh, first, rows, ok, length, S)
     scores = tl.zeros((C, C), tl.float32)
     for x in tl.static_range(D // BX):
         xs = x * BX + tl.arange(0, BX)
@@ -82,8 +79,6 @@ def run_states_back(
     o_b: tl.int64, o_h: tl.int64, o_t: tl.int64, scale, length: tl.int32, chunks: tl.int32, S: tl.constexpr,
 ):  # fmt: skip
     """DVALUES += what comes back through the states; BACK: gradients of the states after the chunks, FIRST: of the first."""
-    H: tl.constexpr = S.H
-    K_REPEAT: tl.constexpr = S.K_REPEAT
     D: tl.constexpr = S.D
     DV: tl.constexpr = S.DV
     C: tl.constexpr = S.C
@@ -94,10 +89,10 @@ def run_states_back(
     bh = tl.program_id(0) // TILES
     rows, xs = tl.arange(0, C), tl.arange(0, D)
     zs = tl.program_id(0) % TILES * BZ + tl.arange(0, BZ)
-    stop = stop_of(LENGTHS, bh, length, H)
-    q_head = tokens_of(Q, q_b, q_h, q_t, bh, 1, H, 0)
-    k_head = tokens_of(K, k_b, k_h, k_t, bh, K_REPEAT, H, 0)
-    o_head = tokens_of(DOUT, o_b, o_h, o_t, bh, 1, H, 0)
+    stop = stop_of(LENGTHS, bh, length, S)
+    q_head = tokens_of(Q, q_b, q_h, q_t, bh, 1, S, 0)
+    k_head = tokens_of(K, k_b, k_h, k_t, bh, S.K_REPEAT, S, 0)
+    o_head = tokens_of(DOUT, o_b, o_h, o_t, bh, 1, S, 0)
     place = bh.to(tl.int64) * chunks * C
     entries = xs[:, None] * DV + zs[None, :]
     BACK += bh.to(tl.int64) * chunks * D * DV
@@ -109,7 +104,7 @@ def run_states_back(
         n = chunks - 1 - tl.cast(step, tl.int32)
         first = n * C
         ok = first + rows < stop
-        into, onto, _, kept = chunk_decays(G, RUNS, bh, first, rows, ok, length, H, C)
+        into, onto, _, kept = chunk_decays(G, RUNS, bh, first, rows, ok, length, S)
         from_here = first.to(tl.int64)
         q = rows_of(q_head + from_here * q_t, q_t, rows, xs, ok, TYPE)
         k = rows_of(k_head + from_here * k_t, k_t, rows, xs, ok, TYPE)
@@ -155,8 +150,6 @@ def finish_gradients(
     length: tl.int32, chunks: tl.int32, S: tl.constexpr,
 ):  # fmt: skip
     """Gradients [B * H, T, ...] of a chunk's tokens; that of log decays is summed from a token to the chunk's end."""
-    H: tl.constexpr = S.H
-    K_REPEAT: tl.constexpr = S.K_REPEAT
     D: tl.constexpr = S.D
     DV: tl.constexpr = S.DV
     C: tl.constexpr = S.C
@@ -165,19 +158,16 @@ def finish_gradients(
     TYPE: tl.constexpr = STATES.dtype.element_ty
     PRECISION: tl.constexpr = "ieee" if S.EXACT else "tf32"
     program = tl.program_id(0)
-    bh, n = program // chunks, program % chunks
-    first = n * C
-    rows = tl.arange(0, C)
-    ok = first + rows < stop_of(LENGTHS, bh, length, H)
+    bh, n, first, rows, ok = chunk_of(program, chunks, LENGTHS, length, S)
     exists = first + rows < length
     every = rows >= 0  # of what chunks hand on
-    q_rows = tokens_of(Q, q_b, q_h, q_t, bh, 1, H, first)
-    k_rows = tokens_of(K, k_b, k_h, k_t, bh, K_REPEAT, H, first)
-    v_rows = tokens_of(V, v_b, v_h, v_t, bh, K_REPEAT, H, first)
-    o_rows = tokens_of(DOUT, o_b, o_h, o_t, bh, 1, H, first)
+    q_rows = tokens_of(Q, q_b, q_h, q_t, bh, 1, S, first)
+    k_rows = tokens_of(K, k_b, k_h, k_t, bh, S.K_REPEAT, S, first)
+    v_rows = tokens_of(V, v_b, v_h, v_t, bh, S.K_REPEAT, S, first)
+    o_rows = tokens_of(DOUT, o_b, o_h, o_t, bh, 1, S, first)
     token = bh.to(tl.int64) * length + first
     beta = tl.load(BETA + token + rows, mask=ok, other=0.0)
-    into, onto, within, _ = chunk_decays(G, RUNS, bh, first, rows, ok, length, H, C)
+    into, onto, within, _ = chunk_decays(G, RUNS, bh, first, rows, ok, length, S)
     place = program.to(tl.int64) * C
     STATES += (bh.to(tl.int64) * (chunks + 1) + n) * D * DV
     BACK += program.to(tl.int64) * D * DV

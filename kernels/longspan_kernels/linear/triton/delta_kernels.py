@@ -39,18 +39,27 @@ class Sizes(NamedTuple):
 
 
 @triton.jit
-def tokens_of(X, x_b, x_h, x_t, bh, REPEAT: tl.constexpr, H: tl.constexpr, first):
+def tokens_of(X, x_b, x_h, x_t, bh, REPEAT: tl.constexpr, S: tl.constexpr, first):
     """Where the rows of a chunk begin in x [B, heads, T, width]."""
-    b, h = bh // H, bh % H
+    b, h = bh // S.H, bh % S.H
     return X + b.to(tl.int64) * x_b + (h // REPEAT).to(tl.int64) * x_h + tl.cast(first, tl.int64) * x_t
 
 
 @triton.jit
-def stop_of(LENGTHS, bh, length, H: tl.constexpr):
+def stop_of(LENGTHS, bh, length, S: tl.constexpr):
     """Tokens that exist."""
     if LENGTHS is not None:
-        return tl.minimum(length, tl.load(LENGTHS + bh // H).to(tl.int32))
+        return tl.minimum(length, tl.load(LENGTHS + bh // S.H).to(tl.int32))
     return length
+
+
+@triton.jit
+def chunk_of(program, chunks, LENGTHS, length, S: tl.constexpr):
+    """(batch and head, number of the chunk, its first token, its rows [C], which of them exist)."""
+    bh, n = program // chunks, program % chunks
+    first = n * S.C
+    rows = tl.arange(0, S.C)
+    return bh, n, first, rows, first + rows < stop_of(LENGTHS, bh, length, S)
 
 
 @triton.jit
@@ -60,7 +69,7 @@ def rows_of(X, x_t, rows, columns, ok, TYPE: tl.constexpr):
 
 
 @triton.jit
-def chunk_decays(G, RUNS, bh, first, rows, ok, length, H: tl.constexpr, C: tl.constexpr):
+def chunk_decays(G, RUNS, bh, first, rows, ok, length, S: tl.constexpr):
     """into [C], onto [C], within [C, C] with its diagonal, and what is kept of the state over the chunk."""
     lower = rows[:, None] >= rows[None, :]
     if G is not None:
@@ -70,12 +79,12 @@ def chunk_decays(G, RUNS, bh, first, rows, ok, length, H: tl.constexpr, C: tl.co
         within = tl.where(lower, tl.exp(tl.minimum(summed[:, None] - summed[None, :], 0.0)), 0.0)
         kept = tl.exp(total)
     else:
-        into = tl.full((C,), 1.0, tl.float32)
-        onto = tl.full((C,), 1.0, tl.float32)
+        into = tl.full((S.C,), 1.0, tl.float32)
+        onto = tl.full((S.C,), 1.0, tl.float32)
         within = tl.where(lower, 1.0, 0.0)
         kept = 1.0
     if RUNS is not None:
-        own, came, leaves = runs_of(RUNS + (bh // H).to(tl.int64) * length, first, rows, length, C, False)
+        own, came, leaves = runs_of(RUNS + (bh // S.H).to(tl.int64) * length, first, rows, length, S.C, False)
         into = tl.where(own == came, into, 0.0)
         onto = tl.where(own == leaves, onto, 0.0)
         within = tl.where(own[:, None] == own[None, :], within, 0.0)
@@ -112,18 +121,14 @@ def invert_systems(
     S: tl.constexpr,
 ):
     """INVERSE = (I + L)^-1 [C, C] of every chunk, L_ij = beta_i within_ij k_i . k_j below the diagonal: row after row."""
-    H: tl.constexpr = S.H
-    K_REPEAT: tl.constexpr = S.K_REPEAT
     C: tl.constexpr = S.C
     TYPE: tl.constexpr = INVERSE.dtype.element_ty
     PRECISION: tl.constexpr = "ieee" if S.EXACT else "tf32"
     program = tl.program_id(0)
-    bh, first = program // chunks, program % chunks * C
-    rows = tl.arange(0, C)
-    ok = first + rows < stop_of(LENGTHS, bh, length, H)
-    k_rows = tokens_of(K, k_b, k_h, k_t, bh, K_REPEAT, H, first)
+    bh, _, first, rows, ok = chunk_of(program, chunks, LENGTHS, length, S)
+    k_rows = tokens_of(K, k_b, k_h, k_t, bh, S.K_REPEAT, S, first)
     beta = tl.load(BETA + bh.to(tl.int64) * length + first + rows, mask=ok, other=0.0)
-    _, _, within, _ = chunk_decays(G, RUNS, bh, first, rows, ok, length, H, C)
+    _, _, within, _ = chunk_decays(G, RUNS, bh, first, rows, ok, length, S)
     products = key_products(k_rows, k_t, rows, ok, S, TYPE, PRECISION)
     # The system lies transposed: a row of it is then laid out as a column. The products are symmetric.
     columns = tl.where(rows[:, None] < rows[None, :], products * tl.trans(within) * beta[None, :], 0.0)
@@ -158,8 +163,6 @@ def make_operands(
     S: tl.constexpr,
 ):
     """FROM_VALUES = A beta V [C, DV] and FROM_STATE = A (beta into K) [C, D] of every chunk, A the inverse."""
-    H: tl.constexpr = S.H
-    K_REPEAT: tl.constexpr = S.K_REPEAT
     D: tl.constexpr = S.D
     DV: tl.constexpr = S.DV
     C: tl.constexpr = S.C
@@ -168,13 +171,11 @@ def make_operands(
     TYPE: tl.constexpr = INVERSE.dtype.element_ty
     PRECISION: tl.constexpr = "ieee" if S.EXACT else "tf32"
     program = tl.program_id(0)
-    bh, first = program // chunks, program % chunks * C
-    rows = tl.arange(0, C)
-    ok = first + rows < stop_of(LENGTHS, bh, length, H)
-    k_rows = tokens_of(K, k_b, k_h, k_t, bh, K_REPEAT, H, first)
-    v_rows = tokens_of(V, v_b, v_h, v_t, bh, K_REPEAT, H, first)
+    bh, _, first, rows, ok = chunk_of(program, chunks, LENGTHS, length, S)
+    k_rows = tokens_of(K, k_b, k_h, k_t, bh, S.K_REPEAT, S, first)
+    v_rows = tokens_of(V, v_b, v_h, v_t, bh, S.K_REPEAT, S, first)
     beta = tl.load(BETA + bh.to(tl.int64) * length + first + rows, mask=ok, other=0.0)
-    into, _, _, _ = chunk_decays(G, RUNS, bh, first, rows, ok, length, H, C)
+    into, _, _, _ = chunk_decays(G, RUNS, bh, first, rows, ok, length, S)
     inverse = tl.load(INVERSE + program.to(tl.int64) * C * C + rows[:, None] * C + rows[None, :])
     place = program.to(tl.int64) * C
     for z in tl.static_range(DV // BZ):
@@ -209,8 +210,6 @@ def run_states(
     S: tl.constexpr,
 ):
     """VALUES = FROM_VALUES - FROM_STATE S, STATES the S before each chunk and after the last, LAST the last in float32."""
-    H: tl.constexpr = S.H
-    K_REPEAT: tl.constexpr = S.K_REPEAT
     D: tl.constexpr = S.D
     DV: tl.constexpr = S.DV
     C: tl.constexpr = S.C
@@ -221,8 +220,8 @@ def run_states(
     bh = tl.program_id(0) // TILES
     rows, xs = tl.arange(0, C), tl.arange(0, D)
     zs = tl.program_id(0) % TILES * BZ + tl.arange(0, BZ)
-    stop = stop_of(LENGTHS, bh, length, H)
-    k_head = tokens_of(K, k_b, k_h, k_t, bh, K_REPEAT, H, 0)
+    stop = stop_of(LENGTHS, bh, length, S)
+    k_head = tokens_of(K, k_b, k_h, k_t, bh, S.K_REPEAT, S, 0)
     place = bh.to(tl.int64) * chunks * C
     entries = xs[:, None] * DV + zs[None, :]
     STATES += bh.to(tl.int64) * (chunks + 1) * D * DV
@@ -234,7 +233,7 @@ def run_states(
         n = tl.cast(step, tl.int32)
         first = n * C
         ok = first + rows < stop
-        _, onto, _, kept = chunk_decays(G, RUNS, bh, first, rows, ok, length, H, C)
+        _, onto, _, kept = chunk_decays(G, RUNS, bh, first, rows, ok, length, S)
         k = rows_of(k_head + first.to(tl.int64) * k_t, k_t, rows, xs, ok, TYPE)
         own = place + first
         w = tl.load(FROM_STATE + own * D + rows[:, None] * D + xs[None, :])
@@ -271,8 +270,6 @@ def read_states(
     S: tl.constexpr,
 ):
     """OUT = scale * ((q k^T within) VALUES + into q S), contiguous [B * H, T, DV]."""
-    H: tl.constexpr = S.H
-    K_REPEAT: tl.constexpr = S.K_REPEAT
     D: tl.constexpr = S.D
     DV: tl.constexpr = S.DV
     C: tl.constexpr = S.C
@@ -283,13 +280,10 @@ def read_states(
     TILES: tl.constexpr = DV // BZ
     program = tl.program_id(0) // TILES
     zs = tl.program_id(0) % TILES * BZ + tl.arange(0, BZ)
-    bh, n = program // chunks, program % chunks
-    first = n * C
-    rows = tl.arange(0, C)
-    ok = first + rows < stop_of(LENGTHS, bh, length, H)
-    q_rows = tokens_of(Q, q_b, q_h, q_t, bh, 1, H, first)
-    k_rows = tokens_of(K, k_b, k_h, k_t, bh, K_REPEAT, H, first)
-    into, _, within, _ = chunk_decays(G, RUNS, bh, first, rows, ok, length, H, C)
+    bh, n, first, rows, ok = chunk_of(program, chunks, LENGTHS, length, S)
+    q_rows = tokens_of(Q, q_b, q_h, q_t, bh, 1, S, first)
+    k_rows = tokens_of(K, k_b, k_h, k_t, bh, S.K_REPEAT, S, first)
+    into, _, within, _ = chunk_decays(G, RUNS, bh, first, rows, ok, length, S)
     STATES += (bh.to(tl.int64) * (chunks + 1) + n) * D * DV
     scores = tl.zeros((C, C), tl.float32)
     read = tl.zeros((C, BZ), tl.float32)

@@ -83,6 +83,17 @@ def gradients_of(DOUT, ROWS, exists, token, h, length, q_h, q_t, D: tl.constexpr
 
 
 @triton.jit
+def of_sequence(Q, DOUT, K, V, ROWS, LENGTHS, b, p, block, length, q_b, kv_b, kv_h, C: tl.constexpr):
+    """Pointers to the queries of sequence b, to the keys and values of its lists p, to its row numbers; the end of a block."""
+    b64 = b.to(tl.int64)
+    end = tl.minimum(tokens_of(LENGTHS, b, length), (block + 1) * C.SIZE)
+    Q += elements(b64 * q_b, C.D)
+    DOUT += elements(b64 * q_b, C.D)
+    of_keys = elements(b64 * kv_b + (p // C.REPEAT).to(tl.int64) * kv_h, C.D)
+    return Q, DOUT, K + of_keys, V + of_keys, ROWS + b64 * (C.P * C.G) * length * 2, end
+
+
+@triton.jit
 def store_or_add(X, x, mask, ADD: tl.constexpr):
     if ADD:
         x += tl.load(X, mask=mask, other=0.0)
@@ -148,16 +159,9 @@ def selected_columns(
     blocks = (length + SIZE - 1) // SIZE
     block, start, stop, run, runs, partial = work_of(LISTS, ITEMS, list_row, pid // SUBS % items, items, blocks, entries)
     if block < blocks:
-        b64 = b.to(tl.int64)
-        end = tl.minimum(tokens_of(LENGTHS, b, length), (block + 1) * SIZE)
-        Q += elements(b64 * q_b, D)
-        DOUT += elements(b64 * q_b, D)
-        of_keys = elements(b64 * kv_b + (p // C.REPEAT).to(tl.int64) * kv_h, D)
-        K += of_keys
-        V += of_keys
-        ROWS += b64 * (C.P * C.G) * length * 2
+        Q, DOUT, K, V, ROWS, end = of_sequence(Q, DOUT, K, V, ROWS, LENGTHS, b, p, block, length, q_b, kv_b, kv_h, C)
         if SEGMENTS is not None:
-            SEGMENTS += b64 * length
+            SEGMENTS += b.to(tl.int64) * length
         begin = block * SIZE + sub * BN
         key = begin + tl.arange(0, BN)
         k = rows_at(K, key.to(tl.int64) * kv_t, key < end, D, BD)
@@ -186,7 +190,7 @@ def selected_columns(
         offs_d = tl.arange(0, BD)
         inside = (offs_d < D)[None, :]
         if runs <= 1:
-            here = (b64 * (C.P // C.REPEAT) + p // C.REPEAT) * length + key
+            here = (b.to(tl.int64) * (C.P // C.REPEAT) + p // C.REPEAT) * length + key
             rows = (here * D)[:, None] + offs_d[None, :]
             mask = (key < tl.minimum((block + 1) * SIZE, length))[:, None] & inside
             store_or_add(DK + rows, dk * scale, mask, C.ADD)
@@ -295,16 +299,9 @@ def selected_rows(
     blocks = (length + SIZE - 1) // SIZE
     block, start, stop, _, _, _ = work_of(LISTS, ITEMS, list_row, pid % items, items, blocks, entries)
     if (block < blocks) & (start < stop):
-        b64 = b.to(tl.int64)
-        end = tl.minimum(tokens_of(LENGTHS, b, length), (block + 1) * SIZE)
-        Q += elements(b64 * q_b, D)
-        DOUT += elements(b64 * q_b, D)
-        of_keys = elements(b64 * kv_b + (p // C.REPEAT).to(tl.int64) * kv_h, D)
-        K += of_keys
-        V += of_keys
-        ROWS += b64 * (C.P * C.G) * length * 2
+        Q, DOUT, K, V, ROWS, end = of_sequence(Q, DOUT, K, V, ROWS, LENGTHS, b, p, block, length, q_b, kv_b, kv_h, C)
         if SEGMENTS is not None:
-            SEGMENTS += b64 * length
+            SEGMENTS += b.to(tl.int64) * length
         exists, entry, token, head, h, q, segment = queries_of(
             Q, ORDER, SEGMENTS, start, stop, list_row, p, length, first, q_h, q_t, C
         )

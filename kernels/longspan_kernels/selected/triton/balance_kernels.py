@@ -48,13 +48,17 @@ def iteration_at(X, SUMS, bh, k, n, tiles, iterations):
 
 
 @triton.jit
-def program(size, n, tiles, heads, BLOCKS, ROWS: tl.constexpr):
-    """(batch and head, tile, its first row, the end of its columns, rows that exist): the last tiles, which have most columns,
-    go first."""
+def program(R, SUMS, BLOCKS, size, n, tiles, k, heads, iterations, ROWS: tl.constexpr):
+    """(batch and head, tile, its first row, the end of its columns, rows that exist, pointers to rows and sums of iteration k).
+
+    The last tiles, which have most columns, go first.
+    """
     pid = tl.program_id(0)
     bh = pid // tiles
     t = tiles - 1 - pid % tiles
-    return bh, t, t * ROWS, tl.minimum((t + 1) * ROWS, n), rows_that_exist(BLOCKS, bh, size, heads)
+    first, stop, count = t * ROWS, tl.minimum((t + 1) * ROWS, n), rows_that_exist(BLOCKS, bh, size, heads)
+    HERE, OURS = iteration_at(R, SUMS, bh, k, n, tiles, iterations)
+    return bh, t, first, stop, count, HERE, OURS
 
 
 @triton.jit
@@ -108,8 +112,7 @@ def balance_rows(
 ):
     """Rows r of iteration k, and each tile's sums of their columns."""
     n = units * 16
-    bh, t, first, stop, count = program(size, n, tiles, heads, BLOCKS, ROWS)
-    HERE, OURS = iteration_at(R, SUMS, bh, k, n, tiles, iterations)
+    bh, t, first, stop, count, HERE, OURS = program(R, SUMS, BLOCKS, size, n, tiles, k, heads, iterations, ROWS)
     BEFORE, THEIRS = iteration_at(R, SUMS, bh, k - 1, n, tiles, iterations)
     begins = k == 0  # with the scores
     BEFORE = tl.where(begins, SCORES + bh.to(tl.int64) * n * n, BEFORE)
@@ -189,8 +192,7 @@ def balance_end(
 ):
     """The matrix that the last iteration k leaves."""
     n = units * 16
-    bh, t, first, _, count = program(size, n, tiles, heads, BLOCKS, ROWS)
-    HERE, OURS = iteration_at(R, SUMS, bh, k, n, tiles, iterations)
+    bh, t, first, _, count, HERE, OURS = program(R, SUMS, BLOCKS, size, n, tiles, k, heads, iterations, ROWS)
     OUT += bh.to(tl.int64) * n * n
     for begin in tl.range(0, n, BC):
         j = begin + tl.arange(0, BC)
@@ -245,8 +247,7 @@ def balance_back_end(
 ):
     """G [BH, n, n], the gradient of what the last iteration k leaves, and MAPS [BH, 2, tiles, n] of its tiles."""
     n = units * 16
-    bh, t, first, stop, count = program(size, n, tiles, heads, BLOCKS, ROWS)
-    HERE, OURS = iteration_at(R, SUMS, bh, k, n, tiles, iterations)
+    bh, t, first, stop, count, HERE, OURS = program(R, SUMS, BLOCKS, size, n, tiles, k, heads, iterations, ROWS)
     DOUT += bh.to(tl.int64) * n * n
     G += bh.to(tl.int64) * n * n
     MAPS += bh.to(tl.int64) * 2 * tiles * n
@@ -309,8 +310,7 @@ def balance_back(
     other memory, as a tile reads the z of the next.
     """
     n = units * 16
-    bh, t, first, stop, count = program(size, n, tiles, heads, BLOCKS, ROWS)
-    HERE, OURS = iteration_at(R, SUMS, bh, k, n, tiles, iterations)
+    bh, t, first, stop, count, HERE, OURS = program(R, SUMS, BLOCKS, size, n, tiles, k, heads, iterations, ROWS)
     BEFORE, THEIRS = iteration_at(R, SUMS, bh, k - 1, n, tiles, iterations)
     G += bh.to(tl.int64) * n * n
     DSCORES += bh.to(tl.int64) * n * n

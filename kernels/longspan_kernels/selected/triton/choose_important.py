@@ -20,49 +20,6 @@ from longspan_kernels.selected.triton.common import LOG2E, elements, of_row, row
 VARYING = ["q_b", "q_h", "q_t", "length", "compressed", "tiles", "kv_heads"]
 
 
-@triton.jit
-def importance_of(
-    Q,
-    KEYS,
-    LSE,
-    row,
-    exists,
-    number,
-    last_seen,
-    q_h,
-    q_t,
-    length,
-    compressed,
-    scale2,
-    G: tl.constexpr,
-    D: tl.constexpr,
-    BD: tl.constexpr,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
-    SPAN: tl.constexpr,
-    STRIDES: tl.constexpr,
-):
-    """[BM, BN]: the weight that the heads of a group give each block through the compressed keys that overlap it."""
-    importance = tl.zeros([BM, BN], tl.float32)
-    for _ in tl.range(0, G):
-        q = rows_at(Q, row.to(tl.int64) * q_t, exists, D, BD)
-        lse = tl.load(LSE + row, mask=exists, other=float("inf"))
-        lse2 = tl.where(lse == float("-inf"), float("inf"), lse) * LOG2E
-        for stride in tl.static_range(1 - SPAN, STRIDES):
-            # Compressed keys that begin `stride` strides after the block, by how many strides of the block each covers.
-            key = number * STRIDES + stride
-            there = (key >= 0) & (key < compressed)
-            keys = rows_at(KEYS, of_row(key, D), there, D, BD)
-            s = tl.dot(q, tl.trans(keys), input_precision="ieee") * scale2 - lse2[:, None]
-            seen = there[None, :] & (key[None, :] <= last_seen[:, None])
-            importance += tl.where(seen, tl.exp2(s), 0.0) * (
-                (stride + SPAN if stride + SPAN < STRIDES else STRIDES) - (stride if stride > 0 else 0)
-            )
-        Q += elements(q_h, D)
-        LSE += length
-    return importance
-
-
 @triton.jit(do_not_specialize=VARYING)
 def choose_by_importance(
     Q,
@@ -113,29 +70,28 @@ def choose_by_importance(
     KEYS += list_row.to(tl.int64) * compressed * D
     LSE += (b * kv_heads * G + group * G).to(tl.int64) * length
     values, numbers = none_yet(BM, N)
+    scale2 = scale * LOG2E
     for start in tl.range(0, end, BN):
         number = start + tl.arange(0, BN)
-        importance = importance_of(
-            Q,
-            KEYS,
-            LSE,
-            row,
-            exists,
-            number,
-            last_seen,
-            q_h,
-            q_t,
-            length,
-            compressed,
-            scale * LOG2E,
-            G,
-            D,
-            BD,
-            BM,
-            BN,
-            SPAN,
-            STRIDES,
-        )
+        # The weight that the heads of a group give each block through the compressed keys that overlap it.
+        importance = tl.zeros([BM, BN], tl.float32)
+        Q_OF, LSE_OF = Q, LSE
+        for _ in tl.range(0, G):
+            q = rows_at(Q_OF, row.to(tl.int64) * q_t, exists, D, BD)
+            lse = tl.load(LSE_OF + row, mask=exists, other=float("inf"))
+            lse2 = tl.where(lse == float("-inf"), float("inf"), lse) * LOG2E
+            for shift in tl.static_range(1 - SPAN, STRIDES):
+                # Compressed keys that begin `shift` strides after the block, by how many strides of the block each covers.
+                key = number * STRIDES + shift
+                there = (key >= 0) & (key < compressed)
+                keys = rows_at(KEYS, of_row(key, D), there, D, BD)
+                s = tl.dot(q, tl.trans(keys), input_precision="ieee") * scale2 - lse2[:, None]
+                seen = there[None, :] & (key[None, :] <= last_seen[:, None])
+                importance += tl.where(seen, tl.exp2(s), 0.0) * (
+                    (shift + SPAN if shift + SPAN < STRIDES else STRIDES) - (shift if shift > 0 else 0)
+                )
+            Q_OF += elements(q_h, D)
+            LSE_OF += length
         importance = tl.where((number[None, :] == own[:, None] - 1) | (number == 0)[None, :], 3.4e38, importance)
         may = (number < end)[None, :]
         if CAUSAL:  # `end` is no earlier than the own block

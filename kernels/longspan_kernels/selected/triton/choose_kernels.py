@@ -123,6 +123,35 @@ def as_operand(x, INTERPRETED: tl.constexpr):
     return x
 
 
+@triton.jit
+def in_parts(x, PARTS: tl.constexpr, INTERPRETED: tl.constexpr):
+    """Three bfloat16 numbers, each 2^-8 of the one before; the first PARTS of them add up to x, and no others are meant."""
+    first = x.to(tl.bfloat16)
+    second, third = first, first
+    if PARTS > 1:
+        rest = x.to(tl.float32) - first.to(tl.float32)
+        second = rest.to(tl.bfloat16)
+        third = (rest - second.to(tl.float32)).to(tl.bfloat16)
+    return as_operand(first, INTERPRETED), as_operand(second, INTERPRETED), as_operand(third, INTERPRETED)
+
+
+@triton.jit
+def product_of_parts(first, second, third, large, middle, small, PARTS: tl.constexpr):
+    """A float32 product from tensor cores, of PARTS bfloat16 numbers by three (see `in_parts`), the smallest products first.
+
+    Products of bfloat16 numbers are exact; those that reach the last bits of the sum are added up.
+    """
+    dots = tl.dot(first, small)
+    if PARTS > 1:
+        dots = tl.dot(second, middle, dots)
+        if PARTS > 2:
+            dots = tl.dot(third, large, dots)
+    dots = tl.dot(first, middle, dots)
+    if PARTS > 1:
+        dots = tl.dot(second, large, dots)
+    return tl.dot(first, large, dots)
+
+
 @triton.jit(do_not_specialize=VARYING)
 def choose_by_means(
     Q,
@@ -149,11 +178,7 @@ def choose_by_means(
     ALIGN: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
-    """Picks by the dot of a query with one vector a block, Q [B, H, T, D] by MEANS [MEAN_PARTS, B * Hkv, nb, D] bfloat16.
-
-    A float32 product from tensor cores: both sides are sums of bfloat16 numbers, each 2^-8 of the one before, whose products
-    are exact; those that reach the last bits of the sum are added up, the smallest first.
-    """
+    """Picks by the dot of a query with one vector a block, Q [B, H, T, D] by MEANS [MEAN_PARTS, B * Hkv, nb, D] bfloat16."""
     pid = tl.program_id(0)
     # The last rows have most candidates under CAUSAL: they go first. Heads of one tile row share the cache.
     head = pid % (heads * batch)
@@ -168,13 +193,7 @@ def choose_by_means(
     at = Q + tl.multiple_of(b.to(tl.int64) * q_b + (head % heads).to(tl.int64) * q_h, ALIGN)
     at = at + row.to(tl.int64)[:, None] * q_t + offs_d[None, :]
     q = tl.load(at, mask=(row < tokens)[:, None] & (offs_d < D)[None, :], other=0.0)
-    first = q.to(tl.bfloat16)
-    second, third = first, first
-    if PARTS > 1:
-        rest = q.to(tl.float32) - first.to(tl.float32)
-        second = rest.to(tl.bfloat16)
-        third = (rest - second.to(tl.float32)).to(tl.bfloat16)
-    first, second, third = as_operand(first, INTERPRETED), as_operand(second, INTERPRETED), as_operand(third, INTERPRETED)
+    first, second, third = in_parts(q, PARTS, INTERPRETED)
     plane = (heads // REPEAT * batch * blocks).to(tl.int64) * D
     means = MEANS + (group * blocks).to(tl.int64) * D
     values, numbers = none_yet(BM, N)
@@ -185,15 +204,7 @@ def choose_by_means(
         large = tl.trans(as_operand(tl.load(place, mask=inside, other=0.0), INTERPRETED))
         middle = tl.trans(as_operand(tl.load(place + plane, mask=inside, other=0.0), INTERPRETED))
         small = tl.trans(as_operand(tl.load(place + 2 * plane, mask=inside, other=0.0), INTERPRETED))
-        scores = tl.dot(first, small)
-        if PARTS > 1:
-            scores = tl.dot(second, middle, scores)
-            if PARTS > 2:
-                scores = tl.dot(third, large, scores)
-        scores = tl.dot(first, middle, scores)
-        if PARTS > 1:
-            scores = tl.dot(second, large, scores)
-        scores = tl.dot(first, large, scores)
+        scores = product_of_parts(first, second, third, large, middle, small, PARTS)
         scores = tl.where(allowed(number, own, end, CAUSAL), scores, float("-inf"))
         values, numbers = with_chunk(scores, number, values, numbers, N)
     store_picks(OUT, numbers, head.to(tl.int64), row, q_len, row < tokens, N)
