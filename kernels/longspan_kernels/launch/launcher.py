@@ -305,6 +305,11 @@ def from_16_bytes(x: torch.Tensor) -> torch.Tensor:
     return x if x.data_ptr() % 16 == 0 else x.clone(memory_format=torch.contiguous_format)
 
 
+def as_contiguous(x: torch.Tensor | None) -> torch.Tensor | None:
+    """x, or a copy of it, contiguous and from a multiple of 16 bytes on; None where there is none."""
+    return None if x is None else from_16_bytes(x.contiguous())
+
+
 def readable(x: torch.Tensor) -> torch.Tensor:
     """x itself where its last dimension is contiguous and it starts at a multiple of 16 bytes, else a copy."""
     return from_16_bytes(x if x.stride(-1) == 1 else x.contiguous())

@@ -21,7 +21,7 @@ from longspan_kernels.launch.launcher import (
     Launch,
     Plan,
     alignment,
-    from_16_bytes,
+    as_contiguous,
     on_meta,
     readable,
     width_of,
@@ -76,17 +76,10 @@ class Call:
         if scale < 0:
             # The running maximum is taken before scaling, which wants a positive scale.
             self.q, scale, self.negate = -self.q, -scale, True
-        self.options = options = Options(
-            max(scale, LEAST_SCALE),
-            _ready(given.q_lengths),
-            _ready(given.k_lengths),
-            _ready(given.q_segments),
-            _ready(given.k_segments),
-            given.dropout_p,
-            _ready(given.seed) if given.dropout_p else None,
-            _ready(given.bias),
-            given.bias_block,
-        )
+        tensors: dict[str, Any] = {name: as_contiguous(x) for name, x in given._asdict().items() if isinstance(x, Tensor)}
+        if not given.dropout_p:
+            tensors["seed"] = None
+        self.options = options = given._replace(scale=max(scale, LEAST_SCALE), **tensors)
         bias = options.bias
         self.key = (
             self.q.shape,
@@ -185,10 +178,6 @@ class Call:
         """What else a pair needs to be live, and what is added to its score."""
         rest = self.options.q_segments, self.options.k_segments, self.options.seed, component.excluded, self.options.bias
         return Limits(self.options.q_lengths, self.options.k_lengths, *rest)
-
-
-def _ready(x: Tensor | None) -> Tensor | None:
-    return None if x is None else from_16_bytes(x.contiguous())
 
 
 class Strides(NamedTuple):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from longspan_kernels.block_sparse.triton.common import INTERPRETED, interprets_bfloat16
 from longspan_kernels.bucketed.triton.common import tokens_of_program
-from longspan_kernels.launch.launcher import SMALL, Launch, from_16_bytes, on_its_device, run_kernel, width_of
+from longspan_kernels.launch.launcher import SMALL, Launch, as_contiguous, from_16_bytes, on_its_device, run_kernel, width_of
 from longspan_kernels.selected.triton.call_layout import by_rows, in_units
 from longspan_kernels.selected.triton.choose_kernels import NOBODY, PARTS, in_parts, product_of_parts
 from longspan_kernels.selected.triton.common import elements, rows_at
@@ -121,7 +121,7 @@ def triton_nearest_keys(q: Tensor, means: Tensor, lengths: Tensor | None) -> Ten
         q = q.float()
     q, means = by_rows(q), from_16_bytes(means.float().contiguous())
     keys = torch.empty((B * H, T), dtype=torch.int32, device=q.device)
-    lengths = None if lengths is None else from_16_bytes(lengths.contiguous())
+    lengths = as_contiguous(lengths)
     BM = 128 if D <= 64 and parts == 1 else 64
     tiles = -(-T // BM)
     sizes = {"length": T, "tiles": tiles, "heads": H, "count": C, "D": D, "BD": width_of(D)}

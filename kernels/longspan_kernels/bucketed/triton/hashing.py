@@ -19,6 +19,7 @@ from longspan_kernels.bucketed.triton.common import tokens_of_program
 from longspan_kernels.launch.launcher import (
     Launch,
     alignment,
+    as_contiguous,
     from_16_bytes,
     on_its_device,
     readable,
@@ -111,7 +112,7 @@ def triton_hash_keys(q: Tensor, rotations: Tensor, factors: Sequence[int], lengt
     (B, H, T, D), R = q.shape, rotations.shape[2]
     q, rotations = readable(q), from_16_bytes(rotations.float().contiguous())
     keys = torch.empty((B * H * R, T), dtype=torch.int32, device=q.device)
-    lengths = None if lengths is None else from_16_bytes(lengths.contiguous())
+    lengths = as_contiguous(lengths)
     BM = 128 if D <= 64 and q.dtype != torch.float32 else 64
     tiles = -(-T // BM)
     q_b, q_h, q_t, _ = q.stride()

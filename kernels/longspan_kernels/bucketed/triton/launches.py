@@ -5,6 +5,8 @@ Legend: B batch, H heads, R rounds, T tokens, D head width, N = B H R.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -13,7 +15,7 @@ from longspan_kernels.bucketed.tables import rounds_padded
 from longspan_kernels.bucketed.triton.backward_kernels import add_rounds, differentiate_buckets
 from longspan_kernels.bucketed.triton.common import Constants
 from longspan_kernels.bucketed.triton.forward_kernels import attend_buckets, merge_rounds
-from longspan_kernels.launch.launcher import Launch, from_16_bytes, on_its_device, run_kernel, width_of
+from longspan_kernels.launch.launcher import Launch, as_contiguous, on_its_device, run_kernel, width_of
 from longspan_kernels.selected.triton.backward_kernels import row_numbers
 from longspan_kernels.selected.triton.call_layout import by_rows, in_units
 
@@ -33,8 +35,10 @@ def _strides(name: str, x: Tensor) -> dict[str, int]:
     return dict(zip((f"{name}_b", f"{name}_h", f"{name}_t"), in_units(x), strict=True))
 
 
-def _constants(how: Buckets, D: int) -> Constants:
-    return Constants(
+def _of_tiles(q: Tensor, v: Tensor, tiles: Tensor, how: Buckets, scale: float, dropout_p: float) -> dict[str, Any]:
+    """The numbers that the kernels over tiles of buckets share."""
+    D = q.shape[3]
+    constants = Constants(
         R=how.rounds,
         RP=rounds_padded(how.rounds),
         SIZE=how.size,
@@ -48,6 +52,8 @@ def _constants(how: Buckets, D: int) -> Constants:
         D=D,
         BD=width_of(D),
     )
+    sizes = {"length": q.shape[2], "tiles": tiles.shape[1], "heads": q.shape[1], "threshold": int(dropout_p * (1 << 24))}
+    return _strides("q", q) | _strides("v", v) | sizes | {"scale": scale, "C": constants}
 
 
 @on_its_device
@@ -66,7 +72,8 @@ def triton_forward(
     """out [B, H, T, D] and lse [B, H, T]."""
     (B, H, T, D), N = q.shape, order.shape[0]
     q, v = by_rows(q), by_rows(v)
-    lengths = None if lengths is None else from_16_bytes(lengths.contiguous())
+    lengths = as_contiguous(lengths)
+    of_tiles = _of_tiles(q, v, tiles, how, scale, dropout_p)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty((B, H, T), dtype=torch.float32, device=q.device)
     if how.direct:
@@ -77,20 +84,8 @@ def triton_forward(
     else:
         part = torch.empty((N, T, D), dtype=q.dtype, device=q.device)
         part_lse = torch.empty((N, T), dtype=torch.float32, device=q.device)
-    run_kernel(
-        attend_buckets,
-        N * tiles.shape[1],
-        _launch(D, q.element_size(), True),
-        *(q, v, order, tiles, numbers, seed, part, part_lse),
-        **_strides("q", q),
-        **_strides("v", v),
-        length=T,
-        tiles=tiles.shape[1],
-        heads=H,
-        threshold=int(dropout_p * (1 << 24)),
-        scale=scale,
-        C=_constants(how, D),
-    )
+    tensors = q, v, order, tiles, numbers, seed, part, part_lse
+    run_kernel(attend_buckets, N * tiles.shape[1], _launch(D, q.element_size(), True), *tensors, **of_tiles)
     if how.direct:
         return out, lse
     rows = -(-T // MERGED_ROWS)
@@ -131,7 +126,8 @@ def triton_backward(
     """dq, of queries and of keys, and dv."""
     (B, H, T, D), N = q.shape, order.shape[0]
     q, v, dout = by_rows(q), by_rows(v), by_rows(dout)
-    lengths = None if lengths is None else from_16_bytes(lengths.contiguous())
+    lengths = as_contiguous(lengths)
+    of_tiles = _of_tiles(q, v, tiles, how, scale, dropout_p)
     of_dout, sizes = _strides("do", dout), {"D": D, "BD": width_of(D)}
     rows = torch.empty((B, H, T, 2), dtype=torch.float32, device=q.device)
     count = -(-T // NUMBERED_ROWS)
@@ -144,21 +140,8 @@ def triton_backward(
             dq.zero_(), dv.zero_()
     else:
         part_q, part_v = (torch.empty((N, T, D), dtype=q.dtype, device=q.device) for _ in range(2))
-    run_kernel(
-        differentiate_buckets,
-        N * tiles.shape[1],
-        _launch(D, q.element_size(), False),
-        *(q, v, dout, rows, order, tiles, numbers, seed, part_q, part_v),
-        **_strides("q", q),
-        **_strides("v", v),
-        **of_dout,
-        length=T,
-        tiles=tiles.shape[1],
-        heads=H,
-        threshold=int(dropout_p * (1 << 24)),
-        scale=scale,
-        C=_constants(how, D),
-    )
+    tensors = q, v, dout, rows, order, tiles, numbers, seed, part_q, part_v
+    run_kernel(differentiate_buckets, N * tiles.shape[1], _launch(D, q.element_size(), False), *tensors, **of_dout, **of_tiles)
     if how.direct:
         return dq, dv
     count = -(-T // MERGED_ROWS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from longspan_kernels.launch.launcher import from_16_bytes, on_its_device
+from longspan_kernels.launch.launcher import as_contiguous, from_16_bytes, on_its_device
 from longspan_kernels.selected.options import Selection
 from longspan_kernels.selected.triton.call_layout import laid_out, like_queries
 from longspan_kernels.selected.triton.forward import companions
@@ -23,7 +23,7 @@ def triton_backward(
     lengths, segments = companions(chosen)
     picks = from_16_bytes(chosen.picks.contiguous())
     rows = torch.empty((*lse.shape, 2), dtype=torch.float32, device=q.device)
-    dlse = None if dlse is None else from_16_bytes(dlse.contiguous())
+    dlse = as_contiguous(dlse)
     launches.numbers_of_rows[dlse is not None](out, dout, lse, dlse, rows)
 
     start = from_16_bytes(chosen.start)

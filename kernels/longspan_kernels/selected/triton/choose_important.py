@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from longspan_kernels.launch.launcher import Launch, from_16_bytes, on_its_device, run_kernel, width_of
+from longspan_kernels.launch.launcher import Launch, as_contiguous, from_16_bytes, on_its_device, run_kernel, width_of
 from longspan_kernels.selected.triton.call_layout import by_rows, in_units
 from longspan_kernels.selected.triton.choose_kernels import none_yet, with_chunk
 from longspan_kernels.selected.triton.common import LOG2E, elements, of_row, rows_at, tokens_of
@@ -122,7 +122,7 @@ def triton_choose_important(
     q = by_rows(q)
     q_b, q_h, q_t = in_units(q)
     keys, lse = from_16_bytes(keys.contiguous()), from_16_bytes(lse.contiguous())
-    lengths = None if lengths is None else from_16_bytes(lengths.contiguous())
+    lengths = as_contiguous(lengths)
     out = torch.empty((B, Hkv, T, picks), dtype=torch.int32, device=q.device)
     rows = 32 if q.dtype == torch.float32 or D > 128 else 64
     tiles = -(-T // rows)

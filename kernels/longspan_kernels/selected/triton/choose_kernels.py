@@ -24,8 +24,8 @@ from longspan_kernels.launch.launcher import (
     SMALL,
     Launch,
     alignment,
+    as_contiguous,
     capability_of,
-    from_16_bytes,
     on_its_device,
     readable,
     run_kernel,
@@ -259,7 +259,7 @@ def triton_choose(q: Tensor, means: Tensor, lengths: Tensor | None, picks: int, 
     out = torch.empty((B, H, picks, T), dtype=torch.int64, device=q.device)
     block_q, block_n = tile_of(q)
     tile_rows = -(-T // block_q)
-    lengths = None if lengths is None else from_16_bytes(lengths.contiguous())
+    lengths = as_contiguous(lengths)
     # Two programs of 8 warps fit a processor then: while one picks, the other's products run. No more picks go without spills.
     registers = 128 if block_q == 128 and picks < 16 else None
     q_b, q_h, q_t, _ = q.stride()
@@ -298,7 +298,7 @@ def triton_choose_scored(
     scores = readable(scores)
     out = torch.empty((B, H, picks, rows), dtype=torch.int64, device=scores.device)
     block_q = 32  # scores take no shared memory, and small tiles hide the wait for them
-    lengths = None if lengths is None else from_16_bytes(lengths.contiguous())
+    lengths = as_contiguous(lengths)
     s_b, s_h, s_t, _ = scores.stride()
     numbers = {
         "s_b": s_b,

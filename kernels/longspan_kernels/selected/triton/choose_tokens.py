@@ -14,7 +14,7 @@ from torch import Tensor
 
 from longspan_kernels.block_sparse.triton.common import interprets_bfloat16
 from longspan_kernels.launch.graphs import remembered
-from longspan_kernels.launch.launcher import Plan, from_16_bytes, on_its_device, width_of
+from longspan_kernels.launch.launcher import Plan, as_contiguous, from_16_bytes, on_its_device, width_of
 from longspan_kernels.selected.triton import configs
 from longspan_kernels.selected.triton.best_tokens import best_tokens
 from longspan_kernels.selected.triton.call_layout import by_rows, in_units
@@ -145,7 +145,7 @@ def triton_choose_tokens(queries: Tensor, keys: Tensor, weights: Tensor, lengths
     if interprets_bfloat16(queries):
         queries, keys = queries.float(), keys.float()
     queries, keys, weights = by_rows(queries), by_rows(keys[:, None]), from_16_bytes(weights)
-    lengths = None if lengths is None else from_16_bytes(lengths.contiguous())
+    lengths = as_contiguous(lengths)
     (B, J, T, E), device = queries.shape, queries.device
     companions = (weights.dtype, None if lengths is None else lengths.dtype)
     w_b, w_j, w_t = weights.stride()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from longspan_kernels.launch.launcher import from_16_bytes, on_its_device
+from longspan_kernels.launch.launcher import as_contiguous, from_16_bytes, on_its_device
 from longspan_kernels.selected.options import Selection
 from longspan_kernels.selected.triton.call_layout import laid_out
 from longspan_kernels.selected.triton.launches import launches_of, shape_of
@@ -32,5 +32,5 @@ def triton_forward(q: Tensor, k: Tensor, v: Tensor, chosen: Selection) -> tuple[
 
 def companions(chosen: Selection) -> tuple[Tensor | None, Tensor | None]:
     """Lengths and segments as kernels read them."""
-    lengths, segments = (None if x is None else from_16_bytes(x.contiguous()) for x in (chosen.lengths, chosen.segments))
+    lengths, segments = map(as_contiguous, (chosen.lengths, chosen.segments))
     return lengths, segments

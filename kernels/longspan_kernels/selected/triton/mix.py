@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from longspan_kernels.block_sparse.triton.common import interprets_bfloat16
-from longspan_kernels.launch.launcher import Launch, from_16_bytes, on_its_device, run_kernel, width_of
+from longspan_kernels.launch.launcher import Launch, as_contiguous, from_16_bytes, on_its_device, run_kernel, width_of
 from longspan_kernels.selected.triton.common import of_row, rows_at, store_rows
 
 ROWS = 32  # of a program
@@ -51,7 +51,7 @@ def triton_gated_sum(gates: Tensor, a: Tensor, b: Tensor, c: Tensor | None) -> T
     if interprets_bfloat16(a):
         return triton_gated_sum(gates.float(), a.float(), b.float(), None if c is None else c.float()).to(a.dtype)
     gates, a, b = (from_16_bytes(x.contiguous()) for x in (gates, a, b))
-    c = None if c is None else from_16_bytes(c.contiguous())
+    c = as_contiguous(c)
     out, rows = torch.empty_like(a), a.numel() // a.shape[-1]
     programs, D = -(-rows // ROWS), a.shape[-1]
     run_kernel(add_gated, programs, Launch(4, 1), gates, a, b, c, out, rows=rows, D=D, BD=width_of(D), BM=ROWS)
