@@ -28,6 +28,18 @@ def test_seeds_of_one_setting_are_a_group(tmp_path):
     assert row.difference.pairs == 3
 
 
+def test_a_bar_of_one_standard_deviation_ends_where_no_share_can_be_beyond(tmp_path):
+    for seed, accuracy in enumerate((0.9, 1.0, 1.0)):
+        leave(tmp_path, f"a{seed}", "full", seed, accuracy)
+        leave(tmp_path, f"b{seed}", "local", seed, 0.5 + seed / 10)
+    section, _ = only_section(tmp_path)
+    full, local = section.groups
+    mean, sd = 2.9 / 3, (0.02 / 3 / 2) ** 0.5
+    assert full.bar("accuracy") == (pytest.approx(mean - sd), 1.0)
+    assert local.bar("accuracy") == (pytest.approx(0.5), pytest.approx(0.7))
+    assert local.bar("perplexity") is None
+
+
 def test_settings_that_differ_are_named_and_compared_with_their_like(tmp_path):
     for rate in (0.1, 0.2):
         leave(tmp_path, f"full{rate}", "full", 0, 0.5 + rate, optimizer__lr=rate)

@@ -25,7 +25,6 @@ _INK, _SOFT, _GRID = "#22252b", "#70757f", "#e6e8ec"
 LOG_RATIO = 8.0
 DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.2, 1, 1.2)))
 MOST_MARKED = 24  # points of a line; more would hide it
-_SHARES = ("accuracy", "f1", "auroc", "precision", "recall")  # in the names of metrics that lie between 0 and 1
 
 
 def colours_of(sections: list[Section]) -> dict[str, str]:
@@ -254,7 +253,7 @@ def _draw_group(axes: Axes, group: RunGroup, metric: str, cost: str, colour: str
             axes.plot(figure.value, accuracy.value, ".", color=colour, alpha=0.35, markersize=6, zorder=2)
     summary = group.accuracy(metric)
     x, y = group.cost(cost).mean or 0.0, summary.mean or 0.0
-    low, high = _bar(metric, y, summary.sd or 0.0)
+    low, high = group.bar(metric) or (y, y)
     axes.errorbar(
         [x],
         [y],
@@ -269,14 +268,6 @@ def _draw_group(axes: Axes, group: RunGroup, metric: str, cost: str, colour: str
         markeredgewidth=1.8,
         zorder=3,
     )
-
-
-def _bar(metric: str, mean: float, sd: float) -> tuple[float, float]:
-    """Both ends of a bar of one standard deviation; a share ends at 0 and 1, as no run can be beyond."""
-    low, high = mean - sd, mean + sd
-    if 0 <= mean <= 1 and any(word in metric for word in _SHARES):
-        return max(low, 0.0), min(high, 1.0)
-    return low, high
 
 
 def _label(
@@ -298,10 +289,8 @@ def _label(
     edge = axes.get_window_extent()
     bars = []
     for group, (x, _) in zip(groups, centres, strict=True):
-        sd = group.accuracy(metric).sd
-        if sd:
-            mean = points[id(group)][1]
-            low, high = (float(to_pixels((points[id(group)][0], end))[1]) for end in _bar(metric, mean, sd))
+        if group.accuracy(metric).sd:
+            low, high = (float(to_pixels((points[id(group)][0], end))[1]) for end in group.bar(metric) or ())
             bars.append(Box(x - 5, low, x + 5, high))
     boxes = place_labels(
         [(float(x), float(y)) for x, y in centres],

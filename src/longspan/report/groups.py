@@ -60,6 +60,9 @@ def _acting(callbacks: Any) -> dict[str, Any]:
     return flat
 
 
+SHARES = ("accuracy", "f1", "auroc", "precision", "recall")  # in the names of metrics that lie between 0 and 1
+
+
 @dataclass
 class RunGroup:
     """Complete runs of one setting, at most one a seed."""
@@ -71,6 +74,16 @@ class RunGroup:
 
     def accuracy(self, metric: str) -> Summary:
         return summarise([run.record.accuracy[metric].value for run in self._with(metric)])
+
+    def bar(self, metric: str) -> tuple[float, float] | None:
+        """Both ends of a bar of one standard deviation around the mean, where there is one; a share ends at 0 and 1, as no run
+        can be beyond."""
+        mean, sd = self.accuracy(metric).mean, self.accuracy(metric).sd or 0.0
+        if mean is None:
+            return None
+        if 0 <= mean <= 1 and any(word in metric for word in SHARES):
+            return max(mean - sd, 0.0), min(mean + sd, 1.0)
+        return mean - sd, mean + sd
 
     def by_seed(self, metric: str) -> dict[tuple[int, int], float]:
         """By the seeds of a run and of its data."""

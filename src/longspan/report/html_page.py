@@ -307,7 +307,7 @@ def _group_data(section: Section, group: RunGroup, colour: str, axes: list[dict[
         "colour": colour,
         "costs": {name: group.cost(name).mean for name in names},
         "metrics": {
-            metric: {"mean": s.mean, "sd": s.sd, "n": s.n, "baseline": group.baseline(metric)}
+            metric: {"mean": s.mean, "sd": s.sd, "n": s.n, "bar": group.bar(metric), "baseline": group.baseline(metric)}
             for metric in section.metrics
             if (s := group.accuracy(metric)).n
         },

@@ -67,13 +67,6 @@ function paretoFront(points, higher) {
   return points.filter((p) => !points.some((by) => by !== p && beaten(p, by))).sort((a, b) => a.cost - b.cost);
 }
 
-// Both ends of a bar of one standard deviation; a share ends at 0 and 1, as no run can be beyond.
-function barOf(metric, point) {
-  const low = point.mean - (point.sd || 0), high = point.mean + (point.sd || 0);
-  const share = /accuracy|f1|auroc|precision|recall/.test(metric.name) && point.mean >= 0 && point.mean <= 1;
-  return share ? [Math.max(low, 0), Math.min(high, 1)] : [low, high];
-}
-
 function drawCost(section, data, axis, metric) {
   const box = section.querySelector('[data-chart="cost"]');
   const points = data.groups
@@ -81,7 +74,7 @@ function drawCost(section, data, axis, metric) {
     .map((g) => ({ group: g, cost: g.costs[axis.name], ...g.metrics[metric.name] }));
   if (!points.length) { box.textContent = "No variant has both figures."; return; }
   const costs = points.map((p) => p.cost);
-  const values = points.flatMap((p) => barOf(metric, p));
+  const values = points.flatMap((p) => p.bar);
   const spread = Math.max(...values) - Math.min(...values) || Math.abs(values[0]) * 0.05;
   const baselines = [...new Set(points.map((p) => p.baseline).filter((b) => b !== null))];
   const baseline = baselines.length === 1 ? baselines[0] : null;
@@ -120,7 +113,7 @@ function drawCost(section, data, axis, metric) {
       }
     }
     if (point.sd) {
-      const [bottom, top] = barOf(metric, point).map((end) => y.to(end));
+      const [bottom, top] = point.bar.map((end) => y.to(end));
       node("path", { d: `M${cx} ${top}V${bottom}M${cx - 4} ${top}h8M${cx - 4} ${bottom}h8`, stroke: colour, "stroke-width": 1.4 }, part);
       obstacles.push({ left: cx - 5, right: cx + 5, top, bottom });
     }
