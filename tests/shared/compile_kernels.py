@@ -1,14 +1,19 @@
 """Compiles, without a GPU, every kernel that some calls launch, for a compute capability; prints a line for each.
 
-python tests/shared/compile_kernels.py 90 [CASES]    # kernel, tile, warps, stages, seconds, shared memory
+python tests/shared/compile_kernels.py 90 [CASES] [--code]    # kernel, tile, warps, stages, seconds, shared memory
 
 Triton's interpreter takes what its compiler refuses, and knows no shared memory.
+
+With --code a line also has a digest of the kernel's machine code, whatever the names and lines of its source are. A change that
+should leave kernels as they are leaves all digests: compare those of two commits, compiled by the same version of Triton.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
+import hashlib
 import time
+from typing import Any
 
 import torch
 import triton
@@ -19,6 +24,7 @@ from triton.runtime.jit import create_function_from_signature
 from longspan.patterns import BigBird, Fixed, Full, Local, Longformer, Pattern, Strided
 from longspan_kernels.block_sparse.args import Options
 from longspan_kernels.block_sparse.compiler import compile_layout
+from longspan_kernels.block_sparse.layout import DeviceLayout
 from longspan_kernels.block_sparse.triton import configs, schedule
 from longspan_kernels.block_sparse.triton.backward import triton_backward
 from longspan_kernels.block_sparse.triton.forward import triton_forward
@@ -53,6 +59,16 @@ CASES: list[tuple[Pattern, bool, int, torch.dtype]] = [
     (Full(), False, 128, torch.bfloat16),
 ]
 HEADS, LENGTH = 8, 2048
+# The same with what a call may add (see `added`), query heads a key head, and whether a gradient of lse arrives.
+MORE: list[tuple[Pattern, bool, int, torch.dtype, str, int, bool]] = [
+    (BigBird(64, 3, 1, 2), False, 64, torch.bfloat16, "lengths segments dropout", 2, True),
+    (Local(64) | Strided(16), True, 64, torch.bfloat16, "segments dropout", 1, True),
+    (Fixed(128, 32), True, 64, torch.bfloat16, "lengths", 4, False),
+    (Full(), True, 128, torch.bfloat16, "", 2, True),
+    (Longformer(256, range(3)), False, 40, torch.float32, "lengths dropout", 2, False),
+    (BigBird(64, 3, 1, 2), True, 64, torch.bfloat16, "bias", 1, True),
+    (BigBird(64, 3, 1, 2), True, 64, torch.float32, "bias dropout", 1, False),
+]
 # Linear attention: widths of q and of v, dtype, whether with decay, runs and lengths.
 LINEAR = [
     (64, 64, torch.bfloat16, False),
@@ -72,7 +88,7 @@ BUCKETED = [
 _seen: set[tuple] = set()
 
 
-def compiles(capability: int) -> None:
+def compiles(capability: int, code: bool = False) -> None:
     """From here on a launch compiles its kernel, once for each set of compile-time values, and runs nothing."""
 
     target = GPUTarget("cuda", capability, 32)
@@ -99,25 +115,34 @@ def compiles(capability: int) -> None:
         constants = plan.numbers if grouped is None else grouped._asdict()
         tile = (constants.get("BM"), constants.get("BN"), constants.get("BD"))
         seconds = round(time.perf_counter() - began, 1)
-        print(kernel.__name__, *tile, choice.warps, stages, seconds, made.metadata.shared, flush=True)
+        digest = [hashlib.sha256(made.asm["sass"].partition("\n")[2].encode()).hexdigest()[:16]] if code else []
+        print(kernel.__name__, *tile, choice.warps, stages, seconds, made.metadata.shared, *digest, flush=True)
 
     launching.Plan._first = dispatch  # type: ignore[method-assign]
 
 
-def main(capability: int, cases: int = len(CASES)) -> None:
-    compiles(capability)
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("capability", type=int)
+    parser.add_argument("cases", type=int, nargs="?", default=len(CASES))
+    parser.add_argument("--code", action="store_true", help="adds a digest of the machine code")
+    given = parser.parse_args()
+    compiles(given.capability, given.code)
+    every_op(given.capability, given.cases)
+
+
+def every_op(capability: int, cases: int) -> None:
     torch.cuda.current_device = lambda: 0
     configs._major = lambda device: capability // 10  # type: ignore[assignment]
     choose_kernels.capability_of = lambda device: (capability // 10, capability % 10)  # type: ignore[assignment]
     schedule.processors = lambda device: 132
-    for pattern, causal, width, dtype in CASES[:cases]:
-        rules = pattern.head_rules(LENGTH, LENGTH, HEADS, causal, torch.device("cpu"))
-        blocks = min(filter(None, (rule.traits().block for _, rule in rules)), default=None)
-        tiles = configs.tilings(width, dtype, (capability // 10, capability % 10), blocks)
-        first, second = (compile_layout(rules, LENGTH, LENGTH, HEADS, tiling, "cpu") for tiling in tiles)
-        q, k, v, dout = (torch.zeros(1, HEADS, LENGTH, width, dtype=dtype) for _ in range(4))
-        out, lse = triton_forward(q, k, v, first, Options(0.1))
-        triton_backward(dout, None, q, k, v, out, lse, second, Options(0.1))
+    of_gpu = capability // 10, capability % 10
+    for case in CASES[:cases]:
+        block_sparse(of_gpu, *case)
+    for more in MORE[: cases - 1]:
+        block_sparse(of_gpu, *more)
+    if cases > 1:
+        listed()
     for dtype, width in ((torch.bfloat16, 64), (torch.float32, 64), (torch.bfloat16, 128), (torch.float32, 128)):
         q, means = torch.zeros(1, 4, 512, width, dtype=dtype), torch.zeros(1, 2, 8, width)
         triton_choose(q, means, None, 3, 64, True)
@@ -127,6 +152,55 @@ def main(capability: int, cases: int = len(CASES)) -> None:
     bucketed(cases)
     for D, Dv, dtype, full in LINEAR[:cases]:
         compile_linear(D, Dv, dtype, full)
+
+
+def block_sparse(
+    capability: tuple[int, int],
+    pattern: Pattern,
+    causal: bool,
+    width: int,
+    dtype: torch.dtype,
+    more: str = "",
+    share: int = 1,
+    with_lse: bool = False,
+) -> None:
+    """Both passes of a pattern, over layouts for either."""
+    options = Options(0.1, **added(more, 2 if more else 1))
+    rules = pattern.head_rules(LENGTH, LENGTH, HEADS, causal, torch.device("cpu"))
+    blocks = min(filter(None, (rule.traits().block for _, rule in rules)), default=None)
+    tiles = configs.tilings(width, dtype, capability, blocks, options.bias_block)
+    first, second = (compile_layout(rules, LENGTH, LENGTH, HEADS, tiling, "cpu") for tiling in tiles)
+    q, dout = (torch.zeros(2 if more else 1, HEADS, LENGTH, width, dtype=dtype) for _ in range(2))
+    k, v = (torch.zeros(q.shape[0], HEADS // share, LENGTH, width, dtype=dtype) for _ in range(2))
+    out, lse = triton_forward(q, k, v, first, options)
+    triton_backward(dout, torch.zeros_like(lse) if with_lse else None, q, k, v, out, lse, second, options)
+
+
+def added(names: str, batch: int) -> dict[str, Any]:
+    """The options that some words name."""
+    numbers = torch.zeros(batch, LENGTH, dtype=torch.int32)
+    known: dict[str, dict[str, Any]] = {
+        "lengths": {"q_lengths": numbers[:, 0].contiguous(), "k_lengths": numbers[:, 0].contiguous()},
+        "segments": {"q_segments": numbers, "k_segments": numbers},
+        "dropout": {"dropout_p": 0.2, "seed": torch.zeros(1, dtype=torch.int64)},
+        "bias": {"bias": torch.zeros(HEADS, LENGTH // 64, LENGTH // 64), "bias_block": 64},
+    }
+    return {key: value for name in names.split() for key, value in known[name].items()}
+
+
+def listed() -> None:
+    """Blocks that are listed at run time, in orders of their own or not, and with pairs left out."""
+    for own, causal, dtype in ((False, True, torch.bfloat16), (True, False, torch.bfloat16), (True, True, torch.float32)):
+        index = torch.zeros(1, HEADS, LENGTH // 64, 4, dtype=torch.int64)
+        order = torch.arange(LENGTH).expand(1, HEADS, LENGTH) if own else None
+        excluded = torch.zeros(1, 2, LENGTH, dtype=torch.int32) if own else None
+        lists = DeviceLayout(index, index[..., 0], 64, 64, LENGTH, LENGTH, causal, order, order, excluded)
+        layout = lists.layout(HEADS, True)
+        q = torch.zeros(1, HEADS, LENGTH, 64, dtype=dtype)
+        for share in (1, 2):
+            k = torch.zeros(1, HEADS // share, LENGTH, 64, dtype=dtype)
+            out, lse = triton_forward(q, k, k, layout, Options(0.1))
+            triton_backward(q, None, q, k, k, out, lse, layout, Options(0.1))
 
 
 def compile_linear(D: int, Dv: int, dtype: torch.dtype, full: bool) -> None:
@@ -190,4 +264,4 @@ def selected() -> None:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:3]))
+    main()

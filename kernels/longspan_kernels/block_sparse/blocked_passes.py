@@ -288,23 +288,15 @@ def add_into(target: Tensor, chunk: Chunk, values: Tensor, queries: bool, H: int
     batch = target[chunk.batch]
     part = part.view(batch.shape[0], len(chunk.head_numbers), -1, D)
     repeat = H // target.shape[1]
-    if repeat > 1:
-        # Query heads of one key/value head add in the order of their number.
-        for place, head in enumerate(chunk.head_numbers):
-            own = batch[:, head // repeat]
-            own += part[:, place] if rows is None else 0
-            if rows is not None:
-                own.index_add_(1, rows, part[:, place])
-        return
-    if isinstance(chunk.heads, slice):
+    if repeat == 1 and isinstance(chunk.heads, slice):
         own = batch[:, chunk.heads]
         if rows is None:
             own += part
         else:
             own.index_add_(2, rows, part)
         return
-    for place, head in enumerate(chunk.heads):
-        own = batch[:, head]
+    for place, head in enumerate(chunk.head_numbers):  # query heads of one key/value head add in the order of their number
+        own = batch[:, head // repeat]
         if rows is None:
             own += part[:, place]
         else:
