@@ -1,11 +1,20 @@
 """Splits: complete, disjoint, and no group, form, year or position in two of them."""
 
+import itertools
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longspan.data import SequenceClassificationDataModule, TextDataModule, TokenLabellingDataModule
+from longspan.data import (
+    PairedDataModule,
+    SequenceClassificationDataModule,
+    SequenceRegressionDataModule,
+    TextDataModule,
+    TokenLabellingDataModule,
+)
 from longspan.data.hiv1 import form_number, forms_by_number, parents
 from longspan.data.splits import SPLITS, by_groups, by_position
 
@@ -67,6 +76,43 @@ def test_equal_documents_stay_together(tmp_path):
     contents = [{int(name[:2]) % 20 for name in names} for names in texts]
     assert all(contents) and not (contents[0] & contents[1] or contents[0] & contents[2] or contents[1] & contents[2])
     assert sum(map(len, texts)) == 40
+
+
+def test_groups_that_share_a_text_go_together(tmp_path, capsys):
+    rows = [(f"text {n // 2}", "ab"[n // 2 % 2], f"p{n % 2}{n // 4}") for n in range(80)]  # each text stands in two groups
+    one = [(f"common {n}" if n % 2 else "nothing found", "ab"[n % 2], f"p{n // 2}") for n in range(80)]
+    for number, (each, shared) in enumerate(((rows, False), (one, True))):
+        file = tmp_path / f"{number}.csv"
+        file.write_text("text,label,patient\n" + "".join(",".join(row) + "\n" for row in each))
+        data = SequenceClassificationDataModule(str(file), vocabulary="bytes", group_column="patient")
+        data.setup()
+        held = [
+            {(bytes(d.tokens.astype("uint8")), d.row.values["patient"]) for d in data.split(split).documents}
+            for split in SPLITS
+        ]
+        for first, second in itertools.combinations(held, 2):
+            assert not {group for _, group in first} & {group for _, group in second}
+            assert bool({text for text, _ in first} & {text for text, _ in second}) == shared
+        said = data.describe()["test"].get("in_training", 0), "of the test split are in training too" in capsys.readouterr().err
+        assert said == ((len(held[2]) // 2, True) if shared else (0, False))
+
+
+@pytest.mark.parametrize("kind", ["classes", "numbers", "texts", "pairs"])
+def test_held_out_files_that_are_in_training_are_counted(kind, tmp_path):
+    for name, numbers in (("train", range(40)), ("validation", range(50, 55)), ("test", range(35, 45))):
+        rows = [{"text": f"text {n}", "label": n % 2, "source": f"text {n}", "target": "x"} for n in numbers]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    make = {
+        "classes": SequenceClassificationDataModule,
+        "numbers": SequenceRegressionDataModule,
+        "texts": TextDataModule,
+        "pairs": PairedDataModule,
+    }[kind]
+    files = {f"{split}_path": str(tmp_path / f"{split}.jsonl") for split in ("validation", "test")}
+    data = make(str(tmp_path / "train.jsonl"), vocabulary="bytes", max_length=64, **files)
+    data.setup()
+    told = data.describe()
+    assert told["test"]["in_training"] == 5 and "in_training" not in told["validation"]
 
 
 @pytest.mark.parametrize("seed", [0, 1])

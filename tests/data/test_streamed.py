@@ -305,7 +305,7 @@ def test_wrong_files_are_named(tmp_path, folder):
         module(str(bad))
     cut = tmp_path / "cut.jsonl.gz"
     cut.write_bytes(gzip.compress(json.dumps({"text": "a" * 5000}).encode())[:-9])
-    with pytest.raises(DataFileError, match=r"cut\.jsonl\.gz: "):
+    with pytest.raises(DataFileError, match=r"cut\.jsonl\.gz, line 1: "):
         module(str(cut)).setup()
     (tmp_path / "x.csv").write_text("text\na\n")
     with pytest.raises(

@@ -79,11 +79,15 @@ def assert_rows(rows, others):
             assert value == pytest.approx(other[key], rel=1e-5) if isinstance(value, float) else value == other[key]
 
 
-def test_predictions_are_those_of_the_script(classifier, tmp_path):
+def test_predictions_are_those_of_the_script(classifier, tmp_path, capsys):
     model = longspan.load(classifier / "checkpoints" / "last.ckpt")
     assert model.classes == ["calm", "loud"] and model.vocabulary.name == "bytes"
     assert not model.model.training and isinstance(model.model, torch.nn.Module)
-    assert_rows(model.predict(TEXTS), by_the_script(classifier, tmp_path))
+    with pytest.warns(UserWarning, match="1 of 3 sequences is longer than data.max_length = 64 tokens"):
+        rows = model.predict(TEXTS)
+    capsys.readouterr()
+    assert_rows(rows, by_the_script(classifier, tmp_path))
+    assert "1 of 3 sequences is longer than data.max_length = 64" in capsys.readouterr().err
     assert [row["id"] for row in model.predict(TEXTS, names=["a", "b", "c"])] == ["a", "b", "c"]
     with pytest.raises(TypeError, match="use predict"):
         model.score(TEXTS)

@@ -5,6 +5,8 @@ Legend: B sequences a device, T = `max_length`, W windows.
 
 from __future__ import annotations
 
+import sys
+import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -54,6 +56,7 @@ class SequenceDataModule(pl.LightningDataModule):
             fix = f"{self.vocabulary.name} have no other strand; set data.vocabulary=nucleotides, or false"
             raise wrong_value("data.reverse_complement", True, fix)
         self.dropped = Dropped()
+        self.in_training: dict[str, int] = {}  # {split: how many of its texts are training texts too}
         self.num_classes: int | None = None
         self.class_names: list[str] | None = None
         self.multi_label = False
@@ -193,6 +196,8 @@ class SequenceDataModule(pl.LightningDataModule):
         """Batches over the files of `data.path`, in order, with "ids" and "starts" and no labels."""
         self.setup("predict")
         assert self._predict_set is not None
+        if (said := self._said_of_cut(self._predict_set)) and rank_and_world()[0] == 0:
+            print(f"data: {said}", file=sys.stderr)
         return DataLoader(self._predict_set, shuffle=False, **self._options(names=True))
 
     def given_dataloader(self, texts: Sequence[str | bytes], names: Sequence[str] | None = None) -> DataLoader:
@@ -202,7 +207,17 @@ class SequenceDataModule(pl.LightningDataModule):
             ConfigError: see `given_documents`; or this data is made up, and has no texts.
         """
         given = self._given_set(given_documents(texts, self.vocabulary, names))
+        if said := self._said_of_cut(given):
+            warnings.warn(said, stacklevel=2)
         return DataLoader(given, shuffle=False, **{**self._options(names=True), "num_workers": 0, "persistent_workers": False})
+
+    def _said_of_cut(self, data: Dataset) -> str:
+        """What is said of sequences that are longer than what is read of them; nothing where there are none."""
+        cut = getattr(data, "cut_count", 0)
+        if not cut:
+            return ""
+        of = f"{cut} of {len(data)} sequences {'is' if cut == 1 else 'are'}"  # type: ignore[arg-type]
+        return f"{of} longer than data.max_length = {self.max_length} tokens; what is beyond is not read"
 
     def _given_set(self, documents: list[Document]) -> Dataset:
         raise wrong_value("sequences", None, f"{type(self).__name__} makes its own sequences; it reads no texts")

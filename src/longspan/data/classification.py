@@ -19,13 +19,14 @@ from longspan.config.errors import wrong_value
 from longspan.data import settings
 from longspan.data.base import SequenceDataModule
 from longspan.data.baselines import class_baselines, label_baselines
+from longspan.data.dropped import in_training
 from longspan.data.errors import DataFileError, each
 from longspan.data.files import list_files, stem_of
 from longspan.data.hiv1 import Hiv1
 from longspan.data.labels import ColumnsRule, LabelRule, Labels, indicator, sort_classes
 from longspan.data.readers import Row
 from longspan.data.sources import Columns, Document, read_documents, read_given, read_rows, read_split, retokenised
-from longspan.data.splits import SPLITS, by_groups
+from longspan.data.splits import SPLITS, by_groups, joined_groups
 from longspan.data.values import Loading, Source, Splits, check_files, gathered, source_of
 
 # formats without columns, whose labels come from a table of their own or from the place of a file
@@ -57,6 +58,11 @@ class ExampleDataset(Dataset):
         if self.targets is not None:
             item["target"] = self.targets[index]
         return item
+
+    @property
+    def cut_count(self) -> int:
+        """How many are longer than what is read of them."""
+        return sum(len(document.tokens) > self.max_length for document in self.documents)
 
     def keep(self, limit: int | None) -> ExampleDataset:
         """At most `limit` items, evenly spaced over all of them; the same ones in every run."""
@@ -129,19 +135,24 @@ class SequenceClassificationDataModule(SequenceDataModule):
             self._check_learned(pool, [example for split in SPLITS[1:] for example in given[split] or ()])
         assert self.class_names is not None
         shares = self.splits.shares(given)
+        groups, wanted = [example.group for example in pool], 1 + sum(share > 0 for share in shares.values())
+        if self.splits.group_column is not None:
+            groups = joined_groups(groups, [example.document.tokens.tobytes() for example in pool], wanted)
         settings.enough_groups(
             self.source.key,
             self.source.named,
-            [example.group for example in pool],
-            1 + sum(share > 0 for share in shares.values()),
+            groups,
+            wanted,
             self.splits.group_column or "text",
             [example.document.name for example in pool],
         )
-        chosen = by_groups([example.group for example in pool], self._spread(pool), seed=self.seed, **shares)
+        chosen = by_groups(groups, self._spread(pool), seed=self.seed, **shares)
         parts: dict[str, list[Example]] = {}
         for split in SPLITS:
             examples = given[split] if split != "train" else None
             parts[split] = examples or [pool[index] for index in chosen[split]]
+        texts = {split: [one.document.tokens.tobytes() for one in parts[split]] for split in SPLITS}
+        self.in_training = in_training(texts, "sequences")
         self._train_vocabulary([example.document for example in parts["train"]])
         return {split: self._dataset(split, parts[split]) for split in SPLITS}
 
@@ -362,9 +373,11 @@ class SequenceClassificationDataModule(SequenceDataModule):
             counts = targets.sum(axis=0) if self.multi_label else np.bincount(targets, minlength=size)
             record[split] = {
                 "sequences": len(data),
-                "cut": sum(len(document.tokens) > self.max_length for document in data.documents),
+                "cut": data.cut_count,
                 "classes": dict(zip(self.class_names or (), counts.astype(int).tolist(), strict=True)),
             }
+            if split in self.in_training:
+                record[split]["in_training"] = self.in_training[split]
         if self.dropped.counts:
             record["left_out"] = dict(self.dropped.counts)
         return json.loads(json.dumps(record))

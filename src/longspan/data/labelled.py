@@ -48,6 +48,11 @@ class LabelledSet(Dataset):
             item["target"] = self.targets[index]
         return item
 
+    @property
+    def cut_count(self) -> int:
+        """How many were longer than what is kept of them."""
+        return 0 if self.cut is None else int(self.cut.sum())
+
     def first(self, limit: int | None) -> LabelledSet:
         """As many, or the `limit` of them that lie evenly among all."""
         if limit is None or self.size <= limit:

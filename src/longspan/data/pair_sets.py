@@ -44,6 +44,11 @@ class PairDataset(Dataset):
         """All of them, in order."""
         return [pair for row in self.rows for pair in row]
 
+    @property
+    def cut_count(self) -> int:
+        """How many have tokens left out."""
+        return sum(pair.cut for pair in self.pairs)
+
 
 def pack_pairs(pairs: Sequence[TokenPair], most_source: int, most_target: int) -> list[list[TokenPair]]:
     """Rows of pairs whose sources and whose targets (each with one more token) fit together, longest first, first fit.

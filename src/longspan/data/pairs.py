@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from longspan.config.errors import wrong_value
 from longspan.data import settings
 from longspan.data.base import SequenceDataModule
+from longspan.data.dropped import in_training
 from longspan.data.errors import DataFileError
 from longspan.data.files import list_files
 from longspan.data.pair_sets import PairCollate, PairDataset, TokenPair, pack_pairs
@@ -153,6 +154,7 @@ class PairedDataModule(SequenceDataModule):
         for split in SPLITS:
             if split == "train" or split not in parts:
                 parts[split] = [pool[index] for index in chosen[split]]
+        self.in_training = in_training({split: [one.source.encode() for one in parts[split]] for split in SPLITS}, "sources")
         self._train_vocabularies(parts["train"])
         self._texts = parts
         return {split: self._dataset(split, parts[split]) for split in SPLITS}
@@ -218,7 +220,8 @@ class PairedDataModule(SequenceDataModule):
         return PairDataset([[self._tokens(pair)] for pair in pairs])
 
     def _given_set(self, documents: list[Document]) -> PairDataset:
-        return PairDataset([[TokenPair(one.tokens[: self.max_length], None, one.name)] for one in documents])
+        most = self.max_length
+        return PairDataset([[TokenPair(one.tokens[:most], None, one.name, cut=len(one.tokens) > most)] for one in documents])
 
     def _options(self, names: bool = False) -> dict[str, Any]:
         collate = PairCollate(
@@ -273,6 +276,8 @@ class PairedDataModule(SequenceDataModule):
                 "target_tokens": sum(1 + len(pair.target) for pair in pairs if pair.target is not None),
                 "cut": sum(pair.cut for pair in pairs),
             }
+            if split in self.in_training:
+                record[split]["in_training"] = self.in_training[split]
         return record
 
     @property

@@ -112,10 +112,12 @@ class SequenceRegressionDataModule(SequenceClassificationDataModule):
             assert isinstance(data, ExampleDataset) and data.targets is not None
             record[split] = {
                 "sequences": len(data),
-                "cut": sum(len(document.tokens) > self.max_length for document in data.documents),
+                "cut": data.cut_count,
                 "mean": data.targets.mean(axis=0).tolist(),
                 "std": data.targets.std(axis=0).tolist(),
             }
+            if split in self.in_training:
+                record[split]["in_training"] = self.in_training[split]
         if self.dropped.counts:
             record["left_out"] = dict(self.dropped.counts)
         return json.loads(json.dumps(record))

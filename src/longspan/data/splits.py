@@ -5,6 +5,7 @@ Everything is a function of its arguments: the same seed gives the same split in
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -57,6 +58,25 @@ def by_chromosome(
         if name in held and (held[name] != "test" or test):
             parts[held[name]].append((record, 0, sizes[record]))
     return parts
+
+
+def joined_groups(groups: Sequence[str | bytes], contents: Sequence[bytes], least: int) -> list[str | bytes]:
+    """The groups, those with an item of equal content as one: so no split parts equal items. As they are where that would leave
+    fewer than `least`, or one with more than half of all items: what stands in most groups, such as a phrase, cannot be held
+    out."""
+    parent = {group: group for group in groups}
+
+    def root(group: str | bytes) -> str | bytes:
+        while parent[group] != group:
+            parent[group] = group = parent[parent[group]]
+        return group
+
+    first: dict[bytes, str | bytes] = {}
+    for group, content in zip(groups, contents, strict=True):
+        parent[root(group)] = root(first.setdefault(content, group))
+    joined = [root(group) for group in groups]
+    few = len(set(joined)) < least or max(Counter(joined).values()) > max(len(joined) / 2, *Counter(groups).values())
+    return list(groups) if few else joined
 
 
 def by_groups(

@@ -19,6 +19,7 @@ from longspan.data.base import SequenceDataModule
 from longspan.data.baselines import language_baselines, token_baselines
 from longspan.data.corpus import Corpus, PackedDataset, Region, WindowDataset, cut_windows, pack_windows
 from longspan.data.drawn_windows import Drawing
+from longspan.data.dropped import in_training
 from longspan.data.encoded_genomes import MappedDocuments, Storage, encoded
 from longspan.data.files import list_files
 from longspan.data.sources import Columns, Document, read_documents, read_given, read_split, retokenised
@@ -105,6 +106,9 @@ class TextDataModule(SequenceDataModule):
             documents = given[split]
             if documents is not None:
                 sets[split] = self._whole(split, documents)
+        read = {split: those for split, those in given.items() if those and not isinstance(those, MappedDocuments)}
+        if "train" in read:
+            self.in_training = in_training({split: [d.tokens.tobytes() for d in read[split]] for split in read}, "documents")
         return sets
 
     def _parts(self, corpus: Corpus, pool: list[Document], regions: list[Region]) -> list[Document]:
@@ -225,6 +229,8 @@ class TextDataModule(SequenceDataModule):
             }
             if data.corpus.spans is not None:
                 record[split]["bytes"] = data.byte_count
+            if split in self.in_training:
+                record[split]["in_training"] = self.in_training[split]
         if self.dropped.counts:
             record["left_out"] = dict(self.dropped.counts)
         return json.loads(json.dumps(record))

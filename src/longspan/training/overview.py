@@ -133,6 +133,8 @@ def _data(config: Mapping[str, Any], datamodule: Any) -> Iterator[Text]:
             said.append(f"{prefixed(tokens).strip()} tokens")
         if isinstance(part.get("cut"), int):
             said.append(f"{part['cut']:,} cut at {config['data']['max_length']:,}" if part["cut"] else "none cut")
+        if part.get("in_training"):
+            said.append(f"{part['in_training']:,} of them in training too")
         if part.get("not_scored"):
             said.append(f"{part['not_scored']:,} of them with several labels, not scored")
         line = Text(f"{split:<11}", style="dim")

@@ -99,7 +99,8 @@ class ListOpsDataModule(LabelledDataModule):
 
     def _given_set(self, documents: list[Any]) -> LabelledSet:
         tokens = [document.tokens[: self.max_length] for document in documents]
-        return LabelledSet(tokens.__getitem__, None, len(tokens), [document.name for document in documents])
+        cut = np.array([len(document.tokens) > self.max_length for document in documents])
+        return LabelledSet(tokens.__getitem__, None, len(tokens), [document.name for document in documents], cut)
 
     def _load_predict(self) -> LabelledSet:
         return self._labelled()["test"]
