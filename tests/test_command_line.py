@@ -9,6 +9,7 @@ import pytest
 from warm_process import run
 
 from longspan.config.command_line import check_command_line, choices_of, composed, groups, jobs
+from longspan.config.compose import config_for
 from longspan.config.errors import ConfigError
 from longspan.config.own_folder import as_typed, with_own_folder
 
@@ -123,6 +124,12 @@ def test_a_folder_of_ones_own_comes_before_the_projects(tmp_path, capsys):
     with pytest.raises(SystemExit):
         check_command_line(CONF, ["--config-dir", str(tmp_path / "none")])
     assert "give one folder that is there" in capsys.readouterr().err
+
+
+def test_a_pattern_is_a_value_on_the_command_line_and_in_a_program(tmp_path):
+    words = ["experiment=dates", "model.cross_attention=Local(8)"]
+    check_command_line(CONF, words)
+    assert config_for(words, tmp_path, CONF)["model"]["cross_attention"] == "Local(8)"
 
 
 def test_the_variants_are_there():

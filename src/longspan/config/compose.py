@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from longspan.config.command_line import composed, resolved_with_hydra
+from longspan.config.command_line import composed, readable_words, resolved_with_hydra
 
 
 def config_for(overrides: Sequence[str], output_dir: str | Path, conf: str | Path) -> dict[str, Any]:
@@ -15,4 +15,4 @@ def config_for(overrides: Sequence[str], output_dir: str | Path, conf: str | Pat
     Args:
         conf: the folder of config groups.
     """
-    return resolved_with_hydra(composed(Path(conf), overrides, with_hydra=True), output_dir)
+    return resolved_with_hydra(composed(Path(conf), readable_words(overrides), with_hydra=True), output_dir)
