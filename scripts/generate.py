@@ -1,4 +1,5 @@
-"""Goes on with a text, by a trained language model; what it writes comes to the terminal as it is chosen.
+"""Goes on with a text, by a trained language model, or writes the target of a source, by an encoder-decoder; what it writes
+comes to the terminal as it is chosen.
 
     python scripts/generate.py checkpoint=RUN prompt="The quick brown"
     python scripts/generate.py checkpoint=RUN prompt=ACGT max_new_tokens=500 temperature=0.8 top_k=5 seed=1
