@@ -36,7 +36,8 @@ def import_interpreted() -> None:
 def _patch_once() -> None:
     """Has Triton's interpreter prepare its language once a launch, not again for each device function that a kernel calls.
 
-    It looks through all of triton.language each time, which takes most of a small launch.
+    It looks through all of triton.language each time, which takes most of a small launch. And has Triton 3.6 loop up to a
+    number that a kernel computes: it hands NumPy an array of one number, of which NumPy 2.4 makes no int any more.
     """
     from types import SimpleNamespace
 
@@ -52,6 +53,7 @@ def _patch_once() -> None:
         if running[0]:
             return nothing
         scope, running[0] = original(everything), True
+        scope.set_attr(language.core.tensor, "__index__", lambda self: int(self.handle.data.squeeze()))
 
         def restore() -> None:
             scope.restore()
