@@ -75,17 +75,29 @@ def test_heads_have_their_variants():
 def test_parts_that_cannot_share():
     with pytest.raises(ConfigError, match="holds 3 parts for 2 key/value heads"):
         variants.mixed_heads(parts=["local", "full", "linear"], **PLACE)
-    with pytest.raises(ConfigError, match=r"parts\[0\] = 'reformer' makes its keys from the queries"):
-        variants.mixed_heads(parts=["reformer", "full"], **PLACE)
+    with pytest.raises(ConfigError, match=r"parts\[1\] = 'nsa' wants more projections than keys and values"):
+        variants.mixed_heads(parts=["local", {"name": "nsa", "branch_keys": True}], **PLACE)
 
 
-def test_decoding_goes_to_the_parts():
-    module = variants.mixed_heads(parts=["gated_delta", "linear"], **PLACE).double()
+def test_a_part_may_make_its_keys_from_its_queries():
+    parts = [{"name": "reformer", "chunk": 16, "buckets": 4}, {"name": "routing", "clusters": 3}]
+    module = variants.mixed_heads(parts=parts, **PLACE).double().eval()
+    q, k, v = (x.detach() for x in draw(60))
+    out = module(q, k, v)
+    for n, part in enumerate(module.parts):
+        heads = slice(2 * n, 2 * n + 2)
+        torch.testing.assert_close(out[:, heads], part(q[:, heads], q[:, heads], v[:, n : n + 1]))
+    assert module.attention_weights(q, k).shape == (2, 4, 60, 60)
+
+
+@pytest.mark.parametrize("parts", [["gated_delta", "linear"], [{"name": "reformer", "chunk": 16}, "full"]])
+def test_decoding_goes_to_the_parts(parts):
+    module = variants.mixed_heads(parts=parts, **PLACE).double().eval()
     q, k, v = (x.detach() for x in draw(50))
-    cache, parts = module.new_cache(2, dtype=torch.float64), []
+    cache, found = module.new_cache(2, dtype=torch.float64), []
     for first, stop in ((0, 20), (20, 21), (21, 50)):
-        parts.append(module.decode(*(x[:, :, first:stop] for x in (q, k, v)), cache))
-    torch.testing.assert_close(torch.cat(parts, 2), module(q, k, v), atol=1e-5, rtol=1e-5)
+        found.append(module.decode(*(x[:, :, first:stop] for x in (q, k, v)), cache))
+    torch.testing.assert_close(torch.cat(found, 2), module(q, k, v), atol=1e-5, rtol=1e-5)
     assert cache.positions.tolist() == [50, 50] and cache.nbytes > sum(part.nbytes for part in cache.parts)
 
 

@@ -29,7 +29,8 @@ class MixedCache(AttentionCache):
 class MixedHeads(ShowsWeights):
     """Consecutive groups of heads, each with a variant of its own, as evenly as they divide.
 
-    Queries and keys are turned by positions where any part wants that.
+    Queries and keys are turned by positions where any part wants that. A part that makes its keys from its queries leaves the
+    keys of its heads unused.
 
     Args:
         parts: names of variants, or mappings of a `name` and settings: [gated_delta, {name: local, window: 64}]; `name*2` has
@@ -71,8 +72,6 @@ class MixedHeads(ShowsWeights):
             part.build(heads=n, kv_heads=m, **place) for part, n, m in zip(entries, self.counts, self.kv_counts, strict=True)
         )
         for entry, part, kv_count in zip(entries, self.parts, self.kv_counts, strict=True):
-            if getattr(part, "shares_qk", False):
-                raise wrong_setting(entry.where, f"= {entry.name!r} makes its keys from the queries, of all heads")
             if getattr(part, "value_heads", kv_count) != kv_count:
                 raise wrong_setting(
                     entry.where,
