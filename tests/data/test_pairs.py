@@ -47,6 +47,8 @@ def test_pairs_of_files(kind, tmp_path):
     assert set.union(*parts) == set(ROWS) and sum(map(len, parts)) == len(ROWS) and min(map(len, parts)) >= 3
     told = data.describe()
     assert told["train"]["pairs"] == len(parts[0]) and told["test"]["cut"] == 0
+    names = sorted(int(pair.name) for split in ("train", "validation", "test") for pair in data.split(split).pairs)
+    assert names == list(range(len(ROWS))), "rows are numbered from 0 in each format"
     # what takes no learning: sources are close to their targets here
     assert 0 < data.baselines()["bleu"] < 100 and data.baselines("val")["exact_match"] == 0
 

@@ -52,14 +52,15 @@ def pairs_of_hub(name: str, subset: str | None, split: str, source: str, target:
 
 
 def pairs_of_rows(rows: Iterable[Row], source: str, target: str | None) -> list[Pair]:
-    """A pair for each row; the error for bad ones names the first and counts the others."""
+    """A pair for each row, numbered from 0; the error for bad ones names the first and counts the others."""
 
-    def pair(row: Row) -> Pair:
+    def pair(numbered: tuple[int, Row]) -> Pair:
+        number, row = numbered
         flat = replace(row, values=_flat(row.values))
         text = flat.text(source, "source_column")
-        return Pair(text, "" if target is None else flat.text(target, "target_column"), str(row.line - 1), text, row)
+        return Pair(text, "" if target is None else flat.text(target, "target_column"), str(number), text, row)
 
-    return each(list(rows), pair)
+    return each(list(enumerate(rows)), pair)
 
 
 def pairs_of_lines(path: str, target_path: str | None) -> list[Pair]:
