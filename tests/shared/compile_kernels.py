@@ -40,12 +40,12 @@ from longspan_kernels.linear.triton import launches as linear
 from longspan_kernels.selected.lists import queries_of_blocks
 from longspan_kernels.selected.options import Selection
 from longspan_kernels.selected.triton import choose_kernels
-from longspan_kernels.selected.triton.backward import triton_backward as selected_backward
 from longspan_kernels.selected.triton.balance import triton_balance, triton_balance_backward
 from longspan_kernels.selected.triton.choose_important import triton_choose_important
 from longspan_kernels.selected.triton.choose_kernels import triton_choose, triton_choose_scored
 from longspan_kernels.selected.triton.choose_tokens import triton_choose_tokens
-from longspan_kernels.selected.triton.forward import triton_forward as selected_forward
+from longspan_kernels.selected.triton.launches import triton_backward as selected_backward
+from longspan_kernels.selected.triton.launches import triton_forward as selected_forward
 from longspan_kernels.selected.triton.mix import triton_gated_sum, triton_gated_sum_backward
 from longspan_kernels.selected.triton.tokens import triton_tokens_backward, triton_tokens_forward
 

@@ -23,10 +23,10 @@ def import_interpreted() -> None:
         import longspan_kernels.block_sparse.triton.forward
         import longspan_kernels.linear.triton.delta_launches
         import longspan_kernels.linear.triton.launches
-        import longspan_kernels.selected.triton.backward
         import longspan_kernels.selected.triton.choose_important
         import longspan_kernels.selected.triton.choose_kernels
         import longspan_kernels.selected.triton.choose_tokens
+        import longspan_kernels.selected.triton.launches
         import longspan_kernels.selected.triton.mix
         import longspan_kernels.selected.triton.tokens  # noqa: F401
     finally:

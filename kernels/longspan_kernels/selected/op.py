@@ -167,7 +167,7 @@ def selected_forward(
     chosen = Selection(picks, order, start, lengths, segments, seed, block_size, causal, scale, dropout_p)
     if backend == "triton":
         from longspan_kernels.block_sparse.triton.common import interprets_bfloat16
-        from longspan_kernels.selected.triton.forward import triton_forward
+        from longspan_kernels.selected.triton.launches import triton_forward
 
         if interprets_bfloat16(q):
             out, lse = triton_forward(q.float(), k.float(), v.float(), chosen)
@@ -203,7 +203,7 @@ def selected_backward(
     chosen = Selection(picks, order, start, lengths, segments, seed, block_size, causal, scale, dropout_p)
     if backend == "triton":
         from longspan_kernels.block_sparse.triton.common import interprets_bfloat16
-        from longspan_kernels.selected.triton.backward import triton_backward
+        from longspan_kernels.selected.triton.launches import triton_backward
 
         if interprets_bfloat16(q):
             grads = triton_backward(dout.float(), dlse, q.float(), k.float(), v.float(), out.float(), lse, chosen)

@@ -1,4 +1,4 @@
-"""Plans the launches of selected attention, once for each shape, and keeps them with their compiled kernels.
+"""Launches the kernels of selected attention, both passes, by plans that are made once for each shape and kept.
 
 A launch serves as many heads as the memory of their parts is meant for. Legend: see common.py; B batch, H heads, Hkv key/value
 heads, T tokens, n picks a query, R = T * n entries of a row of lists, nb blocks.
@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from longspan_kernels.launch.graphs import remembered
-from longspan_kernels.launch.launcher import Launch, Plan, width_of
+from longspan_kernels.launch.launcher import Launch, Plan, as_contiguous, from_16_bytes, on_its_device, width_of
 from longspan_kernels.selected.options import Selection
 from longspan_kernels.selected.triton import configs
 from longspan_kernels.selected.triton.backward_kernels import add_runs, row_numbers, selected_columns, selected_rows
-from longspan_kernels.selected.triton.call_layout import in_units
+from longspan_kernels.selected.triton.call_layout import in_units, laid_out, like_queries
 from longspan_kernels.selected.triton.common import Constants
 from longspan_kernels.selected.triton.forward_kernels import merge_parts, selected_parts
 from longspan_kernels.selected.triton.schedule_kernel import cut_lists
@@ -306,3 +306,63 @@ class Launches:
 @remembered(256)
 def launches_of(shape: Shape) -> Launches:
     return Launches(shape)
+
+
+@on_its_device
+def triton_forward(q: Tensor, k: Tensor, v: Tensor, chosen: Selection) -> tuple[Tensor, Tensor]:
+    """out [B, H, T, D] and lse [B, H, T]."""
+    q, k, v = laid_out(q, k, v)
+    launches = launches_of(shape_of(q, k, chosen))
+    lengths, segments = _companions(chosen)
+    picks = from_16_bytes(chosen.picks.contiguous())
+    cut, parts, merges = launches.forward
+    lists, items = cut(from_16_bytes(chosen.start))
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
+    part = torch.empty(launches.cells * q.shape[3], dtype=q.dtype, device=q.device)
+    part_lse = torch.empty(launches.cells, dtype=torch.float32, device=q.device)
+    for attend, merge in zip(parts, merges, strict=True):
+        attend(q, k, v, chosen.order, lists, items, lengths, segments, chosen.seed, part, part_lse)
+        merge(part, part_lse, picks, lengths, out, lse)
+    return out, lse
+
+
+@on_its_device
+def triton_backward(
+    dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, chosen: Selection
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dq, dk, dv; every sum has one order."""
+    q, k, v = laid_out(q, k, v)
+    dout = like_queries(dout, q)
+    launches = launches_of(shape_of(q, k, chosen))
+    lengths, segments = _companions(chosen)
+    picks = from_16_bytes(chosen.picks.contiguous())
+    rows = torch.empty((*lse.shape, 2), dtype=torch.float32, device=q.device)
+    dlse = as_contiguous(dlse)
+    launches.numbers_of_rows[dlse is not None](out, dout, lse, dlse, rows)
+
+    start = from_16_bytes(chosen.start)
+    cut, columns, sums = launches.keys
+    lists, items = cut(start)
+    queries = launches.queries
+    if queries is not None:
+        row_lists, row_items = queries[0](start)
+    dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    # Launches that add to what others wrote do it in float32.
+    kind = torch.float32 if launches.several else k.dtype
+    dk, dv = (torch.empty(k.shape, dtype=kind, device=q.device) for _ in range(2))
+    partials = torch.empty(max(4, launches.partial_numbers()), dtype=torch.float32, device=q.device)
+    part = torch.empty(launches.cells * q.shape[3], dtype=q.dtype, device=q.device)
+    for number, (column, add, merge) in enumerate(zip(columns, sums, launches.merges_of_gradients, strict=True)):
+        column(q, k, v, dout, rows, chosen.order, lists, items, lengths, segments, chosen.seed, part, dk, dv, partials)
+        add(lists, partials, dk, dv)
+        if queries is not None:
+            queries[1][number](q, k, v, dout, rows, chosen.order, row_lists, row_items, lengths, segments, chosen.seed, part)
+        merge(part, None, picks, lengths, dq, None)
+    return dq, dk.to(k.dtype), dv.to(k.dtype)
+
+
+def _companions(chosen: Selection) -> tuple[Tensor | None, Tensor | None]:
+    """Lengths and segments as kernels read them."""
+    lengths, segments = map(as_contiguous, (chosen.lengths, chosen.segments))
+    return lengths, segments
