@@ -1,4 +1,14 @@
-"""Block-sparse attention: patterns as rules, rules compiled to layouts, layouts attended by torch or Triton."""
+"""Block-sparse attention: patterns as rules, rules compiled to layouts, layouts attended by torch or Triton.
+
+To be read in this order:
+
+- a call: `reference.py` (the definition), `args.py` and `op.py` (the op and its gradients), `backends.py` (who computes it);
+- its pairs: `rules.py`, `block_rules.py` and `plane.py` (which pairs are live), `grid.py` and `orders.py` (tiles of token
+  orders), `compiler.py` (rules to lists of tiles), `layout.py` (those lists), `cache.py` (what is kept of all this);
+- on a CPU: `blocked.py` (chunks of a layout), `blocked_passes.py` (both passes), `fused.py` (torch's own kernel);
+- in Triton: `triton/call.py`, then `triton/forward.py` with the steps of `triton/common.py` and `triton/masks.py`, then
+  `triton/backward.py`.
+"""
 
 from longspan_kernels.block_sparse.backends import precompile, tilings_for, what_runs
 from longspan_kernels.block_sparse.block_rules import BlockTableRule
