@@ -75,13 +75,10 @@ def _forward_chunk(chunk: Chunk, batches, q: Tensor, k: Tensor, v: Tensor) -> tu
             values = gathered(vo, batch, space, "values")
             part = space.product("out", p.view(G * R, bq, -1), values).view(G, R, bq, D)
             part = part.mul_(torch.where(dead, 0.0, 1.0 / l_i))
-            if not split:
-                out[:, batch.rows] = part
-                lse[:, batch.rows] = part_lse
-            else:
-                merged, merged_lse = merge(out[:, batch.rows], lse[:, batch.rows], part, part_lse)
-                out[:, batch.rows] = merged
-                lse[:, batch.rows] = merged_lse
+            if split:
+                part, part_lse = merge(out[:, batch.rows], lse[:, batch.rows], part, part_lse)
+            out[:, batch.rows] = part
+            lse[:, batch.rows] = part_lse
     return out, lse
 
 
@@ -100,23 +97,17 @@ def _merge_into(out: Tensor, lse: Tensor, chunk: Chunk, values: Tensor, sums: Te
     where = (chunk.batch, chunk.heads)
     shape = out[where].shape[:2]
     part, part_lse = part.view(*shape, -1, D), part_lse.reshape(*shape, -1)
-    fresh = not bool(chunk.component.merge[chunk.head_numbers[0]])
-    if fresh and not bool(chunk.component.merge[chunk.head_numbers].any()):
-        if rows is None:
-            out[where], lse[where] = part, part_lse
-        else:
-            _assign(out, where, rows, part)
-            _assign(lse, where, rows, part_lse)
-        return
-    old, old_lse = out[where], lse[where]
-    if rows is not None:
-        old, old_lse = old.index_select(2, rows), old_lse.index_select(2, rows)
-    new, new_lse = merge(old, old_lse[..., None], part, part_lse[..., None])
+    if bool(chunk.component.merge[chunk.head_numbers].any()):
+        old, old_lse = out[where], lse[where]
+        if rows is not None:
+            old, old_lse = old.index_select(2, rows), old_lse.index_select(2, rows)
+        part, part_lse = merge(old, old_lse[..., None], part, part_lse[..., None])
+        part_lse = part_lse[..., 0]
     if rows is None:
-        out[where], lse[where] = new, new_lse[..., 0]
+        out[where], lse[where] = part, part_lse
     else:
-        _assign(out, where, rows, new)
-        _assign(lse, where, rows, new_lse[..., 0])
+        _assign(out, where, rows, part)
+        _assign(lse, where, rows, part_lse)
 
 
 def _assign(target: Tensor, where, rows: Tensor, values: Tensor) -> None:

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from longspan_kernels.block_sparse.args import Options
-from longspan_kernels.block_sparse.blocked import NEGATIVE, Chunk, RowBatch, Workspace
+from longspan_kernels.block_sparse.blocked import NEGATIVE, Chunk, RowBatch
 from longspan_kernels.block_sparse.cache import KeptMasks, dense_mask, is_dense, lookup, state_of
 
 DEAD_ROW = 1e30  # stands for the log-sum-exp of a row without keys: exp(score - DEAD_ROW) is 0
 LARGE = 1 << 12  # a score from which float32 leaves less than 12 bits behind the point
-GATHERED_AT_ONCE = 1 << 19  # elements of gathered keys of one chunk; the kernel holds no scores
+KEYS_AT_ONCE = 1 << 19  # elements of the keys of one chunk, each counted for every row; the kernel holds no scores
 MOST_MASK_BYTES = 1 << 28  # of all kept masks together
 _masks = KeptMasks(MOST_MASK_BYTES)
 
@@ -199,30 +199,25 @@ def dense_backward(
 
 
 def fused_batches(batch: RowBatch, pairs: int, per_tile: int) -> Iterator[RowBatch]:
-    """Chunks of a row batch whose gathered keys (or their gradients) fit, `per_tile` elements each tile."""
-    step = len(batch.index) if batch.shared else max(1, GATHERED_AT_ONCE // (pairs * per_tile * batch.count))
-    for r in range(0, len(batch.index), step):
-        rows = (
-            batch.rows[r : r + step]
-            if isinstance(batch.rows, Tensor)
-            else slice(batch.rows.start + r, min(batch.rows.stop, batch.rows.start + r + step))
-        )
-        kinds = None if batch.kinds is None else batch.kinds[r : r + step]
+    """Chunks of a row batch whose keys (or their gradients) fit, `per_tile` elements each tile."""
+    assert isinstance(batch.rows, slice)  # as all that `serves` says yes to
+    total, start = len(batch.index), batch.rows.start
+    step = total if batch.shared else max(1, KEYS_AT_ONCE // (pairs * per_tile * batch.count))
+    for r in range(0, total, step):
+        stop = min(total, r + step)
+        kinds = None if batch.kinds is None else batch.kinds[r:stop]
         first = batch.first + r if batch.window else batch.first
-        yield replace(batch, rows=rows, index=batch.index[r : r + step], kinds=kinds, first=first)
+        yield replace(batch, rows=slice(start + r, start + stop), index=batch.index[r:stop], kinds=kinds, first=first)
 
 
-def keys_of(x: Tensor, batch: RowBatch, space: Workspace, name: str) -> Tensor:
-    """x [G, blocks, bk, D] -> [G, R or 1, n * bk, D], the key tiles of each row side by side; a view where rows are regular."""
+def keys_of(x: Tensor, batch: RowBatch) -> Tensor:
+    """A view [G, R or 1, n * bk, D] of x [G, blocks, bk, D], the key tiles of each row side by side."""
     G, _, block, D = x.shape
     R, n = batch.index.shape
     if batch.shared:
         return x[:, batch.first : batch.first + n].reshape(G, 1, n * block, D)
-    if batch.window:
-        strides = (x.stride(0), block * D, D, 1)
-        return x.as_strided((G, R, n * block, D), strides, x.storage_offset() + batch.first * block * D)
-    tiles = space.take(name, G, R * n, block, D)
-    return torch.index_select(x, 1, batch.index.flatten(), out=tiles).view(G, R, n * block, D)
+    strides = (x.stride(0), block * D, D, 1)
+    return x.as_strided((G, R, n * block, D), strides, x.storage_offset() + batch.first * block * D)
 
 
 def add_to_tiles(target: Tensor, batch: RowBatch, parts: Tensor) -> None:
@@ -231,7 +226,7 @@ def add_to_tiles(target: Tensor, batch: RowBatch, parts: Tensor) -> None:
     R, n = batch.index.shape
     if batch.shared:
         target[:, batch.first : batch.first + n] += parts.reshape(G, n, block, D)
-    elif batch.window and n <= R:
+    elif n <= R:
         for place in range(n):
             target[:, batch.first + place : batch.first + place + R] += parts[:, :, place * block : (place + 1) * block]
     else:
@@ -285,10 +280,9 @@ def forward_chunk(chunk: Chunk, batches: list[RowBatch], q: Tensor, k: Tensor, v
     G, blocks, bq, D = qo.shape
     out = _result(qo.shape, batches, blocks)
     lse = _result((G, blocks, bq, 1), batches, blocks, float("-inf"))
-    space = Workspace(qo)
     for whole in batches:
         for batch in fused_batches(whole, G, c.block_k * D):
-            keys, values = keys_of(ko, batch, space, "k"), keys_of(vo, batch, space, "v")
+            keys, values = keys_of(ko, batch), keys_of(vo, batch)
             part, sums = attend_forward(rows_of(qo, batch), keys, values, False, additive(chunk, batch, G), scale)
             R = len(batch.index)
             out[:, batch.rows] = part.reshape(G, R, bq, D)
@@ -308,11 +302,10 @@ def backward_chunk(
     lo = chunk.ordered_rows(floor, DEAD_ROW)
     G, blocks, bq, D = qo.shape
     dq, dk, dv = _result(qo.shape, batches, blocks), torch.zeros(ko.shape), torch.zeros(vo.shape)
-    space = Workspace(qo)
     for whole in batches:
         for batch in fused_batches(whole, G, c.block_k * D):
             rows = [rows_of(x, batch) for x in (do, qo, oo, lo)]
-            keys, values = keys_of(ko, batch, space, "k"), keys_of(vo, batch, space, "v")
+            keys, values = keys_of(ko, batch), keys_of(vo, batch)
             mask = additive(chunk, batch, G)
             found = attend_backward(rows[0], rows[1], keys, values, rows[2], rows[3][..., 0], False, mask, scale)
             dq[:, batch.rows] = found[0].reshape(G, len(batch.index), bq, D)

@@ -30,16 +30,8 @@ KERNELS = (
     *("forward_rows", "merge_splits", "prepare_rows", "backward_rows", "backward_columns", "add_splits"),
     *("choose_by_means", "choose_by_scores", "segment_states", "carry_states", "attend_segments", "invert_systems"),
     *("make_operands", "run_states", "read_states", "local_gradients", "run_states_back", "finish_gradients"),
-    *(
-        "balance_rows",
-        "balance_columns",
-        "balance_back",
-        "balance_back_columns",
-        "attend_buckets",
-        "merge_rounds",
-        "differentiate_buckets",
-        "add_rounds",
-    ),
+    *("balance_rows", "balance_columns", "balance_back", "balance_back_columns"),
+    *("attend_buckets", "merge_rounds", "differentiate_buckets", "add_rounds"),
 )
 
 

@@ -61,7 +61,7 @@ class Side(NamedTuple):
     """The queries or the keys of a program, and where the tokens of their tiles lie.
 
     With it go the constants B, places a tile, and RUN: tokens of a tile lie in runs of so many, one run each `step`; RUN is 0
-    where they are consecutive or looked up.
+    where they are consecutive or looked up. (Triton 3.6 makes numbers of constants in a tuple that has a name.)
 
     Attributes:
         INDEX, index_stride, group: the token row at each place, -1 for none, in the order of a group; None where rows are
