@@ -165,7 +165,15 @@ def test_attention_weights_are_refused_by_every_family(name):
         model_of(name, "longspan:Local(8)")(torch.randint(3, 64, (1, 20)), output_attentions=True)
 
 
-@pytest.mark.parametrize("kind", ["DebertaV2Config", "BloomConfig", "FalconConfig", "LongformerConfig"])
+@pytest.mark.parametrize("kind", ["BartConfig", "T5Config", "BertConfig"])
+def test_cross_attention_is_refused_where_the_model_is_made(kind):
+    """Source and target of one length would be taken for one sequence, the padding of the one for that of the other."""
+    more = {"is_decoder": True, "add_cross_attention": True} if kind == "BertConfig" else {}
+    with pytest.raises(CallError, match=r"cross-attention.*load an encoder or a decoder alone"):
+        transformers.AutoModel.from_config(getattr(transformers, kind)(**more), attn_implementation="longspan:Full()")
+
+
+@pytest.mark.parametrize("kind", ["DebertaV2Config", "BloomConfig", "FalconConfig", "LongformerConfig", "MptConfig"])
 def test_models_that_compute_attention_themselves_are_refused_where_they_are_made(kind):
     config = getattr(transformers, kind)(hidden_size=64, num_hidden_layers=1, num_attention_heads=4)
     with pytest.raises(CallError, match="in code of its own"):

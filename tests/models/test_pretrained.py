@@ -206,6 +206,14 @@ def test_what_cannot_be_is_said(folders, name, settings, says):
         huggingface(**{**sizes, **settings})
 
 
+@pytest.mark.parametrize("kind", ["BartConfig", "T5Config"])
+def test_an_encoder_decoder_is_refused(kind, tmp_path):
+    getattr(transformers, kind)().save_pretrained(tmp_path)
+    for causal in (True, False):
+        with pytest.raises(ConfigError, match="is an encoder-decoder; choose an encoder or a decoder"):
+            huggingface(causal=causal, vocab_size=260, max_length=64, path=str(tmp_path), attention=full)
+
+
 @pytest.mark.parametrize("name", ["llama", "gpt2", "bert"])
 def test_specials_that_a_tokenizer_lacks_get_rows_of_their_own(folders, name):
     """A vocabulary adds a mask to a decoder's tokenizer: one id more than the checkpoint has."""

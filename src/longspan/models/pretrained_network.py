@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from longspan.config.errors import CallError, CheckpointError, wrong_value
+from longspan.config.errors import CallError, CheckpointError, ConfigError, wrong_value
 
 SPECIALS = 4  # padding, start, mask and end: a vocabulary adds those that its tokenizer lacks, most often the mask
 
@@ -29,7 +29,7 @@ def loaded_network(path: str, *, causal: bool, pretrained: bool, content: Mappin
         implementation: name of the registered attention.
 
     Raises:
-        ConfigError: there is no such model, or transformers cannot load it.
+        ConfigError: there is no such model, transformers cannot load it, or it is an encoder-decoder.
     """
     import transformers
 
@@ -45,6 +45,9 @@ def loaded_network(path: str, *, causal: bool, pretrained: bool, content: Mappin
         known["local_files_only"] = not hub_reachable()  # or transformers tries for half a minute
     try:
         config = transformers.AutoConfig.from_pretrained(source, **known) if content is None else _config_of(content)
+        if config.is_encoder_decoder:
+            fix = f"{type(config).__name__.removesuffix('Config')} is an encoder-decoder; choose an encoder or a decoder"
+            raise wrong_value("model.path", path, fix)
         masked = type(config) in transformers.models.auto.modeling_auto.MODEL_FOR_MASKED_LM_MAPPING
         language = type(config) in transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING
         auto: Any = transformers.AutoModel
@@ -58,6 +61,8 @@ def loaded_network(path: str, *, causal: bool, pretrained: bool, content: Mappin
         else:
             network = auto.from_config(config, **settings, trust_remote_code=False)
             _tie(network)
+    except ConfigError:
+        raise
     except CallError as error:  # of our own attention, which `register` lets refuse models as they are made
         raise wrong_value("model.path", path, "its code computes its attention itself; choose another model") from error
     except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError, KeyError) as error:
@@ -78,7 +83,7 @@ def looks_up_attention(model: Any) -> bool:
     file = type(model).__module__
     if file.startswith("longspan."):
         return False  # the attention is that of its run
-    if not file.startswith("transformers.models.") or model.main_input_name != "input_ids" or model.config.sub_configs:
+    if not file.startswith("transformers.models.") or model.main_input_name != "input_ids":
         return True
     held = vars(sys.modules[file])
 

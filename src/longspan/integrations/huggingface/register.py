@@ -57,8 +57,8 @@ def register() -> None:
     Raises:
         ImportError: transformers is not installed, or older than 5.
         PatternError: when a model is loaded with an expression that is no pattern.
-        CallError: when a model is loaded whose code computes its attention itself (DeBERTa, BLOOM, Falcon), and in a forward
-            pass that asks for what a pattern cannot serve.
+        CallError: when a model is loaded whose code computes its attention itself (DeBERTa, BLOOM, Falcon, MPT) or attends from
+            one sequence to another (BART, T5), and in a forward pass that asks for what a pattern cannot serve.
     """
     try:
         from transformers.masking_utils import AttentionMaskInterface
@@ -104,7 +104,14 @@ def _check_models_as_they_are_made(base: Any) -> None:
     @functools.wraps(own)
     def checked(model: Any, requested_attention: str | None, *args: Any, **rest: Any) -> str:
         name: str = own(model, requested_attention, *args, **rest)
-        if name.startswith("longspan") and not looks_up_attention(model):
+        if not name.startswith("longspan"):
+            return name
+        if model.config.is_encoder_decoder or getattr(model.config, "add_cross_attention", False):
+            raise CallError(
+                f'attn_implementation="{name}" cannot serve this model: {type(model).__name__} attends from one sequence to '
+                "another (cross-attention), and a pattern relates positions of one; load an encoder or a decoder alone"
+            )
+        if not looks_up_attention(model):
             raise CallError(
                 f'attn_implementation="{name}" cannot serve this model: {type(model).__name__} computes its attention in code '
                 "of its own, which no implementation reaches; convert(model) serves Longformer and BigBird"
