@@ -185,7 +185,7 @@ def backward_columns(
             MINUS_DELTA_OF += batch_head.to(tl.int64) * q_len
         BIAS_OF = limits.BIAS
         if BIAS_OF is not None:
-            BIAS_OF += h.to(tl.int64) * bias_h + (tile_column * BN) // C.BIAS_BLOCK
+            BIAS_OF = BIAS_OF + h.to(tl.int64) * bias_h + (tile_column * BN) // C.BIAS_BLOCK
         for mode in tl.static_range(4):
             if C.MODES[mode]:
                 begin, end = part_of(mode, entries)
