@@ -182,6 +182,25 @@ def test_models_that_compute_attention_themselves_are_refused_where_they_are_mad
         transformers.AutoModel.from_config(config, attn_implementation="eager")
 
 
+def test_a_model_that_views_its_heads_as_one_is_served():
+    sizes = {**SIZES, "num_local_experts": 2, "num_experts_per_tok": 1, "kv_channels": 16, "num_key_value_heads": 2}
+    model = transformers.JetMoeForCausalLM._from_config(
+        transformers.JetMoeConfig(**sizes), attn_implementation="longspan:Full()"
+    )
+    model(torch.randint(3, 64, (2, 20))).logits.sum().backward()
+
+
+def test_values_narrower_than_keys_are_served():
+    sizes = {"qk_nope_head_dim": 16, "qk_rope_head_dim": 16, "v_head_dim": 24, "kv_lora_rank": 16, "q_lora_rank": 16}
+    ids, own = torch.randint(3, 64, (2, 20)), []
+    for implementation in ("eager", "longspan:Full()"):
+        torch.manual_seed(0)
+        config = transformers.DeepseekV3Config(**SIZES, **sizes, num_key_value_heads=4, first_k_dense_replace=2)
+        model = transformers.DeepseekV3ForCausalLM._from_config(config, attn_implementation=implementation).eval()
+        own.append(model(ids).logits)
+    torch.testing.assert_close(own[1], own[0], atol=1e-4, rtol=1e-4)
+
+
 def test_models_made_of_other_files_models_are_served():
     ids, own = torch.randint(3, 64, (1, 40)), {}
     for implementation in ("eager", "longspan:Full()", "longspan:Local(8)"):

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, Protocol, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from longspan.config.errors import CallError
@@ -58,10 +59,11 @@ def attention_function(name: str, choice: Choice) -> Callable[..., tuple[Tensor,
         if sliding_window is not None:
             kept = kept & Local(sliding_window if causal else 2 * sliding_window - 1)  # distances below it, as FlashAttention's
         segments = None if attention_mask is None else _segments(attention_mask, q_len, k_len, refuse)
+        width = value.shape[-1]  # of latent attention (DeepSeek) less than the keys': zeros beside it change nothing
         out = sparse_attention(
             query,
             key,
-            value,
+            F.pad(value, (0, key.shape[-1] - width)) if width < key.shape[-1] else value,
             kept,
             causal=causal,
             segments=segments,
@@ -69,7 +71,7 @@ def attention_function(name: str, choice: Choice) -> Callable[..., tuple[Tensor,
             dropout_p=dropout,
             backend="dense" if q_len < FEW_QUERIES else "auto",
         )
-        return cast(Tensor, out).transpose(1, 2), None  # (B, Tq, H, D)
+        return cast(Tensor, out)[..., :width].transpose(1, 2).contiguous(), None  # (B, Tq, H, D); some view it as (B, Tq, C)
 
     return attention
 
