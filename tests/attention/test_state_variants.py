@@ -4,6 +4,7 @@ import pytest
 import torch
 from chosen_by_content import PLACE, compare, configured, draw
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 import longspan.attention as variants
 from longspan.config.errors import ConfigError
@@ -208,6 +209,18 @@ def test_a_map_shows_what_the_state_gives(name):
     assert not weights.triu(1).any()
     if name in ("linear", "performer"):
         torch.testing.assert_close(weights @ repeated(v), module(q, k, v))
+
+
+@pytest.mark.parametrize("name", ["retention", "gated_linear", "gated_delta"])
+def test_costs_are_those_of_a_counter(name):
+    module = getattr(variants, name)(**PLACE, **({} if name == "retention" else {"short_conv": 0}))
+    q, k, v = (x.detach().float().requires_grad_() for x in draw(75, batch=1))
+    with FlopCounterMode(display=False) as counter:
+        out = module(q, k, v)
+        assert counter.get_total_flops() == module.cost(75).total_flops
+        out.sum().backward()
+    attention = sum(flops for op, flops in counter.get_flop_counts()["Global"].items() if "longspan" in str(op))
+    assert attention == module.cost(75).training().attention_flops
 
 
 @pytest.mark.parametrize("name", ["retention", "gated_linear", "gated_delta"])

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from longspan_kernels.block_sparse.backends import active_transform
 from longspan_kernels.launch.ops import cast_as_products, op
 from longspan_kernels.linear import delta_chunked
 from longspan_kernels.linear.arguments import check, check_tensors, moved, runs_of, stored_dtype
 from longspan_kernels.linear.backends import choose_backend, delta_refuses, for_transform
-from longspan_kernels.linear.op import by_definition, like, out_shape, state_like
+from longspan_kernels.linear.op import COUNTED_CHUNK, by_definition, forward_flops, like, out_shape, state_like
 
 
 def gated_delta_rule(
@@ -164,3 +165,22 @@ def _backward(ctx, dout, dstate, _):
 
 
 gated_delta_forward.register_autograd(_backward, setup_context=_save)
+
+
+def delta_flops(q_shape, v_shape) -> int:
+    """Besides: a key reads the state before it writes; the products of a chunk's keys, a triangular inverse, and what it is
+    multiplied with."""
+    (B, H, T, D), Dv = q_shape, v_shape[3]
+    chunk = min(COUNTED_CHUNK, T)
+    more = 2 * D * Dv + 2 * chunk * (2 * D + Dv) + 2 * chunk * chunk // 3
+    return forward_flops(q_shape, v_shape) + int(B * H * T * more)
+
+
+@register_flop_formula(torch.ops.longspan.gated_delta_forward)
+def _(q_shape, k_shape, v_shape, *rest, out_shape=None, **kwargs) -> int:
+    return delta_flops(q_shape, v_shape)
+
+
+@register_flop_formula(torch.ops.longspan.gated_delta_backward)
+def _(dout_shape, dstate_shape, q_shape, k_shape, v_shape, *rest, out_shape=None, **kwargs) -> int:
+    return 2 * delta_flops(q_shape, v_shape)

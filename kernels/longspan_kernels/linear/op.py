@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from longspan_kernels.block_sparse.backends import active_transform
 from longspan_kernels.errors import KernelError
@@ -272,3 +273,22 @@ def _backward(ctx, dout, dstate, _):
 
 
 linear_attention_forward.register_autograd(_backward, setup_context=_save)
+
+
+COUNTED_CHUNK = 64  # tokens, as FLOPs are counted
+
+
+def forward_flops(q_shape, v_shape) -> int:
+    """A token writes to the state and reads it; chunks, of one length whatever a backend takes, add products within them."""
+    (B, H, T, D), Dv = q_shape, v_shape[3]
+    return int(B * H * T * (4 * D * Dv + 2 * min(COUNTED_CHUNK, T) * (D + Dv)))
+
+
+@register_flop_formula(torch.ops.longspan.linear_attention_forward)
+def _(q_shape, k_shape, v_shape, *rest, out_shape=None, **kwargs) -> int:
+    return forward_flops(q_shape, v_shape)
+
+
+@register_flop_formula(torch.ops.longspan.linear_attention_backward)
+def _(dout_shape, dstate_shape, q_shape, k_shape, v_shape, *rest, out_shape=None, **kwargs) -> int:
+    return 2 * forward_flops(q_shape, v_shape)
