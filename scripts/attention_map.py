@@ -1,7 +1,7 @@
 """Draws which keys a trained model's queries attend to on real input.
 
 python train.py attention=moba attention.block_size=32 hydra.run.dir=outputs/moba
-python scripts/attention_map.py checkpoint=outputs/moba/checkpoints/last.ckpt output=moba.png tokens=256
+python scripts/attention_map.py checkpoint=outputs/moba output=moba.png tokens=256
 
 It takes the first sequence of the validation data; other words override the run's config, such as data.path=mine.txt.
 """
@@ -13,11 +13,11 @@ from pathlib import Path
 
 from longspan.config.errors import ConfigError, readable_errors
 from longspan.config.overrides import split_words
-from longspan.config.reachable import check_checkpoint, check_output
+from longspan.config.reachable import check_output, told_checkpoint
 
 CONF = Path(__file__).parents[1] / "conf"
 KEYS = {
-    "checkpoint": "a .ckpt file of a run (required)",
+    "checkpoint": "a .ckpt file of a run, or its folder (required)",
     "output": "the picture to write, .png or .pdf (required)",
     "tokens": "how many tokens from the start (256)",
 }
@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> None:
                 raise ConfigError(f"{key}=... must be given: {KEYS[key].removesuffix(' (required)')}")
         if not own.get("tokens", "1").isdigit():
             raise ConfigError(f"tokens={own['tokens']} must be a whole number")
-        check_checkpoint("checkpoint", own["checkpoint"])
+        own["checkpoint"] = told_checkpoint("checkpoint", own["checkpoint"])
         check_output("output", own["output"])
         from longspan.inference.attention_map import attention_weights
         from longspan.training.callbacks.attention_weights import weights_figure

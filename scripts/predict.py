@@ -1,9 +1,10 @@
 """Labels or scores your own files with a trained model.
 
-    python scripts/predict.py checkpoint=RUN/checkpoints/best-step200.ckpt data.path=texts.jsonl output=scores.csv
+    python scripts/predict.py checkpoint=RUN data.path=texts.jsonl output=scores.csv
     python scripts/predict.py checkpoint=... data.path=genome.fa output=genes.bed
 
-The file's suffix says how it is written: .csv, .tsv, .jsonl, or .bed for labels along sequences.
+`checkpoint` is a .ckpt file, or a run's folder, of which the best is taken. The output's suffix says how it is written:
+.csv, .tsv, .jsonl, or .bed for labels along sequences.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import random
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import warm_process
 import longspan
 from longspan.config.compose import config_for
 from longspan.config.errors import CheckpointError, ConfigError
+from longspan.config.reachable import checkpoint_file
 from longspan.inference.predict import predict
 from longspan.tasks import LanguageModelling, SequenceClassification
 from longspan.training.run import run
@@ -129,6 +131,17 @@ def test_what_cannot_be_predicted_on_is_named(classifier):
             model.predict(given)
     with pytest.raises(ConfigError, match="names"):
         model.predict(["a", "b"], names=["one"])
+
+
+def test_the_checkpoint_of_a_folder_is_its_newest_best(tmp_path):
+    for age, name in enumerate(("best-step2.ckpt", "best-step4.ckpt", "last.ckpt", "step9.ckpt")):
+        (tmp_path / "checkpoints").mkdir(exist_ok=True)
+        (tmp_path / "checkpoints" / name).touch()
+        os.utime(tmp_path / "checkpoints" / name, (age, age))
+    for right in ("best-step4.ckpt", "best-step2.ckpt", "last.ckpt", "step9.ckpt"):
+        file = checkpoint_file("checkpoint", tmp_path)
+        assert file.name == right and checkpoint_file("checkpoint", tmp_path / "checkpoints") == file
+        file.unlink()
 
 
 def test_what_is_no_model_is_refused(classifier, tmp_path):

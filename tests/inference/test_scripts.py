@@ -31,8 +31,9 @@ def test_a_checkpoint_is_evaluated(small_checkpoint, tmp_path):
 def test_own_texts_are_scored(small_checkpoint, tmp_path):
     (tmp_path / "own.jsonl").write_text('{"text": "a short one"}\n{"text": "another"}\n')
     files = [f"data.path={tmp_path / 'own.jsonl'}", f"output={tmp_path / 'scores.csv'}"]
-    done = typed("scripts/predict.py", f"checkpoint={small_checkpoint}", *files)
-    assert "scores.csv (2 rows)" in done.stdout
+    done = typed("scripts/predict.py", f"checkpoint={small_checkpoint.parents[1]}", *files)
+    best = max(small_checkpoint.parent.glob("best*"))
+    assert "scores.csv (2 rows)" in done.stdout and f"{small_checkpoint.parents[1]}: taking {best}" in done.stderr
     with (tmp_path / "scores.csv").open() as file:
         assert [int(row["tokens"]) for row in csv.DictReader(file)] == [11, 7]
 
@@ -44,6 +45,10 @@ SLIPS = [
     ("predict.py", ["checkpoint={here}"], "output=... must be given"),
     ("generate.py", ["checkpoint=none.ckpt", "prompt=a"], "none.ckpt does not exist"),
     ("generate.py", ["checkpoint={here}", "prompt=a", "top_k=many"], "top_k=many: give a whole number"),
+    ("evaluate.py", ["checkpoint=."], "checkpoint=. holds no checkpoint; give a run's folder, or a .ckpt file"),
+    ("predict.py", ["checkpoint=.", "output=scores.csv"], "checkpoint=. holds no checkpoint; give a run's folder"),
+    ("generate.py", ["checkpoint=.", "prompt=a"], "checkpoint=. holds no checkpoint; give a run's folder"),
+    ("attention_map.py", ["checkpoint=.", "output=map.png"], "checkpoint=. holds no checkpoint; give a run's folder"),
     ("attention_map.py", ["checkpoint=none.ckpt", "output=map.png"], "none.ckpt does not exist"),
 ]
 

@@ -127,6 +127,40 @@ def check_checkpoint(key: str, path: str | Path) -> None:
         raise CheckpointError(f"{key}={shown(str(path))} cannot be read; check its permissions.")
 
 
+def checkpoint_file(key: str, path: str | Path) -> Path:
+    """The `.ckpt` file that is meant: the path itself, or of a run's folder the checkpoint that the run's test used: the best,
+    or the last where no best one was kept.
+
+    Raises:
+        CheckpointError: the folder holds no checkpoint. Whether a file is there is asked by `check_checkpoint`.
+    """
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        return folder
+    found = sorted(folder.glob("checkpoints/*.ckpt")) or sorted(folder.glob("*.ckpt"))
+    if not found:
+        below = sorted(folder.rglob("*.ckpt"))
+        hint = f"; below it is {below[0]}" if below else ""
+        value = shown(str(path))
+        raise CheckpointError(f"{key}={value} holds no checkpoint{hint}; give a run's folder, or a .ckpt file")
+    best = [file for file in found if file.name.startswith("best")]
+    last = [file for file in found if file.name == "last.ckpt"]
+    return max(best or last or found, key=lambda file: file.stat().st_mtime)
+
+
+def told_checkpoint(key: str, path: str | Path) -> str:
+    """The file of `checkpoint_file`, which is there; of a folder it is printed.
+
+    Raises:
+        CheckpointError: as `checkpoint_file` and `check_checkpoint`.
+    """
+    file = checkpoint_file(key, path)
+    check_checkpoint(key, file)
+    if Path(path).expanduser().is_dir():
+        print(f"{key}={shown(str(path))}: taking {file}", file=sys.stderr)
+    return str(file)
+
+
 # data modules whose `path` is a folder, or an array file, of a layout of its own
 OF_FOLDERS = {
     f"longspan.data.{name}DataModule"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from longspan.config.errors import CheckpointError, ConfigError
+from longspan.config.reachable import checkpoint_file
 from longspan.inference.rebuild import rebuild
 from longspan.records import Accuracy, Record
 from longspan.tasks import Task, data_facts
@@ -55,7 +56,7 @@ def evaluate(checkpoint: str, words: Sequence[str], conf: Path, *, split: str = 
         variant=run.config["attention_name"],
         name=run.config["name"],
         data=run.datamodule.describe(),
-        extra={"checkpoint": str(checkpoint), **getattr(run.task, "breakdowns", {})},
+        extra={"checkpoint": str(checkpoint_file("checkpoint", checkpoint)), **getattr(run.task, "breakdowns", {})},
     )
 
 

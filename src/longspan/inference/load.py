@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from longspan.config.checks import check_targets
 from longspan.config.errors import CheckpointError, ConfigError
+from longspan.config.reachable import checkpoint_file
 from longspan.data.files import files_may_be_gone
 from longspan.inference import pretrained
 from longspan.inference.trained_model import TrainedModel
@@ -33,10 +34,10 @@ def load(checkpoint: str | Path, device: str | torch.device = "cpu") -> TrainedM
         ConfigError: a device that this machine lacks.
     """
     device = _device(device)
-    path = Path(checkpoint)
+    path = Path(checkpoint).expanduser()
     if path.is_dir() and (path / pretrained.CONFIG_FILE).is_file():
         return assembled(*pretrained.read(path), str(checkpoint)).to(device)
-    file = _best(path) if path.is_dir() else path
+    file = checkpoint_file("checkpoint", path)
     saved = load_checkpoint(file)
     states = saved.get(VOCABULARIES)
     model = assembled(*config_and_facts(saved, file), saved["state_dict"], states, str(checkpoint)).to(device)
@@ -73,16 +74,6 @@ def _device(device: str | torch.device) -> torch.device:
         there = ["cpu", *(f"cuda:{n}" for n in range(torch.cuda.device_count()))]
         raise ConfigError(f"device={device} is no device of this machine; give {' or '.join(there)}") from None
     return found
-
-
-def _best(folder: Path) -> Path:
-    """The checkpoint of a run's folder that its test used."""
-    found = sorted(folder.glob("checkpoints/*.ckpt")) or sorted(folder.glob("*.ckpt"))
-    if not found:
-        raise CheckpointError(f"checkpoint={folder} holds no checkpoint; give a run's folder, or a .ckpt file")
-    best = [file for file in found if file.name.startswith("best")]
-    last = [file for file in found if file.name == "last.ckpt"]
-    return max(best or last or found, key=lambda file: file.stat().st_mtime)
 
 
 def _record_of(file: Path) -> dict[str, Any] | None:

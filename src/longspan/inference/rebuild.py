@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from longspan.config.checks import check_machine, check_targets
 from longspan.config.errors import CheckpointError
 from longspan.config.overrides import overridden
+from longspan.config.reachable import checkpoint_file
 from longspan.training.assemble import task_of
 from longspan.training.build import build, build_trainer
 from longspan.training.callbacks.checkpoint_config import VOCABULARIES, config_and_facts, load_checkpoint, with_vocabularies
@@ -41,6 +42,7 @@ def rebuild(checkpoint: str, words: Sequence[str], conf: Path) -> Rebuilt:
     """Builds the data module (not yet set up) and the task with the checkpoint's weights.
 
     Args:
+        checkpoint: a `.ckpt` file of a run, or its folder, see `checkpoint_file`.
         words: `key=value` overrides of the checkpoint's config.
         conf: the folder of config groups, for overrides such as `trainer=gpu`.
 
@@ -48,8 +50,9 @@ def rebuild(checkpoint: str, words: Sequence[str], conf: Path) -> Rebuilt:
         CheckpointError: not a checkpoint of ours, or weights that do not fit the overridden config.
         ConfigError: a wrong override.
     """
-    saved = load_checkpoint(checkpoint)
-    config, facts = config_and_facts(saved, checkpoint)
+    file = checkpoint_file("checkpoint", checkpoint)
+    saved = load_checkpoint(file)
+    config, facts = config_and_facts(saved, file)
     if not any(word.startswith(("trainer=", "trainer.accelerator=", "trainer.devices=")) for word in words):
         config = {**config, "trainer": {**config["trainer"], **HERE}}
     trained = config["data"]

@@ -1,7 +1,9 @@
 """Evaluates a checkpoint: the figures of its run again, or those on other data.
 
-longspan-evaluate checkpoint=outputs/DATE/TIME/checkpoints/best-step200.ckpt
+longspan-evaluate checkpoint=outputs/DATE/TIME
 longspan-evaluate checkpoint=... split=val trainer=gpu data.batch_size=32 output=evaluation.json
+
+`checkpoint` is a .ckpt file, or a run's folder, of which the best is taken.
 """
 
 from __future__ import annotations
@@ -13,10 +15,10 @@ from collections.abc import Sequence
 from longspan.config.errors import ConfigError, readable_errors
 from longspan.config.folder import conf_folder
 from longspan.config.overrides import split_words
-from longspan.config.reachable import check_checkpoint, check_output
+from longspan.config.reachable import check_output, told_checkpoint
 
 KEYS = {
-    "checkpoint": "a .ckpt file of a run (required)",
+    "checkpoint": "a .ckpt file of a run, or its folder (required)",
     "split": "test (default) or val",
     "output": "a JSON file for the figures",
 }
@@ -36,8 +38,8 @@ def main(arguments: Sequence[str] | None = None, program: str = "longspan-evalua
     with readable_errors():
         own, others = split_words(words, KEYS)
         if "checkpoint" not in own:
-            raise ConfigError("checkpoint=... must be given: a .ckpt file in a run's checkpoints/ folder")
-        check_checkpoint("checkpoint", own["checkpoint"])
+            raise ConfigError("checkpoint=... must be given: a run's folder, or a .ckpt file of its checkpoints/")
+        own["checkpoint"] = told_checkpoint("checkpoint", own["checkpoint"])
         if "output" in own:
             check_output("output", own["output"])
         from longspan.inference.evaluate import evaluate

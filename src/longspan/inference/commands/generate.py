@@ -16,7 +16,7 @@ from typing import Any
 
 from longspan.config.errors import ConfigError, readable_errors
 from longspan.config.overrides import number, split_words
-from longspan.config.reachable import check_checkpoint
+from longspan.config.reachable import told_checkpoint
 
 KEYS = {
     "checkpoint": "a .ckpt file of a run, its folder, or a folder of save_pretrained (required)",
@@ -50,8 +50,8 @@ def main(arguments: Sequence[str] | None = None, program: str = "longspan-genera
                 raise ConfigError(f"{key}=... must be given: {KEYS[key].removesuffix(' (required)')}")
         if not own["prompt"]:
             raise ConfigError("prompt= is empty; give at least one character to go on from")
-        if not Path(own["checkpoint"]).expanduser().is_dir():
-            check_checkpoint("checkpoint", own["checkpoint"])
+        if not (Path(own["checkpoint"]).expanduser() / "config.json").is_file():
+            own["checkpoint"] = told_checkpoint("checkpoint", own["checkpoint"])
         wanted: dict[str, Any] = {
             key: number(key, own[key]) for key in ("max_new_tokens", "temperature", "top_k", "top_p", "seed") if key in own
         }

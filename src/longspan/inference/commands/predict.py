@@ -1,9 +1,10 @@
 """Labels or scores your own files with a trained model.
 
-    longspan-predict checkpoint=RUN/checkpoints/best-step200.ckpt data.path=texts.jsonl output=scores.csv
+    longspan-predict checkpoint=RUN data.path=texts.jsonl output=scores.csv
     longspan-predict checkpoint=... data.path=genome.fa output=genes.bed
 
-The file's suffix says how it is written: .csv, .tsv, .jsonl, or .bed for labels along sequences.
+`checkpoint` is a .ckpt file, or a run's folder, of which the best is taken. The output's suffix says how it is written:
+.csv, .tsv, .jsonl, or .bed for labels along sequences.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from collections.abc import Sequence
 from longspan.config.errors import ConfigError, readable_errors
 from longspan.config.folder import conf_folder
 from longspan.config.overrides import split_words
-from longspan.config.reachable import check_checkpoint, check_output
+from longspan.config.reachable import check_output, told_checkpoint
 
 KEYS = {
-    "checkpoint": "a .ckpt file of a run (required)",
+    "checkpoint": "a .ckpt file of a run, or its folder (required)",
     "output": "the file to write: .csv, .tsv, .jsonl or .bed (required)",
 }
 
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "longspan-predic
         for key, what in KEYS.items():
             if key not in own:
                 raise ConfigError(f"{key}=... must be given: {what.removesuffix(' (required)')}")
-        check_checkpoint("checkpoint", own["checkpoint"])
+        own["checkpoint"] = told_checkpoint("checkpoint", own["checkpoint"])
         check_output("output", own["output"])
         from longspan.inference.predict import predict
 
