@@ -6,7 +6,9 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from longspan.attention import bigbird
+from longspan_kernels.errors import BackendError
 from longspan_kernels.launch.ops import Op
+from longspan_kernels.linear import gated_delta_rule, linear_attention
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +59,31 @@ def test_without_gradients_no_graph_is_kept(scaled: Op) -> None:
     with torch.no_grad():
         assert not scaled(x, None, 2.0)[0].requires_grad
     assert scaled(x.detach(), None, 2.0)[0].grad_fn is None
+
+
+def test_an_op_without_gradients_refuses_to_go_back() -> None:
+    """Torch itself would record the function's own steps, or find no gradient where a kernel did them."""
+    made = Op("pair_in_a_test", _pair)
+    made.register_fake(lambda x: [torch.empty_like(x), torch.empty_like(x)])
+    x = torch.randn(4, requires_grad=True)
+    for out in made(x):
+        torch.testing.assert_close(out.detach(), 2 * x.detach(), rtol=0, atol=0)
+        with pytest.raises(BackendError, match=r"longspan::pair_in_a_test has no gradient: detach"):
+            out.sum().backward()
+
+
+def _pair(x: torch.Tensor) -> list[torch.Tensor]:
+    assert not (2 * x).requires_grad
+    return [2 * x, x + x]
+
+
+@pytest.mark.parametrize("rule", [linear_attention, gated_delta_rule])
+def test_second_gradients_of_states_are_those_of_the_definition_alone(rule) -> None:
+    q, k, v = (torch.randn(1, 1, 3, 16, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    rest = () if rule is linear_attention else (torch.rand(1, 1, 3, dtype=torch.float64),)
+    assert torch.autograd.gradgradcheck(lambda *x: rule(*x, *rest, backend="reference"), (q, k, v), fast_mode=True)
+    with pytest.raises(BackendError, match=r'create_graph=True: .*backend="reference"'):
+        torch.autograd.grad(rule(q, k, v, *rest, backend="chunked").sum(), q, create_graph=True)
 
 
 def test_flops_and_recomputation_see_the_calls_of_a_layer() -> None:

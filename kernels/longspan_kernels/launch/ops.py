@@ -2,7 +2,8 @@
 
 An op by `torch.library.custom_op` takes some 50 microseconds of the host a call, 120 where a gradient is wanted, most of it for
 checks that tests make too (`torch.library.opcheck`). A step of NSA makes twelve such calls. Here an eager call that wants a
-gradient goes through an `autograd.Function` to the op below it, in a fifth of that time.
+gradient goes through an `autograd.Function` to the op below it, in a fifth of that time. So does an op that has none, and going
+back through it is an error: torch alone warns, and then takes zero for the gradient of what a kernel computed.
 
 Autocast does not know these ops: they choose the dtype of their products themselves.
 """
@@ -14,6 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from longspan_kernels.errors import BackendError
 
 NAMESPACE = "longspan"
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
@@ -34,12 +37,13 @@ class Op:
         _library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
         _library.impl(name, function, "CompositeExplicitAutograd")
         self.overload = getattr(getattr(torch.ops, NAMESPACE), name).default
-        self.differentiable: type[torch.autograd.Function] | None = None
+        self.autograd_function = self._made_function(self._refuse, lambda ctx, inputs, output: None)
 
     def __call__(self, *args: Any) -> Any:
-        if self.differentiable is None or torch.compiler.is_compiling() or not torch.is_grad_enabled():
-            return self.overload(*args)
-        return self.differentiable.apply(*args)
+        eager = not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
+        if eager and torch.is_grad_enabled():
+            return self.autograd_function.apply(*args)
+        return self.overload(*args)
 
     def register_fake(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """`function` gives results without memory, as torch.library.register_fake asks of it."""
@@ -50,17 +54,23 @@ class Op:
         """Gradients, as torch.library.register_autograd takes them: `backward(ctx, *gradients)`, `setup_context(ctx, inputs,
         output)`."""
         torch.library.register_autograd(self.name, backward, setup_context=setup_context, lib=_library)
+        self.autograd_function = self._made_function(backward, setup_context)
+
+    def _made_function(self, backward: Callable[..., Any], setup_context: Callable[..., None]) -> Any:
         overload = self.overload
 
         def forward(ctx: Any, *args: Any) -> Any:
             with torch._C._AutoDispatchBelowAutograd():
                 output = overload(*args)
             setup_context(ctx, args, output)
-            return output
+            return tuple(output) if isinstance(output, list) else output  # autograd does not look into lists
 
         # torch's own split into forward and setup_context reads the signature anew in each call.
         parts = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
-        self.differentiable = type(self.name.replace("::", "_"), (torch.autograd.Function,), parts)
+        return type(self.name.replace("::", "_"), (torch.autograd.Function,), parts)
+
+    def _refuse(self, ctx: Any, *gradients: Any) -> Any:
+        raise BackendError(f"{self.name} has no gradient: detach what it gives, or leave out create_graph=True")
 
 
 def op(name: str, schema: str | None = None) -> Callable[[Callable[..., Any]], Op]:
