@@ -214,6 +214,8 @@ def test_lines_keep_their_numbers(tmp_path):
     (tmp_path / "x.txt").write_bytes(b"one\n\n  \nfour\r\nfive")
     assert [(row.line, row.values["text"]) for row in read_lines(tmp_path / "x.txt")] == [
         (1, b"one"),
+        (2, b""),  # what becomes of lines without text is said by data.on_empty
+        (3, b"  "),
         (4, b"four"),
         (5, b"five"),
     ]

@@ -1,11 +1,13 @@
 """What users bring: folders of classes, other delimiters, no header, empty rows, labels in columns, records without labels."""
 
+import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from longspan.config.errors import ConfigError
-from longspan.data import DataFileError, SequenceClassificationDataModule, TextDataModule
+from longspan.data import DataFileError, SequenceClassificationDataModule, StreamedTextDataModule, TextDataModule
 from longspan.data.values import Loading, Source, Splits
 
 SPLITS = ("train", "validation", "test")
@@ -97,6 +99,35 @@ def test_empty_rows_are_refused_or_counted(tmp_path, capsys):
     data = texts(path=str(tmp_path / "x.csv"), on_empty="drop")
     assert len(examples(data)) == 12 and data.describe()["left_out"] == {"rows without text": 2}
     assert "2 rows without text left out, first" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("kind", "streams"), [(kind, False) for kind in ("csv", "jsonl", "lines", "files")] + [("jsonl", True), ("lines", True)]
+)
+@pytest.mark.parametrize("blank", ["", " \t ", "\u3000\u00a0"])
+def test_blanks_alone_are_no_text_wherever_they_stand(tmp_path, capsys, kind, blank, streams):
+    found = [blank if n in (3, 5) else f"text number {n}" for n in range(24)]
+    path = tmp_path / f"x.{kind.replace('lines', 'txt')}"
+    if kind == "files":
+        path.mkdir()
+        for n, text in enumerate(found):
+            (path / f"{n:02}.txt").write_text(text, encoding="utf-8")
+    else:
+        line = {"csv": lambda text: f'{text},"1"', "jsonl": lambda text: json.dumps({"text": text}), "lines": str}[kind]
+        head = ["text,n"] if kind == "csv" else []
+        path.write_text("\n".join([*head, *map(line, found)]) + "\n", encoding="utf-8")
+    make = partial(StreamedTextDataModule if streams else TextDataModule, str(path), max_length=32)
+    make = partial(make, format="lines") if kind == "lines" else make
+    place = {"csv": "csv, line 5", "jsonl": "jsonl, line 4", "lines": "txt, line 4", "files": "03.txt"}[kind]
+    with pytest.raises(DataFileError, match=rf"{place}: .*; fill it, or leave such out by data\.on_empty=drop"):
+        make().setup()
+    data = make(on_empty="drop", **({"test_fraction": 0.3, "validation_fraction": 0.3} if streams else {}))
+    data.setup()
+    left = data.describe()["left_out"]
+    what = kind if kind in ("lines", "files") and not streams else "rows"
+    assert [(name.split(" among")[0], count) for name, count in left.items()] == [(f"{what} without text", 2)]
+    assert sum(len(batch["ids"]) for batch in data.predict_dataloader()) == 22
+    assert f" {what} without text left out, first {path}" in capsys.readouterr().err
 
 
 def test_records_and_labels_without_each_other(tmp_path):

@@ -26,6 +26,10 @@ class DataFileError(ValueError):
         return type(self), (self.path, self.line, self.reason)
 
 
+class NoTextError(DataFileError):
+    """A file, or a row, of data holds no text."""
+
+
 def each(items: Iterable[Item], read: Callable[[Item], Result]) -> list[Result]:
     """`read` of each item of a file.
 

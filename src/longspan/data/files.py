@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from longspan.config.errors import wrong_value
-from longspan.data.errors import DataFileError
+from longspan.data.errors import DataFileError, NoTextError
 
 SUFFIXES: dict[str, tuple[str, ...]] = {
     "text": (".txt", ".text", ".md"),
@@ -115,7 +115,7 @@ def read_blocks(path: str | Path) -> Iterator[bytes]:
                     )
                 yield _first_block(path, block) if read == len(block) else block
     if not read:
-        raise DataFileError(path, None, "the file is empty")
+        raise NoTextError(path, None, "the file is empty")
 
 
 @contextmanager
@@ -157,7 +157,7 @@ def _first_block(path: Path, block: bytes) -> bytes:
         raise DataFileError(path, 1, "the file is UTF-16, by its byte order mark; convert it to UTF-8")
     block = block.removeprefix(codecs.BOM_UTF8)
     if not block:
-        raise DataFileError(path, None, "the file is empty")
+        raise NoTextError(path, None, "the file is empty")
     return block
 
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from longspan.config.errors import wrong_value
 from longspan.data.dropped import Dropped
-from longspan.data.errors import DataFileError
+from longspan.data.errors import DataFileError, NoTextError
 from longspan.data.files import list_files, stem_of
 from longspan.data.readers import (
     Row,
+    is_blank,
     read_csv,
     read_fasta,
     read_genbank,
@@ -27,6 +30,9 @@ from longspan.data.readers import (
 from longspan.data.values import Source, Splits
 from longspan.data.vocabularies import LETTERS, OutsideVocabularyError, Vocabulary
 from longspan.data.vocabularies.lookup import LookupVocabulary
+
+Text = TypeVar("Text", str, bytes)
+FILL = "fill it, or leave such out by data.on_empty=drop"
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +139,18 @@ def read_rows(file: Path, kind: str, columns: Columns | None = None) -> list[Row
     raise DataFileError(file, None, f"a file of format {kind} has no columns; take CSV, TSV, JSONL or Parquet")
 
 
+def text_or_fix(read: Callable[[], Text]) -> Text:
+    """What `read` gives; where it is no text, the error says what to do about it.
+
+    Raises:
+        NoTextError: there is none.
+    """
+    try:
+        return read()
+    except NoTextError as error:
+        raise NoTextError(error.path, error.line, f"{error.reason}; {FILL}") from None
+
+
 def rows_to_documents(rows: Iterable[Row], vocabulary: Vocabulary, columns: Columns, prefix: str = "") -> list[Document]:
     """A document for each row of a table.
 
@@ -143,13 +161,13 @@ def rows_to_documents(rows: Iterable[Row], vocabulary: Vocabulary, columns: Colu
     empty: list[Row] = []
     named: dict[str, int] = {}
     for number, row in enumerate(rows):
-        if columns.on_empty == "drop" and row.values.get(columns.text, 0) in ("", None):
+        if columns.on_empty == "drop" and is_blank(row.values.get(columns.text, 0)):
             empty.append(row)
             continue
         name = number if columns.name is None else row.get(columns.name, "id_column")
         if columns.name is not None and named.setdefault(str(name), row.line) != row.line:
             raise DataFileError(row.path, row.line, f"{str(name)!r} is on line {named[str(name)]} already; ids must differ")
-        data = row.text(columns.text).encode("utf-8")
+        data = text_or_fix(partial(row.text, columns.text)).encode("utf-8")
         documents.append(Document(f"{prefix}{name}", _encode(data, vocabulary, row.path, row.line), row))
     columns.dropped.add("rows without text", len(empty), f"{empty[0].path}, line {empty[0].line}" if empty else "")
     return documents
@@ -209,12 +227,15 @@ def _read_file(file: Path, kind: str, vocabulary: Vocabulary, columns: Columns, 
             Document(f"{prefix}{r.name}", r.tokens, Row(r.path, r.line, {"id": r.name, "description": r.description, **place}))
             for r in (read_fasta(file, vocabulary) if kind == "fasta" else read_genbank(file).sequences(vocabulary))
         ]
-    if kind == "text" and columns.on_empty == "drop" and file.stat().st_size == 0:
-        columns.dropped.add("empty files", 1, str(file))
-        return []
     if kind == "text":
-        tokens = _encode(read_text(file), vocabulary, file, None)
-        return [Document(label, tokens, Row(str(file), 1, place))]
+        try:
+            data = text_or_fix(lambda: read_text(file))
+        except NoTextError:
+            if columns.on_empty == "error":
+                raise
+            columns.dropped.add("files without text", 1, str(file))
+            return []
+        return [Document(label, _encode(data, vocabulary, file, None), Row(str(file), 1, place))]
     if kind == "lines":
         return [
             Document(
@@ -222,9 +243,25 @@ def _read_file(file: Path, kind: str, vocabulary: Vocabulary, columns: Columns, 
                 _encode(row.values["text"], vocabulary, row.path, row.line),
                 Row(row.path, row.line, {**row.values, **place}),
             )
-            for row in read_lines(file)
+            for row in _full_lines(read_lines(file), columns)
         ]
     return rows_to_documents(read_rows(file, kind, columns), vocabulary, columns, prefix)
+
+
+def _full_lines(rows: list[Row], columns: Columns) -> list[Row]:
+    """The lines of a file that hold a text.
+
+    Raises:
+        NoTextError: some hold none, and are not to be left out.
+    """
+    full, empty = [], []
+    for row in rows:
+        (empty if is_blank(row.values["text"]) else full).append(row)
+    if empty and columns.on_empty == "error":
+        more = f" (and {len(empty) - 1} more such lines)" if len(empty) > 1 else ""
+        raise NoTextError(empty[0].path, empty[0].line, f"the line holds no text{more}; {FILL}")
+    columns.dropped.add("lines without text", len(empty), f"{empty[0].path}, line {empty[0].line}" if empty else "")
+    return full
 
 
 def _encode(data: bytes, vocabulary: Vocabulary, path: str | Path, line: int | None) -> np.ndarray:

@@ -9,6 +9,7 @@ import json
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -24,8 +25,8 @@ from longspan.data.errors import DataFileError
 from longspan.data.files import need_not_exist
 from longspan.data.labels import ColumnsRule, LabelRule, Labels, indicator, sort_classes
 from longspan.data.loader import rank_and_world
-from longspan.data.readers import Row
-from longspan.data.sources import Columns, Document, retokenised, rows_to_documents
+from longspan.data.readers import Row, is_blank
+from longspan.data.sources import Columns, Document, retokenised, rows_to_documents, text_or_fix
 from longspan.data.splits import SPLITS
 from longspan.data.stream_loader import StreamLoader
 from longspan.data.streams import HeldOut, InOrder, Items, Rows, Streamed, of_dataset, open_files, open_hub
@@ -131,7 +132,7 @@ class StreamedDataModule(SequenceDataModule):
 
     def _full(self, row: Row) -> bool:
         """Whether a row has a text, where such without are left out."""
-        return self.source.on_empty == "error" or row.values.get(self.source.text_column, 0) not in ("", None)
+        return self.source.on_empty == "error" or not is_blank(row.values.get(self.source.text_column, 0))
 
     @property
     def _held_out(self) -> HeldOut:
@@ -139,7 +140,7 @@ class StreamedDataModule(SequenceDataModule):
         return HeldOut(shares["validation"], shares["test"])
 
     def _split_of(self, row: Row) -> str:
-        return self._held_out.split(row.text(self.source.text_column).encode())
+        return self._held_out.split(text_or_fix(partial(row.text, self.source.text_column)).encode())
 
     def _trains(self, row: Row) -> bool:
         return self._full(row) and self._split_of(row) == "train"
@@ -164,8 +165,8 @@ class StreamedDataModule(SequenceDataModule):
         sets = {split: self._make(self._documents(rows, self.vocabulary)) for split, rows in kept.items()}
         return {split: data if split == "train" else data.keep(self.limits[split]) for split, data in sets.items()}
 
-    def _all_rows(self, rows: Rows) -> Iterator[Row]:
-        """The rows of all shards in order; the count of those without text is reported when reading ends."""
+    def _all_rows(self, rows: Rows, what: str = "rows without text among those looked at before training") -> Iterator[Row]:
+        """The rows of all shards in order; the count of those without text, told as `what`, is reported when reading ends."""
         left_out, first = 0, ""
         try:
             for shard in range(len(rows)):
@@ -175,7 +176,7 @@ class StreamedDataModule(SequenceDataModule):
                     else:
                         left_out, first = left_out + 1, first or f"{row.path}, row {row.line}"
         finally:
-            self.dropped.add("rows without text among those looked at before training", left_out, first)
+            self.dropped.add(what, left_out, first)
 
     def _fill(self, kept: dict[str, list[Row]], splits: Sequence[str], rows: Iterator[tuple[str, Row]]) -> None:
         """Adds rows to held-out splits until each fills as many sequences as it may have, or there are no more."""
@@ -213,7 +214,7 @@ class StreamedDataModule(SequenceDataModule):
             raise wrong_value("data.path", None, "prediction reads your own files; set data.path")
         rows = self.rows["train"]
         assert rows is not None
-        return InOrder(rows, self._given_items)
+        return InOrder(partial(self._all_rows, rows, "rows without text"), self._given_items)
 
     def _given_items(self, rows: list[Row]) -> Items:
         return self._given_set(self._documents(rows, self.vocabulary))  # type: ignore[return-value]

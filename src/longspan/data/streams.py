@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -276,13 +276,12 @@ class Streamed(IterableDataset):
 class InOrder(IterableDataset):
     """All items of all rows once, in order, for predictions; where there are workers, the first of them reads."""
 
-    def __init__(self, rows: Rows, make: Callable[[list[Row]], Items]):
+    def __init__(self, rows: Callable[[], Iterable[Row]], make: Callable[[list[Row]], Items]):
         self.rows, self.make = rows, make
 
     def __iter__(self) -> Iterator[dict]:
         info = get_worker_info()
         if info is None or info.id == 0:
-            for shard in range(len(self.rows)):
-                for row in self.rows.read(shard):
-                    items = self.make([row])
-                    yield from (items[number] for number in range(len(items)))
+            for row in self.rows():
+                items = self.make([row])
+                yield from (items[number] for number in range(len(items)))

@@ -66,8 +66,8 @@ class Source(Origin):
 
     `text_column`, `id_column`: of tables; rows without an `id_column` are numbered. `delimiter` of CSV and TSV: a character,
     or "tab"; None: the one that the first line has. `header`: whether their first line names the columns; without, columns
-    are named "1", "2", ... `on_empty`: what becomes of a row, or of a text file, without text: "error", or "drop", counted
-    and printed.
+    are named "1", "2", ... `on_empty`: what becomes of a row, a line or a text file without text, or of blanks alone:
+    "error", or "drop", counted and printed.
     """
 
     text_column: str = "text"

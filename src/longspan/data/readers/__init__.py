@@ -8,7 +8,7 @@ from longspan.data.readers.genbank import read_genbank
 from longspan.data.readers.hub import read_hub
 from longspan.data.readers.jsonl import read_jsonl
 from longspan.data.readers.parquet import read_parquet
-from longspan.data.readers.rows import Row
+from longspan.data.readers.rows import Row, is_blank
 from longspan.data.readers.tables import read_csv
 from longspan.data.readers.text import read_lines, read_text
 from longspan.data.readers.tfrecords import stream_tfrecords
@@ -20,6 +20,7 @@ __all__ = [
     "FastaRecord",
     "Interval",
     "Row",
+    "is_blank",
     "read_annotation",
     "read_bed",
     "read_csv",

@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from longspan.data.errors import DataFileError
+from longspan.data.errors import DataFileError, NoTextError
+
+
+def is_blank(value: Any) -> bool:
+    """Whether a value is no text: nothing, or blanks alone. What is no str or bytes is not blank."""
+    if isinstance(value, bytes):  # the beginning alone tells of most, which are not decoded whole
+        return is_blank(value[:64].decode(errors="ignore")) and is_blank(value.decode(errors="replace"))
+    return value is None or (isinstance(value, str) and (not value or value.isspace()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,19 +45,20 @@ class Row:
         """
         value = self.present(column, key)
         if value is None:
-            raise DataFileError(self.path, self.line, f"column {column!r} holds nothing (null)")
+            raise NoTextError(self.path, self.line, f"column {column!r} holds nothing (null)")
         return value
 
     def text(self, column: str, key: str = "text_column") -> str:
         """The text in `column`.
 
         Raises:
-            DataFileError: it is no text, or empty.
+            DataFileError: it is no text, empty, or blanks alone.
         """
         value = self.get(column, key)
         if not isinstance(value, str):
             kind = type(value).__name__
             raise DataFileError(self.path, self.line, f"column {column!r} holds a {kind}, not text; set data.{key}")
-        if not value:
-            raise DataFileError(self.path, self.line, f"column {column!r} holds an empty text")
+        if is_blank(value):
+            what = "blanks alone" if value else "an empty text"
+            raise NoTextError(self.path, self.line, f"column {column!r} holds {what}")
         return value
