@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 
 from longspan.config.errors import ConfigError
-from longspan.data import DataFileError, SequenceClassificationDataModule, StreamedTextDataModule, TextDataModule
+from longspan.data import (
+    DataFileError,
+    SequenceClassificationDataModule,
+    StreamedClassificationDataModule,
+    StreamedTextDataModule,
+    TextDataModule,
+)
 from longspan.data.values import Loading, Source, Splits
 
 SPLITS = ("train", "validation", "test")
@@ -165,10 +171,71 @@ def test_a_word_among_columns_of_0_and_1_is_named(tmp_path):
     ) as error:
         texts(path=str(file), label_columns=["red", "blue"], multi_label=True).setup()
     assert "1 more" in str(error.value)
-    file.write_text("text,first,second\n" + "".join(f"text {n},{n % 3},{n % 4}\n" for n in range(40)))  # numbers are names too
-    data = texts(path=str(file), label_columns=["first", "second"], multi_label=True)
+
+
+def columns_of(kind, path, **keys):
+    keys = {"label_columns": ["first", "second"], "vocabulary": "bytes", "max_length": 32} | keys
+    if kind == "streamed":
+        keys = {"validation_fraction": 0.3, "test_fraction": 0.3} | keys
+    return (StreamedClassificationDataModule if kind == "streamed" else SequenceClassificationDataModule)(str(path), **keys)
+
+
+@pytest.mark.parametrize("kind", ["csv", "streamed"])
+@pytest.mark.parametrize(
+    ("yes", "no", "slip"), [("1", "0", "2"), ("yes", "no", "maybe"), ("true", "false", "-1"), ("1.0", "0.0", "nan")]
+)
+def test_a_slip_among_columns_of_0_and_1_makes_them_no_names(tmp_path, kind, yes, no, slip):
+    rows = [[f"text {n}", yes if n % 2 else no, yes if n % 3 else no] for n in range(24)]
+
+    def write():
+        if kind == "csv":
+            (tmp_path / "x.csv").write_text("text,first,second\n" + "".join(",".join(row) + "\n" for row in rows))
+            return tmp_path / "x.csv"
+        lines = [json.dumps(dict(zip(("text", "first", "second"), row, strict=True))) for row in rows]
+        (tmp_path / "x.jsonl").write_text("\n".join(lines))
+        return tmp_path / "x.jsonl"
+
+    data = columns_of(kind, write())
     data.setup()
-    assert data.class_names == ["0", "1", "2", "3"]
+    assert data.class_names == ["first", "second"]
+    rows[7][2] = slip
+    wrong = (
+        rf", line {9 if kind == 'csv' else 8}: column 'second' holds '{slip}' where label columns hold 0 and 1; .*class_names"
+    )
+    for classes in (None, ["first", "second"]):
+        with pytest.raises(DataFileError, match=wrong):
+            columns_of(kind, write(), class_names=classes).setup()
+    named = columns_of(kind, write(), class_names=[no, yes, slip])
+    named.setup()
+    assert named.class_names == [no, yes, slip]
+
+
+def test_a_slip_past_the_rows_that_a_stream_looks_at_is_named_too(tmp_path):
+    lines = [{"text": f"text {n}", "first": n % 2, "second": 2 if n == 90 else n % 3 % 2} for n in range(100)]
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    small = {
+        "sample_rows": 20,
+        "max_validation_windows": 1,
+        "max_test_windows": 1,
+        "validation_fraction": 0.2,
+        "test_fraction": 0.2,
+    }
+    data = columns_of("streamed", tmp_path / "x.jsonl", **small)
+    data.setup()
+    with pytest.raises(DataFileError, match="line 91: column 'second' holds 2 where"):
+        next(iter(data.train_dataloader()))
+
+
+def test_columns_of_numbers_are_names_where_few_are_0_and_1_or_the_user_lists_them(tmp_path):
+    (tmp_path / "x.csv").write_text("text,first,second\n" + "".join(f"text {n},{n % 3},{n % 4}\n" for n in range(40)))
+    with pytest.raises(DataFileError, match=r"line 4: column 'first' holds '2' .*\(and .* more such lines\)"):
+        columns_of("csv", tmp_path / "x.csv").setup()
+    data = columns_of("csv", tmp_path / "x.csv", class_names=["0", "1", "2", "3"])
+    assert examples(data)["5"] == [0, 1, 1, 0]
+    (tmp_path / "x.csv").write_text("text,first,second\n" + "".join(f"text {n},{n % 7},{n % 5 + 5}\n" for n in range(40)))
+    data = columns_of("csv", tmp_path / "x.csv")
+    data.setup()
+    assert data.class_names == [str(n) for n in range(10)]
 
 
 def test_duplicates_that_empty_a_split_are_named(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from longspan.config.errors import wrong_value
 from longspan.data import settings
 from longspan.data.errors import DataFileError, each
 from longspan.data.files import list_files
-from longspan.data.readers import Row
+from longspan.data.readers import Row, is_blank
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,10 +24,10 @@ class Labels:
     the classes and their order, as a trained model needs them; None: all that occur, sorted.
 
     `label_columns`: several labels a row, in columns of their own: each holds 0 or 1 (true or false, yes or no) for the
-    class it is named after, or each holds the name of one, or nothing. `label_from`: where labels are for a folder of
-    FASTA or texts: "file" (a file a class), "folder" (a folder a class), "column" (the table of `labels_path`), or "auto".
-    `on_missing`: what becomes of records without a label and labels without a record: "error", or "drop", counted and
-    printed.
+    class it is named after, or each holds the name of one, or nothing; where names are numbers, 0 and 1
+    among them, list them by `class_names`. `label_from`: where labels are for a folder of FASTA or texts: "file" (a file a
+    class), "folder" (a folder a class), "column" (the table of `labels_path`), or "auto". `on_missing`: what becomes of
+    records without a label and labels without a record: "error", or "drop", counted and printed.
     """
 
     label_column: str = "label"
@@ -61,28 +62,31 @@ class Labels:
     def rule(self, rows: Sequence[Row]) -> LabelRule | ColumnsRule:
         """How labels are read from these rows.
 
+        Columns hold 0 and 1 where all their values are that, and names where `class_names` lists no column. Else it is a slip
+        where a value is neither 0 nor 1 and half of a column's values are, or it is a word among numbers 0 and 1.
+
         Raises:
-            DataFileError: a row lacks one of `label_columns`, or they hold 0 and 1 and also what is no number.
+            DataFileError: a row lacks one of `label_columns`, or they hold 0 and 1 and also what is neither.
         """
         if self.label_columns is None:
             return LabelRule(self.label_column, self.multi_label, self.label_separator)
-        columns = tuple(self.label_columns)
+        columns, known = tuple(self.label_columns), set(self.class_names or ())
         given = [(row, column, row.present(column, "label_columns")) for row in rows for column in columns]
-        values = [value for *_, value in given if value is not None]
-        flags = all(flag_of(value) is not None for value in values)
-        if not flags and any(_number(value) in (0, 1) for value in values):
-            each([one for one in given if one[2] is not None], _check_number)
-        return ColumnsRule(columns, flags)
+        given = [one for one in given if not is_blank(one[2])]
+        strange = {str(value).strip() for *_, value in given if flag_of(value) is None}
+        names = bool(known) and not known & set(columns)  # the user says so
+        if strange and not names and not strange <= known and _meant_as_flags(given):
+            each(given, lambda one: checked_flag(*one))
+        return ColumnsRule(columns, not strange and not names)
 
 
 FLAGS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False, "": False}
 
 
 def flag_of(value: Any) -> bool | None:
-    """Whether a value says yes or no; None where it says neither."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return FLAGS.get(str(value).strip().lower())
+    """Whether a value says yes or no; None where it says neither. 1.0 is 1, also as a text."""
+    number = _number(value)
+    return bool(number) if number in (0, 1) else FLAGS.get(str(value).strip().lower())
 
 
 def _number(value: Any) -> float | None:
@@ -92,12 +96,29 @@ def _number(value: Any) -> float | None:
         return None
 
 
-def _check_number(given: tuple[Row, str, Any]) -> None:
-    """Raises DataFileError where a column that else holds 0 and 1 holds a word: no class is meant by a slip."""
-    row, column, value = given
-    if str(value).strip() and _number(value) is None:
-        reason = f"column {column!r} holds {value!r} where label columns hold 0 and 1; give either throughout, or names"
+def _meant_as_flags(given: Sequence[tuple[Row, str, Any]]) -> bool:
+    """Whether columns are meant to hold 0 and 1 (or yes and no), though some values are neither."""
+    total, flags = Counter[str](), Counter[str]()
+    for _, column, value in given:
+        total[column] += 1
+        flags[column] += flag_of(value) is not None
+    numbers = [_number(value) for *_, value in given]
+    words_among = None in numbers and any(number in (0, 1) for number in numbers)
+    return words_among or any(2 * flags[column] >= total[column] for column in total)
+
+
+def checked_flag(row: Row, column: str, value: Any) -> bool:
+    """Whether a row has the class that a column is named after.
+
+    Raises:
+        DataFileError: the value says neither yes nor no.
+    """
+    flag = False if value is None else flag_of(value)
+    if flag is None:
+        fix = "give one of them, or, where the columns hold names of classes, list the names by data.class_names"
+        reason = f"column {column!r} holds {value!r} where label columns hold 0 and 1; {fix}"
         raise DataFileError(row.path, row.line, reason)
+    return flag
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +132,11 @@ class ColumnsRule:
         """A row's class names.
 
         Raises:
-            DataFileError: a column is not there.
+            DataFileError: a column is not there, or one of `flags` says neither yes nor no.
         """
         values = {column: row.present(column, "label_columns") for column in self.columns}
         if self.flags:
-            return tuple(column for column, value in values.items() if value is not None and flag_of(value))
+            return tuple(column for column, value in values.items() if checked_flag(row, column, value))
         names = [str(value).strip() for value in values.values() if value is not None]
         return tuple(dict.fromkeys(name for name in names if name))
 
