@@ -1,5 +1,7 @@
 """Images as tokens: pixels and patches of folders, arrays and published files, and images of unequal size named."""
 
+from pathlib import Path
+
 import numpy as np
 import published_files
 import pytest
@@ -8,6 +10,7 @@ from PIL import Image
 from longspan.config.errors import ConfigError
 from longspan.data import ImageClassificationDataModule
 from longspan.data.errors import DataFileError
+from longspan.data.images.equal import BEGINNING, marks
 from longspan.data.images.sources import read_hub_images
 from longspan.data.images.tokens import Cutting
 from longspan.data.readers import Row
@@ -45,6 +48,53 @@ def test_equal_images_stay_in_one_split(tmp_path):
     }
     assert not held["train"] & held["validation"] and not held["train"] & held["test"] and not held["test"] & held["validation"]
     assert data.vocab_size == 260 and data.max_length == 64
+
+
+@pytest.mark.parametrize("kind", ["folder", "npz", "cifar"])
+def test_given_images_that_are_in_training_too_are_counted(tmp_path, kind, capsys):
+    path = tmp_path
+    if kind == "folder":
+        for split in ("train", "val", "test"):  # alike but for their names: the same generator draws all
+            published_files.images(tmp_path / split, each=3 if split == "test" else 6)
+        for number in range(5):  # the sixth is the training's, in another class
+            flat = np.full((16, 16, 3), 10 + number, dtype=np.uint8)
+            Image.fromarray(flat).save(tmp_path / "val" / "dark" / f"{number}.png")
+            Image.fromarray(flat + 99).save(tmp_path / "val" / "bright" / f"{number}.png")
+        (tmp_path / "val" / "bright" / "5.png").unlink()
+        right = {"validation": 1, "test": 3}  # the bright ones, which are drawn first
+    elif kind == "npz":
+        x = np.random.default_rng(0).integers(0, 256, (20, 8, 8), dtype=np.uint8)
+        y = np.arange(20) % 2
+        path = tmp_path / "x.npz"
+        held = np.concatenate([x[:3], x[:4] ^ 1])
+        np.savez(path, x_train=x, y_train=y, x_val=x[:4] ^ 1, y_val=y[:4], x_test=held, y_test=y[:7])
+        right = {"validation": 0, "test": 3}
+    else:
+        published_files.cifar(tmp_path)
+        records = np.fromfile(tmp_path / "test_batch.bin", dtype=np.uint8).reshape(-1, 3073)
+        records[:2] = np.fromfile(tmp_path / "data_batch_2.bin", dtype=np.uint8).reshape(-1, 3073)[4:6]
+        records.tofile(tmp_path / "test_batch.bin")
+    data = ImageClassificationDataModule(str(path), patch=4, validation_fraction=0.1)
+    said = data.describe()
+    if kind == "cifar":  # images 24 and 25 of training, unless they are held out of it
+        ids = {data.split("train")[n]["id"] for n in range(len(data.split("train")))}
+        right = {"test": len(ids & {"24", "25"})}
+        assert right["test"] > 0
+    assert {split: said[split].get("in_training", 0) for split in right} == right
+    told = capsys.readouterr().err
+    assert all((f"images of the {split} split are in training too" in told) == (count > 0) for split, count in right.items())
+
+
+def test_files_of_other_sizes_or_beginnings_are_not_read_whole(tmp_path, monkeypatch):
+    head = bytes(BEGINNING)
+    contents = {"a": head + b"one", "b": head + b"two", "c": b"x" * 5000, "d": head + b"one", "e": b"y" * 5000, "f": b"short"}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    read, whole = [], Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda self: read.append(self.name) or whole(self))
+    found = marks({"train": [tmp_path / name for name in "abc"], "test": [tmp_path / name for name in "def"]})
+    assert [key in set(found["train"]) for key in found["test"]] == [True, False, False]
+    assert sorted(read) == ["a", "b", "d"]
 
 
 def test_given_splits_and_arrays_as_others_write_them(tmp_path):

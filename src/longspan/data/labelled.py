@@ -107,7 +107,8 @@ class LabelledDataModule(SequenceDataModule):
         return class_baselines(self._counts("train"), self._counts(split))
 
     def describe(self) -> dict[str, Any]:
-        """Where the data is from, and of each split the sequences of each class, and how many are cut at `max_length`."""
+        """Where the data is from, and of each split the sequences of each class, how many are cut at `max_length`, and
+        how many images that are given for it are training images too."""
         record: dict[str, Any] = {**self.to_record, "max_length": self.max_length}
         for split in SPLITS:
             counts = self._counts(split).tolist()
@@ -115,4 +116,6 @@ class LabelledDataModule(SequenceDataModule):
             cut = self.split(split).cut  # type: ignore[attr-defined]
             if cut is not None:
                 record[split]["cut"] = int(cut.sum())
+            if split in self.in_training:
+                record[split]["in_training"] = self.in_training[split]
         return json.loads(json.dumps(record))

@@ -17,8 +17,10 @@ from torch.utils.data import DataLoader
 
 from longspan.config.errors import wrong_value
 from longspan.data import settings
+from longspan.data.dropped import in_training
 from longspan.data.errors import DataFileError
 from longspan.data.images import sources
+from longspan.data.images.equal import held, marks
 from longspan.data.images.sources import SPLIT_WORDS, Images
 from longspan.data.images.tokens import Cutting
 from longspan.data.labelled import LabelledDataModule, LabelledSet
@@ -162,7 +164,20 @@ class ImageDataModule(LabelledDataModule):
                 split: 0.0 if split in whole else getattr(self.splits, f"{split}_fraction") for split in ("validation", "test")
             }
         )
-        return self._held_out(whole, shares) if any(shares.values()) else whole
+        sets = self._held_out(whole, shares) if any(shares.values()) else whole
+        self.in_training = in_training(marks(self._contents(given, sets)), "images")
+        return sets
+
+    @staticmethod
+    def _contents(given: Given, sets: Mapping[str, LabelledSet]) -> dict[str, list[Path | bytes]]:
+        """What is compared of the images of training and of the splits that are given; none where images are not compared."""
+        found = {}
+        for split, images in given.items():
+            names = sets[split].names
+            if images is not None and images.content is not None and names is not None:
+                number = {name: n for n, name in enumerate(images.names)}
+                found[split] = [held(images.content(number[name])) for name in names]
+        return found if "train" in found and len(found) > 1 else {"train": []}
 
     def _take(self, shape: tuple[int, int, int]) -> None:
         self._shape = shape

@@ -39,6 +39,7 @@ class Images:
         names: N names.
         shape: (H, W, c).
         others: files among them that are no images.
+        content: called with a number below N, gives the file of that image, or its pixels; None where images are not compared.
     """
 
     read: Callable[[int], np.ndarray]
@@ -46,6 +47,7 @@ class Images:
     names: list[str]
     shape: tuple[int, int, int]
     others: Sequence[Path] = ()
+    content: Callable[[int], Path | bytes] | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -87,7 +89,7 @@ def read_folder(folder: Path, shape: tuple[int, int, int] | None = None) -> Imag
     for file, size in zip(files, found, strict=True):
         check_size(file, None, size[:2], first[:2])
     names = [file.relative_to(folder).as_posix() for file in files]
-    return Images(lambda n: opened(files[n], first), labels, names, first, others)
+    return Images(lambda n: opened(files[n], first), labels, names, first, others, files.__getitem__)
 
 
 def check_size(path: Any, line: int | None, size: Sequence[int], wanted: Sequence[int]) -> None:
@@ -156,7 +158,8 @@ def of_array(array: np.ndarray, labels: np.ndarray | None, path: Path, key: str)
         return np.round(image * 255).astype(np.uint8)
 
     names = None if labels is None else [str(label) for label in labels.reshape(-1).tolist()]
-    return Images(read, names, [str(n) for n in range(len(array))], shape)
+    numbers = [str(n) for n in range(len(array))]
+    return Images(read, names, numbers, shape, content=lambda n: read(n).tobytes())
 
 
 def read_archive(path: Path) -> dict[str, Images]:
@@ -208,7 +211,8 @@ def read_cifar(folder: Path, files: Sequence[Path]) -> Images:
     names = meta.read_text().split() if meta.is_file() else [str(n) for n in range(10)]
     pixels = records[:, 1:].reshape(-1, 3, 32, 32)
     labels = [names[n] for n in records[:, 0]]
-    return Images(lambda n: pixels[n].transpose(1, 2, 0), labels, [str(n) for n in range(len(records))], (32, 32, 3))
+    numbers = [str(n) for n in range(len(records))]
+    return Images(lambda n: pixels[n].transpose(1, 2, 0), labels, numbers, (32, 32, 3), content=lambda n: pixels[n].tobytes())
 
 
 def read_hub_images(rows: Sequence[Any], image_column: str, label_column: str) -> Images:
