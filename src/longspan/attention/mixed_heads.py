@@ -30,7 +30,7 @@ class MixedHeads(ShowsWeights):
     """Consecutive groups of heads, each with a variant of its own, as evenly as they divide.
 
     Queries and keys are turned by positions where any part wants that. A part that makes its keys from its queries leaves the
-    keys of its heads unused.
+    keys of its heads unused; where all parts do, the model projects none.
 
     Args:
         parts: names of variants, or mappings of a `name` and settings: [gated_delta, {name: local, window: 64}]; `name*2` has
@@ -78,9 +78,11 @@ class MixedHeads(ShowsWeights):
                     f"= {entry.name!r} wants more projections than keys and values; leave gates and branch_keys out",
                 )
         self.rotary = any(getattr(part, "rotary", True) for part in self.parts)
+        self.shares_qk = all(getattr(part, "shares_qk", False) for part in self.parts)
 
     def _split(self, q: Tensor, k: Tensor, v: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
-        q_parts, k_parts, v_parts = q.split(self.counts, 1), k.split(self.kv_counts, 1), v.split(self.kv_counts, 1)
+        q_parts, v_parts = q.split(self.counts, 1), v.split(self.kv_counts, 1)
+        k_parts = q_parts if self.shares_qk else k.split(self.kv_counts, 1)
         return list(zip(q_parts, k_parts, v_parts, strict=True))
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, lengths: Any = None, segments: Any = None) -> Tensor:
