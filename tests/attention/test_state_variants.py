@@ -280,6 +280,14 @@ def test_sums_that_leave_the_range_of_float16(name):
     assert all(x.grad.isfinite().all() for x in (q, k, v))
 
 
+@pytest.mark.parametrize("name", ["linear", "performer"])
+def test_no_token_both_ways(name):
+    q, k, v = draw(0)
+    out = made(name, causal=False)(q, k, v)
+    assert out.shape == q.shape
+    out.sum().backward()
+
+
 def test_half_precision_of_a_model_under_autocast():
     module = getattr(variants, "gated_delta")(**PLACE)  # noqa: B009
     q, k, v = (x.detach().float() for x in draw(70))

@@ -78,7 +78,7 @@ class Performer(LinearAttention):
     ) -> tuple[Tensor, list[Tensor]]:
         top = None
         keys = self._exponents(k)
-        if not self.causal:  # padding holds zeros, whose exponents are 0
+        if not self.causal and keys.numel():  # padding holds zeros, whose exponents are 0
             top = keys.detach().amax((-1, -2), keepdim=True)
         queries = self._exponents(q)
         queries = (queries - queries.detach().amax(-1, keepdim=True)).exp()
