@@ -122,6 +122,9 @@ def test_a_folder_of_ones_own_comes_before_the_projects(tmp_path, capsys):
             check_command_line(CONF, [*own, "attention=mine", word])
         assert said in capsys.readouterr().err
     with pytest.raises(SystemExit):
+        check_command_line(CONF, [*own, "hydra.searchpath=[file:///other]"])
+    assert f"give the second alone, hydra.searchpath=[file://{tmp_path},file:///other]" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
         check_command_line(CONF, ["--config-dir", str(tmp_path / "none")])
     assert "give one folder that is there" in capsys.readouterr().err
 

@@ -26,7 +26,7 @@ def with_own_folder(words: Sequence[str]) -> list[str]:
     """The words of a command line, `--config-dir FOLDER` as the word that each run of it understands.
 
     Raises:
-        ConfigError: no such folder, or several.
+        ConfigError: no such folder, or several, here or in a word of Hydra's beside it.
     """
     rest, folders = [], []
     given = iter(words)
@@ -42,6 +42,10 @@ def with_own_folder(words: Sequence[str]) -> list[str]:
         raise ConfigError(
             f"--config-dir {' '.join(folders)}: give one folder that is there, with groups such as attention/ in it"
         )
+    beside = [folder for word in rest for folder in _named([word])]
+    if beside:
+        both = ",".join([f"file://{Path(folders[0]).expanduser().resolve()}", *beside])
+        raise ConfigError(f"--config-dir and hydra.searchpath name folders both: give the second alone, {SEARCH_PATH}[{both}]")
     named = f"{SEARCH_PATH}[{quoted(f'file://{Path(folders[0]).expanduser().resolve()}')}]"
     first = next((at for at, word in enumerate(rest) if "=" in word and not word.startswith("-")), len(rest))
     return [*rest[:first], named, *rest[first:]]  # Hydra takes its overrides from one place among the options
