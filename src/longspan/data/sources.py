@@ -254,7 +254,8 @@ def _full_lines(rows: list[Row], columns: Columns) -> list[Row]:
     Raises:
         NoTextError: some hold none, and are not to be left out.
     """
-    full, empty = [], []
+    full: list[Row] = []
+    empty: list[Row] = []
     for row in rows:
         (empty if is_blank(row.values["text"]) else full).append(row)
     if empty and columns.on_empty == "error":
