@@ -63,6 +63,16 @@ def test_attention_cycles_over_layers(sdpa):
     assert attention_of_each_layer(named, 3) == [local, full, local]
     gated, _, own = attention_of_each_layer(named, 3, ["gated_delta", "gated_delta", "full"])
     assert isinstance(gated(heads=2, head_dim=16, causal=True, layer=0, max_length=8), GatedDeltaNet) and own is full
+    for name, causal, said in (
+        (
+            "nsa",
+            True,
+            r"= 'nsa': its top_k = 4 is more .* attention=hybrid attention.layers=\[\{name: nsa, top_k: ...\}, ...\]",
+        ),
+        ("linformer", True, "= 'linformer' sums keys"),
+    ):
+        with pytest.raises(ConfigError, match=f"model.attention_layers {said}"):
+            attention_of_each_layer(named, 1, [name])[0](heads=2, head_dim=16, causal=causal, layer=0, max_length=64)
 
 
 def test_attention_is_told_its_place(sdpa):

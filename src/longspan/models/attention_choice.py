@@ -7,12 +7,14 @@ returns a module called as ``module(q, k, v, lengths=, segments=) -> [B, H, T, D
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 from torch import nn
 
 from longspan.attention.named import variant_names
 from longspan.attention.parts import Part
-from longspan.config.errors import wrong_value
+from longspan.config.errors import ConfigError, wrong_value
 from longspan.nearest import did_you_mean, nearest
 
 AttentionMaker = Callable[..., nn.Module]
@@ -58,9 +60,23 @@ def _named(makers: dict[str, AttentionMaker], names: list[str] | None) -> list[A
         return list(makers.values())
     if not names:
         raise wrong_value("model.attention_layers", names, f"list at least one of {', '.join(makers)}")
-    known = makers | {name: Part(name, {}, name).build for name in variant_names() if name not in makers}
+    known = makers | {name: partial(_with_usual_settings, name) for name in variant_names() if name not in makers}
     for name in names:
         if name not in known:
             meant = did_you_mean(nearest(name, known))
             raise wrong_value("model.attention_layers", name, f"choose among {', '.join(known)}.{meant}")
     return [known[name] for name in names]
+
+
+def _with_usual_settings(name: str, **place: Any) -> nn.Module:
+    """A variant that no config group holds: its errors are of that name, as no key holds its settings."""
+    try:
+        return Part(name, {}, name).build(**place)
+    except ConfigError as error:
+        setting = error.key.removeprefix(f"attention.{name}").removeprefix(".")
+        if setting:
+            own = f"attention=hybrid attention.layers=[{{name: {name}, {setting}: ...}}, ...]"
+            said = f"= {name!r}: its {setting} {error.problem}. With settings of its own: {own}"
+        else:
+            said = error.problem
+        raise ConfigError(f"model.attention_layers {said}", "model.attention_layers", said) from error
