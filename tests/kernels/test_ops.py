@@ -48,6 +48,20 @@ def test_an_eager_call_and_the_op_itself_give_the_same(scaled: Op, with_y: bool)
     torch.testing.assert_close(results[0][:2], (expected, 6 * expected), rtol=0, atol=0)
 
 
+def test_an_op_that_is_defined_again_is_the_new_one() -> None:
+    def grown(x: torch.Tensor) -> torch.Tensor:
+        return x + 1
+
+    def doubled(x: torch.Tensor) -> torch.Tensor:
+        return x * 2
+
+    x = torch.full((3,), 5.0)
+    assert Op("defined_again_in_a_test", grown)(x)[0] == 6
+    again = Op("defined_again_in_a_test", doubled)
+    again.register_fake(torch.empty_like)
+    assert again(x)[0] == torch.ops.longspan.defined_again_in_a_test(x)[0] == 10
+
+
 def test_opcheck(scaled: Op) -> None:
     x = torch.randn(4, requires_grad=True)
     torch.library.opcheck(scaled.overload, (x, None, 2.0))

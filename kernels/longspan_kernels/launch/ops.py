@@ -19,7 +19,9 @@ from torch import Tensor
 from longspan_kernels.errors import BackendError
 
 NAMESPACE = "longspan"
-_library = torch.library.Library(NAMESPACE, "FRAGMENT")
+_libraries: dict[
+    str, torch.library.Library
+] = {}  # by op: a module that a notebook loads anew defines its ops again
 
 
 class Op:
@@ -34,8 +36,11 @@ class Op:
     def __init__(self, name: str, function: Callable[..., Any], schema: str | None = None):
         self.name, self.function = f"{NAMESPACE}::{name}", function
         schema = schema or torch.library.infer_schema(function, mutates_args=())
-        _library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
-        _library.impl(name, function, "CompositeExplicitAutograd")
+        if name in _libraries:
+            _libraries.pop(name)._destroy()
+        self.library = _libraries[name] = torch.library.Library(NAMESPACE, "FRAGMENT")
+        self.library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+        self.library.impl(name, function, "CompositeExplicitAutograd")
         self.overload = getattr(getattr(torch.ops, NAMESPACE), name).default
         self.autograd_function = self._made_function(self._refuse, lambda ctx, inputs, output: None)
 
@@ -47,13 +52,13 @@ class Op:
 
     def register_fake(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """`function` gives results without memory, as torch.library.register_fake asks of it."""
-        torch.library.register_fake(self.name, function, lib=_library)
+        torch.library.register_fake(self.name, function, lib=self.library)
         return function
 
     def register_autograd(self, backward: Callable[..., Any], *, setup_context: Callable[..., None]) -> None:
         """Gradients, as torch.library.register_autograd takes them: `backward(ctx, *gradients)`, `setup_context(ctx, inputs,
         output)`."""
-        torch.library.register_autograd(self.name, backward, setup_context=setup_context, lib=_library)
+        torch.library.register_autograd(self.name, backward, setup_context=setup_context, lib=self.library)
         self.autograd_function = self._made_function(backward, setup_context)
 
     def _made_function(self, backward: Callable[..., Any], setup_context: Callable[..., None]) -> Any:
