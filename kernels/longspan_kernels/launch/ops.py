@@ -19,9 +19,7 @@ from torch import Tensor
 from longspan_kernels.errors import BackendError
 
 NAMESPACE = "longspan"
-_libraries: dict[
-    str, torch.library.Library
-] = {}  # by op: a module that a notebook loads anew defines its ops again
+_libraries: dict[str, torch.library.Library] = {}  # by op: a module that a notebook loads anew defines its ops again
 
 
 class Op:
