@@ -169,7 +169,6 @@ def peak_memory(work: Work, device: str) -> int:
         return torch.cuda.max_memory_allocated() - before
     # On a CPU torch's profiler reports each allocation and release in order. Memory that earlier results left is no allocation.
     kept_memory.results.clear()
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch 2.13 writes a line to the terminal for each start and stop
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         work()
     held = peak = 0

@@ -42,6 +42,11 @@ class Example:
     labels: tuple[Any, ...]
     group: str | bytes
 
+    @property
+    def content(self) -> bytes:
+        """What equal texts share."""
+        return self.document.tokens.tobytes()
+
 
 class ExampleDataset(Dataset):
     """Item: {"tokens" [<= T], "target" int64 or [K] float32, "id", "start"}; longer documents are cut at T."""
@@ -137,7 +142,7 @@ class SequenceClassificationDataModule(SequenceDataModule):
         shares = self.splits.shares(given)
         groups, wanted = [example.group for example in pool], 1 + sum(share > 0 for share in shares.values())
         if self.splits.group_column is not None:
-            groups = joined_groups(groups, [example.document.tokens.tobytes() for example in pool], wanted)
+            groups = joined_groups(groups, (example.content for example in pool), wanted)
         settings.enough_groups(
             self.source.key,
             self.source.named,
@@ -151,7 +156,7 @@ class SequenceClassificationDataModule(SequenceDataModule):
         for split in SPLITS:
             examples = given[split] if split != "train" else None
             parts[split] = examples or [pool[index] for index in chosen[split]]
-        texts = {split: [one.document.tokens.tobytes() for one in parts[split]] for split in SPLITS}
+        texts = {split: (example.content for example in parts[split]) for split in SPLITS}
         self.in_training = in_training(texts, "sequences")
         self._train_vocabulary([example.document for example in parts["train"]])
         return {split: self._dataset(split, parts[split]) for split in SPLITS}

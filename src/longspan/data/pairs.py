@@ -154,7 +154,7 @@ class PairedDataModule(SequenceDataModule):
         for split in SPLITS:
             if split == "train" or split not in parts:
                 parts[split] = [pool[index] for index in chosen[split]]
-        self.in_training = in_training({split: [one.source.encode() for one in parts[split]] for split in SPLITS}, "sources")
+        self.in_training = in_training({split: (one.source.encode() for one in parts[split]) for split in SPLITS}, "sources")
         self._train_vocabularies(parts["train"])
         self._texts = parts
         return {split: self._dataset(split, parts[split]) for split in SPLITS}

@@ -6,7 +6,7 @@ Everything is a function of its arguments: the same seed gives the same split in
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -60,7 +60,7 @@ def by_chromosome(
     return parts
 
 
-def joined_groups(groups: Sequence[str | bytes], contents: Sequence[bytes], least: int) -> list[str | bytes]:
+def joined_groups(groups: Sequence[str | bytes], contents: Iterable[bytes], least: int) -> list[str | bytes]:
     """The groups, those with an item of equal content as one: so no split parts equal items. As they are where that would leave
     fewer than `least`, or one with more than half of all items: what stands in most groups, such as a phrase, cannot be held
     out."""
@@ -71,9 +71,9 @@ def joined_groups(groups: Sequence[str | bytes], contents: Sequence[bytes], leas
             parent[group] = group = parent[parent[group]]
         return group
 
-    first: dict[bytes, str | bytes] = {}
+    first: dict[int, str | bytes] = {}  # by hash: the contents themselves may be most of the memory
     for group, content in zip(groups, contents, strict=True):
-        parent[root(group)] = root(first.setdefault(content, group))
+        parent[root(group)] = root(first.setdefault(hash(content), group))
     joined = [root(group) for group in groups]
     few = len(set(joined)) < least or max(Counter(joined).values()) > max(len(joined) / 2, *Counter(groups).values())
     return list(groups) if few else joined

@@ -108,7 +108,7 @@ class TextDataModule(SequenceDataModule):
                 sets[split] = self._whole(split, documents)
         read = {split: those for split, those in given.items() if those and not isinstance(those, MappedDocuments)}
         if "train" in read:
-            self.in_training = in_training({split: [d.tokens.tobytes() for d in read[split]] for split in read}, "documents")
+            self.in_training = in_training({split: (d.tokens.tobytes() for d in read[split]) for split in read}, "documents")
         return sets
 
     def _parts(self, corpus: Corpus, pool: list[Document], regions: list[Region]) -> list[Document]:

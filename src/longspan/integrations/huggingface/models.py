@@ -34,6 +34,7 @@ from transformers.modeling_outputs import (
     TokenClassifierOutput,
 )
 
+from longspan.attention.decoding import as_in_evaluation
 from longspan.config.errors import CallError
 from longspan.config.from_checkpoint import check_checkpoint_config
 from longspan.inference.pretrained import ARCHITECTURES, MODEL_TYPE
@@ -265,12 +266,10 @@ class LongspanForSeq2SeqLM(LongspanPreTrained):
             length_penalty if length_penalty is not None else task.get("length_penalty", 1.0),
             most=max_new_tokens,
         )
-        training = self.training
-        self.eval()
         source, lengths = self._source(input_ids, attention_mask)
         bos, eos = facts["bos_id"], facts["eos_id"]
-        found = search(self.model, source, lengths, bos=bos, eos=eos, forbidden=facts["special_ids"], beam=beam)
-        self.train(training)
+        with as_in_evaluation(self):
+            found = search(self.model, source, lengths, bos=bos, eos=eos, forbidden=facts["special_ids"], beam=beam)
         longest = max(map(len, found))
         rows = [[bos, *one, *[eos] * (longest + 1 - len(one))] for one in found]
         return torch.tensor(rows, device=input_ids.device)
