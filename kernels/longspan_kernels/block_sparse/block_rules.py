@@ -1,4 +1,4 @@
-"""Rules that speak of whole blocks of positions: beside the diagonal, listed for each row, or from a table."""
+"""Rules that speak of whole blocks of positions: beside the diagonal, listed for each row, from a table, or each a key."""
 
 from __future__ import annotations
 
@@ -147,6 +147,37 @@ class BlockTableRule(BlockRule):
     def block_pairs(self, h, device):
         pairs = self.table[h if self.per_head else 0].to(device).nonzero()
         return pairs[:, 0], pairs[:, 1]
+
+
+class PastBlocks(Unbounded):
+    """Key j stands for a block of tokens, the next key for one that begins `step` tokens later: query row r sees key j where
+    r >= j * step + first.
+
+    Args:
+        shift: Tk - Tq, by which key coordinates differ from rows of queries; keys are fewer here.
+    """
+
+    def __init__(self, step: int, first: int, shift: int):
+        self.step, self.first, self.shift = step, first, shift
+
+    def live(self, h, i, j):
+        return i - self.shift >= j * self.step + self.first
+
+    def signature(self, h, i0, j0, q, k):
+        # Tokens from the first key's to the first query: below -q.span no query sees a key, from step * k.span on all see all.
+        ahead = i0 - self.shift - self.first - j0 * self.step
+        return [ahead.clamp(-q.span - 1, self.step * k.span)]
+
+    def traits(self):
+        return Traits(grows=True, fills=False, listed=True)
+
+    def tiles(self, h, q, k, lo, hi):
+        last = torch.div(q.base + q.span - self.shift - self.first, self.step, rounding_mode="floor")  # key that a tile sees
+        counts = torch.searchsorted(k.base, last, right=True) if k.natural else torch.full_like(last, k.count)
+        check_tile_count(int(counts.sum()))
+        rows = torch.repeat_interleave(torch.arange(q.count, device=q.device), counts)
+        columns = torch.arange(len(rows), device=q.device) - (torch.cumsum(counts, 0) - counts)[rows]
+        return pairs_in_band(q, k, rows, columns, lo, hi)
 
 
 def offset_of(first: Tensor, span: int, size: int) -> Tensor:

@@ -173,3 +173,8 @@ def visited_pairs(pattern: Pattern, length: int, heads: int, causal: bool, bias_
     backend of this machine visits.
     """
     return counted_pairs(pattern.key, length, length, heads, causal, bias_block)
+
+
+def compressed_pairs(pattern: Pattern, length: int, keys: int, heads: int) -> int:
+    """`visited_pairs` of a pattern of queries that see fewer keys, each of which stands for several tokens."""
+    return counted_pairs(pattern.key, length, keys, heads, False)

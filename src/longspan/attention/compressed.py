@@ -5,20 +5,24 @@ Legend: B batch, H heads, Hkv key/value heads, T tokens, D head width, r tokens 
 
 from __future__ import annotations
 
-from typing import Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from longspan.attention.content import ContentAttention, without_padding
+from longspan.attention.base import compressed_pairs, visited_pairs
+from longspan.attention.content import ContentAttention, for_all_heads, with_lse, without_padding
 from longspan.attention.decoding import AttentionCache, as_in_evaluation
 from longspan.attention.errors import as_whole, wrong_setting
+from longspan.attention.merging import merged
 from longspan.attention.place import Place
 from longspan.cost import Cost
+from longspan.patterns import Local
+from longspan.patterns.compressed_keys import CompressedKeys
 
 COMPRESSIONS = ("pooled", "strided", "convolved")
-ROWS = 256  # queries that are attended at once
+ROWS = 256  # new queries that are decoded at once
 
 
 class CompressedCache(AttentionCache):
@@ -48,8 +52,6 @@ class CompressedAttention(ContentAttention):
         heads, kv_heads, head_dim, causal, dropout, backend: see `ContentAttention`.
     """
 
-    has_kernels = False
-
     def __init__(
         self,
         *,
@@ -71,12 +73,43 @@ class CompressedAttention(ContentAttention):
             self.map_k, self.map_v = nn.Parameter(mean.clone()), nn.Parameter(mean.clone())
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, segments: Tensor | None) -> Tensor:
-        T = q.shape[2]
         q, k, v = (without_padding(x, lengths) for x in (q, k, v))
-        compressed_k, compressed_v = self.compress(k, True, lengths), self.compress(v, False, lengths)
-        ends = torch.full((1,), T, device=q.device) if lengths is None else lengths
-        out = [self._rows(q, k, v, compressed_k, compressed_v, ends, first) for first in range(0, T, ROWS)]
-        return without_padding(torch.cat(out, 2), lengths) if out else q.new_zeros(q.shape)
+        far_k, far_v = self.compress(k, True, lengths), self.compress(v, False, lengths)
+        call = {"dropout_p": self.dropped, "backend": self.backend}
+        parts = [with_lse(q, k, v, Local(self.window), causal=self.causal, lengths=lengths, **call)]
+        if self.causal:
+            parts.append(with_lse(q, far_k, far_v, self.far, **call))
+        else:
+            parts += self._far_both_ways(q, far_k, far_v, lengths, call)
+        return without_padding(merged(parts, backend=self.backend), lengths)
+
+    @property
+    def far(self) -> CompressedKeys:
+        """Which whole blocks a query sees."""
+        if self.causal:
+            return CompressedKeys(self.rate, self.window)
+        return CompressedKeys(self.rate, self.window // 2 + 1, self.rate - 1 - self.window // 2)
+
+    def _far_both_ways(
+        self, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, call: dict[str, Any]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Attention to compressed keys and values [B, Hkv, N, D]: to whole blocks, and to a last one that is cut short."""
+        T, r = q.shape[2], self.rate
+        if lengths is None and T % r == 0:
+            return [with_lse(q, k, v, self.far, **call)]
+        ends = torch.full((q.shape[0],), T, device=q.device) if lengths is None else lengths
+        parts = [with_lse(q, k, v, self.far, lengths=(ends, ends // r), **call)]
+        # It ends where the sequence does, which no pattern knows.
+        last, (i, behind) = ends // r, (torch.arange(T, device=q.device), self.window // 2)
+        sees = (last * r)[:, None] < i - behind  # (B, T)
+        sees = (sees | (ends[:, None] - 1 > i + behind)) & (ends % r > 0)[:, None]
+        at = last.clamp(max=k.shape[2] - 1)[:, None, None, None].expand(-1, k.shape[1], 1, k.shape[3])
+        key, value = (for_all_heads(x.gather(2, at), q.shape[1]) for x in (k, v))  # (B, H, 1, D)
+        exact = torch.promote_types(q.dtype, torch.float32)
+        score = (q.to(exact) * key.to(exact)).sum(-1) * self.head_dim**-0.5  # (B, H, T)
+        kept = F.dropout(torch.ones_like(score), self.dropped)[..., None].to(value.dtype)
+        parts.append((value * kept, score.masked_fill(~sees[:, None], float("-inf"))))
+        return parts
 
     def compress(self, x: Tensor, is_key: bool, lengths: Tensor | None) -> Tensor:
         """[B, Hkv, N, D] of x [B, Hkv, T, D], which holds zeros beyond the lengths."""
@@ -91,31 +124,6 @@ class CompressedAttention(ContentAttention):
         first = torch.arange(blocks.shape[2], device=x.device) * r
         count = (ends[:, None] - first).clamp(1, r)  # (B or 1, N) tokens that exist
         return blocks.sum(3) / count[:, None, :, None].to(x.dtype)
-
-    def _rows(
-        self, q: Tensor, k: Tensor, v: Tensor, compressed_k: Tensor, compressed_v: Tensor, ends: Tensor, first: int
-    ) -> Tensor:
-        """The output of the queries from `first` on, at most ROWS."""
-        T, r = q.shape[2], self.rate
-        stop = min(T, first + ROWS)
-        behind = self.window - 1 if self.causal else self.window // 2
-        near_first, near_stop = max(0, first - behind), stop if self.causal else min(T, stop + behind)
-        blocks = compressed_k.shape[2]
-        if self.causal:
-            blocks = max(0, min(blocks, -(-(stop - self.window) // r)))
-        i = torch.arange(first, stop, device=q.device)[:, None]
-        j = torch.arange(near_first, near_stop, device=q.device)
-        start, ends = torch.arange(blocks, device=q.device) * r, ends[:, None, None]
-        if self.causal:
-            near, far = (i >= j) & (i - j <= behind), start <= i - self.window
-        else:  # a sequence's last block may be cut short
-            near, far = (i - j).abs() <= behind, (start < i - behind) | (torch.minimum(start + r, ends) - 1 > i + behind)
-        seen = torch.cat((near & (j < ends), far & (start < ends)), -1)[:, None]  # (B or 1, 1, rows, keys)
-        seen = seen | ~seen.any(-1, keepdim=True)  # rows beyond a length are thrown away, but must not be NaN
-        keys = torch.cat((k[:, :, near_first:near_stop], compressed_k[:, :, :blocks]), 2)
-        values = torch.cat((v[:, :, near_first:near_stop], compressed_v[:, :, :blocks]), 2)
-        keys, values = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (keys, values))
-        return F.scaled_dot_product_attention(q[:, :, first:stop], keys, values, attn_mask=seen, dropout_p=self.dropped)
 
     def new_cache(
         self, batch: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
@@ -186,13 +194,8 @@ class CompressedAttention(ContentAttention):
                 both = max(0, older + newer - blocks)
                 older += newer - both
             far += older
-        visited = 0
-        for first in range(0, length, ROWS):
-            stop = min(length, first + ROWS)
-            keys = (stop if self.causal else min(length, stop + behind)) - max(0, first - behind)
-            seen = max(0, min(blocks, -(-(stop - w) // r))) if self.causal else blocks
-            visited += (stop - first) * (keys + seen)
-        live, visited = H * (near + far), H * visited
+        visited = visited_pairs(Local(w), length, H, self.causal) + compressed_pairs(self.far, length, blocks, H)
+        live = H * (near + far)
         other = 4 * length * D * D * self.kv_heads if self.compression == "convolved" else 0
         held = 4 * self.kv_heads * D * (min(length, w - 1) + length // r)  # keys and values of two bytes a number
         return Cost(live, visited, 4 * D * live, 4 * D * visited, other, state_bytes=held)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from longspan.attention.content import with_lse
 from longspan.patterns import Full
+from longspan.patterns.compressed_keys import CompressedKeys
 
 
 def compressed_count(length: int, block: int, stride: int) -> int:
@@ -71,21 +72,12 @@ def attend_to_compressed(
 ) -> tuple[Tensor, Tensor]:
     """Attention to compressed keys and values [B, Hkv, nc, D] -> out [B, H, T, D], lse [B, H, T].
 
-    Causal, a query sees the blocks that end at or before it, so that stride after stride of tokens sees one block more: token
-    block - 1 + m * stride + r sees blocks up to m, whatever r < stride is. So the tokens of each r are an ordinary causal
-    problem of nc queries and nc keys, and all of them one call, r beside the batch.
+    Causal, a query sees the blocks that end at or before it. Of a sequence shorter than T it sees none beyond its end then.
     """
-    B, T, nc = q.shape[0], q.shape[2], keys.shape[2]
+    nc = keys.shape[2]
     call = {"dropout_p": dropout_p, "backend": backend}
-    if not causal:
-        if lengths is not None:
-            lengths = (lengths, ((lengths - block) // stride + 1).clamp(0, nc))  # type: ignore[assignment]
-        return with_lse(q, keys, values, Full(), lengths=lengths, **call)
-    rows = nn.functional.pad(q[:, :, block - 1 :], (0, 0, 0, nc * stride - (T - block + 1)))
-    rows = rows.unflatten(2, (nc, stride)).permute(0, 3, 1, 2, 4).flatten(0, 1)  # (B d, H, nc, D)
-    keys, values = (x[:, None].expand(B, stride, *x.shape[1:]).flatten(0, 1) for x in (keys, values))
-    out, lse = with_lse(rows, keys, values, Full(), causal=True, **call)
-    out = out.unflatten(0, (B, stride)).permute(0, 2, 3, 1, 4).flatten(2, 3)  # (B, H, nc d, D)
-    lse = lse.unflatten(0, (B, stride)).permute(0, 2, 3, 1).flatten(2, 3)
-    out = nn.functional.pad(out[:, :, : T - block + 1], (0, 0, block - 1, 0))
-    return out, nn.functional.pad(lse[:, :, : T - block + 1], (block - 1, 0), value=float("-inf"))
+    if causal:
+        return with_lse(q, keys, values, CompressedKeys(stride, block - 1), **call)
+    if lengths is not None:
+        lengths = (lengths, ((lengths - block) // stride + 1).clamp(0, nc))  # type: ignore[assignment]
+    return with_lse(q, keys, values, Full(), lengths=lengths, **call)
