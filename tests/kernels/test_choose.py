@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from longspan_kernels.errors import BackendError
-from longspan_kernels.selected import choose, choose_blocks, choose_scored_blocks
+from longspan_kernels.selected import block_means, choose, choose_blocks, choose_scored_blocks
 
 HERE = torch.cuda.is_available()
 interpreted = pytest.mark.skipif(HERE, reason="a GPU is here: tests/gpu runs the compiled kernels")
@@ -20,7 +20,7 @@ def may_pick(number, i, length, size, causal):
 def check(picks, scores, n, size, length, causal, lengths, first=0):
     """Picks of a call against scores [B, H, rows, nb] in float64: as many as may be, distinct, and none better left out."""
     B, H, rows, blocks = scores.shape
-    assert picks.shape == (B, H, rows, n) and picks.dtype == torch.int64
+    assert picks.shape == (B, H, rows, n) and picks.dtype == torch.int32
     ends = [length] * B if lengths is None else lengths.tolist()
     for b in range(B):
         for r in range(rows):
@@ -129,13 +129,53 @@ def test_what_lies_past_the_length_does_not_matter(monkeypatch):
     assert (expected[1, :, 33:] == -1).all()
 
 
-def test_parts_hold_all_of_a_float32():
+@interpreted
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_last_bit_of_a_mean_counts(dtype, monkeypatch):
     pytest.importorskip("triton")
-    from longspan_kernels.selected.triton.choose_kernels import bfloat16_parts
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    q, means = torch.zeros(1, 1, 40, 16, dtype=dtype), torch.randn(1, 1, 40, 16)
+    q[..., 3] = 1.0
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(0))
+    means[0, 0, order, 3] = 1 + torch.arange(40) * 2.0**-23
+    picks = choose_blocks(q, means, 1, 1, causal=False, backend="triton")[0, 0, :, 0]
+    best = torch.where(torch.arange(40) == order[-1], order[-2], order[-1])  # its own is no candidate
+    assert picks.long().equal(best)
 
-    x = torch.randn(2, 1000) * torch.logspace(-20, 20, 1000)
-    parts = bfloat16_parts(x)
-    assert parts.shape == (3, 2, 1000) and parts.sum(0, dtype=torch.float32).equal(x)
+
+@interpreted
+@settings(max_examples=25, deadline=None)
+@given(st.sampled_from([16, 24, 40]), st.integers(1, 70), st.sampled_from([1, 5, 16, 40]), st.booleans(), st.integers(0, 99))
+def test_means_are_those_of_the_tokens_that_exist(width, length, size, cut, seed):
+    pytest.importorskip("triton")
+    torch.manual_seed(seed)
+    x = torch.randn(2, length, 3, width).transpose(1, 2)
+    lengths = torch.tensor([length, length // 2]) if cut else None
+    if cut:
+        x = x.clone()
+        x[1, :, length // 2 :] = float("nan")
+    blocks = -(-length // size)
+    wanted = torch.zeros(2, 3, blocks, width)
+    for b in range(2):
+        end = length if lengths is None else int(lengths[b])
+        for c in range(-(-end // size)):
+            wanted[b, :, c] = x[b, :, c * size : min(end, c * size + size)].double().mean(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        for backend in ("triton", "blocked"):
+            torch.testing.assert_close(block_means(x, size, lengths=lengths, backend=backend), wanted, atol=1e-6, rtol=1e-5)
+    assert block_means(x.double(), size, lengths=lengths).dtype == torch.float64
+
+
+@pytest.mark.parametrize("backend", ["triton", "blocked"])
+def test_the_own_block_comes_first(backend, monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    q, means = torch.randn(2, 4, 50, 16), torch.randn(2, 2, 4, 16)
+    call = {"causal": True, "lengths": torch.tensor([50, 20]), "backend": backend if not HERE else "blocked"}
+    alone, both = choose_blocks(q, means, 2, 16, **call), choose_blocks(q, means, 2, 16, own=True, **call)
+    assert both[..., 1:].equal(alone) and (both[..., 0] == torch.arange(50) // 16).all()
+    only = choose_blocks(q, means, 0, 16, own=True, **call)
+    assert only.shape == (2, 4, 50, 1) and (only[..., 0] == torch.arange(50) // 16).all()
 
 
 def test_tiles_fit_the_device():
@@ -201,7 +241,8 @@ def test_the_ops_compile_whole_and_give_no_gradient(lengths):
     assert picks.sort().values.equal(scored.sort().values) and not picks.requires_grad
     total.backward()
     assert q.grad is not None and means.grad is None
-    torch.library.opcheck(torch.ops.longspan.choose_blocks, (q.detach(), means.detach(), lengths, 2, 16, True, "torch"))
+    torch.library.opcheck(torch.ops.longspan.choose_blocks, (q.detach(), means.detach(), lengths, 2, 16, True, True, "torch"))
+    torch.library.opcheck(torch.ops.longspan.block_means, (q.detach(), lengths, 16, "torch"))
     scores = torch.randn(2, 2, 10, 4)
     torch.library.opcheck(torch.ops.longspan.choose_scored_blocks, (scores, lengths, 7, 50, 2, 16, True, "torch"))
 

@@ -174,11 +174,16 @@ def test_what_lies_past_the_length_does_not_matter_and_bits_repeat(backend, monk
     torch.testing.assert_close(results[0][0][1:, :, :19], alone)
 
 
-def test_lists_hold_each_pick_once_in_order():
+@pytest.mark.parametrize("backend", ["torch", pytest.param("triton", marks=interpreted)])
+def test_lists_hold_each_pick_once_in_order(backend, monkeypatch):
+    if backend == "triton":
+        pytest.importorskip("triton")
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
     g = torch.Generator().manual_seed(0)
     picks = picks_of(2, 3, 50, 4, 16, False, g, False).int()
     lengths = torch.tensor([50, 21])
-    order, start = queries_of_blocks(picks, lengths, 4)
+    order, start = queries_of_blocks(picks, lengths, 4, backend)
+    assert (order.dtype, start.dtype, start.shape) == (torch.int32, torch.int32, (25,))
     for line in range(6):
         for block in range(4):
             entries = order[start[line * 4 + block] : start[line * 4 + block + 1]] - line * 200

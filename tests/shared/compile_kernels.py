@@ -47,6 +47,8 @@ from longspan_kernels.selected.triton.choose_kernels import triton_choose, trito
 from longspan_kernels.selected.triton.choose_tokens import triton_choose_tokens
 from longspan_kernels.selected.triton.launches import triton_backward as selected_backward
 from longspan_kernels.selected.triton.launches import triton_forward as selected_forward
+from longspan_kernels.selected.triton.list_kernels import triton_queries_of_blocks
+from longspan_kernels.selected.triton.means import triton_block_means
 from longspan_kernels.selected.triton.mix import triton_gated_sum, triton_gated_sum_backward
 from longspan_kernels.selected.triton.tokens import triton_tokens_backward, triton_tokens_forward
 
@@ -249,6 +251,8 @@ def selected() -> None:
         q, k = torch.zeros(1, heads, 1024, 64, dtype=dtype), torch.zeros(1, kv_heads, 1024, 64, dtype=dtype)
         chosen = torch.zeros(1, pickers, 1024, picks, dtype=torch.int32)
         order, start = queries_of_blocks(chosen, None, -(-1024 // size))
+        triton_queries_of_blocks(chosen, None, 16, torch.int16)
+        triton_block_means(k, None, size)
         selection = Selection(chosen, order, start, None, None, None, size, True, 0.125, 0.0)
         out, lse = selected_forward(q, k, k, selection)
         selected_backward(q, None, q, k, k, out, lse, selection)

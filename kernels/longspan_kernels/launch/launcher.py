@@ -28,7 +28,17 @@ MOST_THREADS = 16  # that compile at once, in each process of a node
 # What a profile of a device shows of Longspan's attention.
 KERNELS = (
     *("forward_rows", "merge_splits", "prepare_rows", "backward_rows", "backward_columns", "add_splits"),
-    *("choose_by_means", "choose_by_scores", "segment_states", "carry_states", "attend_segments", "invert_systems"),
+    *(
+        "average_blocks",
+        "choose_by_means",
+        "choose_by_scores",
+        "number_lists",
+        "start_lists",
+        "segment_states",
+        "carry_states",
+        "attend_segments",
+        "invert_systems",
+    ),
     *("make_operands", "run_states", "read_states", "local_gradients", "run_states_back", "finish_gradients"),
     *("balance_rows", "balance_columns", "balance_back", "balance_back_columns"),
     *("attend_buckets", "merge_rounds", "differentiate_buckets", "add_rounds"),

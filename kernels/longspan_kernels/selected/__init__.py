@@ -5,6 +5,7 @@ from longspan_kernels.selected.choose import choose_blocks, choose_scored_blocks
 from longspan_kernels.selected.importance import choose_important_blocks
 from longspan_kernels.selected.index import choose_tokens
 from longspan_kernels.selected.lists import queries_of_blocks
+from longspan_kernels.selected.means import block_means
 from longspan_kernels.selected.mix import gated_sum
 from longspan_kernels.selected.op import selected_attention
 from longspan_kernels.selected.reference import selected_reference
@@ -13,6 +14,7 @@ from longspan_kernels.selected.tokens import attend_to_tokens
 __all__ = [
     "attend_to_tokens",
     "balance_causally",
+    "block_means",
     "choose_blocks",
     "choose_important_blocks",
     "choose_scored_blocks",

@@ -24,6 +24,7 @@ def choose_blocks(
     *,
     causal: bool,
     lengths: Tensor | None = None,
+    own: bool = False,
     backend: str = "auto",
 ) -> Tensor:
     """The blocks whose vector a query likes best, by their dot product in float32 (the router of MoBA, arXiv:2502.13189).
@@ -36,19 +37,20 @@ def choose_blocks(
         picks: n.
         block_size: tokens a block; block c holds those from c * block_size on.
         lengths: [B] int, tokens of each sequence; a query past it picks nothing.
+        own: whether its own block comes first, beside the n that it picks, of every query.
         backend: as in `attend`; Triton chooses up to MOST_PICKS blocks a query, and plain torch takes over beyond.
 
     Returns:
-        [B, H, T, n] int64 block numbers, distinct, in no particular order, -1 where fewer may be picked. No gradient. Among
-        equal scores Triton picks the lowest number, torch any. A block whose score is -inf is not picked, nor, in Triton,
-        one whose score is NaN.
+        [B, H, T, n] int32 block numbers, or n + 1 with `own`; distinct, in no particular order, -1 where fewer may be picked.
+        No gradient. Among equal scores Triton picks the lowest number, torch any. A block whose score is -inf is not picked,
+        nor, in Triton, one whose score is NaN.
 
     Raises:
         BackendError: the backend cannot serve the call.
     """
     backend = _backend(backend, q, means, picks)
-    out = _choose_blocks(q.detach(), means.detach(), lengths, picks, block_size, causal, backend)
-    return out.transpose(2, 3)
+    out: Tensor = _choose_blocks(q.detach(), means.detach(), lengths, picks, block_size, causal, own, backend)
+    return out
 
 
 def choose_scored_blocks(
@@ -65,14 +67,14 @@ def choose_scored_blocks(
     """As `choose_blocks`, by scores [B, H, rows, nb] of the queries `first_row`, `first_row` + 1, ... of `length`.
 
     Returns:
-        [B, H, rows, n] int64.
+        [B, H, rows, n] int32.
 
     Raises:
         BackendError: the backend cannot serve the call.
     """
     backend = _backend(backend, scores, scores, picks, by_width=False)
-    out = _choose_scored_blocks(scores.detach(), lengths, first_row, length, picks, block_size, causal, backend)
-    return out.transpose(2, 3)
+    out: Tensor = _choose_scored_blocks(scores.detach(), lengths, first_row, length, picks, block_size, causal, backend)
+    return out
 
 
 def _backend(backend: str, q: Tensor, k: Tensor, picks: int, by_width: bool = True) -> str:
@@ -98,32 +100,34 @@ def allowed_blocks(rows: Tensor, tokens: Tensor, blocks: int, block_size: int, c
 
 @op("choose_blocks")
 def _choose_blocks(
-    q: Tensor, means: Tensor, lengths: Tensor | None, picks: int, block_size: int, causal: bool, backend: str
+    q: Tensor, means: Tensor, lengths: Tensor | None, picks: int, block_size: int, causal: bool, own: bool, backend: str
 ) -> Tensor:
-    if q.numel() == 0 or means.shape[2] == 0 or picks == 0:
-        return _picks_like(q, picks).fill_(-1)
-    if backend == "triton":
+    if backend == "triton" and q.numel() and means.shape[2] and picks:
         from longspan_kernels.selected.triton.choose_kernels import triton_choose
 
-        return triton_choose(q, means, lengths, picks, block_size, causal)
-    with exact_products(q):
-        return _by_products(q, means, lengths, picks, block_size, causal)
+        return triton_choose(q, means, lengths, picks, block_size, causal, own)
+    out = _picks_like(q, picks + own).fill_(-1)
+    if own:
+        out[..., 0] = torch.arange(q.shape[2], device=q.device) // block_size
+    if q.numel() and means.shape[2] and picks:
+        with exact_products(q):
+            _by_products(q, means, lengths, picks, block_size, causal, out[..., int(own) :])
+    return out
 
 
-def _by_products(q: Tensor, means: Tensor, lengths: Tensor | None, picks: int, block_size: int, causal: bool) -> Tensor:
+def _by_products(
+    q: Tensor, means: Tensor, lengths: Tensor | None, picks: int, block_size: int, causal: bool, out: Tensor
+) -> None:
     """The definition, some rows at a time."""
     (B, H, T, _), (_, Hkv, blocks, _) = q.shape, means.shape
     exact = torch.promote_types(q.dtype, torch.float32)
     columns = means.to(exact).repeat_interleave(H // Hkv, 1).transpose(2, 3)  # (B, H, D, nb)
     tokens = torch.full((1,), T, device=q.device) if lengths is None else lengths
-    out = _picks_like(q, picks)
     step = max(1, SCORES_AT_ONCE // (B * H * blocks))
     for first in range(0, T, step):
         rows = torch.arange(first, min(T, first + step), device=q.device)
         allowed = allowed_blocks(rows, tokens, blocks, block_size, causal)[:, None]
-        best = best_blocks(q[:, :, first : first + step].to(exact) @ columns, allowed, picks)
-        out[..., first : first + step] = best.transpose(2, 3)
-    return out
+        out[:, :, first : first + step] = best_blocks(q[:, :, first : first + step].to(exact) @ columns, allowed, picks)
 
 
 @op("choose_scored_blocks")
@@ -146,17 +150,17 @@ def _choose_scored_blocks(
     rows = torch.arange(first_row, first_row + scores.shape[2], device=scores.device)
     tokens = torch.full((1,), length, device=scores.device) if lengths is None else lengths
     allowed = allowed_blocks(rows, tokens, scores.shape[3], block_size, causal)[:, None]
-    return best_blocks(scores, allowed, picks).transpose(2, 3).contiguous()
+    return best_blocks(scores, allowed, picks).int()
 
 
 def _picks_like(q: Tensor, picks: int) -> Tensor:
-    """Empty picks [B, H, n, T]: the picks of one place lie side by side, as whoever sorts queries by them wants it."""
-    return q.new_empty((*q.shape[:2], picks, q.shape[2]), dtype=torch.int64)
+    """Empty picks [B, H, T, n]."""
+    return torch.empty((*q.shape[:3], picks), dtype=torch.int32, device=q.device)
 
 
 @_choose_blocks.register_fake
-def _(q, means, lengths, picks, block_size, causal, backend):
-    return _picks_like(q, picks)
+def _(q, means, lengths, picks, block_size, causal, own, backend):
+    return _picks_like(q, picks + own)
 
 
 @_choose_scored_blocks.register_fake
@@ -165,9 +169,7 @@ def _(scores, lengths, first_row, length, picks, block_size, causal, backend):
 
 
 @register_flop_formula(torch.ops.longspan.choose_blocks)
-def choice_flops(
-    q_shape, means_shape, lengths_shape, picks, block_size, causal, backend, *rest, out_shape=None, **kwargs
-) -> int:
+def choice_flops(q_shape, means_shape, lengths_shape, picks, block_size, causal, *rest, out_shape=None, **kwargs) -> int:
     """A dot product for each query and block that it may pick; lengths are not known here."""
     (batch, heads, length, width), blocks = q_shape, means_shape[2]
     whole, rest_of_it = divmod(length, block_size)

@@ -15,16 +15,20 @@ MOST_ENTRIES = 1 << 31  # B * P * T * n: entries are numbered by 32 bits
 
 
 @op("queries_of_blocks")
-def queries_of_blocks(picks: Tensor, lengths: Tensor | None, blocks: int) -> tuple[Tensor, Tensor]:
+def queries_of_blocks(picks: Tensor, lengths: Tensor | None, blocks: int, backend: str = "torch") -> tuple[Tensor, Tensor]:
     """picks [B, P, T, n] int, -1 for none -> order [B * P * T * n] int32 and start [B * P * nb + 1] int32.
 
     `order[start[i] : start[i + 1]]` are the entries of list i, numbered through all heads: (b * P + p) * T * n + t * n + s.
-    Picks of queries at or past `lengths` [B] are in no list.
+    Picks of queries at or past `lengths` [B] are in no list. The sort is torch's; `backend` "triton" has kernels for the rest.
     """
     B, P, T, _ = picks.shape
     lists = B * P * blocks
     # Radix sort passes over a key byte by byte.
     kind = torch.int16 if lists < (1 << 15) - 1 else torch.int32
+    if backend == "triton" and picks.numel():
+        from longspan_kernels.selected.triton.list_kernels import triton_queries_of_blocks
+
+        return triton_queries_of_blocks(picks, lengths, blocks, kind)
     head = (torch.arange(B * P, device=picks.device) * blocks).view(B, P, 1, 1)
     none = picks < 0
     if lengths is not None:
@@ -36,6 +40,6 @@ def queries_of_blocks(picks: Tensor, lengths: Tensor | None, blocks: int) -> tup
 
 
 @queries_of_blocks.register_fake
-def _(picks, lengths, blocks):
+def _(picks, lengths, blocks, backend="torch"):
     B, P, T, n = picks.shape
     return picks.new_empty(B * P * T * n, dtype=torch.int32), picks.new_empty(B * P * blocks + 1, dtype=torch.int32)

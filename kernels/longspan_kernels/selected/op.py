@@ -118,7 +118,7 @@ def selected_attention(
             )
         return (out.to(q.dtype), lse) if return_lse else out.to(q.dtype)
     picks = picks.detach().to(torch.int32)
-    order, start = queries_of_blocks(picks, lengths, -(-q.shape[2] // block_size))
+    order, start = queries_of_blocks(picks, lengths, -(-q.shape[2] // block_size), backend)
     out, lse = selected_forward(
         q, k, v, picks, order, start, lengths, segments, seed, block_size, causal, scale, float(dropout_p), backend
     )

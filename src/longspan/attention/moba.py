@@ -9,16 +9,15 @@ from typing import Unpack
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from longspan.attention.chosen_pairs import picked_pairs
-from longspan.attention.content import ContentAttention, without_padding
+from longspan.attention.content import ContentAttention
 from longspan.attention.decoding import as_in_evaluation
 from longspan.attention.errors import as_block_size, as_whole, wrong_setting
 from longspan.attention.place import Place
 from longspan.attention.token_cache import BlockMeanCache
 from longspan.cost import Cost
-from longspan_kernels.selected import choose_blocks, selected_attention
+from longspan_kernels.selected import block_means, choose_blocks, selected_attention
 
 
 class MixtureOfBlocks(ContentAttention):
@@ -69,20 +68,10 @@ class MixtureOfBlocks(ContentAttention):
     @torch.no_grad()
     def picks(self, q: Tensor, k: Tensor, lengths: Tensor | None = None) -> Tensor:
         """[B, H, T, up to top_k] int32: the blocks that each query picks, its own first, -1 for none."""
-        T, size = q.shape[2], self.block_size
-        blocks = -(-T // size)
-        n = min(self.top_k, blocks) - 1
-        keys = without_padding(k, lengths)
-        if T % size:
-            keys = F.pad(keys, (0, 0, 0, blocks * size - T))
-        tokens = torch.full((1, 1), T, device=q.device) if lengths is None else lengths[:, None]
-        number = torch.arange(blocks, device=q.device)
-        filled = (tokens - number * size).clamp(1, size)  # (B or 1, nb) tokens of each block, 1 for none
-        total = keys.unflatten(2, (blocks, size)).sum(3, dtype=torch.promote_types(q.dtype, torch.float32))
-        means = total / filled[:, None, :, None]  # (B, Hkv, nb, D)
-        others = choose_blocks(q, means, n, size, causal=self.causal, lengths=lengths, backend=self.backend)
-        own = (torch.arange(T, device=q.device, dtype=torch.int32) // size)[:, None].expand(*q.shape[:3], 1)
-        return torch.cat((own, others.to(torch.int32)), -1)
+        size = self.block_size
+        n = min(self.top_k, -(-q.shape[2] // size)) - 1
+        means = block_means(k, size, lengths=lengths, backend=self.backend)
+        return choose_blocks(q, means, n, size, causal=self.causal, lengths=lengths, own=True, backend=self.backend)
 
     def new_cache(
         self, batch: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None

@@ -26,6 +26,7 @@ from longspan_kernels.launch.launcher import (
     alignment,
     as_contiguous,
     capability_of,
+    from_16_bytes,
     on_its_device,
     readable,
     run_kernel,
@@ -107,11 +108,13 @@ def none_yet(BM: tl.constexpr, N: tl.constexpr):
 
 
 @triton.jit
-def store_picks(OUT, numbers, list_row, row, rows, exists, N: tl.constexpr):
-    """Picks of rows into OUT [lists, N, rows]."""
+def store_picks(OUT, numbers, own, list_row, row, rows, exists, N: tl.constexpr, OWN: tl.constexpr):
+    """Picks of rows into OUT [lists, rows, OWN + N]: with OWN, their own block first."""
+    place = OUT + (list_row * rows + row) * (N + OWN)
+    if OWN:
+        tl.store(place, own, mask=row < rows)
     for s in tl.static_range(N):
-        picks = tl.where(exists, numbers[s], -1).to(OUT.dtype.element_ty)
-        tl.store(OUT + (list_row * N + s) * rows + row, picks, mask=row < rows)
+        tl.store(place + OWN + s, tl.where(exists, numbers[s], -1), mask=row < rows)
 
 
 @triton.jit
@@ -175,10 +178,11 @@ def choose_by_means(
     REPEAT: tl.constexpr,
     PARTS: tl.constexpr,
     CAUSAL: tl.constexpr,
+    OWN: tl.constexpr,
     ALIGN: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
-    """Picks by the dot of a query with one vector a block, Q [B, H, T, D] by MEANS [MEAN_PARTS, B * Hkv, nb, D] bfloat16."""
+    """Picks by the dot of a query with one vector a block, Q [B, H, T, D] by MEANS [B * Hkv, nb, D]."""
     pid = tl.program_id(0)
     # The last rows have most candidates under CAUSAL: they go first. Heads of one tile row share the cache.
     head = pid % (heads * batch)
@@ -194,20 +198,19 @@ def choose_by_means(
     at = at + row.to(tl.int64)[:, None] * q_t + offs_d[None, :]
     q = tl.load(at, mask=(row < tokens)[:, None] & (offs_d < D)[None, :], other=0.0)
     first, second, third = in_parts(q, PARTS, INTERPRETED)
-    plane = (heads // REPEAT * batch * blocks).to(tl.int64) * D
     means = MEANS + (group * blocks).to(tl.int64) * D
     values, numbers = none_yet(BM, N)
     for start in tl.range(0, end, BN):
         number = start + offs_n
         place = means + number[:, None] * D + offs_d[None, :]
         inside = (number < end)[:, None] & (offs_d < D)[None, :]
-        large = tl.trans(as_operand(tl.load(place, mask=inside, other=0.0), INTERPRETED))
-        middle = tl.trans(as_operand(tl.load(place + plane, mask=inside, other=0.0), INTERPRETED))
-        small = tl.trans(as_operand(tl.load(place + 2 * plane, mask=inside, other=0.0), INTERPRETED))
+        mean = tl.load(place, mask=inside, other=0.0).to(tl.float32)
+        large, middle, small = in_parts(mean, MEAN_PARTS, INTERPRETED)
+        large, middle, small = tl.trans(large), tl.trans(middle), tl.trans(small)
         scores = product_of_parts(first, second, third, large, middle, small, PARTS)
         scores = tl.where(allowed(number, own, end, CAUSAL), scores, float("-inf"))
         values, numbers = with_chunk(scores, number, values, numbers, N)
-    store_picks(OUT, numbers, head.to(tl.int64), row, q_len, row < tokens, N)
+    store_picks(OUT, numbers, own, head.to(tl.int64), row, q_len, row < tokens, N, OWN)
 
 
 @triton.jit(do_not_specialize=VARYING)
@@ -247,16 +250,18 @@ def choose_by_scores(
         keep = allowed(number, own, end, CAUSAL) & (place < rows)[:, None]
         scores = tl.load(scores_of_row + number[None, :], mask=keep, other=float("-inf")).to(tl.float32)
         values, numbers = with_chunk(scores, number, values, numbers, N)
-    store_picks(OUT, numbers, head.to(tl.int64), place, rows, row < tokens, N)
+    store_picks(OUT, numbers, row, head.to(tl.int64), place, rows, row < tokens, N, False)
 
 
 @on_its_device
-def triton_choose(q: Tensor, means: Tensor, lengths: Tensor | None, picks: int, block_size: int, causal: bool) -> Tensor:
-    """As `choose.choose_blocks`, but [B, H, picks, T]: a kernel writes the picks of one place side by side."""
+def triton_choose(
+    q: Tensor, means: Tensor, lengths: Tensor | None, picks: int, block_size: int, causal: bool, own: bool = False
+) -> Tensor:
+    """As `choose.choose_blocks`."""
     (B, H, T, D), (_, Hkv, blocks, _) = q.shape, means.shape
     q = readable(q)
-    split = bfloat16_parts(means)
-    out = torch.empty((B, H, picks, T), dtype=torch.int64, device=q.device)
+    means = from_16_bytes(means.contiguous())
+    out = torch.empty((B, H, T, picks + own), dtype=torch.int32, device=q.device)
     block_q, block_n = tile_of(q)
     tile_rows = -(-T // block_q)
     lengths = as_contiguous(lengths)
@@ -281,11 +286,12 @@ def triton_choose(q: Tensor, means: Tensor, lengths: Tensor | None, picks: int, 
         "REPEAT": H // Hkv,
         "PARTS": PARTS[q.dtype],
         "CAUSAL": causal,
+        "OWN": own,
         "ALIGN": alignment(D, q),
         "INTERPRETED": not q.is_cuda,
     }
     launch = Launch(8 if block_q == 128 else 4, 2, registers=registers)
-    run_kernel(choose_by_means, tile_rows * B * H, launch, q, split, lengths, out, **numbers)
+    run_kernel(choose_by_means, tile_rows * B * H, launch, q, means, lengths, out, **numbers)
     return out
 
 
@@ -293,10 +299,10 @@ def triton_choose(q: Tensor, means: Tensor, lengths: Tensor | None, picks: int, 
 def triton_choose_scored(
     scores: Tensor, lengths: Tensor | None, first_row: int, length: int, picks: int, block_size: int, causal: bool
 ) -> Tensor:
-    """As `choose.choose_scored_blocks`, but [B, H, picks, rows]."""
+    """As `choose.choose_scored_blocks`."""
     B, H, rows, blocks = scores.shape
     scores = readable(scores)
-    out = torch.empty((B, H, picks, rows), dtype=torch.int64, device=scores.device)
+    out = torch.empty((B, H, rows, picks), dtype=torch.int32, device=scores.device)
     block_q = 32  # scores take no shared memory, and small tiles hide the wait for them
     lengths = as_contiguous(lengths)
     s_b, s_h, s_t, _ = scores.stride()
@@ -318,16 +324,6 @@ def triton_choose_scored(
     }
     run_kernel(choose_by_scores, -(-rows // block_q) * B * H, SMALL, scores, lengths, out, **numbers)
     return out
-
-
-def bfloat16_parts(x: Tensor) -> Tensor:
-    """[MEAN_PARTS, *x.shape] bfloat16, contiguous: the number nearest to x, that nearest to what is left, and so on."""
-    parts = torch.empty((MEAN_PARTS.value, *x.shape), dtype=torch.bfloat16, device=x.device)
-    rest = x.float()
-    for part in parts:
-        part.copy_(rest)
-        rest = rest - part
-    return parts
 
 
 def tile_of(q: Tensor) -> tuple[int, int]:
