@@ -2,6 +2,8 @@
 
 from longspan_kernels.selected.balance import balance_causally
 from longspan_kernels.selected.choose import choose_blocks, choose_scored_blocks
+from longspan_kernels.selected.compress import compress_blocks
+from longspan_kernels.selected.gates import query_gates
 from longspan_kernels.selected.importance import choose_important_blocks
 from longspan_kernels.selected.index import choose_tokens
 from longspan_kernels.selected.lists import queries_of_blocks
@@ -19,8 +21,10 @@ __all__ = [
     "choose_important_blocks",
     "choose_scored_blocks",
     "choose_tokens",
+    "compress_blocks",
     "gated_sum",
     "queries_of_blocks",
+    "query_gates",
     "selected_attention",
     "selected_reference",
 ]

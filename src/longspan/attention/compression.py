@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from longspan.attention.content import with_lse
 from longspan.patterns import Full
 from longspan.patterns.compressed_keys import CompressedKeys
+from longspan_kernels.selected import compress_blocks
 
 
 def compressed_count(length: int, block: int, stride: int) -> int:
@@ -40,22 +41,15 @@ class BlockCompression(nn.Module):
             nn.init.normal_(self.leave.weight, std=0.1 * head_dim**-0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        blocks = x.unfold(2, self.block, self.stride)  # (B, Hkv, nc, D, l)
-        mean = blocks.mean(-1)
         if not self.learned:
-            return mean
-        tokens = blocks.transpose(3, 4) + self.places.to(x.dtype)  # (B, Hkv, nc, l, D)
-        return mean + _linear(self.leave, nn.functional.gelu(_linear(self.enter, tokens.flatten(3))))
+            return x.unfold(2, self.block, self.stride).mean(-1)
+        enter, leave = (self.enter.weight, self.enter.bias), (self.leave.weight, self.leave.bias)
+        return compress_blocks(x, self.places, enter, leave, self.stride)
 
     def flops(self, length: int) -> int:
         """Matmul FLOPs of one key/value head."""
         D = self.head_dim
         return compressed_count(length, self.block, self.stride) * 2 * (self.block + 1) * D * D if self.learned else 0
-
-
-def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    """A layer whose weights may be more precise than its input."""
-    return nn.functional.linear(x, layer.weight.to(x.dtype), layer.bias.to(x.dtype))
 
 
 def attend_to_compressed(

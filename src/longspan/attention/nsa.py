@@ -22,7 +22,7 @@ from longspan.attention.token_cache import CompressedCache
 from longspan.config.errors import CallError
 from longspan.cost import Cost
 from longspan.patterns import Local
-from longspan_kernels.selected import choose_important_blocks, gated_sum, selected_attention
+from longspan_kernels.selected import choose_important_blocks, gated_sum, query_gates, selected_attention
 
 COMPRESSIONS = ("mlp", "mean")
 GATES = ("query", "token")
@@ -103,14 +103,15 @@ class NativeSparseAttention(ContentAttention):
         q, k, v = (without_padding(x, lengths) for x in (q, k, v))
         values = self._branches(v)
         coarse_v = self.compress_v(values[0]) if self._compressed(q.shape[2]) else None
-        return self._mixed(q, self._branches(k), values, coarse_v, self._gates(q, v), lengths)
+        gates, queries = self._gates(q, v)
+        return self._mixed(queries, self._branches(k), values, coarse_v, gates, lengths)
 
     def values_for_map(self, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, segments: Tensor | None) -> Tensor:
         """Gates that come from tokens are taken as half open: a map has no tokens."""
         q, k, v = (without_padding(x, lengths) for x in (q, k, v))
         mean = v.unfold(2, self.compressed_block, self.stride).mean(-1) if self._compressed(q.shape[2]) else None
-        gates = self._gates(q, v) if self.gate_weight is not None else q.new_full((*q.shape[:3], 3), 0.5)
-        return self._mixed(q, self._branches(k), (v, v, v), mean, gates, lengths)
+        gates = self._gates(q, v)[0] if self.gate_weight is not None else q.new_full((*q.shape[:3], 3), 0.5)
+        return self._mixed((q, q, q), self._branches(k), (v, v, v), mean, gates, lengths)
 
     def _branches(self, x: Tensor) -> tuple[Tensor, ...]:
         """The keys or values [B, Hkv, T, D] of the compressed branch, the selected one and the window."""
@@ -118,38 +119,36 @@ class NativeSparseAttention(ContentAttention):
             raise CallError(f"k has {x.shape[1]} heads: NativeSparseAttention takes {self.key_heads} here, Hkv of each branch")
         return x[:, : self.key_heads].split(self.kv_heads, 1) if self.branch_keys else (x[:, : self.kv_heads],) * 3
 
-    def _gates(self, q: Tensor, v: Tensor) -> Tensor:
-        """[B, H, T, 3] for q [B, H, T, D], or for the last heads of v."""
-        if self.gate_weight is None:
-            numbers = v[:, self.key_heads :].transpose(1, 2).flatten(2)[..., : 3 * self.heads]  # (B, T, 3 H)
-            numbers = numbers.unflatten(-1, (self.heads, 3)).transpose(1, 2)
-        else:
-            # Products of eight columns: of three, tensor cores read one number at a time.
-            numbers = (q @ F.pad(self.gate_weight.to(q.dtype), (0, 5)))[..., :3]
-        return torch.sigmoid(numbers + self.gate_bias.to(q.dtype))
+    def _gates(self, q: Tensor, v: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+        """Gates [B, H, T, 3] by q [B, H, T, D], or by the last heads of v; and q for each of the branches."""
+        if self.gate_weight is not None:
+            return query_gates(q, self.gate_weight, self.gate_bias, self.backend)
+        numbers = v[:, self.key_heads :].transpose(1, 2).flatten(2)[..., : 3 * self.heads]  # (B, T, 3 H)
+        numbers = numbers.unflatten(-1, (self.heads, 3)).transpose(1, 2)
+        return torch.sigmoid(numbers + self.gate_bias.to(q.dtype)), (q, q, q)
 
     def _compressed(self, length: int) -> int:
         return compressed_count(length, self.compressed_block, self.stride)
 
     def _mixed(
         self,
-        q: Tensor,
+        q: tuple[Tensor, ...],
         k: tuple[Tensor, ...],
         v: tuple[Tensor, ...],
         coarse_v: Tensor | None,
         gates: Tensor,
         lengths: Tensor | None,
     ) -> Tensor:
-        """The gated sum of the branches, k and v of each."""
-        coarse, picks = self._coarse(q, k[0], coarse_v, lengths)
+        """The gated sum of the branches, q, k and v of each."""
+        coarse, picks = self._coarse(q[0], k[0], coarse_v, lengths)
         call: dict[str, Any] = {"causal": self.causal, "lengths": lengths, "dropout_p": self.dropped, "backend": self.backend}
-        selected = selected_attention(q, k[1], v[1], picks, self.block_size, **call)
-        near, _ = with_lse(q, k[2], v[2], self.window, **call)
+        selected = selected_attention(q[1], k[1], v[1], picks, self.block_size, **call)
+        near, _ = with_lse(q[2], k[2], v[2], self.window, **call)
         if coarse is None:
             out = gates[..., 1:2] * selected + gates[..., 2:3] * near
         else:
             out = gated_sum(gates, (coarse, selected, near), self.backend)
-        return without_padding(out.to(q.dtype), lengths)
+        return without_padding(out.to(q[0].dtype), lengths)
 
     def _coarse(self, q: Tensor, k: Tensor, coarse_v: Tensor | None, lengths: Tensor | None) -> tuple[Tensor | None, Tensor]:
         """The compressed branch [B, H, T, D] (None where no block fits), and the picks [B, Hkv, T, n]."""
@@ -202,7 +201,7 @@ class NativeSparseAttention(ContentAttention):
             cache.compress(before, q.shape[2], self.compress_k, self.compress_v)
             if empty:
                 return self(q, k, v, lengths=lengths)
-            return self._decoded(q, self._gates(q, v), cache, position).masked_fill(~exists[:, None, :, None], 0.0)
+            return self._decoded(q, self._gates(q, v)[0], cache, position).masked_fill(~exists[:, None, :, None], 0.0)
 
     def _decoded(self, q: Tensor, gates: Tensor, cache: CompressedCache, position: Tensor) -> Tensor:
         """All three branches for new tokens at position [B, n] that the cache holds already."""

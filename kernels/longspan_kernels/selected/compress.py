@@ -1,0 +1,117 @@
+"""Overlapping blocks of tokens, each compressed to one by an MLP (arXiv:2502.11089), as one op with a backward of its own.
+
+It is plain torch on any device. As modules it was some fourteen ops and thrice as many gradients of them, and to launch them
+took the host longer than the device needed for them all.
+
+Legend: B batch, H heads, T tokens, D head width, E width inside the MLP, l tokens a block, d tokens from one to the next, nc
+blocks.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from longspan_kernels.block_sparse.backends import active_transform
+from longspan_kernels.errors import BackendError
+from longspan_kernels.launch.ops import op
+
+
+def compress_blocks(
+    x: Tensor, places: Tensor, enter: tuple[Tensor, Tensor], leave: tuple[Tensor, Tensor], stride: int
+) -> Tensor:
+    """The mean of a block, plus leave(gelu(enter(its tokens, each with what its place adds))).
+
+    Args:
+        x: [B, H, T, D], any strides.
+        places: [l, D].
+        enter: weight [E, l * D] and bias [E]; leave: weight [D, E] and bias [D]. Products take place in x's dtype.
+        stride: d.
+
+    Returns:
+        [B, H, nc, D] in the dtype of x.
+    """
+    if active_transform(x, places, *enter, *leave) is not None:
+        return _forward(x, places, *enter, *leave, stride)[0]
+    out: Tensor = _compress_blocks(x, places, *enter, *leave, stride)[0]
+    return out
+
+
+def _tokens(x: Tensor, block: int, stride: int) -> Tensor:
+    """[B, H, nc, l * D]"""
+    return x.unfold(2, block, stride).transpose(3, 4).flatten(3)
+
+
+def _forward(
+    x: Tensor, places: Tensor, enter: Tensor, enter_bias: Tensor, leave: Tensor, leave_bias: Tensor, stride: int
+) -> tuple[Tensor, Tensor]:
+    """The output, and what comes out of `enter`."""
+    tokens, linear = _tokens(x, places.shape[0], stride), torch.nn.functional.linear
+    # What places add to the tokens comes to the same for every block.
+    inside = linear(tokens, enter.to(x.dtype), torch.addmv(enter_bias, enter, places.flatten()).to(x.dtype))
+    out = linear(torch.nn.functional.gelu(inside), leave.to(x.dtype), leave_bias.to(x.dtype))
+    return out + tokens.unflatten(3, places.shape).mean(3), inside
+
+
+@op("compress_blocks")
+def _compress_blocks(
+    x: Tensor, places: Tensor, enter: Tensor, enter_bias: Tensor, leave: Tensor, leave_bias: Tensor, stride: int
+) -> tuple[Tensor, Tensor]:
+    return _forward(x, places, enter, enter_bias, leave, leave_bias, stride)
+
+
+@op("compress_blocks_backward")
+def _compress_blocks_backward(
+    dout: Tensor, x: Tensor, places: Tensor, enter: Tensor, leave: Tensor, inside: Tensor, stride: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    (l, D), kind, exact = places.shape, x.dtype, torch.promote_types(x.dtype, torch.float32)
+    tokens = _tokens(x, l, stride)
+    dmean, dout = dout / l, dout.flatten(0, 2)
+    hidden = torch.nn.functional.gelu(inside).flatten(0, 2)
+    dinside = torch.ops.aten.gelu_backward(dout @ leave.to(kind), inside.flatten(0, 2))
+    total = dinside.sum(0, dtype=exact)  # (E)
+    dtokens = (dinside @ enter.to(kind)).unflatten(0, inside.shape[:3]).unflatten(3, (l, D)) + dmean[..., None, :]
+    denter = (dinside.mT @ tokens.flatten(0, 2)).to(exact) + total[:, None] * places.to(exact).flatten()
+    return (
+        torch.ops.aten.unfold_backward(dtokens.transpose(3, 4), x.shape, 2, l, stride),
+        (total @ enter.to(exact)).view(l, D).to(places.dtype),
+        denter.to(enter.dtype),
+        total.to(enter.dtype),
+        (dout.mT @ hidden).to(leave.dtype),
+        dout.sum(0, dtype=exact).to(leave.dtype),
+    )
+
+
+@_compress_blocks.register_fake
+def _(x, places, enter, enter_bias, leave, leave_bias, stride):
+    B, H, T, D = x.shape
+    count = (T - places.shape[0]) // stride + 1
+    return x.new_empty((B, H, count, D)), x.new_empty((B, H, count, enter.shape[0]))
+
+
+@_compress_blocks_backward.register_fake
+def _(dout, x, places, enter, leave, inside, stride):
+    like = (places, enter, enter[:, 0], leave, leave[:, 0])
+    return x.new_empty(x.shape), *(y.new_empty(y.shape) for y in like)
+
+
+def _save(ctx, inputs, output):
+    x, places, enter, _, leave, _, stride = inputs
+    ctx.save_for_backward(x, places, enter, leave, output[1])
+    ctx.stride = stride
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx, dout, dinside):
+    if torch.is_grad_enabled():
+        raise BackendError("create_graph=True: compressed blocks have no gradients of gradients")
+    x, places, enter, leave, inside = ctx.saved_tensors
+    if dout is None:
+        return (None,) * 7
+    dx, dplaces, denter, denter_bias, dleave, dleave_bias = _compress_blocks_backward(
+        dout, x, places, enter, leave, inside, ctx.stride
+    )
+    return dx, dplaces, denter, denter_bias, dleave, dleave_bias, None
+
+
+_compress_blocks.register_autograd(_backward, setup_context=_save)

@@ -1,0 +1,81 @@
+"""Compressed blocks against the modules that they are written from: outputs and every gradient."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from longspan_kernels.errors import BackendError
+from longspan_kernels.selected import compress_blocks
+
+
+def drawn(batch, heads, length, width, block, inner, dtype, seed):
+    g = torch.Generator().manual_seed(seed)
+    shapes = ((block, width), (inner, block * width), (inner,), (width, inner), (width,))
+    x = torch.randn(batch, length, heads, width, generator=g, dtype=torch.float64).transpose(1, 2)
+    return [
+        y.to(dtype).requires_grad_() for y in (x, *(torch.randn(s, generator=g, dtype=torch.float64) * 0.3 for s in shapes))
+    ]
+
+
+def defined(x, places, enter, enter_bias, leave, leave_bias, block, stride):
+    blocks = x.unfold(2, block, stride).transpose(3, 4)
+    inside = F.linear((blocks + places).flatten(3), enter, enter_bias)
+    return blocks.mean(3) + F.linear(F.gelu(inside), leave, leave_bias)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(1, 2),
+    st.integers(1, 3),
+    st.sampled_from([(1, 1), (4, 2), (8, 4), (8, 8), (6, 4)]),
+    st.integers(0, 40),
+    st.sampled_from([3, 16]),
+    st.integers(0, 99),
+)
+def test_outputs_and_gradients_are_the_definition(batch, heads, sizes, more, width, seed):
+    block, stride = sizes
+    leaves = drawn(batch, heads, block + more, width, block, 5, torch.float64, seed)
+    x, places, enter, enter_bias, leave, leave_bias = leaves
+    out = compress_blocks(x, places, (enter, enter_bias), (leave, leave_bias), stride)
+    wanted = defined(*leaves, block, stride)
+    torch.testing.assert_close(out, wanted)
+    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    for a, b in zip(torch.autograd.grad(out, leaves, weight), torch.autograd.grad(wanted, leaves, weight), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_parameters_may_be_more_precise(dtype):
+    leaves = drawn(1, 2, 40, 16, 8, 16, torch.float32, 0)
+    exact = [x.detach().double().requires_grad_() for x in leaves]
+    x, places, enter, enter_bias, leave, leave_bias = leaves
+    out = compress_blocks(x.to(dtype), places, (enter, enter_bias), (leave, leave_bias), 4)
+    assert out.dtype == dtype
+    wanted = defined(*exact, 8, 4)
+    found = torch.autograd.grad(out.double().square().sum(), leaves)
+    for a, b in zip((out, *found), (wanted, *torch.autograd.grad(wanted.square().sum(), exact)), strict=True):
+        assert float((a.double() - b).norm() / b.norm()) < (1e-5 if dtype == torch.float32 else 2e-2)
+
+
+def test_the_op_is_well_formed_and_refuses_second_gradients():
+    leaves = drawn(1, 2, 20, 16, 8, 5, torch.float32, 0)
+    torch.library.opcheck(torch.ops.longspan.compress_blocks, (*leaves, 4))
+    x, places, enter, enter_bias, leave, leave_bias = leaves
+
+    def compressed(x):
+        return compress_blocks(x, places, (enter, enter_bias), (leave, leave_bias), 4)
+
+    compiled = torch.compile(compressed, fullgraph=True, backend="aot_eager")(x)
+    torch.testing.assert_close(compiled, compressed(x))
+    for a, b in zip(
+        torch.autograd.grad(compiled.square().sum(), leaves),
+        torch.autograd.grad(compressed(x).square().sum(), leaves),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b)
+    with pytest.raises(BackendError, match="gradients of gradients"):
+        torch.autograd.grad(compressed(x).sum(), leaves, create_graph=True)
+    each = torch.func.vmap(compressed)(torch.stack([x.detach(), 2 * x.detach()]))
+    torch.testing.assert_close(each[1], compressed(2 * x).detach())
