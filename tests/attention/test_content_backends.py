@@ -20,20 +20,20 @@ CASES = [
     ("routing", {"clusters": 4, "membership": "balanced"}),
     ("routing", {"clusters": 4, "membership": "nearest"}),
     ("sinkhorn", {"block_size": 16}),
+    ("compressed", {"window": 9, "rate": 4}),
+    ("compressed", {"window": 9, "rate": 4, "causal": False}),
 ]
 
 
 @pytest.mark.parametrize(("name", "settings"), CASES, ids=[f"{name}-{number}" for number, (name, _) in enumerate(CASES)])
 def test_agrees_with_plain_torch(name, settings, monkeypatch):
     # The interpreter takes a second for a handful of tiles: one direction each.
-    causal = name != "sinkhorn" and settings.get("membership") != "balanced"
+    settings = {"causal": name != "sinkhorn" and settings.get("membership") != "balanced"} | settings
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     results = []
     for backend in ("triton", "blocked"):
         torch.manual_seed(0)
-        module = getattr(variants, name)(
-            backend=backend, **PLACE | settings | {"heads": 2, "kv_heads": 1, "causal": causal}
-        ).eval()
+        module = getattr(variants, name)(backend=backend, **PLACE | settings | {"heads": 2, "kv_heads": 1}).eval()
         q, k, v = (x.detach().float().requires_grad_() for x in draw(48, heads=2, kv_heads=1))
         out = module(q, k, v, lengths=torch.tensor([48, 27]))
         gradients = torch.autograd.grad(out.square().sum(), (q, k, v), allow_unused=True)

@@ -28,6 +28,7 @@ CASES = [
     ("routing", {"clusters": 8, "membership": "balanced"}),
     ("routing", {"clusters": 8, "membership": "nearest"}),
     ("sinkhorn", {"block_size": 64}),
+    ("compressed", {"window": 100, "rate": 8}),
 ]
 
 
@@ -136,7 +137,7 @@ def close_choices(picks, expected, scores):
     assert (picks < 0).sum(-1).equal((expected < 0).sum(-1))
     ordered = picks.sort(-1).values
     assert not ((ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] >= 0)).any()
-    ours, best = (scores.gather(-1, p.clamp(min=0)).masked_fill(p < 0, 0.0).sort(-1).values for p in (picks, expected))
+    ours, best = (scores.gather(-1, p.long().clamp(min=0)).masked_fill(p < 0, 0.0).sort(-1).values for p in (picks, expected))
     torch.testing.assert_close(ours, best, atol=1e-5, rtol=1e-5)
 
 

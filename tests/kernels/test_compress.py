@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from longspan_kernels.errors import BackendError
 from longspan_kernels.selected import compress_blocks
@@ -79,3 +80,13 @@ def test_the_op_is_well_formed_and_refuses_second_gradients():
         torch.autograd.grad(compressed(x).sum(), leaves, create_graph=True)
     each = torch.func.vmap(compressed)(torch.stack([x.detach(), 2 * x.detach()]))
     torch.testing.assert_close(each[1], compressed(2 * x).detach())
+
+
+def test_flops_are_those_of_its_products():
+    leaves = drawn(2, 3, 40, 16, 8, 5, torch.float32, 0)
+    x, places, enter, enter_bias, leave, leave_bias = leaves
+    with FlopCounterMode(display=False) as ours:
+        compress_blocks(x, places, (enter, enter_bias), (leave, leave_bias), 4).sum().backward()
+    with FlopCounterMode(display=False) as theirs:
+        defined(*leaves, 8, 4).sum().backward()
+    assert ours.get_total_flops() == theirs.get_total_flops() > 0

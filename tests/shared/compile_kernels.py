@@ -45,10 +45,12 @@ from longspan_kernels.selected.triton.balance import triton_balance, triton_bala
 from longspan_kernels.selected.triton.choose_important import triton_choose_important
 from longspan_kernels.selected.triton.choose_kernels import triton_choose, triton_choose_scored
 from longspan_kernels.selected.triton.choose_tokens import triton_choose_tokens
+from longspan_kernels.selected.triton.gates import triton_query_gates, triton_query_gates_backward
 from longspan_kernels.selected.triton.launches import triton_backward as selected_backward
 from longspan_kernels.selected.triton.launches import triton_forward as selected_forward
 from longspan_kernels.selected.triton.list_kernels import triton_queries_of_blocks
 from longspan_kernels.selected.triton.means import triton_block_means
+from longspan_kernels.selected.triton.merge import triton_merge, triton_merge_backward
 from longspan_kernels.selected.triton.mix import triton_gated_sum, triton_gated_sum_backward
 from longspan_kernels.selected.triton.tokens import triton_tokens_backward, triton_tokens_forward
 
@@ -259,6 +261,11 @@ def selected() -> None:
         keys = torch.zeros(1, kv_heads, 63, 64, dtype=dtype)
         triton_gated_sum_backward(q, triton_gated_sum(q[..., :3], q, q, q)[..., :3], q, q, q)
         triton_gated_sum_backward(q, triton_gated_sum(q[..., :2], q, q, None)[..., :2], q, q, None)
+        gates, lse = triton_query_gates(q, torch.zeros(heads, 64, 3), torch.zeros(heads, 1, 3)), torch.zeros(1, heads, 1024)
+        triton_query_gates_backward(q, torch.zeros(heads, 64, 3), gates, gates, q, q, q)
+        for third in (q, None):
+            triton_merge_backward(q, q, lse, q, lse, third, None if third is None else lse, -1e30)
+            triton_merge(q, lse, q, lse, third, None if third is None else lse, -1e30)
         triton_choose_important(q, keys, torch.zeros(1, heads, 1024), None, 8, 64, 32, 16, True)
         tokens = torch.zeros(1, 1024, 128, dtype=torch.int32)
         out, lse = triton_tokens_forward(q, k, k, tokens, 0.125)

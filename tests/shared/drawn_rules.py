@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from hypothesis import strategies as st
 
-from longspan_kernels.block_sparse.block_rules import BlockBand, BlockLists, BlockTableRule
+from longspan_kernels.block_sparse.block_rules import BlockBand, BlockLists, BlockTableRule, PastBlocks
 from longspan_kernels.block_sparse.plane import Neighbourhood
 from longspan_kernels.block_sparse.rules import (
     And,
@@ -27,7 +27,7 @@ HEADS = 2
 
 @st.composite
 def atoms(draw) -> Rule:
-    kind = draw(st.integers(0, 10))
+    kind = draw(st.integers(0, 11))
     low = st.none() | st.integers(-12, 6)
     if kind == 0:
         return Band(draw(low), draw(st.none() | st.integers(0, 70)))
@@ -49,6 +49,8 @@ def atoms(draw) -> Rule:
     if kind == 8:
         a = draw(st.integers(2, 9))
         return Arbitrary(lambda h, i, j: (i * 7 + j * 3 + h) % a == 0)
+    if kind == 10:
+        return PastBlocks(draw(st.integers(1, 20)), draw(st.integers(-10, 40)), draw(st.integers(-60, 60)))
     if kind == 9:
         width, reach, dilation = draw(st.integers(1, 14)), draw(st.integers(0, 4)), draw(st.sampled_from([1, 1, 2, 3]))
         height = -(-110 // width)

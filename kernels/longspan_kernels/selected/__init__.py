@@ -8,12 +8,14 @@ from longspan_kernels.selected.importance import choose_important_blocks
 from longspan_kernels.selected.index import choose_tokens
 from longspan_kernels.selected.lists import queries_of_blocks
 from longspan_kernels.selected.means import block_means
+from longspan_kernels.selected.merge import NOTHING, merge_by_lse
 from longspan_kernels.selected.mix import gated_sum
 from longspan_kernels.selected.op import selected_attention
 from longspan_kernels.selected.reference import selected_reference
 from longspan_kernels.selected.tokens import attend_to_tokens
 
 __all__ = [
+    "NOTHING",
     "attend_to_tokens",
     "balance_causally",
     "block_means",
@@ -23,6 +25,7 @@ __all__ = [
     "choose_tokens",
     "compress_blocks",
     "gated_sum",
+    "merge_by_lse",
     "queries_of_blocks",
     "query_gates",
     "selected_attention",

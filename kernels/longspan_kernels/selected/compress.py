@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from longspan_kernels.block_sparse.backends import active_transform
 from longspan_kernels.errors import BackendError
@@ -115,3 +116,15 @@ def _backward(ctx, dout, dinside):
 
 
 _compress_blocks.register_autograd(_backward, setup_context=_save)
+
+
+@register_flop_formula(torch.ops.longspan.compress_blocks)
+def compression_flops(x_shape, places_shape, enter_shape, *rest, out_shape=None, **kwargs) -> int:
+    B, H, T, D = x_shape
+    count = (T - places_shape[0]) // rest[-1] + 1
+    return 2 * B * H * count * enter_shape[0] * (enter_shape[1] + D)
+
+
+@register_flop_formula(torch.ops.longspan.compress_blocks_backward)
+def compression_gradient_flops(dout_shape, x_shape, places_shape, enter_shape, *rest, out_shape=None, **kwargs) -> int:
+    return 2 * compression_flops(x_shape, places_shape, enter_shape, rest[-1])

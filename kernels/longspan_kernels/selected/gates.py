@@ -5,8 +5,11 @@ Legend: B batch, H heads, T tokens, D head width, N gates a token.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from longspan_kernels.block_sparse.backends import active_transform, choose_backend
 from longspan_kernels.errors import BackendError
@@ -84,3 +87,13 @@ def _(q, weight, gates, dgates, a, b, c):
         torch.empty(weight.shape, dtype=exact, device=q.device),
         torch.empty((weight.shape[0], 1, GATES), dtype=exact, device=q.device),
     )
+
+
+@register_flop_formula(torch.ops.longspan.query_gates)
+def gate_flops(q_shape, *rest, out_shape=None, **kwargs) -> int:
+    return 2 * math.prod(q_shape) * GATES
+
+
+@register_flop_formula(torch.ops.longspan.query_gates_backward)
+def gate_gradient_flops(q_shape, *rest, out_shape=None, **kwargs) -> int:
+    return 2 * gate_flops(q_shape)

@@ -16,7 +16,6 @@ from longspan.attention.content import without_padding
 from longspan.attention.decoding import as_in_evaluation, check_keys
 from longspan.attention.errors import wrong_setting
 from longspan.attention.key_cache import KeyCache
-from longspan.attention.merging import merged
 from longspan.attention.ramp import CHUNK, banded_attention, ramp_weight
 from longspan.attention.weights import ShowsWeights
 from longspan.cost import Cost
@@ -24,6 +23,7 @@ from longspan.functional import sparse_attention
 from longspan.patterns import BlockTable, Full, Local, Pattern, PerHead
 from longspan.values import is_number, is_whole
 from longspan_kernels.launch import cast_as_products
+from longspan_kernels.selected import merge_by_lse
 
 UNIT = 64  # the part that the sparse kernel computes grows in these steps, so that its pattern rarely changes
 
@@ -203,7 +203,7 @@ class AdaptiveSpan(ShowsWeights):
             parts.append(self._band(q, k, v, cores, lengths, segments, dropout_p, ahead=False))
             if not self.causal:
                 parts.append(self._band(q, k, v, cores, lengths, segments, dropout_p, ahead=True))
-        return without_padding(merged(parts, backend=self.backend), lengths)
+        return without_padding(merge_by_lse(parts, backend=self.backend), lengths)
 
     def _band(
         self,

@@ -15,11 +15,11 @@ from longspan.attention.base import compressed_pairs, visited_pairs
 from longspan.attention.content import ContentAttention, for_all_heads, with_lse, without_padding
 from longspan.attention.decoding import AttentionCache, as_in_evaluation
 from longspan.attention.errors import as_whole, wrong_setting
-from longspan.attention.merging import merged
 from longspan.attention.place import Place
 from longspan.cost import Cost
 from longspan.patterns import Local
 from longspan.patterns.compressed_keys import CompressedKeys
+from longspan_kernels.selected import merge_by_lse
 
 COMPRESSIONS = ("pooled", "strided", "convolved")
 ROWS = 256  # new queries that are decoded at once
@@ -81,7 +81,7 @@ class CompressedAttention(ContentAttention):
             parts.append(with_lse(q, far_k, far_v, self.far, **call))
         else:
             parts += self._far_both_ways(q, far_k, far_v, lengths, call)
-        return without_padding(merged(parts, backend=self.backend), lengths)
+        return without_padding(merge_by_lse(parts, backend=self.backend), lengths)
 
     @property
     def far(self) -> CompressedKeys:

@@ -17,11 +17,11 @@ from longspan.attention.decoding import as_in_evaluation
 from longspan.attention.errors import as_block_size, as_whole, wrong_setting
 from longspan.attention.hashing import buckets_of, directions, factors
 from longspan.attention.key_cache import existing
-from longspan.attention.merging import NOTHING, merged
 from longspan.attention.place import Place
 from longspan.config.errors import CallError
 from longspan.cost import Cost
 from longspan_kernels.bucketed import Buckets, bucket_tables, bucketed_attention, hash_keys, served, tile_for
+from longspan_kernels.selected import NOTHING, merge_by_lse
 
 CHUNKS = {"aligned": "aligned", "sorted": "sorted", "transformers": "around"}
 
@@ -150,7 +150,7 @@ class HashedAttention(ContentAttention):
         )
         parts = [(o, s) for o, s in zip(out.view(B, H, R, T, D).unbind(2), lse.view(B, H, R, T).unbind(2), strict=True)]
         alone = torch.stack([s for _, s in parts]).detach().amax(0) <= NOTHING / 2
-        return without_padding(torch.where(alone[..., None], v, merged(parts, backend=self.backend)), lengths)
+        return without_padding(torch.where(alone[..., None], v, merge_by_lse(parts, backend=self.backend)), lengths)
 
     @torch.no_grad()
     def order(self, q: Tensor, lengths: Tensor | None = None) -> Chunks:

@@ -15,13 +15,12 @@ from longspan.attention.base import visited_pairs
 from longspan.attention.content import ContentAttention, for_all_heads, with_lse, without_padding
 from longspan.attention.decoding import as_in_evaluation
 from longspan.attention.errors import as_block_size, as_whole, wrong_setting
-from longspan.attention.merging import NOTHING, merged
 from longspan.attention.place import Place
 from longspan.attention.token_cache import QueryCache
 from longspan.cost import Cost
 from longspan.patterns import BigBird
 from longspan.values import is_number
-from longspan_kernels.selected import balance_causally
+from longspan_kernels.selected import NOTHING, balance_causally, merge_by_lse
 
 LEAST_MASS = 1e-6  # of a matched place, below which it counts as empty
 
@@ -85,7 +84,7 @@ class SinkhornAttention(ContentAttention):
         out, lse = with_lse(q, k_matched, v_matched, self.own_block, lengths=ends, **call)
         if self.causal:
             lse = torch.cat((torch.full_like(lse[:, :, :size], NOTHING), lse[:, :, size:]), 2)
-        return merged([own, (out[:, :, :T], lse[:, :, :T])], backend=self.backend)
+        return merge_by_lse([own, (out[:, :, :T], lse[:, :, :T])], backend=self.backend)
 
     def new_cache(
         self, batch: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None

@@ -18,11 +18,11 @@ from longspan.attention.learned import hard_concrete as gate
 from longspan.attention.learned.budget import Schedule, chosen_gates
 from longspan.attention.learned.candidates import Candidates
 from longspan.attention.learned.patterns import OpenBlocks, open_blocks, open_residues, plain_pattern
-from longspan.attention.merging import merged
 from longspan.attention.weights import ShowsWeights
 from longspan.cost import Cost
 from longspan.functional import sparse_attention
 from longspan.patterns import Full, Pattern
+from longspan_kernels.selected import merge_by_lse
 
 STEP, MULTIPLIER, EXCESS, TARGET, HARD = range(5)  # places in the buffer `state`
 DAMPING = 30.0  # answers the excess itself, beside its sum over time, so that the density settles
@@ -300,7 +300,7 @@ class LearnedAttention(ShowsWeights):
                 # One number for all its pairs: it moves their log-sum-exp, and nothing else.
                 out, lse = sparse_attention(q, k, v, pattern, **given)
                 parts.append((out, lse + bias[:, c.residue_gate(n), None]))
-        return merged(parts, least=gate.SHUT / 2, backend=self.backend)
+        return merge_by_lse(parts, least=gate.SHUT / 2, backend=self.backend)
 
     def log_gates(self) -> Tensor:
         """[H, G]: 0 for an open gate, `SHUT` for one that is 0 at this step."""

@@ -21,11 +21,11 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from transformers.models.big_bird.modeling_big_bird import BigBirdBlockSparseAttention
 from transformers.models.longformer.modeling_longformer import LongformerSelfAttention
 
-from longspan.attention.merging import merged
 from longspan.config.errors import CallError
 from longspan.functional import sparse_attention
 from longspan.integrations.huggingface.attention import NO_KEYS
 from longspan.patterns import BlockTable, Full, Global, Local, Pattern
+from longspan_kernels.selected import merge_by_lse
 
 HIDDEN = -1  # the segment of a key that no query sees
 
@@ -90,7 +90,7 @@ class ConvertedLongformerAttention(LongformerSelfAttention):
             near = attend(q, k, v, window, segments=_sides(masked, marks.gone), return_lse=True)
             pairs = _sides(masked, absent, q.shape[2], G)
             far = attend(q, k.gather(2, rows), v.gather(2, rows), Full(), segments=pairs, return_lse=True)
-            out = merged([near, far])  # (B, H, T, D)
+            out = merge_by_lse([near, far])  # (B, H, T, D)
         chosen = hidden_states.gather(1, place[:, :, None].expand(-1, -1, hidden_states.shape[2]))  # (B, G, C)
         own = self._rows_of_globals(self._heads(self.query_global(chosen)), hidden_states, masked)  # (B, H, G, D)
         if absent is not None:

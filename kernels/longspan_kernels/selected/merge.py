@@ -1,0 +1,82 @@
+"""Attention over disjoint parts of the pairs, merged exactly through their log-sum-exp, as one op.
+
+Legend: B batch, H heads, T tokens, D head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from longspan_kernels.block_sparse.backends import active_transform, choose_backend
+from longspan_kernels.errors import BackendError
+from longspan_kernels.launch.ops import op
+
+NOTHING = -1e30  # stands for the log-sum-exp of no key: finite, so that gradients stay so
+
+
+def merge_by_lse(parts: Sequence[tuple[Tensor, Tensor]], least: float = NOTHING / 2, backend: str = "auto") -> Tensor:
+    """Outputs [B, H, T, D] with log-sum-exps [B, H, T] (a bias of the whole part included) -> [B, H, T, D]. Differentiable.
+
+    Args:
+        least: a query whose log-sum-exp over all parts is not above it has seen no key that counts, and gets 0.
+        backend: as in `selected_attention`; plain torch but for "triton", which takes two or three parts.
+    """
+    first = parts[0][0]
+    flat = [x for part in parts for x in part]
+    if len(parts) in (2, 3) and active_transform(*flat) is None and choose_backend(backend, first, first) == "triton":
+        out: Tensor = _merge(*flat, *(None,) * (6 - len(flat)), float(least))
+        return out
+    known = torch.stack([lse for _, lse in parts], -1)  # (B, H, T, parts)
+    known = torch.where(torch.isinf(known), NOTHING, known)
+    total = torch.logsumexp(known, -1, keepdim=True)
+    share = torch.where(total > least, torch.exp(known - total), 0.0)
+    exact = torch.promote_types(torch.promote_types(first.dtype, torch.float32), share.dtype)
+    total = torch.zeros((), dtype=exact, device=first.device)
+    for n, (part, _) in enumerate(parts):
+        total = total + share[..., n, None].to(exact) * part
+    return total.to(first.dtype)
+
+
+@op("merge_by_lse")
+def _merge(a: Tensor, lse_a: Tensor, b: Tensor, lse_b: Tensor, c: Tensor | None, lse_c: Tensor | None, least: float) -> Tensor:
+    from longspan_kernels.selected.triton.merge import triton_merge
+
+    return triton_merge(a, lse_a, b, lse_b, c, lse_c, least)
+
+
+@op("merge_by_lse_backward")
+def _merge_backward(
+    dout: Tensor, a: Tensor, lse_a: Tensor, b: Tensor, lse_b: Tensor, c: Tensor | None, lse_c: Tensor | None, least: float
+) -> list[Tensor]:
+    from longspan_kernels.selected.triton.merge import triton_merge_backward
+
+    return triton_merge_backward(dout, a, lse_a, b, lse_b, c, lse_c, least)
+
+
+@_merge.register_fake
+def _(a, lse_a, b, lse_b, c, lse_c, least):
+    return torch.empty(a.shape, dtype=a.dtype, device=a.device)
+
+
+@_merge_backward.register_fake
+def _(dout, a, lse_a, b, lse_b, c, lse_c, least):
+    given = (a, lse_a, b, lse_b, c, lse_c)
+    return [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in given if x is not None]
+
+
+def _save(ctx, inputs, output):
+    *given, ctx.least = inputs
+    ctx.save_for_backward(*given)
+
+
+def _backward(ctx, dout):
+    if torch.is_grad_enabled():
+        raise BackendError('create_graph=True: merging has gradients of gradients with backend="blocked" alone')
+    found = _merge_backward(dout, *ctx.saved_tensors, ctx.least)
+    return *found, *(None,) * (7 - len(found))
+
+
+_merge.register_autograd(_backward, setup_context=_save)
