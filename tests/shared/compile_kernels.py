@@ -148,11 +148,11 @@ def every_op(capability: int, cases: int) -> None:
         block_sparse(of_gpu, *more)
     if cases > 1:
         listed()
-    for dtype, width in ((torch.bfloat16, 64), (torch.float32, 64), (torch.bfloat16, 128), (torch.float32, 128)):
+    for dtype, width in ((torch.bfloat16, 64), (torch.float32, 64), (torch.bfloat16, 128), (torch.float32, 128))[: cases + 1]:
         q, means = torch.zeros(1, 4, 512, width, dtype=dtype), torch.zeros(1, 2, 8, width)
         triton_choose(q, means, None, 3, 64, True)
     triton_choose_scored(torch.zeros(1, 2, 512, 8), None, 0, 512, 3, 64, True)
-    selected()
+    selected(64 if cases > 1 else 16)
     balanced()
     bucketed(cases)
     for D, Dv, dtype, full in LINEAR[:cases]:
@@ -243,14 +243,18 @@ def bucketed(cases: int) -> None:
         triton_hash_keys(q, torch.zeros(HEADS, width, rounds, 24), (32, 16), None)
 
 
-def selected() -> None:
-    """Attention to chosen blocks, small and large, shared by a group or not, and to chosen tokens; and the choices."""
-    for dtype, heads, kv_heads, pickers, picks, size in (
-        (torch.bfloat16, 16, 2, 2, 16, 64),
-        (torch.bfloat16, 4, 4, 4, 3, 512),
-        (torch.float32, 4, 2, 4, 3, 128),
+def selected(wide: int) -> None:
+    """Attention to chosen blocks, small and large, shared by a group or not, and to chosen tokens; and the choices.
+
+    Args:
+        wide: the width of heads in float32, where compiling takes seconds a kernel.
+    """
+    for dtype, width, heads, kv_heads, pickers, picks, size in (
+        (torch.bfloat16, 64, 16, 2, 2, 16, 64),
+        (torch.bfloat16, 64, 4, 4, 4, 3, 512),
+        (torch.float32, wide, 4, 2, 4, 3, 128),
     ):
-        q, k = torch.zeros(1, heads, 1024, 64, dtype=dtype), torch.zeros(1, kv_heads, 1024, 64, dtype=dtype)
+        q, k = torch.zeros(1, heads, 1024, width, dtype=dtype), torch.zeros(1, kv_heads, 1024, width, dtype=dtype)
         chosen = torch.zeros(1, pickers, 1024, picks, dtype=torch.int32)
         order, start = queries_of_blocks(chosen, None, -(-1024 // size))
         triton_queries_of_blocks(chosen, None, 16, torch.int16)
@@ -258,7 +262,7 @@ def selected() -> None:
         selection = Selection(chosen, order, start, None, None, None, size, True, 0.125, 0.0)
         out, lse = selected_forward(q, k, k, selection)
         selected_backward(q, None, q, k, k, out, lse, selection)
-        keys = torch.zeros(1, kv_heads, 63, 64, dtype=dtype)
+        keys = torch.zeros(1, kv_heads, 63, width, dtype=dtype)
         triton_gated_sum_backward(q, triton_gated_sum(q[..., :3], q, q, q)[..., :3], q, q, q)
         triton_gated_sum_backward(q, triton_gated_sum(q[..., :2], q, q, None)[..., :2], q, q, None)
         gates, lse = triton_query_gates(q, torch.zeros(heads, 64, 3), torch.zeros(heads, 1, 3)), torch.zeros(1, heads, 1024)
@@ -271,7 +275,7 @@ def selected() -> None:
         out, lse = triton_tokens_forward(q, k, k, tokens, 0.125)
         triton_tokens_backward(q, q, k, k, out, lse, tokens, 0.125)
         for indexer_heads in (1, 4):
-            index = torch.zeros(1, indexer_heads, 1024, 64, dtype=dtype)
+            index = torch.zeros(1, indexer_heads, 1024, width, dtype=dtype)
             triton_choose_tokens(index, k[:, 0], index[..., 0], None, 128)
 
 
