@@ -22,7 +22,16 @@ SMALL = ["model.layers=2", "model.width=32", "model.heads=2", "data.max_length=1
 
 def test_the_record_of_a_run_holds_what_was_attended_to(tmp_path, train):
     settings = ["attention.block_size=16", "attention.top_k=2"]
-    train(tmp_path, "attention=moba", *settings, "experiment=demo", *SMALL, "trainer=debug", "data.max_validation_windows=4")
+    train(
+        tmp_path,
+        "attention=moba",
+        *settings,
+        "experiment=demo",
+        *SMALL,
+        "trainer=debug",
+        "trainer.max_steps=3",
+        "data.max_validation_windows=4",
+    )
     held = Record.load(tmp_path).extra["pattern"]
     assert [one["layers"] for one in held] == [[0], [1]]
     for one in held:

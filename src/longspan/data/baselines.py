@@ -11,29 +11,25 @@ import numpy as np
 
 from longspan.data.corpus import WindowDataset
 
+AT_ONCE = 1_000_000  # symbols: bounds the memory of int64 pairs, whatever the data's size
+
 
 def _pairs(data: WindowDataset) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(symbol before, symbol) of every predicted place, a window at a time, in int64."""
-    tokens, offsets = data.corpus.tokens, data.corpus.offsets
-    for document, start, length in data.windows.tolist():
-        begin = int(offsets[document]) + start
-        part = tokens[begin : begin + length].astype(np.int64)
-        yield part[:-1], part[1:]
+    """(symbol before, symbol) of every predicted place, in int64, those of many windows at a time."""
+    tokens = data.corpus.tokens
+    document, start, length = data.windows.T
+    begins, counts = data.corpus.offsets[document] + start, np.maximum(length - 1, 0)
+    cuts = np.searchsorted(counts.cumsum(), np.arange(AT_ONCE, counts.sum(), AT_ONCE))
+    for begin, count in zip(np.split(begins, cuts), np.split(counts, cuts), strict=True):
+        at = np.arange(count.sum()) + np.repeat(begin - count.cumsum() + count, count)
+        yield tokens[at].astype(np.int64), tokens[at + 1].astype(np.int64)
 
 
 def _counts(data: WindowDataset, size: int) -> np.ndarray:
     """How often symbol j follows symbol i, [V, V]."""
     total = np.zeros(size * size, dtype=np.int64)
-    pending: list[np.ndarray] = []
-    waiting = 0
     for before, after in _pairs(data):
-        pending.append(before * size + after)
-        waiting += len(after)
-        if waiting > 1_000_000:  # bounds the memory of int64 pairs, whatever the data's size
-            total += np.bincount(np.concatenate(pending), minlength=size * size)
-            pending, waiting = [], 0
-    if pending:
-        total += np.bincount(np.concatenate(pending), minlength=size * size)
+        total += np.bincount(before * size + after, minlength=size * size)
     return total.reshape(size, size)
 
 
