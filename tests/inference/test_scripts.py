@@ -1,21 +1,21 @@
-"""evaluate.py and predict.py as they are typed, in interpreters of their own: what they write, and what they say of a slip."""
+"""evaluate.py and predict.py as they are typed, in processes of their own: what they write, and what they say of a slip."""
 
 from __future__ import annotations
 
 import csv
 import json
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from warm_process import run
 
 ROOT = Path(__file__).parents[2]
 
 
 def typed(*words):
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=ROOT, timeout=300)
+    done = run(*words, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     return done
 

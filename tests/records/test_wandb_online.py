@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import warm_process
+from killed_run import in_child, train_in_environment
 from left_records import leave
 from wandb_server import KEY, wandb_server
 
@@ -26,12 +26,6 @@ SMALL = (
     "logger=wandb",
     "logger.wandb.mode=online",
 )
-SIGNALLED = """
-import sys
-sys.path.insert(0, "tests/shared")
-from killed_run import train
-train(__import__("pathlib").Path(sys.argv[1]), *sys.argv[3:], at=("signal", int(sys.argv[2]), {signal}))
-"""
 
 
 @pytest.fixture
@@ -41,14 +35,17 @@ def server(tmp_path):
         assert set(server.unknown) <= {"OrganizationCoreWeaveOrganizationID"}, "W&B asks for more than the stand-in knows"
 
 
-def as_user(server, command, expected=0):
-    """Runs a command where nobody but the server's user is known to W&B."""
+def environment(server):
+    """That of a process where nobody but the server's user is known to W&B."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
-    environment = {**kept, "WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY, "WANDB_ERROR_REPORTING": "false"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT / "src"), str(ROOT / "kernels"), kept.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
+    found = {**kept, "WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY, "WANDB_ERROR_REPORTING": "false"}
+    found["PYTHONPATH"] = os.pathsep.join([str(ROOT / "src"), str(ROOT / "kernels"), kept.get("PYTHONPATH", "")])
+    return found
+
+
+def as_user(server, command, expected=0):
+    """Runs a script with its words."""
+    done = warm_process.run(*command, cwd=ROOT, env=environment(server))
     assert done.returncode == expected, done.stdout + done.stderr
     return done
 
@@ -82,13 +79,13 @@ def test_a_sweep_is_a_group_of_runs_with_accuracy_over_cost(server, tmp_path):
 @pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_in_the_same_run(server, tmp_path):
     words = ("logger=wandb", "logger.wandb.mode=online", "logger.wandb.group=mine", "trainer.max_steps=8")
-    stopped = SIGNALLED.format(signal=int(signal.SIGTERM))
-    folder = tmp_path / "run"
-    as_user(server, ["-c", stopped, str(folder), "4", *words], expected=143)
+    folder, environ = tmp_path / "run", environment(server)
+    folder.mkdir()
+    assert in_child(train_in_environment, folder, environ, 4, signal.SIGTERM, *words) == 143
     (run,) = server.runs.values()
     before = list(run.rows)
     assert run.exit_codes == [1] and run.summary["status"] == "interrupted" and run.taken_up == 0
-    as_user(server, ["-c", stopped, str(folder), "99", *words, "ckpt_path=auto"])
+    assert in_child(train_in_environment, folder, environ, 99, signal.SIGTERM, *words, "ckpt_path=auto") == 0
     (run,) = server.runs.values()  # no second one
     assert run.taken_up == 1 and run.exit_codes == [1, 0] and run.summary["status"] == "complete"
     assert run.rows[: len(before)] == before, "what was sent before stays"

@@ -189,8 +189,8 @@ _AT: dict[str, Callable[..., None]] = {
 }
 
 
-def train_in_environment(folder: Path, environ: dict[str, str], step: int, number: int) -> None:
+def train_in_environment(folder: Path, environ: dict[str, str], step: int, number: int, *words: str) -> None:
     """`train` under these variables, a signal in the step after `step`: the fork server has those of its start."""
     os.environ.clear()
     os.environ.update(environ)
-    train(folder, at=("signal", step, number))
+    train(folder, *words, at=("signal", step, number))
