@@ -6,12 +6,16 @@ import json
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import warm_process
 from killed_run import in_child, train_in_environment
 from left_records import leave
 from wandb_server import KEY, wandb_server
+
+from longspan.sweeps import process
+from longspan.sweeps.command import main
 
 pytest.importorskip("wandb")
 ROOT = Path(__file__).parents[2]
@@ -50,10 +54,16 @@ def as_user(server, command, expected=0):
     return done
 
 
-@pytest.mark.slow
-def test_a_sweep_is_a_group_of_runs_with_accuracy_over_cost(server, tmp_path):
+def forked(command, *, env, **_):
+    """A run of a sweep, which has torch loaded when it starts; `test_sweep_of_ranks.py` starts interpreters."""
+    return warm_process.Script(*command[1:], cwd=ROOT, env=env, merged=True)
+
+
+def test_a_sweep_is_a_group_of_runs_with_accuracy_over_cost(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(process, "subprocess", SimpleNamespace(Popen=forked, DEVNULL=None))
+    monkeypatch.setattr(os, "environ", environment(server))
     words = [*SMALL, "sweep.name=night", f"sweep.output={tmp_path / 'night'}", "attention=full,local"]
-    as_user(server, ["scripts/sweep.py", *words])
+    assert main(words, train=ROOT / "train.py") == 0
     runs = {run.config["attention_name"]: run for run in server.runs.values()}
     assert runs.keys() == {"full", "local"} and len({run.id for run in runs.values()}) == 2
     for name, run in runs.items():
@@ -76,7 +86,6 @@ def test_a_sweep_is_a_group_of_runs_with_accuracy_over_cost(server, tmp_path):
         assert table["data"] == [[name, 0, told["cost/total_flops"], record["accuracy"]["bits_per_byte"]["value"]]]
 
 
-@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_in_the_same_run(server, tmp_path):
     words = ("logger=wandb", "logger.wandb.mode=online", "logger.wandb.group=mine", "trainer.max_steps=8")
     folder, environ = tmp_path / "run", environment(server)
