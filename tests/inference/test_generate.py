@@ -11,6 +11,7 @@ import longspan.attention as variants
 from longspan.config.errors import CallError, ConfigError
 from longspan.config.overrides import number
 from longspan.data.vocabularies import BYTES
+from longspan.inference.commands.generate import main
 from longspan.inference.generate import Sampling, StreamedText, generate
 from longspan.models import Decoder, Encoder, HeadedModel, LanguageModellingHead
 
@@ -128,23 +129,35 @@ def test_a_model_that_looks_both_ways_generates_nothing():
         texts(HeadedModel(backbone, LanguageModellingHead(backbone)), [[1]], 3)
 
 
-def test_from_a_checkpoint_on_the_command_line(tmp_path):
+def typed(*words):
+    """The exit code of generate.py with these words, in this process."""
+    try:
+        return main(words) or 0
+    except SystemExit as stop:
+        return stop.code or 0
+
+
+def test_from_a_checkpoint_on_the_command_line(tmp_path, train, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 60)
     small = ["model.layers=1", "model.width=32", "model.heads=2", "data=text", f"data.path={tmp_path}/text.txt", "logger=none"]
     small += ["data.max_length=64", "data.batch_size=2", "trainer.max_steps=3", "attention=local", "attention.window=16"]
-    run(ROOT / "train.py", *small, f"hydra.run.dir={tmp_path}/run", cwd=tmp_path, check=True)
-    command = [ROOT / "scripts" / "generate.py", f"checkpoint={tmp_path}/run", "prompt=The quick", "max_new_tokens=12"]
-    done = run(*command, "temperature=0", cwd=tmp_path, check=True)
+    train(tmp_path / "run", *small)
+    command = [f"checkpoint={tmp_path}/run", "prompt=The quick", "max_new_tokens=12"]
+    done = run(ROOT / "scripts" / "generate.py", *command, "temperature=0", cwd=tmp_path, check=True)
     from longspan import load
 
     assert done.stdout == "The quick" + load(tmp_path / "run").generate(["The quick"], 12, temperature=0.0)[0] + "\n"
-    usual = run(*command[:-1], "temperature=0", cwd=tmp_path, check=True)  # 200 tokens would be more than the model takes
-    assert usual.stdout.startswith(done.stdout[:-1]) and len(usual.stdout.encode()) > 40
-    wrong = run(*command[:-2], "prompt=", cwd=tmp_path)
-    assert wrong.returncode == 2 and "prompt= is empty; give at least one character" in wrong.stderr
-    wrong = run(*command, "device=gpu", cwd=tmp_path)
-    assert wrong.returncode == 2 and "device=gpu is no device of this machine; give cpu" in wrong.stderr
-    wrong = run(*command, "top_p=2", cwd=tmp_path)
-    assert wrong.returncode == 2 and not wrong.stdout and "top_p=2.0: give a probability" in wrong.stderr
-    wrong = run(*command, "top_k=many", cwd=tmp_path)
-    assert wrong.returncode == 2 and "top_k=many: give a whole number" in wrong.stderr and "Traceback" not in wrong.stderr
+    capsys.readouterr()
+    assert typed(*command[:-1], "temperature=0") == 0  # 200 tokens would be more than the model takes
+    usual = capsys.readouterr().out
+    assert usual.startswith(done.stdout[:-1]) and len(usual.encode()) > 40
+    assert typed(*command[:-2], "prompt=") == 2
+    assert "prompt= is empty; give at least one character" in capsys.readouterr().err
+    assert typed(*command, "device=gpu") == 2
+    assert "device=gpu is no device of this machine; give cpu" in capsys.readouterr().err
+    assert typed(*command, "top_p=2") == 2
+    wrong = capsys.readouterr()
+    assert not wrong.out and "top_p=2.0: give a probability" in wrong.err
+    assert typed(*command, "top_k=many") == 2
+    assert "top_k=many: give a whole number" in capsys.readouterr().err
