@@ -28,6 +28,7 @@ from longspan_kernels.block_sparse.rules import And, Everything, Not, Or, Rule
 PAYS = 0.75  # an order other than the natural one must visit at most this share of its pairs
 NATURAL = Natural()
 EVALUATED_AT_ONCE = 1 << 24  # pairs
+FEW_BANDS = 8  # that many times more tiles with other masks: kernels spare the loop over bands, and take their bits
 DEAD = -2  # kind of a tile without a live pair
 
 HeadRules = Sequence[tuple[tuple[int, ...], Rule]]
@@ -225,6 +226,8 @@ class Compiler:
             rank = torch.empty_like(order_of)
             rank[order_of] = torch.arange(len(order_of), device=device)
             kind = torch.where(kind >= 0, rank[inverse][kind.clamp(min=0)], kind)
+            if FEW_BANDS * int(((kind >= 0) & (kind < bands)).sum()) < int((kind >= bands).sum()):
+                bands = 0
         else:
             masks = torch.zeros((0, q.block, k.block), dtype=torch.bool, device=device)
             band, bands = torch.zeros((0, 4), dtype=torch.int32, device=device), 0

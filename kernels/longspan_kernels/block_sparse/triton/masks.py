@@ -60,8 +60,11 @@ def band_keeps(detail, offs_m, offs_n, TRANSPOSED: tl.constexpr):
 
 @triton.jit
 def bits_keep(detail, MASKS, offs_m, offs_n, BM: tl.constexpr, WORDS: tl.constexpr):
-    """The mask of a tile with stored bits; `detail` is its number."""
-    word = tl.load(MASKS + detail.to(tl.int64) * (BM * WORDS) + (offs_m * WORDS + offs_n // 32))
+    """The mask of a tile with stored bits; `detail` is its number. Words are loaded once a query, not once a pair."""
+    at = MASKS + detail.to(tl.int64) * (BM * WORDS) + offs_m * WORDS
+    word = tl.load(at)
+    for n in tl.static_range(1, WORDS):
+        word = tl.where(offs_n // 32 == n, tl.load(at + n), word)
     return ((word >> (offs_n % 32)) & 1) != 0
 
 
