@@ -12,6 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from longspan_kernels.block_sparse.triton.common import READ_AHEAD
 from longspan_kernels.selected.triton.common import (
     LOG2E,
     VARYING,
@@ -236,13 +237,13 @@ def add_runs(
         offs_d = tl.arange(0, BD)
         at = offs_n[:, None] * D + offs_d[None, :]
         mask = (offs_n < SIZE)[:, None] & (offs_d < D)[None, :]
-        mine = PARTIALS + (u * partials + tl.load(list_of + 3)).to(tl.int64) * (2 * SIZE * D)
+        own = u * partials + tl.load(list_of + 3)
         dk = tl.zeros([BN, BD], tl.float32)
         dv = tl.zeros([BN, BD], tl.float32)
-        for _ in tl.range(0, runs):
-            dk += tl.load(mine + at, mask=mask, other=0.0)
-            dv += tl.load(mine + SIZE * D + at, mask=mask, other=0.0)
-            mine += 2 * SIZE * D
+        for run in tl.range(0, runs, num_stages=READ_AHEAD):
+            mine = PARTIALS + (own + run).to(tl.int64) * (2 * SIZE * D) + at
+            dk += tl.load(mine, mask=mask, other=0.0)
+            dv += tl.load(mine + SIZE * D, mask=mask, other=0.0)
         key = block * SIZE + offs_n
         here = (b.to(tl.int64) * (P // REPEAT) + p // REPEAT) * length + key
         rows = (here * D)[:, None] + offs_d[None, :]

@@ -12,7 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from longspan_kernels.launch.launcher import Launch, as_contiguous, from_16_bytes, on_its_device, run_kernel, width_of
+from longspan_kernels.launch.launcher import as_contiguous, from_16_bytes, on_its_device, run_kernel, width_of
+from longspan_kernels.selected.triton import configs
 from longspan_kernels.selected.triton.call_layout import by_rows, in_units
 from longspan_kernels.selected.triton.choose_kernels import none_yet, with_chunk
 from longspan_kernels.selected.triton.common import LOG2E, elements, of_row, rows_at, tokens_of
@@ -139,12 +140,12 @@ def triton_choose_important(
         "D": D,
         "BD": width_of(D),
         "BM": rows,
-        "BN": 32,
+        "BN": configs.IMPORTANT_BLOCKS,
         "N": picks - 1,
         "SIZE": block_size,
         "SPAN": compressed_block // stride,
         "STRIDES": block_size // stride,
         "CAUSAL": causal,
     }
-    run_kernel(choose_by_importance, tiles * B * Hkv, Launch(4, 2), q, keys, lse, lengths, out, **numbers)
+    run_kernel(choose_by_importance, tiles * B * Hkv, configs.IMPORTANCE, q, keys, lse, lengths, out, **numbers)
     return out

@@ -9,6 +9,9 @@ from longspan_kernels.launch.launcher import Launch
 WIDEST_KEYS = 128  # keys of a tile: blocks up to here are loaded once for all their queries
 MERGE = Launch(4, 1)
 MERGED_ROWS = 16  # tokens of a program that merges
+SUMMED_KEYS = 16  # keys of a program that adds up the runs of a list
+IMPORTANCE = Launch(4, 2)  # scores by which blocks are chosen
+IMPORTANT_BLOCKS = 32  # scored at a time
 PART_BYTES = 2  # memory of the parts of picks: times that of q
 LEAST_PART_BYTES = 64 << 20  # below which memory does not matter
 WORK_ITEMS = 1024  # programs of a pass over lists that fill any device

@@ -220,24 +220,22 @@ def merge_parts(
         exists = token < tokens_of(LENGTHS, b, length)
         picks = PICKS + (list_row.to(tl.int64) * length + token) * N
         cell = (u.to(tl.int64) * length + token) * N * GC + head
+        pick = tl.arange(0, BP)
+        among = exists[:, None] & (pick < N)[None, :]
+        made = tl.load(picks[:, None] + pick[None, :], mask=among, other=-1) >= 0
         lse = tl.zeros([BM], tl.float32)
+        shares = made.to(tl.float32)
         if WEIGHTED:
-            pick = tl.arange(0, BP)
-            among = exists[:, None] & (pick < N)[None, :]
-            made = tl.load(picks[:, None] + pick[None, :], mask=among, other=-1) >= 0
             each = tl.load(PART_LSE + cell[:, None] + pick[None, :] * GC, mask=made, other=float("-inf"))
             m_i = tl.max(each, 1)
             m_i = tl.where(m_i == float("-inf"), 0.0, m_i)
             lse = m_i + tl.log2(tl.sum(tl.exp2(each - m_i[:, None]), 1))
-        dead = lse == float("-inf")
+            shares = tl.exp2(each - tl.where(lse == float("-inf"), 0.0, lse)[:, None])
         acc = tl.zeros([BM, BD], tl.float32)
         for n in tl.range(0, N):
-            picked = (tl.load(picks + n, mask=exists, other=-1) >= 0) & (dead == 0)
-            part = rows_at(PART, of_row(cell + n * GC, D), picked, D, BD).to(tl.float32)
-            if WEIGHTED:
-                weight = tl.exp2(tl.load(PART_LSE + cell + n * GC, mask=picked, other=float("-inf")) - tl.where(dead, 0.0, lse))
-                part = part * weight[:, None]
-            acc += part
+            # From registers: loads of one number a row would each be waited for.
+            share = tl.sum(tl.where((pick == n)[None, :], shares, 0.0), 1)
+            acc += share[:, None] * rows_at(PART, of_row(cell + n * GC, D), share > 0.0, D, BD).to(tl.float32)
         if not WEIGHTED:
             acc = acc * scale
         row = (b * (P * G) + p * G + g).to(tl.int64) * length + token

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from longspan_kernels.launch.graphs import remembered
-from longspan_kernels.launch.launcher import Launch, Plan, as_contiguous, from_16_bytes, on_its_device, width_of
+from longspan_kernels.launch.launcher import Plan, as_contiguous, from_16_bytes, on_its_device, width_of
 from longspan_kernels.selected.options import Selection
 from longspan_kernels.selected.triton import configs
 from longspan_kernels.selected.triton.backward_kernels import add_runs, row_numbers, selected_columns, selected_rows
@@ -256,8 +256,10 @@ class Launches:
             numbers = {"items": cut.items, **here, **self.numbers, "C": self.compiled_for(tile, served.adds)}
             columns.append(Plan(selected_columns, subs * s.batch * served.pickers * cut.items, numbers, tile.launch))
             constants = {name: value for name, value in self.constants.items() if name not in ("GC", "N")}
-            numbers = {"length": s.length, "BN": tile.keys, "ADD": served.adds, **here, **constants}
-            sums.append(Plan(add_runs, subs * s.batch * served.pickers * s.blocks, numbers, Launch(8, 1)))
+            # Few keys a program: the list of a block that every query sees has many runs, and they are added one by one.
+            numbers = {"length": s.length, "BN": configs.SUMMED_KEYS, "ADD": served.adds, **here, **constants}
+            programs = -(-s.block_size // configs.SUMMED_KEYS) * s.batch * served.pickers * s.blocks
+            sums.append(Plan(add_runs, programs, numbers, configs.MERGE))
         return cut, columns, sums
 
     @cached_property
