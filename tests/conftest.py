@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import gc
 import io
 import lzma
 import os
+import pickle
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -35,6 +38,7 @@ def _before_others_are_imported() -> None:
     os.environ.setdefault("MPLBACKEND", "Agg")
     os.fsync = lambda handle: None  # milliseconds a file, for a loss of power that no test brings about
     _unpack_bundled_data_once()
+    _read_config_files_once()
     import_interpreted()
 
 
@@ -51,6 +55,30 @@ def _unpack_bundled_data_once() -> None:
     lzma.open = open_once
 
 
+def _read_config_files_once() -> None:
+    """A run's config comes from some twenty files, and a thousand are composed: a fifth of that is reading YAML."""
+    from hydra.core.plugins import Plugins
+
+    Plugins.instance()  # which loads its modules, though they be loaded
+    from hydra._internal.core_plugins.file_config_source import FileConfigSource
+
+    load, kept = FileConfigSource.load_config, {}
+
+    def load_once(self: Any, config_path: str) -> Any:
+        path = Path(self.path, self._normalize_file_name(config_path))
+        if CONF not in path.parents or not path.is_file():
+            return load(self, config_path=config_path)
+        key = path, path.stat().st_mtime_ns, self.provider
+        if key not in kept:
+            read = load(self, config_path=config_path)
+            kept[key] = read, pickle.dumps((read.config, read.header))
+        read, copy = kept[key]
+        config, header = pickle.loads(copy)
+        return dataclasses.replace(read, config=config, header=header)
+
+    FileConfigSource.load_config = load_once
+
+
 # Not in pytest_configure: where folders are named, pytest reads their conftest.py before it calls that.
 _before_others_are_imported()
 
@@ -63,6 +91,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     from xdist.scheduler import WorkStealingScheduling
 
     return WorkStealingScheduling(config, log)
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what is loaded by now stays: collections need not go through it each time
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

@@ -139,10 +139,13 @@ def test_the_variants_are_there():
     assert set(choices_of(CONF, "attention")) >= VARIANTS
 
 
-@pytest.mark.parametrize("group", groups(CONF))
-def test_every_choice_composes(group):
-    for choice in choices_of(CONF, group):
-        composed(CONF, [f"{group}={choice}"])
+CHOICES = {group: choices_of(CONF, group) for group in groups(CONF) if group != "experiment"}
+
+
+@pytest.mark.parametrize("number", range(max(map(len, CHOICES.values()))))
+def test_every_choice_composes(number):
+    """The choices of this number in all groups at once; `test_experiments.py` runs every experiment."""
+    composed(CONF, [f"{group}={choices[number]}" for group, choices in CHOICES.items() if number < len(choices)])
 
 
 @pytest.mark.parametrize("file", sorted(CONF.rglob("*.yaml")), ids=lambda file: str(file.relative_to(CONF)))

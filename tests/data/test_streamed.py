@@ -160,9 +160,17 @@ def fit(data, folder, steps, checkpoint=None, **trainer):
     return watcher.seen, runner
 
 
-@pytest.mark.parametrize("kind", [StreamedTextDataModule, StreamedClassificationDataModule])
+RESUMED = [{}, {"num_workers": 2}, {"num_workers": 3, "limit_train_batches": 7}, {"val_check_interval": 4}]
+
+
 @pytest.mark.parametrize(
-    "settings", [{}, {"num_workers": 2}, {"num_workers": 3, "limit_train_batches": 7}, {"val_check_interval": 4}], ids=str
+    ("kind", "settings"),
+    [
+        *((StreamedTextDataModule, settings) for settings in RESUMED),
+        *((StreamedClassificationDataModule, settings) for settings in RESUMED[:2]),
+        *(pytest.param(StreamedClassificationDataModule, settings, marks=pytest.mark.exhaustive) for settings in RESUMED[2:]),
+    ],
+    ids=str,
 )
 def test_a_resumed_run_sees_what_the_whole_one_would_have(folder, tmp_path, kind, settings):
     trainer = {key: value for key, value in settings.items() if key != "num_workers"}

@@ -98,13 +98,14 @@ def cutting(request, monkeypatch):
         monkeypatch.setattr(schedule, "SHORTEST_SPLIT", 1)
 
 
-few = settings(max_examples=10, deadline=None)
+drawn = pytest.mark.parametrize("examples", [6, pytest.param(100, marks=pytest.mark.exhaustive)])
 dtypes = st.sampled_from([torch.float32, torch.float16])
 tiles = st.sampled_from([(16, 16), (16, 32), (32, 16)])
 
 
-def test_drawn_rules(cutting):
-    @few
+@drawn
+def test_drawn_rules(cutting, examples):
+    @settings(max_examples=examples)
     @given(calls(most=64, widths=(16, 24)), tiles, tiles, dtypes)
     def run(call, forward, backward, dtype):
         lengths = call.q.shape[2], call.k.shape[2]
@@ -116,8 +117,9 @@ def test_drawn_rules(cutting):
     run()
 
 
-def test_bias_by_block(cutting):
-    @few
+@drawn
+def test_bias_by_block(cutting, examples):
+    @settings(max_examples=examples)
     @given(calls(most=64, widths=(16,), bias=True), tiles)
     def run(call, tile):
         layout = compile_layout(call.groups, call.q.shape[2], call.k.shape[2], HEADS, Tiling(*tile, one_pass=True))

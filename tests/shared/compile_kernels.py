@@ -153,7 +153,7 @@ def every_op(capability: int, cases: int) -> None:
         triton_choose(q, means, None, 3, 64, True)
     triton_choose_scored(torch.zeros(1, 2, 512, 8), None, 0, 512, 3, 64, True)
     selected(64 if cases > 1 else 16)
-    balanced()
+    balanced(cases)
     bucketed(cases)
     for D, Dv, dtype, full in LINEAR[:cases]:
         compile_linear(D, Dv, dtype, full)
@@ -222,10 +222,10 @@ def compile_linear(D: int, Dv: int, dtype: torch.dtype, full: bool) -> None:
     delta_launches.triton_delta_backward(out, state, q, k, v, beta, *places, state, inverse, 1.0)
 
 
-def balanced() -> None:
+def balanced(cases: int) -> None:
     """Sinkhorn balancing, all blocks existing or not; its kernels are those of any number of them."""
     scores = torch.zeros(1, 2, 20, 20)
-    for existing in (None, torch.zeros(1, dtype=torch.int64)):
+    for existing in (torch.zeros(1, dtype=torch.int64), None)[:cases]:
         out, rows, sums = triton_balance(scores, existing, 7)
         triton_balance_backward(out, existing, rows, sums)
 
