@@ -5,7 +5,7 @@ import torch
 from drawn_linear import LinearCall
 
 from longspan_kernels.errors import BackendError
-from longspan_kernels.linear import gated_delta_rule, linear_attention
+from longspan_kernels.linear import gated_delta_rule, linear_attention, short_convolution
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -72,3 +72,25 @@ def compare(call, dtype):
     for name, a, b in zip(("out", "state", *given), (out, state, *ours), (expected, last, *theirs), strict=True):
         limit = TOLERANCE[dtype] * (5 if name in ("log_decay", "beta") else 1)
         assert off(a, b) < limit, f"{name} is off by {off(a, b):.1e}"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("width", "kernel", "packed"), [(64, 4, False), (64, 4, True), (40, 3, True), (128, 4, False), (256, 8, True)]
+)
+def test_short_convolutions(width, kernel, packed, dtype):
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 777, 3, width, generator=g).transpose(1, 2).to(dtype).double()
+    weight = torch.randn(kernel, 3, 1, width, generator=g)
+    segments = torch.randint(0, 50, (2, 777), generator=g).eq(0).cumsum(1) if packed else None
+    results = []
+    for device, kind in (("cpu", torch.float64), ("cuda", dtype)):
+        leaves = [
+            x.to(device, kind).requires_grad_(),
+            weight.to(device, torch.promote_types(kind, torch.float32)).requires_grad_(),
+        ]
+        out = short_convolution(*leaves, None if segments is None else segments.to(device))
+        results.append([out, *torch.autograd.grad((out * torch.linspace(-1, 1, width, device=device)).sum(), leaves)])
+    for a, b in zip(results[1], results[0], strict=True):
+        difference = float((a.double().cpu() - b).detach().norm() / b.detach().norm())
+        assert difference < (1e-5 if dtype == torch.float32 else 1e-2)

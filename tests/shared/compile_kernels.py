@@ -38,6 +38,7 @@ from longspan_kernels.bucketed.triton.tables import triton_tables
 from longspan_kernels.launch import launcher as launching
 from longspan_kernels.linear.triton import delta_launches
 from longspan_kernels.linear.triton import launches as linear
+from longspan_kernels.linear.triton.convolution import triton_convolution, triton_convolution_backward
 from longspan_kernels.selected.lists import queries_of_blocks
 from longspan_kernels.selected.options import Selection
 from longspan_kernels.selected.triton import choose_kernels
@@ -157,6 +158,8 @@ def every_op(capability: int, cases: int) -> None:
     bucketed(cases)
     for D, Dv, dtype, full in LINEAR[:cases]:
         compile_linear(D, Dv, dtype, full)
+        x = torch.zeros(1, 2, 512, D, dtype=dtype)
+        triton_convolution_backward(triton_convolution(x, torch.zeros(4, 2, 1, D), None), x, torch.zeros(4, 2, 1, D), None)
 
 
 def block_sparse(

@@ -39,6 +39,7 @@ KERNELS = (
         "attend_segments",
         "invert_systems",
     ),
+    *("convolve", "differentiate_convolution", "convolve_back"),
     *("make_operands", "run_states", "read_states", "local_gradients", "run_states_back", "finish_gradients"),
     *("balance_rows", "balance_columns", "balance_back", "balance_back_columns"),
     *("attend_buckets", "merge_rounds", "differentiate_buckets", "add_rounds"),

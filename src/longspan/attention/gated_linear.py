@@ -65,7 +65,7 @@ class GatedLinearAttention(StateAttention):
         operands = [q, k, v]
         for n, convolution in enumerate(self.convolutions):
             before = None if states is None else states[1 + n]
-            operands[n], last = convolution(operands[n], segments, before, lengths)
+            operands[n], last = convolution(operands[n], segments, before, lengths, self.backend)
             lasts.append(last)
         call = {"lengths": lengths, "segments": segments, "backend": self.backend, "return_state": True}
         out, state = self.recur(operands, tokens, None if states is None else states[0], call)
@@ -81,7 +81,7 @@ class GatedLinearAttention(StateAttention):
         call = {"lengths": lengths, "segments": segments, "backend": self.backend, "return_state": True}
         operands = [q, k]
         for n, convolution in enumerate(list(self.convolutions)[:2]):
-            operands[n], _ = convolution(operands[n], segments, None, lengths)
+            operands[n], _ = convolution(operands[n], segments, None, lengths, self.backend)
         return self.recur([*operands, v], k, None, call)[0]
 
     def empty_states(self, batch: int, device: torch.device | str | None, dtype: torch.dtype) -> list[Tensor]:
