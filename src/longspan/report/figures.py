@@ -20,6 +20,7 @@ from longspan.report.tables import COST_AXES, front_of
 # distinct also without colour vision; one variant has one colour in all pictures of a report
 PALETTE = ("#3b6fb6", "#d1495b", "#2a9d8f", "#e08e1b", "#7b5ea7", "#6b7280", "#b5651d", "#c45ab3", "#6a994e", "#2b9eb3")
 MARKERS = "osD^vPX*<>"
+MOST_TICK_LETTERS = 32  # of all labels of an axis, which more letters than these would write over each other
 _INK, _SOFT, _GRID = "#22252b", "#70757f", "#e6e8ec"
 # from this ratio on, a linear axis would squeeze the cheap variants together
 LOG_RATIO = 8.0
@@ -143,7 +144,11 @@ def lines(charts: list[Chart], path: Path, colours: dict[str, str], title: str =
             axes.set_ylim(bottom=0.0)
             axes.set_xlim(left=0.0)
         if chart.x_ticks:
-            axes.set_xticks(chart.x_ticks, [f"{tick:,.0f}" for tick in chart.x_ticks])
+            labels = [f"{tick:,.0f}" for tick in chart.x_ticks]
+            if sum(map(len, labels)) > MOST_TICK_LETTERS:
+                axes.set_xticks(chart.x_ticks, labels, rotation=30, ha="right", rotation_mode="anchor")
+            else:
+                axes.set_xticks(chart.x_ticks, labels)
             axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel(chart.x, color=_INK)
         axes.set_ylabel(chart.y, color=_INK)
@@ -320,7 +325,7 @@ def _label(
 
 def _beside(axes: Axes) -> None:
     """The names of the lines to their right, where no line runs."""
-    axes.legend(frameon=False, fontsize=9, labelcolor=_INK, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axes.legend(frameon=False, fontsize=9, labelcolor=_INK, loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=3.6)
 
 
 def _save(figure: Figure, path: Path) -> None:
