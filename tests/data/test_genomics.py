@@ -7,7 +7,7 @@ from longspan.config.errors import ConfigError
 from longspan.data import GenomicBenchmarkDataModule
 from longspan.data.errors import DataFileError
 from longspan.data.genomics import BENCHMARKS
-from longspan.report.published import NUCLEOTIDE_TRANSFORMER, published_for
+from longspan.report.published import GUE_AUROC, NUCLEOTIDE_TRANSFORMER, published_for
 
 
 @pytest.mark.parametrize(("benchmark", "count"), [("genomic_benchmarks", 9), ("nucleotide_transformer", 18), ("gue", 28)])
@@ -59,8 +59,12 @@ def test_published_figures_stand_beside():
     splice = published_for({**yeast, "data.dataset": "splice_sites_all"})
     assert splice.metric == "accuracy" and len(splice.values) == 4
     assert published_for({**yeast, "data.dataset": "promoter_tata"}) is None  # scored there by another F1
+    assert set(GUE_AUROC) <= set(BENCHMARKS["gue"].datasets)
     assert set(NUCLEOTIDE_TRANSFORMER) <= set(BENCHMARKS["nucleotide_transformer"].datasets)
-    assert published_for({**yeast, "data.benchmark": "gue", "data.dataset": "emp_H3"}) is None
+    gue = published_for({**yeast, "data.benchmark": "gue", "data.dataset": "emp_H3"})
+    assert gue.metric == "macro_auroc" and gue.values["Caduceus-Ph"] == pytest.approx(0.9285) and "10.1038" in gue.source
+    assert set(BENCHMARKS["gue"].datasets) - set(GUE_AUROC) == {"splice_reconstructed", "virus_covid"}
+    assert published_for({**yeast, "data.benchmark": "gue", "data.dataset": "virus_covid"}) is None
     listops = published_for({"data._target_": "longspan.data.ListOpsDataModule"})
     assert listops.values["Reformer"] == pytest.approx(0.3727) and len(listops.values) == 11
 

@@ -72,6 +72,38 @@ NUCLEOTIDE_TRANSFORMER = {
     "enhancers_types": (0.462, 0.470, 0.503, 0.492),
     "splice_sites_all": (0.963, 0.960, 0.967, 0.943),
 }
+# macro AUROC by FROZEN_MODELS, each with its weights as pretrained and a classifier of mean embeddings above them (tables 1 to
+# 3). Splice sites and covid are not among their tasks.
+FROZEN = "frozen models, benchmarked in doi:10.1038/s41467-025-65823-8 (their embeddings, mean pooled)"
+FROZEN_MODELS = ("DNABERT-2", "NT-v2", "HyenaDNA", "Caduceus-Ph", "GROVER")
+GUE_AUROC = {
+    "emp_H3": (0.9137, 0.8951, 0.8996, 0.9285, 0.9056),
+    "emp_H3K14ac": (0.7597, 0.7407, 0.7067, 0.7297, 0.7301),
+    "emp_H3K36me3": (0.7989, 0.7849, 0.7395, 0.7662, 0.7533),
+    "emp_H3K4me1": (0.7306, 0.7115, 0.6994, 0.7071, 0.696),
+    "emp_H3K4me2": (0.7078, 0.6847, 0.6854, 0.6895, 0.6939),
+    "emp_H3K4me3": (0.6813, 0.6603, 0.6486, 0.6595, 0.668),
+    "emp_H3K79me3": (0.8565, 0.8436, 0.8215, 0.845, 0.8427),
+    "emp_H3K9ac": (0.7922, 0.7687, 0.7555, 0.7779, 0.7692),
+    "emp_H4": (0.9314, 0.9104, 0.8983, 0.9304, 0.908),
+    "emp_H4ac": (0.7473, 0.7263, 0.6979, 0.7235, 0.7175),
+    "human_tf_0": (0.8382, 0.8315, 0.8301, 0.8796, 0.8618),
+    "human_tf_1": (0.821, 0.809, 0.8205, 0.8687, 0.8495),
+    "human_tf_2": (0.7896, 0.7974, 0.7875, 0.8249, 0.8158),
+    "human_tf_3": (0.726, 0.7103, 0.7149, 0.7725, 0.763),
+    "human_tf_4": (0.9204, 0.9149, 0.9159, 0.9294, 0.931),
+    "mouse_0": (0.711, 0.704, 0.5899, 0.6841, 0.6947),
+    "mouse_1": (0.9072, 0.9005, 0.8996, 0.9472, 0.9093),
+    "mouse_2": (0.9308, 0.9269, 0.8944, 0.9351, 0.9327),
+    "mouse_3": (0.7622, 0.6942, 0.588, 0.7047, 0.6815),
+    "mouse_4": (0.6783, 0.7077, 0.627, 0.715, 0.6822),
+    "prom_300_all": (0.9426, 0.9445, 0.9394, 0.9519, 0.9402),
+    "prom_300_notata": (0.9765, 0.9758, 0.9662, 0.9834, 0.9728),
+    "prom_300_tata": (0.7646, 0.7791, 0.8077, 0.76, 0.78),
+    "prom_core_all": (0.8311, 0.8527, 0.832, 0.8748, 0.8506),
+    "prom_core_notata": (0.8531, 0.8729, 0.8516, 0.8961, 0.8704),
+    "prom_core_tata": (0.7781, 0.7947, 0.7827, 0.8103, 0.796),
+}
 JANUS_MODELS = ("JanusDNA", "JanusDNA without attention", "JanusDNA MLP", "JanusDNA MLP without attention")
 # AUROC of the eQTL task by (Caduceus-Ph, JanusDNA without attention, the same with an MLP), as JanusDNA's authors ran it
 EQTL_AUROC = {
@@ -118,6 +150,9 @@ def published_for(settings: Mapping[str, Any]) -> Published | None:
         if named in NUCLEOTIDE_TRANSFORMER:
             metric = "accuracy" if named == "splice_sites_all" else "mcc"
             return Published(metric, dict(zip(JANUS_MODELS, NUCLEOTIDE_TRANSFORMER[named], strict=True)), JANUS)
+    of_gue = target == "GenomicBenchmarkDataModule" and settings.get("data.benchmark") == "gue"
+    if of_gue and (row := GUE_AUROC.get(str(settings.get("data.dataset")))) is not None:
+        return Published("macro_auroc", dict(zip(FROZEN_MODELS, row, strict=True)), FROZEN)
     if target == "DNALongBenchDataModule" and settings.get("data.dataset") == "enhancer_target_gene":
         return Published("macro_auroc", ENHANCER_AUROC, DNALONGBENCH)
     if (
