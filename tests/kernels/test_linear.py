@@ -8,7 +8,7 @@ from drawn_linear import LinearCall, compare_with_reference, linear_calls
 from hypothesis import given, settings
 
 from longspan_kernels.errors import BackendError, KernelError
-from longspan_kernels.linear import chunked, gated_delta_rule, linear_attention, reference_linear_attention
+from longspan_kernels.linear import blocks, chunked, gated_delta_rule, linear_attention, reference_linear_attention
 
 
 @given(linear_calls(110))
@@ -196,3 +196,30 @@ def test_wrong_backends_are_named():
     if not torch.cuda.is_available():
         with pytest.raises(BackendError, match='use backend="chunked"'):
             linear_attention(q, q, q, backend="triton")
+
+
+@pytest.mark.parametrize("cut", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(("length", "strength"), [(200, 0.05), (200, 0.3), (64, 0.3), (30, 0.6), (1, 3.0)])
+def test_decays_taken_into_the_tokens_change_nothing(length, strength, dtype, cut, monkeypatch):
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, n, length, 16, generator=g, dtype=dtype) for n in (4, 2, 2))
+    decay = -strength * torch.rand(2, 4, length, generator=g, dtype=dtype)
+    leaves = [x.requires_grad_() for x in (q, k, v, decay, torch.randn(2, 4, 16, 16, generator=g, dtype=dtype))]
+    results = []
+    for least in (blocks.FACTORED, 1.0):  # no sum of decays is above 0
+        monkeypatch.setattr(blocks, "FACTORED", least)
+        call = {"log_decay": decay, "initial_state": leaves[4], "lengths": torch.tensor([length, length // 3]) if cut else None}
+        assert blocks.Call.of(q, v, decay, None, None, {"cpu": 1 << 16}, may_factor=True).factored == (least < 0)
+        out, state = linear_attention(q, k, v, return_state=True, backend="chunked", **call)
+        weight = torch.linspace(-1, 1, 16)
+        loss = (out.double() * weight).sum() + (state.double() * weight).sum()
+        results.append([out, state, *torch.autograd.grad(loss, leaves)])
+    for a, b in zip(*results, strict=True):
+        assert float((a - b).norm() / b.norm()) < (1e-12 if dtype == torch.float64 else 2e-6)
+
+
+def test_strong_decays_stay_out_of_the_tokens():
+    decay = torch.full((1, 1, 130), -0.1)
+    decay[0, 0, 70] = -50.0
+    assert not blocks.Call.of(*[torch.zeros(1, 1, 130, 16)] * 2, decay, None, None, {"cpu": 1 << 16}, may_factor=True).factored

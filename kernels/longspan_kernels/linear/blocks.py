@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 CHUNK = 64
+FACTORED = -20.0  # what the log decays of a chunk add up to, at least, where they are taken into its tokens
 FAINTEST = -100.0  # log decays below are taken as this: exp(-100) is 0 in float32, and differences of -inf are NaN
 
 
@@ -29,6 +30,7 @@ class Call:
     runs: Tensor | None  # [B, T], a number that never falls; tokens of different runs do not meet
     lengths: Tensor | None  # [B]
     at_once: int  # chunks of a block
+    factored: bool = False  # see `Block`
 
     @classmethod
     def of(
@@ -39,14 +41,25 @@ class Call:
         runs: Tensor | None,
         lengths: Tensor | None,
         elements: Mapping[str, int],
+        may_factor: bool = False,
     ) -> Call:
-        """`elements`: of what a block may hold for its chunks, their scores and their states, on a "cpu" and on an "other"."""
+        """`elements`: of what a block may hold for its chunks, their scores and their states, on a "cpu" and on an "other".
+
+        With `may_factor`, decays that add up to little in every chunk are taken into its tokens. A CPU alone can look.
+        """
         B, H, T, D = q.shape
         at_once = elements["cpu" if q.device.type == "cpu" else "other"] // (B * H * max(CHUNK * CHUNK, D * v.shape[-1]))
         if log_decay is not None and lengths is not None:
             beyond = torch.arange(T, device=q.device) >= lengths[:, None]
             log_decay = log_decay.masked_fill(beyond[:, None], 0.0)
-        return cls((B, H, T), torch.promote_types(q.dtype, torch.float32), log_decay, runs, lengths, max(1, at_once))
+        factored = may_factor and runs is None and q.device.type == "cpu" and T > 0
+        if log_decay is None:
+            factored = False
+        elif factored:
+            chunks = torch.nn.functional.pad(log_decay, (0, -T % CHUNK)).unflatten(-1, (-1, CHUNK)).sum(-1)
+            factored = bool((chunks >= FACTORED).all())
+        exact = torch.promote_types(q.dtype, torch.float32)
+        return cls((B, H, T), exact, log_decay, runs, lengths, max(1, at_once), factored)
 
     @property
     def count(self) -> int:
@@ -73,8 +86,12 @@ class Block:
         into: [M, C, 1] of the state before a chunk at each of its tokens. onto: [M, C, 1] of each token at the chunk's end.
         within: [M, C, C] of each token at each later one, 0 above the diagonal.
         kept: [B * H, N, 1, 1] of the state over each chunk.
+        falls, rises: [M, C, 1], exp(G) and exp(-G) of the sums G of log decays in a chunk, where a call is factored: with
+            queries and keys times these there is no decay within the chunk, and `into`, `onto` and `within` are None.
     """
 
+    falls: Tensor | None = None
+    rises: Tensor | None = None
     into: Tensor | None = None
     onto: Tensor | None = None
     within: Tensor | None = None
@@ -84,6 +101,11 @@ class Block:
         self.call, self.here, self.C = call, here, C
         B, H, _ = call.shape
         g = None if call.log_decay is None else call.log_decay[:, :, here]
+        if call.factored and g is not None:
+            g = g.to(call.dtype).reshape(B * H, -1, C, 1).cumsum(2)
+            self.falls, self.rises = (x.exp().flatten(0, 1) for x in (g, -g))
+            self.kept = g[:, :, -1:].exp()
+            return
         r = None if call.runs is None else call.runs[:, here]
         before = None if call.runs is None else call.runs[:, max(0, here.start - 1), None]
         into, onto, within, kept = decays(g, r, before, C, call.dtype)
@@ -104,6 +126,16 @@ class Block:
             part = part.repeat_interleave(H // part.shape[1], 1)
         part = part.reshape(-1, self.C, x.shape[-1])
         return part if scale == 1.0 else part * scale
+
+    def queries(self, q: Tensor) -> Tensor:
+        """As `read`; factored, times what the past has fallen to at each of them."""
+        x = self.read(q)
+        return x if self.falls is None else x * self.falls
+
+    def keys(self, k: Tensor) -> Tensor:
+        """As `read`; factored, times what makes up for the fall until each of them."""
+        y = self.read(k)
+        return y if self.rises is None else y * self.rises
 
     def write(self, to: Tensor, part: Tensor, scale: float = 1.0) -> None:
         """Puts [M, C, width] where it belongs in `to` [B, H or Hkv, T, width]; several query heads of one key head add up."""
@@ -129,20 +161,30 @@ class Block:
         """The state [M, D, Dv] beside each chunk, of y [M, C, D] and z [M, C, Dv]; `state` [B * H, D, Dv] becomes the next.
 
         Forwards it is the state before each chunk, and tokens are added as they remain at its end; backwards it is that after
-        it, and tokens are added as the state before is read by them.
+        it, and tokens are added as the state before is read by them. Factored, it decays after tokens are added, backwards
+        before it is read.
         """
         remains = self.into if backwards else self.onto
         yT = (y if remains is None else y * remains).mT
         N = len(y) // max(1, len(state))
-        if N == 1:
-            beside = state.clone()
-            (state if self.kept is None else state.mul_(self.kept[:, 0])).baddbmm_(yT, z)
-            return beside
-        added = torch.bmm(yT, z).unflatten(0, (-1, N))  # (B * H, N, D, Dv)
-        states = torch.empty_like(added)
+        factored = self.falls is not None
+        added = None if N == 1 else torch.bmm(yT, z).unflatten(0, (-1, N))  # (B * H, N, D, Dv)
+        states = state[:, None] if added is None else torch.empty_like(added)
         for n in reversed(range(N)) if backwards else range(N):
-            states[:, n] = state
-            (state if self.kept is None else state.mul_(self.kept[:, n])).add_(added[:, n])
+            if self.kept is not None and factored and backwards:
+                state.mul_(self.kept[:, n])
+            if added is None:
+                states = state[:, None].clone()
+            else:
+                states[:, n] = state
+            if self.kept is not None and not factored:
+                state.mul_(self.kept[:, n])
+            if added is None:
+                state.baddbmm_(yT, z)
+            else:
+                state.add_(added[:, n])
+            if self.kept is not None and factored and not backwards:
+                state.mul_(self.kept[:, n])
         return states.flatten(0, 1)
 
 

@@ -7,7 +7,8 @@ gradient of the state after it:
     out = A v + exp(G) q S           dq = P k + exp(G) dout S^T
     dk = P^T q + exp(G_last - G) v R^T   dv = A^T dout + exp(G_last - G) k R
 
-S runs forwards over the chunks, R backwards.
+S runs forwards over the chunks, R backwards. Where decays add up to little in every chunk, a CPU takes exp(G) into q and
+exp(-G) into k: what is left has no decay but of the states from chunk to chunk.
 
 Legend: B batch, H heads, T tokens, D width of q and k, Dv width of v; a block has N chunks of C tokens, M = B * H * N.
 """
@@ -41,11 +42,11 @@ def forward(
     scale: float,
 ) -> tuple[Tensor, Tensor]:
     """out [B, H, T, Dv] in q's dtype and the last state [B, H, D, Dv], in float32 or wider."""
-    call = Call.of(q, v, log_decay, runs, lengths, ELEMENTS_AT_ONCE)
+    call = Call.of(q, v, log_decay, runs, lengths, ELEMENTS_AT_ONCE, may_factor=True)
     out = results.empty((*q.shape[:3], v.shape[-1]), q)
     state = own_state(initial_state, q, v)
     for block in call.blocks():
-        x, y, z = block.read(q), block.read(k), block.read(v)
+        x, y, z = block.queries(q), block.keys(k), block.read(v)
         states = block.run(state, y, z)
         block.write(out, carried(x, states, block.into).baddbmm_(block.scores(x, y), z), scale)
     return out, state.unflatten(0, q.shape[:2])
@@ -65,24 +66,28 @@ def backward(
     wants_decay: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
     """dq, dk, dv as q, k, v; d log_decay [B, H, T] where wanted; d initial_state."""
-    call = Call.of(q, v, log_decay, runs, lengths, ELEMENTS_AT_ONCE)
+    call = Call.of(q, v, log_decay, runs, lengths, ELEMENTS_AT_ONCE, may_factor=True)
     dq, dk, dv = (results.empty(t.shape, t) for t in (q, k, v))
     change = q.new_zeros(q.shape[:3], dtype=call.dtype)  # q . dq - k . dk
     state = own_state(initial_state, q, v)
     for block in call.blocks():
-        y, z, do = block.read(k), block.read(v), block.read(dout, scale)
+        y, z, do = block.keys(k), block.read(v), block.read(dout, scale)
         states = block.run(state, y, z)
         part = carried(do, states.mT, block.into).baddbmm_(block.scores(do, z), y)
+        if block.falls is not None:
+            part.mul_(block.falls)
         if wants_decay:
             block.add(change, block.read(q), part)
         block.write(dq, part)
     back = own_state(dstate, q, v)
     for block in call.blocks(backwards=True):
-        x, y, z, do = block.read(q), block.read(k), block.read(v), block.read(dout, scale)
+        x, y, z, do = block.queries(q), block.keys(k), block.read(v), block.read(dout, scale)
         states = block.run(back, x, do, backwards=True)
         part = carried(z, states.mT, block.onto).baddbmm_(block.scores(do, z).mT, x)
-        if wants_decay:
+        if wants_decay:  # factored, y has the factor that `part` lacks
             block.add(change, y, part, -1.0)
+        if block.rises is not None:
+            part.mul_(block.rises)
         block.write(dk, part)
         block.write(dv, carried(y, states, block.onto).baddbmm_(block.scores(x, y).mT, do))
     dg = None
