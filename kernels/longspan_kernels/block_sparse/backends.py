@@ -141,11 +141,6 @@ def layouts_for(
     return layouts[0], layouts[1], layouts[2]
 
 
-def exact_products(q: Tensor) -> torch.autocast:
-    """Turns autocast off for the plain-torch backend, which chooses its own precision."""
-    return torch.autocast(q.device.type, enabled=False)
-
-
 SHORT = 128  # tokens up to which all pairs are always quicker: no layout is made to find that out
 MOST_MASK = 1 << 24  # pairs of a mask that is worth keeping (64 MiB)
 

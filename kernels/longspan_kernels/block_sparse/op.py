@@ -21,7 +21,6 @@ from longspan_kernels.block_sparse.backends import (
     active_transform,
     choose_backend,
     chosen,
-    exact_products,
     layouts_for,
     shape_of,
 )
@@ -30,7 +29,7 @@ from longspan_kernels.block_sparse.cache import counted_pairs, dense_mask, every
 from longspan_kernels.block_sparse.layout import DeviceLayout, Layout
 from longspan_kernels.block_sparse.reference import reference_attention
 from longspan_kernels.errors import BackendError
-from longspan_kernels.launch.ops import cast_as_products, op
+from longspan_kernels.launch.ops import cast_as_products, op, without_autocast
 
 # FLOPs of a visited pair, times D: its score and its share of the output forward; score again, dp, dq, dk and dv backward.
 FORWARD_FLOPS, BACKWARD_FLOPS = 4, 10
@@ -133,7 +132,7 @@ def _dense(q: Tensor, k: Tensor, v: Tensor, key: str, causal: bool, options: Opt
     """The definition in plain torch, which autograd differentiates in every mode and order."""
     mask = dense_mask(key, q.shape[2], k.shape[2], q.shape[1], causal, q.device)
     exact = torch.promote_types(q.dtype, torch.float32)
-    with exact_products(q):
+    with without_autocast(q):
         out, lse = reference_attention(q.to(exact), k.to(exact), v.to(exact), mask, **options._asdict())
     return out.to(q.dtype), lse
 
@@ -157,7 +156,7 @@ def block_sparse_forward(q: Tensor, k: Tensor, v: Tensor, *arguments: Any) -> tu
     if q.numel() == 0 or k.shape[2] == 0:
         return _like(q).zero_(), _empty_lse(q).fill_(float("-inf"))
     if backend == CPU and chosen(source.key, shape_of(q, k), source.causal, "forward") == "dense":
-        with exact_products(q):
+        with without_autocast(q):
             out, lse = fused.dense_forward(q, k, v, source.key, source.causal, options)
         if not fused.too_large(lse):
             return out, lse
@@ -166,7 +165,7 @@ def block_sparse_forward(q: Tensor, k: Tensor, v: Tensor, *arguments: Any) -> tu
         from longspan_kernels.block_sparse.triton.forward import triton_forward
 
         return triton_forward(q, k, v, layout, options, (others[0], others[1]) if with_backward else None)
-    with exact_products(q):
+    with without_autocast(q):
         return blocked_forward(q, k, v, layout, options)
 
 
@@ -185,7 +184,7 @@ def block_sparse_backward(
         return _like(q).zero_(), _like(k).zero_(), _like(v).zero_(), zeros
     key, causal = source.key, source.causal
     if backend == CPU and chosen(key, shape_of(q, k), causal, "backward") == "dense" and not fused.too_large(lse):
-        with exact_products(q):
+        with without_autocast(q):
             return *fused.dense_backward(without_keyless_rows(dout, lse), dlse, q, k, v, out, lse, key, causal, options), none
     _, layout, columns = _layouts(source, q, k, backend, options.bias_block, columns=True)
     if not (backend == "triton" and _every_query_has_a_key(source, q, k, options)):
@@ -195,7 +194,7 @@ def block_sparse_backward(
 
         dq, dk, dv, dbias = triton_backward(dout, dlse, q, k, v, out, lse, layout, options, columns=columns)
     else:
-        with exact_products(q):
+        with without_autocast(q):
             dq, dk, dv, dbias = blocked_backward(dout, dlse, q, k, v, out, lse, layout, options)
     return dq, dk, dv, none if dbias is None else dbias
 

@@ -11,6 +11,7 @@ Autocast does not know these ops: they choose the dtype of their products themse
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -88,6 +89,11 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
     if kind == "meta" or x.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
         return None
     return torch.get_autocast_dtype(kind)
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager:
+    """Turns autocast off for the device of x, where precision is chosen by hand. "meta" has none to turn off."""
+    return nullcontext() if x.device.type == "meta" else torch.autocast(x.device.type, enabled=False)
 
 
 def cast_as_products(*tensors: Tensor) -> list[Tensor]:

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from longspan_kernels.block_sparse.backends import active_transform
 from longspan_kernels.errors import BackendError
-from longspan_kernels.launch.ops import cast_as_products, op
+from longspan_kernels.launch.ops import cast_as_products, op, without_autocast
 from longspan_kernels.linear import delta_chunked
 from longspan_kernels.linear.arguments import check, check_tensors, moved, runs_of, stored_dtype
 from longspan_kernels.linear.backends import choose_backend, delta_refuses, for_transform
@@ -100,7 +100,7 @@ def gated_delta_forward(
         from longspan_kernels.linear.triton.delta_launches import triton_delta_forward
 
         return triton_delta_forward(q, k, v, beta, log_decay, runs, lengths, initial_state, scale)
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q):
         return *delta_chunked.forward(q, k, v, beta, log_decay, runs, lengths, initial_state, scale), nothing
 
 
@@ -129,7 +129,7 @@ def gated_delta_backward(
         from longspan_kernels.linear.triton.delta_launches import triton_delta_backward
 
         return triton_delta_backward(dout, dstate, q, k, v, beta, log_decay, runs, lengths, initial_state, inverse, scale)
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q):
         return delta_chunked.backward(dout, dstate, q, k, v, beta, log_decay, runs, lengths, initial_state, scale)
 
 

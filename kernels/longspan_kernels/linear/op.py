@@ -13,7 +13,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from longspan_kernels.block_sparse.backends import active_transform
 from longspan_kernels.errors import BackendError, KernelError
-from longspan_kernels.launch.ops import cast_as_products, op
+from longspan_kernels.launch.ops import cast_as_products, op, without_autocast
 from longspan_kernels.linear import chunked
 from longspan_kernels.linear.arguments import check, check_tensors, moved, runs_of
 from longspan_kernels.linear.backends import choose_backend, for_transform
@@ -91,7 +91,7 @@ def by_definition(q: Tensor, k: Tensor, v: Tensor, rest: dict[str, Tensor | None
     """The reference in float32 or wider, as every backend holds its state; `rest` are the tensors beside q, k and v."""
     exact = torch.promote_types(q.dtype, torch.float32)
     wide: dict[str, Any] = {name: None if x is None else x.to(exact) for name, x in rest.items()}
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q):
         out, state = reference_linear_attention(q.to(exact), k.to(exact), v.to(exact), **wide, **call)
     return out.to(q.dtype), state
 
@@ -119,7 +119,7 @@ def _sum_of_all(q: Tensor, k: Tensor, v: Tensor, scale: float, lengths: Tensor |
         q, k, v = (_without_padding(x, lengths) for x in (q, k, v))
     repeat = q.shape[1] // k.shape[1]
     exact = torch.promote_types(q.dtype, torch.float32)
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q):
         parts = k.shape[2] // PART
         whole = parts * PART
         state = k[:, :, whole:].to(exact).transpose(-1, -2) @ v[:, :, whole:].to(exact)  # (B, Hkv, D, Dv)
@@ -163,7 +163,7 @@ def linear_attention_forward(
 
         out, last, states = triton_forward(q, k, v, log_decay, runs, lengths, initial_state, scale, wants_state)
         return out, nothing if last is None else last, nothing.clone() if states is None else states
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q):
         out, state = chunked.forward(q, k, v, log_decay, runs, lengths, initial_state, scale)
     return out, state if wants_state else nothing, nothing.clone()
 
@@ -213,7 +213,7 @@ def linear_attention_backward(
             wants_decay,
         )
     else:
-        with torch.autocast(q.device.type, enabled=False):
+        with without_autocast(q):
             dq, dk, dv, dg, first = chunked.backward(
                 dout, dstate, q, k, v, log_decay, runs, lengths, initial_state, scale, wants_decay
             )

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from longspan_kernels.block_sparse.backends import choose_backend, exact_products
-from longspan_kernels.launch.ops import op
+from longspan_kernels.block_sparse.backends import choose_backend
+from longspan_kernels.launch.ops import op, without_autocast
 
 SCORES_AT_ONCE = 1 << 23  # query-block scores that plain torch holds at a time
 MOST_PICKS = 16  # n up to which the Triton kernels choose: they hold all picks in registers, and work grows with n
@@ -110,7 +110,7 @@ def _choose_blocks(
     if own:
         out[..., 0] = torch.arange(q.shape[2], device=q.device) // block_size
     if q.numel() and means.shape[2] and picks:
-        with exact_products(q):
+        with without_autocast(q):
             _by_products(q, means, lengths, picks, block_size, causal, out[..., int(own) :])
     return out
 

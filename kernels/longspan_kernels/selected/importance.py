@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from longspan_kernels.block_sparse.backends import choose_backend, exact_products
-from longspan_kernels.launch.ops import op
+from longspan_kernels.block_sparse.backends import choose_backend
+from longspan_kernels.launch.ops import op, without_autocast
 from longspan_kernels.selected.choose import MOST_PICKS, best_blocks
 
 SCORES_AT_ONCE = 1 << 22  # scores of queries with compressed keys that plain torch holds
@@ -76,7 +76,7 @@ def _choose_important_blocks(
         from longspan_kernels.selected.triton.choose_important import triton_choose_important
 
         return triton_choose_important(q, keys, lse, lengths, picks, block_size, compressed_block, stride, causal)
-    with exact_products(q):
+    with without_autocast(q):
         return _by_weights(q, keys, lse, lengths, picks, block_size, compressed_block, stride, causal)
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from longspan_kernels.block_sparse.backends import choose_backend, exact_products
-from longspan_kernels.launch.ops import op
+from longspan_kernels.block_sparse.backends import choose_backend
+from longspan_kernels.launch.ops import op, without_autocast
 
 SCORES_AT_ONCE = 1 << 24  # scores of heads that plain torch holds at a time
 
@@ -84,7 +84,7 @@ def _compact(scores: Tensor, least: Tensor, equals: Tensor, out: Tensor) -> None
 def _scores(queries: Tensor, keys: Tensor, weights: Tensor) -> Tensor:
     """[C, S] of queries [J, C, E], keys [S, E] and weights [J, C], in float32 or more."""
     exact = torch.promote_types(queries.dtype, torch.float32)
-    with exact_products(queries):
+    with without_autocast(queries):
         dots = queries.to(exact) @ keys.to(exact).T  # (J, C, S)
         return dots.relu_().mul_(weights.to(exact)[..., None]).sum(0)
 

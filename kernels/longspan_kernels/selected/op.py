@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from longspan_kernels.block_sparse.backends import active_transform, choose_backend, exact_products
+from longspan_kernels.block_sparse.backends import active_transform, choose_backend
 from longspan_kernels.errors import BackendError, KernelError
-from longspan_kernels.launch.ops import cast_as_products, op
+from longspan_kernels.launch.ops import cast_as_products, op, without_autocast
 from longspan_kernels.selected.attend import torch_backward, torch_forward
 from longspan_kernels.selected.lists import MOST_ENTRIES, queries_of_blocks
 from longspan_kernels.selected.options import Selection
@@ -102,7 +102,7 @@ def selected_attention(
     seed = torch.randint(0, 1 << 31, (1,), device=q.device) if dropout_p > 0.0 else None
     if backend == "dense":
         exact = torch.promote_types(q.dtype, torch.float32)
-        with exact_products(q):
+        with without_autocast(q):
             out, lse = selected_reference(
                 q.to(exact),
                 k.to(exact),
@@ -173,7 +173,7 @@ def selected_forward(
             out, lse = triton_forward(q.float(), k.float(), v.float(), chosen)
             return out.to(q.dtype), lse
         return triton_forward(q, k, v, chosen)
-    with exact_products(q):
+    with without_autocast(q):
         return torch_forward(q, k, v, chosen)
 
 
@@ -209,7 +209,7 @@ def selected_backward(
             grads = triton_backward(dout.float(), dlse, q.float(), k.float(), v.float(), out.float(), lse, chosen)
             return grads[0].to(q.dtype), grads[1].to(q.dtype), grads[2].to(q.dtype)
         return triton_backward(dout, dlse, q, k, v, out, lse, chosen)
-    with exact_products(q):
+    with without_autocast(q):
         return torch_backward(dout, dlse, q, k, v, out, lse, chosen)
 
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from longspan_kernels.block_sparse.backends import active_transform, choose_backend, exact_products
+from longspan_kernels.block_sparse.backends import active_transform, choose_backend
 from longspan_kernels.errors import BackendError, KernelError
-from longspan_kernels.launch.ops import cast_as_products, op
+from longspan_kernels.launch.ops import cast_as_products, op, without_autocast
 from longspan_kernels.selected.reference import selected_reference
 
 NUMBERS_AT_ONCE = 1 << 20  # of gathered keys held in plain torch: 1 << 23 leave a core's cache and take twice the time
@@ -85,7 +85,7 @@ def attend_to_tokens(
     if backend == "dense":
         exact = torch.promote_types(q.dtype, torch.float32)
         of_all = picks[:, None].expand(-1, k.shape[1], -1, -1)
-        with exact_products(q):
+        with without_autocast(q):
             out, lse = selected_reference(q.to(exact), k.to(exact), v.to(exact), of_all, 1, scale=scale)
         return (out.to(q.dtype), lse) if return_lse else out.to(q.dtype)
     out, lse = tokens_forward(q, k, v, picks.detach().to(torch.int32), scale, backend)
@@ -101,7 +101,7 @@ def tokens_forward(q: Tensor, k: Tensor, v: Tensor, picks: Tensor, scale: float,
     exact = torch.promote_types(q.dtype, torch.float32)
     out = torch.zeros(q.shape, dtype=exact, device=q.device)
     lse = torch.full(q.shape[:3], float("-inf"), dtype=exact, device=q.device)
-    with exact_products(q):
+    with without_autocast(q):
         for b, rows, queries, keys, dead in _chunks(q, k, picks):
             scores = _scores(queries * scale, keys)  # (Hkv, C, G, n)
             scores.masked_fill_(dead, float("-inf"))
@@ -126,7 +126,7 @@ def tokens_backward(
     dout = dout.to(exact).masked_fill(~alive, 0.0)
     delta = (dout * out.to(exact)).sum(-1, keepdim=True)
     lse = lse[..., None].masked_fill(~alive, float("inf"))
-    with exact_products(q):
+    with without_autocast(q):
         for b, rows, queries, keys, dead in _chunks(q, k, picks):
             values = _seen(v, b, picks[b, rows], keys, dead)
             rows_out, rows_lse, rows_delta = (_by_keys(x[b, :, rows], k.shape[1]) for x in (dout, lse, delta))

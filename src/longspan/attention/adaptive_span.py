@@ -22,7 +22,7 @@ from longspan.cost import Cost
 from longspan.functional import sparse_attention
 from longspan.patterns import BlockTable, Full, Local, Pattern, PerHead
 from longspan.values import is_number, is_whole
-from longspan_kernels.launch import cast_as_products
+from longspan_kernels.launch import cast_as_products, without_autocast
 from longspan_kernels.selected import merge_by_lse
 
 UNIT = 64  # the part that the sparse kernel computes grows in these steps, so that its pattern rarely changes
@@ -199,7 +199,7 @@ class AdaptiveSpan(ShowsWeights):
                 backend=self.backend,
             )
             parts.append(core)
-        with torch.autocast(q.device.type, enabled=False):
+        with without_autocast(q):
             parts.append(self._band(q, k, v, cores, lengths, segments, dropout_p, ahead=False))
             if not self.causal:
                 parts.append(self._band(q, k, v, cores, lengths, segments, dropout_p, ahead=True))

@@ -20,7 +20,7 @@ from longspan.cost import Cost
 from longspan.functional import BACKENDS, sparse_attention
 from longspan.patterns import Pattern
 from longspan_kernels.block_sparse import DeviceLayout
-from longspan_kernels.launch import cast_as_products
+from longspan_kernels.launch import cast_as_products, without_autocast
 
 
 class ContentAttention(ShowsWeights):
@@ -89,7 +89,7 @@ class ContentAttention(ShowsWeights):
         lengths = None if lengths is None else lengths.to(q.device).clamp(0, q.shape[2])
         segments = None if segments is None else segments.to(q.device)
         # From here on precision is chosen by hand: autocast would choose blocks and hash in half precision.
-        with torch.autocast(q.device.type, enabled=False):
+        with without_autocast(q):
             if segments is None:
                 return self.attend(q, k, v, lengths, None)
             return attend_by_document(lambda q, k, v, ends: self.attend(q, k, v, ends, None), q, k, v, lengths, segments)

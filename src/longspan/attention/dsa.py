@@ -18,6 +18,7 @@ from longspan.attention.place import Place
 from longspan.attention.token_cache import IndexCache
 from longspan.cost import Cost
 from longspan.patterns import Full
+from longspan_kernels.launch import without_autocast
 from longspan_kernels.selected import attend_to_tokens, choose_tokens
 
 
@@ -119,7 +120,7 @@ class DeepSeekSparseAttention(ContentAttention):
         parts = []
         for q, k, picks, lengths in self._seen:
             # as in the forward pass precision is chosen by hand: the loss is of the scores that choose
-            with torch.autocast(q.device.type, enabled=False):
+            with without_autocast(q):
                 parts.append(imitation_loss(self.indexer(q, k), q, k, picks, lengths) * len(q))
         rows = sum(len(q) for q, _, _, _ in self._seen)
         self._seen = []

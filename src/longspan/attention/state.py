@@ -14,7 +14,7 @@ from longspan.attention.content import ContentAttention, without_padding
 from longspan.attention.decoding import AttentionCache
 from longspan.attention.errors import wrong_setting
 from longspan.cost import Cost
-from longspan_kernels.launch import cast_as_products
+from longspan_kernels.launch import cast_as_products, without_autocast
 from longspan_kernels.linear import BACKENDS
 
 CHUNK = 64  # tokens a chunk, as FLOPs are counted: the same on every machine
@@ -83,7 +83,7 @@ class StateAttention(ContentAttention):
         q, k, v = cast_as_products(q, k, v)
         lengths = None if lengths is None else lengths.to(q.device).clamp(0, q.shape[2])
         segments = None if segments is None else segments.to(q.device)
-        with torch.autocast(q.device.type, enabled=False):
+        with without_autocast(q):
             return self.attend(q, k, v, lengths, segments)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, segments: Tensor | None) -> Tensor:
@@ -115,7 +115,7 @@ class StateAttention(ContentAttention):
         self.eval()
         try:
             q, k, v = (without_padding(x, lengths) for x in cast_as_products(q, k, v))
-            with torch.autocast(q.device.type, enabled=False):
+            with without_autocast(q):
                 out, cache.states = self.mix(q, k, v, lengths, None, cache.states)
         finally:
             self.train(before)
