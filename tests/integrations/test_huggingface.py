@@ -173,6 +173,13 @@ def test_cross_attention_is_refused_where_the_model_is_made(kind):
         transformers.AutoModel.from_config(getattr(transformers, kind)(**more), attn_implementation="longspan:Full()")
 
 
+def test_an_encoder_alone_is_refused_for_what_it_does():
+    config = transformers.T5Config(vocab_size=50, d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=4)
+    model = transformers.T5EncoderModel._from_config(config, attn_implementation="longspan:Local(16)")
+    with pytest.raises(CallError, match="position_bias"):
+        model(torch.randint(0, 50, (1, 20)))
+
+
 @pytest.mark.parametrize("kind", ["DebertaV2Config", "BloomConfig", "FalconConfig", "LongformerConfig", "MptConfig"])
 def test_models_that_compute_attention_themselves_are_refused_where_they_are_made(kind):
     config = getattr(transformers, kind)(hidden_size=64, num_hidden_layers=1, num_attention_heads=4)

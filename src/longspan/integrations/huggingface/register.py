@@ -106,7 +106,10 @@ def _check_models_as_they_are_made(base: Any) -> None:
         name: str = own(model, requested_attention, *args, **rest)
         if not name.startswith("longspan"):
             return name
-        if model.config.is_encoder_decoder or getattr(model.config, "add_cross_attention", False):
+        both = model.config.is_encoder_decoder and not type(model).__name__.endswith(
+            "EncoderModel"
+        )  # T5's encoder alone has it
+        if both or getattr(model.config, "add_cross_attention", False):
             raise CallError(
                 f'attn_implementation="{name}" cannot serve this model: {type(model).__name__} attends from one sequence to '
                 "another (cross-attention), and a pattern relates positions of one; load an encoder or a decoder alone"
