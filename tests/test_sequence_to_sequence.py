@@ -103,3 +103,16 @@ def test_settings_that_do_not_fit(words, error, message, tmp_path, train):
     base = ["experiment=dates", *base[1:]] if words[0].startswith("model=") else base
     with pytest.raises(error, match=message):
         train(tmp_path, *base, *words)
+
+
+@pytest.mark.parametrize("sight", ["wait_k:2", "chunks:4", "Local(8)"])
+def test_packed_pairs_are_refused_where_positions_are_followed(sight, tmp_path):
+    from longspan.config.compose import config_for
+    from longspan.training.assemble import assemble
+
+    words = [*SMALL, f"model.cross_attention={sight}", "data.pack=true"]
+    with pytest.raises(
+        ConfigError, match=r"data\.pack=True: packed pairs shift positions, and model\.cross_attention=.*; give"
+    ):
+        assemble(config_for(words, tmp_path, CONF))
+    assemble(config_for([*SMALL, "model.cross_attention=full", "data.pack=true"], tmp_path, CONF))

@@ -196,3 +196,26 @@ def test_arrays_of_a_table_that_are_no_bytes(image):
     row = Row("a/b", 3, {"image": image, "label": "x"})
     with pytest.raises(DataFileError, match=r"a/b, line 3: column 'image' holds .*; give whole numbers from 0 to 255"):
         read_hub_images([row], "image", "label")
+
+
+@pytest.mark.parametrize(("mode", "numbers"), [("LA", 16), ("RGBA", 48), ("L", 16)])
+def test_alpha_channels_are_left_out_and_counted(tmp_path, capsys, mode, numbers):
+    values = np.random.default_rng(0).integers(0, 255, (20, 8, 8, len(mode)), dtype=np.uint8)
+    for n, pixels in enumerate(values):
+        (tmp_path / "ab"[n % 2]).mkdir(exist_ok=True)
+        Image.fromarray(pixels.squeeze(), mode).save(tmp_path / "ab"[n % 2] / f"{n:02}.png")
+    data = ImageClassificationDataModule(str(tmp_path), patch=4, validation_fraction=0.2, test_fraction=0.2)
+    assert data.vocab_size == numbers
+    left = {"alpha channels of images": 20} if "A" in mode else None
+    assert data.describe().get("left_out") == left
+    said = f"data: 20 alpha channels of images left out, first {tmp_path / 'a' / '00.png'}" if left else ""
+    assert capsys.readouterr().err.strip() == said
+
+
+def test_arrays_of_wrong_rank_and_without_labels(tmp_path):
+    np.save(tmp_path / "flat.npy", np.zeros((8, 8), dtype=np.uint8))
+    with pytest.raises(DataFileError, match=r"^\S*flat\.npy: the array has shape \[8, 8\]; images are"):
+        ImageClassificationDataModule(str(tmp_path / "flat.npy")).setup()
+    np.save(tmp_path / "bare.npy", np.zeros((9, 8, 8), dtype=np.uint8))
+    with pytest.raises(ConfigError, match=r"bare\.npy'.*no labels; .* beside NAME\.npy an array NAME_labels\.npy"):
+        ImageClassificationDataModule(str(tmp_path / "bare.npy")).setup()

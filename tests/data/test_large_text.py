@@ -115,3 +115,38 @@ def test_bad_files(tmp_path):
     (tmp_path / "empty.txt").write_text("")
     with pytest.raises(DataFileError, match="holds no text"):
         module(str(tmp_path / "empty.txt"), tmp_path).setup()
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "lines", "text"])
+@pytest.mark.parametrize("blank", ["", " \t", None])
+def test_empty_texts_are_refused_or_counted(kind, blank, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(token_files, "PIECE", 64)
+    if blank is None and kind != "jsonl":
+        pytest.skip("only a row says null")
+    found = [blank if n in (3, 5) else text for n, text in enumerate(TEXTS)]
+    path = tmp_path / "x.jsonl"
+    if kind == "text":
+        path = tmp_path / "texts"
+        path.mkdir()
+        for n, text in enumerate(found):
+            (path / f"{n:02}.txt").write_text(text)
+    else:
+        path.write_text("\n".join(json.dumps({"text": text}) if kind == "jsonl" else text for text in found) + "\n")
+    place = r"03\.txt" if kind == "text" else r"x\.jsonl, line 4"
+    with pytest.raises(DataFileError, match=rf"{place}: .*; fill it, or leave such out by data\.on_empty=drop"):
+        module(str(path), tmp_path, format=kind).setup()
+    for _ in range(2):  # built, and found
+        data = module(str(path), tmp_path, format=kind, on_empty="drop", vocabulary="bpe:270")
+        assert data.describe()["left_out"] == {"texts that are empty": 2}
+        assert len(data.split("train").file.offsets) - 1 == len(TEXTS) - 2
+    assert "texts that are empty left out, first" in capsys.readouterr().err
+
+
+def test_a_text_may_begin_with_many_blank_lines(tmp_path, monkeypatch):
+    monkeypatch.setattr(token_files, "PIECE", 64)
+    text = "\n" * 300 + "a text at last, " * 40
+    (tmp_path / "x.txt").write_text(text)
+    data = module(str(tmp_path / "x.txt"), tmp_path)
+    data.setup()
+    file = data.split("train").file
+    assert len(file.offsets) == 2 and data.vocabulary.decode(np.asarray(file.tokens[1:])) == text

@@ -179,3 +179,11 @@ def test_settings_as_values_are_those_by_keyword():
     )
     by_keyword = PairedDataModule(generated="dates", pairs=50, batch_size=4, max_length=32, test_fraction=0.2)
     assert by_value.describe() == by_keyword.describe() and by_value.loading.batch_size == by_keyword.loading.batch_size == 4
+
+
+def test_no_passage_of_the_addresses_is_in_two_splits(capsys):
+    data = PairedDataModule(Origin(bundled="addresses"), max_length=256, max_target_length=128)
+    sources = {split: {source for source, _ in read(data, split)} for split in ("train", "validation", "test")}
+    assert min(map(len, sources.values())) > 300
+    assert not sources["train"] & (sources["validation"] | sources["test"]) and not sources["validation"] & sources["test"]
+    assert "in training too" not in capsys.readouterr().err

@@ -100,7 +100,7 @@ def test_empty_rows_are_refused_or_counted(tmp_path, capsys):
     (tmp_path / "x.csv").write_text(
         "text,label\n" + "".join(f"{'' if n in (3, 5) else f'text {n}'},{n % 2}\n" for n in range(14))
     )
-    with pytest.raises(DataFileError, match=r"x\.csv, line 5: column 'text' holds an empty text"):
+    with pytest.raises(DataFileError, match=r"x\.csv, line 5: column 'text' holds an empty text.*\(and 1 more such line\)"):
         texts(path=str(tmp_path / "x.csv")).setup()
     data = texts(path=str(tmp_path / "x.csv"), on_empty="drop")
     assert len(examples(data)) == 12 and data.describe()["left_out"] == {"rows without text": 2}
@@ -161,6 +161,24 @@ def test_labels_in_columns(tmp_path, flags):
         assert right == {"red": float(a), "blue": float(b)}
     with pytest.raises(DataFileError, match=r"no column 'green'; columns are text, red, blue; set data\.label_columns"):
         texts(path=str(tmp_path / "x.csv"), label_columns=["green"]).setup()
+
+
+def test_a_blank_among_0s_and_1s_is_no_label(tmp_path):
+    lines = [f"text {n},{'' if n in (4, 6) else n % 2},{'' if n % 3 else 1}\n" for n in range(24)]
+    (tmp_path / "x.csv").write_text("text,red,blue\n" + "".join(lines))
+    with pytest.raises(DataFileError, match=r"x\.csv, line 6: column 'red' holds nothing, .*\(and 1 more such line\)"):
+        texts(path=str(tmp_path / "x.csv"), label_columns=["red", "blue"]).setup()
+    marked = texts(path=str(tmp_path / "x.csv"), label_columns=["blue"])  # a column of 1s and blanks says no by a blank
+    assert sum(found[0] for found in examples(marked).values()) == 8
+
+
+def test_a_row_without_a_group_is_named(tmp_path):
+    lines = [f"text {n},{n % 2},{' ' if n in (4, 6) else n // 4}\n" for n in range(40)]
+    (tmp_path / "x.csv").write_text("text,label,patient\n" + "".join(lines))
+    with pytest.raises(DataFileError, match=r"x\.csv, line 6: column 'patient' names no group; .*\(and 1 more such line\)"):
+        texts(path=str(tmp_path / "x.csv"), group_column="patient").setup()
+    with pytest.raises(DataFileError, match=r"line 2: no column 'nurse'.*if they are a row \(and 39 more such lines\)$"):
+        texts(path=str(tmp_path / "x.csv"), group_column="nurse").setup()  # the same mistake is said once
 
 
 def test_a_word_among_columns_of_0_and_1_is_named(tmp_path):

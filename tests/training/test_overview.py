@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,9 @@ SMALL = [
     "task=sequence_classification",
     "data.max_length=256",
 ]
+
+PAIRS = ["data.max_target_length=64", "model=encoder_decoder", "task=sequence_to_sequence"]
+EACH = ("train", "validation", "test")
 
 
 @pytest.fixture(scope="module")
@@ -115,3 +119,31 @@ def test_the_screen_says_what_no_layer_has(tmp_path):
     assert "No layer has full: 4 layers are listed and the model has 2. Give a shorter list, or model.layers=4." in " ".join(
         seen.file.getvalue().split()
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["data=dates", "data.pairs=200", "data.max_length=64", "data.pack=true", *PAIRS],
+            r"bytes, sequences of up to 64 tokens train 180 pairs in \d+ rows, .*test 10 pairs",
+        ),
+        (
+            [
+                "data=shapes",
+                "data.side=64",
+                "data.radius=16",
+                "task=sequence_classification",
+                *(f"data.{s}_examples=8" for s in EACH),
+            ],
+            r"patches, sequences of up to 64 tokens train 8 sequences",
+        ),
+    ],
+)
+def test_the_screen_counts_what_the_data_are(words, said, tmp_path):
+    small = ["model.layers=1", "model.width=32", "model.heads=2", "attention=full"]
+    config = config_for([*words, *small], tmp_path / "run", CONF)
+    datamodule, task, _ = assemble(config)
+    seen = Console(file=io.StringIO(), width=120)
+    seen.print(overview(config, step_size(config), datamodule, task, build_trainer(config, [], [])))
+    assert re.search(said, " ".join(seen.file.getvalue().split()))

@@ -24,7 +24,7 @@ from longspan.data.errors import DataFileError, each
 from longspan.data.files import list_files, stem_of
 from longspan.data.hiv1 import Hiv1
 from longspan.data.labels import ColumnsRule, LabelRule, Labels, indicator, sort_classes
-from longspan.data.readers import Row
+from longspan.data.readers import Row, is_blank
 from longspan.data.sources import Columns, Document, read_documents, read_given, read_rows, read_split, retokenised
 from longspan.data.splits import SPLITS, by_groups, joined_groups
 from longspan.data.values import Loading, Source, Splits, check_files, gathered, source_of
@@ -341,7 +341,11 @@ class SequenceClassificationDataModule(SequenceDataModule):
         """The groups that no split may part: equal sequences, or those of one `group_column`."""
         if self.splits.group_column is None:
             return hashlib.sha256(document.tokens.tobytes()).digest()
-        return str(document.row.get(self.splits.group_column, "group_column"))
+        group, row = document.row.get(self.splits.group_column, "group_column"), document.row
+        if is_blank(group):
+            reason = f"column {self.splits.group_column!r} names no group; give each row its own"
+            raise DataFileError(row.path, row.line, reason)
+        return str(group)
 
     def class_counts(self) -> tuple[np.ndarray, int | None]:
         """Training sequences of each class, [K]; with several labels a sequence also how many sequences there are."""

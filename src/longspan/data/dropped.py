@@ -9,17 +9,18 @@ from longspan.data.loader import rank_and_world
 
 
 class Dropped:
-    """{what: how many} was left out of the data; each is printed once, by the first process."""
+    """{what: how many} was left out of the data; each is printed once, by the first process, unless `silent`."""
 
-    def __init__(self) -> None:
+    def __init__(self, silent: bool = False) -> None:
         self.counts: dict[str, int] = {}
+        self.silent = silent
 
     def add(self, what: str, count: int, first: str) -> None:
         """Counts and prints; `first` is an example, as file and line."""
         if count == 0:
             return
         self.counts[what] = self.counts.get(what, 0) + count
-        if rank_and_world()[0] == 0:
+        if rank_and_world()[0] == 0 and not self.silent:
             print(f"data: {count} {what} left out, first {first}", file=sys.stderr)
 
 

@@ -46,10 +46,13 @@ def each(items: Iterable[Item], read: Callable[[Item], Result]) -> list[Result]:
         first = min(wrong, key=lambda error: error.line or 0)
         more = f"{len(wrong) - 1} more such line{'s' if len(wrong) > 2 else ''}" if len(wrong) > 1 else ""
         kinds = {_kind(error): error for error in sorted(wrong, key=lambda error: error.line or 0, reverse=True)}
-        others = sorted((error.line or 0, error.reason) for kind, error in kinds.items() if kind != _kind(first))
+        # the first row of a table may say more of the same mistake
+        others = sorted((error.line or 0, error.reason) for kind, error in kinds.items() if not _kind(first).startswith(kind))
         if others:
             more += "; of other kinds first " + "; ".join(f"line {line}: {reason}" for line, reason in others[:3])
-        raise DataFileError(first.path, first.line, f"{first.reason} (and {more})" if more else first.reason) from first
+        reason = f"{first.reason} (and {more})" if more else first.reason
+        kind_of_error = NoTextError if isinstance(first, NoTextError) else DataFileError
+        raise kind_of_error(first.path, first.line, reason) from first
     return results
 
 

@@ -118,4 +118,6 @@ class LabelledDataModule(SequenceDataModule):
                 record[split]["cut"] = int(cut.sum())
             if split in self.in_training:
                 record[split]["in_training"] = self.in_training[split]
+        if self.dropped.counts:
+            record["left_out"] = dict(self.dropped.counts)
         return json.loads(json.dumps(record))

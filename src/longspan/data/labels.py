@@ -77,7 +77,9 @@ class Labels:
         names = bool(known) and not known & set(columns)  # the user says so
         if strange and not names and not strange <= known and _meant_as_flags(given):
             each(given, lambda one: checked_flag(*one))
-        return ColumnsRule(columns, not strange and not names)
+        flags = not strange and not names
+        said_no = {column for _, column, value in given if flag_of(value) is False} if flags else ()
+        return ColumnsRule(columns, flags, frozenset(said_no))
 
 
 FLAGS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False, "": False}
@@ -123,10 +125,14 @@ def checked_flag(row: Row, column: str, value: Any) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class ColumnsRule:
-    """Labels in columns of their own: `flags`, each says whether a row has the class it is named after; else each names one."""
+    """Labels in columns of their own: `flags`, each says whether a row has the class it is named after; else each names one.
+
+    A blank cell is a no, but in the columns `said_no`, which say no by 0 (or no, or false): there it is a label that lacks.
+    """
 
     columns: tuple[str, ...]
     flags: bool
+    said_no: frozenset[str] = frozenset()
 
     def read(self, row: Row) -> tuple[str, ...]:
         """A row's class names.
@@ -136,6 +142,10 @@ class ColumnsRule:
         """
         values = {column: row.present(column, "label_columns") for column in self.columns}
         if self.flags:
+            for column, value in values.items():
+                if column in self.said_no and is_blank(value):
+                    reason = f"column {column!r} holds nothing, where other rows hold 0 or 1; give one of them"
+                    raise DataFileError(row.path, row.line, reason)
             return tuple(column for column, value in values.items() if checked_flag(row, column, value))
         names = [str(value).strip() for value in values.values() if value is not None]
         return tuple(dict.fromkeys(name for name in names if name))

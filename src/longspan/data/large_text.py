@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,6 +18,7 @@ from torch.utils.data import Dataset
 from longspan.config.errors import wrong_value
 from longspan.data import settings
 from longspan.data.base import SequenceDataModule
+from longspan.data.dropped import Dropped
 from longspan.data.files import list_files
 from longspan.data.sources import Document, retokenised
 from longspan.data.splits import SPLITS
@@ -70,7 +72,8 @@ class LargeTextDataModule(SequenceDataModule):
     A file, folder or glob of texts (a file is a document), "lines" or JSONL, compressed or not, is encoded once into token
     files in `cache_dir`, under a name that follows from the files and the vocabulary, and mapped from there. The last
     `test_fraction` of the bytes is the test split, what is before it validation; the cuts are the same with any vocabulary.
-    "bpe:4096" is trained on the training part.
+    "bpe:4096" is trained on the training part. `on_empty`: what becomes of texts that are empty, or blanks alone: "error", or
+    "drop", counted and printed. Texts are not compared: equal ones may lie on both sides of a cut.
 
     Raises:
         ConfigError: an argument cannot be used; the message names `data.<key>`, the value and the fix.
@@ -89,6 +92,7 @@ class LargeTextDataModule(SequenceDataModule):
         cache_dir: str = "token_files",
         format: str | None = None,
         text_column: str = "text",
+        on_empty: str = "error",
         vocabulary: str | Vocabulary = "bytes",
         **keys: Any,
     ):
@@ -103,6 +107,7 @@ class LargeTextDataModule(SequenceDataModule):
         list_files("path", self.path, self.format)
         self.cache_dir = Path(settings.text("cache_dir", cache_dir)).expanduser()
         self.text_column = settings.text("text_column", text_column)
+        self.on_empty = settings.choice("on_empty", on_empty, settings.MISSING)
 
     @property
     def reading(self) -> LookupVocabulary:
@@ -119,22 +124,23 @@ class LargeTextDataModule(SequenceDataModule):
                 raise wrong_value("data.format", kind, f"{file} is not streamed; take {', '.join(FORMATS)}")
         state = self._vocabulary.state() if isinstance(self._vocabulary, Vocabulary) else None
         name = json.dumps(state, sort_keys=True) if state else self._vocabulary.name
-        key = fingerprint(
-            files, self.text_column, name if state else f"{name} {self.splits.validation_fraction} {self.splits.test_fraction}"
-        )
+        shares = "" if state else f" {self.splits.validation_fraction} {self.splits.test_fraction}"
+        key = fingerprint(files, self.text_column, f"{name}{shares}{' drop' if self.on_empty == 'drop' else ''}")
         if not isinstance(self._vocabulary, Vocabulary):
             texts = (piece.data for piece in self._training_pieces(files))
             self._vocabulary = self._vocabulary.trained_once(texts, self.cache_dir, key)
         folder = self.cache_dir / key
         if not folder.exists():
-            build(folder, text_pieces(files, self.text_column), self.vocabulary)
+            dropped = Dropped() if self.on_empty == "drop" else None
+            build(folder, text_pieces(files, self.text_column, dropped), self.vocabulary, dropped)
         return folder
 
     def _training_pieces(self, files: Sequence[tuple[Path, str]]) -> Iterator[Any]:
         """Those before the validation part; the bytes are counted first."""
-        total = sum(len(piece.data) for piece in text_pieces(files, self.text_column))
+        quiet = partial(Dropped, silent=True) if self.on_empty == "drop" else lambda: None
+        total = sum(len(piece.data) for piece in text_pieces(files, self.text_column, quiet()))
         left = (1 - self.splits.validation_fraction - self.splits.test_fraction) * total
-        for piece in text_pieces(files, self.text_column):
+        for piece in text_pieces(files, self.text_column, quiet()):
             left -= len(piece.data)
             if left < 0:
                 return
@@ -142,6 +148,7 @@ class LargeTextDataModule(SequenceDataModule):
 
     def _load(self) -> dict[str, Dataset]:
         file = opened(self._folder())
+        self.dropped.counts = dict(file.left_out)
         test = self.splits.test_fraction
         ends = [1 - self.splits.validation_fraction - test, 1 - test, 1.0]
         cuts = [0, *(file.token_at_share(share) for share in ends)]
@@ -202,4 +209,6 @@ class LargeTextDataModule(SequenceDataModule):
             data = self.split(split)
             assert isinstance(data, StreamWindows)
             record[split] = {"windows": len(data), "tokens": data.end - data.begin}
+        if self.dropped.counts:
+            record["left_out"] = dict(self.dropped.counts)
         return record

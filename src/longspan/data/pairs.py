@@ -26,7 +26,7 @@ from longspan.data.pair_sources import (
     summaries_of_addresses,
 )
 from longspan.data.sources import Columns, Document
-from longspan.data.splits import SPLITS, by_groups
+from longspan.data.splits import SPLITS, by_groups, joined_groups
 from longspan.data.synthetic.pairs import GENERATED, made_pairs
 from longspan.data.values import HeldOut, Loading, Origin, gathered, one_strand
 from longspan.data.vocabularies import BYTES, LookupVocabulary, OutsideVocabularyError, Vocabulary
@@ -148,8 +148,9 @@ class PairedDataModule(SequenceDataModule):
         parts = {split: pairs for split, pairs in given.items() if pairs is not None}
         shares = self.splits.shares(given)
         key, value = next(iter(self._named.items()))
-        groups = [pair.group for pair in pool]
-        settings.enough_groups(key, value, groups, 1 + sum(share > 0 for share in shares.values()), "source")
+        wanted = 1 + sum(share > 0 for share in shares.values())
+        groups = joined_groups([pair.group for pair in pool], (pair.source for pair in pool), wanted)
+        settings.enough_groups(key, value, groups, wanted, "source")
         chosen = by_groups(groups, np.ones((len(pool), 1)), seed=self.seed, **shares)
         for split in SPLITS:
             if split == "train" or split not in parts:

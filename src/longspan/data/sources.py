@@ -13,7 +13,7 @@ import numpy as np
 
 from longspan.config.errors import wrong_value
 from longspan.data.dropped import Dropped
-from longspan.data.errors import DataFileError, NoTextError
+from longspan.data.errors import DataFileError, NoTextError, each
 from longspan.data.files import list_files, stem_of
 from longspan.data.readers import (
     Row,
@@ -157,18 +157,21 @@ def rows_to_documents(rows: Iterable[Row], vocabulary: Vocabulary, columns: Colu
     Raises:
         DataFileError: a row has no text in the column, a character outside the vocabulary, or the name of an earlier one.
     """
-    documents = []
     empty: list[Row] = []
     named: dict[str, int] = {}
-    for number, row in enumerate(rows):
+
+    def document(numbered: tuple[int, Row]) -> Document | None:
+        number, row = numbered
         if columns.on_empty == "drop" and is_blank(row.values.get(columns.text, 0)):
             empty.append(row)
-            continue
+            return None
         name = number if columns.name is None else row.get(columns.name, "id_column")
         if columns.name is not None and named.setdefault(str(name), row.line) != row.line:
             raise DataFileError(row.path, row.line, f"{str(name)!r} is on line {named[str(name)]} already; ids must differ")
         data = text_or_fix(partial(row.text, columns.text)).encode("utf-8")
-        documents.append(Document(f"{prefix}{name}", _encode(data, vocabulary, row.path, row.line), row))
+        return Document(f"{prefix}{name}", _encode(data, vocabulary, row.path, row.line), row)
+
+    documents = [found for found in each(enumerate(rows), document) if found is not None]
     columns.dropped.add("rows without text", len(empty), f"{empty[0].path}, line {empty[0].line}" if empty else "")
     return documents
 

@@ -13,16 +13,19 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from longspan.data.errors import DataFileError
+from longspan.data.dropped import Dropped
+from longspan.data.errors import DataFileError, NoTextError
 from longspan.data.files import _OPENERS, readable
+from longspan.data.readers import is_blank
 from longspan.data.readers.jsonl import jsonl_row
+from longspan.data.sources import FILL
 from longspan.data.vocabularies import OutsideVocabularyError, Vocabulary
 
 PIECE = 1 << 18  # bytes of a text that are read and encoded at a time
@@ -39,60 +42,79 @@ class Piece:
     line: int
 
 
-def text_pieces(files: Sequence[tuple[Path, str]], column: str) -> Iterator[Piece]:
+def text_pieces(files: Sequence[tuple[Path, str]], column: str, dropped: Dropped | None = None) -> Iterator[Piece]:
     """The texts of files, a piece at a time: a text file is a document, as is a line of "lines" and a row of JSONL.
 
+    `dropped`: counts texts that are empty, or blanks alone, which are left out; None: they are refused.
+
     Raises:
-        DataFileError: a file cannot be read or holds no text, or a row has no text in the column.
+        DataFileError: a file cannot be read, or a text is empty.
     """
     for file, kind in files:
         opener = _OPENERS.get(file.suffix.lower(), open)
         if kind not in ("text", "lines", "jsonl"):
             raise DataFileError(file, None, f"a file of format {kind} is not streamed; take text, lines or JSONL")
-        found = False
+        found, left_out, first = False, 0, ""
         with readable(file), opener(file, "rb") as opened:
             for piece in _whole_file(file, opened) if kind == "text" else _each_line(file, opened, kind, column):
                 found = True
-                yield piece
+                if not piece.begins or not is_blank(piece.data):
+                    yield piece
+                elif dropped is None:
+                    what = {"text": "the file", "lines": "the line"}.get(kind, f"column {column!r}")
+                    raise NoTextError(file, None if kind == "text" else piece.line, f"{what} holds no text; {FILL}")
+                else:
+                    left_out, first = left_out + 1, first or f"{file}, line {piece.line}"
         if not found:
             raise DataFileError(file, None, "holds no text")
+        if dropped is not None:
+            dropped.add("texts that are empty", left_out, first)
 
 
 def _whole_file(file: Path, opened: BinaryIO) -> Iterator[Piece]:
+    """One piece or more; the first is blank only where the whole file is."""
     line, begins, rest = 1, True, b""
     while block := opened.read(PIECE):
         block = rest + block
         # at a line's end where there is one, else before the last character, which may not be whole
         cut = block.rfind(b"\n") + 1 or max(len(block) - 4, 0)
+        if begins and is_blank(block[:cut]):
+            cut = max(len(block) - 4, 0)
+            cut = 0 if is_blank(block[:cut]) else cut
         data, rest = block[:cut], block[cut:]
         if data:
             yield Piece(data, begins, str(file), line)
             line, begins = line + data.count(b"\n"), False
-    if rest:
+    if rest or begins:
         yield Piece(rest, begins, str(file), line)
 
 
 def _each_line(file: Path, opened: BinaryIO, kind: str, column: str) -> Iterator[Piece]:
     for number, raw in enumerate(opened, start=1):
         line = raw.rstrip(b"\r\n")
-        if not line.strip():
-            continue
         if kind == "jsonl":
+            if not line.strip():
+                continue
             try:
-                line = jsonl_row(file, number, line.decode("utf-8")).text(column).encode()
+                row = jsonl_row(file, number, line.decode("utf-8"))
             except UnicodeDecodeError:
                 raise DataFileError(file, number, "is not UTF-8; convert the file") from None
+            line = b"" if is_blank(row.values.get(column, 0)) else row.text(column).encode()
         yield Piece(line, True, str(file), number)
 
 
 @dataclass(frozen=True)
 class TokenFile:
-    """Tokens [N] of all documents end to end, each after a <bos>; `offsets` [D + 1], `cuts` [P, 2], `spans` [N] or None."""
+    """Tokens [N] of all documents end to end, each after a <bos>; `offsets` [D + 1], `cuts` [P, 2], `spans` [N] or None.
+
+    `left_out`: {what: how many} texts are not in it.
+    """
 
     tokens: np.ndarray
     offsets: np.ndarray
     cuts: np.ndarray
     spans: np.ndarray | None
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     def token_at_share(self, share: float) -> int:
         """The first token after the piece of text in which that share of the raw bytes ends."""
@@ -109,8 +131,10 @@ def fingerprint(files: Sequence[tuple[Path, str]], column: str, vocabulary: str)
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:24]
 
 
-def build(folder: Path, pieces: Iterable[Piece], vocabulary: Vocabulary) -> None:
+def build(folder: Path, pieces: Iterable[Piece], vocabulary: Vocabulary, dropped: Dropped | None = None) -> None:
     """Writes the files, in a folder beside that takes its name at the end: an interrupted build leaves none.
+
+    `dropped`: counts what `pieces` leaves out, for `meta.json`.
 
     Raises:
         DataFileError: a text holds what the vocabulary has no token for, or there is no text.
@@ -120,7 +144,9 @@ def build(folder: Path, pieces: Iterable[Piece], vocabulary: Vocabulary) -> None
     part.mkdir(parents=True)
     try:
         count = _write(part, pieces, vocabulary)
-        (part / META).write_text(json.dumps({"vocabulary": vocabulary.name, "dtype": np.dtype(vocabulary.dtype).name, **count}))
+        own = {"vocabulary": vocabulary.name, "dtype": np.dtype(vocabulary.dtype).name}
+        left_out = {} if dropped is None else {"left_out": dropped.counts}
+        (part / META).write_text(json.dumps({**own, **count, **left_out}))
         if not folder.exists():
             part.rename(folder)
     finally:
@@ -169,4 +195,5 @@ def opened(folder: Path) -> TokenFile:
 
     spans = mapped("spans.bin", np.uint32) if meta["lossy"] else None
     cuts = mapped("cuts.bin", np.int64).reshape(-1, 2)
-    return TokenFile(mapped("tokens.bin", meta["dtype"]), mapped("offsets.bin", np.int64), cuts, spans)
+    left_out = meta.get("left_out", {})
+    return TokenFile(mapped("tokens.bin", meta["dtype"]), mapped("offsets.bin", np.int64), cuts, spans, left_out)

@@ -17,7 +17,7 @@ from longspan.cost import Cost, linear_flops
 from longspan.functional import sparse_attention
 from longspan.models.block import Block, HeadNorm
 from longspan.models.settings import TransformerSettings
-from longspan.models.sight import Sight
+from longspan.models.sight import Sight, packed_pairs
 from longspan_kernels.block_sparse import counted_pairs
 
 PAIRS_AT_ONCE = 1 << 22
@@ -94,9 +94,7 @@ class CrossAttention(nn.Module):
         if self.sight.whole:
             return sparse_attention(q, k, v, self.sight.pattern, lengths=lengths, segments=packed)  # type: ignore[return-value]
         if packed is not None:
-            raise ValueError(
-                f"model.cross_attention={self.sight.name} follows positions, which packed pairs shift: unpack them"
-            )
+            raise packed_pairs(self.sight.name)
         # row r of the padded call stands at key r + (rows_k - rows_q), which is r + ahead
         rows_q = max(Tq, Tk - self.sight.ahead)
         rows_k = rows_q + self.sight.ahead

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from longspan.config.errors import wrong_value
+from longspan.config.errors import ConfigError, wrong_value
 from longspan.patterns import BlockTable, Full, Pattern
 from longspan.patterns.errors import PatternError
 from longspan.patterns.expression import parse_pattern
@@ -85,3 +85,9 @@ def sight(name: str, longest: int) -> Sight:
     if pattern.depends_on_length(False):
         raise wrong_value(f"model.{KEY}", name, "what it keeps changes with the length of the source; take another pattern")
     return Sight(text, pattern)
+
+
+def packed_pairs(name: str) -> ConfigError:
+    """The error for pairs that share rows under a sight that follows positions."""
+    fix = f"packed pairs shift positions, and model.{KEY}={name} follows them; give false"
+    return wrong_value("data.pack", True, fix)

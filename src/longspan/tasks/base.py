@@ -112,6 +112,9 @@ class Task(pl.LightningModule):
     def attach(self, data: Any) -> None:
         """Takes from a data module, after its `setup`, what no plain value tells, such as a vocabulary; most tasks nothing."""
 
+    def check_training(self, data: Any) -> None:
+        """Raises ConfigError where the model cannot be trained on what the data module gives for it; most can."""
+
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, map_location: Any = None, **given: Any) -> Any:  # type: ignore[override]
         """The task of a checkpoint with its weights, in evaluation mode.

@@ -16,6 +16,7 @@ from torchmetrics import MetricCollection
 from longspan.config.errors import CallError, wrong_value
 from longspan.models import EncoderDecoder, LanguageModellingHead
 from longspan.models.search import Beam, search
+from longspan.models.sight import packed_pairs
 from longspan.tasks.base import Batch, Step, Task
 from longspan.tasks.language_modelling import identity
 from longspan.tasks.losses import IGNORED, token_losses, token_predictions, weighted_mean
@@ -108,6 +109,11 @@ class SequenceToSequence(Task):
 
     def attach(self, data: Any) -> None:
         self.target_vocabulary = data.target_vocabulary
+
+    def check_training(self, data: Any) -> None:
+        sight: Any = self.model.backbone.sight
+        if getattr(data, "pack", False) and not sight.whole:
+            raise packed_pairs(sight.name)
 
     def configure_callbacks(self) -> list[pl.Callback]:
         more = [] if "lagging" not in self.test_metrics or self._latency in self.trainer.callbacks else [self._latency]  # type: ignore[attr-defined]

@@ -19,6 +19,7 @@ def assemble(config: Mapping[str, Any]) -> tuple[pl.LightningDataModule, Task, d
     facts = data_facts(build(config, "task"), datamodule)
     task = task_of(config, facts)
     task.attach(datamodule)
+    task.check_training(datamodule)
     return datamodule, task, facts
 
 

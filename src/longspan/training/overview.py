@@ -120,19 +120,25 @@ def show_overview(table: Table, name: str, console: Console | None = None) -> No
 def _data(config: Mapping[str, Any], datamodule: Any) -> Iterator[Text]:
     record: Mapping[str, Any] = datamodule.describe() if hasattr(datamodule, "describe") else {}
     source = record.get("source") or config["task_name"]
-    yield Text(f"{source}, {record.get('vocabulary', 'symbols')}, sequences of up to {config['data']['max_length']:,} tokens")
+    longest = record.get("max_length", config["data"]["max_length"])  # images say how many tokens they are
+    tokens_are = record.get("vocabulary", record.get("input", "symbols"))
+    yield Text(f"{source}, {tokens_are}, sequences of up to {longest:,} tokens")
     for split in SPLITS:
         part = record.get(split)
         if not isinstance(part, Mapping):
             continue
-        count = part.get("windows", part.get("sequences"))
-        said = [f"{count:,} sequences" if isinstance(count, int) else f"{count} sequences"]
+        kind = next((kind for kind in ("windows", "sequences", "pairs") if kind in part), None)
+        count = None if kind is None else part[kind]
+        unit = "pairs" if kind == "pairs" else "sequences"
+        said = [f"{count:,} {unit}" if isinstance(count, int) else f"{count} {unit}"]
+        if kind == "pairs" and part.get("rows", count) != count:
+            said = [f"{count:,} pairs in {part['rows']:,} rows"]
         if part.get("streamed"):
             said = [f"streamed, {count:,} sequences an epoch"]
         elif (tokens := _tokens(datamodule, split)) is not None:
             said.append(f"{prefixed(tokens).strip()} tokens")
         if isinstance(part.get("cut"), int):
-            said.append(f"{part['cut']:,} cut at {config['data']['max_length']:,}" if part["cut"] else "none cut")
+            said.append(f"{part['cut']:,} cut at {longest:,}" if part["cut"] else "none cut")
         if part.get("in_training"):
             said.append(f"{part['in_training']:,} of them in training too")
         if part.get("not_scored"):

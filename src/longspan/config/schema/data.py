@@ -179,6 +179,7 @@ class LargeTextData(Data):
     path: FilePath | None
     format: Literal["text", "lines", "jsonl"] | None
     text_column: Text
+    on_empty: Missing
     cache_dir: FilePath
     vocabulary: Vocabulary
     validation_fraction: SplitShare

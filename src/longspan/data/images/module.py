@@ -140,10 +140,10 @@ class ImageDataModule(LabelledDataModule):
         assert train is not None
         for images in present:
             self.dropped.add("files that are no images", len(images.others), str(next(iter(images.others), "")))
+            self.dropped.add("alpha channels of images", len(images.transparent), next(iter(images.transparent), ""))
             if images.labels is None:
-                raise wrong_value(
-                    "data.path", self.to_record["source"], "the images have no labels; see data.path in conf/data"
-                )
+                fix = "give an .npz with images and labels, or beside NAME.npy an array NAME_labels.npy"
+                raise wrong_value("data.path", self.to_record["source"], f"the images have no labels; {fix}")
             if images.shape != train.shape:
                 raise DataFileError(
                     str(self.to_record["source"]),

@@ -39,6 +39,7 @@ class Images:
         names: N names.
         shape: (H, W, c).
         others: files among them that are no images.
+        transparent: names of the images that have an alpha channel, which is not read.
         content: called with a number below N, gives the file of that image, or its pixels; None where images are not compared.
     """
 
@@ -47,6 +48,7 @@ class Images:
     names: list[str]
     shape: tuple[int, int, int]
     others: Sequence[Path] = ()
+    transparent: Sequence[str] = ()
     content: Callable[[int], Path | bytes] | None = None
 
     def __len__(self) -> int:
@@ -84,12 +86,13 @@ def read_folder(folder: Path, shape: tuple[int, int, int] | None = None) -> Imag
     if bare := sorted(folders - set(labels)):
         fix = f"the class has no image ({', '.join(SUFFIXES)}); give some, or remove its folder"
         raise DataFileError(folder / bare[0], None, fix)
-    found = [header(file) for file in files]
+    transparent: list[str] = []
+    found = [header(file, transparent) for file in files]
     first = shape or (*found[0][:2], 3 if any(c == 3 for *_, c in found) else 1)
     for file, size in zip(files, found, strict=True):
         check_size(file, None, size[:2], first[:2])
     names = [file.relative_to(folder).as_posix() for file in files]
-    return Images(lambda n: opened(files[n], first), labels, names, first, others, files.__getitem__)
+    return Images(lambda n: opened(files[n], first), labels, names, first, others, transparent, files.__getitem__)
 
 
 def check_size(path: Any, line: int | None, size: Sequence[int], wanted: Sequence[int]) -> None:
@@ -114,12 +117,20 @@ def channels_of(image: Image.Image, path: Any, line: int | None = None) -> int:
     frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # cameras put a preview beside the photograph
     if frames > 1:
         raise DataFileError(path, line, f"the file holds {frames} images; give each a file of its own")
-    return 1 if image.mode in ("1", "L") else 3
+    return 1 if image.mode in ("1", "L", "LA") else 3
 
 
-def header(file: Path) -> tuple[int, int, int]:
+def has_alpha(image: Image.Image) -> bool:
+    """Whether pixels have a transparency, which no token keeps."""
+    return image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info
+
+
+def header(file: Path, transparent: list[str] | None = None) -> tuple[int, int, int]:
+    """Rows, columns and channels of an image; a file with an alpha channel is added to `transparent`."""
     try:
         with Image.open(file) as image:
+            if transparent is not None and has_alpha(image):
+                transparent.append(str(file))
             return image.height, image.width, channels_of(image, file)
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
         raise DataFileError(file, None, f"is not an image that can be read ({error})") from error
@@ -176,6 +187,8 @@ def read_archive(path: Path) -> dict[str, Images]:
             return {"train": of_array(np.load(path, mmap_mode="r"), labels, path, "the array")}
         with np.load(path) as archive:
             arrays = {name: archive[name] for name in archive.files}
+    except DataFileError:
+        raise
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataFileError(path, None, f"is no array file that can be read ({error})") from error
     found = {}
@@ -221,7 +234,8 @@ def read_hub_images(rows: Sequence[Any], image_column: str, label_column: str) -
     Raises:
         DataFileError: an image cannot be read, or has another size than the first.
     """
-    sizes = [_size(row, image_column) for row in rows]
+    transparent: list[str] = []
+    sizes = [_size(row, image_column, transparent) for row in rows]
     shape = (*sizes[0][:2], 3 if any(channels == 3 for *_, channels in sizes) else 1)
     for row, size in zip(rows, sizes, strict=True):
         check_size(row.path, row.line, size[:2], shape[:2])
@@ -234,7 +248,7 @@ def read_hub_images(rows: Sequence[Any], image_column: str, label_column: str) -
         return pixels.reshape(shape)
 
     labels = [str(row.get(label_column, "label_column")) for row in rows]
-    return Images(read, labels, [str(row.line) for row in rows], shape)
+    return Images(read, labels, [str(row.line) for row in rows], shape, transparent=transparent)
 
 
 def _image(row: Any, column: str) -> Any:
@@ -248,10 +262,12 @@ def _image(row: Any, column: str) -> Any:
     return image if isinstance(image, Image.Image) else np.asarray(image)
 
 
-def _size(row: Any, column: str) -> tuple[int, int, int]:
-    """Rows, columns and channels of a row's image."""
+def _size(row: Any, column: str, transparent: list[str]) -> tuple[int, int, int]:
+    """Rows, columns and channels of a row's image; a row whose image has an alpha channel is added to `transparent`."""
     image = _image(row, column)
     if isinstance(image, Image.Image):
+        if has_alpha(image):
+            transparent.append(f"{row.path}, row {row.line}")
         return image.height, image.width, channels_of(image, row.path, row.line)
     if np.issubdtype(image.dtype, np.floating) or (image.size and (image.min() < 0 or image.max() > 255)):
         fix = f"column {column!r} holds {image.dtype} from {image.min()} to {image.max()}; give whole numbers from 0 to 255"
