@@ -219,3 +219,24 @@ def test_arrays_of_wrong_rank_and_without_labels(tmp_path):
     np.save(tmp_path / "bare.npy", np.zeros((9, 8, 8), dtype=np.uint8))
     with pytest.raises(ConfigError, match=r"bare\.npy'.*no labels; .* beside NAME\.npy an array NAME_labels\.npy"):
         ImageClassificationDataModule(str(tmp_path / "bare.npy")).setup()
+
+
+def test_images_to_predict_on_are_read_as_those_of_training(tmp_path, capsys):
+    def folder(name, shape):
+        (tmp_path / name).mkdir()
+        for n in range(3):
+            Image.fromarray(np.full(shape, 40 * n, dtype=np.uint8)).save(tmp_path / name / f"{n}.png")
+        return str(tmp_path / name)
+
+    trained = {"grid": [4, 2], "patches": True, "vocab_size": 12, "max_length": 8}  # 8 x 4 pixels in colour
+    grey = ImageClassificationDataModule(folder("grey", (8, 4)), patch=2)
+    grey.take_facts(trained)
+    [batch] = grey.predict_dataloader()  # no folder of a class is needed
+    assert batch["tokens"].shape == (3, 8, 12) and batch["tokens"][2].unique().tolist() == [80] and batch["ids"][0] == "0.png"
+    for shape in ((4, 8), (4, 4, 3)):
+        other = ImageClassificationDataModule(folder(f"other{len(shape)}", shape), patch=2)
+        other.take_facts(trained)
+        with pytest.raises(DataFileError, match=r"0\.png: the image has 4 x \d pixels, and those of training 8 x 4; scale"):
+            other.predict_dataloader()
+    [batch] = grey.given_dataloader([np.full((8, 4), 7), np.full((8, 4, 3), 9)])
+    assert batch["tokens"].shape == (2, 8, 12)

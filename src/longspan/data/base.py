@@ -63,6 +63,9 @@ class SequenceDataModule(pl.LightningDataModule):
         self._sets: Mapping[str, Dataset] = {}
         self._predict_set: Dataset | None = None
 
+    def take_facts(self, facts: Mapping[str, Any]) -> None:
+        """Takes from a checkpoint what its model reads, see `longspan.tasks.data_facts`; settings tell most data all of it."""
+
     @property
     def vocabulary(self) -> Vocabulary:
         """Between text and tokens.

@@ -149,7 +149,7 @@ class PairedDataModule(SequenceDataModule):
         shares = self.splits.shares(given)
         key, value = next(iter(self._named.items()))
         wanted = 1 + sum(share > 0 for share in shares.values())
-        groups = joined_groups([pair.group for pair in pool], (pair.source for pair in pool), wanted)
+        groups = joined_groups([pair.group for pair in pool], (pair.source.encode() for pair in pool), wanted)
         settings.enough_groups(key, value, groups, wanted, "source")
         chosen = by_groups(groups, np.ones((len(pool), 1)), seed=self.seed, **shares)
         for split in SPLITS:

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from longspan.config.checks import check_targets
 from longspan.config.errors import CheckpointError, ConfigError
 from longspan.config.reachable import checkpoint_file
+from longspan.data.base import SequenceDataModule
 from longspan.data.files import files_may_be_gone
 from longspan.inference import pretrained
 from longspan.inference.trained_model import TrainedModel
@@ -62,6 +63,8 @@ def assembled(
         raise CheckpointError(f"checkpoint={where} does not fit its own config: {error}") from error
     with files_may_be_gone():
         data = build(with_vocabularies(config, vocabularies, f"checkpoint={where}"), "data")
+    if isinstance(data, SequenceDataModule):
+        data.take_facts(facts)
     task.attach(data)
     return TrainedModel(task, config, facts, data)
 

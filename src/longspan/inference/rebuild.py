@@ -14,6 +14,7 @@ from longspan.config.checks import check_machine, check_targets
 from longspan.config.errors import CheckpointError
 from longspan.config.overrides import overridden
 from longspan.config.reachable import checkpoint_file
+from longspan.data.base import SequenceDataModule
 from longspan.training.assemble import task_of
 from longspan.training.build import build, build_trainer
 from longspan.training.callbacks.checkpoint_config import VOCABULARIES, config_and_facts, load_checkpoint, with_vocabularies
@@ -78,5 +79,7 @@ def rebuild(checkpoint: str, words: Sequence[str], conf: Path) -> Rebuilt:
     except RuntimeError as error:
         raise CheckpointError(f"checkpoint={checkpoint} does not fit the config it is used with: {error}") from error
     data = build(with_vocabularies(config, saved.get(VOCABULARIES), f"checkpoint={checkpoint}"), "data")
+    if isinstance(data, SequenceDataModule):
+        data.take_facts(facts)
     task.attach(data)
     return Rebuilt(config, facts, task, data)

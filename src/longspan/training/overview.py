@@ -130,7 +130,7 @@ def _data(config: Mapping[str, Any], datamodule: Any) -> Iterator[Text]:
         kind = next((kind for kind in ("windows", "sequences", "pairs") if kind in part), None)
         count = None if kind is None else part[kind]
         unit = "pairs" if kind == "pairs" else "sequences"
-        said = [f"{count:,} {unit}" if isinstance(count, int) else f"{count} {unit}"]
+        said = [f"{count:,} {unit}" if isinstance(count, int) else str(count)]  # or in words: endless, each seen once
         if kind == "pairs" and part.get("rows", count) != count:
             said = [f"{count:,} pairs in {part['rows']:,} rows"]
         if part.get("streamed"):

@@ -22,7 +22,7 @@ from longspan.data.errors import DataFileError
 from longspan.data.images import sources
 from longspan.data.images.equal import held, marks
 from longspan.data.images.sources import SPLIT_WORDS, Images
-from longspan.data.images.tokens import Cutting
+from longspan.data.images.tokens import Cutting, with_channels
 from longspan.data.labelled import LabelledDataModule, LabelledSet
 from longspan.data.readers import read_hub
 from longspan.data.splits import SPLITS, by_groups
@@ -55,8 +55,8 @@ class ImageSource:
         if self.path and self.name:
             raise wrong_value("data.name", self.name, f"data.path={self.path!r} is set too; set one of them to null")
 
-    def read(self) -> Given:
-        """The images of each split, None for a split that there is none of.
+    def read(self, labelled: bool = True) -> Given:
+        """The images of each split, None for a split that there is none of. Not `labelled`: those of a folder need no class.
 
         Raises:
             ConfigError, DataFileError: there are none, or they cannot be read.
@@ -83,7 +83,7 @@ class ImageSource:
                 "validation": None,
                 "test": sources.read_cifar(path, tests) if tests else None,
             }
-        return self._folders(path)
+        return self._folders(path) if labelled else {"train": sources.read_folder(path, labelled=False)}
 
     @staticmethod
     def _folders(path: Path) -> Given:
@@ -114,6 +114,7 @@ class ImageDataModule(LabelledDataModule):
         self.cutting, self.splits = cutting, shares
         self.patches = cutting.input == "patches"
         self._shape: tuple[int, int, int] | None = None
+        self._of_training = False  # whether the shape is that of the images that a checkpoint was trained on
 
     @abstractmethod
     def _images(self) -> Given:
@@ -139,8 +140,7 @@ class ImageDataModule(LabelledDataModule):
         train = given["train"]
         assert train is not None
         for images in present:
-            self.dropped.add("files that are no images", len(images.others), str(next(iter(images.others), "")))
-            self.dropped.add("alpha channels of images", len(images.transparent), next(iter(images.transparent), ""))
+            self._count(images)
             if images.labels is None:
                 fix = "give an .npz with images and labels, or beside NAME.npy an array NAME_labels.npy"
                 raise wrong_value("data.path", self.to_record["source"], f"the images have no labels; {fix}")
@@ -168,6 +168,10 @@ class ImageDataModule(LabelledDataModule):
         self.in_training = in_training(marks(self._contents(given, sets)), "images")
         return sets
 
+    def _count(self, images: Images) -> None:
+        self.dropped.add("files that are no images", len(images.others), str(next(iter(images.others), "")))
+        self.dropped.add("alpha channels of images", len(images.transparent), next(iter(images.transparent), ""))
+
     @staticmethod
     def _contents(given: Given, sets: Mapping[str, LabelledSet]) -> dict[str, list[Path | bytes]]:
         """What is compared of the images of training and of the splits that are given; none where images are not compared."""
@@ -178,6 +182,18 @@ class ImageDataModule(LabelledDataModule):
                 number = {name: n for n, name in enumerate(images.names)}
                 found[split] = [held(images.content(number[name])) for name in names]
         return found if "train" in found and len(found) > 1 else {"train": []}
+
+    def take_facts(self, facts: Mapping[str, Any]) -> None:
+        side = self.cutting.side
+        channels = int(facts["vocab_size"]) // side**2 if facts.get("patches") else 1
+        if facts.get("grid") and channels in sources.MODES:
+            rows, columns = facts["grid"]
+            self._take((rows * side, columns * side, channels))
+            self._of_training = True
+
+    @property
+    def _whose(self) -> str:
+        return "those of training" if self._of_training else "the ones before it"
 
     def _take(self, shape: tuple[int, int, int]) -> None:
         self._shape = shape
@@ -220,8 +236,8 @@ class ImageDataModule(LabelledDataModule):
             if self._shape is None:
                 self._take((image.shape[0], image.shape[1], image.shape[2]))
             assert self._shape is not None
-            sources.check_size(f"sequences[{n}]", None, image.shape[:2], self._shape[:2])
-            read.append(self.cutting.tokens(image))
+            sources.check_size(f"sequences[{n}]", None, image.shape[:2], self._shape[:2], self._whose)
+            read.append(self.cutting.tokens(with_channels(image, self._shape[2])))
         data = LabelledSet(read.__getitem__, None, len(read), list(names) if names else None)
         return DataLoader(data, shuffle=False, **{**self._options(names=True), "num_workers": 0, "persistent_workers": False})
 
@@ -269,10 +285,18 @@ class ImageClassificationDataModule(ImageDataModule):
         return self.images.read()
 
     def _load_predict(self) -> LabelledSet:
-        images = self.images.read()["train"]
+        images = self.images.read(labelled=False)["train"]
         assert images is not None
-        self._take(images.shape)
-        return LabelledSet(lambda n: self.cutting.tokens(images.read(n)), None, len(images), images.names)
+        self._count(images)
+        shape = self._shape or images.shape
+        where = f"{self.to_record['source']}, image {images.names[0]}"
+        sources.check_size(where, None, images.shape[:2], shape[:2], self._whose)
+        self._take(shape)
+
+        def tokens(number: int) -> np.ndarray:
+            return self.cutting.tokens(with_channels(images.read(number), shape[2]))
+
+        return LabelledSet(tokens, None, len(images), images.names)
 
     @property
     def to_record(self) -> dict[str, Any]:

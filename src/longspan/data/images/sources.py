@@ -65,8 +65,10 @@ def files_below(folder: Path) -> tuple[list[Path], list[Path]]:
     return sorted(images), sorted(others)
 
 
-def read_folder(folder: Path, shape: tuple[int, int, int] | None = None) -> Images:
+def read_folder(folder: Path, shape: tuple[int, int, int] | None = None, labelled: bool = True) -> Images:
     """A folder with a folder of images a class; sizes are looked at in every file's header, images are read when needed.
+
+    Not `labelled`, as to predict on: images lie anywhere in the folder.
 
     Raises:
         ConfigError: there are no images.
@@ -79,11 +81,11 @@ def read_folder(folder: Path, shape: tuple[int, int, int] | None = None) -> Imag
     labels = []
     for file in files:
         parts = file.relative_to(folder).parts
-        if len(parts) < 2:
+        if len(parts) < 2 and labelled:
             raise DataFileError(file, None, "the image is in no class's folder; put each class into a folder of its own")
         labels.append(parts[0])
     folders = {place.name for place in folder.iterdir() if place.is_dir() and not place.name.startswith(".")}
-    if bare := sorted(folders - set(labels)):
+    if labelled and (bare := sorted(folders - set(labels))):
         fix = f"the class has no image ({', '.join(SUFFIXES)}); give some, or remove its folder"
         raise DataFileError(folder / bare[0], None, fix)
     transparent: list[str] = []
@@ -92,17 +94,19 @@ def read_folder(folder: Path, shape: tuple[int, int, int] | None = None) -> Imag
     for file, size in zip(files, found, strict=True):
         check_size(file, None, size[:2], first[:2])
     names = [file.relative_to(folder).as_posix() for file in files]
-    return Images(lambda n: opened(files[n], first), labels, names, first, others, transparent, files.__getitem__)
+    known = labels if labelled else None
+    return Images(lambda n: opened(files[n], first), known, names, first, others, transparent, files.__getitem__)
 
 
-def check_size(path: Any, line: int | None, size: Sequence[int], wanted: Sequence[int]) -> None:
-    """Raises DataFileError where an image has another size than those before it."""
+def check_size(
+    path: Any, line: int | None, size: Sequence[int], wanted: Sequence[int], whose: str = "the ones before it"
+) -> None:
+    """Raises DataFileError where an image has another size than those before it, or than `whose` it has to have."""
     if tuple(size) != tuple(wanted):
         raise DataFileError(
             path,
             line,
-            f"the image has {size[0]} x {size[1]} pixels, and the ones before it {wanted[0]} x {wanted[1]}; scale "
-            "all to one size first",
+            f"the image has {size[0]} x {size[1]} pixels, and {whose} {wanted[0]} x {wanted[1]}; scale all to one size first",
         )
 
 

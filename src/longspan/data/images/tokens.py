@@ -73,3 +73,10 @@ def greyed(image: np.ndarray) -> np.ndarray:
     if image.shape[2] < 3:
         return image[:, :, :1]
     return np.round(image[:, :, :3] @ LUMA).astype(np.uint8)[:, :, None]
+
+
+def with_channels(image: np.ndarray, channels: int) -> np.ndarray:
+    """[H, W, c] uint8 -> [H, W, channels]: colours to grey, or grey to equal red, green and blue."""
+    if image.shape[2] == channels:
+        return image
+    return greyed(image) if channels == 1 else np.repeat(greyed(image), channels, axis=2)
