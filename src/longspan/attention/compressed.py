@@ -123,7 +123,9 @@ class CompressedAttention(ContentAttention):
         ends = torch.full((1,), T, device=x.device) if lengths is None else lengths
         first = torch.arange(blocks.shape[2], device=x.device) * r
         count = (ends[:, None] - first).clamp(1, r)  # (B or 1, N) tokens that exist
-        return blocks.sum(3) / count[:, None, :, None].to(x.dtype)
+        # In float32: a sum of float16 numbers may be beyond them where their mean is not.
+        total = blocks.sum(3, dtype=torch.promote_types(x.dtype, torch.float32))
+        return (total / count[:, None, :, None]).to(x.dtype)
 
     def new_cache(
         self, batch: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
