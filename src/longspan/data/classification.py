@@ -21,9 +21,10 @@ from longspan.data.base import SequenceDataModule
 from longspan.data.baselines import class_baselines, label_baselines
 from longspan.data.dropped import in_training
 from longspan.data.errors import DataFileError, each
-from longspan.data.files import list_files, stem_of
+from longspan.data.files import list_files
 from longspan.data.hiv1 import Hiv1
 from longspan.data.labels import ColumnsRule, LabelRule, Labels, indicator, sort_classes
+from longspan.data.places import labels_of_places
 from longspan.data.readers import Row, is_blank
 from longspan.data.sources import Columns, Document, read_documents, read_given, read_rows, read_split, retokenised
 from longspan.data.splits import SPLITS, by_groups, joined_groups
@@ -244,7 +245,14 @@ class SequenceClassificationDataModule(SequenceDataModule):
             return self._join(documents, self.labels.labels_path)
         if not kinds <= WITHOUT_COLUMNS or self.labels.label_from == "column":
             return documents
-        return [self._labelled_by_place(document, key, path, files) for document in documents]
+        label_of = labels_of_places(key, path, files, self.labels.label_from)
+
+        def labelled(document: Document) -> Document:
+            row = document.row
+            values = {**row.values, self.labels.label_column: label_of(Path(row.path))}
+            return Document(document.name, document.tokens, Row(row.path, row.line, values))
+
+        return [labelled(document) for document in documents]
 
     def _documents(self, key: str, path: str) -> list[Document]:
         return read_documents(key, path, self.reading, self._columns, self.source.format)
@@ -252,35 +260,6 @@ class SequenceClassificationDataModule(SequenceDataModule):
     @property
     def _columns(self) -> Columns:
         return Columns.of(self.source, self.dropped)
-
-    def _labelled_by_place(self, document: Document, key: str, path: str, files: list[tuple[Path, str]]) -> Document:
-        """The document with the name of its file, or of the folder below `path` that it is in, as its label.
-
-        Raises:
-            ConfigError: `path` is no folder, or some files are in folders and some are not.
-        """
-        root = Path(path).expanduser()
-        if not root.is_dir():
-            kind = files[0][1]
-            fix = f"{path} is {kind.upper() if kind == 'fasta' else kind}, which has no labels; name a table of id and label"
-            raise wrong_value("data.labels_path", None, f"{fix}, or a folder with a file or a folder a class by data.path")
-        deep = {len(file.relative_to(root).parts) > 1 for file, _ in files}
-        by = self.labels.label_from
-        if by == "auto":
-            by = "folder" if deep == {True} else "file"
-        if (by == "folder" and False in deep) or (by == "file" and len(deep) > 1):
-            loose = next(file for file, _ in files if len(file.relative_to(root).parts) == 1)
-            fix = f"some files are in folders and {loose.name} is not; put each class in a folder, or each in a file"
-            raise wrong_value(f"data.{key}", path, fix)
-        if by == "file" and files[0][1] == "text":
-            fix = "a text file is one document, and no class; put each class in a folder, or set data.format=lines"
-            raise wrong_value(f"data.{key}", path, fix)
-        file = Path(document.row.path)
-        label = file.relative_to(root).parts[0] if by == "folder" else stem_of(file)
-        row = document.row
-        return Document(
-            document.name, document.tokens, Row(row.path, row.line, {**row.values, self.labels.label_column: label})
-        )
 
     def _join(self, documents: list[Document], labels_path: str) -> list[Document]:
         """Records with their rows of the table of labels, by the first word of their names; each must have the other, or with
