@@ -82,7 +82,7 @@ def test_many_files_are_looked_at_once(tmp_path, monkeypatch):
     for n in range(40):
         (tmp_path / ("neg", "pos")[n % 2]).mkdir(exist_ok=True)
         (tmp_path / ("neg", "pos")[n % 2] / f"{n}.txt").write_text(f"text number {n}")
-    assert len(examples(texts(path=str(tmp_path)))) == 40 and 0 < len(seen) <= 5 * 40
+    assert len(examples(texts(path=str(tmp_path)))) == 40 and 0 < len(seen) <= 10 * 40
 
 
 def test_a_fasta_a_class(tmp_path):
