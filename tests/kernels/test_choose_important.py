@@ -28,14 +28,16 @@ def scored(q, keys, block, stride, causal, lengths):
         (9, 1, 1, 16, (16, 12, 4), 1, True, None),
     ],
 )
-def test_triton_chooses_as_plain_torch(length, groups, group, width, sizes, picks, causal, lengths, monkeypatch):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_triton_chooses_as_plain_torch(length, groups, group, width, sizes, picks, causal, lengths, dtype, monkeypatch):
     g = torch.Generator().manual_seed(length)
     size, block, stride = sizes
     batch = 1 if lengths is None else 2
     q = torch.randn(batch, groups * group, length, width, generator=g)
     keys = torch.randn(batch, groups, max(0, (length - block) // stride + 1), width, generator=g)
+    q, keys = q.to(dtype), keys.to(dtype)
     lengths = None if lengths is None else torch.tensor(lengths)
-    call = (q, keys, scored(q, keys, block, stride, causal, lengths), picks, size, block, stride)
+    call = (q, keys, scored(q.float(), keys.float(), block, stride, causal, lengths), picks, size, block, stride)
     expected = choose_important_blocks(*call, causal=causal, lengths=lengths, backend="blocked")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     found = choose_important_blocks(*call, causal=causal, lengths=lengths, backend="triton")

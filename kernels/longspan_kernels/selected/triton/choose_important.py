@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from longspan_kernels.block_sparse.triton.common import interprets_bfloat16
 from longspan_kernels.launch.launcher import as_contiguous, from_16_bytes, on_its_device, run_kernel, width_of
 from longspan_kernels.selected.triton import configs
 from longspan_kernels.selected.triton.call_layout import by_rows, in_units
@@ -119,6 +120,8 @@ def triton_choose_important(
     causal: bool,
 ) -> Tensor:
     """As `importance.choose_important_blocks`."""
+    if interprets_bfloat16(q):
+        q, keys = q.float(), keys.float()
     (B, H, T, D), (_, Hkv, nc, _) = q.shape, keys.shape
     q = by_rows(q)
     q_b, q_h, q_t = in_units(q)
