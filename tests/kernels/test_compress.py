@@ -60,6 +60,18 @@ def test_parameters_may_be_more_precise(dtype):
         assert float((a.double() - b).norm() / b.norm()) < (1e-5 if dtype == torch.float32 else 2e-2)
 
 
+def test_autocast_leaves_the_products_alone():
+    leaves = drawn(1, 2, 40, 16, 8, 16, torch.float32, 0)
+    x, places, enter, enter_bias, leave, leave_bias = leaves
+    found = []
+    for cast in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=cast):
+            out = compress_blocks(x, places, (enter, enter_bias), (leave, leave_bias), 4)
+            found.append((out, *torch.autograd.grad(out.square().sum(), leaves)))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_the_op_is_well_formed_and_refuses_second_gradients():
     leaves = drawn(1, 2, 20, 16, 8, 5, torch.float32, 0)
     torch.library.opcheck(torch.ops.longspan.compress_blocks, (*leaves, 4))

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from longspan_kernels.block_sparse.backends import active_transform
 from longspan_kernels.errors import BackendError
+from longspan_kernels.launch import exact_products
 from longspan_kernels.launch.ops import op
 
 
@@ -33,7 +34,8 @@ def compress_blocks(
         [B, H, nc, D] in the dtype of x.
     """
     if active_transform(x, places, *enter, *leave) is not None:
-        return _forward(x, places, *enter, *leave, stride)[0]
+        with exact_products(x):
+            return _forward(x, places, *enter, *leave, stride)[0]
     out: Tensor = _compress_blocks(x, places, *enter, *leave, stride)[0]
     return out
 
@@ -58,11 +60,19 @@ def _forward(
 def _compress_blocks(
     x: Tensor, places: Tensor, enter: Tensor, enter_bias: Tensor, leave: Tensor, leave_bias: Tensor, stride: int
 ) -> tuple[Tensor, Tensor]:
-    return _forward(x, places, enter, enter_bias, leave, leave_bias, stride)
+    with exact_products(x):
+        return _forward(x, places, enter, enter_bias, leave, leave_bias, stride)
 
 
 @op("compress_blocks_backward")
 def _compress_blocks_backward(
+    dout: Tensor, x: Tensor, places: Tensor, enter: Tensor, leave: Tensor, inside: Tensor, stride: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    with exact_products(x):
+        return _gradients(dout, x, places, enter, leave, inside, stride)
+
+
+def _gradients(
     dout: Tensor, x: Tensor, places: Tensor, enter: Tensor, leave: Tensor, inside: Tensor, stride: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     (l, D), kind, exact = places.shape, x.dtype, torch.promote_types(x.dtype, torch.float32)
