@@ -15,8 +15,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from longspan_kernels.block_sparse.backends import active_transform
 from longspan_kernels.errors import BackendError
-from longspan_kernels.launch import exact_products
-from longspan_kernels.launch.ops import op
+from longspan_kernels.launch.ops import op, without_autocast
 
 
 def compress_blocks(
@@ -34,7 +33,7 @@ def compress_blocks(
         [B, H, nc, D] in the dtype of x.
     """
     if active_transform(x, places, *enter, *leave) is not None:
-        with exact_products(x):
+        with without_autocast(x):
             return _forward(x, places, *enter, *leave, stride)[0]
     out: Tensor = _compress_blocks(x, places, *enter, *leave, stride)[0]
     return out
@@ -60,7 +59,7 @@ def _forward(
 def _compress_blocks(
     x: Tensor, places: Tensor, enter: Tensor, enter_bias: Tensor, leave: Tensor, leave_bias: Tensor, stride: int
 ) -> tuple[Tensor, Tensor]:
-    with exact_products(x):
+    with without_autocast(x):
         return _forward(x, places, enter, enter_bias, leave, leave_bias, stride)
 
 
@@ -68,7 +67,7 @@ def _compress_blocks(
 def _compress_blocks_backward(
     dout: Tensor, x: Tensor, places: Tensor, enter: Tensor, leave: Tensor, inside: Tensor, stride: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    with exact_products(x):
+    with without_autocast(x):
         return _gradients(dout, x, places, enter, leave, inside, stride)
 
 
