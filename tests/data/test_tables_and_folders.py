@@ -13,6 +13,7 @@ from longspan.data import (
     StreamedClassificationDataModule,
     StreamedTextDataModule,
     TextDataModule,
+    classification,
 )
 from longspan.data.values import Loading, Source, Splits
 
@@ -168,6 +169,23 @@ def test_records_and_labels_without_each_other(tmp_path):
     data = texts(**paths, on_missing="drop")
     assert len(examples(data)) == 12
     assert data.describe()["left_out"] == {"records without a label": 2, "labels without a record": 6}
+
+
+def test_labels_find_their_records_in_linear_time(tmp_path, monkeypatch):
+    """The names of all records were gathered for each label again: half a minute for 30,000."""
+    looked = []
+
+    class Counted(str):
+        def __hash__(self):
+            looked.append(self)
+            return super().__hash__()
+
+    first_word = classification._first_word
+    monkeypatch.setattr(classification, "_first_word", lambda value: Counted(first_word(value)))
+    (tmp_path / "x.fa").write_text("".join(f">s{n}\n{'ACGT' * (n + 1)}\n" for n in range(60)))
+    (tmp_path / "y.csv").write_text("id,label\n" + "".join(f"s{n},{n % 2}\n" for n in range(60)))
+    data = texts(path=str(tmp_path / "x.fa"), labels_path=str(tmp_path / "y.csv"), vocabulary="nucleotides")
+    assert len(examples(data)) == 60 and 60 < len(looked) <= 15 * 60
 
 
 @pytest.mark.parametrize("flags", [True, False])

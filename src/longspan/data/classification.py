@@ -278,7 +278,8 @@ class SequenceClassificationDataModule(SequenceDataModule):
             raise DataFileError(row.path, row.line, f"record {name!r} has no row in {labels_path}{more}; {DROP}")
         # with files of their own for validation and test, one table may label all of them
         shared = self.splits.validation_path or self.splits.test_path
-        unknown = [] if shared else [row for name, row in rows.items() if name not in set(names)]
+        known = set(names)
+        unknown = [] if shared else [row for name, row in rows.items() if name not in known]
         if unknown and not drop:
             more = f" (and {len(unknown) - 1} more such rows)" if len(unknown) > 1 else ""
             said = f"{self._id_of(unknown[0])!r} is no record of the FASTA that data.path names{more}; {DROP}"
