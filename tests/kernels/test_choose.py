@@ -168,6 +168,15 @@ def test_means_are_those_of_the_tokens_that_exist(width, length, size, cut, seed
 
 
 @pytest.mark.parametrize("backend", ["triton", "blocked"])
+def test_means_of_lengths_beyond_the_tokens_are_those_of_the_tokens(backend, monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    x, backend = torch.randn(2, 2, 40, 16), backend if not HERE else "blocked"
+    means = block_means(x, 16, lengths=torch.tensor([64, -5]), backend=backend)
+    torch.testing.assert_close(means[0], block_means(x[:1], 16, backend=backend)[0])
+    assert not means[1].any()
+
+
+@pytest.mark.parametrize("backend", ["triton", "blocked"])
 def test_the_own_block_comes_first(backend, monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     q, means = torch.randn(2, 4, 50, 16), torch.randn(2, 2, 4, 16)

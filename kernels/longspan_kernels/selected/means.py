@@ -18,7 +18,8 @@ def block_means(x: Tensor, block_size: int, *, lengths: Tensor | None = None, ba
     Args:
         x: [B, H, T, D], any strides.
         block_size: tokens a block; the last one may hold fewer.
-        lengths: [B] int, tokens of each sequence; what lies at or past it may be anything, and belongs to no block.
+        lengths: [B] int, tokens of each sequence, taken as T above; what lies at or past it may be anything, and belongs to no
+            block.
         backend: as in `selected_attention`.
 
     Returns:
@@ -37,7 +38,7 @@ def _block_means(x: Tensor, lengths: Tensor | None, block_size: int, backend: st
         return triton_block_means(x, lengths, block_size)
     T, out = x.shape[2], _means_like(x, block_size)
     blocks = out.shape[2]
-    tokens = torch.full((1, 1), T, device=x.device) if lengths is None else lengths[:, None]
+    tokens = torch.full((1, 1), T, device=x.device) if lengths is None else lengths[:, None].clamp(max=T)
     if lengths is not None:
         x = x.masked_fill((torch.arange(T, device=x.device) >= tokens)[:, None, :, None], 0.0)
     if T % block_size:
