@@ -49,7 +49,8 @@ def read_csv(path: str | Path, delimiter: str | None = ",", *, usual: str = ",",
         except StopIteration:
             break
         except csv.Error as error:
-            raise DataFileError(path, line, f"not CSV ({error})") from error
+            fix = "a text that holds quotes stands in quotes, its own doubled; or give JSONL"
+            raise DataFileError(path, line, f"not CSV ({error}); {fix}") from error
         if not fields:
             continue
         if names is None and not header:
