@@ -27,6 +27,7 @@ def test_nobody_is_logged_in(monkeypatch, tmp_path):
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.delenv("WANDB_MODE", raising=False)
+    wandb.teardown()  # what earlier tests of this process were logged in with
     with pytest.raises(ConfigError, match=r"logger.wandb.mode=online: .*WANDB_API_KEY; logger.wandb.mode=offline"):
         wandb_logger(tmp_path, mode="online")
     with pytest.raises(ConfigError, match=r"--wandb mine: .*WANDB_MODE=offline"):
