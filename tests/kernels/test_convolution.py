@@ -57,7 +57,7 @@ def test_plain_torch_is_the_definition(batch, heads, length, width, kernel, pack
 
 
 @interpreted
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(*CALLS, st.sampled_from([torch.float32, torch.float16, torch.bfloat16]), st.integers(0, 99))
 def test_the_kernels_are_the_definition(batch, heads, length, width, kernel, packed, dtype, seed):
     pytest.importorskip("triton")
