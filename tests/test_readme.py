@@ -15,7 +15,7 @@ COMMANDS = [line.strip() for line in README.splitlines() if line.startswith("   
 
 
 def test_the_two_commands_open_it():
-    assert COMMANDS[:2] == ["pip install -e . && python train.py attention=bigbird", "pip install -e '.[dev]' && pytest -n 2"]
+    assert COMMANDS[:2] == ["pip install -e . && python train.py attention=bigbird", "pip install -e '.[dev]' && pytest -n 3"]
 
 
 @pytest.mark.parametrize("group", ["attention", "experiment"])
