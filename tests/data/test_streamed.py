@@ -161,17 +161,12 @@ def fit(data, folder, steps, checkpoint=None, **trainer):
 
 
 RESUMED = [{}, {"num_workers": 2}, {"num_workers": 3, "limit_train_batches": 7}, {"val_check_interval": 4}]
+TEXT = [(StreamedTextDataModule, each) for each in RESUMED]
+CLASSES = [pytest.param(StreamedClassificationDataModule, each) for each in RESUMED[:2]]
+LONGER = [pytest.param(StreamedClassificationDataModule, each, marks=pytest.mark.exhaustive) for each in RESUMED[2:]]
 
 
-@pytest.mark.parametrize(
-    ("kind", "settings"),
-    [
-        *((StreamedTextDataModule, settings) for settings in RESUMED),
-        *((StreamedClassificationDataModule, settings) for settings in RESUMED[:2]),
-        *(pytest.param(StreamedClassificationDataModule, settings, marks=pytest.mark.exhaustive) for settings in RESUMED[2:]),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("kind", "settings"), [*TEXT, *CLASSES, *LONGER], ids=str)
 def test_a_resumed_run_sees_what_the_whole_one_would_have(folder, tmp_path, kind, settings):
     trainer = {key: value for key, value in settings.items() if key != "num_workers"}
     workers = {"num_workers": settings.get("num_workers", 0)}

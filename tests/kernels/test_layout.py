@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longspan_kernels.block_sparse import compiler
-from longspan_kernels.block_sparse.block_rules import BlockBand, BlockLists
+from longspan_kernels.block_sparse.block_rules import BlockBand, BlockLists, PastBlocks
 from longspan_kernels.block_sparse.compiler import Tiling, compile_layout
 from longspan_kernels.block_sparse.plane import Neighbourhood
 from longspan_kernels.block_sparse.rules import And, Band, Congruent, Everything, Keys, KeysPeriodic, Or, Queries, Rule
@@ -161,3 +161,10 @@ def test_a_plane_is_visited_from_before_its_first_row(height, width, reach, dila
     layout = compile_layout([((0, 1), rule)], q_len, k_len, HEADS, Tiling(16, 16, sizes=(16,)))
     live = rule.live(0, torch.arange(q_len)[:, None] + k_len - q_len, torch.arange(k_len)[None]).expand(HEADS, q_len, k_len)
     assert torch.equal(counted(layout, "rows"), live.long()) and torch.equal(counted(layout, "columns"), live.long())
+
+
+def test_a_few_bands_among_other_masks_get_no_loop_of_their_own():
+    staircase = compile_layout([((0,), PastBlocks(16, 31, 255 - 4096))], 4096, 255, 1, Tiling(64, 64)).components[0]
+    assert len(staircase.masks) > 8 and staircase.bands == 0
+    window = compile_layout([((0,), Band(0, 100))], 1024, 1024, 1, Tiling(64, 64)).components[0]
+    assert window.bands == len(window.masks) > 0

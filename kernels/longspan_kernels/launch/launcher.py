@@ -28,21 +28,18 @@ MOST_THREADS = 16  # that compile at once, in each process of a node
 # What a profile of a device shows of Longspan's attention.
 KERNELS = (
     *("forward_rows", "merge_splits", "prepare_rows", "backward_rows", "backward_columns", "add_splits"),
-    *(
-        "average_blocks",
-        "choose_by_means",
-        "choose_by_scores",
-        "number_lists",
-        "start_lists",
-        "segment_states",
-        "carry_states",
-        "attend_segments",
-        "invert_systems",
-    ),
-    *("convolve", "differentiate_convolution", "convolve_back"),
+    *("segment_states", "carry_states", "attend_segments", "invert_systems"),
     *("make_operands", "run_states", "read_states", "local_gradients", "run_states_back", "finish_gradients"),
-    *("balance_rows", "balance_columns", "balance_back", "balance_back_columns"),
+    *("convolve", "differentiate_convolution", "convolve_back"),
+    *("hash_directions", "find_nearest", "add_clusters", "lay_out_buckets"),
     *("attend_buckets", "merge_rounds", "differentiate_buckets", "add_rounds"),
+    *("average_blocks", "choose_by_means", "choose_by_scores", "choose_by_importance"),
+    *("number_lists", "start_lists", "cut_lists", "row_numbers", "merge_parts", "add_runs"),
+    *("selected_parts", "selected_rows", "selected_columns"),
+    *("set_gates", "differentiate_gates", "add_gated", "differentiate_gated", "merge_branches", "differentiate_branches"),
+    *("index_scores", "best_tokens", "attend_tokens", "differentiate_tokens", "add_tokens"),
+    *("mark_picks", "count_picks", "place_words"),
+    *("balance_rows", "balance_columns", "balance_end", "balance_back", "balance_back_columns", "balance_back_end"),
 )
 
 

@@ -1,7 +1,6 @@
 """Overlapping blocks of tokens, each compressed to one by an MLP (arXiv:2502.11089), as one op with a backward of its own.
 
-It is plain torch on any device. As modules it was some fourteen ops and thrice as many gradients of them, and to launch them
-took the host longer than the device needed for them all.
+It is plain torch on any device. As modules it was some fourteen ops and more gradients of them, each dispatched by itself.
 
 Legend: B batch, H heads, T tokens, D head width, E width inside the MLP, l tokens a block, d tokens from one to the next, nc
 blocks.

@@ -19,7 +19,7 @@ from longspan_kernels.selected.triton.call_layout import by_rows, in_units
 from longspan_kernels.selected.triton.common import elements, of_row, rows_at, store_rows
 
 TILE = 2048  # numbers at a time: K such tiles are held in registers
-SUMMED = 1024  # tokens whose gradients of weights a program adds up
+SUMMED = 1024  # tokens whose gradients of weights a program adds up, whole tiles of them
 VARYING = ["x_b", "x_h", "length", "heads", "parts"]
 
 
