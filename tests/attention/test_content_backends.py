@@ -40,3 +40,16 @@ def test_agrees_with_plain_torch(name, settings, monkeypatch):
         results.append([out, *(torch.zeros(1) if g is None else g for g in gradients)])
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, atol=2e-5, rtol=2e-4)
+
+
+def test_sinkhorn_of_full_blocks_draws_its_noise_alike(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    results = []
+    for backend in ("triton", "blocked"):
+        module = variants.sinkhorn(backend=backend, **PLACE | {"block_size": 16, "heads": 2, "kv_heads": 1}).train()
+        leaves = [x.detach().float().requires_grad_() for x in draw(48, heads=2, kv_heads=1)]
+        torch.manual_seed(0)
+        out = module(*leaves)
+        results.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, atol=2e-5, rtol=2e-4)

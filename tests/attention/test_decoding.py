@@ -101,6 +101,15 @@ def test_decoding_is_the_full_forward_pass(name):
     torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_decoding_in_float64_has_its_digits(name):
+    module = made(name).double()
+    tensors = [x.double() for x in draw(LONGEST, module=module)]
+    cache = module.new_cache(2, dtype=torch.float64)
+    out = [module.decode(*(x[:, :, a:b] for x in tensors), cache) for a, b in ((0, 20), (20, 21), (21, LONGEST))]
+    torch.testing.assert_close(torch.cat(out, 2), module(*tensors), atol=1e-12, rtol=1e-10)
+
+
 @pytest.mark.parametrize("pattern", ["random", "bigbird"])
 @pytest.mark.parametrize("heads", [4, 8])
 def test_query_heads_of_one_key_head_draw_blocks_of_their_own(pattern, heads):

@@ -90,6 +90,18 @@ def test_noise_is_of_training():
     assert quiet(q, k, v).equal(module.eval()(q, k, v))
 
 
+def test_full_blocks_and_lengths_draw_the_same_noise():
+    module = made().train()
+    q, k, v = draw(64)
+    results = []
+    for lengths in (None, torch.tensor([64, 64])):
+        torch.manual_seed(3)
+        out = module(q, k, v, lengths=lengths)
+        results.append((out, *torch.autograd.grad(out.square().sum(), (q, k, v))))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_gradients_are_finite_in_training():
     for causal in (True, False):
         module = variants.sinkhorn(**PLACE | {"block_size": 16, "causal": causal, "temperature": 0.05}).train()

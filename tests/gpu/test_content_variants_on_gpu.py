@@ -103,7 +103,7 @@ def test_attention_to_chosen_blocks_is_the_definition(size, length, causal, dtyp
     close(results[0], (expected, *torch.autograd.grad(expected, exact, dout.double())), tolerance)
 
 
-@pytest.mark.parametrize(("blocks", "existing"), [(256, None), (256, 200), (100, None), (1024, None)])
+@pytest.mark.parametrize(("blocks", "existing"), [(256, None), (256, 200), (100, None), (300, 280), (1024, None)])
 def test_balancing_is_the_definition(blocks, existing):
     torch.manual_seed(0)
     scores, dout = (torch.randn(1, 2, blocks, blocks, device="cuda") for _ in range(2))

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from longspan_kernels.errors import BackendError
@@ -18,22 +18,30 @@ def _interpreted(monkeypatch):
         monkeypatch.setenv("TRITON_INTERPRET", "1")
 
 
+@pytest.fixture(params=["a program a head", "launches an iteration"])
+def both_ways(request, monkeypatch):
+    """Few blocks as they are served, and as more of them are."""
+    from longspan_kernels.selected.triton import balance
+
+    monkeypatch.setattr(balance, "MOST_OF_A_HEAD", 256 if request.param == "a program a head" else 0)
+
+
 def gradients(scores, blocks, iterations, backend, dout):
     scores = scores.detach().requires_grad_()
     out = balance_causally(scores, blocks, iterations, backend)
     return out, torch.autograd.grad((out * dout).sum(), scores)[0]
 
 
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    n=st.integers(1, 14),
+    n=st.integers(1, 34),
     iterations=st.integers(1, 3),
     batch=st.integers(1, 2),
     some=st.booleans(),
     spread=st.sampled_from([0.1, 2.0, 30.0]),
     seed=st.integers(0, 99),
 )
-def test_output_and_gradient_are_the_definitions(n, iterations, batch, some, spread, seed):
+def test_output_and_gradient_are_the_definitions(both_ways, n, iterations, batch, some, spread, seed):
     draw = torch.Generator().manual_seed(seed)
     scores = (spread * torch.randn(batch, 2, n, n, generator=draw)).to(DEVICE)
     dout = torch.randn(scores.shape, generator=draw).to(DEVICE)
@@ -45,17 +53,18 @@ def test_output_and_gradient_are_the_definitions(n, iterations, batch, some, spr
     torch.testing.assert_close(grad.double(), wanted, atol=1e-4, rtol=1e-3)
 
 
-def test_many_blocks_in_several_tiles_of_columns():
+@pytest.mark.parametrize("spread", [1.0, 40.0])
+def test_many_blocks_in_several_tiles_of_columns(both_ways, spread):
     draw = torch.Generator().manual_seed(0)
     scores, dout = (torch.randn(1, 1, 131, 131, generator=draw).to(DEVICE) for _ in range(2))
-    blocks = torch.tensor([129], device=DEVICE)
+    scores, blocks = scores * spread, torch.tensor([129], device=DEVICE)
     out, grad = gradients(scores, blocks, 2, "triton", dout)
     expected, wanted = gradients(scores.double(), blocks, 2, "blocked", dout.double())
     torch.testing.assert_close(out.double(), expected, atol=2e-5, rtol=1e-4)
     torch.testing.assert_close(grad.double(), wanted, atol=1e-4, rtol=1e-3)
 
 
-def test_rows_do_not_follow_from_later_ones():
+def test_rows_do_not_follow_from_later_ones(both_ways):
     scores = torch.randn(1, 1, 9, 9, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     later = scores.clone()
     later[:, :, 5:] += 3.0
@@ -63,7 +72,7 @@ def test_rows_do_not_follow_from_later_ones():
     assert before.equal(after) and float(before.sum()) > 0
 
 
-def test_the_same_bits_twice():
+def test_the_same_bits_twice(both_ways):
     scores = torch.randn(1, 1, 17, 17, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     first, second = (gradients(scores, None, 3, "triton", scores) for _ in range(2))
     assert first[0].equal(second[0]) and first[1].equal(second[1])
@@ -83,3 +92,13 @@ def test_op_declares_its_shapes():
         (scores, None, 3),
         test_utils=("test_schema", "test_faketensor", "test_autograd_registration"),
     )
+
+
+@pytest.mark.parametrize("backend", ["triton", "blocked"])
+@pytest.mark.parametrize(("batch", "size"), [(0, 3), (2, 0), (2, 1)])
+def test_nothing_to_balance(batch, size, backend, monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    scores = torch.randn(batch, 2, size, size, requires_grad=True)
+    found = balance_causally(scores, None, 3, backend)
+    assert found.shape == scores.shape and not found.any()
+    assert not torch.autograd.grad(found.sum(), scores)[0].any()

@@ -60,6 +60,41 @@ def test_parameters_may_be_more_precise(dtype):
         assert float((a.double() - b).norm() / b.norm()) < (1e-5 if dtype == torch.float32 else 2e-2)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here: tests/gpu runs the compiled kernels")
+@pytest.mark.parametrize(
+    ("batch", "heads", "block", "stride", "more", "width", "inner", "dtype", "precise"),
+    [
+        (1, 1, 1, 1, 96, 16, 5, torch.float32, True),
+        (2, 3, 8, 4, 150, 64, 64, torch.bfloat16, True),
+        (2, 3, 8, 4, 90, 64, 64, torch.bfloat16, False),
+        (1, 2, 6, 4, 133, 20, 16, torch.float16, True),
+        (1, 2, 5, 8, 133, 20, 16, torch.float32, True),
+        (2, 1, 8, 8, 0, 16, 40, torch.float16, False),
+    ],
+)
+def test_the_kernels_are_the_definition(monkeypatch, batch, heads, block, stride, more, width, inner, dtype, precise):
+    pytest.importorskip("triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    # several parts, splits and programs
+    for name, value in (("MOST_PARTS", 2), ("SPLIT_ROWS", 32), ("MOST_SPLITS", 3)):
+        monkeypatch.setattr(f"longspan_kernels.selected.triton.compress.{name}", value)
+    leaves = drawn(batch, heads, block + more, width, block, inner, torch.float32 if precise else dtype, 0)
+    x, places, enter, enter_bias, leave, leave_bias = leaves
+    exact = [x.detach().double().requires_grad_() for x in leaves]
+    wanted = defined(*exact, block, stride)
+    weight = torch.randn(wanted.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def step():
+        out = compress_blocks(x.to(dtype), places, (enter, enter_bias), (leave, leave_bias), stride, "triton")
+        return out, *torch.autograd.grad(out, leaves, weight.to(dtype))
+
+    found, again = step(), step()
+    tolerance = {torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}[dtype]
+    for a, b, c, leaf in zip(found, (wanted, *torch.autograd.grad(wanted, exact, weight)), again, (x, *leaves), strict=True):
+        assert a.dtype == (dtype if a is found[0] else leaf.dtype) and torch.equal(a, c)
+        assert float((a.double() - b).detach().norm() / b.detach().norm()) < tolerance
+
+
 def test_autocast_leaves_the_products_alone():
     leaves = drawn(1, 2, 40, 16, 8, 16, torch.float32, 0)
     x, places, enter, enter_bias, leave, leave_bias = leaves
@@ -102,3 +137,24 @@ def test_flops_are_those_of_its_products():
     with FlopCounterMode(display=False) as theirs:
         defined(*leaves, 8, 4).sum().backward()
     assert ours.get_total_flops() == theirs.get_total_flops() > 0
+
+
+@pytest.mark.parametrize("backend", ["triton", "blocked"])
+@pytest.mark.parametrize("length", [0, 3, 7])
+def test_a_sequence_shorter_than_a_block_has_none(length, backend, monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    x, places, enter, enter_bias, leave, leave_bias = drawn(2, 3, length, 16, 8, 16, torch.float32, 0)
+    out = compress_blocks(x, places, (enter, enter_bias), (leave, leave_bias), 4, backend)
+    assert out.shape == (2, 3, 0, 16) and out.dtype == x.dtype
+    assert not torch.autograd.grad(out.sum(), x)[0].any()
+
+
+def test_gradients_of_gradients_by_the_definition():
+    x, places, enter, enter_bias, leave, leave_bias = leaves = drawn(1, 1, 9, 3, 4, 5, torch.float64, 0)
+
+    def compressed(x, *parameters):
+        return compress_blocks(x, parameters[0], parameters[1:3], parameters[3:], 2, "dense")
+
+    assert torch.autograd.gradgradcheck(compressed, leaves)
+    wanted = compress_blocks(x, places, (enter, enter_bias), (leave, leave_bias), 2)
+    torch.testing.assert_close(compressed(*leaves), wanted)

@@ -78,3 +78,19 @@ def test_what_lies_beyond_a_length_is_not_read():
     dout[:, :, 21:] = float("nan")
     for x, grad in zip(given.values(), torch.autograd.grad(out, list(given.values()), dout), strict=True):
         assert grad.isfinite().all() and not grad[:, :, 21:].any(), x.shape
+
+
+@pytest.mark.parametrize("length", [1 << 40, 40, -3])
+def test_a_length_out_of_range_counts_as_the_nearest_one(length):
+    from longspan_kernels.linear import gated_delta_rule, linear_attention
+
+    call = LinearCall(B=1, H=1, T=40, decay=0.3, delta=True).tensors()
+    given = {name: x.float() for name, x in call.items() if x is not None}
+    of_linear = {name: given[name] for name in ("q", "k", "v", "log_decay")}
+    for rule, named in ((gated_delta_rule, given), (linear_attention, of_linear)):
+        leaves = [x.requires_grad_() for x in named.values()]
+        out = rule(**named, lengths=torch.tensor([length]), backend="triton")
+        right = rule(**named, backend="triton") if length > 0 else torch.zeros_like(out)
+        assert torch.equal(out, right)
+        for grad in torch.autograd.grad(out.sum(), leaves):
+            assert grad.any() == (length > 0)

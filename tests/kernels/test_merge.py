@@ -30,6 +30,14 @@ def test_merged_parts_are_attention_over_all_of_them(cuts):
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("last_from", [1, 3, 9])
+def test_the_last_part_counts_from_a_token_on(last_from):
+    parts = [(x, s) for x, s in drawn(2, 7, 16, torch.float64, 0)]
+    out = merge_by_lse(parts, last_from=last_from)
+    first, both = merge_by_lse(parts[:1]), merge_by_lse(parts)
+    assert out[:, :, :last_from].equal(first[:, :, :last_from]) and out[:, :, last_from:].equal(both[:, :, last_from:])
+
+
 def drawn(count, length, width, dtype, seed):
     """Parts of which some queries have seen nothing, written as -inf and as NOTHING."""
     g = torch.Generator().manual_seed(seed)
@@ -42,8 +50,8 @@ def drawn(count, length, width, dtype, seed):
     return parts
 
 
-def step(parts, backend, least):
-    out = merge_by_lse(parts, least, backend)
+def step(parts, backend, least, last_from):
+    out = merge_by_lse(parts, least, backend, last_from=last_from)
     leaves = [x for part in parts for x in part]
     return out, *torch.autograd.grad((out.double() * torch.linspace(-1, 1, out.shape[-1])).sum(), leaves)
 
@@ -56,18 +64,19 @@ def step(parts, backend, least):
     st.sampled_from([16, 20, 64]),
     st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
     st.sampled_from([NOTHING / 2, -2.0]),
+    st.sampled_from([0, 1, 16, 80]),
     st.integers(0, 99),
 )
-def test_the_kernels_are_the_definition(count, length, width, dtype, least, seed):
+def test_the_kernels_are_the_definition(count, length, width, dtype, least, last_from, seed):
     pytest.importorskip("triton")
     parts = drawn(count, length, width, dtype, seed)
     exact = [(a.detach().double().requires_grad_(), s.detach().double().requires_grad_()) for a, s in parts]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")
-        found = step(parts, "triton", least)
+        found = step(parts, "triton", least, last_from)
     assert all(x.isfinite().all() for x in found)
     tolerance = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}[dtype]
-    for a, b in zip(found, step(exact, "blocked", least), strict=True):
+    for a, b in zip(found, step(exact, "blocked", least, last_from), strict=True):
         assert float((a.double() - b).detach().norm() / (b.detach().norm() + 1)) < tolerance
 
 

@@ -117,13 +117,15 @@ def test_triton_in_many_launches_and_runs_is_the_definition(monkeypatch):
     from longspan_kernels.selected.triton import configs, launches
 
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    for name, value in (("LEAST_PART_BYTES", 1), ("PART_BYTES", 0), ("WORK_ITEMS", 1 << 30)):
+    for name, value in (("LEAST_PART_BYTES", 1), ("PART_BYTES", 0), ("FORWARD_PART_BYTES", 0), ("WORK_ITEMS", 1 << 30)):
         monkeypatch.setattr(configs, name, value)
     monkeypatch.setattr(launches.Launches, "run_entries", 32)
     launches.launches_of.cache_clear()
     try:
         check(*tensors(1, 1, 2, 1, 70, 16, 16, 2, True), "triton", 1e-5, 1e-5)
         check(*tensors(1, 2, 1, 1, 70, 16, 64, 2, True), "triton", 1e-5, 1e-5)
+        check(*tensors(2, 2, 2, 1, 40, 16, 16, 2, True), "triton", 1e-5, 1e-5)  # both, and several key heads
+        check(*tensors(2, 1, 2, 1, 40, 16, 16, 2, True, torch.float16), "triton", 4e-3, 4e-3)
     finally:
         launches.launches_of.cache_clear()
 
@@ -174,22 +176,31 @@ def test_what_lies_past_the_length_does_not_matter_and_bits_repeat(backend, monk
     torch.testing.assert_close(results[0][0][1:, :, :19], alone)
 
 
-@pytest.mark.parametrize("backend", ["torch", pytest.param("triton", marks=interpreted)])
-def test_lists_hold_each_pick_once_in_order(backend, monkeypatch):
-    if backend == "triton":
+@pytest.mark.parametrize("how", ["torch", *(pytest.param(x, marks=interpreted) for x in ("sorted", "counted"))])
+@pytest.mark.parametrize(("length", "n", "blocks"), [(50, 4, 4), (131, 3, 40)])
+def test_lists_hold_each_pick_once_in_order(how, length, n, blocks, monkeypatch):
+    if how != "torch":
         pytest.importorskip("triton")
         monkeypatch.setenv("TRITON_INTERPRET", "1")
+        small = {"MOST_COUNTS": 0 if how == "sorted" else 1 << 20, "CHUNK": 64, "CHUNKS": 2, "LISTS": 4, "SCANNED": 32}
+        for name, value in small.items():
+            monkeypatch.setattr(f"longspan_kernels.selected.triton.list_kernels.{name}", value)
     g = torch.Generator().manual_seed(0)
-    picks = picks_of(2, 3, 50, 4, 16, False, g, False).int()
-    lengths = torch.tensor([50, 21])
-    order, start = queries_of_blocks(picks, lengths, 4, backend)
-    assert (order.dtype, start.dtype, start.shape) == (torch.int32, torch.int32, (25,))
+    picks = torch.rand(2, 3, length, blocks + 2, generator=g).argsort(-1)[..., :n].int()
+    picks = picks.masked_fill(picks >= blocks, -1)
+    lengths = torch.tensor([1 << 40, 21])  # a number above T counts as T, whatever its bits
+    order, start = queries_of_blocks(picks, lengths, blocks, "torch" if how == "torch" else "triton")
+    assert (order.dtype, start.dtype, start.shape) == (torch.int32, torch.int32, (6 * blocks + 1,))
+    assert order.sort().values.equal(torch.arange(order.numel(), dtype=torch.int32))
+    seen = 0
     for line in range(6):
-        for block in range(4):
-            entries = order[start[line * 4 + block] : start[line * 4 + block + 1]] - line * 200
+        for block in range(blocks):
+            entries = order[start[line * blocks + block] : start[line * blocks + block + 1]] - line * length * n
             b, p = divmod(line, 3)
             expected = (picks[b, p, : lengths[b]].flatten() == block).nonzero()[:, 0]
             assert entries.long().equal(expected)
+            seen += len(entries)
+    assert start[0] == 0 and start[-1] == seen
 
 
 def test_operators_are_well_formed():

@@ -41,15 +41,17 @@ from longspan_kernels.linear.triton import launches as linear
 from longspan_kernels.linear.triton.convolution import triton_convolution, triton_convolution_backward
 from longspan_kernels.selected.lists import queries_of_blocks
 from longspan_kernels.selected.options import Selection
-from longspan_kernels.selected.triton import choose_kernels
+from longspan_kernels.selected.triton import choose_kernels, list_kernels
 from longspan_kernels.selected.triton.balance import triton_balance, triton_balance_backward
 from longspan_kernels.selected.triton.choose_important import triton_choose_important
 from longspan_kernels.selected.triton.choose_kernels import triton_choose, triton_choose_scored
 from longspan_kernels.selected.triton.choose_tokens import triton_choose_tokens
+from longspan_kernels.selected.triton.compress import triton_compress, triton_compress_backward
 from longspan_kernels.selected.triton.gates import triton_query_gates, triton_query_gates_backward
 from longspan_kernels.selected.triton.launches import triton_backward as selected_backward
 from longspan_kernels.selected.triton.launches import triton_forward as selected_forward
 from longspan_kernels.selected.triton.list_kernels import triton_queries_of_blocks
+from longspan_kernels.selected.triton.match import triton_match, triton_match_backward
 from longspan_kernels.selected.triton.means import triton_block_means
 from longspan_kernels.selected.triton.merge import triton_merge, triton_merge_backward
 from longspan_kernels.selected.triton.mix import triton_gated_sum, triton_gated_sum_backward
@@ -154,6 +156,7 @@ def every_op(capability: int, cases: int) -> None:
         triton_choose(q, means, None, 3, 64, True)
     triton_choose_scored(torch.zeros(1, 2, 512, 8), None, 0, 512, 3, 64, True)
     selected(64 if cases > 1 else 16)
+    compressed(cases)
     balanced(cases)
     bucketed(cases)
     for D, Dv, dtype, full in LINEAR[:cases]:
@@ -226,11 +229,16 @@ def compile_linear(D: int, Dv: int, dtype: torch.dtype, full: bool) -> None:
 
 
 def balanced(cases: int) -> None:
-    """Sinkhorn balancing, all blocks existing or not; its kernels are those of any number of them."""
-    scores = torch.zeros(1, 2, 20, 20)
-    for existing in (torch.zeros(1, dtype=torch.int64), None)[:cases]:
-        out, rows, sums = triton_balance(scores, existing, 7)
-        triton_balance_backward(out, existing, rows, sums)
+    """Sinkhorn matching, and balancing with all blocks existing or not; its kernels are those of any number of them."""
+    for n in (260, 20, 256)[: cases + 1]:
+        scores = torch.zeros(1, 2, n, n)
+        for existing in (torch.zeros(1, dtype=torch.int64), None)[:cases]:
+            out, rows, sums = triton_balance(scores, existing, 7)
+            triton_balance_backward(out, existing, rows, sums)
+    for dtype, width, heads in ((torch.bfloat16, 64, 1), (torch.float32, 40, 2))[:cases]:
+        q, k = torch.zeros(1, 2, 512, width, dtype=dtype), torch.zeros(1, heads, 512, width, dtype=dtype)
+        k_matched, v_matched, *kept = triton_match(q, k, k, None, 64, 7, 0.2, 1.0)
+        triton_match_backward(k_matched, v_matched, k, k, *kept, 0.2)
 
 
 def bucketed(cases: int) -> None:
@@ -260,7 +268,8 @@ def selected(wide: int) -> None:
         q, k = torch.zeros(1, heads, 1024, width, dtype=dtype), torch.zeros(1, kv_heads, 1024, width, dtype=dtype)
         chosen = torch.zeros(1, pickers, 1024, picks, dtype=torch.int32)
         order, start = queries_of_blocks(chosen, None, -(-1024 // size))
-        triton_queries_of_blocks(chosen, None, 16, torch.int16)
+        for list_kernels.MOST_COUNTS in (0, 1 << 20):
+            triton_queries_of_blocks(chosen, None, 16, torch.int16)
         triton_block_means(k, None, size)
         selection = Selection(chosen, order, start, None, None, None, size, True, 0.125, 0.0)
         out, lse = selected_forward(q, k, k, selection)
@@ -280,6 +289,22 @@ def selected(wide: int) -> None:
         for indexer_heads in (1, 4):
             index = torch.zeros(1, indexer_heads, 1024, width, dtype=dtype)
             triton_choose_tokens(index, k[:, 0], index[..., 0], None, 128)
+
+
+def compressed(cases: int) -> None:
+    """Compressed blocks, with weights as precise as x or more so."""
+    for dtype, width, kind in (
+        (torch.bfloat16, 64, torch.float32),
+        (torch.float32, 16, torch.float32),
+        (torch.bfloat16, 128, torch.bfloat16),
+        (torch.float16, 40, torch.float32),
+        (torch.float32, 128, torch.float32),
+    )[: cases + 1]:
+        x = torch.zeros(1, 2, 1024, width, dtype=dtype)
+        shapes = ((32, width), (width, 32 * width), (width,), (width, width), (width,))
+        places, enter, enter_bias, leave, leave_bias = (torch.zeros(shape, dtype=kind) for shape in shapes)
+        out, inside = triton_compress(x, places, enter, enter_bias, leave, leave_bias, 16)
+        triton_compress_backward(out, x, places, enter, leave, inside, 16)
 
 
 if __name__ == "__main__":

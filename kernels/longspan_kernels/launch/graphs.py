@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, wraps
 from threading import local
 from typing import TypeVar, cast
 
@@ -35,7 +35,14 @@ def remembered(most: int) -> Callable[[Function], Function]:
     def keep(function: Function) -> Function:
         kept = lru_cache(maxsize=most)(function)
         cleared_by(kept.cache_clear)
-        return cast(Function, kept)
+
+        @wraps(function)
+        def call(*arguments, **named):
+            # torch.compile warns of each cache that it meets, and looks through it.
+            return function(*arguments, **named) if torch.compiler.is_compiling() else kept(*arguments, **named)
+
+        vars(call).update(cache_clear=kept.cache_clear, cache_info=kept.cache_info)
+        return cast(Function, call)
 
     return keep
 

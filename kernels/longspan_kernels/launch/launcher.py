@@ -2,7 +2,8 @@
 
 Triton's own dispatch costs some 200 microseconds for kernels with this many arguments, more than many of these kernels run.
 So it is gone through once for each set of compile-time values, and the compiled kernel is called directly after that, as Triton
-3.6 to 3.9 do it. LONGSPAN_DIRECT_LAUNCH=0 has every launch go through Triton.
+3.6 to 3.9 do it; from a plan's second launch on, without Triton's Python (direct.py). LONGSPAN_DIRECT_LAUNCH=0 has every launch
+go through Triton.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 
+from longspan_kernels.launch.direct import direct_launch
 from longspan_kernels.launch.graphs import cleared_by, remembered
 
 INSTALLED = find_spec("triton") is not None
@@ -34,12 +36,24 @@ KERNELS = (
     *("hash_directions", "find_nearest", "add_clusters", "lay_out_buckets"),
     *("attend_buckets", "merge_rounds", "differentiate_buckets", "add_rounds"),
     *("average_blocks", "choose_by_means", "choose_by_scores", "choose_by_importance"),
+    *("count_entries", "sum_chunks", "start_counted", "place_entries"),
     *("number_lists", "start_lists", "cut_lists", "row_numbers", "merge_parts", "add_runs"),
     *("selected_parts", "selected_rows", "selected_columns"),
-    *("set_gates", "differentiate_gates", "add_gated", "differentiate_gated", "merge_branches", "differentiate_branches"),
+    *(
+        "set_gates",
+        "differentiate_gates",
+        "sum_gate_parts",
+        "add_gated",
+        "differentiate_gated",
+        "merge_branches",
+        "differentiate_branches",
+    ),
+    *("compress_rows", "differentiate_inside", "differentiate_places", "finish_weights"),
     *("index_scores", "best_tokens", "attend_tokens", "differentiate_tokens", "add_tokens"),
     *("mark_picks", "count_picks", "place_words"),
     *("balance_rows", "balance_columns", "balance_end", "balance_back", "balance_back_columns", "balance_back_end"),
+    *("balance_head", "balance_head_back"),
+    *("sum_blocks", "average_so_far", "add_later", "spread_gradients"),
 )
 
 
@@ -104,14 +118,13 @@ class Plan:
     def __init__(self, kernel, programs: int, numbers: dict, choice: Launch):
         self.kernel, self.numbers, self.choice = kernel, numbers, choice
         self.grid = (programs, 1, 1)
-        self.run: Callable | None = None
-        self.tail: list = []
+        self.run: Callable | None = None  # of the tensors
 
     def __call__(self, *tensors) -> None:
         if _here.wanted is not None:  # first: what is collected has no memory, and a launch would read where nothing is
             self._want(tensors, _here.wanted)
         elif self.run is not None:
-            self.run(*tensors, *self.tail)
+            self.run(*tensors)
         elif all(self.grid):
             self._first(tensors)
 
@@ -141,16 +154,23 @@ class Plan:
         if DIRECT and hasattr(self.kernel, "params"):
             key = self._key(tensors, names)
         compiled = _compiled.get(key) if key is not None else None
-        self.tail = [self.numbers[name] for name in names]
-        if compiled is None:
-            compiled = self._dispatch(tensors, key)
-            if key is None or compiled is None:
-                return
+        if compiled is not None:
+            self.run = self._direct(compiled, tensors, names)
+            self.run(*tensors)
+            return
+        compiled = self._dispatch(tensors, key)
+        if key is not None and compiled is not None:
             _compiled[key] = compiled
-            self.run = compiled[self.grid]
-        else:
-            self.run = compiled[self.grid]
-            self.run(*tensors, *self.tail)
+            self.run = self._direct(compiled, tensors, names)
+
+    def _direct(self, compiled: Any, tensors: tuple, names: list[str]) -> Callable:
+        """Launches the compiled kernel on tensors, past as much of Triton as is known to be safe."""
+        tail = [self.numbers[name] for name in names]
+        run = direct_launch(compiled, self.grid, tensors, tail)
+        if run is not None:
+            return run
+        through_triton = compiled[self.grid]
+        return lambda *tensors: through_triton(*tensors, *tail)
 
     def _key(self, tensors: tuple, names: list[str]) -> tuple:
         # Triton compiles anew for constants, types, absent tensors, and whether a number divides by 16 or is 1.
@@ -270,7 +290,8 @@ def on_its_device(function: Function) -> Function:
 
     @wraps(function)
     def run(first, *rest, **named):
-        if not first.is_cuda:
+        # Entering a context costs the host some microseconds, and most calls need none.
+        if not first.is_cuda or first.device.index == torch.cuda.current_device():
             return function(first, *rest, **named)
         with torch.cuda.device(first.device):
             return function(first, *rest, **named)
@@ -288,16 +309,16 @@ def run_kernel(kernel: Any, programs: int, choice: Launch, *tensors: torch.Tenso
 
     Plans are cached by everything they depend on, for ops that keep no plans of their own.
     """
-    kinds = tuple(None if x is None else x.dtype for x in tensors)
-    device = next(x.device for x in tensors if x is not None)
-    _plan_of(kernel, programs, choice, device, kinds, tuple(numbers.items()))(*tensors)
+    kinds = tuple([None if x is None else x.dtype for x in tensors])
+    device = (tensors[0] if tensors[0] is not None else next(x for x in tensors if x is not None)).device
+    _plan_of(kernel, programs, choice, device, kinds, tuple(numbers), tuple(numbers.values()))(*tensors)
 
 
 @remembered(4096)
 def _plan_of(
-    kernel: Any, programs: int, choice: Launch, device: torch.device, kinds: tuple, numbers: tuple[tuple[str, Any], ...]
+    kernel: Any, programs: int, choice: Launch, device: torch.device, kinds: tuple, names: tuple[str, ...], values: tuple
 ) -> Plan:
-    return Plan(kernel, programs, dict(numbers), choice)
+    return Plan(kernel, programs, dict(zip(names, values, strict=True)), choice)
 
 
 def from_16_bytes(x: torch.Tensor) -> torch.Tensor:

@@ -93,7 +93,9 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
 
 def without_autocast(x: Tensor) -> AbstractContextManager:
     """Turns autocast off for the device of x, where precision is chosen by hand. "meta" has none to turn off."""
-    return nullcontext() if x.device.type == "meta" else torch.autocast(x.device.type, enabled=False)
+    kind = x.device.type
+    on = kind != "meta" and torch.is_autocast_enabled(kind)  # a context that changes nothing would still cost the host
+    return torch.autocast(kind, enabled=False) if on else nullcontext()
 
 
 def cast_as_products(*tensors: Tensor) -> list[Tensor]:

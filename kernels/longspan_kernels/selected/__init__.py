@@ -7,6 +7,7 @@ from longspan_kernels.selected.gates import query_gates
 from longspan_kernels.selected.importance import choose_important_blocks
 from longspan_kernels.selected.index import choose_tokens
 from longspan_kernels.selected.lists import queries_of_blocks
+from longspan_kernels.selected.match import match_blocks, queries_so_far
 from longspan_kernels.selected.means import block_means
 from longspan_kernels.selected.merge import NOTHING, merge_by_lse
 from longspan_kernels.selected.mix import gated_sum
@@ -25,8 +26,10 @@ __all__ = [
     "choose_tokens",
     "compress_blocks",
     "gated_sum",
+    "match_blocks",
     "merge_by_lse",
     "queries_of_blocks",
+    "queries_so_far",
     "query_gates",
     "selected_attention",
     "selected_reference",

@@ -32,9 +32,11 @@ def balance_causally(scores: Tensor, blocks: Tensor | None, iterations: int, bac
         [B, H, n, n] in the dtype of the scores, 0 on the diagonal and above.
     """
     transform = active_transform(scores)
-    fits = scores.shape[-1] <= MOST_BLOCKS and scores.dtype == torch.float32
+    fits = scores.numel() > 0 and scores.shape[-1] <= MOST_BLOCKS and scores.dtype == torch.float32
+    if not fits or transform is not None:
+        return reference_balance(scores, blocks, iterations)
     like_heads = scores[:, :, :1, :1].expand(-1, -1, -1, 64)  # backends are chosen by the width of heads
-    if not fits or transform is not None or choose_backend(backend, like_heads, like_heads, transform) != "triton":
+    if choose_backend(backend, like_heads, like_heads, transform) != "triton":
         return reference_balance(scores, blocks, iterations)
     out: Tensor = _balance(scores, blocks, iterations)[0]
     return out
@@ -71,6 +73,11 @@ def _balance_backward(dout: Tensor, blocks: Tensor | None, rows: Tensor, sums: T
 
 @_balance.register_fake
 def _(scores, blocks, iterations):
+    return balanced_like(scores, iterations)
+
+
+def balanced_like(scores: Tensor, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Tensors like the results of `_balance`."""
     B, H, n, _ = scores.shape
     wide = -(-n // 16) * 16
     sums = scores.new_empty(B, H, iterations, wide // ROWS, wide)

@@ -106,7 +106,7 @@ def _choose_blocks(
         from longspan_kernels.selected.triton.choose_kernels import triton_choose
 
         return triton_choose(q, means, lengths, picks, block_size, causal, own)
-    out = _picks_like(q, picks + own).fill_(-1)
+    out = _picks_like(q, picks + int(own)).fill_(-1)
     if own:
         out[..., 0] = torch.arange(q.shape[2], device=q.device) // block_size
     if q.numel() and means.shape[2] and picks:
@@ -160,7 +160,7 @@ def _picks_like(q: Tensor, picks: int) -> Tensor:
 
 @_choose_blocks.register_fake
 def _(q, means, lengths, picks, block_size, causal, own, backend):
-    return _picks_like(q, picks + own)
+    return _picks_like(q, picks + int(own))
 
 
 @_choose_scored_blocks.register_fake

@@ -1,6 +1,7 @@
 """Overlapping blocks of tokens, each compressed to one by an MLP (arXiv:2502.11089), as one op with a backward of its own.
 
-It is plain torch on any device. As modules it was some fourteen ops and more gradients of them, each dispatched by itself.
+Triton has one kernel for it and three for its gradients; plain torch takes over elsewhere. As modules it was some fourteen ops
+and more gradients of them, each dispatched by itself.
 
 Legend: B batch, H heads, T tokens, D head width, E width inside the MLP, l tokens a block, d tokens from one to the next, nc
 blocks.
@@ -12,13 +13,20 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from longspan_kernels.block_sparse.backends import active_transform
+from longspan_kernels.block_sparse.backends import active_transform, choose_backend
 from longspan_kernels.errors import BackendError
 from longspan_kernels.launch.ops import op, without_autocast
 
+WIDEST = 128  # of heads and inside: Triton's kernels hold the weights of a place at a time
+
 
 def compress_blocks(
-    x: Tensor, places: Tensor, enter: tuple[Tensor, Tensor], leave: tuple[Tensor, Tensor], stride: int
+    x: Tensor,
+    places: Tensor,
+    enter: tuple[Tensor, Tensor],
+    leave: tuple[Tensor, Tensor],
+    stride: int,
+    backend: str = "auto",
 ) -> Tensor:
     """The mean of a block, plus leave(gelu(enter(its tokens, each with what its place adds))).
 
@@ -27,14 +35,19 @@ def compress_blocks(
         places: [l, D].
         enter: weight [E, l * D] and bias [E]; leave: weight [D, E] and bias [D]. Products take place in x's dtype.
         stride: d.
+        backend: as in `selected_attention`; plain torch takes over for widths that Triton's kernels do not hold.
 
     Returns:
-        [B, H, nc, D] in the dtype of x.
+        [B, H, nc, D] in the dtype of x; nc is 0 where T is below l.
     """
-    if active_transform(x, places, *enter, *leave) is not None:
+    if x.shape[2] < places.shape[0]:
+        return x[:, :, :0]
+    if backend == "dense" or active_transform(x, places, *enter, *leave) is not None:  # these differentiate in every order
         with without_autocast(x):
             return _forward(x, places, *enter, *leave, stride)[0]
-    out: Tensor = _compress_blocks(x, places, *enter, *leave, stride)[0]
+    held = max(x.shape[3], enter[1].shape[0]) <= WIDEST and x.numel() > 0
+    kind = "triton" if choose_backend(backend, x, x) == "triton" and held else "torch"
+    out: Tensor = _compress_blocks(x, places, *enter, *leave, stride, kind)[0]
     return out
 
 
@@ -56,16 +69,41 @@ def _forward(
 
 @op("compress_blocks")
 def _compress_blocks(
-    x: Tensor, places: Tensor, enter: Tensor, enter_bias: Tensor, leave: Tensor, leave_bias: Tensor, stride: int
+    x: Tensor,
+    places: Tensor,
+    enter: Tensor,
+    enter_bias: Tensor,
+    leave: Tensor,
+    leave_bias: Tensor,
+    stride: int,
+    backend: str = "torch",
 ) -> tuple[Tensor, Tensor]:
+    if backend == "triton":
+        from longspan_kernels.selected.triton.compress import triton_compress
+
+        return triton_compress(x, places, enter, enter_bias, leave, leave_bias, stride)
     with without_autocast(x):
         return _forward(x, places, enter, enter_bias, leave, leave_bias, stride)
 
 
 @op("compress_blocks_backward")
 def _compress_blocks_backward(
-    dout: Tensor, x: Tensor, places: Tensor, enter: Tensor, leave: Tensor, inside: Tensor, stride: int
+    dout: Tensor,
+    x: Tensor,
+    places: Tensor,
+    enter: Tensor,
+    leave: Tensor,
+    inside: Tensor,
+    stride: int,
+    backend: str = "torch",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    if backend == "triton":
+        from longspan_kernels.selected.triton.compress import triton_compress_backward
+
+        dx, dplaces, denter, denter_bias, dleave, dleave_bias = triton_compress_backward(
+            dout, x, places, enter, leave, inside, stride
+        )
+        return dx, dplaces, denter, denter_bias, dleave, dleave_bias
     with without_autocast(x):
         return _gradients(dout, x, places, enter, leave, inside, stride)
 
@@ -92,35 +130,33 @@ def _gradients(
 
 
 @_compress_blocks.register_fake
-def _(x, places, enter, enter_bias, leave, leave_bias, stride):
+def _(x, places, enter, enter_bias, leave, leave_bias, stride, backend="torch"):
     B, H, T, D = x.shape
     count = (T - places.shape[0]) // stride + 1
     return x.new_empty((B, H, count, D)), x.new_empty((B, H, count, enter.shape[0]))
 
 
 @_compress_blocks_backward.register_fake
-def _(dout, x, places, enter, leave, inside, stride):
+def _(dout, x, places, enter, leave, inside, stride, backend="torch"):
     like = (places, enter, enter[:, 0], leave, leave[:, 0])
     return x.new_empty(x.shape), *(y.new_empty(y.shape) for y in like)
 
 
 def _save(ctx, inputs, output):
-    x, places, enter, _, leave, _, stride = inputs
+    x, places, enter, _, leave, _, *how = inputs
     ctx.save_for_backward(x, places, enter, leave, output[1])
-    ctx.stride = stride
+    ctx.how = how
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx, dout, dinside):
     if torch.is_grad_enabled():
-        raise BackendError("create_graph=True: compressed blocks have no gradients of gradients")
+        raise BackendError('create_graph=True: compressed blocks have gradients of gradients with backend="dense" alone')
     x, places, enter, leave, inside = ctx.saved_tensors
     if dout is None:
-        return (None,) * 7
-    dx, dplaces, denter, denter_bias, dleave, dleave_bias = _compress_blocks_backward(
-        dout, x, places, enter, leave, inside, ctx.stride
-    )
-    return dx, dplaces, denter, denter_bias, dleave, dleave_bias, None
+        return (None,) * (6 + len(ctx.how))
+    grads = _compress_blocks_backward(dout, x, places, enter, leave, inside, *ctx.how)
+    return *grads, *(None,) * len(ctx.how)
 
 
 _compress_blocks.register_autograd(_backward, setup_context=_save)
@@ -129,10 +165,12 @@ _compress_blocks.register_autograd(_backward, setup_context=_save)
 @register_flop_formula(torch.ops.longspan.compress_blocks)
 def compression_flops(x_shape, places_shape, enter_shape, *rest, out_shape=None, **kwargs) -> int:
     B, H, T, D = x_shape
-    count = (T - places_shape[0]) // rest[-1] + 1
+    _, _, _, stride, *_ = rest
+    count = (T - places_shape[0]) // stride + 1
     return 2 * B * H * count * enter_shape[0] * (enter_shape[1] + D)
 
 
 @register_flop_formula(torch.ops.longspan.compress_blocks_backward)
 def compression_gradient_flops(dout_shape, x_shape, places_shape, enter_shape, *rest, out_shape=None, **kwargs) -> int:
-    return 2 * compression_flops(x_shape, places_shape, enter_shape, rest[-1])
+    leave_shape, _, stride, *_ = rest
+    return 2 * compression_flops(x_shape, places_shape, enter_shape, None, leave_shape, None, stride)

@@ -1,4 +1,4 @@
-"""Lists the queries of each key block: one sort of the picks on the device, without waiting for it.
+"""Lists the queries of each key block: by counting or sorting the picks on the device, without waiting for it.
 
 Legend: B batch, P heads that pick for themselves, T tokens, n picks a query, nb key blocks. Entry t * n + s of a head is pick s
 of its token t; list (b * P + p) * nb + c holds the entries of a head that picked block c, in rising order of tokens.
@@ -19,7 +19,8 @@ def queries_of_blocks(picks: Tensor, lengths: Tensor | None, blocks: int, backen
     """picks [B, P, T, n] int, -1 for none -> order [B * P * T * n] int32 and start [B * P * nb + 1] int32.
 
     `order[start[i] : start[i + 1]]` are the entries of list i, numbered through all heads: (b * P + p) * T * n + t * n + s.
-    Picks of queries at or past `lengths` [B] are in no list. The sort is torch's; `backend` "triton" has kernels for the rest.
+    Picks of queries at or past `lengths` [B] are in no list; they come last. Plain torch sorts; Triton has kernels that
+    count, and kernels around torch's sort where there are many.
     """
     B, P, T, _ = picks.shape
     lists = B * P * blocks

@@ -17,19 +17,26 @@ from longspan_kernels.launch.ops import op
 NOTHING = -1e30  # stands for the log-sum-exp of no key: finite, so that gradients stay so
 
 
-def merge_by_lse(parts: Sequence[tuple[Tensor, Tensor]], least: float = NOTHING / 2, backend: str = "auto") -> Tensor:
+def merge_by_lse(
+    parts: Sequence[tuple[Tensor, Tensor]], least: float = NOTHING / 2, backend: str = "auto", *, last_from: int = 0
+) -> Tensor:
     """Outputs [B, H, T, D] with log-sum-exps [B, H, T] (a bias of the whole part included) -> [B, H, T, D]. Differentiable.
 
     Args:
         least: a query whose log-sum-exp over all parts is not above it has seen no key that counts, and gets 0.
         backend: as in `selected_attention`; plain torch but for "triton", which takes two or three parts.
+        last_from: the first token that the last part counts for; it may hold any finite numbers before that.
     """
     first = parts[0][0]
     flat = [x for part in parts for x in part]
     if len(parts) in (2, 3) and active_transform(*flat) is None and choose_backend(backend, first, first) == "triton":
-        out: Tensor = _merge(*flat, *(None,) * (6 - len(flat)), float(least))
+        out: Tensor = _merge(*flat, *(None,) * (6 - len(flat)), float(least), last_from)
         return out
     known = torch.stack([lse for _, lse in parts], -1)  # (B, H, T, parts)
+    if last_from:
+        before = torch.arange(known.shape[2], device=known.device) < last_from
+        absent = before[:, None] & (torch.arange(len(parts), device=known.device) == len(parts) - 1)
+        known = known.masked_fill(absent, NOTHING)
     known = torch.where(torch.isinf(known), NOTHING, known)
     total = torch.logsumexp(known, -1, keepdim=True)
     share = torch.where(total > least, torch.exp(known - total), 0.0)
@@ -41,42 +48,59 @@ def merge_by_lse(parts: Sequence[tuple[Tensor, Tensor]], least: float = NOTHING 
 
 
 @op("merge_by_lse")
-def _merge(a: Tensor, lse_a: Tensor, b: Tensor, lse_b: Tensor, c: Tensor | None, lse_c: Tensor | None, least: float) -> Tensor:
+def _merge(
+    a: Tensor,
+    lse_a: Tensor,
+    b: Tensor,
+    lse_b: Tensor,
+    c: Tensor | None,
+    lse_c: Tensor | None,
+    least: float,
+    last_from: int = 0,
+) -> Tensor:
     from longspan_kernels.selected.triton.merge import triton_merge
 
-    return triton_merge(a, lse_a, b, lse_b, c, lse_c, least)
+    return triton_merge(a, lse_a, b, lse_b, c, lse_c, least, last_from)
 
 
 @op("merge_by_lse_backward")
 def _merge_backward(
-    dout: Tensor, a: Tensor, lse_a: Tensor, b: Tensor, lse_b: Tensor, c: Tensor | None, lse_c: Tensor | None, least: float
+    dout: Tensor,
+    a: Tensor,
+    lse_a: Tensor,
+    b: Tensor,
+    lse_b: Tensor,
+    c: Tensor | None,
+    lse_c: Tensor | None,
+    least: float,
+    last_from: int = 0,
 ) -> list[Tensor]:
     from longspan_kernels.selected.triton.merge import triton_merge_backward
 
-    return triton_merge_backward(dout, a, lse_a, b, lse_b, c, lse_c, least)
+    return triton_merge_backward(dout, a, lse_a, b, lse_b, c, lse_c, least, last_from)
 
 
 @_merge.register_fake
-def _(a, lse_a, b, lse_b, c, lse_c, least):
+def _(a, lse_a, b, lse_b, c, lse_c, least, last_from=0):
     return torch.empty(a.shape, dtype=a.dtype, device=a.device)
 
 
 @_merge_backward.register_fake
-def _(dout, a, lse_a, b, lse_b, c, lse_c, least):
+def _(dout, a, lse_a, b, lse_b, c, lse_c, least, last_from=0):
     given = (a, lse_a, b, lse_b, c, lse_c)
     return [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in given if x is not None]
 
 
 def _save(ctx, inputs, output):
-    *given, ctx.least = inputs
-    ctx.save_for_backward(*given)
+    ctx.save_for_backward(*inputs[:6])
+    ctx.numbers = inputs[6:]
 
 
 def _backward(ctx, dout):
     if torch.is_grad_enabled():
         raise BackendError('create_graph=True: merging has gradients of gradients with backend="blocked" alone')
-    found = _merge_backward(dout, *ctx.saved_tensors, ctx.least)
-    return *found, *(None,) * (7 - len(found))
+    found = _merge_backward(dout, *ctx.saved_tensors, *ctx.numbers)
+    return *found, *(None,) * (6 + len(ctx.numbers) - len(found))
 
 
 _merge.register_autograd(_backward, setup_context=_save)

@@ -40,11 +40,11 @@ class BlockCompression(nn.Module):
             self.leave = nn.Linear(head_dim, head_dim)
             nn.init.normal_(self.leave.weight, std=0.1 * head_dim**-0.5)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, backend: str = "auto") -> Tensor:
         if not self.learned:
             return x.unfold(2, self.block, self.stride).mean(-1)
         enter, leave = (self.enter.weight, self.enter.bias), (self.leave.weight, self.leave.bias)
-        return compress_blocks(x, self.places, enter, leave, self.stride)
+        return compress_blocks(x, self.places, enter, leave, self.stride, backend)
 
     def flops(self, length: int) -> int:
         """Matmul FLOPs of one key/value head."""

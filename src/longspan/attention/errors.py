@@ -18,6 +18,12 @@ def wrong_setting(key: str, problem: str) -> ConfigError:
     return ConfigError(f"{where} {problem}", where, problem)
 
 
+def not_flash(backend: str, pairs: str) -> None:
+    """Refuses FlashAttention-4 for variants whose pairs it has no flags for."""
+    if backend == "flash":
+        raise wrong_setting("backend", f"= 'flash': FlashAttention-4 knows no {pairs}; give auto")
+
+
 def moved(error: ConfigError, where: str) -> ConfigError:
     """The same complaint about the settings of a variant that stands at `attention.<where>`."""
     key = error.key.removeprefix("attention")

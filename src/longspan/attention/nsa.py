@@ -102,7 +102,7 @@ class NativeSparseAttention(ContentAttention):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, segments: Tensor | None) -> Tensor:
         q, k, v = (without_padding(x, lengths) for x in (q, k, v))
         values = self._branches(v)
-        coarse_v = self.compress_v(values[0]) if self._compressed(q.shape[2]) else None
+        coarse_v = self.compress_v(values[0], self.backend) if self._compressed(q.shape[2]) else None
         gates, queries = self._gates(q, v)
         return self._mixed(queries, self._branches(k), values, coarse_v, gates, lengths)
 
@@ -157,7 +157,7 @@ class NativeSparseAttention(ContentAttention):
             out, keys = None, q.new_empty((B, Hkv, 0, D))
             lse = q.new_full((B, H, T), float("-inf"), dtype=torch.promote_types(q.dtype, torch.float32))
         else:
-            keys = self.compress_k(k)  # (B, Hkv, nc, D)
+            keys = self.compress_k(k, self.backend)  # (B, Hkv, nc, D)
             out, lse = attend_to_compressed(
                 q,
                 keys,

@@ -86,7 +86,7 @@ class HashedAttention(ContentAttention):
 
     @property
     def depends_on_padding(self) -> bool:
-        """Whether buckets follow from the padded length; see `PatternAttention.depends_on_padding`."""
+        """Whether buckets follow from the padded length; predictions then pad each sequence by its own length."""
         return not (self.buckets or self.max_length)
 
     def buckets_at(self, length: int) -> int:

@@ -88,7 +88,7 @@ class RoutedAttention(ContentAttention):
 
     @property
     def depends_on_padding(self) -> bool:
-        """Whether chunks follow from the padded length; see `PatternAttention.depends_on_padding`."""
+        """Whether chunks follow from the padded length; predictions then pad each sequence by its own length."""
         return not (self.balanced or self.window or self.max_length)
 
     def members(self, length: int) -> int:

@@ -20,7 +20,7 @@ from longspan.attention.token_cache import QueryCache
 from longspan.cost import Cost
 from longspan.patterns import BigBird
 from longspan.values import is_number
-from longspan_kernels.selected import NOTHING, balance_causally, merge_by_lse
+from longspan_kernels.selected import NOTHING, balance_causally, match_blocks, merge_by_lse, queries_so_far
 
 LEAST_MASS = 1e-6  # of a matched place, below which it counts as empty
 
@@ -70,6 +70,10 @@ class SinkhornAttention(ContentAttention):
         blocks = -(-T // size)
         if self.causal and blocks == 1:  # the first block has none before it
             return own[0]
+        if self.causal and lengths is None and T % size == 0:
+            k_matched, v_matched = self._matched_whole(q, k, v)
+            matched = with_lse(q, k_matched, v_matched, self.own_block, **call)
+            return merge_by_lse([own, matched], backend=self.backend, last_from=size)
         k, v = for_all_heads(k, H), for_all_heads(v, H)
         places = blocks * size
         if places != T:
@@ -77,14 +81,13 @@ class SinkhornAttention(ContentAttention):
         whole = lengths is None and places == T  # every place of every block holds a token
         tokens = torch.full((1,), T, device=q.device) if lengths is None else lengths
         cut = [x.unflatten(2, (blocks, size)) for x in (q, k, v)]
-        matching = self.matching(cut[0], cut[1], tokens, whole)  # (B, H, nb, nb)
+        matching = self.matching(cut[0], cut[1], tokens)  # (B, H, nb, nb)
         k_matched, v_matched = self._matched(matching, cut[1], cut[2], None if whole else tokens)
         # Where no block is whole, the places that it lacks are empty.
         ends = None if whole else (tokens.expand(B), torch.where(tokens < size, tokens, places).expand(B))
         out, lse = with_lse(q, k_matched, v_matched, self.own_block, lengths=ends, **call)
-        if self.causal:
-            lse = torch.cat((torch.full_like(lse[:, :, :size], NOTHING), lse[:, :, size:]), 2)
-        return merge_by_lse([own, (out[:, :, :T], lse[:, :, :T])], backend=self.backend)
+        matched = out[:, :, :T], lse[:, :, :T]
+        return merge_by_lse([own, matched], backend=self.backend, last_from=size if self.causal else 0)
 
     def new_cache(
         self, batch: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
@@ -107,29 +110,38 @@ class SinkhornAttention(ContentAttention):
             at = position.clamp(max=cache.seen - 1)[:, None, :, None].expand(-1, self.heads, -1, self.head_dim)
             return out.gather(2, at).masked_fill(~exists[:, None, :, None], 0.0)
 
-    def matching(self, q: Tensor, k: Tensor, tokens: Tensor, whole: bool = False) -> Tensor:
-        """[B, H, nb, nb], how much of each key block each query block gets; q, k [B, H, nb, bs, D], tokens [B or 1].
+    def _matched_whole(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, H, T, D] of causal attention whose blocks are all full, as `_matched` gives them."""
+        drawn, n = None, q.shape[2] // self.block_size
+        if self.training and self.noise > 0:
+            exact = torch.promote_types(q.dtype, torch.float32)
+            drawn = q.new_empty((*q.shape[:2], n, n), dtype=exact).exponential_()
+        return match_blocks(
+            q,
+            k,
+            v,
+            drawn,
+            block_size=self.block_size,
+            iterations=self.iterations,
+            temperature=self.temperature,
+            noise=self.noise,
+            backend=self.backend,
+        )
 
-        `whole` says that tokens fill all blocks.
-        """
+    def matching(self, q: Tensor, k: Tensor, tokens: Tensor) -> Tensor:
+        """[B, H, nb, nb], how much of each key block each query block gets; q, k [B, H, nb, bs, D], tokens [B or 1]."""
         (_, _, blocks, size, D), exact = q.shape, torch.promote_types(q.dtype, torch.float32)
         number = torch.arange(blocks, device=q.device)
         filled = (tokens[:, None] - number * size).clamp(0, size)  # (B or 1, nb)
-        keys = k.sum(3, dtype=exact) / filled.clamp(min=1)[:, None, :, None]
-        if self.causal:
-            # The mean of all queries up to the first of each block. Sums run along the last dimension, where GPUs scan quickly.
-            before = q.sum(3, dtype=exact).transpose(2, 3).contiguous().cumsum(3).transpose(2, 3)
-            first = F.pad(before, (0, 0, 1, -1)) + q[:, :, :, 0].to(exact)
-            queries = first / (number * size + 1)[:, None]
-        else:
-            queries = q.sum(3, dtype=exact) / filled.clamp(min=1)[:, None, :, None]
+        counts = filled.clamp(min=1)[:, None, :, None]
+        keys = k.sum(3, dtype=exact) / counts
+        queries = queries_so_far(q, exact) if self.causal else q.sum(3, dtype=exact) / counts
         scores = queries @ keys.transpose(-1, -2) * (D**-0.5 / self.temperature)  # (B, H, nb, nb)
         if self.training and self.noise > 0:
             drawn = torch.empty_like(scores).exponential_().clamp(min=1e-20).log()
             scores = scores - self.noise / self.temperature * drawn
         if self.causal:
-            existing = None if whole else (filled > 0).sum(1)
-            return balance_causally(scores, existing, self.iterations, self.backend)
+            return balance_causally(scores, (filled > 0).sum(1), self.iterations, self.backend)
         allowed = ((filled > 0)[:, :, None] & (filled > 0)[:, None, :])[:, None]
         return sinkhorn_normalised(scores, allowed, self.iterations)
 

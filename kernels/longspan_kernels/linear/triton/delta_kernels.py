@@ -49,7 +49,7 @@ def tokens_of(X, x_b, x_h, x_t, bh, REPEAT: tl.constexpr, S: tl.constexpr, first
 def stop_of(LENGTHS, bh, length, S: tl.constexpr):
     """Tokens that exist."""
     if LENGTHS is not None:
-        return tl.minimum(length, tl.load(LENGTHS + bh // S.H).to(tl.int32))
+        return tl.minimum(length, tl.load(LENGTHS + bh // S.H)).to(tl.int32)
     return length
 
 

@@ -99,7 +99,7 @@ def segment_states(
         RUNS += b64 * length
     stop = length
     if LENGTHS is not None:
-        stop = tl.minimum(stop, tl.load(LENGTHS + b).to(tl.int32))
+        stop = tl.minimum(stop, tl.load(LENGTHS + b)).to(tl.int32)
     rows = tl.arange(0, BM)
     x_columns = x_tile * BX + tl.arange(0, BX)
     z_columns = z_tile * BZ + tl.arange(0, BZ)
@@ -204,7 +204,7 @@ def attend_segments(
         DOTS += (z_tile.to(tl.int64) * batch_heads + bh) * length
     stop = length
     if LENGTHS is not None:
-        stop = tl.minimum(stop, tl.load(LENGTHS + b).to(tl.int32))
+        stop = tl.minimum(stop, tl.load(LENGTHS + b)).to(tl.int32)
     rows = tl.arange(0, BM)
     x_columns = tl.arange(0, BX)
     z_columns = z_tile * BZ + tl.arange(0, BZ)

@@ -198,8 +198,10 @@ def selected_columns(
             store_or_add(DV + rows, dv, mask, C.ADD)
         else:
             here = (u * partials + partial + run).to(tl.int64) * (2 * SIZE) + sub * BN + tl.arange(0, BN)
-            store_rows(PARTIALS, here, sub * BN + tl.arange(0, BN) < SIZE, dk * scale, D, BD)
-            store_rows(PARTIALS, here + SIZE, sub * BN + tl.arange(0, BN) < SIZE, dv, D, BD)
+            rows = (here * D)[:, None] + offs_d[None, :]
+            mask = (sub * BN + tl.arange(0, BN) < SIZE)[:, None] & inside
+            store_or_add(PARTIALS + rows, dk * scale, mask, C.GO_ON)
+            store_or_add(PARTIALS + SIZE * D + rows, dv, mask, C.GO_ON)
 
 
 @triton.jit(do_not_specialize=VARYING)
@@ -208,6 +210,8 @@ def add_runs(
     PARTIALS,
     DK,
     DV,
+    OUT_K,
+    OUT_V,
     length: tl.int32,
     pickers: tl.int32,
     first: tl.int32,
@@ -221,8 +225,12 @@ def add_runs(
     BN: tl.constexpr,
     SIZE: tl.constexpr,
     ADD: tl.constexpr,
+    FINISH: tl.constexpr,
 ):
-    """dk and dv of BN keys of a block whose list several programs worked on: their sums, first run first."""
+    """dk and dv of BN keys of a block whose list several programs worked on: their sums, first run first.
+
+    FINISH: OUT_K and OUT_V take these, and what DK and DV hold of the other blocks.
+    """
     SUBS: tl.constexpr = (SIZE + BN - 1) // BN
     pid = tl.program_id(0)
     sub = pid % SUBS
@@ -232,7 +240,7 @@ def add_runs(
     b, p, list_row = served(u, first, pickers, P, G, REPEAT)
     list_of = LISTS + (list_row * blocks + block) * 4
     runs = (tl.load(list_of + 1) - tl.load(list_of) + entries - 1) // entries
-    if runs > 1:
+    if FINISH or runs > 1:
         offs_n = sub * BN + tl.arange(0, BN)
         offs_d = tl.arange(0, BD)
         at = offs_n[:, None] * D + offs_d[None, :]
@@ -240,7 +248,7 @@ def add_runs(
         own = u * partials + tl.load(list_of + 3)
         dk = tl.zeros([BN, BD], tl.float32)
         dv = tl.zeros([BN, BD], tl.float32)
-        for run in tl.range(0, runs, num_stages=READ_AHEAD):
+        for run in tl.range(0, tl.where(runs > 1, runs, 0), num_stages=READ_AHEAD):
             mine = PARTIALS + (own + run).to(tl.int64) * (2 * SIZE * D) + at
             dk += tl.load(mine, mask=mask, other=0.0)
             dv += tl.load(mine + SIZE * D, mask=mask, other=0.0)
@@ -248,8 +256,15 @@ def add_runs(
         here = (b.to(tl.int64) * (P // REPEAT) + p // REPEAT) * length + key
         rows = (here * D)[:, None] + offs_d[None, :]
         mask = mask & (key < length)[:, None]
-        store_or_add(DK + rows, dk, mask, ADD)
-        store_or_add(DV + rows, dv, mask, ADD)
+        if FINISH:
+            whole = mask & (key < tl.where(runs > 1, 0, length))[:, None]
+            dk += tl.load(DK + rows, mask=whole, other=0.0)
+            dv += tl.load(DV + rows, mask=whole, other=0.0)
+            store_or_add(OUT_K + rows, dk, mask, False)
+            store_or_add(OUT_V + rows, dv, mask, False)
+        else:
+            store_or_add(DK + rows, dk, mask, ADD)
+            store_or_add(DV + rows, dv, mask, ADD)
 
 
 @triton.jit

@@ -30,7 +30,7 @@ VARYING = ["units", "size", "tiles", "k", "heads", "iterations"]
 @triton.jit
 def rows_that_exist(BLOCKS, bh, size, heads):
     if BLOCKS is not None:
-        size = tl.minimum(size, tl.load(BLOCKS + bh // heads).to(tl.int32))
+        size = tl.minimum(size, tl.load(BLOCKS + bh // heads)).to(tl.int32)
     return size
 
 

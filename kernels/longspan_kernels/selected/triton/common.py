@@ -30,7 +30,8 @@ VARYING = [
 class Constants(NamedTuple):
     """What kernels over gathered queries are compiled for, as in the legend.
 
-    ADD: gradients of keys add to what is there. SPLIT: tiles all of whose pairs count go through a loop of their own.
+    ADD: gradients of keys add to what is there; GO_ON: their sums over runs do, which an earlier launch by the same lists left.
+    SPLIT: tiles all of whose pairs count go through a loop of their own.
     """
 
     P: int
@@ -46,6 +47,7 @@ class Constants(NamedTuple):
     BN: int
     ADD: bool = False
     SPLIT: bool = False
+    GO_ON: bool = False
 
 
 @triton.jit

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from longspan_kernels.block_sparse.triton.common import interprets_bfloat16
+from longspan_kernels.block_sparse.triton.common import READ_AHEAD, interprets_bfloat16
 from longspan_kernels.launch.launcher import Launch, as_contiguous, from_16_bytes, on_its_device, run_kernel, width_of
 from longspan_kernels.selected.triton.call_layout import by_rows, in_units
 from longspan_kernels.selected.triton.common import elements, of_row, rows_at, store_rows
@@ -21,7 +21,7 @@ from longspan_kernels.selected.triton.common import elements, of_row, rows_at, s
 ROWS = 64  # at a time
 SUMMED = 1024  # rows whose gradients of weights a program adds up
 GATES = tl.constexpr(3)
-VARYING = ["q_b", "q_h", "length", "heads", "parts"]
+VARYING = ["q_b", "q_h", "length", "heads", "parts", "batch"]
 
 
 @triton.jit(do_not_specialize=VARYING)
@@ -118,6 +118,32 @@ def differentiate_gates(
         tl.store(BIAS_SUMS + pid * GATES + n, bias_sums[n])
 
 
+@triton.jit(do_not_specialize=VARYING)
+def sum_gate_parts(
+    SUMS,
+    BIAS_SUMS,
+    DWEIGHT,
+    DBIAS,
+    batch: tl.int32,
+    heads: tl.int32,
+    parts: tl.int32,
+    D: tl.constexpr,
+    BD: tl.constexpr,
+):
+    """DWEIGHT [H, D, GATES] and DBIAS [H, 1, GATES], one gate of one head a program: sums over sequences and parts in order."""
+    pid = tl.program_id(0)
+    h, n = pid // GATES, pid % GATES
+    offs_d = tl.arange(0, BD)
+    dweight = tl.zeros([BD], tl.float32)
+    dbias = 0.0
+    for number in tl.range(0, batch * parts, num_stages=READ_AHEAD):
+        at = ((number // parts * heads + h) * parts + number % parts) * GATES + n
+        dweight += tl.load(SUMS + at.to(tl.int64) * D + offs_d, mask=offs_d < D, other=0.0)
+        dbias += tl.load(BIAS_SUMS + at)
+    tl.store(DWEIGHT + (h * D + offs_d) * GATES + n, dweight, mask=offs_d < D)
+    tl.store(DBIAS + pid, dbias)
+
+
 def _numbers(q: Tensor, rows: int) -> dict:
     (_, H, T, D), (q_b, q_h, q_t) = q.shape, in_units(q)
     own = {"length": T, "heads": H, "parts": -(-T // rows), "D": D, "BD": width_of(D), "BM": ROWS}
@@ -155,4 +181,8 @@ def triton_query_gates_backward(
     bias_sums = torch.empty((B, H, parts, n), dtype=torch.float32, device=q.device)
     given = (q, weight, gates, dgates, *readers, dq, sums, bias_sums)
     run_kernel(differentiate_gates, parts * B * H, Launch(4, 1), *given, **numbers, SUMMED=SUMMED)
-    return dq, sums.sum((0, 2)).transpose(1, 2).contiguous(), bias_sums.sum((0, 2))[:, None]
+    dweight = torch.empty((H, D, n), dtype=torch.float32, device=q.device)
+    dbias = torch.empty((H, 1, n), dtype=torch.float32, device=q.device)
+    summed = {"batch": B, "heads": H, "parts": parts, "D": D, "BD": width_of(D)}
+    run_kernel(sum_gate_parts, H * n, Launch(1, 1), sums, bias_sums, dweight, dbias, **summed)
+    return dq, dweight, dbias

@@ -69,11 +69,15 @@ class Served:
     Attributes:
         first: the first of them.
         adds: whether an earlier launch has written gradients of the same keys.
+        goes_on: whether the one before has summed gradients by the same lists, to which these are added.
+        ends: whether it is the last one by its lists.
     """
 
     first: int
     pickers: int
     adds: bool
+    goes_on: bool
+    ends: bool
 
 
 @dataclass(frozen=True)
@@ -115,24 +119,35 @@ def shape_of(q: Tensor, k: Tensor, chosen: Selection) -> Shape:
 
 
 class Launches:
-    """The launches of one shape, forward and backward."""
+    """The launches of one shape, forward and backward.
 
-    def __init__(self, shape: Shape):
+    Args:
+        part_bytes: memory of the parts of picks, times that of q.
+    """
+
+    def __init__(self, shape: Shape, part_bytes: int):
         self.shape = s = shape
         itemsize = s.dtype.itemsize
-        budget = max(configs.PART_BYTES * s.heads * s.length * s.width * itemsize * s.batch, configs.LEAST_PART_BYTES)
+        budget = max(part_bytes * s.heads * s.length * s.width * itemsize * s.batch, configs.LEAST_PART_BYTES)
         at_once = max(1, budget // (s.batch * s.entries * s.width * itemsize))  # heads
         pickers = min(s.kv_heads, at_once)
         widest = 1 << (s.group - 1).bit_length()
         self.heads = min(widest, 1 << ((at_once // pickers).bit_length() - 1))  # GC
         self.served = [
-            Served((kv * s.repeat + j) * s.group + g, min(pickers, s.kv_heads - kv), bool(j or g))
+            Served(
+                (kv * s.repeat + j) * s.group + g,
+                min(pickers, s.kv_heads - kv),
+                adds=bool(j or g),
+                goes_on=bool(g),
+                ends=g + self.heads >= s.group,
+            )
             for j in range(s.repeat)
-            for g in range(0, s.group, self.heads)
             for kv in range(0, s.kv_heads, pickers)
+            for g in range(0, s.group, self.heads)
         ]
         self.cells = s.batch * pickers * s.entries * self.heads  # rows of parts at most
         self.several = self.served[-1].adds
+        self.finishes = self.several and s.repeat == 1  # then a key has one list, and the sums of its runs come last
 
     @cached_property
     def numbers(self) -> dict:
@@ -150,11 +165,11 @@ class Launches:
             "scale": s.scale,
         }
 
-    def compiled_for(self, tile: configs.Tile, adds: bool = False) -> Constants:
+    def compiled_for(self, tile: configs.Tile, **adding: bool) -> Constants:
         """The constants of kernels over gathered queries."""
         s = self.shape
         split = s.block_size > tile.keys and s.width <= 64  # blocks of one tile and wide heads were not timed with two loops
-        return Constants(**self.constants, CAUSAL=s.causal, BM=tile.rows, BN=tile.keys, ADD=adds, SPLIT=split)
+        return Constants(**self.constants, CAUSAL=s.causal, BM=tile.rows, BN=tile.keys, SPLIT=split, **adding)
 
     @cached_property
     def constants(self) -> dict:
@@ -244,23 +259,29 @@ class Launches:
         return configs.columns_tile(s.width, s.dtype.itemsize, s.block_size)
 
     @cached_property
-    def keys(self) -> tuple[Cut, list[Plan], list[Plan]]:
-        """Launches for dk and dv, and for the sums of lists that several programs work on."""
+    def keys(self) -> tuple[Cut, list[Plan], list[Plan | None]]:
+        """Launches for dk and dv, and for the sums of lists that several programs work on, after the last launch by them."""
         s, tile = self.shape, self.key_tile
         subs = -(-s.block_size // tile.keys)
         entries = self.run_entries
         cut = self.cut(entries, 1)
-        columns, sums = [], []
+        columns: list[Plan] = []
+        sums: list[Plan | None] = []
         for served in self.served:
             here = {"entries": entries, "pickers": served.pickers, "first": served.first, "partials": self.partials}
-            numbers = {"items": cut.items, **here, **self.numbers, "C": self.compiled_for(tile, served.adds)}
+            compiled = self.compiled_for(tile, ADD=served.adds, GO_ON=served.goes_on)
+            numbers = {"items": cut.items, **here, **self.numbers, "C": compiled}
             columns.append(Plan(selected_columns, subs * s.batch * served.pickers * cut.items, numbers, tile.launch))
-            constants = {name: value for name, value in self.constants.items() if name not in ("GC", "N")}
-            # Few keys a program: the list of a block that every query sees has many runs, and they are added one by one.
-            numbers = {"length": s.length, "BN": configs.SUMMED_KEYS, "ADD": served.adds, **here, **constants}
-            programs = -(-s.block_size // configs.SUMMED_KEYS) * s.batch * served.pickers * s.blocks
-            sums.append(Plan(add_runs, programs, numbers, configs.MERGE))
+            sums.append(self.sum_of_runs(here, served.first // s.group % s.repeat > 0) if served.ends else None)
         return cut, columns, sums
+
+    def sum_of_runs(self, here: dict, adds: bool) -> Plan:
+        s = self.shape
+        constants = {name: value for name, value in self.constants.items() if name not in ("GC", "N")}
+        # Few keys a program: the list of a block that every query sees has many runs, and they are added one by one.
+        own = {"length": s.length, "BN": configs.SUMMED_KEYS, "ADD": adds, "FINISH": self.finishes}
+        programs = -(-s.block_size // configs.SUMMED_KEYS) * s.batch * here["pickers"] * s.blocks
+        return Plan(add_runs, programs, {**own, **here, **constants}, configs.MERGE)
 
     @cached_property
     def run_entries(self) -> int:
@@ -306,15 +327,15 @@ class Launches:
 
 
 @remembered(256)
-def launches_of(shape: Shape) -> Launches:
-    return Launches(shape)
+def launches_of(shape: Shape, part_bytes: int) -> Launches:
+    return Launches(shape, part_bytes)
 
 
 @on_its_device
 def triton_forward(q: Tensor, k: Tensor, v: Tensor, chosen: Selection) -> tuple[Tensor, Tensor]:
     """out [B, H, T, D] and lse [B, H, T]."""
     q, k, v = laid_out(q, k, v)
-    launches = launches_of(shape_of(q, k, chosen))
+    launches = launches_of(shape_of(q, k, chosen), configs.FORWARD_PART_BYTES)
     lengths, segments = _companions(chosen)
     picks = from_16_bytes(chosen.picks.contiguous())
     cut, parts, merges = launches.forward
@@ -336,7 +357,7 @@ def triton_backward(
     """dq, dk, dv; every sum has one order."""
     q, k, v = laid_out(q, k, v)
     dout = like_queries(dout, q)
-    launches = launches_of(shape_of(q, k, chosen))
+    launches = launches_of(shape_of(q, k, chosen), configs.PART_BYTES)
     lengths, segments = _companions(chosen)
     picks = from_16_bytes(chosen.picks.contiguous())
     rows = torch.empty((*lse.shape, 2), dtype=torch.float32, device=q.device)
@@ -353,14 +374,18 @@ def triton_backward(
     # Launches that add to what others wrote do it in float32.
     kind = torch.float32 if launches.several else k.dtype
     dk, dv = (torch.empty(k.shape, dtype=kind, device=q.device) for _ in range(2))
+    finished = [torch.empty(k.shape, dtype=k.dtype, device=q.device) for _ in range(2)] if launches.finishes else [None] * 2
     partials = torch.empty(max(4, launches.partial_numbers()), dtype=torch.float32, device=q.device)
     part = torch.empty(launches.cells * q.shape[3], dtype=q.dtype, device=q.device)
     for number, (column, add, merge) in enumerate(zip(columns, sums, launches.merges_of_gradients, strict=True)):
         column(q, k, v, dout, rows, chosen.order, lists, items, lengths, segments, chosen.seed, part, dk, dv, partials)
-        add(lists, partials, dk, dv)
+        if add is not None:
+            add(lists, partials, dk, dv, *finished)
         if queries is not None:
             queries[1][number](q, k, v, dout, rows, chosen.order, row_lists, row_items, lengths, segments, chosen.seed, part)
         merge(part, None, picks, lengths, dq, None)
+    if finished[0] is not None and finished[1] is not None:
+        return dq, finished[0], finished[1]
     return dq, dk.to(k.dtype), dv.to(k.dtype)
 
 
