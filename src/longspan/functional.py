@@ -12,6 +12,7 @@ from torch import Tensor
 
 from longspan.config.errors import CallError
 from longspan.nearest import nearest
+from longspan.own_lengths import attend_at_own_lengths
 from longspan.patterns import Pattern
 from longspan_kernels.block_sparse.backends import BACKENDS
 from longspan_kernels.block_sparse.cache import block_size_of
@@ -54,22 +55,29 @@ def sparse_attention(
         causal: only keys at or before the query; needs Tq <= Tk.
         lengths: [B] int, or a pair (q_lengths, k_lengths): tokens from there on do not exist, their outputs are 0, and what
             comes back to them as a gradient is dropped. A number below 0 counts as 0, one above T as T: nothing waits for the
-            device to look. The pattern stays that of Tk keys: both ways, the globals at the end of `BigBird` and the draws of
-            `BigBird` and `Random` follow from Tk (`Pattern.depends_on_length`), so call with a Tk that follows from the
-            sequence alone.
+            device to look, with one exception. Both ways, the globals at the end of `BigBird` and the draws of `BigBird` and
+            `Random` follow from the length (`Pattern.depends_on_length`). Where Tq = Tk it is each sequence's own, so that
+            padding moves no output, and the host reads the lengths: on the CPU they cost no wait, and torch.export and
+            recorded CUDA graphs refuse them. Where Tq and Tk differ, positions follow from Tk, and so does the pattern.
         segments: [B, T] int, or a pair: a query sees keys of its own segment alone.
         scale: of the scores, 1/sqrt(D) unless given.
         dropout_p: share of weights that fall away, from 0 up to but not including 1; the normaliser is undropped.
         block_bias: [H or 1, query blocks, key blocks], added to the scores of each block of a pattern that is made of
             blocks; learnable. Row 0 is the block of the first query.
         return_lse: whether to return the natural log-sum-exp [B, H, Tq] of the scores too; it is differentiable.
-        backend: "auto", "triton" (CUDA), "blocked" (plain torch, any device) or "dense" (O(Tq * Tk) memory).
+        backend: "auto", "triton" (CUDA), "blocked" (plain torch, any device), "dense" (O(Tq * Tk) memory) or "flash"
+            (FlashAttention-4, where flash-attn-4 is installed).
 
     Returns:
         [B, H, Tq, D], and lse [B, H, Tq] with `return_lse`.
 
-    Every backend gives gradients of gradients (`create_graph=True`), by the dense definition. Forward-mode AD and the
-    transforms of torch.func are served by "auto" and "dense", which hold Tq * Tk scores for them. Meta tensors give shapes.
+    Every backend but "flash" gives gradients of gradients (`create_graph=True`), by the dense definition. Forward-mode AD and
+    the transforms of torch.func are served by "auto" and "dense", which hold Tq * Tk scores for them. Meta tensors give shapes.
+
+    "flash" serves bfloat16 and float16 on CUDA, of patterns that keep everything, everything before, or one window for all
+    heads; no lengths, segments, dropout or block bias. Its gradients may differ in their last bits from run to run, unless
+    `torch.use_deterministic_algorithms(True)` is set. Its output lies in memory as [B, Tq, H, D]. torch.compile breaks its
+    graph there, and a FLOP counter sees nothing of it.
 
     Raises:
         CallError, PatternError: an argument that cannot work.
@@ -114,23 +122,25 @@ def sparse_attention(
     if (q_segments is None) != (k_segments is None):
         raise CallError("segments lacks one of its pair; give both (q_segments, k_segments)")
     bias_block = 0 if block_bias is None else _bias_block(block_bias, pattern, H, q_len, k_len, bool(causal))
-    return attend(
-        q,
-        k,
-        v,
-        pattern.key,
-        causal=bool(causal),
-        q_lengths=_moved(q_lengths, q),
-        k_lengths=_moved(k_lengths, q),
-        q_segments=_moved(q_segments, q),
-        k_segments=_moved(k_segments, q),
-        scale=scale,
-        dropout_p=float(dropout_p),
-        block_bias=block_bias,
-        bias_block=bias_block,
-        return_lse=return_lse,
-        backend=backend,
-    )
+    call: dict[str, Any] = {
+        "scale": scale,
+        "dropout_p": float(dropout_p),
+        "block_bias": block_bias,
+        "bias_block": bias_block,
+        "return_lse": return_lse,
+        "backend": backend,
+    }
+    if not causal and q_len == k_len and q_lengths is not None and k_lengths is not None and pattern.depends_on_length(False):
+        both = None if q_segments is None or k_segments is None else (q_segments, k_segments)
+        return attend_at_own_lengths(q, k, v, pattern, lengths=(q_lengths, k_lengths), segments=both, **call)
+    limits: dict[str, Tensor | None] = {
+        "q_lengths": q_lengths,
+        "k_lengths": k_lengths,
+        "q_segments": q_segments,
+        "k_segments": k_segments,
+    }
+    moved: dict[str, Any] = {name: _moved(x, q) for name, x in limits.items()}
+    return attend(q, k, v, pattern.key, causal=bool(causal), **moved, **call)
 
 
 # what other libraries call an argument, and what to give here

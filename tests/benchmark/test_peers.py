@@ -1,11 +1,10 @@
 """Peers that are not here say so, and those that are here are asked for the same attention."""
 
 import sys
-import types
 
+import flash_attention_4
 import pytest
 import torch
-import torch.nn.functional as F
 
 from longspan.benchmark import peers
 from longspan.benchmark.cases import Case
@@ -20,30 +19,10 @@ def case(pattern, causal):
     return Case("a case", pattern, causal, LENGTH, 2, 16, dtype=torch.float32)
 
 
-@pytest.fixture
-def flash_attention_4(monkeypatch):
-    """Its function as its signature has it, computed densely: [B, T, H, D], a window of (left, right) neighbours."""
-
-    def flash_attn_func(q, k, v, causal=False, window_size=(None, None)):
-        place = torch.arange(q.shape[1])
-        ahead = place[None, :] - place[:, None]
-        left, right = window_size
-        seen = torch.ones_like(ahead, dtype=torch.bool)
-        seen &= ahead <= (0 if causal else LENGTH if right is None else right)
-        seen &= -ahead <= (LENGTH if left is None else left)
-        out = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), attn_mask=seen)
-        return out.transpose(1, 2), None
-
-    for name in ("flash_attn", "flash_attn.cute"):
-        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
-    module = types.ModuleType("flash_attn.cute.interface")
-    module.flash_attn_func = flash_attn_func
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-
-
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("pattern", [Full(), Local(5), Local(6)], ids=str)
-def test_flash_attention_4_is_asked_for_the_pattern(flash_attention_4, pattern, causal):
+def test_flash_attention_4_is_asked_for_the_pattern(monkeypatch, pattern, causal):
+    flash_attention_4.install(monkeypatch)
     one = case(pattern, causal)
     q, k, v = one.inputs("cpu")
     ours, theirs = peers.longspan(one, "cpu")(q, k, v), peers.fa4(one, "cuda")(q, k, v)
@@ -51,7 +30,8 @@ def test_flash_attention_4_is_asked_for_the_pattern(flash_attention_4, pattern, 
 
 
 @pytest.mark.parametrize("pattern", [Strided(4), Local(5, dilation=2)], ids=str)
-def test_flash_attention_4_is_not_asked_for_what_it_has_no_flag_for(flash_attention_4, pattern):
+def test_flash_attention_4_is_not_asked_for_what_it_has_no_flag_for(monkeypatch, pattern):
+    flash_attention_4.install(monkeypatch)
     with pytest.raises(BenchmarkError, match="full, causal and windowed attention alone"):
         peers.fa4(case(pattern, True), "cuda")
 

@@ -87,6 +87,14 @@ def test_a_pattern_is_the_mask_it_draws(name, text):
     torch.testing.assert_close(outputs(model, ids), own, atol=1e-4, rtol=1e-4)
 
 
+def test_padding_does_not_move_a_pattern_that_follows_from_the_length():
+    ids, model = torch.randint(3, 64, (2, 90)), model_of("bert", "longspan:BigBird(16, 1, 1, 2)")
+    mask = torch.arange(90) < torch.tensor([[41], [90]])
+    together = outputs(model, ids, attention_mask=mask.long())
+    torch.testing.assert_close(together[:1, :41], outputs(model, ids[:1, :41]), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(together[1:], outputs(model, ids[1:]), atol=1e-5, rtol=1e-5)
+
+
 def test_packed_positions_part_documents():
     ids, model = torch.randint(3, 64, (1, 50)), model_of("llama", "longspan:Full()")
     positions = torch.cat([torch.arange(20), torch.arange(30)])[None]

@@ -126,8 +126,8 @@ def test_a_query_without_keys_gives_zero_and_no_gradient():
 
 def test_backends_refuse_what_they_cannot_serve():
     q, k, _ = inputs(grad=False)
-    with pytest.raises(BackendError, match="unknown; choose one of auto, triton, blocked, dense"):
-        choose_backend("flash", q, k)
+    with pytest.raises(BackendError, match="unknown; choose one of auto, triton, blocked, dense, flash"):
+        choose_backend("flesh", q, k)
     with pytest.raises(BackendError, match="float64 kernels"):
         choose_backend("triton", q.double(), k.double())
     with pytest.raises(BackendError, match="would hold"):

@@ -89,9 +89,12 @@ def test_kernels_run_where_their_tensors_lie(monkeypatch):
         is_cuda, device = True, torch.device("cuda", 1)
 
     monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     assert launching.on_its_device(lambda x, y, z: (list(entered), y, z))(Tensor(), 1, z=2) == ([Tensor.device], 1, 2)
     assert entered == [Tensor.device, None]
     assert launching.on_its_device(len)(torch.zeros(3)) == 3 and len(entered) == 2
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert launching.on_its_device(lambda x: list(entered))(Tensor()) == entered and len(entered) == 2  # it is already
 
 
 def test_a_kernel_compiled_ahead_stays_so_where_others_need_a_shallower_pipeline(monkeypatch):

@@ -52,6 +52,12 @@ class Drawn:
     exact: bool  # scores are whole numbers times a power of two, so that no sum rounds
     kinds: list[str] = field(default_factory=list)
 
+    @property
+    def has_own_lengths(self) -> bool:
+        """Whether the pattern of each sequence follows from its own length."""
+        both_ways = not self.call["causal"] and self.q.shape[2] == self.k.shape[2]
+        return both_ways and self.call.get("lengths") is not None and self.pattern.depends_on_length(False)
+
     def __str__(self) -> str:
         tensors = {name: (x if x is None or isinstance(x, (int, float, bool)) else "given") for name, x in self.call.items()}
         return (
@@ -120,7 +126,12 @@ class Calls:
             kinds.append("causal")
         if not q.numel() or not k.numel():
             kinds.append("zero size")
-        return Drawn(number, pattern, q, k, v, call, dout, dlse, score, exact, kinds)
+        drawn = Drawn(number, pattern, q, k, v, call, dout, dlse, score, exact, kinds)
+        if drawn.has_own_lengths:
+            kinds.append("own lengths")
+            if call.pop("dropout_p", None):  # which draws a seed for each length
+                kinds.remove("dropout")
+        return drawn
 
     def _limits(self, r: Random, g: torch.Generator, call: dict, kinds: list[str], batch: int, q_len: int, k_len: int) -> None:
         def drawn(most: int) -> Tensor:

@@ -126,12 +126,16 @@ def oracle(x: Drawn, seed: Tensor | None, slack: float) -> Right:
 def _live(x: Drawn, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Live pairs [B, H, Tq, Tk], and q, k, v with zeros where nothing exists."""
     (B, H, Tq, _), Tk = q.shape, k.shape[2]
-    live = x.pattern.mask(Tq, Tk, heads=H, causal=x.call["causal"])[None].expand(B, -1, -1, -1)
     pairs = []
     for name in ("lengths", "segments"):
         given = x.call.get(name)
         pairs.append(given if isinstance(given, tuple) else (given, given))
     (q_lengths, k_lengths), (q_segments, k_segments) = pairs
+    live = x.pattern.mask(Tq, Tk, heads=H, causal=x.call["causal"])[None].expand(B, -1, -1, -1)
+    if x.has_own_lengths:  # of each sequence the pattern of its own length
+        live = live & False
+        for b, length in enumerate(torch.maximum(q_lengths, k_lengths).clamp(0, Tk).tolist()):
+            live[b, :, :length, :length] = x.pattern.mask(length, heads=H)
     if q_lengths is not None:
         here = torch.arange(Tq) < q_lengths[:, None]
         live, q = live & here[:, None, :, None], q * here[:, None, :, None]

@@ -175,4 +175,7 @@ WRONG: list[tuple[str, str, str, str]] = [
     ("-m attention=full,bigbrid", "attention", "bigbrid", "attention=bigbird"),
     ("-m optimizer.lr=1e-3,fast", "optimizer.lr", "fast", "number above 0"),
     ("-m seed=0,1 trainer.devices=2", "trainer.devices", "2", "scripts/sweep.py"),
+    # options of other programs
+    ("--trainer.max_steps=5", "--trainer.max_steps=5", "such as trainer.max_steps=5", "without dashes"),
+    ("attention=local --max_steps 5", "--max_steps", "max_steps=VALUE", "without dashes"),
 ]

@@ -6,6 +6,7 @@ To be read in this order:
 - its pairs: `rules.py`, `block_rules.py` and `plane.py` (which pairs are live), `grid.py` and `orders.py` (tiles of token
   orders), `compiler.py` (rules to lists of tiles), `layout.py` (those lists), `cache.py` (what is kept of all this);
 - on a CPU: `blocked.py` (chunks of a layout), `blocked_passes.py` (both passes), `fused.py` (torch's own kernel);
+- by other libraries: `cudnn.py` (dense heads), `flash.py` (FlashAttention-4, where it is asked for);
 - in Triton: `triton/call.py`, then `triton/forward.py` with the steps of `triton/common.py` and `triton/masks.py`, then
   `triton/backward.py`.
 """
@@ -14,6 +15,7 @@ from longspan_kernels.block_sparse.backends import precompile, tilings_for, what
 from longspan_kernels.block_sparse.block_rules import BlockTableRule
 from longspan_kernels.block_sparse.cache import clear_layouts, counted_pairs, dense_mask, full_pairs, layout_for
 from longspan_kernels.block_sparse.compiler import Tiling, compile_layout
+from longspan_kernels.block_sparse.flash import flash_refuses
 from longspan_kernels.block_sparse.layout import Component, DeviceLayout, Layout, Lists, tile_side
 from longspan_kernels.block_sparse.op import attend, attend_by
 from longspan_kernels.block_sparse.reference import reference_attention
@@ -37,6 +39,7 @@ __all__ = [
     "compile_layout",
     "counted_pairs",
     "dense_mask",
+    "flash_refuses",
     "full_pairs",
     "layout_for",
     "precompile",

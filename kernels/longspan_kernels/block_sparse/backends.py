@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from longspan_kernels.block_sparse import fused
-from longspan_kernels.block_sparse.args import Options
+from longspan_kernels.block_sparse import cudnn, flash, fused
+from longspan_kernels.block_sparse.args import Options, Source
 from longspan_kernels.block_sparse.blocked import row_batches
 from longspan_kernels.block_sparse.cache import LowersToRules, block_size_of, blocked_tiling, is_dense, layout_for, state_of
 from longspan_kernels.block_sparse.compiler import Tiling
@@ -27,7 +27,7 @@ from longspan_kernels.errors import BackendError
 from longspan_kernels.launch.graphs import remembered
 from longspan_kernels.launch.launcher import capability_of, compiling, triton_runs_on
 
-BACKENDS = ("auto", "triton", "blocked", "dense")
+BACKENDS = ("auto", "triton", "blocked", "dense", flash.FLASH)
 CPU = "cpu"  # what "auto" is on a CPU until the op knows the lengths: blocks, or all pairs by torch's fused kernel
 DENSE_LIMIT = 1 << 31  # elements of [B, H, Tq, Tk] that the dense backend will hold
 
@@ -49,16 +49,25 @@ def active_transform(*tensors: Tensor | None) -> str | None:
     return None
 
 
-def choose_backend(backend: str, q: Tensor, k: Tensor, transform: str | None = None) -> str:
-    """Resolves "auto", and refuses what a backend cannot do; `transform` as `active_transform` says."""
+def choose_backend(backend: str, q: Tensor, k: Tensor, transform: str | None = None, by_pattern: bool = False) -> str:
+    """Resolves "auto", and refuses what a backend cannot do; `flash.attend` looks at its calls itself.
+
+    Args:
+        transform: as `active_transform` says.
+        by_pattern: whether a pattern says which pairs are kept; "flash" serves no other calls.
+    """
     if backend not in BACKENDS:
         raise BackendError(f"backend={backend!r} is unknown; choose one of {', '.join(BACKENDS)}")
+    if backend == flash.FLASH and not by_pattern:
+        raise flash.refusal("it knows no pairs that are chosen at run time")
     if q.device.type == "meta":  # shapes alone, which every backend gives alike
         return "blocked"
     if transform is not None:
         if backend not in ("auto", "dense"):
             raise BackendError(f'backend={backend!r} has no rule for {transform}; use backend="dense" (or "auto")')
         backend = "dense"
+    if backend == flash.FLASH:
+        return backend
     reason = triton_refuses(q)
     if backend == "auto":
         return "blocked" if reason else "triton"
@@ -77,16 +86,25 @@ def what_runs(
     q: Tensor, k: Tensor, key: str, causal: bool, backend: str, dropout_p: float = 0.0, bias_block: int = 0
 ) -> tuple[str, int]:
     """(backend, visited pairs of one sequence over all heads) of a call's forward pass on this machine. "dense" is all pairs:
-    torch's fused kernel where "auto" chose it."""
+    torch's fused kernel where "auto" chose it; "cudnn" the same on a GPU; of "flash" those inside its window."""
     shape = shape_of(q, k)
     if q.numel() == 0 or k.shape[2] == 0:
         return backend, 0
-    took = choose_backend(backend, q, k)
+    took = choose_backend(backend, q, k, by_pattern=True)
+    if took == flash.FLASH:
+        return took, flash.visited_pairs(key, shape.q_len, shape.k_len, shape.heads, causal)
     if backend == "auto" and took == "blocked" and not bias_block and fused.takes(q, Options(1.0, dropout_p=dropout_p)):
         took = chosen(key, shape, causal, "forward")
         return took, visited_by(took, key, shape, causal)
     if took == "dense":
         return took, shape.heads * shape.q_len * shape.k_len
+    fused_on_gpu = backend == "auto" and took == "triton" and not bias_block
+    if (
+        fused_on_gpu
+        and cudnn.may_serve(q, Options(1.0, dropout_p=dropout_p))
+        and cudnn.serves("forward", q, k, Source(key, causal))
+    ):
+        return cudnn.CUDNN, visited_by("dense", key, shape, causal)
     return took, layouts_for(q, k, key, causal, took, bias_block)[0].visited_pairs
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from longspan_kernels.block_sparse import fused
+from longspan_kernels.block_sparse import cudnn, flash, fused
 from longspan_kernels.block_sparse.args import BIAS, SCHEMA, TENSORS, Options, Source, packed, unpacked
 from longspan_kernels.block_sparse.backends import (
     CPU,
@@ -62,7 +62,7 @@ def attend(
         BackendError: the backend cannot serve the call.
     """
     q, k, v = cast_as_products(q, k, v)
-    asked, backend = backend, choose_backend(backend, q, k, active_transform(q, k, v, block_bias))
+    asked, backend = backend, choose_backend(backend, q, k, active_transform(q, k, v, block_bias), by_pattern=True)
     if block_bias is not None:
         # As scores are; a bias of two bytes gets its gradient through this cast.
         block_bias = block_bias.to(torch.promote_types(q.dtype, torch.float32))
@@ -70,8 +70,12 @@ def attend(
     options = Options(_scale(scale, q), *limits, float(dropout_p), _seed(dropout_p, q), block_bias, bias_block)
     if asked == "auto" and backend == "blocked" and fused.takes(q, options):
         backend = CPU
+    if asked == "auto" and backend == "triton" and cudnn.may_serve(q, options):
+        backend = cudnn.CUDNN
     if backend == "dense":
         out, lse = _dense(q, k, v, key, causal, options)
+    elif backend == flash.FLASH and q.numel() and k.shape[2]:
+        out, lse = flash.attend(q, k, v, Source(key, causal), options, return_lse)
     else:
         wanted = wants_gradient(q, k, v, block_bias)
         arguments = packed(options, Source(key, causal), backend, wanted)
@@ -160,6 +164,10 @@ def block_sparse_forward(q: Tensor, k: Tensor, v: Tensor, *arguments: Any) -> tu
             out, lse = fused.dense_forward(q, k, v, source.key, source.causal, options)
         if not fused.too_large(lse):
             return out, lse
+    if backend == cudnn.CUDNN:
+        if cudnn.serves("forward", q, k, source):
+            return cudnn.forward(q, k, v, source.causal, options.scale)
+        backend = "triton"
     layout, *others = _layouts(source, q, k, backend, options.bias_block, columns=False)
     if backend == "triton":
         from longspan_kernels.block_sparse.triton.forward import triton_forward
@@ -178,7 +186,7 @@ def block_sparse_backward(
     dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *arguments: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     options, source, backend, _ = unpacked(arguments)
-    none = q.new_zeros(0)  # a custom op cannot return an optional tensor
+    none = q.new_empty(0)  # a custom op cannot return an optional tensor
     if q.numel() == 0 or k.shape[2] == 0:
         zeros = none if options.bias is None else _like(options.bias).zero_()
         return _like(q).zero_(), _like(k).zero_(), _like(v).zero_(), zeros
@@ -186,6 +194,10 @@ def block_sparse_backward(
     if backend == CPU and chosen(key, shape_of(q, k), causal, "backward") == "dense" and not fused.too_large(lse):
         with without_autocast(q):
             return *fused.dense_backward(without_keyless_rows(dout, lse), dlse, q, k, v, out, lse, key, causal, options), none
+    if backend == cudnn.CUDNN:
+        if dlse is None and cudnn.serves("backward", q, k, source):
+            return *cudnn.backward(dout, q, k, v, out, lse, causal, options.scale), none
+        backend = "triton"
     _, layout, columns = _layouts(source, q, k, backend, options.bias_block, columns=True)
     if not (backend == "triton" and _every_query_has_a_key(source, q, k, options)):
         dout = without_keyless_rows(dout, lse)

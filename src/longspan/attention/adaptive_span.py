@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from longspan.attention.base import Lengths, PatternAttention, held_keys, visited_pairs
 from longspan.attention.content import without_padding
 from longspan.attention.decoding import as_in_evaluation, check_keys
-from longspan.attention.errors import wrong_setting
+from longspan.attention.errors import not_flash, wrong_setting
 from longspan.attention.key_cache import KeyCache
 from longspan.attention.ramp import CHUNK, banded_attention, ramp_weight
 from longspan.attention.weights import ShowsWeights
@@ -88,6 +88,7 @@ class AdaptiveSpan(ShowsWeights):
         if span_learning_rate is not None:
             self.span_learning_rate = _number("span_learning_rate", span_learning_rate, 0.0, 1.0)
         self._harden_at = _number("harden_at", harden_at, 0.0, 1.0)
+        not_flash(backend, "spans that are learned")
         self.plain = PatternAttention(
             Full(), heads=heads, kv_heads=kv_heads, head_dim=head_dim, causal=causal, dropout=dropout, backend=backend
         )
@@ -296,7 +297,8 @@ class AdaptiveSpan(ShowsWeights):
     def decode(self, q: Tensor, k: Tensor, v: Tensor, cache: KeyCache, *, lengths: Tensor | None = None) -> Tensor:
         """q [B, H, n, D], k and v [B, Hkv, n, D] -> [B, H, n, D]; see `Decodes.decode`."""
         lengths = self.check_decode(q, k, v, cache, lengths)
-        spans, ramp = self.spans().detach().float(), float(self.ramp)
+        spans, ramp = self.spans().detach(), float(self.ramp)
+        spans = spans.to(torch.promote_types(spans.dtype, torch.float32))
 
         def soft(head: Tensor, i: Tensor, j: Tensor) -> Tensor:
             return ramp_weight(i - j, spans[head], ramp).clamp(min=1e-30).log()

@@ -17,7 +17,7 @@ from longspan.cost import Cost
 from longspan.functional import BACKENDS, sparse_attention
 from longspan.patterns import Pattern
 from longspan.patterns.base import NEVER_ENDS
-from longspan_kernels.block_sparse import counted_pairs, what_runs
+from longspan_kernels.block_sparse import counted_pairs, flash_refuses, what_runs
 
 Lengths = Tensor | tuple[Tensor, Tensor]
 
@@ -31,7 +31,8 @@ class PatternAttention(ShowsWeights):
         causal: only keys at or before the query.
         layer: number of the layer, from 0; variants that draw at random draw by it.
         dropout: share of attention weights that fall away, in training only.
-        backend: "auto", "triton", "blocked" or "dense".
+        backend: "auto", "triton", "blocked", "dense", or "flash" (FlashAttention-4, for patterns that are one window or keep
+            everything, without dropout).
         max_length: the longest sequence, where it is known.
 
     Raises:
@@ -60,6 +61,11 @@ class PatternAttention(ShowsWeights):
         self.pattern, self.max_length = pattern, max_length
         self.heads, self.kv_heads, self.head_dim, self.causal = heads, kv_heads, head_dim, causal
         self.dropout, self.backend = as_fraction("dropout", dropout), backend
+        if backend == "flash":
+            if reason := flash_refuses(pattern.key, heads, causal):
+                raise wrong_setting("backend", f"= 'flash': {reason}; give auto")
+            if self.dropout:
+                raise wrong_setting("dropout", f"= {dropout}: FlashAttention-4 has none; give 0, or attention.backend=auto")
         self._costs: dict[int, Cost] = {}
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, lengths: Lengths | None = None, segments: Lengths | None = None):
@@ -86,11 +92,6 @@ class PatternAttention(ShowsWeights):
         shape = (batch, self.heads, length, self.head_dim)
         q = torch.empty(1, dtype=dtype, device=device).expand(shape)
         return what_runs(q, q, self.pattern.key, self.causal, self.backend, self.dropout)
-
-    @property
-    def depends_on_padding(self) -> bool:
-        """Whether a token's output changes with the padded length T; predictions then pad each sequence by its own length."""
-        return self.pattern.depends_on_length(self.causal)
 
     def new_cache(self, batch: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> KeyCache:
         """Keeps the keys that later queries still see; see `Decodes.new_cache`."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from longspan.attention.decoding import check_keys
 from longspan.attention.documents import attend_by_document
-from longspan.attention.errors import as_fraction, wrong_setting
+from longspan.attention.errors import as_fraction, not_flash, wrong_setting
 from longspan.attention.place import check_heads
 from longspan.attention.weights import ShowsWeights
 from longspan.config.errors import CallError
@@ -60,6 +60,7 @@ class ContentAttention(ShowsWeights):
             raise wrong_setting("backend", f"= {backend!r} is unknown; choose one of {', '.join(BACKENDS)}")
         if backend == "dense":
             raise wrong_setting("backend", "= 'dense' knows no pairs that are chosen at run time; give auto, triton or blocked")
+        not_flash(backend, "pairs that are chosen at run time")
         if backend == "triton" and not self.has_kernels:
             raise wrong_setting(
                 "backend", f"= 'triton': {type(self).__name__} is plain torch on any device; give auto or blocked"

@@ -48,7 +48,8 @@ CASES = (
 def measure(lengths: Sequence[int], device: str, seconds: float = 1.0, only: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
     """A row a case and length: ms, host ms and peak MiB of each side, bfloat16 on a GPU and float32 on a CPU.
 
-    The dense side is cuDNN's attention on a GPU and torch's own choice on a CPU.
+    The dense side is cuDNN's attention on a GPU and torch's own choice on a CPU. NSA has a third one on a GPU,
+    flash-linear-attention's, or the reason why it cannot run.
 
     Args:
         only: names of cases; all of them unless given.
@@ -69,13 +70,21 @@ def measure(lengths: Sequence[int], device: str, seconds: float = 1.0, only: Seq
     for length in lengths:
         for case in cases:
             sides = {"longspan": ours(case, length, device), "dense": dense(case, length, device)}
+            missing: dict[str, Any] = {}
+            if case.variant == "nsa" and device.startswith("cuda"):
+                try:
+                    sides["fla"] = fla(case, length, device)
+                    sides["fla"]()
+                except Exception as error:  # a peer refuses some machines and groups, and raises what it likes
+                    sides.pop("fla", None)
+                    missing["fla"] = {"unavailable": f"{type(error).__name__}: {error}"[:200]}
             peaks = {name: peak_memory(work, device) for name, work in sides.items()}
             taken = time_interleaved(sides, device, seconds, 15, queued=True)
             yield {
                 "case": case.name,
                 "settings": case.settings,
                 "shape": {"B": 1, "H": case.heads, "Hkv": case.kv_heads, "T": length, "D": WIDTH},
-                "sides": {name: {**taken[name].plain(), "peak_mib": peaks[name] / (1 << 20)} for name in sides},
+                "sides": {name: {**taken[name].plain(), "peak_mib": peaks[name] / (1 << 20)} for name in sides} | missing,
                 "speedup": taken["dense"].seconds / taken["longspan"].seconds,
                 "memory": peaks["longspan"] / max(1, peaks["dense"]),
             }
@@ -124,5 +133,24 @@ def dense(case: ContentCase, length: int, device: str) -> Work:
         with sdpa_kernel(kernels):
             out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
             torch.autograd.grad(out, leaves, gradient)
+
+    return both
+
+
+def fla(case: ContentCase, length: int, device: str) -> Work:
+    """flash-linear-attention's NSA of the same heads, blocks and picks, without a window, which needs flash-attn 2.
+
+    Its compressed keys are the means of whole blocks, where ours are of blocks that overlap: it does the smaller work.
+    """
+    from fla.ops.nsa.parallel import parallel_nsa
+
+    leaves, gradient = _inputs(case, length, device)
+    q, k, v = leaves = [x.detach().transpose(1, 2).contiguous().requires_grad_() for x in leaves]  # [B, T, H, D]
+    gates = [torch.full(q.shape[:3], 0.5, device=device, dtype=q.dtype, requires_grad=True) for _ in range(2)]
+    size, picks = case.settings["block_size"], case.settings["top_k"]
+
+    def both() -> None:
+        out = parallel_nsa(q, k, v, *gates, block_counts=picks, block_size=size)
+        torch.autograd.grad(out, [*leaves, *gates], gradient.transpose(1, 2))
 
     return both

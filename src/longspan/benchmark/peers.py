@@ -17,7 +17,7 @@ from longspan.benchmark.cases import Case
 from longspan.benchmark.mask_mods import mask_mod_of
 from longspan.config.errors import BenchmarkError
 from longspan.functional import sparse_attention
-from longspan.patterns import Full, Local
+from longspan_kernels.block_sparse import flash
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 Peer = Callable[[Case, str], Attend]
@@ -76,27 +76,18 @@ def fa4(case: Case, device: str) -> Attend:
     """FlashAttention-4 itself, on what it has a flag for: everything, everything before, a window."""
     if not device.startswith("cuda"):
         raise BenchmarkError("FlashAttention-4 needs a CUDA device")
-    window: tuple[int | None, int | None] = (None, None)
-    if isinstance(case.pattern, Local) and case.pattern.dilation == 1:
-        size = case.pattern.window
-        window = (size - 1, 0) if case.causal else (size // 2, size // 2)
-    elif not isinstance(case.pattern, Full):
+    flags = flash.flags_of(case.pattern.key, case.length, case.length, case.heads, case.causal)
+    if flags is None:
         raise BenchmarkError("FlashAttention-4 has flags for full, causal and windowed attention alone")
-    call = _flash_attention_4()
-
-    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        out = call(*(x.transpose(1, 2) for x in (q, k, v)), causal=case.causal and window[0] is None, window_size=window)
-        return (out[0] if isinstance(out, tuple) else out).transpose(1, 2)
-
-    return attend
+    function = _flash_attention_4()
+    return lambda q, k, v: flash.call(function, q, k, v, flags)[0]
 
 
 def _flash_attention_4() -> Callable[..., Any]:
     try:
-        from flash_attn.cute.interface import flash_attn_func
+        return flash.flash_attn_func()
     except ImportError as error:
         raise BenchmarkError(f"flash-attn-4 is not installed: {error}") from None
-    return flash_attn_func
 
 
 def from_path(path: str) -> Peer:

@@ -13,6 +13,8 @@ from longspan.records.atomic import write_text
 from longspan.records.environment import git_commit, hardware, versions
 from longspan.report.scaling import Scaling
 
+PEERS = ("flash-attn-4", "flash-linear-attention")  # packages
+
 
 def result(command: str, device: str, rows: list[dict[str, Any]], **extra: Any) -> dict[str, Any]:
     commit, dirty = git_commit()
@@ -22,7 +24,7 @@ def result(command: str, device: str, rows: list[dict[str, Any]], **extra: Any) 
         "dirty": dirty,
         "device": device,
         "hardware": hardware(),
-        "versions": versions(),
+        "versions": versions(*PEERS),
         **extra,
         "rows": rows,
     }

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -39,7 +40,8 @@ class Pattern:
         key: the serialised pattern; kernels find the pattern by it (`longspan_kernels.block_sparse.cache`).
     """
 
-    key: str = field(init=False)
+    if TYPE_CHECKING:  # no field: torch 2.11 counts arguments of a compiled constructor by the fields, this one too
+        key: str = field(init=False)
     evaluates_pairs: ClassVar[bool] = False  # whether its rule evaluates every pair that it is asked about
 
     def __post_init__(self) -> None:
@@ -102,9 +104,16 @@ class Pattern:
         """The number of heads that the pattern is made for, None for any."""
         return None
 
+    def length_step(self, causal: bool) -> int:
+        """0 where the pairs among the first tokens do not change with how many tokens follow.
+
+        Else a number of tokens: lengths that lie between the same two multiples of it keep the same pairs, up to their ends.
+        """
+        return 0
+
     def depends_on_length(self, causal: bool) -> bool:
-        """Whether the pairs among the first tokens change with how many tokens follow, so that padding moves them."""
-        return False
+        """Whether the pairs among the first tokens change with how many tokens follow."""
+        return self.length_step(causal) > 0
 
     def last_query(self, keys: Tensor, stop: int, head: int = 0) -> Tensor:
         """The last query position that sees each key under causal attention: from there on decoding may forget the key.
@@ -267,6 +276,11 @@ class Pattern:
     def __reduce__(self):
         # Through the constructor, so that an unpickled pattern is registered in its new process.
         return _construct, (type(self), {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init})
+
+
+def common_step(patterns: Iterable[Pattern], causal: bool) -> int:
+    """`Pattern.length_step` of several patterns together."""
+    return math.gcd(*(pattern.length_step(causal) for pattern in patterns))  # of 0 and a step, the step
 
 
 def causal_part(rule: Rule, causal: bool) -> Rule:

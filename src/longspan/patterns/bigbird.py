@@ -51,8 +51,8 @@ class BigBird(Pattern):
             seed=whole_number(own, "seed", self.seed, 0, "a seed", most=None),
         )
 
-    def depends_on_length(self, causal: bool) -> bool:
-        return not causal and (self.global_blocks > 1 or self.random_blocks > 0)
+    def length_step(self, causal: bool) -> int:
+        return 0 if causal or (self.global_blocks < 2 and not self.random_blocks) else self.block_size
 
     def rule(self, q_len: int, k_len: int, heads: tuple[int, ...], causal: bool, device: torch.device) -> Rule:
         size, side, blocks = self.block_size, self.window_blocks // 2, -(-k_len // self.block_size)

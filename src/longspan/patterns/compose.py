@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from longspan.patterns.base import Pattern, searched
+from longspan.patterns.base import Pattern, common_step, searched
 from longspan.patterns.errors import PatternError
 from longspan_kernels.block_sparse.rules import And, Or, Rule
 
@@ -48,8 +48,8 @@ class Composition(Pattern):
         parts = tuple(part.at_head(head, heads) for part in self.parts)
         return self if parts == self.parts else self.of(*parts)
 
-    def depends_on_length(self, causal: bool) -> bool:
-        return any(part.depends_on_length(causal) for part in self.parts)
+    def length_step(self, causal: bool) -> int:
+        return common_step(self.parts, causal)
 
     @property
     def head_count(self) -> int | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from longspan.patterns.base import Pattern
+from longspan.patterns.base import Pattern, common_step
 from longspan.patterns.errors import PatternError
 
 
@@ -48,8 +48,8 @@ class PerHead(Pattern):
             )
         return self.patterns[head].at_head(head, heads)
 
-    def depends_on_length(self, causal: bool) -> bool:
-        return any(pattern.depends_on_length(causal) for pattern in self.patterns)
+    def length_step(self, causal: bool) -> int:
+        return common_step(self.patterns, causal)
 
     def last_query(self, keys: torch.Tensor, stop: int, head: int = 0) -> torch.Tensor:
         return self.patterns[head].last_query(keys, stop, head)

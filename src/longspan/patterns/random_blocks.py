@@ -37,8 +37,8 @@ class Random(Pattern):
             seed=whole_number("Random", "seed", self.seed, 0, "a seed", most=None),
         )
 
-    def depends_on_length(self, causal: bool) -> bool:
-        return not causal
+    def length_step(self, causal: bool) -> int:
+        return 0 if causal else self.block_size
 
     def last_query(self, keys: torch.Tensor, stop: int, head: int = 0) -> torch.Tensor:
         count = -(-stop // self.block_size)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from longspan.patterns.base import Pattern, searched
+from longspan.patterns.base import Pattern, common_step, searched
 from longspan.patterns.errors import PatternError
 from longspan_kernels.block_sparse.rules import And, Not, Rule
 
@@ -38,8 +38,8 @@ class Without(Pattern):
         own, removed = self.pattern.at_head(head, heads), self.removed.at_head(head, heads)
         return self if (own, removed) == (self.pattern, self.removed) else Without(own, removed)
 
-    def depends_on_length(self, causal: bool) -> bool:
-        return self.pattern.depends_on_length(causal) or self.removed.depends_on_length(causal)
+    def length_step(self, causal: bool) -> int:
+        return common_step((self.pattern, self.removed), causal)
 
     @property
     def head_count(self) -> int | None:

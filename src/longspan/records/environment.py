@@ -38,12 +38,12 @@ def _git(folder: str | Path, *arguments: str) -> str | None:
     return None
 
 
-def versions() -> dict[str, str | None]:
-    """Python, Longspan and the packages that decide a result; None for one that is not installed."""
+def versions(*others: str) -> dict[str, str | None]:
+    """Python, Longspan and the packages that decide a result, `others` too; None for one that is not installed."""
     from longspan import __version__
 
     found: dict[str, str | None] = {"python": platform.python_version(), "longspan": __version__}
-    for name in PACKAGES:
+    for name in (*PACKAGES, *others):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

@@ -24,6 +24,7 @@ def environment_text() -> str:
     why_not = triton_runs_on(device)
     lines.append(f"backend triton: {'runs on ' + device.type if why_not is None else why_not}")
     lines.append("backend blocked, dense: run anywhere")
+    lines.append(f"backend flash: flash-attn-4 {versions('flash-attn-4')['flash-attn-4'] or 'is not installed'}")
     lines += [f"{name}={os.environ[name]}" for name in SHOWN_VARIABLES if name in os.environ]
     return "\n".join(lines)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from longspan.attention.base import Lengths, PatternAttention, visited_pairs
-from longspan.attention.errors import wrong_setting
+from longspan.attention.errors import not_flash, wrong_setting
 from longspan.attention.key_cache import KeyCache
 from longspan.attention.learned import hard_concrete as gate
 from longspan.attention.learned.budget import Schedule, chosen_gates
@@ -110,6 +110,7 @@ class LearnedAttention(ShowsWeights):
                 f"= {density} keeps {int(self.budget)} pairs in {heads} heads of {candidates.length} tokens, fewer "
                 f"than any gate holds; give more, or a smaller attention.block_size than {candidates.block_size}",
             )
+        not_flash(backend, "gates that are learned")
         # Also checks heads, dropout and backend.
         self.plain = PatternAttention(
             Full(),

@@ -23,7 +23,7 @@ from longspan.config.schema.kinds import (
 )
 
 Position = Annotated[int, Field(ge=0), Fix("a token position, 0 or more")]
-Backend = Literal["auto", "triton", "blocked", "dense"]
+Backend = Literal["auto", "triton", "blocked", "dense", "flash"]
 LinearBackend = Literal["auto", "triton", "chunked", "reference", "fla"]
 Parts = Annotated[list[str | dict[str, Any]], Field(min_length=1), Fix("a list of variants, such as [gated_delta*3, full]")]
 A = "longspan.attention."

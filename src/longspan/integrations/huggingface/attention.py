@@ -66,6 +66,7 @@ def attention_function(name: str, choice: Choice) -> Callable[..., tuple[Tensor,
             F.pad(value, (0, key.shape[-1] - width)) if width < key.shape[-1] else value,
             kept,
             causal=causal,
+            lengths=_ends(segments[1]) if segments is not None and kept.depends_on_length(causal) else None,
             segments=segments,
             scale=scaling,
             dropout_p=dropout,
@@ -155,6 +156,12 @@ def _segments(mask: Tensor, q_len: int, k_len: int, refuse: _Refusals) -> tuple[
     keys = mask[:, 0, 0, mask.shape[-1] - k_len :]  # a layer's cache may keep fewer keys
     queries = keys[:, k_len - q_len :]
     return queries.masked_fill(queries < 0, NO_KEYS), keys
+
+
+def _ends(keys: Tensor) -> Tensor:
+    """[B]: where the last token of each sequence ends, for segments of keys [B, Tk], below 0 at padding."""
+    place = torch.arange(1, keys.shape[1] + 1, device=keys.device)
+    return place.masked_fill(keys < 0, 0).amax(1)
 
 
 class _Refusals:
