@@ -155,3 +155,11 @@ def train() -> Callable[..., dict[str, Any]]:
         return config
 
     return run_here
+
+
+@pytest.fixture(autouse=True)
+def _not_deterministic() -> None:
+    """A run of an earlier test, or of a fixture, leaves its `trainer.deterministic` behind."""
+    import torch
+
+    torch.use_deterministic_algorithms(False)

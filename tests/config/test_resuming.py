@@ -79,3 +79,9 @@ def test_a_value_that_something_may_take_passes(word):
 def test_quotes_around_a_scripts_values_are_not_part_of_them(given):
     own, _ = split_words([given], {"checkpoint": "a file"})
     assert own["checkpoint"] == given.partition("=")[2].strip("'\"")
+
+
+@pytest.mark.parametrize("given", ["--checkpoint=/r/x.ckpt", "--checkpoint", "checkpoint"])
+def test_a_scripts_word_with_dashes_or_no_value_is_told_how_it_is_written(given):
+    with pytest.raises(ConfigError, match=r"key=value, without dashes[^$]*checkpoint=\.\.\.  a file"):
+        split_words([given], {"checkpoint": "a file"})

@@ -11,6 +11,7 @@ import pytest
 
 from longspan.config.errors import ConfigError
 from longspan.sweeps import engines
+from longspan.sweeps.command import main
 from longspan.sweeps.drive import Sweep
 from longspan.sweeps.engines import Local, Slurm, engine_for
 from longspan.sweeps.plan import grid_jobs, read_sweep
@@ -159,3 +160,14 @@ def test_a_job_sees_no_rank_of_the_driver_but_the_settings_of_its_machine():
     found = environment({**ranks, **kept}, "3")
     assert not ranks.keys() & found.keys() and kept.items() <= found.items()
     assert found["CUDA_VISIBLE_DEVICES"] == "3"
+
+
+def test_the_end_says_why_a_run_failed_and_reports_only_what_there_is(tmp_path, capsys):
+    assert main([f"sweep.output={tmp_path / 'one'}", "seed=1,13"], train=STAND_IN) == 1
+    *_, failed, end = capsys.readouterr().out.strip().splitlines()
+    log = tmp_path / "one" / "seed13" / "log.txt"
+    last = [line for line in log.read_text().splitlines() if line.strip()][-1]
+    assert failed == f"seed13: failed: {last} ({log})"
+    assert end.startswith("1 of 2 runs complete. Next: longspan-report")
+    assert main([f"sweep.output={tmp_path / 'none'}", "seed=13"], train=STAND_IN) == 1
+    assert capsys.readouterr().out.strip().endswith("0 of 1 runs complete.")

@@ -147,3 +147,25 @@ def test_the_screen_counts_what_the_data_are(words, said, tmp_path):
     seen = Console(file=io.StringIO(), width=120)
     seen.print(overview(config, step_size(config), datamodule, task, build_trainer(config, [], [])))
     assert re.search(said, " ".join(seen.file.getvalue().split()))
+
+
+@pytest.mark.parametrize(
+    ("longest", "words", "hint"),
+    [
+        (23, [], "The longest sequence has 23 tokens and all are padded to 256. data.max_length=32 cuts none"),
+        (128, [], "The longest sequence has 128 tokens and all are padded to 256. data.max_length=128 cuts none"),
+        (129, [], None),
+        (23, ["data.pad_to_multiple=16"], None),
+    ],
+)
+def test_the_screen_says_that_most_is_padding(longest, words, hint, tmp_path):
+    rows = [f"{'ab'[n % 2] * (longest if n == 5 else 9)},{'ab'[n % 2]}" for n in range(40)]
+    (tmp_path / "rows.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
+    data = ["data=classification", f"data.path={tmp_path}/rows.csv", "task=sequence_classification", "data.max_length=256"]
+    config = config_for(["model=tiny", "attention=local", *data, *words], tmp_path / "run", CONF)
+    datamodule, task, _ = assemble(config)
+    seen = Console(file=io.StringIO(), width=120)
+    seen.print(overview(config, step_size(config), datamodule, task, build_trainer(config, [], [])))
+    text = " ".join(seen.file.getvalue().split())
+    assert hint in text if hint else "padded to" not in text
+    assert re.search(r"CPU, (1 thread|\d+ threads), float32", text)

@@ -25,15 +25,15 @@ def split_words(words: Sequence[str], own: dict[str, str]) -> tuple[dict[str, st
         own: the script's keys, each with what it is for.
 
     Raises:
-        ConfigError: a word without `=`, or a value that its key takes in no config.
+        ConfigError: a word without `=` or with dashes before it, or a value that its key takes in no config.
     """
     mine: dict[str, str] = {}
     rest: list[str] = []
     for word in words:
         key, equals, value = word.partition("=")
-        if not equals:
+        if not equals or key.startswith("-"):
             usage = "\n".join(f"  {name}=...  {what}" for name, what in own.items())
-            raise ConfigError(f"{word!r} is not of the form key=value. This script's own keys:\n{usage}")
+            raise ConfigError(f"{word!r} is not of the form key=value, without dashes. This script's own keys:\n{usage}")
         if key in own:
             mine[key] = unquoted(value)
         else:

@@ -80,9 +80,10 @@ def _section(
     if rows:
         parts.append(_table(section, rows, colours))
         parts.append(
-            '<p class="legend">A filled point and a bold name: on the Pareto front of the axis chosen. ± is the standard '
-            "deviation over seeds. Differences are paired by seed, with their 95&nbsp;% interval (Student's t); one that "
-            "leaves out zero is coloured. Density: live pairs over all pairs.</p>"
+            '<p class="legend">A filled point and a bold name: on the Pareto front of the axis chosen, where no other variant '
+            "is both cheaper and better. ± is the standard deviation over seeds. Differences are paired by seed, with their "
+            "95&nbsp;% interval (Student's t); one that leaves out zero is coloured. Accuracy in red is not better than the "
+            "trivial baseline. Density: the pairs that the pattern keeps (live pairs) over all pairs.</p>"
         )
     notes = words.notes(section, rows, cost)
     if notes:

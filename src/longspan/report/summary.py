@@ -99,13 +99,13 @@ def _cost_rows(record: Record) -> list[tuple[str, str, str]]:
             rows.append((label, figure, note))
 
     live, visited = values.get("live_pairs"), values.get("visited_pairs")
-    waste = f"{visited / live:.2f} visited for each live pair" if live and visited else ""
+    waste = f"{visited / live:.2f} computed for each of them" if live and visited else ""
     if "density" in record.cost and "density" not in values:
         rows.append(("density", "none", "tokens mix through a state, not in pairs"))
     else:
-        add("density", "density", plain_number(values.get("density"), 3), "of all pairs are live")
+        add("density", "density", plain_number(values.get("density"), 3), "of all pairs are kept (live)")
         add("live_pairs", "live pairs", prefixed(live).strip(), waste)
-    add("state_bytes", "state", f"{prefixed(values.get('state_bytes'))}B", "that decoding holds of a sequence")
+    add("state_bytes", "state", f"{prefixed(values.get('state_bytes'))}B", "held for a sequence while decoding")
     add("parameters", "parameters", prefixed(values.get("parameters")).strip())
     total = values.get("total_flops")
     add("total_flops", "training", f"{prefixed(total)}FLOP", _attention_share(record))

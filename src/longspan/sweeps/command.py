@@ -66,10 +66,20 @@ def main(
     complete = sum(status == "complete" for status in statuses.values())
     for name, status in statuses.items():
         if status != "complete":
-            print(f"{name}: {status.replace('_', ' ')}")
-    following = f"{report} {settings.output} -o {settings.output}/report"
-    print(f"{complete} of {len(statuses)} runs complete. Next: {following}")
+            print(f"{name}: {status.replace('_', ' ')}{_last_words(Path(str(settings.output), name, 'log.txt'))}")
+    following = f" Next: {report} {settings.output} -o {settings.output}/report" if complete else ""
+    print(f"{complete} of {len(statuses)} runs complete.{following}")
     return 0 if complete == len(statuses) else 1
+
+
+def _last_words(log: Path) -> str:
+    """The last line of a run's log, which says why it ended, and where the rest is."""
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+    except OSError:
+        return ""
+    said = [line.strip() for line in lines if line.strip()]
+    return f": {said[-1]} ({log})" if said else f": see {log}"
 
 
 def checked_words(words: Sequence[str]) -> list[str]:

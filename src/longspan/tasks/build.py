@@ -42,7 +42,7 @@ def data_facts(task: type[Task] | partial[Task], data: Any) -> dict[str, Any]:
     # longspan.tasks.TokenLabelling -> token_labelling, as data modules and the command line name tasks
     name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind.__name__).lower()
     if served and kind.__module__.startswith("longspan.") and name not in served:
-        raise wrong_value("task", name, f"this data ({type(data).__name__}) is for {', '.join(served)}")
+        raise wrong_value("task", name, f"this data ({type(data).__name__}) is for {', '.join(served)}; give task={served[0]}")
     try:
         return {
             "vocab_size": int(data.vocab_size),
@@ -52,7 +52,7 @@ def data_facts(task: type[Task] | partial[Task], data: Any) -> dict[str, Any]:
             **kind.data_arguments(data),
         }
     except (AttributeError, TypeError) as error:
-        others = ", ".join(served or ()) or "other tasks"
+        others = f"{', '.join(served)}; give task={served[0]}" if served else "other tasks"
         raise wrong_value("task", kind.__name__, f"this data ({type(data).__name__}) is for {others}") from error
 
 

@@ -29,6 +29,13 @@ log = logging.getLogger(__name__)
 SPLITS = ("train", "validation", "test")
 MOST_CLASSES = 8
 WIDEST = 120
+PRECISIONS = {
+    "32-true": "float32",
+    "16-mixed": "float16 with float32 weights",
+    "bf16-mixed": "bfloat16 with float32 weights",
+    "16-true": "float16",
+    "bf16-true": "bfloat16",
+}
 
 
 @dataclass(frozen=True)
@@ -153,6 +160,29 @@ def _data(config: Mapping[str, Any], datamodule: Any) -> Iterator[Text]:
             yield Text(f"{'':<11}{len(classes)} classes: {', '.join(shown)}{more}")
             if missing := [str(name) for name, number in classes.items() if not number]:
                 yield Text(f"{'':<11}no training example of {', '.join(missing)}: it cannot be learned", style="yellow")
+    if (seen := _longest_sequence(datamodule)) and 2 * seen <= longest:
+        shorter = max(16, 1 << (seen - 1).bit_length())
+        yield Text(
+            f"The longest sequence has {seen:,} tokens and all are padded to {longest:,}. "
+            f"data.max_length={shorter} cuts none and costs less.",
+            style="yellow",
+        )
+
+
+def _longest_sequence(datamodule: Any) -> int | None:
+    """Tokens of the longest sequence, where each is read whole and padded to `max_length`; None for other data."""
+    if getattr(datamodule, "pad_to_multiple", None) is not None:
+        return None
+    longest = 0
+    for split in SPLITS:
+        try:
+            data = datamodule.split(split)
+        except Exception:  # a data module of the user's own need not have splits by name
+            return None
+        if not hasattr(data, "cut_count") or not hasattr(data, "documents"):
+            return None
+        longest = max([longest, *(len(document.tokens) for document in data.documents)])
+    return longest or None
 
 
 def _tokens(datamodule: Any, split: str) -> int | None:
@@ -256,9 +286,11 @@ def _training(config: Mapping[str, Any], size: StepSize, trainer: pl.Trainer, re
 def _device(trainer: pl.Trainer) -> Iterator[Text]:
     device = trainer.strategy.root_device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU" if device.type == "cpu" else str(device)
-    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    number = torch.get_num_threads()
+    threads = f", {number} thread{'' if number == 1 else 's'}" if device.type == "cpu" else ""
+    precision = PRECISIONS.get(str(trainer.precision), trainer.precision)
     count = f"{trainer.world_size} x " if trainer.world_size > 1 else ""
-    yield Text(f"{count}{name}{threads}, {trainer.precision}")
+    yield Text(f"{count}{name}{threads}, {precision}")
 
 
 def _files(config: Mapping[str, Any]) -> Iterator[Text]:

@@ -44,4 +44,4 @@ def main(arguments: Sequence[str] | None = None, program: str = "longspan-predic
         from longspan.inference.predict import predict
 
         rows = predict(own["checkpoint"], others, conf_folder(), own["output"])
-        print(f"Written: {own['output']} ({rows} rows)")
+        print(f"Written: {own['output']} ({rows:,} row{'' if rows == 1 else 's'})")
