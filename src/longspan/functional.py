@@ -57,8 +57,9 @@ def sparse_attention(
             comes back to them as a gradient is dropped. A number below 0 counts as 0, one above T as T: nothing waits for the
             device to look, with one exception. Both ways, the globals at the end of `BigBird` and the draws of `BigBird` and
             `Random` follow from the length (`Pattern.depends_on_length`). Where Tq = Tk it is each sequence's own, so that
-            padding moves no output, and the host reads the lengths: on the CPU they cost no wait, and torch.export and
-            recorded CUDA graphs refuse them. Where Tq and Tk differ, positions follow from Tk, and so does the pattern.
+            padding moves no output. The host reads such lengths once, but not under torch.compile, torch.export or while a
+            CUDA graph is recorded; there, what combines these patterns with others is refused, or breaks a compiled graph.
+            Where Tq and Tk differ, positions follow from Tk, and so does the pattern.
         segments: [B, T] int, or a pair: a query sees keys of its own segment alone.
         scale: of the scores, 1/sqrt(D) unless given.
         dropout_p: share of weights that fall away, from 0 up to but not including 1; the normaliser is undropped.

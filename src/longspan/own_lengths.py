@@ -1,7 +1,9 @@
 """Attention both ways by a pattern that follows from the length of the sequence: each sequence of a batch has its own.
 
-Sequences whose lengths give the same pattern are attended together, cut at their common end. Legend: B batch, H heads,
-Hkv key/value heads, T tokens, D head width.
+Where a GPU's kernels serve it, one call has a list of blocks for each sequence, made on the device, so that nothing waits for
+it. Else sequences whose lengths give the same pattern are attended together, cut at their common end, a call for each length.
+
+Legend: B batch, H heads, Hkv key/value heads, T tokens, D head width, n blocks.
 """
 
 from __future__ import annotations
@@ -15,21 +17,22 @@ from torch import Tensor
 from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 from torch._guards import detect_fake_mode
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
-from torch.utils.weak import WeakTensorKeyDictionary
 
+from longspan.kept_by_tensor import KeptByTensor
 from longspan.patterns import Pattern
-from longspan_kernels.block_sparse.op import attend
+from longspan_kernels.block_sparse.backends import active_transform, choose_backend
+from longspan_kernels.block_sparse.layout import DeviceLayout, tile_side
+from longspan_kernels.block_sparse.op import attend, attend_by
 from longspan_kernels.errors import BackendError
 from longspan_kernels.launch.graphs import capturing
 
 Pair = tuple[Tensor, Tensor]
-_read = WeakTensorKeyDictionary()  # lengths on a GPU -> (their version, their numbers)
-
+MOST_LISTED = 1 << 24  # entries of the lists, 64 MiB: longer sequences keep the device busy for longer than calls cost the host
+_kept = KeptByTensor()  # of lengths: their numbers, where a GPU has them, and lists of blocks
 
 HOST_READS = "the pattern follows from each sequence's length, which the host must read"
 
 
-@torch.compiler.disable(reason=HOST_READS)
 def attend_at_own_lengths(
     q: Tensor,
     k: Tensor,
@@ -53,6 +56,65 @@ def attend_at_own_lengths(
     Raises:
         BackendError: a CUDA graph is being recorded, or a graph traced (torch.export), which could not follow other lengths.
     """
+    sides = None if segments is None else (segments[0].to(q.device), segments[1].to(q.device))
+    recording = capturing(q.device)
+    fixed = torch.compiler.is_compiling() or get_proxy_mode() is not None or recording
+    backend = choose_backend(call["backend"], q, k, active_transform(q, k, v), by_pattern=True)
+    layout = None
+    can = block_bias is None and backend in ("triton", "blocked") and not (recording and any(x.is_cpu for x in lengths))
+    if can and (fixed or (backend == "triton" and _differ(lengths, pattern, q))):
+        layout = _listed(q, pattern, lengths, backend, keep=not fixed)
+    if layout is not None:
+        limits: dict[str, Any] = {"q_lengths": lengths[0].to(q.device), "k_lengths": lengths[1].to(q.device)}
+        if sides is not None:
+            limits |= {"q_segments": sides[0], "k_segments": sides[1]}
+        return attend_by(q, k, v, layout, **limits, **call, return_lse=return_lse)
+    call |= {"key": pattern.key, "block_bias": block_bias, "bias_block": bias_block}
+    out, lse = _attend_by_length(q, k, v, pattern, lengths, sides, call)
+    return (out, lse) if return_lse else out
+
+
+def _differ(lengths: Pair, pattern: Pattern, q: Tensor) -> bool:
+    """Whether sequences of a batch have different patterns."""
+    if any(map(is_functorch_wrapped_tensor, lengths)):
+        return False
+    return len(set(_sizes(lengths, pattern.length_step(False), q.shape[2]))) > 1
+
+
+def _listed(q: Tensor, pattern: Pattern, lengths: Pair, backend: str, keep: bool) -> DeviceLayout | None:
+    """Blocks of each sequence, or None where kernels have no tiles for them or lists would be too long.
+
+    Args:
+        keep: whether to keep the lists for the next layer, as long as the lengths live.
+    """
+    size, (B, H, T, _) = pattern.length_step(False), q.shape
+    tile = tile_side(q, size) if backend == "triton" else size
+    if size % tile or B * H * (-(-T // tile)) ** 2 > MOST_LISTED:
+        return None
+    if not keep or lengths[0] is not lengths[1]:
+        return _made(q, pattern, lengths, size, tile)
+    return _kept.get(lengths[0], (pattern.key, H, T, tile, q.device), lambda: _made(q, pattern, lengths, size, tile))
+
+
+def _made(q: Tensor, pattern: Pattern, lengths: Pair, size: int, tile: int) -> DeviceLayout | None:
+    (_, H, T, _), device = q.shape, q.device
+    blocks, share = -(-T // size), size // tile
+    own = _ends(torch.maximum(*(x.to(device) for x in lengths)), size, T)  # (B)
+    kept = pattern.kept_blocks((own + size - 1) // size, blocks, H)
+    if kept is None:
+        return None
+    kept = kept.repeat_interleave(share, 2)[:, :, : -(-T // tile)]  # (B, H or 1, rows of tiles, n)
+    column = torch.where(kept, torch.arange(blocks, device=device, dtype=torch.int32), blocks).sort(-1).values
+    index = (column[..., None] * share + torch.arange(share, device=device, dtype=torch.int32)).flatten(-2)
+    count = (index < -(-T // tile)).sum(-1, dtype=torch.int32)  # the last block may hold less tiles than others
+    return DeviceLayout(index, count, tile, tile, T, T)
+
+
+@torch.compiler.disable(reason=HOST_READS)
+def _attend_by_length(
+    q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, lengths: Pair, segments: Pair | None, call: dict[str, Any]
+) -> Pair:
+    """out and lse, by a call for each length."""
     tracing = get_proxy_mode() is not None
     if tracing or capturing(q.device):
         what = "a graph is traced (torch.export)" if tracing else "a CUDA graph is recorded"
@@ -61,15 +123,12 @@ def attend_at_own_lengths(
             "take a causal pattern"
         )
     step = pattern.length_step(False)
-    call |= {"key": pattern.key, "block_bias": block_bias, "bias_block": bias_block}
-    given = [q, k, v, *(x.to(q.device) for x in (*lengths, *(segments or ())))]
+    given = [q, k, v, *(x.to(q.device) for x in lengths), *(segments or ())]
     if any(map(is_functorch_wrapped_tensor, lengths)):
-        out, lse = _cut_at_all(step, given, call)
-        return (out, lse) if return_lse else out
+        return _cut_at_all(step, given, call)
     sizes = _sizes(lengths, step, q.shape[2])
     if len(set(sizes)) == 1:
-        out, lse = _cut_at(sizes[0], given, call)
-        return (out, lse) if return_lse else out
+        return _cut_at(sizes[0], given, call)
     # Split and put together again, so are their gradients: those of indices would be added to zeros.
     split = [x.split(1) for x in given]
     found: dict[int, Pair] = {}
@@ -79,7 +138,7 @@ def attend_at_own_lengths(
         out, lse = _cut_at(size, parts, call)
         found |= dict(zip(rows, zip(out.split(1), lse.split(1), strict=True), strict=True))
     outs, lses = zip(*(found[row] for row in range(len(sizes))), strict=True)
-    return (torch.cat(outs), torch.cat(lses)) if return_lse else torch.cat(outs)
+    return torch.cat(outs), torch.cat(lses)
 
 
 def _cut_at(size: int, given: list[Tensor], call: dict[str, Any]) -> Pair:
@@ -127,10 +186,4 @@ def _ends(lengths: Tensor, step: int, most: int) -> Tensor:
 
 def _on_host(x: Tensor) -> Tensor:
     """x on the CPU. What comes from a GPU is kept while x lives: the layers of a model ask for the same lengths."""
-    if x.device.type == "cpu" or x.is_inference():  # which count no changes
-        return x.cpu()
-    version, copy = _read.get(x, (None, x))
-    if version != x._version:
-        copy = x.cpu()
-        _read[x] = x._version, copy
-    return copy
+    return x if x.device.type == "cpu" else _kept.get(x, "numbers", x.cpu)

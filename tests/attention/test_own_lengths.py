@@ -5,13 +5,17 @@ Legend: B batch, H heads, Hkv key/value heads, T tokens, D head width.
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from interpreted import BACKENDS_HERE, interpreting
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from longspan import sparse_attention
+from longspan import own_lengths, sparse_attention
 from longspan.patterns import BigBird, Local, PerHead, Random, Without
 from longspan_kernels.errors import BackendError
 
+INTERPRETED = pytest.mark.skipif("triton" not in BACKENDS_HERE, reason="Triton is not there to be interpreted")
 T, H = 96, 4
 PATTERNS = {
     "globals at the end": BigBird(16, 1, 0, 2),
@@ -142,16 +146,115 @@ def test_torch_func_maps_over_lengths():
         torch.testing.assert_close(gradient[number], torch.autograd.grad(right.square().sum(), leaf)[0])
 
 
+class Attention(torch.nn.Module):
+    def __init__(self, pattern):
+        super().__init__()
+        self.pattern = pattern
+
+    def forward(self, q, k, v, lengths):
+        return sparse_attention(q, k, v, self.pattern, lengths=lengths)
+
+
 @pytest.mark.parametrize("trace", ["export", "real", "fake", "symbolic"])
 def test_no_graph_is_traced_that_would_keep_the_lengths_of_its_example(trace):
-    q, k, v = tensors(torch.float32)
-
-    class Attention(torch.nn.Module):
-        def forward(self, q, lengths):
-            return sparse_attention(q, k, v, PATTERNS["draws"], lengths=lengths)
-
+    given = (*tensors(torch.float32), LENGTHS)
     with pytest.raises(BackendError, match=r"while a graph is traced.*give no lengths"):
         if trace == "export":
-            torch.export.export(Attention(), (q, LENGTHS))
+            torch.export.export(Attention(PATTERNS["two block sizes"]), given)
         else:
-            make_fx(Attention(), tracing_mode=trace)(q, LENGTHS)
+            make_fx(Attention(PATTERNS["two block sizes"]), tracing_mode=trace)(*given)
+
+
+@pytest.mark.parametrize("trace", ["compile", "export", "real", "fake", "symbolic"])
+@pytest.mark.parametrize("name", ["draws", "random"])
+def test_traced_graphs_of_whole_blocks_follow_other_lengths(trace, name):
+    given, own = tensors(torch.float32), Attention(PATTERNS[name])
+    if trace == "compile":
+        traced = torch.compile(own, fullgraph=True, backend="aot_eager", dynamic=True)
+    elif trace == "export":
+        traced = torch.export.export(own, (*given, LENGTHS)).module()
+    else:
+        traced = make_fx(own, tracing_mode=trace)(*given, LENGTHS)
+    for lengths in (LENGTHS, LENGTHS.flip(0), torch.full_like(LENGTHS, 40)):
+        torch.testing.assert_close(traced(*given, lengths), own(*given, lengths), atol=1e-5, rtol=1e-5)
+
+
+LISTED = {
+    "tiles are blocks": (BigBird(16, 1, 1, 3, seed=5), 96),
+    "two tiles a block": (BigBird(64, 1, 1, 1), 150),
+    "three tiles a block": (BigBird(48, 1, 1, 0), 110),
+    "no draws": (BigBird(32, 3, 0, 5), 130),
+    "more draws than blocks": (Random(9, 32), 140),
+    "no tiles": (BigBird(24, 1, 1, 2), 100),
+}
+
+
+@pytest.mark.parametrize("name", LISTED)
+@INTERPRETED
+@interpreting()
+def test_lists_that_a_device_makes(name):
+    """In kernels each sequence has lists of its own, where blocks are made of whole tiles."""
+    pattern, length = LISTED[name]
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(4, heads, length, 16, generator=g).requires_grad_() for heads in (4, 2, 2))
+    lengths, segments = torch.tensor([length, 1, length // 2, 0]), torch.arange(length).expand(4, length) // 30
+    calls = [{"lengths": lengths}, {"lengths": (lengths, lengths.flip(0)), "segments": segments}]
+    listed = own_lengths._listed(q, pattern, (lengths, lengths), "triton", False)
+    assert (listed is None) == (name == "no tiles")
+    if listed is None:
+        return
+    listed.check_values()
+    for call in calls:
+        out, lse = sparse_attention(q, k, v, pattern, **call, return_lse=True, backend="triton")
+        right, right_lse = sparse_attention(q, k, v, pattern, **call, return_lse=True, backend="dense")
+        torch.testing.assert_close(out, right, atol=2e-5, rtol=2e-5)
+        torch.testing.assert_close(lse, right_lse, atol=2e-5, rtol=2e-5)
+        weight = torch.randn(out.shape, generator=g)
+        for got, own in zip(*(torch.autograd.grad((x * weight).sum(), (q, k, v)) for x in (out, right)), strict=True):
+            torch.testing.assert_close(got, own, atol=1e-4, rtol=1e-4)
+
+
+@INTERPRETED
+@interpreting()
+def test_lists_serve_gradients_of_gradients():
+    q, k, v = (x.requires_grad_() for x in tensors(torch.float32))
+
+    def second(backend):
+        out = sparse_attention(q, k, v, PATTERNS["draws"], lengths=LENGTHS, backend=backend)
+        (first,) = torch.autograd.grad(out.square().sum(), q, create_graph=True)
+        return torch.autograd.grad(first.square().sum(), (q, k, v))
+
+    for got, right in zip(second("triton"), second("dense"), strict=True):
+        torch.testing.assert_close(got, right, atol=1e-4, rtol=1e-4)
+
+
+@INTERPRETED
+@interpreting()
+def test_lists_are_kept_until_lengths_change():
+    q, k, v = tensors(torch.float32)
+    pattern, lengths = PATTERNS["draws"], torch.tensor([96, 50, 33, 20, 1, 2, 3, 4, 5])
+
+    def call():
+        return sparse_attention(q, k, v, pattern, lengths=lengths, backend="triton")
+
+    with torch.inference_mode():
+        call()
+    kept = own_lengths._kept.of(lengths)
+    call()
+    assert len(kept) == 1 and own_lengths._kept.of(lengths) == kept
+    lengths[1] = 90
+    torch.testing.assert_close(
+        call(), sparse_attention(q, k, v, pattern, lengths=lengths, backend="dense"), atol=1e-5, rtol=1e-5
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 9), st.integers(0, 4), st.integers(0, 2), st.integers(0, 5), st.integers(0, 9), st.integers(1, 4))
+def test_kept_blocks_are_those_of_the_mask(most, randoms, side, globals_, seed, heads):
+    counts = torch.arange(1, most + 1)
+    for pattern in (BigBird(3, 2 * side + 1, randoms, globals_, seed), Random(randoms + 1, 3, seed)):
+        kept = pattern.kept_blocks(counts, most, heads).expand(-1, heads, -1, -1)
+        for row, n in enumerate(counts.tolist()):
+            blocks = pattern.mask(3 * n - 1, heads=heads)[:, ::3, ::3]
+            assert kept[row, :, :n, :n].equal(blocks)
+            assert not kept[row, :, n:].any() and not kept[row, :, :, n:].any()

@@ -7,6 +7,8 @@ import torch
 
 from longspan import own_lengths, sparse_attention
 from longspan.patterns import BigBird
+from longspan_kernels.errors import BackendError
+from longspan_kernels.launch.launcher import KERNELS
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 PATTERN = BigBird(64, 3, 2, 2)
@@ -37,16 +39,51 @@ def test_padding_moves_no_output():
 def test_lengths_are_read_once_until_they_change():
     leaves, lengths = inputs(), torch.tensor([1024, 700, 130], device="cuda")
     sparse_attention(*leaves, PATTERN, lengths=lengths)
-    read = own_lengths._read[lengths]
+    kept = own_lengths._kept.of(lengths)
     sparse_attention(*leaves, PATTERN, lengths=lengths)
-    assert own_lengths._read[lengths] is read
+    assert len(kept) == 2 and own_lengths._kept.of(lengths) == kept
     lengths[1] = 100
     out = sparse_attention(*leaves, PATTERN, lengths=lengths)
     torch.testing.assert_close(out, alone(leaves, [1024, 100, 130]), atol=2e-2, rtol=2e-2)
 
 
-def test_blocks_compile_around_it():
+def test_a_compiled_graph_follows_other_lengths():
     leaves, lengths = inputs(), torch.tensor([1024, 700, 130], device="cuda")
-    compiled = torch.compile(lambda q, k, v, lengths: sparse_attention(q * 1, k, v, PATTERN, lengths=lengths) + 1)
-    out = compiled(*leaves, lengths)
-    torch.testing.assert_close(out - 1, sparse_attention(*leaves, PATTERN, lengths=lengths), atol=2e-2, rtol=2e-2)
+    compiled = torch.compile(
+        lambda q, k, v, lengths: sparse_attention(q * 1, k, v, PATTERN, lengths=lengths) + 1, fullgraph=True
+    )
+    for own in (lengths, lengths.flip(0)):
+        out = compiled(*leaves, own)
+        torch.testing.assert_close(out - 1, sparse_attention(*leaves, PATTERN, lengths=own), atol=2e-2, rtol=2e-2)
+
+
+def test_a_recorded_graph_follows_other_lengths():
+    q, k, v = (x.detach() for x in inputs())
+    lengths = torch.tensor([1024, 700, 130], device="cuda")
+    right = {own: sparse_attention(q, k, v, PATTERN, lengths=torch.tensor(own)) for own in ((1024, 700, 130), (64, 1000, 1))}
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = sparse_attention(q, k, v, PATTERN, lengths=lengths)
+    for own, expected in right.items():
+        lengths.copy_(torch.tensor(own))
+        graph.replay()
+        torch.testing.assert_close(out, expected, atol=2e-2, rtol=2e-2)
+    with pytest.raises(BackendError, match="while a CUDA graph is recorded"), torch.cuda.graph(torch.cuda.CUDAGraph()):
+        sparse_attention(q, k, v, PATTERN, lengths=lengths.cpu())
+
+
+def test_each_pass_of_a_batch_is_a_few_launches_whatever_the_lengths():
+    leaves = inputs(batch=8)
+    lengths = torch.tensor([1024, 900, 800, 700, 600, 500, 400, 300], device="cuda")
+    attend = [name for name in KERNELS if name.startswith(("forward_", "backward_"))]
+
+    def step():
+        out = sparse_attention(*leaves, PATTERN, lengths=lengths)
+        torch.autograd.grad(out, leaves, out.detach())
+
+    step()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        step()
+        torch.cuda.synchronize()
+    launched = [event.name for event in profile.events() if event.name in attend]
+    assert 3 <= len(launched) <= 4

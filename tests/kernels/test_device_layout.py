@@ -66,6 +66,7 @@ def test_against_the_reference(q_len, more, seed, per_batch, per_head, ordered, 
     k, v = (torch.randn(B, H // share, k_len, D, generator=g, dtype=torch.float64, requires_grad=True) for _ in range(2))
     out, lse = attend_by(q, k, v, layout, return_lse=True)
     mask = dense_mask(layout, B, H)
+    assert layout.mask(B, H).equal(mask)
     parts = [reference_attention(q[b : b + 1], k[b : b + 1], v[b : b + 1], mask[b]) for b in range(B)]
     expected, expected_lse = torch.cat([o for o, _ in parts]), torch.cat([s for _, s in parts])
     torch.testing.assert_close(out, expected, atol=1e-10, rtol=1e-9)
@@ -139,6 +140,7 @@ def test_excluded_pairs(length, rows, per_batch, causal, seed):
     distance = excluded[..., :, None] - excluded[..., None, :]
     live = ~((distance >= 0) & (distance <= 1)).any(1, keepdim=True).expand(2, 1, length, length)
     live = live & torch.ones(length, length, dtype=torch.bool).tril() if causal else live
+    assert layout.mask(2, 1).equal(live)
     parts = [reference_attention(q[b : b + 1], k[b : b + 1], v[b : b + 1], live[b]) for b in range(2)]
     out, lse = attend_by(q, k, v, layout, return_lse=True)
     expected = torch.cat([o for o, _ in parts])
@@ -155,7 +157,17 @@ def test_no_tokens_are_no_error(batch, q_len, k_len):
     layout = DeviceLayout(torch.arange(of).expand(1, 1, blocks, of), torch.full((1, 1, blocks), of), 16, 16, q_len, k_len)
     q = torch.randn(batch, 2, q_len, 16, requires_grad=True)
     k, v = (torch.randn(batch, 2, k_len, 16, requires_grad=True) for _ in range(2))
-    out, lse = attend_by(q, k, v, layout, return_lse=True)
-    assert not out.any() and (lse == -torch.inf).all()
-    for gradient, x in zip(torch.autograd.grad(out.sum(), (q, k, v)), (q, k, v), strict=True):
-        assert gradient.shape == x.shape and not gradient.any()
+    for backend in ("auto", "dense"):
+        out, lse = attend_by(q, k, v, layout, return_lse=True, backend=backend)
+        assert not out.any() and (lse == -torch.inf).all()
+        for gradient, x in zip(torch.autograd.grad(out.sum(), (q, k, v)), (q, k, v), strict=True):
+            assert gradient.shape == x.shape and not gradient.any()
+
+
+@pytest.mark.parametrize("change", [{"index": torch.full((2, 1, 4, 2), 9)}, {"count": torch.full((2, 1, 4), 3)}])
+def test_numbers_out_of_range_are_named_whichever_backend(change):
+    q, layout = example()
+    wrong = DeviceLayout(**{**vars(layout), **change})
+    for backend in ("auto", "blocked", "dense"):
+        with pytest.raises(KernelError, match=f"{next(iter(change))} holds"):
+            attend_by(q, q, q, wrong, backend=backend)

@@ -5,7 +5,7 @@ import torch
 from interpreted import BACKENDS_HERE, interpreting
 
 from longspan.functional import sparse_attention
-from longspan.patterns import BigBird, Local, Strided
+from longspan.patterns import BigBird, BlockTable, Local, Strided
 from longspan_kernels.block_sparse import DeviceLayout
 from longspan_kernels.errors import BackendError
 
@@ -92,17 +92,33 @@ def test_gradients_of_gradients_of_a_bias_alone():
     assert torch.autograd.gradgradcheck(f, (bias,))
 
 
-def test_a_layout_made_at_run_time_refuses():
-    index, count = torch.tensor([[[[0], [1]]]]), torch.tensor([[[1, 1]]])
-    layout = DeviceLayout(index, count, 16, 16, 24, 24)
-    q, k, v = tensors()
-    f = attention("auto", layout, causal=False)
-    for transform in TRANSFORMS.values():
-        with pytest.raises(BackendError, match=r"has no rule for .*BlockTable"):
-            transform(f, q, k, v)
-    q.requires_grad_()
-    with pytest.raises(BackendError, match=r"no gradients of gradients.*BlockTable"):
-        torch.autograd.grad(f(q, k, v).sum(), q, create_graph=True)
+LISTED = DeviceLayout(torch.tensor([[[[0, 1], [1, 0]]]]), torch.tensor([[[2, 1]]]), 16, 16, 24, 24)
+TABLE = BlockTable(torch.tensor([[True, True], [False, True]]), 16)  # the same pairs
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_a_layout_made_at_run_time_is_served_as_a_pattern_is(name):
+    transform, (q, k, v) = TRANSFORMS[name], tensors()
+    right = transform(attention("dense", TABLE, causal=False), q, k, v)
+    assert right.abs().max() > 1e-3
+    for backend in ("auto", "dense"):
+        torch.testing.assert_close(transform(attention(backend, LISTED, causal=False), q, k, v), right)
+    with pytest.raises(BackendError, match=r'has no rule for .*; use backend="dense"'):
+        transform(attention("blocked", LISTED, causal=False), q, k, v)
+
+
+@pytest.mark.parametrize("backend", BACKENDS_HERE)
+def test_gradients_of_gradients_through_a_layout_made_at_run_time(backend):
+    results = []
+    for chosen, pairs in (("dense", TABLE), (backend, LISTED)):
+        q, k, v = (x.requires_grad_() for x in tensors(dtype=torch.float32))
+        with interpreting(backend):
+            out = attention(chosen, pairs, causal=False)(q, k, v)
+            first = torch.autograd.grad(out.square().sum(), (q, k, v), create_graph=True)
+            second = torch.autograd.grad(sum(x.square().sum() for x in first), (q, k, v))
+        results.append((out, *first, *second))
+    for right, ours in zip(*results, strict=True):
+        torch.testing.assert_close(ours, right, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("backend", ["auto", *BACKENDS_HERE])

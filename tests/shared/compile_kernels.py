@@ -22,6 +22,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
+from longspan import own_lengths
 from longspan.patterns import BigBird, Fixed, Full, Local, Longformer, Pattern, Strided
 from longspan_kernels.block_sparse.args import Options
 from longspan_kernels.block_sparse.compiler import compile_layout
@@ -212,6 +213,13 @@ def listed() -> None:
             k = torch.zeros(1, HEADS // share, LENGTH, 64, dtype=dtype)
             out, lse = triton_forward(q, k, k, layout, Options(0.1))
             triton_backward(q, None, q, k, k, out, lse, layout, Options(0.1))
+    # Each sequence of a batch by the pattern of its own length.
+    q, lengths = torch.zeros(2, HEADS, LENGTH, 64, dtype=torch.bfloat16), torch.tensor([LENGTH, 70])
+    lists = own_lengths._made(q, BigBird(64, 3, 2, 2), (lengths, lengths), 64, 64)
+    assert lists is not None
+    layout, options = lists.layout(HEADS, True), Options(0.1, **added("lengths", 2))
+    out, lse = triton_forward(q, q, q, layout, options)
+    triton_backward(q, None, q, q, q, out, lse, layout, options)
 
 
 def compile_linear(D: int, Dv: int, dtype: torch.dtype, full: bool) -> None:

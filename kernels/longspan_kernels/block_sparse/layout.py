@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from longspan_kernels.errors import KernelError
 from longspan_kernels.launch.launcher import capability_of, from_16_bytes
@@ -224,6 +225,25 @@ class DeviceLayout:
             if order is not None:
                 _check_range(name, order, -1, length - 1, "token rows, -1 for none")
 
+    def mask(self, batch: int, heads: int) -> Tensor:
+        """[batch, heads, Tq, Tk] bool: the definition, written out. Nothing waits for the device."""
+        (B, H, rows, most), device = self.index.shape, self.index.device
+        counted = torch.arange(most, device=device) < self.count[..., None]
+        column = torch.where(counted, self.index.long(), self.key_blocks)
+        table = torch.zeros((B, H, rows, self.key_blocks + 1), dtype=torch.bool, device=device)
+        table = pad(table.scatter(3, column, torch.ones_like(counted))[..., :-1], (0, 1, 0, 1))
+        q_block = _block_of_tokens(self.q_order, self.q_len, self.block_q, rows, device).expand(B, H, -1)
+        k_block = _block_of_tokens(self.k_order, self.k_len, self.block_k, self.key_blocks, device).expand(B, H, -1)
+        live = table.gather(2, q_block[..., None].expand(-1, -1, -1, self.key_blocks + 1))
+        live = live.gather(3, k_block[:, :, None].expand(-1, -1, self.q_len, -1))
+        if self.causal:
+            i = torch.arange(self.q_len, device=device)[:, None] + (self.k_len - self.q_len)
+            live = live & (torch.arange(self.k_len, device=device) <= i)
+        if self.excluded is not None:
+            distance = self.excluded[..., :, None] - self.excluded[..., None, :]
+            live = live & ~((distance >= 0) & (distance <= 1)).any(1, keepdim=True)
+        return live.expand(batch, heads, -1, -1)
+
     def layout(self, heads: int, columns: bool) -> Layout:
         """The layout for the backends; the transposed lists, which the backward pass needs, only where `columns` is true."""
         B, H, rows, most = self.index.shape
@@ -314,6 +334,16 @@ def _check_range(name: str, values: Tensor, low: int, high: int, meaning: str) -
     wrong = values[(values < low) | (values > high)]
     if len(wrong):
         raise KernelError(f"{name} holds {int(wrong[0])}; give {low} to {high}, {meaning}")
+
+
+def _block_of_tokens(order: Tensor | None, length: int, size: int, none: int, device: torch.device) -> Tensor:
+    """[B or 1, H or 1, T] int64: the block that each token row stands in, `none` for a row that stands nowhere."""
+    if order is None:
+        return (torch.arange(length, device=device) // size)[None, None]
+    B, H, places = order.shape
+    block = (torch.arange(places, device=device) // size).expand(B, H, -1)
+    found = torch.full((B, H, length + 1), none, dtype=torch.int64, device=device)
+    return found.scatter(2, torch.where(order < 0, length, order.long()), block)[..., :-1]
 
 
 def _flat(order: Tensor | None) -> Tensor | None:

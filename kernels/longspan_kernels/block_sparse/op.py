@@ -73,7 +73,7 @@ def attend(
     if asked == "auto" and backend == "triton" and cudnn.may_serve(q, options):
         backend = cudnn.CUDNN
     if backend == "dense":
-        out, lse = _dense(q, k, v, key, causal, options)
+        out, lse = _dense(q, k, v, Source(key, causal), options)
     elif backend == flash.FLASH and q.numel() and k.shape[2]:
         out, lse = flash.attend(q, k, v, Source(key, causal), options, return_lse)
     else:
@@ -104,18 +104,17 @@ def attend_by(
         BackendError: the backend cannot serve the call.
     """
     q, k, v = cast_as_products(q, k, v)
-    if backend == "dense":
-        raise BackendError('backend="dense" cannot serve a DeviceLayout; use "auto" or "blocked"')
     transform = active_transform(q, k, v)
-    if transform is not None:
-        raise BackendError(
-            f"a DeviceLayout (blocks chosen at run time) has no rule for {transform}; write its blocks as a BlockTable, for "
-            'which backend="dense" has one'
-        )
+    backend = choose_backend(backend, q, k, transform)
     limits = q_lengths, k_lengths, q_segments, k_segments
     options = Options(_scale(scale, q), *limits, float(dropout_p), _seed(dropout_p, q))
-    arguments = packed(options, Source.listed(layout, q.shape[0]), choose_backend(backend, q, k), False)
-    out, lse = block_sparse_forward(q, k, v, *arguments)
+    source = Source.listed(layout, q.shape[0])
+    if backend == "dense":
+        if not (layout.index.is_cuda or torch.compiler.is_compiling() or transform):
+            layout.check_values()
+        out, lse = _dense(q, k, v, source, options)
+    else:
+        out, lse = block_sparse_forward(q, k, v, *packed(options, source, backend, False))
     return (out, lse) if return_lse else out
 
 
@@ -132,9 +131,11 @@ def _seed(dropout_p: float, q: Tensor) -> Tensor | None:
     return torch.randint(0, 1 << 31, (1,), device=q.device) if dropout_p > 0.0 else None
 
 
-def _dense(q: Tensor, k: Tensor, v: Tensor, key: str, causal: bool, options: Options) -> tuple[Tensor, Tensor]:
+def _dense(q: Tensor, k: Tensor, v: Tensor, source: Source, options: Options) -> tuple[Tensor, Tensor]:
     """The definition in plain torch, which autograd differentiates in every mode and order."""
-    mask = dense_mask(key, q.shape[2], k.shape[2], q.shape[1], causal, q.device)
+    (B, H, Tq, _), Tk = q.shape, k.shape[2]
+    key = source.key
+    mask = dense_mask(key, Tq, Tk, H, source.causal, q.device) if key else source.device_layout(Tq, Tk).mask(B, H)
     exact = torch.promote_types(q.dtype, torch.float32)
     with without_autocast(q):
         out, lse = reference_attention(q.to(exact), k.to(exact), v.to(exact), mask, **options._asdict())
@@ -296,11 +297,6 @@ def _differentiable(
     places: list[int], dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, options: Options, source: Source
 ) -> tuple[Tensor, ...]:
     """Gradients of some inputs that can be differentiated again: those of the definition, by torch's autograd."""
-    if not source.key:
-        raise BackendError(
-            "create_graph=True: a DeviceLayout (blocks chosen at run time) has no gradients of gradients; write its blocks as "
-            'a BlockTable, for which every backend has them (as backend="dense" does)'
-        )
     elements = q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2]
     if elements > DENSE_LIMIT:
         raise BackendError(
@@ -309,7 +305,7 @@ def _differentiable(
         )
     leaves = [q, k, v] if options.bias is None else [q, k, v, options.bias]
     leaves = [leaves[min(place, 3)] for place in places]
-    out, lse = _dense(q, k, v, source.key, source.causal, options)
+    out, lse = _dense(q, k, v, source, options)
     outputs, grads = ([out], [dout]) if dlse is None else ([out, lse], [dout, dlse])
     return torch.autograd.grad(outputs, leaves, grads, create_graph=True)
 

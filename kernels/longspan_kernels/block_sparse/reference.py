@@ -31,14 +31,15 @@ def reference_attention(
 ) -> tuple[Tensor, Tensor]:
     """q [B, H, Tq, D], k and v [B, Hkv, Tk, D], mask [H or 1, Tq, Tk] bool -> out [B, H, Tq, D], lse [B, H, Tq].
 
-    A query without a key gives output 0 and lse -inf. `bias` [H or 1, query blocks, key blocks] is added to the scores.
+    The mask may be [B, H, Tq, Tk] too. A query without a key gives output 0 and lse -inf. `bias` [H or 1, query blocks, key
+    blocks] is added to the scores.
     """
     (B, H, Tq, D), Tk = q.shape, k.shape[2]
     repeat = H // k.shape[1]
     k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
     i = torch.arange(Tq, device=q.device) + (Tk - Tq)
     j = torch.arange(Tk, device=q.device)
-    live = mask.to(q.device)[None]  # (1, H, Tq, Tk)
+    live = mask.to(q.device)  # (B or none, H, Tq, Tk)
     # What lies beyond a length does not exist: it may be NaN, and 0 * NaN is NaN.
     if q_lengths is not None:
         exists = (torch.arange(Tq, device=q.device) < q_lengths[:, None])[:, None, :, None]

@@ -115,6 +115,18 @@ class Pattern:
         """Whether the pairs among the first tokens change with how many tokens follow."""
         return self.length_step(causal) > 0
 
+    def kept_blocks(self, counts: Tensor, blocks: int, heads: int) -> Tensor | None:
+        """Which key blocks each query block sees, both ways, in sequences whose lengths a device knows.
+
+        Args:
+            counts: [B] int64, blocks of `length_step` tokens of each sequence, from 1 to `blocks`.
+
+        Returns:
+            [B, H or 1, blocks, blocks] bool, nothing beyond a sequence's own blocks; or None for patterns that do not depend
+            on the length, or are not made of such blocks. Nothing waits for the device.
+        """
+        return None
+
     def last_query(self, keys: Tensor, stop: int, head: int = 0) -> Tensor:
         """The last query position that sees each key under causal attention: from there on decoding may forget the key.
 

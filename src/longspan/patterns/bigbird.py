@@ -64,7 +64,7 @@ class BigBird(Pattern):
             parts.append(global_rule([(0, at_start * size), (last, last + at_end * size)], k_len, causal))
         if self.random_blocks:
             rows = block_rows(q_len, k_len, size, device)
-            lists = self._randoms(rows, at_start, blocks - at_end, heads, causal)
+            lists = self._randoms(rows, at_start, blocks - at_end, torch.tensor(heads, device=device), causal)
             parts.append(causal_part(block_lists(size, lists, heads, rows), causal))
         return Or(*parts)
 
@@ -72,25 +72,40 @@ class BigBird(Pattern):
         size, count, block = self.block_size, -(-stop // self.block_size), keys // self.block_size
         last = block + self.window_blocks // 2
         if self.random_blocks and count <= MOST_ROWS:
-            drawn = self._randoms(torch.arange(count), self.global_blocks, count, (head,), True)[0]
+            drawn = self._randoms(torch.arange(count), self.global_blocks, count, torch.tensor([head]), True)[0]
             last = torch.maximum(last, last_rows(drawn, count).to(keys.device)[block])
         elif self.random_blocks:  # any block may be drawn again
             last = torch.full_like(last, count)
         last = torch.where(block < self.global_blocks, count, last)
         return end_of_block(keys, last, size, stop)
 
-    def _randoms(self, rows: Tensor, low: int, high: int, heads: tuple[int, ...], causal: bool) -> Tensor:
-        """[len(heads), R, n] key blocks drawn from [low, high) without each row's window, -1 for none."""
+    def kept_blocks(self, counts: Tensor, blocks: int, heads: int) -> Tensor:
+        at_end, side = self.global_blocks // 2, self.window_blocks // 2
+        at_start = self.global_blocks - at_end
+        row = torch.arange(blocks, device=counts.device)
+        high = (counts - at_end)[:, None, None]  # (B, 1, 1)
+        seen = (row < at_start) | (row >= high)  # (B, 1, n) global blocks
+        kept = ((row[:, None] - row).abs() <= side) | seen[..., None, :] | seen[..., None]  # (B, 1, n, n)
+        if self.random_blocks:
+            drawn = self._randoms(row, at_start, high, torch.arange(heads, device=row.device), False, blocks)  # (B, H, n, r)
+            kept = kept | (drawn[..., None] == row).any(-2)
+        there = row < counts[:, None, None]
+        return kept & there[..., None] & there[..., None, :]
+
+    def _randoms(
+        self, rows: Tensor, low: int, high: int | Tensor, heads: Tensor, causal: bool, most: int | None = None
+    ) -> Tensor:
+        """[len(heads), R, n] key blocks drawn from [low, high) without each row's window, -1 for none; [B, len(heads), R, n]
+        where `high` is [B, 1, 1]. `most`: see `distinct_draws`."""
         side = self.window_blocks // 2
-        stop = rows + 1 if causal else torch.full_like(rows, max(low, high))
-        stop = stop.clamp(min=low)
+        stop = (rows + 1 if causal else torch.zeros_like(rows) + high).clamp(min=low)
         window_start = torch.minimum((rows - side).clamp(min=low), stop)
         window_stop = torch.minimum((rows + side + 1).clamp(min=low), stop)
         before = window_start - low
         available = before + (stop - window_stop)
         # A global row sees all already.
         available = torch.where((rows >= 0) & (rows < low) | (rows >= high), 0, available)
-        drawn = distinct_draws(self.seed, torch.tensor(heads, device=rows.device), rows, available, self.random_blocks)
-        skip = before[:, None]
-        block = torch.where(drawn < skip, low + drawn, window_stop[:, None] + drawn - skip)
+        drawn = distinct_draws(self.seed, heads, rows, available, self.random_blocks, most)
+        skip = before[..., None]
+        block = torch.where(drawn < skip, low + drawn, window_stop[..., None] + drawn - skip)
         return torch.where(drawn < 0, -1, block)

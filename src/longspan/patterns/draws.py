@@ -31,33 +31,37 @@ def fold(state, x):
     return mix(state ^ mix(x + GOLDEN))
 
 
-def distinct_draws(seed: int, heads: Tensor, rows: Tensor, available: Tensor, draws: int) -> Tensor:
+def distinct_draws(seed: int, heads: Tensor, rows: Tensor, available: Tensor, draws: int, most: int | None = None) -> Tensor:
     """Draws without repetition, uniform over all subsets (Floyd's algorithm).
 
     Args:
         seed: any int; its low 64 bits count.
         heads: [H] int64 head numbers.
         rows: [R] int64 row numbers.
-        available: [R] int64, how many things a row chooses from.
+        available: [R] int64, how many things a row chooses from; or [B, 1, R], of each sequence of a batch.
         draws: how many it takes.
+        most: a number that no `available` is above; unless given, the host looks.
 
     Returns:
-        [H, R, n] int64 in [0, available), n = min(draws, the largest `available`); a row with at most `draws` to choose
-        from lists all of them in order, then -1.
+        [H, R, n] or [B, H, R, n] int64 in [0, available), n = min(draws, most); a row with at most `draws` to choose from
+        lists all of them in order, then -1.
     """
-    most = int(available.max()) if len(available) else 0
-    columns = min(draws, most)
-    out = torch.full((len(heads), len(rows), columns), -1, dtype=torch.int64, device=rows.device)
+    if most is None:
+        most = int(available.max()) if len(available) else 0
     state = fold(fold(fold(0, seed & MASK), seed >> 32), heads[:, None])
     state = fold(state, rows[None, :])  # (H, R)
+    shape = torch.broadcast_shapes(state.shape, available.shape)
     scarce = available <= draws
-    for n in range(columns):
+    drawn: list[Tensor] = []
+    for n in range(min(draws, most)):
         top = available - draws + n
         pick = (fold(state, n) * (top + 1).clamp(min=1)) >> 32
-        repeated = (out[:, :, :n] == pick[:, :, None]).any(2)
+        repeated = torch.zeros(shape, dtype=torch.bool, device=rows.device)
+        for earlier in drawn:
+            repeated = repeated | (earlier == pick)
         pick = torch.where(repeated, top, pick)
-        out[:, :, n] = torch.where(scarce, torch.where(available > n, n, -1), pick)
-    return out
+        drawn.append(torch.where(scarce, torch.where(available > n, n, -1), pick).expand(shape))
+    return torch.stack(drawn, -1) if drawn else torch.empty((*shape, 0), dtype=torch.int64, device=rows.device)
 
 
 def last_rows(drawn: Tensor, blocks: int) -> Tensor:

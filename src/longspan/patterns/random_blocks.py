@@ -40,6 +40,13 @@ class Random(Pattern):
     def length_step(self, causal: bool) -> int:
         return 0 if causal else self.block_size
 
+    def kept_blocks(self, counts: torch.Tensor, blocks: int, heads: int) -> torch.Tensor:
+        row = torch.arange(blocks, device=counts.device)
+        count = counts[:, None, None]  # (B, 1, 1)
+        available = torch.zeros_like(row) + count
+        drawn = distinct_draws(self.seed, torch.arange(heads, device=row.device), row, available, self.blocks, blocks)
+        return (drawn[..., None] == row).any(-2) & (row < count)[..., None]
+
     def last_query(self, keys: torch.Tensor, stop: int, head: int = 0) -> torch.Tensor:
         count = -(-stop // self.block_size)
         if count > MOST_ROWS:  # any block may be drawn again

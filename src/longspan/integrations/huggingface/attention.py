@@ -18,11 +18,13 @@ from torch import Tensor, nn
 
 from longspan.config.errors import CallError
 from longspan.functional import sparse_attention
+from longspan.kept_by_tensor import KeptByTensor
 from longspan.patterns import Full, Local, Pattern, PerHead, Strided
 from longspan.patterns.compose import Intersection, Union
 
 NO_KEYS = -2  # the segment of a query at padding: no key has it
 FEW_QUERIES = 16  # a decoding step: its pairs are too few for tiles
+_kept = KeptByTensor()
 
 
 class Choice(Protocol):
@@ -58,7 +60,11 @@ def attention_function(name: str, choice: Choice) -> Callable[..., tuple[Tensor,
         kept = choice.at(query.shape[1], causal, int(getattr(module, "layer_idx", None) or 0))
         if sliding_window is not None:
             kept = kept & Local(sliding_window if causal else 2 * sliding_window - 1)  # distances below it, as FlashAttention's
-        segments = None if attention_mask is None else _segments(attention_mask, q_len, k_len, refuse)
+        segments, lengths = None, None
+        if attention_mask is not None:
+            segments = _segments(attention_mask, q_len, k_len, refuse)
+            if kept.depends_on_length(causal):
+                lengths = _ends(attention_mask, segments[1])
         width = value.shape[-1]  # of latent attention (DeepSeek) less than the keys': zeros beside it change nothing
         out = sparse_attention(
             query,
@@ -66,7 +72,7 @@ def attention_function(name: str, choice: Choice) -> Callable[..., tuple[Tensor,
             F.pad(value, (0, key.shape[-1] - width)) if width < key.shape[-1] else value,
             kept,
             causal=causal,
-            lengths=_ends(segments[1]) if segments is not None and kept.depends_on_length(causal) else None,
+            lengths=lengths,
             segments=segments,
             scale=scaling,
             dropout_p=dropout,
@@ -158,10 +164,17 @@ def _segments(mask: Tensor, q_len: int, k_len: int, refuse: _Refusals) -> tuple[
     return queries.masked_fill(queries < 0, NO_KEYS), keys
 
 
-def _ends(keys: Tensor) -> Tensor:
-    """[B]: where the last token of each sequence ends, for segments of keys [B, Tk], below 0 at padding."""
-    place = torch.arange(1, keys.shape[1] + 1, device=keys.device)
-    return place.masked_fill(keys < 0, 0).amax(1)
+def _ends(mask: Tensor, keys: Tensor) -> Tensor:
+    """[B]: where the last token of each sequence ends, for segments of keys [B, Tk], below 0 at padding, that a mask gave.
+
+    All layers get the tensor that the first one made: what is derived from lengths is kept as long as these live.
+    """
+
+    def ends() -> Tensor:
+        place = torch.arange(1, keys.shape[1] + 1, device=keys.device)
+        return place.masked_fill(keys < 0, 0).amax(1)
+
+    return _kept.get(mask, keys.shape[1], ends)
 
 
 class _Refusals:
