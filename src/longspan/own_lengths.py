@@ -106,8 +106,9 @@ def _made(q: Tensor, pattern: Pattern, lengths: Pair, size: int, tile: int) -> D
     kept = kept.repeat_interleave(share, 2)[:, :, : -(-T // tile)]  # (B, H or 1, rows of tiles, n)
     column = torch.where(kept, torch.arange(blocks, device=device, dtype=torch.int32), blocks).sort(-1).values
     index = (column[..., None] * share + torch.arange(share, device=device, dtype=torch.int32)).flatten(-2)
-    count = (index < -(-T // tile)).sum(-1, dtype=torch.int32)  # the last block may hold less tiles than others
-    return DeviceLayout(index, count, tile, tile, T, T)
+    tiles = -(-T // tile)
+    count = (index < tiles).sum(-1, dtype=torch.int32)  # the last block may hold fewer tiles than others
+    return DeviceLayout(index.clamp(max=tiles - 1), count, tile, tile, T, T)
 
 
 @torch.compiler.disable(reason=HOST_READS)
