@@ -7,6 +7,7 @@ python scripts/benchmark.py --suite end-to-end -o benchmarks/end_to_end.json
 python scripts/benchmark.py --suite cpu-choice --threads 2 -o benchmarks/cpu_choice.json    # what backend="auto" goes by
 python scripts/benchmark.py --suite decode -o benchmarks/decode.json     # a token's time and cache against its position
 python scripts/benchmark.py --suite content -o benchmarks/content.json   # NSA, MoBA, DSA, Reformer, ... beside dense
+python scripts/benchmark.py --suite padded -o benchmarks/padded.json     # batches of sequences of different lengths
 python scripts/benchmark.py --suite first-call -o benchmarks/h100_first_call.json
 python scripts/benchmark.py --suite encoding --device cpu -o benchmarks/cpu_encoding.json  # bases a second, by one core
 python scripts/benchmark.py --suite loader --lengths 1048576 -o benchmarks/loader.json  # do steps wait for windows of a genome?
@@ -19,14 +20,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
-from longspan.benchmark import content, cpu_choice, decode, first_call, layouts, linear
+from longspan.benchmark import content, cpu_choice, decode, first_call, layouts, linear, padded
 from longspan.benchmark.cases import Case
 from longspan.benchmark.compare import compare
 from longspan.benchmark.compile_first import compile_first
@@ -60,6 +61,7 @@ def arguments() -> argparse.Namespace:
             "first-call",
             "encoding",
             "loader",
+            "padded",
         ],
         help="a published comparison, instead of --pattern",
     )
@@ -98,7 +100,7 @@ def arguments() -> argparse.Namespace:
         const=True,
         default=False,
         metavar="MODE",
-        help="end-to-end: compile Longspan's blocks",
+        help="end-to-end and content: compile Longspan's side",
     )
     parser.add_argument(
         "--workers",
@@ -159,51 +161,27 @@ def first_calls(args: argparse.Namespace) -> int:
     if not args.device.startswith("cuda"):
         print("error: --suite first-call times how kernels are compiled; it needs a CUDA device", file=sys.stderr)
         return 2
-    found: list[dict] = []
-    for row in first_call.measure(args.device):
-        found.append(row)
-        print(row, file=sys.stderr, flush=True)
-        if args.output:  # after each, so that an interrupt loses nothing
-            save(args.output, result(command_line(), args.device, found))
-    return keep(args, found)
+    return keep_each(args, first_call.measure(args.device), str)
 
 
 def linear_attentions(args: argparse.Namespace) -> int:
     """Linear attention and the gated delta rule beside flash-linear-attention."""
-    found: list[dict] = []
     on_gpu = args.device.startswith("cuda")
     lengths = args.lengths if args.lengths != [8192] else [16384, 65536, 1 << 20] if on_gpu else [4096, 8192, 65536]
-    for row in linear.measure(lengths, args.device, args.seconds, named_by(args.only, linear.OPS)):
-        found.append(row)
-        sides = ", ".join(
-            f"{name} {side['forward']['ms']:.3f} / {side['both']['ms']:.3f} ms, {side['peak_mib']:.0f} MiB"
-            if "both" in side
-            else f"{name}: {side['unavailable']}"
-            for name, side in row["sides"].items()
-        )
-        print(f"{row['case']}, T={row['shape']['T']:,}: {sides}", file=sys.stderr, flush=True)
-        if args.output:  # after each, so that an interrupt loses nothing
-            save(args.output, result(command_line(), args.device, found))
-    return 0 if args.output else keep(args, found)
+    return keep_each(args, linear.measure(lengths, args.device, args.seconds, named_by(args.only, linear.OPS)), linear.line)
 
 
 def chosen_by_content(args: argparse.Namespace) -> int:
     """Variants that choose by content beside dense attention."""
-    found: list[dict] = []
     lengths = args.lengths if args.lengths != [8192] else [16384, 65536] if args.device.startswith("cuda") else [16384]
-    for row in content.measure(lengths, args.device, args.seconds, named_by(args.only, [case.name for case in content.CASES])):
-        found.append(row)
-        mine, theirs = row["sides"]["longspan"], row["sides"]["dense"]
-        host = "" if mine["host_ms"] is None else f", host {mine['host_ms']:.2f} ms"
-        print(
-            f"{row['case']}, T={row['shape']['T']:,}: {mine['ms']:.2f} ms{host}, {mine['peak_mib']:.0f} MiB; dense "
-            f"{theirs['ms']:.2f} ms, {theirs['peak_mib']:.0f} MiB: {row['speedup']:.2f} times as fast",
-            file=sys.stderr,
-            flush=True,
-        )
-        if args.output:  # after each, so that an interrupt loses nothing
-            save(args.output, result(command_line(), args.device, found))
-    return 0 if args.output else keep(args, found)
+    names = named_by(args.only, [case.name for case in content.CASES])
+    return keep_each(args, content.measure(lengths, args.device, args.seconds, names, args.compile), content.line)
+
+
+def padded_batches(args: argparse.Namespace) -> int:
+    """Batches of sequences of different lengths beside batches of one length."""
+    names = named_by(args.only, list(padded.CASES))
+    return keep_each(args, padded.measure(args.lengths, args.device, args.seconds, names), padded.line)
 
 
 def decoding(args: argparse.Namespace) -> int:
@@ -309,6 +287,17 @@ def variants(args: argparse.Namespace) -> int:
     return 0
 
 
+def keep_each(args: argparse.Namespace, rows: Iterable[dict], line: Callable[[dict], str]) -> int:
+    """Says and saves each row when it is there, so that an interrupt loses nothing."""
+    found: list[dict] = []
+    for row in rows:
+        found.append(row)
+        print(line(row), file=sys.stderr, flush=True)
+        if args.output:
+            save(args.output, result(command_line(), args.device, found))
+    return 0 if args.output else keep(args, found)
+
+
 def keep(args: argparse.Namespace, found: list[dict]) -> int:
     if args.output:
         save(args.output, result(command_line(), args.device, found))
@@ -357,6 +346,8 @@ def run(args: argparse.Namespace) -> int:
         return linear_attentions(args)
     if args.suite == "content":
         return chosen_by_content(args)
+    if args.suite == "padded":
+        return padded_batches(args)
     if args.suite == "encoding":
         from longspan.benchmark import encoding  # loads Lightning
 

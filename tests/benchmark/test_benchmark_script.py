@@ -10,6 +10,8 @@ import pytest
 import torch
 from warm_process import run
 
+from longspan.benchmark import content, padded
+
 SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark.py"
 
 
@@ -52,6 +54,26 @@ def test_content_is_timed_beside_dense_attention(tmp_path):
     (row,) = json.loads(output.read_text())["rows"]
     assert row["case"] == "moba 64x8" and row["shape"]["T"] == 512
     assert row["speedup"] == pytest.approx(row["sides"]["dense"]["ms"] / row["sides"]["longspan"]["ms"])
+
+
+@pytest.mark.parametrize("mode", [False, True, "reduce-overhead"])
+def test_content_is_compiled_where_it_is_asked_for(mode, monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda module, mode: asked.append(mode) or module)
+    moba = next(case for case in content.CASES if case.name == "moba 64x8")
+    content.ours(moba, 512, "cpu", mode)()
+    assert asked == {False: [], True: [None], "reduce-overhead": ["reduce-overhead"]}[mode]
+
+
+def test_padded_batches_are_timed_beside_whole_ones(tmp_path):
+    output = tmp_path / "found.json"
+    words = ["--suite", "padded", "--lengths", "160", "--seconds", "0.01", "--device", "cpu"]
+    run(SCRIPT, *words, "-o", output, check=True)
+    rows = json.loads(output.read_text())["rows"]
+    assert [row["case"] for row in rows] == list(padded.CASES)
+    for row in rows:
+        assert set(row["sides"]) == {"padded", "whole", "dense"} and all(side["ms"] > 0 for side in row["sides"].values())
+        assert row["lengths"][0] == 80 and row["lengths"][-1] == 160
 
 
 def test_a_suite_without_its_peers():

@@ -45,7 +45,9 @@ CASES = (
 )
 
 
-def measure(lengths: Sequence[int], device: str, seconds: float = 1.0, only: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
+def measure(
+    lengths: Sequence[int], device: str, seconds: float = 1.0, only: Sequence[str] = (), compile: bool | str = False
+) -> Iterator[dict[str, Any]]:
     """A row a case and length: ms, host ms and peak MiB of each side, bfloat16 on a GPU and float32 on a CPU.
 
     The dense side is cuDNN's attention on a GPU and torch's own choice on a CPU. NSA has a third one on a GPU,
@@ -53,6 +55,7 @@ def measure(lengths: Sequence[int], device: str, seconds: float = 1.0, only: Seq
 
     Args:
         only: names of cases; all of them unless given.
+        compile: whether torch.compile takes the variant's layer, or its mode, such as "reduce-overhead" (CUDA graphs).
 
     Raises:
         BenchmarkError: a case's settings do not fit a length.
@@ -69,7 +72,7 @@ def measure(lengths: Sequence[int], device: str, seconds: float = 1.0, only: Seq
                 raise BenchmarkError(words) from error
     for length in lengths:
         for case in cases:
-            sides = {"longspan": ours(case, length, device), "dense": dense(case, length, device)}
+            sides = {"longspan": ours(case, length, device, compile), "dense": dense(case, length, device)}
             missing: dict[str, Any] = {}
             if case.variant == "nsa" and device.startswith("cuda"):
                 try:
@@ -83,11 +86,22 @@ def measure(lengths: Sequence[int], device: str, seconds: float = 1.0, only: Seq
             yield {
                 "case": case.name,
                 "settings": case.settings,
+                "compiled": compile,
                 "shape": {"B": 1, "H": case.heads, "Hkv": case.kv_heads, "T": length, "D": WIDTH},
                 "sides": {name: {**taken[name].plain(), "peak_mib": peaks[name] / (1 << 20)} for name in sides} | missing,
                 "speedup": taken["dense"].seconds / taken["longspan"].seconds,
                 "memory": peaks["longspan"] / max(1, peaks["dense"]),
             }
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row in words."""
+    mine, theirs = row["sides"]["longspan"], row["sides"]["dense"]
+    host = "" if mine["host_ms"] is None else f", host {mine['host_ms']:.2f} ms"
+    return (
+        f"{row['case']}, T={row['shape']['T']:,}: {mine['ms']:.2f} ms{host}, {mine['peak_mib']:.0f} MiB; dense "
+        f"{theirs['ms']:.2f} ms, {theirs['peak_mib']:.0f} MiB: {row['speedup']:.2f} times as fast"
+    )
 
 
 def _inputs(case: ContentCase, length: int, device: str) -> tuple[list[Tensor], Tensor]:
@@ -106,18 +120,18 @@ def _layer(case: ContentCase, length: int) -> torch.nn.Module:
     return layer
 
 
-def ours(case: ContentCase, length: int, device: str) -> Work:
+def ours(case: ContentCase, length: int, device: str, compile: bool | str = False) -> Work:
     """A training step of the variant's layer: gradients of q, k, v and of its parameters."""
     leaves, gradient = _inputs(case, length, device)
-    make = getattr(longspan.attention, case.variant)
-    module = make(heads=case.heads, kv_heads=case.kv_heads, head_dim=WIDTH, causal=True, max_length=length, **case.settings).to(
-        device
-    )
+    module = _layer(case, length).to(device)
     q, k, v = leaves
     wanted = [*leaves, *(p for p in module.parameters() if p.requires_grad)]
+    layer = torch.compile(module, mode=compile if isinstance(compile, str) else None) if compile else module
 
     def both() -> None:
-        torch.autograd.grad(module(q, k, v), wanted, gradient, allow_unused=True)  # an indexer learns by a loss of its own
+        if compile:
+            torch.compiler.cudagraph_mark_step_begin()
+        torch.autograd.grad(layer(q, k, v), wanted, gradient, allow_unused=True)  # an indexer learns by a loss of its own
 
     return both
 

@@ -57,6 +57,17 @@ def measure(lengths: Sequence[int], device: str, seconds: float = 1.0, ops: Sequ
             yield row
 
 
+def line(row: dict[str, Any]) -> str:
+    """A row in words."""
+    sides = [
+        f"{name} {side['forward']['ms']:.3f} / {side['both']['ms']:.3f} ms, {side['peak_mib']:.0f} MiB"
+        if "both" in side
+        else f"{name}: {side['unavailable']}"
+        for name, side in row["sides"].items()
+    ]
+    return f"{row['case']}, T={row['shape']['T']:,}: {', '.join(sides)}"
+
+
 def _without_graph(forward: Callable[[], Tensor]) -> Work:
     def run() -> None:
         with torch.no_grad():
