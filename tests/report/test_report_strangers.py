@@ -122,3 +122,33 @@ def test_training_data_of_the_run_s_own_seed_are_the_same(tmp_path):
     other = {"train": {"windows": "endless", "seed": 7}, "test": {"windows": 9, "seed": 0}}
     changed(leave(tmp_path, "odd", "local", 2), lambda c: c.update(data=other))
     assert differing(sections(collect([tmp_path]))[0][0]) == ["the train data are not the same"]
+
+
+def split_of(held_out):
+    test = {"sequences": 19, "cut": 10 - held_out, "classes": {"a": 10, "b": 9}}
+    return {"train": {"sequences": 87, "cut": held_out}, "test": test}
+
+
+def test_a_split_of_each_seed_that_all_variants_share_leaves_them_comparable(tmp_path):
+    for seed in (0, 1):
+        for variant in ("full", "local"):
+            path = leave(tmp_path / "runs", f"{variant}{seed}", variant, seed)
+            changed(path, lambda c, seed=seed: c.update(data=split_of(seed)))
+    assert differing(sections(collect([tmp_path / "runs"]))[0][0]) == []
+    text = write_report([tmp_path / "runs"], tmp_path / "report").with_suffix(".md").read_text()
+    assert "Not comparable" not in text and "- Each seed has train, test data of its own, the same for all variants" in text
+    assert "- Accuracies are of 19 test sequences a run: one more right answer is 0.053." in text
+    changed(tmp_path / "runs" / "local1" / "record.json", lambda c: c.update(data=split_of(5)))
+    unequal = ["the train data are not the same", "the test data are not the same"]
+    assert differing(sections(collect([tmp_path / "runs"]))[0][0]) == unequal
+
+
+def test_a_tie_has_no_sign_and_time_stands_beside_flops(tmp_path):
+    for seed in (0, 1):
+        for variant, flops, ms in (("full", 100.0, 50.0), ("local", 60.0, 55.0)):
+            path = leave(tmp_path / "runs", f"{variant}{seed}", variant, seed, value=0.5)
+            figures = {"total_flops": {"value": flops, "unit": ""}, "step_time": {"value": ms, "unit": "ms"}}
+            changed(path, lambda c, figures=figures: c["cost"].update(figures))
+    text = write_report([tmp_path / "runs"], tmp_path / "report").with_suffix(".md").read_text()
+    assert "Local takes 60 % of full's training FLOPs, 110 % of its time a step, and is not clearly worse" in text
+    assert "a difference of 0.0000 [0.0000, 0.0000] over 2 seeds" in text

@@ -40,11 +40,31 @@ def differing(section: Section) -> list[str]:
             found.append(f"{words} ({key}): {_either(values)}")
             data_differ |= key.startswith("data.")
     if not data_differ:  # else their sizes follow
-        runs = [run for group in section.groups for run in group.runs]
-        for split in _SPLITS:
-            if len({_met(run.record, split) for run in runs if split in run.record.data}) > 1:
-                found.append(f"the {split} data are not the same")
+        found += [f"the {split} data are not the same" for split in _SPLITS if _data_of(section, split) == "unequal"]
     return found
+
+
+def drawn_by_seed(section: Section) -> list[str]:
+    """Splits that differ from seed to seed and are the same for all variants of a seed, as those drawn by the seed are."""
+    return [split for split in _SPLITS if _data_of(section, split) == "by seed"]
+
+
+def _data_of(section: Section, split: str) -> str:
+    """``same`` for all runs, ``by seed`` where groups have the same seeds and each seed the same data, else ``unequal``."""
+    met: dict[int | None, set[str]] = {}
+    seeds, silent = set(), False
+    for group in section.groups:
+        records = [run.record for run in group.runs]
+        seeds.add(frozenset(record.seed for record in records))
+        for record in records:
+            if split in record.data:
+                met.setdefault(record.seed, set()).add(_met(record, split))
+            else:
+                silent = True
+    if len(set().union(*met.values())) <= 1:
+        return "same"
+    shared = len(seeds) == 1 and not silent and all(len(each) == 1 for each in met.values())
+    return "by seed" if shared else "unequal"
 
 
 def _met(record: Record, split: str) -> str:

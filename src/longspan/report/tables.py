@@ -154,6 +154,8 @@ def difference_text(difference: Difference) -> str:
 
 
 def _signed(value: float) -> str:
+    if abs(value) < 5e-5:  # a tie has no sign
+        return "0.0000"
     return f"{value:+.4f}" if abs(value) < 10 else f"{value:+.4g}"
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from longspan.records.ranking import better
 from longspan.report.collect import Collection, Found
-from longspan.report.equals import differing, keep_every_pair
+from longspan.report.equals import differing, drawn_by_seed, keep_every_pair
 from longspan.report.groups import Section
 from longspan.report.numbers import duration, plain_number, prefixed
 from longspan.report.tables import COST_AXES, Row, difference_text
@@ -18,6 +18,8 @@ from longspan.report.tables import COST_AXES, Row, difference_text
 _CHEAPER = 0.95
 # of the reference's accuracy: who loses more on average is worse, however few seeds leave it unclear
 _LOST = 0.05
+# with fewer test sequences one answer is more than a hundredth
+_FEW = 100
 
 
 def finding(section: Section, rows: Sequence[Row], cost: str) -> str:
@@ -36,7 +38,8 @@ def finding(section: Section, rows: Sequence[Row], cost: str) -> str:
     if unequal := differing(section):
         said = f"Not comparable as they stand: {'; '.join(unequal)}. Among all of them: {said}"
     reference = next((row for row in known if section.is_reference(row.variant, row.label)), None)
-    said += _cheapest_as_good(known, reference, name, words, higher)
+    one_machine = len({hardware_of(run) for group in section.groups for run in group.runs}) == 1
+    said += _cheapest_as_good(known, reference, name, words, higher, one_machine)
     losers = [row.label for row in known if row.beats is False]
     if losers:
         said += f" Not better than the trivial baseline: {', '.join(losers)}."
@@ -48,7 +51,7 @@ def _one_of(best: list[Row]) -> str:
     return labels[0] if len(labels) == 1 else f"{', '.join(labels[:-1])} and {labels[-1]}, which tie"
 
 
-def _cheapest_as_good(known: list[Row], reference: Row | None, name: str, words: str, higher: bool) -> str:
+def _cheapest_as_good(known: list[Row], reference: Row | None, name: str, words: str, higher: bool, one_machine: bool) -> str:
     if reference is None or not reference.costs.get(name):
         return ""
     as_good = []
@@ -69,6 +72,9 @@ def _cheapest_as_good(known: list[Row], reference: Row | None, name: str, words:
     difference = row.difference
     assert difference is not None
     verdict = "is better" if difference.is_clear else "is not clearly worse"
+    took, its = reference.costs.get("step_time"), row.costs.get("step_time")
+    if one_machine and name == "total_flops" and took and its:  # fewer FLOPs need not be less time
+        words += f", {100 * its / took:.0f} % of its time a step,"
     return (
         f" {row.label[:1].upper() + row.label[1:]} takes {100 * share:.0f} % of {reference.label}'s {words} and {verdict}: "
         f"a difference of {difference_text(difference)} over {difference.pairs} seeds."
@@ -89,6 +95,13 @@ def notes(section: Section, rows: Sequence[Row], cost: str) -> list[str]:
         found.append("One seed for some variants: no standard deviation and no interval there; differences may be chance.")
     elif len(set(seeds.values())) > 1:
         found.append("Variants have different numbers of seeds; differences use the seeds that both have.")
+    if not differing(section) and (splits := drawn_by_seed(section)):
+        found.append(
+            f"Each seed has {', '.join(splits)} data of its own, the same for all variants: differences are paired by it, "
+            "± holds both. data.seed=0 keeps one split for all seeds."
+        )
+    if section.primary == "accuracy" and (few := _fewest_tested(section)) is not None and few < _FEW:
+        found.append(f"Accuracies are of {few} test sequences a run: one more right answer is {1 / few:.2g}.")
     if whole := keep_every_pair(section):
         verb = "keeps" if len(whole) == 1 else "keep"
         found.append(
@@ -110,6 +123,22 @@ def notes(section: Section, rows: Sequence[Row], cost: str) -> list[str]:
     elif splits == ["val"]:
         found.append("Accuracies are of the validation split: no run was tested.")
     return found
+
+
+def _fewest_tested(section: Section) -> int | None:
+    """Test sequences of the run with the fewest; None where records do not tell or a sequence has not just one label."""
+    sizes = []
+    for group in section.groups:
+        for run in group.runs:
+            split = run.record.data.get("test")
+            known = split if isinstance(split, dict) else {}
+            size, classes = known.get("sequences"), known.get("classes")
+            if not isinstance(size, int) or size < 1 or not isinstance(classes, dict):
+                return None
+            if not all(isinstance(count, int) for count in classes.values()) or sum(classes.values()) != size:
+                return None
+            sizes.append(size)
+    return min(sizes, default=None)
 
 
 def hardware_of(run: Found) -> str:
