@@ -57,8 +57,9 @@ def attend_at_own_lengths(
         BackendError: a CUDA graph is being recorded, or a graph traced (torch.export), which could not follow other lengths.
     """
     sides = None if segments is None else (segments[0].to(q.device), segments[1].to(q.device))
-    recording = capturing(q.device)
-    fixed = torch.compiler.is_compiling() or get_proxy_mode() is not None or recording
+    compiling = torch.compiler.is_compiling()
+    recording = not compiling and capturing(q.device)
+    fixed = compiling or recording or get_proxy_mode() is not None
     backend = choose_backend(call["backend"], q, k, active_transform(q, k, v), by_pattern=True)
     layout = None
     can = block_bias is None and backend in ("triton", "blocked") and not (recording and any(x.is_cpu for x in lengths))
