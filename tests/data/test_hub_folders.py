@@ -16,6 +16,7 @@ from longspan.data import (
     ImageClassificationDataModule,
     PairedDataModule,
     SequenceClassificationDataModule,
+    StreamedClassificationDataModule,
     StreamedTextDataModule,
 )
 
@@ -49,7 +50,11 @@ def test_images_are_those_of_the_folder(images, cutting, width):
         one, other = ({part[n]["tokens"].tobytes() for n in range(len(part))} for part in (hub.split(split), own.split(split)))
         assert one == other and len(one) == 6
     assert hub.split("test")[0]["tokens"].shape[1:] == (() if width is None else (width,))
-    assert hub.class_names == ["0", "1"], "classes of the Hub are numbers"
+    assert hub.class_names == own.class_names == ["bright", "dark"], "the folders' names, in the feature's order"
+    before = ImageClassificationDataModule(name=str(images), test_split="test", class_names=["0", "1"], **cutting)
+    for split in ("train", "test"):  # as a checkpoint has it whose classes are numbers
+        assert (before.split(split).targets == hub.split(split).targets).all()
+    assert before.class_names == ["0", "1"]
 
 
 def test_grey_and_coloured_images_of_the_hub_are_both_coloured(images):
@@ -130,3 +135,51 @@ def test_texts_and_streams_of_the_same_folder(tmp_path):
     assert all(f"test review {n}" in text for n in range(8)) and "train" not in text
     with pytest.raises(ConfigError, match=r"data\.name=.*nothing"):
         StreamedTextDataModule(name=str(tmp_path / "nothing"))
+
+
+MOODS = ["sad", "glad", "calm"]
+
+
+def labelled_folder(tmp_path, names, several=False, used=3):
+    """Of texts whose label is a feature of the names, the first `used` of them."""
+    label = datasets.ClassLabel(names=names)
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.List(label) if several else label})
+    for split, count in (("train", 60), ("test", 9)):
+        numbers = [n % used for n in range(count)]
+        rows = {"text": [f"{split} review {n}" for n in range(count)], "label": [[n] for n in numbers] if several else numbers}
+        data = datasets.Dataset.from_dict(rows, features=features)
+        (tmp_path / "moods").mkdir(exist_ok=True)
+        data.to_parquet(str(tmp_path / "moods" / f"{split}.parquet"))
+    return str(tmp_path / "moods")
+
+
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("module", [SequenceClassificationDataModule, StreamedClassificationDataModule])
+def test_classes_of_a_feature_have_its_names_in_its_order(tmp_path, module, several):
+    name = labelled_folder(tmp_path, MOODS, several)
+    keys = {"vocabulary": "bytes", "test_split": "test", "max_length": 32, "multi_label": several, "validation_fraction": 0.2}
+    data, before = module(name=name, **keys), module(name=name, class_names=["0", "1", "2"], **keys)
+    data.setup()
+    before.setup()
+    assert data.class_names == MOODS and before.class_names == ["0", "1", "2"]
+    there, here = ({example["id"]: example["target"] for example in each.split("test")} for each in (before, data))
+    assert here.keys() == there.keys() and len(here) == 9
+    for key, target in here.items():
+        assert (target == there[key]).all(), "models of older checkpoints, whose classes are numbers, see the same targets"
+    words = module(name=name, class_names=MOODS[::-1], **keys)
+    words.setup()
+    turned = {example["id"]: example["target"] for example in words.split("test")}
+    assert all((turned[key] == (target[::-1] if several else 2 - target)).all() for key, target in here.items())
+
+
+def test_classes_without_a_row_are_none(tmp_path):
+    data = SequenceClassificationDataModule(name=labelled_folder(tmp_path, MOODS, used=2), vocabulary="bytes", max_length=32)
+    data.setup()
+    assert data.class_names == ["sad", "glad"]
+
+
+@pytest.mark.parametrize("names", [["1", "2", "3"], ["0.5", "1", "1.5"], ["1", "2", "more"]])
+def test_names_that_are_numbers_are_left_alone(tmp_path, names):
+    data = SequenceClassificationDataModule(name=labelled_folder(tmp_path, names), vocabulary="bytes", max_length=32)
+    data.setup()
+    assert data.class_names == ["0", "1", "2"]

@@ -23,7 +23,7 @@ from longspan.data.dropped import in_training
 from longspan.data.errors import DataFileError, each
 from longspan.data.files import list_files
 from longspan.data.hiv1 import Hiv1
-from longspan.data.labels import ColumnsRule, LabelRule, Labels, indicator, sort_classes
+from longspan.data.labels import ColumnsRule, LabelRule, Labels, indicator
 from longspan.data.places import labels_of_places
 from longspan.data.readers import Row, is_blank
 from longspan.data.sources import Columns, Document, read_documents, read_given, read_rows, read_split, retokenised
@@ -204,9 +204,7 @@ class SequenceClassificationDataModule(SequenceDataModule):
         if self._is_hiv1:
             return self.hiv1.classes([(example.labels, example.group) for example in examples])
         found = {name for example in examples for name in example.labels}
-        columns = self.labels.label_columns
-        # classes that are columns are in the columns' order
-        names = list(columns) if columns is not None and found <= set(columns) else sort_classes(found)
+        names = self.labels.sorted(found, (example.document.row for example in examples))
         if len(names) < (1 if self.multi_label else 2):
             fix = f"gives {'one class, ' + names[0] if names else 'no class'}; nothing to learn"
             raise wrong_value("data.label_column", self.labels.label_column, fix)

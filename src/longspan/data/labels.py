@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +59,18 @@ class Labels:
                 raise wrong_value("data.class_names", list(self.class_names), "a name is there twice")
             object.__setattr__(self, "class_names", names)
 
+    @property
+    def known(self) -> frozenset[str] | None:
+        """`class_names`, as a set."""
+        return None if self.class_names is None else frozenset(self.class_names)
+
+    def sorted(self, found: Collection[str], rows: Iterable[Row]) -> list[str]:
+        """The classes that were found in rows, in order: as columns are, as the classes of a Hub's feature, or see
+        `sort_classes`."""
+        if self.label_columns is not None:
+            return list(self.label_columns) if set(found) <= {*self.label_columns} else sort_classes(found)
+        return sort_classes(found, classes_of(rows, self.label_column))
+
     def rule(self, rows: Sequence[Row]) -> LabelRule | ColumnsRule:
         """How labels are read from these rows.
 
@@ -69,8 +81,8 @@ class Labels:
             DataFileError: a row lacks one of `label_columns`, or they hold 0 and 1 and also what is neither.
         """
         if self.label_columns is None:
-            return LabelRule(self.label_column, self.multi_label, self.label_separator)
-        columns, known = tuple(self.label_columns), set(self.class_names or ())
+            return LabelRule(self.label_column, self.multi_label, self.label_separator, self.known)
+        columns, known = tuple(self.label_columns), set(self.known or ())
         given = [(row, column, row.present(column, "label_columns")) for row in rows for column in columns]
         given = [one for one in given if not is_blank(one[2])]
         strange = {str(value).strip() for *_, value in given if flag_of(value) is None}
@@ -153,11 +165,13 @@ class ColumnsRule:
 
 @dataclass(frozen=True, slots=True)
 class LabelRule:
-    """How a label is read from a row: the column, whether a row may have several, and what separates them in text."""
+    """How a label is read from a row: the column, whether a row may have several, what separates them in text, and the classes
+    where they are known: see `class_name`."""
 
     column: str
     multi_label: bool
     separator: str
+    known: frozenset[str] | None = None
 
     def read(self, row: Row) -> tuple[str, ...]:
         """A row's class names; without `multi_label` exactly one. An empty text or list is no class, if several may be.
@@ -180,15 +194,36 @@ class LabelRule:
     def _name(self, row: Row, value: Any) -> str:
         if isinstance(value, float) and value.is_integer():
             value = int(value)
+        value = class_name(row, self.column, value, self.known)
         if isinstance(value, str | int):
             return str(value).strip()
         kind = type(value).__name__
         raise DataFileError(row.path, row.line, f"column {self.column!r} holds a {kind}; labels are names or whole numbers")
 
 
-def sort_classes(names: Iterable[str]) -> list[str]:
-    """Class names in order: as numbers where all are whole numbers (so that 10 follows 9), else alphabetical."""
+def class_name(row: Row, column: str, value: Any, known: Collection[str] | None) -> Any:
+    """The name that `Row.classes` has for the number of a class, else the value as it is.
+
+    Where the classes are known and have the number, not the name, it stays: checkpoints whose classes are numbers are read on.
+    """
+    names = (row.classes or {}).get(column, ())
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < len(names):
+        return value
+    name = names[value]
+    return value if known is not None and name not in known and str(value) in known else name
+
+
+def classes_of(rows: Iterable[Row], column: str) -> tuple[str, ...]:
+    """The names of a column's classes in their order, as the first row that has any says."""
+    return next((row.classes[column] for row in rows if row.classes and column in row.classes), ())
+
+
+def sort_classes(names: Iterable[str], order: Sequence[str] = ()) -> list[str]:
+    """Class names in order: as in `order` where all are there, as numbers where all are whole numbers (so that 10 follows 9),
+    else alphabetical."""
     unique = set(names)
+    if unique and unique <= set(order):
+        return [name for name in order if name in unique]
     if unique and all(name.lstrip("-").isascii() and name.lstrip("-").isdigit() for name in unique):
         return sorted(unique, key=lambda name: (int(name), name))
     return sorted(unique)

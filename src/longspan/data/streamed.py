@@ -23,7 +23,7 @@ from longspan.data.classification import ExampleDataset
 from longspan.data.corpus import Corpus, PackedDataset, WindowDataset, cut_windows, pack_windows
 from longspan.data.errors import DataFileError
 from longspan.data.files import need_not_exist
-from longspan.data.labels import ColumnsRule, LabelRule, Labels, indicator, sort_classes
+from longspan.data.labels import ColumnsRule, LabelRule, Labels, indicator
 from longspan.data.loader import rank_and_world
 from longspan.data.readers import Row, is_blank
 from longspan.data.sources import Columns, Document, retokenised, rows_to_documents, text_or_fix
@@ -324,8 +324,7 @@ class StreamedClassificationDataModule(StreamedDataModule):
         self._rule = self.labels.rule(rows)
         if self.class_names is None:
             found = {name for row in rows for name in self._rule.read(row)}
-            columns = self.labels.label_columns
-            self._set_classes(list(columns) if columns is not None and found <= set(columns) else sort_classes(found))
+            self._set_classes(self.labels.sorted(found, rows))
         if (self.num_classes or 0) < (1 if self.multi_label else 2):
             given = self.labels.class_names
             fix = "a classification needs two classes at least; list all of them"

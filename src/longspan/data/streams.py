@@ -24,7 +24,7 @@ from longspan.config.errors import wrong_value
 from longspan.data.errors import DataFileError
 from longspan.data.files import list_files, read_blocks
 from longspan.data.readers import Row
-from longspan.data.readers.hub import stream_hub
+from longspan.data.readers.hub import classes_of_features, stream_hub
 from longspan.data.readers.jsonl import jsonl_row
 from longspan.data.splits import SPLITS
 
@@ -40,7 +40,7 @@ class Rows:
     Attributes:
         data: a `datasets.IterableDataset`.
         names: of each shard, for messages: a file, or the data set's name.
-        files: whether they are files of our own format, whose bad line can be looked for.
+        format: of files, one of `FORMATS`; None for a data set of the library.
     """
 
     data: Any
@@ -60,12 +60,12 @@ class Rows:
         name = self.names[shard]
         try:
             part = self.data.shard(num_shards=len(self), index=shard) if len(self) > 1 else self.data
-            number = start
+            number, classes = start, classes_of_features(self.data.features) if self.format is None else None
             # in batches: single rows the library shares out to the workers of a loader itself, by rules of its own
             for columns in (part.skip(start) if start else part).iter(READ_AT_ONCE):
                 for values in zip(*columns.values(), strict=True):
                     number += 1
-                    yield Row(name, number, dict(zip(columns, values, strict=True)))
+                    yield Row(name, number, dict(zip(columns, values, strict=True)), classes=classes)
         except Exception as error:  # the library raises many kinds; each means that the rows are not to be had
             if isinstance(error, DataFileError):
                 raise

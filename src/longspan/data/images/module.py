@@ -55,18 +55,18 @@ class ImageSource:
         if self.path and self.name:
             raise wrong_value("data.name", self.name, f"data.path={self.path!r} is set too; set one of them to null")
 
-    def read(self, labelled: bool = True) -> Given:
+    def read(self, labelled: bool = True, known: Sequence[str] | None = None) -> Given:
         """The images of each split, None for a split that there is none of. Not `labelled`: those of a folder need no class.
+        `known`: the classes, where they are, for the Hub's.
 
         Raises:
             ConfigError, DataFileError: there are none, or they cannot be read.
         """
         if self.name:
             wanted = {"train": self.train_split, "validation": self.validation_split, "test": self.test_split}
+            columns = self.image_column, self.label_column
             return {
-                split: sources.read_hub_images(read_hub(self.name, self.subset, word), self.image_column, self.label_column)
-                if word
-                else None
+                split: sources.read_hub_images(read_hub(self.name, self.subset, word), *columns, known) if word else None
                 for split, word in wanted.items()
             }
         if self.path is None:
@@ -151,7 +151,7 @@ class ImageDataModule(LabelledDataModule):
                     f"test or validation images are {images.shape}, those of training {train.shape}",
                 )
         if self.class_names is None:
-            self._classes(sources.classes_of([train]))
+            self._classes(sources.sorted_classes(train))
         number = {name: n for n, name in enumerate(self.class_names or ())}
         if len(number) < 2:
             raise wrong_value("data.path", self.to_record["source"], f"gives {len(number)} class; nothing to learn")
@@ -282,7 +282,7 @@ class ImageClassificationDataModule(ImageDataModule):
             self._classes([str(name) for name in class_names])
 
     def _images(self) -> Given:
-        return self.images.read()
+        return self.images.read(known=self.class_names)
 
     def _load_predict(self) -> LabelledSet:
         images = self.images.read(labelled=False)["train"]

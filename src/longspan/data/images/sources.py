@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from PIL import Image, UnidentifiedImageError
 
 from longspan.config.errors import wrong_value
 from longspan.data.errors import DataFileError
-from longspan.data.labels import sort_classes
+from longspan.data.labels import class_name, classes_of, sort_classes
+from longspan.data.readers import Row
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 SPLIT_WORDS = {
@@ -40,6 +41,7 @@ class Images:
         shape: (H, W, c).
         others: files among them that are no images.
         transparent: names of the images that have an alpha channel, which is not read.
+        classes: the names of classes in their order, where the data says so.
         content: called with a number below N, gives the file of that image, or its pixels; None where images are not compared.
     """
 
@@ -50,6 +52,7 @@ class Images:
     others: Sequence[Path] = ()
     transparent: Sequence[str] = ()
     content: Callable[[int], Path | bytes] | None = None
+    classes: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -232,8 +235,10 @@ def read_cifar(folder: Path, files: Sequence[Path]) -> Images:
     return Images(lambda n: pixels[n].transpose(1, 2, 0), labels, numbers, (32, 32, 3), content=lambda n: pixels[n].tobytes())
 
 
-def read_hub_images(rows: Sequence[Any], image_column: str, label_column: str) -> Images:
+def read_hub_images(rows: Sequence[Row], image_column: str, label_column: str, known: Collection[str] | None = None) -> Images:
     """Rows of a `datasets` data set with an image column; sizes are looked at in every row, images are read when needed.
+
+    `known`: the classes, where they are (see `longspan.data.labels.class_name`).
 
     Raises:
         DataFileError: an image cannot be read, or has another size than the first.
@@ -251,8 +256,9 @@ def read_hub_images(rows: Sequence[Any], image_column: str, label_column: str) -
             pixels = np.repeat(pixels[:, :, None], 3, axis=2)
         return pixels.reshape(shape)
 
-    labels = [str(row.get(label_column, "label_column")) for row in rows]
-    return Images(read, labels, [str(row.line) for row in rows], shape, transparent=transparent)
+    labels = [str(class_name(row, label_column, row.get(label_column, "label_column"), known)) for row in rows]
+    names, classes = [str(row.line) for row in rows], classes_of(rows, label_column)
+    return Images(read, labels, names, shape, transparent=transparent, classes=classes)
 
 
 def _image(row: Any, column: str) -> Any:
@@ -282,6 +288,6 @@ def _size(row: Any, column: str, transparent: list[str]) -> tuple[int, int, int]
     return image.shape[0], image.shape[1], image.shape[2] if image.ndim == 3 else 1
 
 
-def classes_of(splits: Sequence[Images]) -> list[str]:
-    """The class names of all splits, sorted."""
-    return sort_classes(name for images in splits for name in images.labels or ())
+def sorted_classes(images: Images) -> list[str]:
+    """The class names that images have, in the data's own order, else see `sort_classes`."""
+    return sort_classes(images.labels or (), images.classes)

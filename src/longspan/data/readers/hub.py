@@ -38,7 +38,29 @@ def read_hub(name: str, subset: str | None, split: str) -> list[Row]:
         ConfigError: the Hub cannot be reached and the cache has no copy, or there is no such data set or split.
     """
     data = _loaded(name, subset, split)
-    return [Row(f"{name} ({split})", number, dict(values)) for number, values in enumerate(data, start=1)]
+    classes = classes_of_features(data.features)
+    return [Row(f"{name} ({split})", number, dict(values), classes=classes) for number, values in enumerate(data, start=1)]
+
+
+def classes_of_features(features: Any) -> dict[str, tuple[str, ...]] | None:
+    """{column: names of its classes} of the columns that are a `datasets.ClassLabel`, or lists of one.
+
+    Names among which is a number are left out: beside the numbers of classes, nobody could tell which of them is meant.
+    """
+    found = {}
+    for column, feature in (features or {}).items():
+        names = tuple(str(name).strip() for name in getattr(getattr(feature, "feature", feature), "names", None) or ())
+        if names and "" not in names and len(set(names)) == len(names) and not any(map(_is_number, names)):
+            found[column] = names
+    return found or None
+
+
+def _is_number(name: str) -> bool:
+    try:
+        float(name)
+    except ValueError:
+        return False
+    return True
 
 
 def stream_hub(name: str, subset: str | None, split: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +19,14 @@ def is_blank(value: Any) -> bool:
 @dataclass(frozen=True, slots=True)
 class Row:
     """`values` column -> value; `path` and 1-based `line` where the row begins (for Parquet and the Hub: the row). `headed`:
-    its columns are named by a first line, which `data.header=false` makes a row."""
+    its columns are named by a first line, which `data.header=false` makes a row. `classes`: of columns that hold the numbers of
+    classes, a name for each number."""
 
     path: str
     line: int
     values: dict[str, Any]
     headed: bool = False
+    classes: Mapping[str, tuple[str, ...]] | None = None
 
     def present(self, column: str, key: str) -> Any:
         """The value in `column`, which may be None.
