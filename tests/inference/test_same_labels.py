@@ -29,3 +29,19 @@ def test_older_checkpoints_say_nothing_of_strands():
 def test_other_data_is_refused(trained, here, key):
     with pytest.raises(CheckpointError, match=f"trained with {key} .*give data that agrees"):
         _check_same_labels(trained, here)
+
+
+PATCHES = {"grid": [4, 4], "patches": True}  # of which vocab_size is the numbers of each
+
+
+@pytest.mark.parametrize(
+    ("trained", "here", "said"),
+    [
+        (192, 64, r"in colour \(3 channels\), this data is grey \(1 channel\): convert its images to colour .*data\.grey=true"),
+        (64, 192, r"grey images \(1 channel\), this data is in colour \(3 channels\): give data\.grey=true"),
+        (192, 48, r"patches of 192 numbers, this data has patches of 48: .*data\.patch"),
+    ],
+)
+def test_images_of_other_channels_are_refused_in_these_words(trained, here, said):
+    with pytest.raises(CheckpointError, match=said):
+        _check_same_labels({**PATCHES, "vocab_size": trained}, {**PATCHES, "vocab_size": here})

@@ -64,7 +64,22 @@ def _check_same_labels(trained: dict[str, Any], here: dict[str, Any]) -> None:
     unsaid = {STRANDS} - {*trained}  # what older checkpoints do not say follows from the vocabulary, whose size they do
     for key in sorted({*trained, *here} - unsaid):
         if trained.get(key) != here.get(key):
+            if key == "vocab_size" and trained.get("patches") and here.get("patches"):
+                raise CheckpointError(_other_patches(int(trained[key]), int(here[key])))
             raise CheckpointError(
                 f"the checkpoint was trained with {key} {trained.get(key)}, this data has {here.get(key)}: give data "
                 "that agrees, or train on this data with init_from="
             )
+
+
+def _other_patches(trained: int, here: int) -> str:
+    """What to do about patches of other numbers, in as many rows and columns: colours where there were none, or another size."""
+    if trained == 3 * here:
+        said = "images in colour (3 channels), this data is grey (1 channel)"
+        fix = "convert its images to colour (RGB), or train on grey ones by data.grey=true"
+    elif here == 3 * trained:
+        said, fix = "grey images (1 channel), this data is in colour (3 channels)", "give data.grey=true"
+    else:
+        said = f"patches of {trained} numbers, this data has patches of {here}"
+        fix = "give images of the same size and channels, and the same data.patch"
+    return f"the checkpoint was trained on {said}: {fix}"
