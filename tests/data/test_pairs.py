@@ -53,6 +53,15 @@ def test_pairs_of_files(kind, tmp_path):
     assert 0 < data.baselines()["bleu"] < 100 and data.baselines("val")["exact_match"] == 0
 
 
+def test_pairs_of_a_tsv_whose_quotes_are_characters(tmp_path):
+    rows = [(f'"{a}', f'{b}"') for a, b in ROWS]
+    file = str(write(tmp_path, "quotes.tsv", rows))
+    data = PairedDataModule(path=file, quoting=False)
+    assert set().union(*(read(data, split) for split in ("train", "validation", "test"))) == set(rows)
+    with pytest.raises(DataFileError, match=r"quotes\.tsv, line 2: .*data\.quoting=false"):
+        PairedDataModule(path=file).setup()
+
+
 def test_a_batch_is_what_teacher_forcing_needs():
     data = PairedDataModule(generated="dates", pairs=200, batch_size=4)
     batch = next(iter(data.val_dataloader()))

@@ -15,6 +15,7 @@ from longspan.data import (
     TextDataModule,
     classification,
 )
+from longspan.data.readers import read_csv
 from longspan.data.values import Loading, Source, Splits
 
 SPLITS = ("train", "validation", "test")
@@ -307,3 +308,41 @@ def test_the_first_line_of_each_kind_is_named(tmp_path):
     (tmp_path / "x.csv").write_text("text,label\na,\nb,1\nc,\n")
     with pytest.raises(DataFileError, match=r"line 2: .*and 1 more such line\)"):
         texts(path=str(tmp_path / "x.csv")).setup()
+
+
+LONE = 'text\tlabel\n"so he said\tx\nnothing\ty\nthe end"\tx\nof it\ty\n'
+
+
+def test_a_lone_quote_of_a_tsv_swallows_no_lines(tmp_path):
+    path = tmp_path / "lone.tsv"
+    path.write_text('text\tlabel\n"so he said\tx\nnothing\ty\nthe "end\tx\nof it\ty\n')
+    with pytest.raises(DataFileError, match=r"lone\.tsv, line 2: not TSV .*data\.quoting=false takes quotes as characters"):
+        texts(path=str(path)).setup()
+    path.write_text('text\tlabel\n"so he said\nand the end"\tx\nof it\ty\n')
+    with pytest.raises(DataFileError, match=r"line 2: a quote that opens on this line closes on line 3; .*data\.quoting=true"):
+        texts(path=str(path)).setup()
+
+
+def test_quotes_are_characters_where_quoting_is_off(tmp_path):
+    (tmp_path / "lone.tsv").write_text(LONE)
+    rows = read_csv(tmp_path / "lone.tsv", "\t", quoting=False)
+    assert [row.values["text"] for row in rows] == ['"so he said', "nothing", 'the end"', "of it"]
+    swallowed = read_csv(tmp_path / "lone.tsv", "\t", quoting=True)
+    assert [row.values["text"] for row in swallowed] == ["so he said\tx\nnothing\ty\nthe end", "of it"]
+    (tmp_path / "quotes.csv").write_text('a "b",label\n"c,x\n')
+    assert read_csv(tmp_path / "quotes.csv", None, quoting=False)[0].values == {'a "b"': '"c', "label": "x"}
+
+
+def test_fields_in_quotes_hold_line_ends_where_asked(tmp_path):
+    rows = [f'"text {n}\nand ""more"""\t{"xy"[n % 2]}' for n in range(12)]
+    (tmp_path / "quoted.tsv").write_text("\n".join(["text\tlabel", *rows]) + "\n")
+    data = texts(path=str(tmp_path / "quoted.tsv"), quoting=True)
+    data.setup()
+    assert any(data.vocabulary.decode(one["tokens"].tolist()).endswith('and "more"') for one in data.split("train"))
+    (tmp_path / "quoted.csv").write_text("\n".join(["text,label", *(row.replace("\t", ",") for row in rows)]) + "\n")
+    texts(path=str(tmp_path / "quoted.csv")).setup()  # of CSV it is the rule
+
+
+def test_quoting_that_is_no_switch_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"data\.quoting=3: .*csv\.QUOTE_NONE"):
+        texts(path=str(tmp_path), quoting=3)

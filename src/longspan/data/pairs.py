@@ -38,9 +38,10 @@ EVALUATION_TEXTS = ("bleu", "exact_match", "rouge1", "rouge2", "rougeL")
 class PairedDataModule(SequenceDataModule):
     """Sources and targets for `task=sequence_to_sequence`; see `PairCollate` for the batches.
 
-    Where from: `path`, tables with `source_column` and `target_column` (`delimiter`, `header`: see `Source`); `path` and
-    `target_path`, two files of which line n of one goes with line n of the other; `name`, a Hugging Face data set; `generated`
-    "dates" or "numbers", of which `pairs` are made; or `bundled` "addresses": passages, and the first sentence of each.
+    Where from: `path`, tables with `source_column` and `target_column` (`delimiter`, `header`, `quoting`: see `Source`); `path`
+    and `target_path`, two files of which line n of one goes with line n of the other; `name`, a Hugging Face data set;
+    `generated` "dates" or "numbers", of which `pairs` are made; or `bundled` "addresses": passages, and the first sentence of
+    each.
 
     What is held out: `validation_path` and `test_path` (with `validation_target_path`, `test_target_path`), or the Hub's
     splits; otherwise shares of the pairs, of which equal sources stay together (of the addresses, whole ones).
@@ -70,6 +71,7 @@ class PairedDataModule(SequenceDataModule):
         target_column: str | int = "target",
         delimiter: str | None = None,
         header: bool = True,
+        quoting: bool | None = None,
         target_vocabulary: str | Vocabulary | None = None,
         max_target_length: int = 64,
         validation_target_path: str | None = None,
@@ -91,7 +93,8 @@ class PairedDataModule(SequenceDataModule):
         self._check_files()
         self.source_column = settings.text("source_column", settings.column("source_column", source_column))
         self.target_column = settings.text("target_column", settings.column("target_column", target_column))
-        self.columns = Columns(delimiter=settings.delimiter(delimiter), header=settings.flag("header", header))
+        header, quoting = settings.flag("header", header), settings.quoting(quoting)
+        self.columns = Columns(delimiter=settings.delimiter(delimiter), header=header, quoting=quoting)
         self.pairs = settings.whole("pairs", pairs, 10)
         self.pack = settings.flag("pack", pack)
 

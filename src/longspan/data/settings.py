@@ -71,6 +71,14 @@ def delimiter(value: str | None) -> str | None:
     return named
 
 
+def quoting(value: object) -> bool | None:
+    """Whether quotes of a table hold fields together; None: see `read_csv`."""
+    if value is not None and not isinstance(value, bool):
+        fix = "give true (fields in quotes, as in RFC 4180), false (quotes are characters like others, csv.QUOTE_NONE) or null"
+        raise wrong_value("data.quoting", value, fix)
+    return value
+
+
 def enough_groups(
     key: str, source: object, groups: Sequence[object], wanted: int, what: str, names: Sequence[str] | None = None
 ) -> None:

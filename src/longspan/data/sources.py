@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -58,13 +58,15 @@ class Columns:
     name: str | None = None
     delimiter: str | None = None
     header: bool = True
+    quoting: bool | None = None
     on_empty: str = "error"
     dropped: Dropped = field(default_factory=Dropped, compare=False)
 
     @classmethod
     def of(cls, source: Source, dropped: Dropped) -> Columns:
         """Those of the configuration."""
-        return cls(source.text_column, source.id_column, source.delimiter, source.header, source.on_empty, dropped)
+        how = source.delimiter, source.header, source.quoting, source.on_empty
+        return cls(source.text_column, source.id_column, *how, dropped)
 
 
 def read_documents(
@@ -132,7 +134,8 @@ def read_rows(file: Path, kind: str, columns: Columns | None = None) -> list[Row
         return read_jsonl(file)
     if kind in ("csv", "tsv"):
         columns = columns or Columns()
-        rows = read_csv(file, columns.delimiter, usual="," if kind == "csv" else "\t", header=columns.header)
+        how: dict[str, Any] = {"header": columns.header, "quoting": columns.quoting}
+        rows = read_csv(file, columns.delimiter, usual="," if kind == "csv" else "\t", **how)
         return [replace(row, headed=True) for row in rows[:1]] + rows[1:] if columns.header else rows
     if kind == "parquet":
         return read_parquet(file)

@@ -66,14 +66,15 @@ class Source(Origin):
 
     `text_column`, `id_column`: of tables; rows without an `id_column` are numbered. `delimiter` of CSV and TSV: a character,
     or "tab"; None: the one that the first line has. `header`: whether their first line names the columns; without, columns
-    are named "1", "2", ... `on_empty`: what becomes of a row, a line or a text file without text, or of blanks alone:
-    "error", or "drop", counted and printed.
+    are named "1", "2", ... `quoting`: see `read_csv`. `on_empty`: what becomes of a row, a line or a text file without text,
+    or of blanks alone: "error", or "drop", counted and printed.
     """
 
     text_column: str = "text"
     id_column: str | None = None
     delimiter: str | None = None
     header: bool = True
+    quoting: bool | None = None
     on_empty: str = "error"
 
     def __post_init__(self) -> None:
@@ -81,6 +82,7 @@ class Source(Origin):
         for key in ("text_column", "id_column"):
             object.__setattr__(self, key, settings.column(key, getattr(self, key)))
         settings.flag("header", self.header)
+        settings.quoting(self.quoting)
         settings.choice("on_empty", self.on_empty, settings.MISSING)
         object.__setattr__(self, "delimiter", settings.delimiter(self.delimiter))
 

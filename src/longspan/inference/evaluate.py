@@ -73,7 +73,7 @@ def _check_same_labels(trained: dict[str, Any], here: dict[str, Any]) -> None:
 
 
 def _other_patches(trained: int, here: int) -> str:
-    """What to do about patches of other numbers, in as many rows and columns: colours where there were none, or another size."""
+    """What to do about patches of other numbers, in as many rows and columns: of other channels, or of another size."""
     if trained == 3 * here:
         said = "images in colour (3 channels), this data is grey (1 channel)"
         fix = "convert its images to colour (RGB), or train on grey ones by data.grey=true"

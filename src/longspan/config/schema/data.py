@@ -23,6 +23,7 @@ from longspan.config.schema.kinds import (
 Format = Literal["text", "lines", "jsonl", "csv", "tsv", "parquet", "fasta"]
 Nucleotides = Literal["nucleotides", "nucleotides_soft_masked"]
 Missing = Literal["error", "drop"]
+Quoting = Annotated[bool | None, Fix("true (fields in quotes), false (quotes are characters like others) or null")]
 Mapped = bool | Literal["auto"]
 Column = Annotated[
     Annotated[str, Field(min_length=1)] | Annotated[int, Field(ge=1)],
@@ -79,6 +80,7 @@ class Tabled(Held):
     id_column: Column | None
     delimiter: Text | None
     header: bool
+    quoting: Quoting = None
     on_empty: Missing
     vocabulary: Vocabulary
     vocabulary_cache: FilePath | None = None
@@ -237,6 +239,7 @@ class PairedData(Tabled):
     id_column: Column | None = None
     delimiter: Text | None = None
     header: bool = True
+    quoting: Quoting = None
     on_empty: Missing = "error"
     target_path: FilePath | None
     validation_target_path: FilePath | None
