@@ -11,7 +11,7 @@ To be read in this order:
   `triton/backward.py`.
 """
 
-from longspan_kernels.block_sparse.backends import precompile, tilings_for, what_runs
+from longspan_kernels.block_sparse.backends import is_mapped, precompile, tilings_for, what_runs
 from longspan_kernels.block_sparse.block_rules import BlockTableRule
 from longspan_kernels.block_sparse.cache import clear_layouts, counted_pairs, dense_mask, full_pairs, layout_for
 from longspan_kernels.block_sparse.compiler import Tiling, compile_layout
@@ -41,6 +41,7 @@ __all__ = [
     "dense_mask",
     "flash_refuses",
     "full_pairs",
+    "is_mapped",
     "layout_for",
     "precompile",
     "reference_attention",

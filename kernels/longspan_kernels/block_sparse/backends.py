@@ -49,6 +49,18 @@ def active_transform(*tensors: Tensor | None) -> str | None:
     return None
 
 
+def is_mapped(x: Tensor) -> bool:
+    """Whether torch.vmap maps over a tensor: its sizes then leave out the mapped dimension. Not while torch.compile traces."""
+    if torch.compiler.is_compiling():
+        return False
+    of = torch._C._functorch
+    while of.is_functorch_wrapped_tensor(x):
+        if of.is_batchedtensor(x):
+            return True
+        x = of.get_unwrapped(x)
+    return False
+
+
 def choose_backend(backend: str, q: Tensor, k: Tensor, transform: str | None = None, by_pattern: bool = False) -> str:
     """Resolves "auto", and refuses what a backend cannot do; `flash.attend` looks at its calls itself.
 

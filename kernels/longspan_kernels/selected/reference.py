@@ -18,8 +18,9 @@ def live_pairs(
     """picks [B, P, T, n], distinct for a query, -1 for none -> [B, H, T, T] bool: which keys each query attends to."""
     B, P, T, _ = picks.shape
     blocks = -(-T // block_size)
+    # not in place: under vmap the picks have a dimension that fresh zeros lack
     chosen = torch.zeros((B, P, T, blocks + 1), dtype=torch.bool, device=picks.device)
-    chosen.scatter_(3, torch.where(picks < 0, blocks, picks).long(), True)
+    chosen = chosen.scatter(3, torch.where(picks < 0, blocks, picks).long(), True)
     live = chosen[..., :blocks].repeat_interleave(block_size, 3)[..., :T].repeat_interleave(heads // P, 1)
     at = torch.arange(T, device=picks.device)
     if causal:

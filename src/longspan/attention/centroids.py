@@ -10,6 +10,8 @@ import torch.distributed
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from longspan.config.errors import CallError
+from longspan_kernels.block_sparse import is_mapped
 from longspan_kernels.bucketed import add_up_buckets
 
 
@@ -48,7 +50,16 @@ class Centroids(nn.Module):
 
     @torch.no_grad()
     def gather(self, x: Tensor, nearest: Tensor, exists: Tensor | None) -> None:
-        """Notes which centroid each of x [B, H, T, D] is nearest to [B, H, T]; `exists` [B, T] bool leaves out padding."""
+        """Notes which centroid each of x [B, H, T, D] is nearest to [B, H, T]; `exists` [B, T] bool leaves out padding.
+
+        Raises:
+            CallError: torch.vmap maps over x.
+        """
+        if is_mapped(x):
+            raise CallError(
+                "torch.vmap over routing attention that trains: its centroids gather what they see, in place; put the mapped "
+                "dimension into the batch, as in attention(q.flatten(0, 1), ...), or call eval() first"
+            )
         H, C, D = self.means.shape
         if exists is not None:
             nearest = torch.where(exists[:, None], nearest, C)

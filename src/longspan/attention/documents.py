@@ -13,6 +13,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from longspan.config.errors import CallError
+from longspan_kernels.block_sparse import is_mapped
+
 SHORTEST = 16  # documents are grouped by the power of two that holds them, from this one on
 
 
@@ -33,7 +36,15 @@ def attend_by_document(
         q: [B, H, T, D]; k, v: [B, Hkv, T, D].
         lengths: [B] int, tokens of each row, or None for all.
         segments: [B, T] int, the document of each token.
+
+    Raises:
+        CallError: torch.vmap maps over segments or lengths.
     """
+    if is_mapped(segments) or (lengths is not None and is_mapped(lengths)):
+        raise CallError(
+            "torch.vmap over segments, or lengths beside them: how many documents there are decides the shapes here; put the "
+            "mapped dimension into the batch, as in attention(q.flatten(0, 1), ..., segments=segments.flatten(0, 1))"
+        )
     B, H, T, D = q.shape
     exists = torch.ones((B, T), dtype=torch.bool, device=q.device)
     if lengths is not None:

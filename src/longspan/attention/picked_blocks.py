@@ -18,8 +18,9 @@ def order_by_block(picks: Tensor, blocks: int, tile: int) -> tuple[Tensor, Tenso
     R, device = picks.shape[-1], picks.device
     key = torch.where(picks < 0, blocks, picks)
     sorted_key, row = torch.sort(key, dim=-1, stable=True)
+    # not in place: under vmap the picks have a dimension that fresh tensors lack
     counts = torch.zeros((*picks.shape[:2], blocks + 1), dtype=torch.int64, device=device)
-    counts.scatter_add_(-1, key, torch.ones_like(key))
+    counts = counts.scatter_add(-1, key, torch.ones_like(key))
     tiles = (counts[..., :blocks] + tile - 1) // tile
     stop = tiles.cumsum(-1)  # (B, P, nb), in tiles
     first_place = torch.nn.functional.pad((stop - tiles) * tile, (0, 1))
@@ -29,6 +30,6 @@ def order_by_block(picks: Tensor, blocks: int, tile: int) -> tuple[Tensor, Tenso
     # Rows that picked nothing go to a place beyond the last, which is cut off.
     place = torch.where(sorted_key < blocks, first_place.gather(-1, sorted_key) + rank, count * tile)
     order = torch.full((*picks.shape[:2], count * tile + 1), -1, dtype=torch.int64, device=device)
-    order.scatter_(-1, place, row)
+    order = order.scatter(-1, place, row)
     numbers = torch.arange(count, device=device).expand(*picks.shape[:2], count).contiguous()
     return order[..., :-1], torch.searchsorted(stop, numbers, right=True)
