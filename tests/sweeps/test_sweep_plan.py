@@ -98,6 +98,22 @@ def test_words_take_the_place_of_the_grids_values_and_settings_of_a_choice_come_
     assert len(found) == 1 and found[0].config["attention"]["window"] == 32 and found[0].config["seed"] == 5
 
 
+@pytest.mark.parametrize("space", [" ", ""], ids=["as in a file", "without the space"])
+def test_settings_of_a_choice_are_given_on_the_command_line(space):
+    words = ["attention=full,local", f"sweep.with_choice={{attention=local:{space}[attention.window=32]}}"]
+    full, local = grid_jobs(read_sweep(words, CONF), CONF)
+    assert local.config["attention"]["window"] == 32 and "window" not in full.config["attention"]
+    kept = read_sweep(["sweep=lra", "sweep.with_choice={experiment=lra_text: [data.path=x]}"], CONF).with_choice
+    assert "attention=bigbird" in kept and kept["experiment=lra_text"] == ["data.path=x"]
+
+
+def test_a_key_that_only_some_runs_have_is_named_with_its_run_and_the_way_to_give_it():
+    said = refused("attention=full,local", "attention.window=64")
+    assert "keys of attention (full)" in said and "in the run of attention=full" in said and "sweep.with_choice={" in said
+    assert "sweep.with_choice={attention=local:" in refused("sweep.with_choice={attention=local: 3}")
+    assert "sweep.with_choice={attention=local:" in refused("sweep.with_choice={attention=local")
+
+
 def test_slips_are_named_before_the_first_run():
     assert "attention=bigbird?" in refused("attention=full,bigbrid")
     assert "sweep=demo?" in refused("sweep=dmo")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from small_run import SMALL, small_run
 
 from longspan.config.errors import CheckpointError
+from longspan.config.reachable import check_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +56,29 @@ def test_what_differs_is_said(whole, tmp_path, train, words):
         train(tmp_path / "run", *SMALL, *words, "trainer.max_steps=3", f"ckpt_path={whole}")
     for part in ("does not fit this run", *MISFITS[words]):
         assert part in str(caught.value)
+
+
+UNFOLLOWED = {
+    ("optimizer.lr=0.5",): "optimizer.lr: ",
+    ("attention.window=8",): "attention.window: ",
+    ("attention=dilated",): "attention._target_: ",
+}
+
+
+@pytest.mark.parametrize("words", UNFOLLOWED, ids=" ".join)
+def test_settings_that_a_resumed_run_would_not_follow_are_refused(whole, tmp_path, train, words):
+    with pytest.raises(CheckpointError) as caught:
+        train(tmp_path / "run", *SMALL, *words, "trainer.max_steps=3", f"ckpt_path={whole}")
+    for part in (UNFOLLOWED[words], "a run that goes on keeps its", f"init_from={whole}"):
+        assert part in str(caught.value)
+
+
+def test_of_a_folder_the_checkpoint_written_last_is_named(tmp_path):
+    for written, name in ((100, "last.ckpt"), (200, "interrupted.ckpt"), (50, "best-step6.ckpt")):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (written, written))
+    with pytest.raises(CheckpointError, match=r"is a folder; it holds \S*interrupted\.ckpt"):
+        check_checkpoint("ckpt_path", tmp_path)
 
 
 def test_weights_alone_are_for_a_new_run(whole, tmp_path, train):

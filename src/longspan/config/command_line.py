@@ -219,6 +219,8 @@ def _unknown_key(error: ConfigCompositionException, conf: Path) -> str:
     elif suggestion is not None and node:
         suggestion = f"{node}.{suggestion}"
     where = f"keys of {node}" if node else "keys and groups"
+    if isinstance(parent, DictConfig) and isinstance(target := parent.get("_target_"), str):  # which choice lacks it
+        where += f" ({target.rpartition('.')[2]})"
     return f"{full_key} is not a config key.{did_you_mean(suggestion)}\n  {where}: {listed(keys)}"
 
 

@@ -116,15 +116,19 @@ def check_checkpoint(key: str, path: str | Path) -> None:
     """Raises CheckpointError where there is no such file."""
     file = Path(path).expanduser()
     if file.is_dir():
-        found = sorted(file.rglob("*.ckpt"))
-        hint = f"; it holds {found[0]}" if found else ""
-        raise CheckpointError(f"{key}={shown(str(path))} is a folder{hint}. Give the .ckpt file.")
+        raise CheckpointError(f"{key}={shown(str(path))} is a folder{newest_inside(file)}. Give the .ckpt file.")
     if not file.is_file():
         raise CheckpointError(
             f"{key}={shown(str(path))} does not exist. Checkpoints are in a run's folder, under checkpoints/."
         )
     if not os.access(file, os.R_OK):
         raise CheckpointError(f"{key}={shown(str(path))} cannot be read; check its permissions.")
+
+
+def newest_inside(folder: Path) -> str:
+    """``; it holds FILE``, the checkpoint that was written last, from which training goes on; nothing where there is none."""
+    found = [(path.stat().st_mtime_ns, path) for path in folder.rglob("*.ckpt") if path.is_file()]
+    return f"; it holds {max(found)[1]}" if found else ""
 
 
 def checkpoint_file(key: str, path: str | Path) -> Path:

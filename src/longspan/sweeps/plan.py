@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
@@ -22,6 +23,7 @@ from longspan.config.written import quoted, written
 from longspan.sweeps.settings import SweepSettings, settings_of
 
 LONGEST_NAME = 80
+_WITH_CHOICE = "sweep.with_choice="
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,11 @@ def read_sweep(words: Sequence[str], conf: Path) -> SweepSettings:
     own = [word for word in words if word.startswith(("sweep=", "sweep."))]
     if not any(word.startswith("sweep=") for word in own):
         own.insert(0, "sweep=default")
-    node = OmegaConf.to_container(composed(conf, [*folders, *own])["sweep"], resolve=True)
+    more = _with_choice([word for word in own if word.startswith(_WITH_CHOICE)])
+    kept = [word for word in own if not word.startswith(_WITH_CHOICE)]
+    node = OmegaConf.to_container(composed(conf, [*folders, *kept])["sweep"], resolve=True)
     assert isinstance(node, dict)
+    node["with_choice"] = {**node["with_choice"], **more}
     named = next(word.partition("=")[2] for word in own if word.startswith("sweep="))
     settings = settings_of({str(key): value for key, value in node.items()})
     if settings.name is None:
@@ -77,6 +82,26 @@ def read_sweep(words: Sequence[str], conf: Path) -> SweepSettings:
     name = settings.name or _name_of_words([word for word in words if not word.startswith(("sweep.", SEARCH_PATH))])
     output = settings.output or f"multirun/{name}"
     return replace(settings, name=name, output=output)
+
+
+def _with_choice(words: Sequence[str]) -> dict[str, list[str]]:
+    """More words for the runs with a choice, typed as in a file: Hydra's grammar has no `=` in the keys of a dictionary.
+
+    Raises:
+        ConfigError: not of that form.
+    """
+    found: dict[str, list[str]] = {}
+    for word in words:
+        value = word.removeprefix(_WITH_CHOICE)
+        try:
+            node = yaml.safe_load(value.replace(":[", ": ["))
+        except yaml.YAMLError:
+            node = None
+        lists = node.values() if isinstance(node, dict) else [None]
+        if not all(isinstance(each, list) and all(isinstance(one, str) for one in each) for each in lists):
+            raise ConfigError(f"{word!r} must be of the form '{_WITH_CHOICE}{{attention=local: [attention.window=64]}}'")
+        found.update({str(choice): list(more) for choice, more in node.items()})
+    return found
 
 
 def grid_jobs(settings: SweepSettings, conf: Path) -> list[Job]:
@@ -108,7 +133,15 @@ def job_for(settings: SweepSettings, values: Mapping[str, Any], conf: Path, name
     folder = Path(str(settings.output)) / (name or _folder_name(values) or "run")
     group = str(settings.name)
     grouped = words if any(word.startswith("group=") for word in words) else [*words, f"group={quoted(group)}"]
-    config = check_job(conf, grouped, output_dir=folder, elsewhere=True)
+    try:
+        config = check_job(conf, grouped, output_dir=folder, elsewhere=True)
+    except ConfigError as error:
+        if "is not a config key" not in str(error) or not chosen:
+            raise
+        raise ConfigError(
+            f"{error}\n  in the run of {', '.join(chosen)}. Words for a part of the runs: "
+            f"'{_WITH_CHOICE}{{CHOICE: [key=value]}}', with CHOICE such as {chosen[0]}"
+        ) from None
     _check_devices(config, settings)
     from longspan.records.jsonable import jsonable  # only now: it loads torch, which a wrong word should not wait for
 

@@ -12,6 +12,12 @@ from longspan.config.diff import differences
 from longspan.config.errors import CheckpointError, is_explained
 from longspan.training.callbacks.checkpoint_config import CONFIG, load_checkpoint
 
+# parts of the config that a run keeps to its end, but for what says how they are computed
+_FIXED = {
+    "attention": "a run that goes on keeps its attention, which its record and costs are of",
+    "optimizer": "a run that goes on keeps its optimizer's settings, which are in its state",
+}
+_FREE = {"backend", "fused"}
 # what Lightning needs of a checkpoint beside the weights
 _STATE = ("optimizer_states", "lr_schedulers", "loops", "callbacks", "epoch", "global_step", CONFIG)
 
@@ -26,6 +32,32 @@ def check_whole_state(checkpoint: Mapping[str, Any], path: str | Path) -> None:
         )
 
 
+def check_goes_on(path: str | None, config: Mapping[str, Any]) -> None:
+    """Refuses settings that a training which goes on from `path` would not follow, or would be recorded as another's.
+
+    The optimizer's state holds its settings, so that Lightning puts the old ones in place of new ones. With another attention
+    the record would name one and count the costs of both.
+
+    Raises:
+        CheckpointError: a setting of the optimizer or the attention is not the checkpoint's.
+    """
+    kept = load_checkpoint(path, key="ckpt_path").get(CONFIG) if path is not None else None
+    if path is None or not isinstance(kept, Mapping):
+        return
+    _check_optimizer(kept, config, path)
+    for part, why in _FIXED.items():
+        before, now = kept.get(part), config.get(part)
+        if not isinstance(before, Mapping) or not isinstance(now, Mapping):
+            continue
+        both = {key for key in before if key in now and key not in _FREE}  # a later version may have keys of its own
+        changed = differences({part: {key: before[key] for key in both}}, {part: {key: now[key] for key in both}})
+        if changed:
+            raise CheckpointError(
+                f"ckpt_path={path}: {'; '.join(changed[:3])}{f' and {len(changed) - 3} more' if len(changed) > 3 else ''}: "
+                f"{why}. Begin a run from its weights with init_from={path}, or leave this as it was"
+            )
+
+
 @contextlib.contextmanager
 def fitting_checkpoint(path: str | None, config: Mapping[str, Any]) -> Iterator[None]:
     """Around a fit that goes on from `path`: the error for a checkpoint that does not fit says what differs.
@@ -33,8 +65,6 @@ def fitting_checkpoint(path: str | None, config: Mapping[str, Any]) -> Iterator[
     Raises:
         CheckpointError: the weights, or the states of optimizer, schedule or loops, are not this config's.
     """
-    if path is not None:
-        _check_optimizer(load_checkpoint(path, key="ckpt_path").get(CONFIG), config, path)
     try:
         yield
     except (RuntimeError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:

@@ -20,7 +20,7 @@ from longspan.training.build import always, build_callbacks, build_named, build_
 from longspan.training.callbacks.checkpoint_config import load_weights
 from longspan.training.checkpoint_files import damage
 from longspan.training.console import quiet_libraries
-from longspan.training.fitting_checkpoint import fitting_checkpoint
+from longspan.training.fitting_checkpoint import check_goes_on, fitting_checkpoint
 from longspan.training.launched import check_world, own_folder
 from longspan.training.overview import overview, show_overview
 from longspan.training.resume import keep_logs, resume_from
@@ -63,6 +63,7 @@ def _run(config: dict[str, Any], output_dir: Path) -> float | None:
         size = step_size(config)
         here = sized(config, size)
         resume = resume_from(config)
+        check_goes_on(resume, config)
         keep_logs(output_dir)
         quiet_libraries()
         seed_run(config["seed"])

@@ -31,12 +31,12 @@ def train(conf: Path) -> None:
     @hydra.main(version_base="1.3", config_path=str(conf.resolve()), config_name="config")
     def job(config: DictConfig) -> float | None:
         """One run; returns the figure that a sweep optimises."""
-        # only now: torch and Lightning take seconds to load, a slip on the command line should not
-        from longspan.config.resolved import run_config
-        from longspan.training.resume import resumed_config
-        from longspan.training.run import run
+        with readable_errors():  # Ctrl-C while modules load ends as later does, without their traceback
+            # only now: torch and Lightning take seconds to load, a slip on the command line should not
+            from longspan.config.resolved import run_config
+            from longspan.training.resume import resumed_config
+            from longspan.training.run import run
 
-        with readable_errors():
             words = shown_again()
             resolved = run_config(config)
             return run(resolved if words is None else resumed_config(resolved, words, conf))

@@ -12,6 +12,7 @@ import torch
 
 from longspan.config.errors import CheckpointError
 from longspan.config.from_checkpoint import check_checkpoint_config, check_weights
+from longspan.config.reachable import newest_inside
 from longspan.data.vocabularies import restored
 from longspan.training.checkpoint_files import damage
 
@@ -78,9 +79,7 @@ def load_weights(path: str | Path, *, key: str) -> dict[str, Any]:
 def _read(path: str | Path, key: str) -> Any:
     file = Path(path)
     if file.is_dir():
-        found = sorted(file.rglob("*.ckpt"))
-        hint = f"; it holds {found[0]}" if found else ""
-        raise CheckpointError(f"{key}={path} is a folder{hint}. Give the .ckpt file.")
+        raise CheckpointError(f"{key}={path} is a folder{newest_inside(file)}. Give the .ckpt file.")
     if not file.is_file():
         raise CheckpointError(f"{key}={path} does not exist. Checkpoints are in a run's folder, under checkpoints/.")
     if (wrong := damage(file)) is not None:
