@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from longspan.attention.base import Lengths, PatternAttention, held_keys, visited_pairs
 from longspan.attention.content import without_padding
 from longspan.attention.decoding import as_in_evaluation, check_keys
-from longspan.attention.errors import not_flash, wrong_setting
+from longspan.attention.errors import not_flash, not_meta, wrong_setting
 from longspan.attention.key_cache import KeyCache
 from longspan.attention.ramp import CHUNK, banded_attention, ramp_weight
 from longspan.attention.weights import ShowsWeights
@@ -265,6 +265,7 @@ class AdaptiveSpan(ShowsWeights):
         """Per head the distances, from 0, that the sparse kernel computes: whole units within the span."""
         version = (self.share._version, self.share.data_ptr())
         if self._known is None or self._known[0] != version:
+            not_meta(self.share, "adaptive_span visits what its spans reach")
             spans = self.spans().float().cpu()
             self._known = (version, [int(span) // UNIT * UNIT for span in spans])
         return self._known[1]

@@ -58,7 +58,8 @@ def block_table_pattern(table: str | Path | Sequence[Any] | None, block_size: in
 
 def log_sparse_table(blocks: int) -> torch.Tensor:
     """[blocks, blocks] bool: own block, and those 1, 2, 4, 8, ... blocks away."""
-    distance = (torch.arange(blocks)[:, None] - torch.arange(blocks)[None, :]).abs()
+    at = torch.arange(blocks, device="cpu")  # whatever torch.device is the default
+    distance = (at[:, None] - at).abs()
     return (distance & (distance - 1)) == 0  # 0 and the powers of two
 
 

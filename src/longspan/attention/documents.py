@@ -13,6 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from longspan.attention.errors import not_meta
 from longspan.config.errors import CallError
 from longspan_kernels.block_sparse import is_mapped
 
@@ -38,13 +39,18 @@ def attend_by_document(
         segments: [B, T] int, the document of each token.
 
     Raises:
-        CallError: torch.vmap maps over segments or lengths.
+        CallError: torch.vmap maps over segments or lengths, or tensors are on the meta device.
     """
     if is_mapped(segments) or (lengths is not None and is_mapped(lengths)):
         raise CallError(
             "torch.vmap over segments, or lengths beside them: how many documents there are decides the shapes here; put the "
             "mapped dimension into the batch, as in attention(q.flatten(0, 1), ..., segments=segments.flatten(0, 1))"
         )
+    not_meta(
+        q,
+        "segments say how many documents there are and how long, on which all shapes here depend",
+        "leave segments out, which takes each row as one document, or use a device that holds numbers, such as the CPU",
+    )
     B, H, T, D = q.shape
     exists = torch.ones((B, T), dtype=torch.bool, device=q.device)
     if lengths is not None:

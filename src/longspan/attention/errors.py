@@ -6,7 +6,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from longspan.config.errors import ConfigError
+from torch import Tensor
+
+from longspan.config.errors import CallError, ConfigError
 from longspan.nearest import did_you_mean, nearest
 from longspan.patterns import PatternError
 from longspan.values import is_number, is_whole
@@ -22,6 +24,16 @@ def not_flash(backend: str, pairs: str) -> None:
     """Refuses FlashAttention-4 for variants whose pairs it has no flags for."""
     if backend == "flash":
         raise wrong_setting("backend", f"= 'flash': FlashAttention-4 knows no {pairs}; give auto")
+
+
+def not_meta(x: Tensor, what: str, fix: str = "use a device that holds numbers, such as the CPU") -> None:
+    """Refuses tensors without data for what is decided by numbers.
+
+    Raises:
+        CallError: it is on the meta device.
+    """
+    if x.is_meta:
+        raise CallError(f"device=meta: {what}, and meta tensors hold no numbers; {fix}")
 
 
 def moved(error: ConfigError, where: str) -> ConfigError:

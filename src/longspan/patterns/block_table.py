@@ -31,7 +31,7 @@ class BlockTable(Pattern):
     def validate(self) -> None:
         size = whole_number("BlockTable", "block_size", self.block_size, 1, "a number of tokens a block")
         try:
-            table = torch.as_tensor(self.table).detach().cpu()
+            table = torch.as_tensor(self.table, device="cpu").detach()  # whatever torch.device is the default
         except (TypeError, ValueError, RuntimeError) as error:
             raise PatternError("BlockTable", "table", f"cannot be made a tensor ({error}); give equal rows of bools") from error
         if table.dim() not in (2, 3) or 0 in table.shape:
@@ -67,7 +67,9 @@ class BlockTable(Pattern):
     def last_query(self, keys: torch.Tensor, stop: int, head: int = 0) -> torch.Tensor:
         table = self.table if self.table.dim() == 2 else self.table[head if len(self.table) > 1 else 0]
         table = table[: -(-stop // self.block_size)]
-        rows = torch.where(table, torch.arange(len(table))[:, None], -1).amax(0)  # (nk,) the last row of each column
+        rows = torch.where(table, torch.arange(len(table), device=table.device)[:, None], -1).amax(
+            0
+        )  # (nk,) the last row of each column
         block = keys // self.block_size
         last = torch.where(block < len(rows), rows.to(keys.device)[block.clamp(max=len(rows) - 1)], -1)
         return end_of_block(keys, last, self.block_size, stop)

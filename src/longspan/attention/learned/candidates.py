@@ -162,6 +162,12 @@ def _block_gates(c: Candidates, blocks: int, device: torch.device) -> Tensor:
 
 @lru_cache(maxsize=256)
 def _pairs(c: Candidates, length: int) -> Tensor:
+    # On the CPU whatever torch.device is the default: what is kept serves modules on other devices too.
+    with torch.device("cpu"):
+        return _counted_pairs(c, length)
+
+
+def _counted_pairs(c: Candidates, length: int) -> Tensor:
     """By distances d = i - j >= 0, mirrored unless causal, in O(length * (global_blocks + 1))."""
     b = c.block_size
     d = torch.arange(length)

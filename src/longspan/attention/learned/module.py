@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from longspan.attention.base import Lengths, PatternAttention, visited_pairs
-from longspan.attention.errors import not_flash, wrong_setting
+from longspan.attention.errors import not_flash, not_meta, wrong_setting
 from longspan.attention.key_cache import KeyCache
 from longspan.attention.learned import hard_concrete as gate
 from longspan.attention.learned.budget import Schedule, chosen_gates
@@ -101,7 +101,8 @@ class LearnedAttention(ShowsWeights):
         # Gates of other pairs may be as many; a checkpoint tells which its gates stand for.
         self.register_buffer("meaning", torch.tensor(list(candidates.meaning.values())))
         pairs = candidates.pairs(candidates.length)
-        self.register_buffer("share", (pairs / (heads * pairs.sum())).float(), persistent=False)
+        share = (pairs / (heads * pairs.sum())).float().to(self.log_alpha.device)
+        self.register_buffer("share", share, persistent=False)
         self.pairs, self.total = pairs, int(pairs.sum()) * heads
         self.budget = self.density_wanted * candidates.length**2 * heads
         if self.budget < int(pairs[pairs > 0].min()):
@@ -332,6 +333,7 @@ class LearnedAttention(ShowsWeights):
     def _remembered(self, name: str, version: Any, open_now: Any) -> list[Pattern | None]:
         known = self._known.get(name)
         if known is None or known[0] != version:
+            not_meta(self.open, "learned attention visits the blocks of open gates")
             chosen = open_now().cpu()
             strides = range(len(self.candidates.strides))
             patterns = [open_blocks(self.candidates, chosen), *(open_residues(self.candidates, n, chosen) for n in strides)]
@@ -365,7 +367,6 @@ class LearnedAttention(ShowsWeights):
         if self.hardened:
             return self.plain.cost(length)
         if length not in self._costs:
-            live = int((self.open.cpu() * self.candidates.pairs(length)).sum())
             visited = sum(
                 visited_pairs(
                     pattern,
@@ -377,6 +378,7 @@ class LearnedAttention(ShowsWeights):
                 for pattern in self._remembered("training", None, lambda: self.open)
                 if pattern is not None
             )
+            live = int((self.open.cpu() * self.candidates.pairs(length)).sum())
             per_pair = 4 * self.head_dim
             held = 4 * self.kv_heads * self.head_dim * length  # of all keys, until gates close for good
             self._costs[length] = Cost(live, visited, per_pair * live, per_pair * visited, state_bytes=held)
