@@ -172,6 +172,26 @@ def test_records_and_labels_without_each_other(tmp_path):
     assert data.describe()["left_out"] == {"records without a label": 2, "labels without a record": 6}
 
 
+def test_held_out_data_beside_a_fasta_with_labels(tmp_path):
+    for name, start in (("x", 1), ("z", 30)):
+        (tmp_path / f"{name}.fa").write_text("".join(f">{name}{n}\n{'ACGT' * n}\n" for n in range(start, start + 14)))
+        (tmp_path / f"{name}_labels.csv").write_text(
+            "id,label\n" + "".join(f"{name}{n},{n % 2}\n" for n in range(start, start + 14))
+        )
+    (tmp_path / "held.csv").write_text("text,label\nACGTT,0\nACGTA,1\n")
+    paths = {"path": str(tmp_path / "x.fa"), "vocabulary": "nucleotides"}
+    table = texts(**paths, labels_path=str(tmp_path / "x_labels.csv"), test_path=str(tmp_path / "held.csv"))
+    table.setup()
+    assert [row["target"] for row in table.split("test")] == [0, 1], "a table has its labels in a column of its own"
+    with pytest.raises(
+        DataFileError, match=r"z\.fa, line 1: record 'z30' has no row in .*a folder or a glob of several tables"
+    ):
+        texts(**paths, labels_path=str(tmp_path / "x_labels.csv"), test_path=str(tmp_path / "z.fa")).setup()
+    both = texts(**paths, labels_path=str(tmp_path / "*_labels.csv"), test_path=str(tmp_path / "z.fa"))
+    both.setup()
+    assert len(both.split("test")) == 14
+
+
 def test_labels_find_their_records_in_linear_time(tmp_path, monkeypatch):
     """The names of all records were gathered for each label again: half a minute for 30,000."""
     looked = []

@@ -1,6 +1,7 @@
 """Progress in a log and on a terminal, and the checkpoint that is best by the task's own metric."""
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -82,6 +83,28 @@ def test_the_best_checkpoint_is_the_task_s(tmp_path, metric, best):
     assert sorted(path.name for path in tmp_path.glob("*.ckpt")) == [f"best-step{best}.ckpt", "last.ckpt"]
     assert keep.best_model_path.endswith(f"best-step{best}.ckpt")
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 15
+
+
+class Ties(TinyTask):
+    """Few held-out sequences: the accuracy is the same at each validation, the loss is not."""
+
+    primary_metric = "accuracy"
+
+    def validation_step(self, batch, index):
+        self.log("val/loss", {5: 3.0, 10: 1.0, 15: 2.0}[self.global_step])
+        self.log("val/accuracy", 0.9)
+
+
+def test_of_equal_figures_the_one_with_less_loss_is_kept_also_after_a_resume(tmp_path):
+    def keep_and_fit(folder, steps, **resume):
+        keep = BestCheckpoint(dirpath=folder, filename="best-step{step}", auto_insert_metric_name=False, save_last=True)
+        settings = {"enable_checkpointing": True, "val_check_interval": 5, "num_sanity_val_steps": 0}
+        tiny_trainer(folder, [keep], max_steps=steps, **settings).fit(Ties(), TinyData(), **resume)
+        return Path(keep.best_model_path).name
+
+    assert keep_and_fit(tmp_path / "whole", 15) == "best-step10.ckpt"
+    assert keep_and_fit(tmp_path / "first", 10) == "best-step10.ckpt"
+    assert keep_and_fit(tmp_path / "second", 15, ckpt_path=tmp_path / "first" / "last.ckpt") == "best-step10.ckpt"
 
 
 def test_the_end_of_training_is_the_last_checkpoint_without_a_validation_there(tmp_path):

@@ -236,7 +236,8 @@ class SequenceClassificationDataModule(SequenceDataModule):
         files = list_files(key, path, self.source.format)
         kinds = {kind for _, kind in files}
         documents = self._documents(key, path)
-        if self.labels.labels_path is not None:
+        columns_hold_them = key != "path" and not kinds & WITHOUT_COLUMNS  # held-out tables beside a FASTA for training
+        if self.labels.labels_path is not None and not columns_hold_them:
             if not kinds <= WITHOUT_COLUMNS:
                 fix = f"only for FASTA and texts; {path} has columns of its own"
                 raise wrong_value("data.labels_path", self.labels.labels_path, fix)
@@ -273,7 +274,8 @@ class SequenceClassificationDataModule(SequenceDataModule):
         if unlabelled and not drop:
             row, more = unlabelled[0].row, f" (and {len(unlabelled) - 1} more such records)" if len(unlabelled) > 1 else ""
             name = str(row.values.get("id", unlabelled[0].name))
-            raise DataFileError(row.path, row.line, f"record {name!r} has no row in {labels_path}{more}; {DROP}")
+            tables = "data.labels_path may be a folder or a glob of several tables"
+            raise DataFileError(row.path, row.line, f"record {name!r} has no row in {labels_path}{more}; {tables}; {DROP}")
         # with files of their own for validation and test, one table may label all of them
         shared = self.splits.validation_path or self.splits.test_path
         known = set(names)

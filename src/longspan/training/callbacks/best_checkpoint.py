@@ -9,7 +9,9 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from longspan.records.ranking import tied
+from longspan.records.ranking import better, tied
+
+_LOSS = "val/loss"
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -18,6 +20,8 @@ class BestCheckpoint(ModelCheckpoint):
     With ``save_last`` the last checkpoint is of every validation and of the end of training. Lightning's own is written
     only together with one that is among the best, so that a resumed run would go back to wherever it was best.
 
+    Of equal figures, which a few held-out sequences give often, the one with less validation loss is kept where one is.
+
     Args:
         monitor: a logged name; None asks the task. With a name, `mode` counts as usual.
         settings: those of ``lightning.pytorch.callbacks.ModelCheckpoint``.
@@ -25,6 +29,7 @@ class BestCheckpoint(ModelCheckpoint):
 
     def __init__(self, monitor: str | None = None, **settings: Any) -> None:
         super().__init__(monitor=monitor, **settings)
+        self._loss: float | None = None  # the validation loss of the kept one
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         # before Lightning restores a checkpoint: the name of this callback's state there holds the metric's name
@@ -36,12 +41,26 @@ class BestCheckpoint(ModelCheckpoint):
         super().setup(trainer, pl_module, stage)
 
     def check_monitor_top_k(self, trainer: pl.Trainer, current: torch.Tensor | None = None) -> bool:
-        """A figure that differs from the kept ones by rounding alone is not among the best: the earlier one stays."""
+        """Of figures that differ by rounding alone the earlier one stays, unless the later one's loss is less."""
         if current is not None and 0 < self.save_top_k <= len(self.best_k_models):
             worst = self.best_k_models[self.kth_best_model_path]
             if tied(float(current), float(worst)):
-                return False
+                return self.save_top_k == 1 and self._has_less_loss(trainer)
         return super().check_monitor_top_k(trainer, current)
+
+    def _has_less_loss(self, trainer: pl.Trainer) -> bool:
+        loss = None if self._loss is None else trainer.callback_metrics.get(_LOSS)
+        return loss is not None and self._loss is not None and better(float(loss), self._loss, False)
+
+    def _update_best_and_save(
+        self, current: torch.Tensor, trainer: pl.Trainer, monitor_candidates: dict[str, torch.Tensor]
+    ) -> None:
+        loss = monitor_candidates.get(_LOSS)
+        self._loss = None if loss is None else float(loss)  # before it is saved, as the checkpoint holds it
+        super()._update_best_and_save(current, trainer, monitor_candidates)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "loss": self._loss}
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_validation_end(trainer, pl_module)
@@ -66,4 +85,5 @@ class BestCheckpoint(ModelCheckpoint):
         # a resumed run writes to a folder of its own, for which Lightning would forget how good the best one was
         if Path(state_dict.get("best_model_path") or "").is_file():
             state_dict = {**state_dict, "dirpath": self.dirpath}
+            self._loss = state_dict.get("loss")
         super().load_state_dict(state_dict)
