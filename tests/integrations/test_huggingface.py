@@ -188,6 +188,17 @@ def test_an_encoder_alone_is_refused_for_what_it_does():
         model(torch.randint(0, 50, (1, 20)))
 
 
+@pytest.mark.parametrize("name", ["T5EncoderModel", "UMT5EncoderModel", "T5ForTokenClassification", "LongT5EncoderModel"])
+def test_an_encoder_alone_is_not_called_cross_attention(name):
+    family = name.partition("Encoder")[0].partition("For")[0]
+    config = getattr(transformers, f"{family}Config")(
+        vocab_size=50, d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=4, num_labels=2
+    )
+    with pytest.raises(CallError, match=r"position_bias|computes its attention itself"):
+        model = getattr(transformers, name)._from_config(config, attn_implementation="longspan:Local(16)")
+        model(torch.randint(0, 50, (1, 20)))
+
+
 @pytest.mark.parametrize("kind", ["DebertaV2Config", "BloomConfig", "FalconConfig", "LongformerConfig", "MptConfig"])
 def test_models_that_compute_attention_themselves_are_refused_where_they_are_made(kind):
     config = getattr(transformers, kind)(hidden_size=64, num_hidden_layers=1, num_attention_heads=4)

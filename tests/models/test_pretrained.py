@@ -214,6 +214,25 @@ def test_an_encoder_decoder_is_refused(kind, tmp_path):
             huggingface(causal=causal, vocab_size=260, max_length=64, path=str(tmp_path), attention=full)
 
 
+@pytest.mark.parametrize("name", ["T5EncoderModel", "UMT5EncoderModel"])
+def test_an_encoder_alone_is_refused_for_its_bias(name, tmp_path):
+    """It would be loaded with a decoder of random weights, if at all."""
+    config = getattr(transformers, name.replace("EncoderModel", "Config"))(
+        vocab_size=260, d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=4
+    )
+    getattr(transformers, name)(config).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=rf"model\.path=.*: {name} adds a bias to each pair .*choose another model"):
+        huggingface(causal=False, vocab_size=260, max_length=64, path=str(tmp_path), attention=full)
+
+
+def test_what_our_own_attention_refuses_is_refused_with_its_reason(tmp_path):
+    register()
+    sizes = {"vocab_size": 260, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    transformers.BertConfig(**sizes, is_decoder=True, add_cross_attention=True).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"attends from one sequence to another \(cross-attention\).*choose another model"):
+        huggingface(causal=False, vocab_size=260, max_length=64, path=str(tmp_path), attention=full, pretrained=False)
+
+
 @pytest.mark.parametrize("name", ["llama", "gpt2", "bert"])
 def test_specials_that_a_tokenizer_lacks_get_rows_of_their_own(folders, name):
     """A vocabulary adds a mask to a decoder's tokenizer: one id more than the checkpoint has."""

@@ -45,6 +45,10 @@ def loaded_network(path: str, *, causal: bool, pretrained: bool, content: Mappin
         known["local_files_only"] = not hub_reachable()  # or transformers tries for half a minute
     try:
         config = transformers.AutoConfig.from_pretrained(source, **known) if content is None else _config_of(content)
+        encoders = [name for name in config.architectures or () if name.endswith("EncoderModel")]
+        if encoders and getattr(config, "relative_attention_num_buckets", None) is not None:
+            fix = f"{encoders[0]} adds a bias to each pair (relative_attention_num_buckets); choose another model"
+            raise wrong_value("model.path", path, fix)
         if config.is_encoder_decoder:
             fix = f"{type(config).__name__.removesuffix('Config')} is an encoder-decoder; choose an encoder or a decoder"
             raise wrong_value("model.path", path, fix)
@@ -64,7 +68,8 @@ def loaded_network(path: str, *, causal: bool, pretrained: bool, content: Mappin
     except ConfigError:
         raise
     except CallError as error:  # of our own attention, which `register` lets refuse models as they are made
-        raise wrong_value("model.path", path, "its code computes its attention itself; choose another model") from error
+        reason = str(error).partition("this model: ")[2].partition(";")[0] or str(error)
+        raise wrong_value("model.path", path, f"{reason}; choose another model") from error
     except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError, KeyError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         if isinstance(error, KeyError):

@@ -14,6 +14,8 @@ from longspan.models.pretrained_network import looks_up_attention
 from longspan.patterns import Pattern, PatternError, parse_pattern
 
 PREFIX = "longspan:"
+# of classes whose config is that of an encoder with a decoder; what they hold of these is looked at for itself
+ENCODERS_ALONE = ("EncoderModel", "ForTokenClassification")
 VARIANTS = ("full", "local", "dilated", "strided", "fixed", "global", "random", "longformer", "bigbird")
 
 
@@ -106,9 +108,12 @@ def _check_models_as_they_are_made(base: Any) -> None:
         name: str = own(model, requested_attention, *args, **rest)
         if not name.startswith("longspan"):
             return name
-        both = model.config.is_encoder_decoder and not type(model).__name__.endswith(
-            "EncoderModel"
-        )  # T5's encoder alone has it
+        both = model.config.is_encoder_decoder and not type(model).__name__.endswith(ENCODERS_ALONE)
+        if both and type(model).__name__.endswith("Stack") and hasattr(model.config, "relative_attention_num_buckets"):
+            raise CallError(  # one side of a model such as LongT5
+                f'attn_implementation="{name}" cannot serve this model: {type(model).__name__} adds a bias to each pair '
+                '(position_bias); use attn_implementation="eager"'
+            )
         if both or getattr(model.config, "add_cross_attention", False):
             raise CallError(
                 f'attn_implementation="{name}" cannot serve this model: {type(model).__name__} attends from one sequence to '
@@ -116,8 +121,8 @@ def _check_models_as_they_are_made(base: Any) -> None:
             )
         if not looks_up_attention(model):
             raise CallError(
-                f'attn_implementation="{name}" cannot serve this model: {type(model).__name__} computes its attention in code '
-                "of its own, which no implementation reaches; convert(model) serves Longformer and BigBird"
+                f'attn_implementation="{name}" cannot serve this model: {type(model).__name__} computes its attention itself, '
+                "in code of its own, which no implementation reaches; convert(model) serves Longformer and BigBird"
             )
         return name
 
