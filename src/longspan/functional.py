@@ -109,7 +109,8 @@ def sparse_attention(
             f"pattern is a {type(pattern).__name__}; give one of longspan.patterns, such as Local(256), or a DeviceLayout"
         )
     if pattern.head_count is not None and pattern.head_count != H:
-        raise CallError(f"pattern is made for {pattern.head_count} heads but q has {H}: {pattern}")
+        fix = f"give q {pattern.head_count} heads, or the pattern a part for each of {H}"
+        raise CallError(f"pattern is made for {pattern.head_count} heads but q has {H}: {pattern}; {fix}")
     if causal and q_len > k_len:
         raise CallError(
             f"causal=True with {q_len} queries and {k_len} keys: the first {q_len - k_len} queries would have no key; "
@@ -185,9 +186,12 @@ def _by_device_layout(
     """The same promises, by blocks that were chosen at run time."""
     B, q_len, k_len = q.shape[0], q.shape[2], k.shape[2]
     if (q_len, k_len) != (layout.q_len, layout.k_len):
-        raise CallError(f"the layout is for {layout.q_len} queries and {layout.k_len} keys, not {q_len} and {k_len}")
+        raise CallError(
+            f"the layout is for {layout.q_len} queries and {layout.k_len} keys, not {q_len} and {k_len}; make one for these"
+        )
     if layout.index.shape[0] not in (1, B) or layout.index.shape[1] not in (1, q.shape[1]):
-        raise CallError(f"the layout's index {tuple(layout.index.shape)} does not fit q {tuple(q.shape)}")
+        fix = f"give [1 or {B}, 1 or {q.shape[1]}, query blocks, key blocks of each]"
+        raise CallError(f"the layout's index {tuple(layout.index.shape)} does not fit q {tuple(q.shape)}; {fix}")
     if causal and not layout.causal:
         raise CallError("causal=True with a layout that is not; make it with DeviceLayout(..., causal=True)")
     if block_bias is not None:

@@ -188,7 +188,8 @@ def check_data_files(data: Mapping[str, Any]) -> None:
             bundled(None, ("addresses", "h37rv", "msmeg") if "Text" in target else ("hiv1",))
     if target in OF_FOLDERS:
         if data.get("path") and not Path(data["path"]).expanduser().exists():
-            raise wrong_value("data.path", data["path"], "does not exist")
+            fix = f"does not exist (looked in {Path.cwd()}); check the spelling"
+            raise wrong_value("data.path", data["path"], fix)
         return
     if "path" in data and not data.get("path") and target not in SEVERAL_FORMATS and not data.get("bundled"):
         bundled(None, ("h37rv", "msmeg"), named=False)

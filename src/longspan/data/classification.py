@@ -199,7 +199,9 @@ class SequenceClassificationDataModule(SequenceDataModule):
             for example in examples:
                 if not self._is_hiv1 and (strange := [name for name in example.labels if name not in known]):
                     row = example.document.row
-                    raise DataFileError(row.path, row.line, f"label {strange[0]!r} is not in data.class_names")
+                    names = ", ".join(self.labels.class_names[:8]) + ", ..." * (len(self.labels.class_names) > 8)
+                    fix = f"correct it, or list it there beside {names} (a trained model has those of its training alone)"
+                    raise DataFileError(row.path, row.line, f"label {strange[0]!r} is not in data.class_names; {fix}")
             return list(self.labels.class_names)
         if self._is_hiv1:
             return self.hiv1.classes([(example.labels, example.group) for example in examples])

@@ -81,7 +81,9 @@ class SequenceRegressionDataModule(SequenceClassificationDataModule):
 
     def class_counts(self) -> tuple[np.ndarray, int | None]:
         """Raises ConfigError: numbers have no classes to weigh."""
-        raise wrong_value("data.label_column", self.columns[0], "holds numbers, which have no classes to weigh")
+        raise wrong_value(
+            "data.label_column", self.columns[0], "holds numbers, which have no classes to weigh; take task.class_weights=null"
+        )
 
     def baselines(self, split: str = "test") -> dict[str, float]:
         """Scores of always saying the training split's mean: the mean over the K numbers of each figure."""

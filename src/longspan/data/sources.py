@@ -32,6 +32,7 @@ from longspan.data.vocabularies import LETTERS, OutsideVocabularyError, Vocabula
 from longspan.data.vocabularies.lookup import LookupVocabulary
 
 Text = TypeVar("Text", str, bytes)
+OTHER_SYMBOLS = "correct it, or choose another by data.vocabulary: bytes has all characters"
 FILL = "fill it, or leave such out by data.on_empty=drop"
 
 
@@ -194,7 +195,8 @@ def retokenised(documents: Sequence[Document], reading: Vocabulary, vocabulary: 
             tokens, spans = vocabulary.encode_spans(data)
         except OutsideVocabularyError as error:
             line = document.row.line + data.count(b"\n", 0, error.position)
-            raise DataFileError(document.row.path, line, f"{error.what} is not in the {vocabulary.name} vocabulary") from None
+            what = f"{error.what} is not in the {vocabulary.name} vocabulary; {OTHER_SYMBOLS}"
+            raise DataFileError(document.row.path, line, what) from None
         out.append(Document(document.name, tokens, document.row, spans))
     return out
 
@@ -278,5 +280,5 @@ def _encode(data: bytes, vocabulary: Vocabulary, path: str | Path, line: int | N
         at = error.position
         if line is None:
             line = data.count(b"\n", 0, at) + 1
-        what = f"{error.what} (character {at + 1} of the text) is not in the {vocabulary.name} vocabulary"
+        what = f"{error.what} (character {at + 1} of the text) is not in the {vocabulary.name} vocabulary; {OTHER_SYMBOLS}"
         raise DataFileError(path, line, what) from None

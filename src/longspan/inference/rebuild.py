@@ -77,7 +77,8 @@ def rebuild(checkpoint: str, words: Sequence[str], conf: Path) -> Rebuilt:
     try:
         task.load_state_dict(saved["state_dict"])
     except RuntimeError as error:
-        raise CheckpointError(f"checkpoint={checkpoint} does not fit the config it is used with: {error}") from error
+        fix = "leave out keys that change the sizes of its model"
+        raise CheckpointError(f"checkpoint={checkpoint} does not fit the config it is used with; {fix} ({error})") from error
     data = build(with_vocabularies(config, saved.get(VOCABULARIES), f"checkpoint={checkpoint}"), "data")
     if isinstance(data, SequenceDataModule):
         data.take_facts(facts)

@@ -173,7 +173,8 @@ class PretrainedTransformer(nn.Module):
         longest = int((cache.positions + (n if lengths is None else lengths)).max())
         if longest > self.max_length:
             raise CallError(
-                f"{longest} tokens with those in the cache, but the model was built for max_length={self.max_length}"
+                f"{longest} tokens with those in the cache, but the model was built for max_length={self.max_length}; "
+                "give fewer, or build it for longer"
             )
         places, call = cache.places(n, self.max_length), Call(lengths, None, cache)
         hidden = self.body(input_ids=tokens, position_ids=places, use_cache=False, longspan_call=call).last_hidden_state

@@ -51,7 +51,8 @@ def check_tokens(model: Any, tokens: Tensor, lengths: Tensor | None, segments: T
     if not of_patches and tokens.device.type == "cpu" and tokens.numel() and not torch.compiler.is_compiling():
         low, high = (int(bound) for bound in tokens.aminmax())
         if low < 0 or high >= model.vocab_size:
-            raise CallError(f"token id {low if low < 0 else high} is outside vocab_size={model.vocab_size}")
+            fix = f"give 0 to {model.vocab_size - 1}, or build the model for the vocabulary that made the tokens"
+            raise CallError(f"token id {low if low < 0 else high} is outside vocab_size={model.vocab_size}; {fix}")
 
 
 class Transformer(nn.Module):
@@ -197,7 +198,8 @@ class Transformer(nn.Module):
             longest = int((cache.positions + (n if lengths is None else lengths)).max())
             if longest > self.max_length:
                 raise CallError(
-                    f"{longest} tokens with those in the cache, but the model was built for max_length={self.max_length}"
+                    f"{longest} tokens with those in the cache, but the model was built for max_length={self.max_length}; "
+                    "give fewer, or build it for longer"
                 )
         tables = self.rotary(min(cache.seen + n, self.max_length), tokens.device)
         places = cache.places(n, len(tables[0]))

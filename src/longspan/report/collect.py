@@ -65,7 +65,8 @@ def collect(paths: Iterable[str | Path], copies: str | Path | None = None) -> Co
         else:
             raise RecordError(f"{path} does not exist; give record files, or folders that runs wrote to")
     if not files and not found.benchmarks:
-        raise RecordError(f"no {RECORD_NAME} under {', '.join(map(str, asked)) or 'nothing'}")
+        fix = "give record files, or folders that runs wrote to"
+        raise RecordError(f"no {RECORD_NAME} under {', '.join(map(str, asked)) or 'nothing'}; {fix}")
     for path in files.values():
         try:
             found.runs.append(Found(path, Record.load(path)))

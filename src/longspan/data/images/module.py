@@ -148,7 +148,8 @@ class ImageDataModule(LabelledDataModule):
                 raise DataFileError(
                     str(self.to_record["source"]),
                     None,
-                    f"test or validation images are {images.shape}, those of training {train.shape}",
+                    f"test or validation images are {images.shape}, those of training {train.shape}; scale all to one size, "
+                    "in colour or all in grey",
                 )
         if self.class_names is None:
             self._classes(sources.sorted_classes(train))

@@ -172,7 +172,11 @@ def _bases(path: str | Path, number: int, column: int, body: bytes, vocabulary: 
             if wrong.size:
                 sign = repr(line[wrong[0] :].decode("utf-8", errors="replace")[0])
                 sign = f"byte 0x{line[wrong[0]]:02x}" if "\ufffd" in sign else sign  # no UTF-8
-                kind = "base; bases are ACGTU and IUPAC codes" if vocabulary is NUCLEOTIDES else f"letter of {vocabulary.name}"
+                kind = (
+                    "base; bases are ACGTU and IUPAC codes (of proteins: data.vocabulary=proteins)"
+                    if vocabulary is NUCLEOTIDES
+                    else f"letter of {vocabulary.name}"
+                )
                 place = wrong[0] + 1 + (column if at == number else 0)
                 raise DataFileError(path, at, f"{sign} at position {place} of the line is no {kind}")
         ids = np.frombuffer(b"".join(stripped).translate(vocabulary.translation), dtype=np.uint8)
