@@ -3,6 +3,7 @@
 import pytest
 import torch
 from chosen_by_content import PLACE, checked_past_the_length, compare, configured, dense, draw
+from torch.utils.flop_counter import FlopCounterMode
 
 import longspan.attention as variants
 from longspan.config.errors import CallError, ConfigError
@@ -191,6 +192,15 @@ def test_the_config_is_the_default_and_states_its_cost():
     assert 0 < cost.live_pairs <= cost.visited_pairs and cost.other_flops > 0
     assert cost.live_pairs <= 4 * 200 * 201 // 2
     assert module.cost(0).visited_pairs == 0 and module.cost(10).live_pairs == 4 * 55
+
+
+@pytest.mark.parametrize(("length", "seen"), [(256, 1.136), (1024, 1.034), (16384, 0.863)])
+def test_the_cost_is_as_far_from_what_the_counter_sees_as_it_says(length, seen):
+    module = variants.nsa(heads=4, head_dim=64, causal=True, max_length=length).to("meta").eval()
+    q = torch.empty(1, 4, length, 64, device="meta")
+    with FlopCounterMode(display=False) as counter:
+        module(q, q, q)
+    assert abs(counter.get_total_flops() / module.cost(length).total_flops - seen) < 0.001
 
 
 WRONG = [

@@ -238,6 +238,10 @@ class NativeSparseAttention(ContentAttention):
 
         Live FLOPs are those of all branches. Visited pairs: each pick is visited whole, and the compressed branch scores the
         keys that a query sees twice, for its output and for the choice. `other_flops` is the compression and the gates.
+
+        That branch is counted by the pairs that queries see, not by tiles, and the choice as a whole pair, though it takes the
+        product with keys alone. torch's FLOP counter sees 14 % more at 256 tokens (D = 64, causal), 3 % more at 1,024 and
+        14 % less at 16,384. Committed records are counted like this, and would no longer agree.
         """
         size, D, H = self.block_size, self.head_dim, self.heads
         blocks, nc = -(-length // size), self._compressed(length)
