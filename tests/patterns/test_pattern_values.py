@@ -1,6 +1,7 @@
 """Patterns as values: equal, hashable, copied, pickled, registered; and what wrong settings raise."""
 
 import copy
+import functools
 import pickle
 import subprocess
 import sys
@@ -134,6 +135,13 @@ def test_registry_refuses_a_key_of_another_type():
         register(Full().key, Local(8))
     with pytest.raises(KernelError, match="construct"):
         lookup("Nothing()")
+
+
+def test_a_predicate_says_which_arguments_it_takes():
+    with pytest.raises(PatternError, match=r"does not take four arguments; write mask_mod\(b, h, q_idx, kv_idx\)"):
+        Predicate(lambda q_idx, kv_idx: q_idx >= kv_idx)
+    assert Predicate(functools.partial(lambda period, b, h, q, k: (q - k) % period == 0, 3)).live_pairs(6) == 12
+    assert Predicate(lambda *indices: indices[2] >= indices[3]).live_pairs(4) == 10
 
 
 def test_predicates_are_equal_by_function():

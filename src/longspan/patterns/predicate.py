@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -53,6 +54,12 @@ class Predicate(Pattern):
         if not callable(self.mask_mod):
             raise PatternError(
                 "Predicate", "mask_mod", f"= {self.mask_mod!r} is not callable; give mask_mod(b, h, q_idx, kv_idx)"
+            )
+        if not _takes_four(self.mask_mod):
+            raise PatternError(
+                "Predicate",
+                "mask_mod",
+                f"= {self.mask_mod!r} does not take four arguments; write mask_mod(b, h, q_idx, kv_idx)",
             )
         self.normalise(per_head=bool(self.per_head))
 
@@ -121,6 +128,17 @@ class Predicate(Pattern):
             for i in torch.arange(length, device=self.home)[:, None].split(step):
                 total += int(rule.live(head, i, j).sum())
         return total if self.per_head else total * len(heads)
+
+
+def _takes_four(function: Callable[..., Any]) -> bool:
+    """Whether it can be called with b, h, q_idx, kv_idx, as far as it tells."""
+    try:
+        inspect.signature(function).bind(*[None] * 4)
+    except TypeError:
+        return False
+    except ValueError:  # a builtin without a signature
+        return True
+    return True
 
 
 def _number(function: Any) -> int:
