@@ -156,3 +156,11 @@ def test_ids_outside_are_told():
         with pytest.raises(ValueError, match=f"outside 0..{known.size - 1}"):
             known.decode([known.size])
     assert BPE.decode(np.array([], dtype=np.int64)) == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"), [("DNA", "nucleotides"), ("protein", "proteins"), ("6mer", "kmers:6"), ("text", "bytes")]
+)
+def test_a_name_that_is_no_vocabulary_is_told_the_one_it_means(name, meant):
+    with pytest.raises(ConfigError, match=rf"data\.vocabulary='{name}': .*Did you mean {meant}\?"):
+        vocabulary(name)

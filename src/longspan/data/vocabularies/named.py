@@ -24,6 +24,12 @@ CHOICES = (
     f"{', '.join(VOCABULARIES)}, kmers:{USUAL_K}, bpe:{USUAL_BPE}, a tokenizer.json, or a folder or name of a Hugging Face "
     "tokenizer"
 )
+_OTHER_NAMES = {
+    **dict.fromkeys(("dna", "rna", "bases", "acgt", "genome", "iupac"), "nucleotides"),
+    **dict.fromkeys(("aa", "amino_acids", "aminoacids", "peptides"), "proteins"),
+    **dict.fromkeys(("text", "utf8", "utf-8", "char", "chars", "characters", "ascii"), "bytes"),
+    **dict.fromkeys(("kmer", "k-mer", "k-mers", "6mer"), f"kmers:{USUAL_K}"),
+}
 TOKENIZER_FILE, SETTINGS_FILE = "tokenizer.json", "tokenizer_config.json"
 SPECIAL_KEYS = {"pad": "pad_token", "bos": "bos_token", "mask": "mask_token", "eos": "eos_token"}
 
@@ -71,7 +77,11 @@ def check_name(name: str, key: str = "vocabulary") -> str:
             return known
     if Path(name).expanduser().exists():
         return "file"
-    near = nearest(name, [*VOCABULARIES, "kmers", "bpe"]) if len(name) < 12 and "/" not in name else None
+    near = (
+        _OTHER_NAMES.get(name.lower()) or nearest(name, [*VOCABULARIES, "kmers", "bpe"])
+        if len(name) < 12 and "/" not in name
+        else None
+    )
     if near is not None or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.endswith(".json"):
         raise wrong_value(f"data.{key}", name, f"there is no such vocabulary or file; take {CHOICES}.{did_you_mean(near)}")
     return "hub"
