@@ -5,7 +5,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from longspan_kernels.errors import BackendError
+from longspan_kernels.errors import BackendError, KernelError
 from longspan_kernels.selected import balance_causally
 
 pytest.importorskip("triton")
@@ -83,6 +83,15 @@ def test_gradients_of_gradients_are_refused():
     out = balance_causally(scores, None, 2, "triton")
     with pytest.raises(BackendError, match="blocked"):
         torch.autograd.grad(out.sum(), scores, create_graph=True)
+
+
+@pytest.mark.parametrize("backend", ["triton", "blocked"])
+def test_wrong_calls_are_named(backend):
+    for iterations in (0, -2):  # without one the kernels would go back through memory that is not theirs
+        with pytest.raises(KernelError, match=f"iterations = {iterations} normalise nothing; give 1 or more"):
+            balance_causally(torch.randn(1, 2, 5, 5), None, iterations, backend)
+    with pytest.raises(KernelError, match=r"scores \(1, 2, 5, 6\) are not"):
+        balance_causally(torch.randn(1, 2, 5, 6), None, 2, backend)
 
 
 def test_op_declares_its_shapes():

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from longspan_kernels.errors import BackendError
+from longspan_kernels.errors import BackendError, KernelError
 from longspan_kernels.selected import compress_blocks
 
 
@@ -158,3 +158,15 @@ def test_gradients_of_gradients_by_the_definition():
     assert torch.autograd.gradgradcheck(compressed, leaves)
     wanted = compress_blocks(x, places, (enter, enter_bias), (leave, leave_bias), 2)
     torch.testing.assert_close(compressed(*leaves), wanted)
+
+
+@pytest.mark.parametrize("backend", ["triton", "blocked"])
+def test_wrong_calls_are_named(backend, monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    x, places, enter, enter_bias, leave, leave_bias = drawn(1, 2, 40, 16, 8, 5, torch.float32, 0)
+    with pytest.raises(KernelError, match=r"leave \(5, 16\) does not fit x \(1, 2, 40, 16\); give \(16, 5\)"):
+        compress_blocks(x, places, (enter, enter_bias), (leave.mT, leave_bias), 4, backend)
+    with pytest.raises(KernelError, match=r"enter \(5, 112\) .* give \(5, 128\)"):
+        compress_blocks(x, places, (enter[:, :112], enter_bias), (leave, leave_bias), 4, backend)
+    with pytest.raises(KernelError, match="stride = 0"):
+        compress_blocks(x, places, (enter, enter_bias), (leave, leave_bias), 0, backend)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from longspan_kernels.errors import BackendError
+from longspan_kernels.errors import BackendError, KernelError
 from longspan_kernels.selected import match_blocks
 
 pytest.importorskip("triton")
@@ -106,6 +106,27 @@ def test_gradients_of_gradients_are_refused():
     out, _ = match_blocks(*leaves, drawn, block_size=16, backend="triton", **SETTINGS)
     with pytest.raises(BackendError, match="blocked"):
         torch.autograd.grad(out.sum(), leaves, create_graph=True)
+
+
+@pytest.mark.parametrize("backend", ["triton", "blocked"])
+def test_wrong_calls_are_named(backend):
+    (q, k, v), drawn = given_tensors()
+    settings = {"block_size": 16, "backend": backend, **SETTINGS}
+    with pytest.raises(KernelError, match="block_size = 32 does not divide 48 tokens"):
+        match_blocks(q, k, v, None, **{**settings, "block_size": 32})
+    with pytest.raises(KernelError, match="key/value heads that divide 3"):
+        match_blocks(q[:, :1].repeat(1, 3, 1, 1), k.repeat(1, 2, 1, 1), v.repeat(1, 2, 1, 1), None, **settings)
+    with pytest.raises(KernelError, match=r"drawn \(1, 2, 2, 3\) is not"):
+        match_blocks(q, k, v, drawn[:, :, :2], **settings)
+    with pytest.raises(KernelError, match="iterations = 0"):
+        match_blocks(q, k, v, drawn, **{**settings, "iterations": 0})
+
+
+def test_drawn_variables_have_any_strides():
+    leaves, drawn = given_tensors()
+    given = drawn.mT.contiguous().mT
+    found, expected = (match_blocks(*leaves, x, block_size=16, backend="triton", **SETTINGS) for x in (given, drawn))
+    assert all(a.equal(b) for a, b in zip(found, expected, strict=True))
 
 
 def test_transforms_go_to_plain_torch():

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longspan_kernels.errors import BackendError
+from longspan_kernels.errors import BackendError, KernelError
 from longspan_kernels.selected import NOTHING, merge_by_lse
 
 HERE = torch.cuda.is_available()
@@ -91,3 +91,11 @@ def test_merging_compiles_whole_and_refuses_second_gradients(monkeypatch):
     torch.library.opcheck(torch.ops.longspan.merge_by_lse, (*flat, None, None, NOTHING / 2))
     with pytest.raises(BackendError, match="gradients of gradients"):
         torch.autograd.grad(merge_by_lse(parts, backend="triton").sum(), parts[0][0], create_graph=True)
+
+
+def test_parts_of_several_shapes_are_named():
+    (a, lse_a), (b, lse_b) = drawn(2, 40, 16, torch.float32, 0)
+    with pytest.raises(KernelError, match=r"part 1 is \(.*39, 16\) with a log-sum-exp"):
+        merge_by_lse([(a, lse_a), (b[:, :, :39], lse_b[:, :, :39])])
+    with pytest.raises(KernelError, match=r"part 0 is \(.*40, 16\) with a log-sum-exp \(.*39\)"):
+        merge_by_lse([(a, lse_a[:, :, :39]), (b, lse_b)])

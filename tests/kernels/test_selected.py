@@ -187,7 +187,7 @@ def test_lists_hold_each_pick_once_in_order(how, length, n, blocks, monkeypatch)
             monkeypatch.setattr(f"longspan_kernels.selected.triton.list_kernels.{name}", value)
     g = torch.Generator().manual_seed(0)
     picks = torch.rand(2, 3, length, blocks + 2, generator=g).argsort(-1)[..., :n].int()
-    picks = picks.masked_fill(picks >= blocks, -1)
+    picks[:, :, ::2] = picks[:, :, ::2].masked_fill(picks[:, :, ::2] >= blocks, -1)  # others name blocks that do not exist
     lengths = torch.tensor([1 << 40, 21])  # a number above T counts as T, whatever its bits
     order, start = queries_of_blocks(picks, lengths, blocks, "torch" if how == "torch" else "triton")
     assert (order.dtype, start.dtype, start.shape) == (torch.int32, torch.int32, (6 * blocks + 1,))
@@ -237,6 +237,10 @@ def test_wrong_calls_are_named():
         selected_attention(q, k, v, picks.float(), size)
     with pytest.raises(KernelError, match="block_size = 0"):
         selected_attention(q, k, v, picks, 0)
+    with pytest.raises(KernelError, match=r"lengths has shape \(2,\); give \(1,\)"):
+        selected_attention(q, k, v, picks, size, lengths=torch.tensor([20, 20]))
+    with pytest.raises(KernelError, match=r"segments has shape \(1, 19\); give \(1, 20\)"):
+        selected_attention(q, k, v, picks, size, segments=torch.zeros(1, 19, dtype=torch.int64))
     if not HERE:
         with pytest.raises(BackendError, match="triton"):
             selected_attention(q, k, v, picks, size, backend="triton")

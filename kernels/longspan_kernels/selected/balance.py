@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from longspan_kernels.block_sparse.backends import active_transform, choose_backend
-from longspan_kernels.errors import BackendError
+from longspan_kernels.errors import BackendError, KernelError
 from longspan_kernels.launch.ops import op
 
 NOTHING = -1e30  # the logarithm of nothing, finite so that differences and gradients are
@@ -30,7 +30,14 @@ def balance_causally(scores: Tensor, blocks: Tensor | None, iterations: int, bac
 
     Returns:
         [B, H, n, n] in the dtype of the scores, 0 on the diagonal and above.
+
+    Raises:
+        KernelError: scores that are not square, or no iterations.
+        BackendError: the backend cannot serve the call.
     """
+    if scores.dim() != 4 or scores.shape[2] != scores.shape[3]:
+        raise KernelError(f"scores {tuple(scores.shape)} are not [B, H, n, n]; give a square matrix of blocks for each head")
+    check_iterations(iterations)
     transform = active_transform(scores)
     fits = scores.numel() > 0 and scores.shape[-1] <= MOST_BLOCKS and scores.dtype == torch.float32
     if not fits or transform is not None:
@@ -40,6 +47,11 @@ def balance_causally(scores: Tensor, blocks: Tensor | None, iterations: int, bac
         return reference_balance(scores, blocks, iterations)
     out: Tensor = _balance(scores, blocks, iterations)[0]
     return out
+
+
+def check_iterations(iterations: int) -> None:
+    if iterations < 1:
+        raise KernelError(f"iterations = {iterations} normalise nothing; give 1 or more")
 
 
 def reference_balance(scores: Tensor, blocks: Tensor | None, iterations: int) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from longspan_kernels.block_sparse.backends import active_transform, choose_backend
-from longspan_kernels.errors import BackendError
+from longspan_kernels.errors import BackendError, KernelError
 from longspan_kernels.launch.ops import op, without_autocast
 
 WIDEST = 128  # of heads and inside: Triton's kernels hold the weights of a place at a time
@@ -39,7 +39,12 @@ def compress_blocks(
 
     Returns:
         [B, H, nc, D] in the dtype of x; nc is 0 where T is below l.
+
+    Raises:
+        KernelError: shapes that do not fit: kernels would read past them.
+        BackendError: the backend cannot serve the call.
     """
+    _check(x, places, enter, leave, stride)
     if x.shape[2] < places.shape[0]:
         return x[:, :, :0]
     if backend == "dense" or active_transform(x, places, *enter, *leave) is not None:  # these differentiate in every order
@@ -49,6 +54,17 @@ def compress_blocks(
     kind = "triton" if choose_backend(backend, x, x) == "triton" and held else "torch"
     out: Tensor = _compress_blocks(x, places, *enter, *leave, stride, kind)[0]
     return out
+
+
+def _check(x: Tensor, places: Tensor, enter: tuple[Tensor, Tensor], leave: tuple[Tensor, Tensor], stride: int) -> None:
+    D, l, E = x.shape[3], places.shape[0], enter[0].shape[0]
+    given = {"places": places, "enter": enter[0], "enter's bias": enter[1], "leave": leave[0], "leave's bias": leave[1]}
+    wanted: tuple[tuple[int, ...], ...] = ((l, D), (E, l * D), (E,), (D, E), (D,))
+    for (name, parameter), shape in zip(given.items(), wanted, strict=True):
+        if parameter.shape != shape:
+            raise KernelError(f"{name} {tuple(parameter.shape)} does not fit x {tuple(x.shape)}; give {shape}")
+    if l < 1 or stride < 1:
+        raise KernelError(f"{l} places and stride = {stride} make no blocks; give 1 or more of each")
 
 
 def _tokens(x: Tensor, block: int, stride: int) -> Tensor:

@@ -19,8 +19,8 @@ def queries_of_blocks(picks: Tensor, lengths: Tensor | None, blocks: int, backen
     """picks [B, P, T, n] int, -1 for none -> order [B * P * T * n] int32 and start [B * P * nb + 1] int32.
 
     `order[start[i] : start[i + 1]]` are the entries of list i, numbered through all heads: (b * P + p) * T * n + t * n + s.
-    Picks of queries at or past `lengths` [B] are in no list; they come last. Plain torch sorts; Triton has kernels that
-    count, and kernels around torch's sort where there are many.
+    Picks of blocks that do not exist, and of queries at or past `lengths` [B], are in no list; they come last. Plain torch
+    sorts; Triton has kernels that count, and kernels around torch's sort where there are many.
     """
     B, P, T, _ = picks.shape
     lists = B * P * blocks
@@ -31,7 +31,7 @@ def queries_of_blocks(picks: Tensor, lengths: Tensor | None, blocks: int, backen
 
         return triton_queries_of_blocks(picks, lengths, blocks, kind)
     head = (torch.arange(B * P, device=picks.device) * blocks).view(B, P, 1, 1)
-    none = picks < 0
+    none = (picks < 0) | (picks >= blocks)
     if lengths is not None:
         none = none | (torch.arange(T, device=picks.device) >= lengths[:, None])[:, None, :, None]
     of = torch.where(none, lists, picks + head).to(kind).flatten()

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from longspan_kernels.block_sparse.backends import active_transform, choose_backend
-from longspan_kernels.errors import BackendError
+from longspan_kernels.errors import BackendError, KernelError
 from longspan_kernels.launch.ops import op, without_autocast
-from longspan_kernels.selected.balance import MOST_BLOCKS, balanced_like, reference_balance
+from longspan_kernels.selected.balance import MOST_BLOCKS, balanced_like, check_iterations, reference_balance
 
 LEAST_DRAWN = 1e-20  # of an exponential variable, so that its logarithm is finite
 
@@ -46,7 +46,13 @@ def match_blocks(
 
     Returns:
         Two tensors [B, H, T, D] in the dtype of k.
+
+    Raises:
+        KernelError: shapes that do not fit, or no iterations.
+        BackendError: the backend cannot serve the call.
     """
+    _check(q, k, v, drawn, block_size)
+    check_iterations(iterations)
     transform = active_transform(q, k, v)
     scale, noise = q.shape[-1] ** -0.5 / temperature, noise / temperature
     fits = q.numel() > 0 and q.shape[2] // block_size <= MOST_BLOCKS and q.dtype != torch.float64
@@ -55,6 +61,22 @@ def match_blocks(
             return reference_match(q, k, v, drawn, block_size, iterations, scale, noise)
     k_matched, v_matched, *_ = _match_blocks(q, k, v, drawn, block_size, iterations, scale, noise)
     return k_matched, v_matched
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, drawn: Tensor | None, block_size: int) -> None:
+    B, H, T, D = q.shape
+    if k.shape != v.shape or k.shape[0] != B or k.shape[2:] != q.shape[2:] or H % max(1, k.shape[1]):
+        raise KernelError(
+            f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}: blocks are matched within a sequence; give k and v "
+            f"[{B}, key/value heads that divide {H}, {T}, {D}]"
+        )
+    if block_size < 1 or T % block_size:
+        raise KernelError(
+            f"block_size = {block_size} does not divide {T} tokens into whole blocks; give a divisor, or pad them"
+        )
+    n = T // block_size
+    if drawn is not None and drawn.shape != (B, H, n, n):
+        raise KernelError(f"drawn {tuple(drawn.shape)} is not one number a pair of blocks; give [{B}, {H}, {n}, {n}]")
 
 
 def reference_match(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from longspan_kernels.block_sparse.backends import active_transform, choose_backend
-from longspan_kernels.errors import BackendError
+from longspan_kernels.errors import BackendError, KernelError
 from longspan_kernels.launch.ops import op
 
 NOTHING = -1e30  # stands for the log-sum-exp of no key: finite, so that gradients stay so
@@ -26,8 +26,18 @@ def merge_by_lse(
         least: a query whose log-sum-exp over all parts is not above it has seen no key that counts, and gets 0.
         backend: as in `selected_attention`; plain torch but for "triton", which takes two or three parts.
         last_from: the first token that the last part counts for; it may hold any finite numbers before that.
+
+    Raises:
+        KernelError: parts of several shapes: kernels would read past the smaller ones.
+        BackendError: the backend cannot serve the call.
     """
     first = parts[0][0]
+    for number, (part, lse) in enumerate(parts):
+        if part.shape != first.shape or lse.shape != first.shape[:3]:
+            raise KernelError(
+                f"part {number} is {tuple(part.shape)} with a log-sum-exp {tuple(lse.shape)}; give {tuple(first.shape)} and "
+                f"{tuple(first.shape[:3])}, as the first part has"
+            )
     flat = [x for part in parts for x in part]
     if len(parts) in (2, 3) and active_transform(*flat) is None and choose_backend(backend, first, first) == "triton":
         out: Tensor = _merge(*flat, *(None,) * (6 - len(flat)), float(least), last_from)

@@ -96,7 +96,7 @@ def selected_attention(
         BackendError: the backend cannot serve the call.
     """
     q, k, v = cast_as_products(q, k, v)
-    _check(q, k, v, picks, block_size)
+    _check(q, k, v, picks, block_size, lengths, segments)
     backend = choose_backend(backend, q, k, active_transform(q, k, v))
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     seed = torch.randint(0, 1 << 31, (1,), device=q.device) if dropout_p > 0.0 else None
@@ -125,7 +125,9 @@ def selected_attention(
     return (out, lse) if return_lse else out
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, picks: Tensor, block_size: int) -> None:
+def _check(
+    q: Tensor, k: Tensor, v: Tensor, picks: Tensor, block_size: int, lengths: Tensor | None, segments: Tensor | None
+) -> None:
     B, H, T, D = q.shape
     if k.shape != v.shape or k.shape[0] != B or k.shape[2:] != q.shape[2:]:
         raise KernelError(
@@ -139,6 +141,9 @@ def _check(q: Tensor, k: Tensor, v: Tensor, picks: Tensor, block_size: int) -> N
         )
     if picks.dtype.is_floating_point or picks.dtype == torch.bool:
         raise KernelError(f"picks are {picks.dtype}; give whole numbers, such as torch.int32")
+    for name, given, shape in (("lengths", lengths, (B,)), ("segments", segments, (B, T))):
+        if given is not None and given.shape != shape:
+            raise KernelError(f"{name} has shape {tuple(given.shape)}; give {shape}")
     if block_size < 1:
         raise KernelError(f"block_size = {block_size} leaves no token a block; give 1 or more")
     if picks.numel() >= MOST_ENTRIES:

@@ -155,7 +155,7 @@ def number_lists(
     row = entry // N  # of all heads
     head = row // length
     pick = tl.load(PICKS + entry, mask=exists, other=-1)
-    none = pick < 0
+    none = (pick < 0) | (pick >= blocks)
     if LENGTHS is not None:
         tokens = tl.load(LENGTHS + head // heads, mask=exists, other=0)
         none = none | (row % length >= tokens)

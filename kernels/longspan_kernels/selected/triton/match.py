@@ -217,7 +217,7 @@ def triton_match(
     if drawn is None:
         scores = torch.baddbmm(a.new_empty(()), a, b, beta=0, alpha=scale)
     else:
-        scores = drawn.clamp(min=LEAST_DRAWN).log_().view(flat, rows, n).baddbmm_(a, b, beta=-noise, alpha=scale)
+        scores = drawn.contiguous().clamp(min=LEAST_DRAWN).log_().view(flat, rows, n).baddbmm_(a, b, beta=-noise, alpha=scale)
     shares, balanced, sums = triton_balance(scores.view(B, H, n, n), None, iterations, k.dtype)
     mixed = [shares.view(flat, rows, n) @ x.reshape(flat, n, block_size * D) for x in (k, v)]
     k_matched, v_matched = (x.view(B, H, T, D) for x in mixed)
