@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from longspan_kernels.errors import BackendError
+from longspan_kernels.errors import BackendError, KernelError
 from longspan_kernels.selected import block_means, choose, choose_blocks, choose_scored_blocks
 
 HERE = torch.cuda.is_available()
@@ -227,6 +227,15 @@ def test_more_picks_than_the_kernel_holds_fall_to_torch(monkeypatch):
     q, means = torch.randn(1, 1, 40, 16), torch.randn(1, 1, 40, 16)
     picks = choose_blocks(q, means, choose.MOST_PICKS + 1, 1, causal=False, backend="blocked" if HERE else "triton")
     check(picks, scores_of(q, means), choose.MOST_PICKS + 1, 1, 40, False, None)
+
+
+def test_shapes_that_do_not_fit_are_named():
+    q = torch.randn(2, 3, 40, 16)
+    for means in (torch.randn(2, 2, 3, 16), torch.randn(2, 1, 3, 32), torch.randn(1, 1, 3, 16)):
+        with pytest.raises(KernelError, match=r"means .* give \[2, a divisor of 3, blocks, 16\]"):
+            choose_blocks(q, means, 1, 16, causal=True)
+    with pytest.raises(KernelError, match=r"lengths has shape \(1,\); give \(2,\)"):
+        choose_blocks(q, torch.randn(2, 1, 3, 16), 1, 16, causal=True, lengths=torch.tensor([20]))
 
 
 def test_a_backend_that_cannot_serve_is_named():

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longspan_kernels.errors import BackendError
+from longspan_kernels.errors import BackendError, KernelError
 from longspan_kernels.selected import query_gates
 
 HERE = torch.cuda.is_available()
@@ -85,3 +85,11 @@ def test_gates_compile_whole_and_refuse_second_gradients(monkeypatch):
     torch.library.opcheck(torch.ops.longspan.query_gates, (q, weight, bias))
     numbers = torch.rand(1, 2, 70, 3)
     torch.library.opcheck(torch.ops.longspan.query_gates_backward, (q, weight, numbers, numbers, q, None, q))
+
+
+def test_shapes_that_do_not_fit_are_named():
+    q = torch.randn(2, 2, 8, 16)
+    with pytest.raises(KernelError, match=r"weight \(2, 32, 3\) does not fit .* give \(2, 16, 3\)"):
+        query_gates(q, torch.randn(2, 32, 3), torch.zeros(2, 1, 3))
+    with pytest.raises(KernelError, match=r"bias \(1, 1, 3\) does not fit"):
+        query_gates(q, torch.randn(2, 16, 3), torch.zeros(1, 1, 3))

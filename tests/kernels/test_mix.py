@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from longspan_kernels.errors import KernelError
 from longspan_kernels.selected import gated_sum
 
 
@@ -22,3 +23,10 @@ def test_triton_is_plain_torch(width, count, monkeypatch):
         results.append((out, *torch.autograd.grad(out, leaves, weight)))
     for got, want in zip(*results, strict=True):
         torch.testing.assert_close(got, want)
+
+
+def test_shapes_that_do_not_fit_are_named():
+    x = torch.randn(2, 2, 8, 16)
+    for gates, last in ((torch.rand(2, 2, 7, 3), x), (torch.rand(2, 2, 8, 3), x[:, :1])):
+        with pytest.raises(KernelError, match=r"give \(2, 2, 8, 3\) and all of one shape"):
+            gated_sum(gates, (x, x, last))

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from longspan_kernels.block_sparse.backends import choose_backend
+from longspan_kernels.errors import KernelError
 from longspan_kernels.launch.ops import op, without_autocast
 
 SCORES_AT_ONCE = 1 << 23  # query-block scores that plain torch holds at a time
@@ -46,8 +47,16 @@ def choose_blocks(
         nor, in Triton, one whose score is NaN.
 
     Raises:
+        KernelError: shapes that do not fit.
         BackendError: the backend cannot serve the call.
     """
+    (B, H, _, D), heads = q.shape, means.shape[1]
+    if means.shape[0] != B or means.shape[3] != D or not heads or H % heads:
+        raise KernelError(
+            f"means {tuple(means.shape)} do not fit q {tuple(q.shape)}; give [{B}, a divisor of {H}, blocks, {D}]"
+        )
+    if lengths is not None and lengths.shape != (B,):
+        raise KernelError(f"lengths has shape {tuple(lengths.shape)}; give {(B,)}")
     backend = _backend(backend, q, means, picks)
     out: Tensor = _choose_blocks(q.detach(), means.detach(), lengths, picks, block_size, causal, own, backend)
     return out

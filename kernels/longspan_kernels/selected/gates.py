@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from longspan_kernels.block_sparse.backends import active_transform, choose_backend
-from longspan_kernels.errors import BackendError
+from longspan_kernels.errors import BackendError, KernelError
 from longspan_kernels.launch.ops import op
 
 GATES = 3  # of the kernels
@@ -32,7 +32,15 @@ def query_gates(q: Tensor, weight: Tensor, bias: Tensor, backend: str = "auto") 
 
     Returns:
         gates [B, H, T, 3] in the dtype of q, and q three times.
+
+    Raises:
+        KernelError: shapes that do not fit.
+        BackendError: the backend cannot serve the call.
     """
+    _, H, _, D = q.shape
+    for name, given, shape in (("weight", weight, (H, D, GATES)), ("bias", bias, (H, 1, GATES))):
+        if given.shape != shape:
+            raise KernelError(f"{name} {tuple(given.shape)} does not fit q {tuple(q.shape)}; give {shape}")
     if active_transform(q, weight, bias) is None and choose_backend(backend, q, q) == "triton" and q.numel():
         gates, *branches = _Gates.apply(q, weight, bias)
         return gates, tuple(branches)

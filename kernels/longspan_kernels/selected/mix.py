@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from longspan_kernels.block_sparse.backends import active_transform, choose_backend
-from longspan_kernels.errors import BackendError
+from longspan_kernels.errors import BackendError, KernelError
 from longspan_kernels.launch.ops import op
 
 
@@ -22,9 +22,17 @@ def gated_sum(gates: Tensor, branches: Sequence[Tensor], backend: str = "auto") 
         gates: [B, H, T, N], N the number of branches.
         branches: each [B, H, T, D], all of one dtype.
         backend: as in `selected_attention`; plain torch but for "triton", which takes two or three branches.
+
+    Raises:
+        KernelError: shapes that do not fit.
+        BackendError: the backend cannot serve the call.
     """
     transform = active_transform(gates, *branches)
     first = branches[0]
+    wanted = (*first.shape[:3], len(branches))
+    if gates.shape != wanted or any(branch.shape != first.shape for branch in branches):
+        shapes = ", ".join(str(tuple(branch.shape)) for branch in branches)
+        raise KernelError(f"gates {tuple(gates.shape)} and branches {shapes} do not fit; give {wanted} and all of one shape")
     if len(branches) in (2, 3) and transform is None and choose_backend(backend, first, first) == "triton":
         a, b, *rest = branches
         out: Tensor = _gated_sum(gates, a, b, rest[0] if rest else None)

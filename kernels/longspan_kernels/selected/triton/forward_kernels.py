@@ -184,7 +184,7 @@ def selected_parts(
             store_part(PART, PART_LSE, u, entry, head, exists, acc, m_i, l_i, length, C)
 
 
-@triton.jit(do_not_specialize=VARYING)
+@triton.jit(do_not_specialize=[*VARYING, "blocks"])
 def merge_parts(
     PART,
     PART_LSE,
@@ -196,6 +196,7 @@ def merge_parts(
     tiles: tl.int32,
     pickers: tl.int32,
     first: tl.int32,
+    blocks: tl.int32,
     scale,
     P: tl.constexpr,
     G: tl.constexpr,
@@ -222,7 +223,8 @@ def merge_parts(
         cell = (u.to(tl.int64) * length + token) * N * GC + head
         pick = tl.arange(0, BP)
         among = exists[:, None] & (pick < N)[None, :]
-        made = tl.load(picks[:, None] + pick[None, :], mask=among, other=-1) >= 0
+        block = tl.load(picks[:, None] + pick[None, :], mask=among, other=-1)
+        made = (block >= 0) & (block < blocks)  # others are in no list, and have no part
         lse = tl.zeros([BM], tl.float32)
         shares = made.to(tl.float32)
         if WEIGHTED:

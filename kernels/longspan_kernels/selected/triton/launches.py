@@ -226,6 +226,7 @@ class Launches:
                 "tiles": tiles,
                 "pickers": served.pickers,
                 "first": served.first,
+                "blocks": s.blocks,
                 "scale": scale,
                 "BP": 1 << (s.picks - 1).bit_length(),
                 "BM": rows,
