@@ -227,9 +227,10 @@ def test_no_queries_or_picks_give_zeros():
     assert selected_attention(q[:, :, :0], k[:, :, :0], v[:, :, :0], picks[:, :, :0], size).shape == (1, 2, 0, 16)
 
 
-@interpreted
-def test_picks_of_blocks_that_do_not_exist_are_none(monkeypatch):
-    pytest.importorskip("triton")
+@pytest.mark.parametrize("backend", ["dense", "blocked", pytest.param("triton", marks=interpreted)])
+def test_picks_of_blocks_that_do_not_exist_are_none(backend, monkeypatch):
+    if backend == "triton":
+        pytest.importorskip("triton")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     q, k, v, picks, size, call = tensors(1, 1, 2, 2, 40, 16, 16, 2, True)
     empty = torch.empty
@@ -242,7 +243,7 @@ def test_picks_of_blocks_that_do_not_exist_are_none(monkeypatch):
     for odd in (3, 1000):
         given, none = picks.clone(), picks.clone()
         given[:, :, ::3, 1], none[:, :, ::3, 1] = odd, -1
-        found, expected = (selected_attention(q, k, v, x, size, backend="triton", **call) for x in (given, none))
+        found, expected = (selected_attention(q, k, v, x, size, backend=backend, **call) for x in (given, none))
         assert found.equal(expected)
 
 

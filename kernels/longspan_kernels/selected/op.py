@@ -77,8 +77,8 @@ def selected_attention(
 
     Args:
         q: [B, H, T, D]; k, v: [B, Hkv, T, D]; any strides.
-        picks: [B, P, T, n] whole numbers of key blocks, distinct for a query, -1 for none. P is H, or a divisor of H that Hkv
-            divides: heads of a group then share their picks.
+        picks: [B, P, T, n] whole numbers of key blocks, distinct for a query; -1, or any other that names no block, for none.
+            P is H, or a divisor of H that Hkv divides: heads of a group then share their picks.
         block_size: tokens a key block; block c holds those from c * block_size on.
         causal: only keys at or before the query, inside of blocks too.
         lengths: [B] int, tokens of each sequence; what lies at or past it is neither query nor key, and its output is 0.

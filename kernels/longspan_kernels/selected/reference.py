@@ -20,7 +20,7 @@ def live_pairs(
     blocks = -(-T // block_size)
     # not in place: under vmap the picks have a dimension that fresh zeros lack
     chosen = torch.zeros((B, P, T, blocks + 1), dtype=torch.bool, device=picks.device)
-    chosen = chosen.scatter(3, torch.where(picks < 0, blocks, picks).long(), True)
+    chosen = chosen.scatter(3, torch.where((picks < 0) | (picks >= blocks), blocks, picks).long(), True)
     live = chosen[..., :blocks].repeat_interleave(block_size, 3)[..., :T].repeat_interleave(heads // P, 1)
     at = torch.arange(T, device=picks.device)
     if causal:
