@@ -73,9 +73,8 @@ class Source(NamedTuple):
 _DECLARED = {**Options.__annotations__, **Source.__annotations__, "backend": "str", "with_backward": "bool"}
 _KINDS = {"Tensor | None": "Tensor?", "float": "float", "int": "SymInt", "bool": "bool", "str": "str"}
 SCHEMA = ", ".join(f"{_KINDS[getattr(kind, '__forward_arg__', kind)]} {name}" for name, kind in _DECLARED.items())
-NAMES = tuple(_DECLARED)
 TENSORS = tuple(place for place, part in enumerate(SCHEMA.split(", ")) if part.startswith("Tensor?"))
-BIAS = NAMES.index("bias")
+BIAS = list(_DECLARED).index("bias")
 
 
 def packed(options: Options, source: Source, backend: str, with_backward: bool) -> tuple[Any, ...]:

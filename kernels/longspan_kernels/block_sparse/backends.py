@@ -19,9 +19,8 @@ from torch.autograd import forward_ad
 from longspan_kernels.block_sparse import cudnn, flash, fused
 from longspan_kernels.block_sparse.args import Options, Source
 from longspan_kernels.block_sparse.blocked import row_batches
-from longspan_kernels.block_sparse.cache import LowersToRules, block_size_of, blocked_tiling, is_dense, layout_for, state_of
+from longspan_kernels.block_sparse.cache import LowersToRules, block_size_of, is_dense, layout_for, reference_tiling, state_of
 from longspan_kernels.block_sparse.compiler import Tiling
-from longspan_kernels.block_sparse.fused import says_all, serves
 from longspan_kernels.block_sparse.layout import Layout
 from longspan_kernels.errors import BackendError
 from longspan_kernels.launch.graphs import remembered
@@ -105,17 +104,14 @@ def what_runs(
     took = choose_backend(backend, q, k, by_pattern=True)
     if took == flash.FLASH:
         return took, flash.visited_pairs(key, shape.q_len, shape.k_len, shape.heads, causal)
-    if backend == "auto" and took == "blocked" and not bias_block and fused.takes(q, Options(1.0, dropout_p=dropout_p)):
+    options, by_torch = Options(1.0, dropout_p=dropout_p), backend == "auto" and not bias_block
+    if by_torch and took == "blocked" and fused.takes(q, options):
         took = chosen(key, shape, causal, "forward")
         return took, visited_by(took, key, shape, causal)
     if took == "dense":
         return took, shape.heads * shape.q_len * shape.k_len
-    fused_on_gpu = backend == "auto" and took == "triton" and not bias_block
-    if (
-        fused_on_gpu
-        and cudnn.may_serve(q, Options(1.0, dropout_p=dropout_p))
-        and cudnn.serves("forward", q, k, Source(key, causal))
-    ):
+    served = by_torch and took == "triton" and cudnn.may_serve(q, options)
+    if served and cudnn.serves("forward", q, k, Source(key, causal)):
         return cudnn.CUDNN, visited_by("dense", key, shape, causal)
     return took, layouts_for(q, k, key, causal, took, bias_block)[0].visited_pairs
 
@@ -143,7 +139,7 @@ def tilings_for(
         from longspan_kernels.block_sparse.triton.configs import tilings
 
         return tilings(int(q.shape[3]), q.dtype, capability_of(device), size, bias_block)
-    tiling = blocked_tiling(size, bias_block)
+    tiling = reference_tiling(size, bias_block)
     return tiling, tiling
 
 
@@ -199,7 +195,7 @@ def chosen(key: str, shape: Shape, causal: bool, which: str) -> str:
 
 @remembered(4096)
 def _chosen(key: str, state: tuple, shape: Shape, causal: bool, which: str) -> str:
-    if says_all(key, shape.q_len, shape.k_len, shape.heads, causal) or max(shape.q_len, shape.k_len) <= SHORT:
+    if fused.says_all(key, shape.q_len, shape.k_len, shape.heads, causal) or max(shape.q_len, shape.k_len) <= SHORT:
         return "dense"
     if shape.heads * shape.q_len * shape.k_len > MOST_MASK:
         return "blocked"
@@ -233,7 +229,7 @@ def blocked_features(key: str, shape: Shape, causal: bool) -> tuple[float, ...]:
     """Batches of rows; thousands of visited pairs, these times D by torch's fused kernel and by plain products, and
     thousands of numbers put in order."""
     layout = cpu_layout(key, shape, causal)
-    calls, places, fused, plain = 0, 0, 0, 0
+    calls, places, by_fused, by_products = 0, 0, 0, 0
     for component in layout.components:
         groups = component.group[component.group >= 0].tolist()
         tile = component.block_q * component.block_k
@@ -241,18 +237,18 @@ def blocked_features(key: str, shape: Shape, causal: bool) -> tuple[float, ...]:
             batches = row_batches(component.rows, u)
             calls += len(batches)
             visited = groups.count(u) * tile * sum(batch.index.numel() for batch in batches)
-            if serves(batches):
-                fused += visited
+            if fused.serves(batches):
+                by_fused += visited
             else:
-                plain += visited
+                by_products += visited
         places += len(groups) * (component.q_blocks * component.block_q + component.k_blocks * component.block_k)
     each = shape.batch * shape.head_dim / 1000
-    return float(calls), shape.batch * (fused + plain) / 1000, fused * each, plain * each, places * each
+    return float(calls), shape.batch * (by_fused + by_products) / 1000, by_fused * each, by_products * each, places * each
 
 
 def cpu_layout(key: str, shape: Shape, causal: bool) -> Layout:
     """The blocked backend's layout of a call without a block bias."""
-    tiling = blocked_tiling(block_size_of(key, shape.heads, causal))
+    tiling = reference_tiling(block_size_of(key, shape.heads, causal))
     return layout_for(key, shape.q_len, shape.k_len, shape.heads, causal, tiling, torch.device("cpu"))
 
 

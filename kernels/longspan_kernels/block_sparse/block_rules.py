@@ -7,27 +7,18 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from longspan_kernels.block_sparse.grid import (
-    Tiles,
-    band_pairs,
-    check_tile_count,
-    in_bounds,
-    pairs_in_band,
-    tighten,
-    unique_pairs,
-)
-from longspan_kernels.block_sparse.rules import Pairs, Rule, Traits, Unbounded
+from longspan_kernels.block_sparse.grid import Tiles, band_pairs, in_bounds, numbered, pairs_in_band, unique_pairs
+from longspan_kernels.block_sparse.rules import Band, Pairs, Traits, Unbounded
 
 MAX_SIGNATURE_BLOCKS = 256
 
 
-class BlockBand(Rule):
+class BlockBand(Band):
     """lo <= i // size - j // size <= hi: whole blocks beside the diagonal; (0, 0) is the query's own block."""
 
-    per_head = False
-
     def __init__(self, size: int, lo: int | None = 0, hi: int | None = 0):
-        self.size, self.lo, self.hi = size, lo, hi
+        super().__init__(lo, hi)
+        self.size = size
 
     def live(self, h, i, j):
         return in_bounds(i // self.size - j // self.size, self.lo, self.hi)
@@ -35,12 +26,8 @@ class BlockBand(Rule):
     def signature(self, h, i0, j0, q, k):
         d = i0 // self.size - j0 // self.size
         reach_q, reach_k = q.span // self.size + 1, k.span // self.size + 1
-        columns = [offset_of(i0, q.span, self.size), offset_of(j0, k.span, self.size)]
-        if self.lo is not None:
-            columns.append(d.clamp(self.lo - reach_q - 1, self.lo + reach_k))
-        if self.hi is not None:
-            columns.append(d.clamp(self.hi - reach_q, self.hi + reach_k + 1))
-        return columns
+        offsets = [offset_of(i0, q.span, self.size), offset_of(j0, k.span, self.size)]
+        return offsets + self.distances(d, reach_q, reach_k)
 
     def band(self):
         # Block distance b puts i - j in [b * size - (size - 1), b * size + size - 1].
@@ -48,12 +35,6 @@ class BlockBand(Rule):
             None if self.lo is None else self.lo * self.size - (self.size - 1),
             None if self.hi is None else self.hi * self.size + self.size - 1,
         )
-
-    def tiles(self, h, q, k, lo, hi):
-        return band_pairs(q, k, *tighten((lo, hi), self.band()))
-
-    def orders(self, extent):
-        return []
 
     def traits(self):
         return Traits(grows=False, fills=False, listed=False, block=self.size)
@@ -174,10 +155,7 @@ class PastBlocks(Unbounded):
     def tiles(self, h, q, k, lo, hi):
         last = torch.div(q.base + q.span - self.shift - self.first, self.step, rounding_mode="floor")  # key that a tile sees
         counts = torch.searchsorted(k.base, last, right=True) if k.natural else torch.full_like(last, k.count)
-        check_tile_count(int(counts.sum()))
-        rows = torch.repeat_interleave(torch.arange(q.count, device=q.device), counts)
-        columns = torch.arange(len(rows), device=q.device) - (torch.cumsum(counts, 0) - counts)[rows]
-        return pairs_in_band(q, k, rows, columns, lo, hi)
+        return pairs_in_band(q, k, *numbered(counts), lo, hi)
 
 
 def offset_of(first: Tensor, span: int, size: int) -> Tensor:
@@ -190,10 +168,7 @@ def spread(i: Tensor, j: Tensor, size: int, q: Tiles, k: Tiles) -> Pairs:
     """Tiles of natural orders that squares of side `size` with first positions (i, j) reach into."""
     row0, rows = tiles_reached(i, size, q)
     column0, columns = tiles_reached(j, size, k)
-    area = rows * columns
-    check_tile_count(int(area.sum()))
-    square = torch.repeat_interleave(torch.arange(len(area), device=area.device), area)
-    place = torch.arange(len(square), device=area.device) - (torch.cumsum(area, 0) - area)[square]
+    square, place = numbered(rows * columns)
     return row0[square] + place // columns[square], column0[square] + place % columns[square]
 
 

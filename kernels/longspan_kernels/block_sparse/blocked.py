@@ -141,12 +141,9 @@ class Chunk:
     """Some (batch, head) pairs of one component, with their tokens in the component's order."""
 
     def __init__(self, component: Component, layout: Layout, options: Options, u: int, batch: slice, heads: list[int]):
-        self.component, self.layout, self.options, self.u = component, layout, options, u
-        self.batch = batch
-        self.heads: slice | list[int] = heads
-        if heads == list(range(heads[0], heads[-1] + 1)):
-            self.heads = slice(heads[0], heads[-1] + 1)
-        self.head_numbers = heads
+        self.component, self.layout, self.options, self.batch, self.head_numbers = component, layout, options, batch, heads
+        consecutive = heads == list(range(heads[0], heads[-1] + 1))
+        self.heads: slice | list[int] = slice(heads[0], heads[-1] + 1) if consecutive else heads
         self.q_index, self.k_index = _of_group(component.q_index, u), _of_group(component.k_index, u)
 
     def side(self, queries: bool) -> tuple[Tensor | None, int, int, int]:
@@ -314,12 +311,8 @@ def chunks(component: Component, layout: Layout, options: Options, q: Tensor) ->
         for u, heads in by_group.items():
             group = u + b_group * component.batch_groups
             own = _batches.get(component, group, partial(row_batches, component.rows, group))
+            first, stop = (b_group, b_group + 1) if component.batch_groups else (0, B)
             step = max(1, fit // len(heads))
-            batches = (
-                [slice(b_group, b_group + 1)]
-                if component.batch_groups
-                else [slice(b, min(B, b + step)) for b in range(0, B, step)]
-            )
-            for batch in batches:
-                for h in range(0, len(heads), max(1, fit)):
-                    yield Chunk(component, layout, options, group, batch, heads[h : h + fit]), own
+            for b in range(first, stop, step):
+                for h in range(0, len(heads), fit):
+                    yield Chunk(component, layout, options, group, slice(b, min(stop, b + step)), heads[h : h + fit]), own

@@ -190,8 +190,7 @@ def clear_layouts() -> None:
 def block_size_of(key: str, heads: int, causal: bool) -> int | None:
     """The side of the blocks that a pattern speaks of: the smallest one, or None where it knows no blocks."""
     groups = lookup(key).head_rules(PROBE, PROBE, heads, causal, HOST)
-    known = [size for _, rule in groups if (size := rule.traits().block) is not None]
-    return min(known) if known else None
+    return min((size for _, rule in groups if (size := rule.traits().block) is not None), default=None)
 
 
 @remembered(1024)
@@ -203,18 +202,14 @@ def is_dense(key: str, heads: int, causal: bool) -> bool:
 
 def reference_tiling(granularity: int | None, bias_block: int = 0) -> Tiling:
     """Tiles that counted costs are counted on, whatever device, dtype or backend runs: the pattern's own blocks where they are
-    of a good size, else 64. A change of it changes every counted figure; backends choose tiles of their own."""
-    side, sizes = 64, (16, 32, 64, 128)
+    of a good size, else 64. A change of it changes every counted figure. They serve the plain-torch backend well, which visits
+    them too."""
+    side = 64
     if bias_block:
         side = next(size for size in (64, 48, 32, 24, 16, 8, 4, 2, 1) if bias_block % size == 0)
     elif granularity is not None and granularity >= 16:
         side = next((size for size in (64, 48, 32, 24, 16) if granularity % size == 0), 64)
-    return Tiling(side, side, sizes=sizes, overhead=1024, one_pass=bool(bias_block))
-
-
-def blocked_tiling(granularity: int | None, bias_block: int = 0) -> Tiling:
-    """Tiles of the plain-torch backend: those that costs are counted on, which serve it well."""
-    return reference_tiling(granularity, bias_block)
+    return Tiling(side, side, one_pass=bool(bias_block))
 
 
 def counted_pairs(key: str, q_len: int, k_len: int, heads: int, causal: bool, bias_block: int = 0) -> int:

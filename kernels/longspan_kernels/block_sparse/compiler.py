@@ -15,7 +15,6 @@ Legend: U distinct head groups of a component, n tiles of one side, `block_q` x 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -100,13 +99,12 @@ def compile_layout(
         head_group: dict[int, int] = {}
         for members, rule in plan[order]:
             head_group |= compiler.add(rule, members)
-        component, pairs, tiles = compiler.finish(heads, head_group, extent.first, order, set(written))
+        component, pairs, tiles = compiler.finish(heads, head_group, extent.first, order, written)
         component.k_len = k_len
         component.grows = order == NATURAL and any(rule.traits().grows for _, rule in plan[order])
-        for head in head_group:
-            if head not in written and order.all_queries:
-                covered.add(head)
-        written |= set(head_group)
+        if order.all_queries:
+            covered |= head_group.keys() - written
+        written |= head_group.keys()
         components.append(component)
         live += pairs
         visited += tiles
@@ -134,22 +132,12 @@ def dense(rule: Rule) -> bool:
     return None in rule.band() and rule.traits().fills
 
 
-@dataclass
-class Entries:
-    """Tiles found for one component, before they are sorted into lists."""
-
-    group: Tensor
-    row: Tensor
-    column: Tensor
-    kind: Tensor  # -1 full, else an index into masks
-
-
 class Compiler:
     """Collects the tiles of one component over its head groups, and classifies each as dead, partial or full."""
 
     def __init__(self, q: Tiles, k: Tiles):
         self.q, self.k = q, k
-        self.found: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []  # group, row, column, kind
+        self.found: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []  # group, row, column, kind (-1 full, else of masks)
         self.masks: list[Tensor] = []
         self.mask_count = 0
         self.live: list[int] = []  # per group
@@ -160,14 +148,10 @@ class Compiler:
         q, k = self.q, self.k
         served = heads if rule.per_head else heads[:1]
         base = len(self.live)
-        rows, columns, groups, heads_of = [], [], [], []
-        for offset, head in enumerate(served):
-            row, column = rule.tiles(head, q, k, None, None)
-            rows.append(row)
-            columns.append(column)
-            groups.append(torch.full_like(row, base + offset))
-            heads_of.append(torch.full_like(row, head))
-        row, column, group, head_of = torch.cat(rows), torch.cat(columns), torch.cat(groups), torch.cat(heads_of)
+        found = [rule.tiles(head, q, k, None, None) for head in served]
+        row, column = (torch.cat(parts) for parts in zip(*found, strict=True))
+        group = torch.cat([torch.full_like(rows, base + offset) for offset, (rows, _) in enumerate(found)])
+        head_of = torch.cat([torch.full_like(rows, head) for head, (rows, _) in zip(served, found, strict=True)])
         kind, live = self._classify(rule, head_of, row, column)
         keep = kind != DEAD
         group, row, column, kind, live = group[keep], row[keep], column[keep], kind[keep], live[keep]
@@ -189,12 +173,9 @@ class Compiler:
         i0, j0 = q.base[row], k.base[column]
         signature = rule.signature(head, i0, j0, q, k)
         if signature is None:
-            picks = torch.arange(len(row), device=row.device)
-            which = picks
+            picks = which = torch.arange(len(row), device=row.device)
         else:
-            state = hash_rows(torch.stack([q.shape_id[row], k.shape_id[column], *signature], 1))
-            distinct, which = torch.unique(state, return_inverse=True)
-            picks = torch.empty_like(distinct).scatter_(0, which, torch.arange(len(row), device=row.device))
+            picks, which = one_of_each(torch.stack([q.shape_id[row], k.shape_id[column], *signature], 1))
         kinds, lives = [], []
         step = max(1, EVALUATED_AT_ONCE // (q.block * k.block))
         for pick in picks.split(step):
@@ -237,7 +218,6 @@ class Compiler:
         for head, u in head_group.items():
             table[head] = u
             merging[head] = int(head in merge)
-        entries = Entries(group, row, column, kind)
         component = Component(
             block_q=q.block,
             block_k=k.block,
@@ -250,8 +230,8 @@ class Compiler:
             covers=order.all_queries,
             q_blocks=q.count,
             k_blocks=k.count,
-            rows=make_lists(entries, groups, q.count, k.count, bands),
-            columns=make_lists(Entries(group, column, row, kind), groups, k.count, q.count, bands),
+            rows=make_lists(group, row, column, kind, groups, q.count, k.count, bands),
+            columns=make_lists(group, column, row, kind, groups, k.count, q.count, bands),
             masks=masks,
             band=band,
             bands=bands,
@@ -271,26 +251,21 @@ def evaluate_tiles(rule: Rule, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
     return rule.live(head[:, None, None], i[:, :, None], j[:, None, :]) & valid
 
 
-def make_lists(entries: Entries, groups: int, rows: int, columns: int, bands: int) -> Lists:
-    """Sorts tiles into compressed rows."""
-    rank = torch.where(entries.kind < 0, 0, torch.where(entries.kind < bands, 1, 2))
-    row_of = entries.group * rows + entries.row
-    order = torch.argsort((row_of * 3 + rank) * columns + entries.column)
-    row_of, rank = row_of[order], rank[order]
-    tiles = entries.column[order].int()
+def make_lists(
+    group: Tensor, row: Tensor, column: Tensor, kind: Tensor, groups: int, rows: int, columns: int, bands: int
+) -> Lists:
+    """Sorts tiles [n] into compressed rows."""
+    rank = torch.where(kind < 0, 0, torch.where(kind < bands, 1, 2))
+    row_of = group * rows + row
+    order = torch.argsort((row_of * 3 + rank) * columns + column)
+    row_of, rank, kind = row_of[order], rank[order], kind[order]
+    tiles = column[order].int()
     index = torch.cat([tiles, tiles.new_full((1,), SENTINEL)])
-
-    def per_row(keep: Tensor | None = None) -> Tensor:
-        chosen = row_of if keep is None else row_of[keep]
-        return torch.bincount(chosen, minlength=groups * rows)
-
-    count, full, band = per_row(), per_row(rank == 0), per_row(rank == 1)
+    chosen = row_of, row_of[rank == 0], row_of[rank == 1]
+    count, full, band = (torch.bincount(each, minlength=groups * rows) for each in chosen)
     start = torch.cumsum(count, 0) - count
-    contiguous = True
-    if len(tiles) > 1:
-        follows = (row_of[1:] == row_of[:-1]) & (rank[1:] == 0) & (rank[:-1] == 0)
-        contiguous = bool((~follows | (tiles[1:] == tiles[:-1] + 1)).all())
-    kind = entries.kind[order]
+    follows = (row_of[1:] == row_of[:-1]) & (rank[1:] == 0) & (rank[:-1] == 0)
+    contiguous = bool((~follows | (tiles[1:] == tiles[:-1] + 1)).all())
     most = int(kind.max()) if len(kind) else 0
     narrow = torch.int8 if most < (1 << 7) - 1 else torch.int16 if most < (1 << 15) - 1 else torch.int32
     shape = (groups, rows)
@@ -308,10 +283,14 @@ def make_lists(entries: Entries, groups: int, rows: int, columns: int, bands: in
 
 def distinct_masks(masks: Tensor) -> tuple[Tensor, Tensor]:
     """[n, a, b] bool -> the distinct ones, and the index of each mask among them."""
-    state = hash_rows(pack_bits(masks).flatten(1).long())
-    distinct, inverse = torch.unique(state, return_inverse=True)
-    first = torch.empty_like(distinct).scatter_(0, inverse, torch.arange(len(masks), device=masks.device))
-    return masks[first], inverse
+    picks, inverse = one_of_each(pack_bits(masks).flatten(1).long())
+    return masks[picks], inverse
+
+
+def one_of_each(table: Tensor) -> tuple[Tensor, Tensor]:
+    """[n, m] int64 -> a place of each distinct row, and for every row which of them it equals."""
+    distinct, which = torch.unique(hash_rows(table), return_inverse=True)
+    return torch.empty_like(distinct).scatter_(0, which, torch.arange(len(table), device=table.device)), which
 
 
 def find_bands(masks: Tensor) -> tuple[int, Tensor, Tensor]:

@@ -119,16 +119,18 @@ class PositionSet:
             self._on[device] = starts, stops
         return self._on[device]
 
+    def _more_begin(self, by: Tensor, than_end_by: Tensor) -> Tensor:
+        """Whether more ranges begin at or before one position than end at or before another."""
+        starts, stops = self._edges(by.device)
+        begun = torch.searchsorted(starts, by.contiguous(), right=True)
+        return begun > torch.searchsorted(stops, than_end_by.contiguous(), right=True)
+
     def contains(self, x: Tensor) -> Tensor:
-        starts, stops = self._edges(x.device)
-        return torch.searchsorted(starts, x.contiguous(), right=True) > torch.searchsorted(stops, x.contiguous(), right=True)
+        return self._more_begin(x, x)
 
     def touches(self, first: Tensor, last: Tensor) -> Tensor:
         """Whether any position of the set lies in [first, last]."""
-        starts, stops = self._edges(first.device)
-        return torch.searchsorted(starts, last.contiguous(), right=True) > torch.searchsorted(
-            stops, first.contiguous(), right=True
-        )
+        return self._more_begin(last, first)
 
     def positions(self, lo: int, hi: int, device: torch.device) -> Tensor:
         """The members in [lo, hi), ascending."""
@@ -137,13 +139,8 @@ class PositionSet:
 
     def signature(self, x0: Tensor, span: int) -> list[Tensor]:
         # A tile that touches no range, or lies inside one, looks like every other such tile.
-        touched = self.touches(x0, x0 + span)
-        starts, stops = self._edges(x0.device)
-        inside = torch.searchsorted(starts, x0.contiguous(), right=True) > torch.searchsorted(
-            stops, (x0 + span).contiguous(), right=True
-        )
-        seen = torch.where(inside, torch.full_like(x0, INSIDE), x0)
-        return [torch.where(touched, seen, torch.full_like(x0, OUTSIDE))]
+        inside, touched = self._more_begin(x0, x0 + span), self.touches(x0, x0 + span)
+        return [torch.where(touched, torch.where(inside, INSIDE, x0), OUTSIDE)]
 
 
 def equal_steps(ranges: Sequence[tuple[int, int]]) -> tuple[int, int, int, int] | None:
@@ -203,12 +200,15 @@ def listed_tiles(positions: Tensor, block: int) -> Tiles:
 def band_pairs(q: Tiles, k: Tiles, lo: int | None, hi: int | None) -> tuple[Tensor, Tensor]:
     """(rows, columns) of the tiles of equal group that may hold lo <= i - j <= hi."""
     first, stop = band_ranges(q, k, lo, hi)
-    counts = (stop - first).clamp(min=0)
+    rows, place = numbered((stop - first).clamp(min=0))
+    return rows, first[rows] + place
+
+
+def numbered(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Tiles, counts[n] of them for each n: the n of each, and its number among those of its n."""
     check_tile_count(int(counts.sum()))
-    rows = torch.repeat_interleave(torch.arange(q.count, device=q.device), counts)
-    begins = torch.cumsum(counts, 0) - counts
-    columns = torch.arange(len(rows), device=q.device) - begins[rows] + first[rows]
-    return rows, columns
+    owner = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
+    return owner, torch.arange(len(owner), device=counts.device) - (torch.cumsum(counts, 0) - counts)[owner]
 
 
 def band_ranges(q: Tiles, k: Tiles, lo: int | None, hi: int | None) -> tuple[Tensor, Tensor]:
@@ -267,11 +267,10 @@ def tighten(a: tuple[int | None, int | None], b: tuple[int | None, int | None]) 
 
 def hash_rows(table: Tensor) -> Tensor:
     """[n, m] int64 -> [n] int64: equal rows hash alike; unequal ones collide with a chance of about 2**-63."""
-    state = torch.zeros(table.shape[0], dtype=torch.int64, device=table.device)
     # Weights from a fixed linear congruential sequence: the same on every machine.
     weights, seed = [], 0x9E3779B97F4A7C15
     for _ in range(table.shape[1]):
         seed = (seed * 6364136223846793005 + 1442695040888963407) & 0xFFFFFFFFFFFFFFFF
         weights.append(((seed ^ (seed >> 29)) | 1) - (1 << 63))
     weight = torch.tensor(weights, dtype=torch.int64, device=table.device) | 1
-    return state + (table * weight).sum(1)
+    return (table * weight).sum(1)

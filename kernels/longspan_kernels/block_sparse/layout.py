@@ -166,9 +166,9 @@ class DeviceLayout:
     excluded: Tensor | None = None
 
     def __post_init__(self):
-        parts = [("index", self.index), ("count", self.count), ("q_order", self.q_order), ("k_order", self.k_order)]
-        parts = [(name, x) for name, x in parts if x is not None or not name.endswith("order")]
-        for name, part in parts:
+        parts = {name: getattr(self, name) for name in ("index", "count", "q_order", "k_order")}
+        parts = {name: part for name, part in parts.items() if part is not None or not name.endswith("order")}
+        for name, part in parts.items():
             if not isinstance(part, Tensor):
                 raise KernelError(f"{name} is a {type(part).__name__}; give a tensor of whole numbers")
         for name in ("block_q", "block_k"):
@@ -191,12 +191,9 @@ class DeviceLayout:
             places = length if order is None else order.shape[2]
             if name == "q_order" and self.index.shape[2] != -(-places // block):
                 raise KernelError(f"index lists {self.index.shape[2]} query blocks; {places} places make {-(-places // block)}")
-        for name, part in parts:
-            if part is None:
-                continue
+        for name, part in parts.items():
             if part.dtype.is_floating_point or part.dtype.is_complex or part.dtype == torch.bool:
                 raise KernelError(f"{name} is {part.dtype}; give whole numbers, such as torch.int32")
-
         x = self.excluded
         if x is not None and (x.dim() != 3 or x.shape[2] != self.q_len or self.q_len != self.k_len or x.shape[1] < 1):
             raise KernelError(
@@ -250,39 +247,26 @@ class DeviceLayout:
         if H not in (1, heads):
             raise KernelError(f"index is made for {H} heads; q has {heads}")
         U, device = B * H, self.index.device
-        count = from_16_bytes(self.count.reshape(U, rows).int())
         start = (torch.arange(U * rows, device=device, dtype=torch.int32) * most).view(U, rows)
-        empty = torch.zeros((0, self.block_q, self.block_k), dtype=torch.bool, device=device)
-        own = Lists(
-            start=start,
-            count=count,
-            full=count,
-            band=torch.zeros_like(count),
-            index=from_16_bytes(self.index.reshape(-1).int()),
-            kind=torch.full((1,), -1, dtype=torch.int16, device=device).expand(U * rows * most),
-            contiguous=False,
-            longest=most,
-        )
-        head = (
-            torch.arange(heads, device=device, dtype=torch.int32)
-            if H > 1
-            else torch.zeros(heads, dtype=torch.int32, device=device)
-        )
+        count = from_16_bytes(self.count.reshape(U, rows).int())
+        own = _full_lists(start, count, from_16_bytes(self.index.reshape(-1).int()), most)
+        none = torch.zeros(heads, dtype=torch.int32, device=device)
+        covers = self.q_order is None  # else rows that no place holds keep output 0, which the others merge into
         component = Component(
             block_q=self.block_q,
             block_k=self.block_k,
-            group=head,
-            merge=torch.zeros(heads, dtype=torch.int32, device=device),
+            group=none if H == 1 else torch.arange(heads, device=device, dtype=torch.int32),
+            merge=none if covers else torch.ones_like(none),
             q_index=_flat(self.q_order),
             k_index=_flat(self.k_order),
             q_start=0,
             k_start=0,
-            covers=self.q_order is None,
+            covers=covers,
             q_blocks=rows,
             k_blocks=self.key_blocks,
             rows=own,
             columns=self._columns(U, rows, most) if columns else own,
-            masks=empty,
+            masks=torch.zeros((0, self.block_q, self.block_k), dtype=torch.bool, device=device),
             band=torch.zeros((0, 2), dtype=torch.int32, device=device),
             bands=0,
             order="device",
@@ -292,10 +276,8 @@ class DeviceLayout:
             dynamic=True,
             excluded=None if self.excluded is None else from_16_bytes(self.excluded.contiguous()),
         )
-        if self.q_order is not None:
-            component.merge.fill_(1)  # rows that no place holds keep output 0
         visited = U * rows * most * self.block_q * self.block_k * (heads if H == 1 else 1)
-        return Layout(self.q_len, self.k_len, heads, [component], 0, visited, covered=self.q_order is None)
+        return Layout(self.q_len, self.k_len, heads, [component], 0, visited, covers)
 
     def _columns(self, U: int, rows: int, most: int) -> Lists:
         """Query blocks of each key block, in ascending order, by one stable sort."""
@@ -310,17 +292,7 @@ class DeviceLayout:
             0, column_of, torch.ones_like(column_of)
         )[: U * n]
         start = torch.cumsum(totals, 0) - totals
-        count = totals.int().view(U, n)
-        return Lists(
-            start=start.int().view(U, n),
-            count=count,
-            full=count,
-            band=torch.zeros_like(count),
-            index=row[order].int(),
-            kind=torch.full((1,), -1, dtype=torch.int16, device=device).expand(len(order)),
-            contiguous=False,
-            longest=rows,
-        )
+        return _full_lists(start.int().view(U, n), totals.int().view(U, n), row[order].int(), rows)
 
 
 def tile_side(q: Tensor, size: int) -> int:
@@ -328,6 +300,12 @@ def tile_side(q: Tensor, size: int) -> int:
     from longspan_kernels.block_sparse.triton.configs import fitting, tilings
 
     return fitting(tilings(q.shape[-1], q.dtype, capability_of(q.device))[1].block_q, size)
+
+
+def _full_lists(start: Tensor, count: Tensor, index: Tensor, longest: int) -> Lists:
+    """Lists made at run time, all of whose entries are called full."""
+    kind = torch.full((1,), -1, dtype=torch.int16, device=index.device).expand(len(index))
+    return Lists(start, count, count, torch.zeros_like(count), index, kind, contiguous=False, longest=longest)
 
 
 def _check_range(name: str, values: Tensor, low: int, high: int, meaning: str) -> None:

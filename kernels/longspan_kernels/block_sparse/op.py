@@ -67,7 +67,7 @@ def attend(
         # As scores are; a bias of two bytes gets its gradient through this cast.
         block_bias = block_bias.to(torch.promote_types(q.dtype, torch.float32))
     limits = q_lengths, k_lengths, q_segments, k_segments
-    options = Options(_scale(scale, q), *limits, float(dropout_p), _seed(dropout_p, q), block_bias, bias_block)
+    options = _options(q, scale, limits, dropout_p, block_bias, bias_block)
     if asked == "auto" and backend == "blocked" and fused.takes(q, options):
         backend = CPU
     if asked == "auto" and backend == "triton" and cudnn.may_serve(q, options):
@@ -77,9 +77,9 @@ def attend(
     elif backend == flash.FLASH and q.numel() and k.shape[2]:
         out, lse = flash.attend(q, k, v, Source(key, causal), options, return_lse)
     else:
-        wanted = wants_gradient(q, k, v, block_bias)
-        arguments = packed(options, Source(key, causal), backend, wanted)
-        out, lse = block_sparse_forward(q, k, v, *arguments)
+        leaves = (x for x in (q, k, v, block_bias) if x is not None)
+        with_backward = torch.is_grad_enabled() and any(x.requires_grad for x in leaves)
+        out, lse = block_sparse_forward(q, k, v, *packed(options, Source(key, causal), backend, with_backward))
     return (out, lse) if return_lse else out
 
 
@@ -106,8 +106,7 @@ def attend_by(
     q, k, v = cast_as_products(q, k, v)
     transform = active_transform(q, k, v)
     backend = choose_backend(backend, q, k, transform)
-    limits = q_lengths, k_lengths, q_segments, k_segments
-    options = Options(_scale(scale, q), *limits, float(dropout_p), _seed(dropout_p, q))
+    options = _options(q, scale, (q_lengths, k_lengths, q_segments, k_segments), dropout_p)
     source = Source.listed(layout, q.shape[0])
     if backend == "dense":
         if not (layout.index.is_cuda or torch.compiler.is_compiling() or transform):
@@ -118,17 +117,13 @@ def attend_by(
     return (out, lse) if return_lse else out
 
 
-def wants_gradient(*tensors: Tensor | None) -> bool:
-    """Whether a backward pass may follow."""
-    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-
-
-def _scale(scale: float | None, q: Tensor) -> float:
-    return q.shape[-1] ** -0.5 if scale is None else float(scale)
-
-
-def _seed(dropout_p: float, q: Tensor) -> Tensor | None:
-    return torch.randint(0, 1 << 31, (1,), device=q.device) if dropout_p > 0.0 else None
+def _options(
+    q: Tensor, scale: float | None, limits: tuple, dropout_p: float, bias: Tensor | None = None, bias_block: int = 0
+) -> Options:
+    """A call's options, with a new seed where it has dropout."""
+    seed = torch.randint(0, 1 << 31, (1,), device=q.device) if dropout_p > 0.0 else None
+    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    return Options(scale, *limits, float(dropout_p), seed, bias, bias_block)
 
 
 def _dense(q: Tensor, k: Tensor, v: Tensor, source: Source, options: Options) -> tuple[Tensor, Tensor]:

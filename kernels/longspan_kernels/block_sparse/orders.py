@@ -85,12 +85,12 @@ class Order(ABC):
     def tiles(self, extent: Extent) -> tuple[Tiles, Tiles]:
         """The tiles of queries and of keys."""
 
-    @abstractmethod
     def even(self, block: int) -> tuple[int, int, int] | None:
         """(step, run, first) where tiles of `block` keys consist of whole runs of equal lengths and distances, else None.
 
         The answer does not depend on the length of the sequence.
         """
+        return None
 
 
 @dataclass(frozen=True)
@@ -104,9 +104,6 @@ class Natural(Order):
 
     def tiles(self, extent):
         return extent.queries(), extent.keys()
-
-    def even(self, block):
-        return None
 
 
 @dataclass(frozen=True)
@@ -143,9 +140,6 @@ class Residues(Order):
             residue_tiles(extent.first, extent.k_len, self.stride, self.size, length, extent.device),
             residue_tiles(0, extent.k_len, self.stride, self.size, length, extent.device),
         )
-
-    def even(self, block):
-        return None
 
 
 @dataclass(frozen=True)
@@ -210,9 +204,6 @@ class GatheredQueries(Order):
     def tiles(self, extent):
         positions = PositionSet(self.ranges).positions(extent.first, extent.k_len, extent.device)
         return listed_tiles(positions, extent.tiling.block_q), extent.keys()
-
-    def even(self, block):
-        return None
 
 
 def _class_length(stride: int, extent: Extent) -> int:

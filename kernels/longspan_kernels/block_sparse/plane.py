@@ -23,6 +23,7 @@ from longspan_kernels.block_sparse.grid import (
     Tiles,
     band_pairs,
     check_tile_count,
+    numbered,
     pairs_in_band,
     tighten,
     unique_pairs,
@@ -110,10 +111,7 @@ class Neighbourhood(Rule):
             stop = ((high - own) // side + 1).clamp(max=k.table.shape[axis + 1])
             ranges.append((begin, (stop - begin).clamp(min=0)))
         (top, rows), (left, columns) = ranges
-        area = rows * columns
-        check_tile_count(int(area.sum()))
-        tile = torch.repeat_interleave(torch.arange(len(area), device=area.device), area)
-        place = torch.arange(len(tile), device=area.device) - (torch.cumsum(area, 0) - area)[tile]
+        tile, place = numbered(rows * columns)
         found = k.table[kind[tile], top[tile] + place // columns[tile], left[tile] + place % columns[tile]]
         return tile[found >= 0], found[found >= 0]
 
@@ -194,9 +192,6 @@ class PlaneClasses(Order):
             plane_tiles(extent.first, extent.k_len, self.width, self.dilation, tile, extent.device),
             plane_tiles(0, extent.k_len, self.width, self.dilation, tile, extent.device),
         )
-
-    def even(self, block):
-        return None
 
 
 def _class_sides(width: int, dilation: int, extent: Extent) -> tuple[int, int]:

@@ -14,6 +14,8 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import and_, or_
 
 import torch
 from torch import Tensor
@@ -135,13 +137,15 @@ class Band(Rule):
         return in_bounds(i - j, self.lo, self.hi)
 
     def signature(self, h, i0, j0, q, k):
-        # Distances inside the tile lie in [d - k.span, d + q.span]: past those, d no longer matters.
-        d = i0 - j0
+        return self.distances(i0 - j0, q.span, k.span)
+
+    def distances(self, d: Tensor, q_span: int, k_span: int) -> list[Tensor]:
+        """d, as far as it matters to tiles whose distances lie in [d - k_span, d + q_span]."""
         columns = []
         if self.lo is not None:
-            columns.append(d.clamp(self.lo - q.span - 1, self.lo + k.span))
+            columns.append(d.clamp(self.lo - q_span - 1, self.lo + k_span))
         if self.hi is not None:
-            columns.append(d.clamp(self.hi - q.span, self.hi + k.span + 1))
+            columns.append(d.clamp(self.hi - q_span, self.hi + k_span + 1))
         return columns
 
     def band(self):
@@ -299,10 +303,7 @@ class And(Composed):
         super().__init__([own for part in parts for own in part.conjuncts()])
 
     def live(self, h, i, j):
-        out = self.parts[0].live(h, i, j)
-        for part in self.parts[1:]:
-            out = out & part.live(h, i, j)
-        return out
+        return reduce(and_, (part.live(h, i, j) for part in self.parts))
 
     def traits(self):
         each = [part.traits() for part in self.parts]
@@ -323,10 +324,7 @@ class And(Composed):
         return [order for part in self.parts for order in part.orders(extent)]
 
     def band(self):
-        band: tuple[int | None, int | None] = (None, None)
-        for part in self.parts:
-            band = tighten(band, part.band())
-        return band
+        return reduce(tighten, (part.band() for part in self.parts))
 
     def tiles(self, h, q, k, lo, hi):
         band = tighten((lo, hi), self.band())
@@ -343,10 +341,7 @@ class Or(Composed):
         super().__init__([own for part in parts for own in part.disjuncts()])
 
     def live(self, h, i, j):
-        out = self.parts[0].live(h, i, j)
-        for part in self.parts[1:]:
-            out = out | part.live(h, i, j)
-        return out
+        return reduce(or_, (part.live(h, i, j) for part in self.parts))
 
     def traits(self):
         each = [part.traits() for part in self.parts]
@@ -363,10 +358,7 @@ class Or(Composed):
 
     def band(self):
         los, his = zip(*(part.band() for part in self.parts), strict=True)
-        return (
-            None if any(lo is None for lo in los) else min(los),
-            None if any(hi is None for hi in his) else max(his),
-        )
+        return None if None in los else min(los), None if None in his else max(his)
 
     def tiles(self, h, q, k, lo, hi):
         found = [part.tiles(h, q, k, lo, hi) for part in self.parts]
