@@ -254,7 +254,7 @@ def test_rows_go_first_where_no_column_is_cut(monkeypatch):
         monkeypatch.setattr(schedule, "processors", lambda device: 1000)
         layout = compile_layout([((0, 1), RULES[name])], 64, 64, 2, Tiling(16, 16, sizes=(16,)))
         call = Call(q, q, q, *rest_of(layout))
-        assert backward.rows_go_first(call, layout, layout.components) == first
+        assert backward.rows_go_first(call, layout.components) == first
 
 
 @pytest.mark.parametrize("in_sums", [False, True])

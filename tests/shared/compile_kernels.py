@@ -105,7 +105,7 @@ def compiles(capability: int, code: bool = False) -> None:
 
     def dispatch(plan: launching.Plan, tensors: tuple) -> None:
         kernel, choice = plan.kernel, plan.choice
-        key = plan._key(tensors, kernel.arg_names[len(tensors) :])
+        key = plan._key(tensors)
         if key in _seen:
             return
         _seen.add(key)

@@ -51,7 +51,7 @@ class Machine:
         stand_in(launcher.Plan, "_first", lambda plan, tensors: self.launch(plan, tensors))
 
     def launch(self, plan: launcher.Plan, tensors: tuple) -> None:
-        self.launched.add(plan._key(tensors, plan.kernel.arg_names[len(tensors) :]))
+        self.launched.add(plan._key(tensors))
 
     def plan(self, pattern: Pattern, causal: bool, length: int, heads: int = 16) -> None:
         """What a first call compiles."""

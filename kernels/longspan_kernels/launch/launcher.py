@@ -39,15 +39,8 @@ KERNELS = (
     *("count_entries", "sum_chunks", "start_counted", "place_entries"),
     *("number_lists", "start_lists", "cut_lists", "row_numbers", "merge_parts", "add_runs"),
     *("selected_parts", "selected_rows", "selected_columns"),
-    *(
-        "set_gates",
-        "differentiate_gates",
-        "sum_gate_parts",
-        "add_gated",
-        "differentiate_gated",
-        "merge_branches",
-        "differentiate_branches",
-    ),
+    *("set_gates", "differentiate_gates", "sum_gate_parts", "add_gated", "differentiate_gated"),
+    *("merge_branches", "differentiate_branches"),
     *("compress_rows", "differentiate_inside", "differentiate_places", "finish_weights"),
     *("index_scores", "best_tokens", "attend_tokens", "differentiate_tokens", "add_tokens"),
     *("mark_picks", "count_picks", "place_words"),
@@ -129,14 +122,16 @@ class Plan:
             self._first(tensors)
 
     def _want(self, tensors: tuple, wanted: dict) -> None:
-        key = self._key(tensors, self.kernel.arg_names[len(tensors) :])
+        key = self._key(tensors)
         if all(self.grid) and key not in _compiled and key not in _ahead:
             wanted.setdefault(key, (self, tensors))
 
     def compile(self, tensors: tuple) -> Any:
-        """The kernel for such tensors, which need no memory; in triton.AsyncCompileMode, its future."""
-        options = {"num_warps": self.choice.warps, "num_stages": self.depth(), **self._options()}
-        return self.kernel.warmup(*tensors, grid=self.grid, **self.numbers, **options)
+        """The kernel for such tensors, which need no memory; in triton.AsyncCompileMode, its future. None where it does not
+        compile: its launch raises the error."""
+        with suppress(Exception):
+            return self.kernel.warmup(*tensors, grid=self.grid, **self.numbers, **self._options(self.depth()))
+        return None
 
     def shallower(self) -> bool:
         """Makes later launches use one pipeline stage less; False where there is only one."""
@@ -149,34 +144,31 @@ class Plan:
         return _stages.get(self.depth_key(), self.choice.stages)
 
     def _first(self, tensors: tuple) -> None:
-        names = self.kernel.arg_names[len(tensors) :]
-        key = None
-        if DIRECT and hasattr(self.kernel, "params"):
-            key = self._key(tensors, names)
-        compiled = _compiled.get(key) if key is not None else None
+        key = self._key(tensors) if DIRECT and hasattr(self.kernel, "params") else None
+        compiled = None if key is None else _compiled.get(key)
         if compiled is not None:
-            self.run = self._direct(compiled, tensors, names)
+            self.run = self._direct(compiled, tensors)
             self.run(*tensors)
             return
         compiled = self._dispatch(tensors, key)
         if key is not None and compiled is not None:
             _compiled[key] = compiled
-            self.run = self._direct(compiled, tensors, names)
+            self.run = self._direct(compiled, tensors)
 
-    def _direct(self, compiled: Any, tensors: tuple, names: list[str]) -> Callable:
+    def _direct(self, compiled: Any, tensors: tuple) -> Callable:
         """Launches the compiled kernel on tensors, past as much of Triton as is known to be safe."""
-        tail = [self.numbers[name] for name in names]
+        tail = [self.numbers[name] for name in self.kernel.arg_names[len(tensors) :]]
         run = direct_launch(compiled, self.grid, tensors, tail)
         if run is not None:
             return run
         through_triton = compiled[self.grid]
         return lambda *tensors: through_triton(*tensors, *tail)
 
-    def _key(self, tensors: tuple, names: list[str]) -> tuple:
+    def _key(self, tensors: tuple) -> tuple:
         # Triton compiles anew for constants, types, absent tensors, and whether a number divides by 16 or is 1.
         params = {param.name: param for param in self.kernel.params}
         compiled_for: list = []
-        for name in names:
+        for name in self.kernel.arg_names[len(tensors) :]:
             value = self.numbers[name]
             if params[name].is_constexpr:
                 compiled_for.append(value)
@@ -190,8 +182,7 @@ class Plan:
         while True:
             try:
                 depth = self.depth() if key is None else _ahead.get(key, self.depth())
-                options = {"num_warps": self.choice.warps, "num_stages": depth, **self._options()}
-                return self.kernel[self.grid](*tensors, **self.numbers, **options)
+                return self.kernel[self.grid](*tensors, **self.numbers, **self._options(depth))
             except Exception as error:
                 ahead = None if key is None else _ahead.pop(key, None)
                 if type(error).__name__ != "OutOfResources" or (ahead is None and not self.shallower()):
@@ -203,8 +194,9 @@ class Plan:
         of = (constants.get(name) for name in ("BM", "BN", "BD", "EXACT", "HAS_BITS", "MERGE"))
         return (self.kernel.__name__, self.choice, *of)
 
-    def _options(self) -> dict:
-        return {} if self.choice.registers is None else {"maxnreg": self.choice.registers}
+    def _options(self, depth: int) -> dict:
+        limit = {} if self.choice.registers is None else {"maxnreg": self.choice.registers}
+        return {"num_warps": self.choice.warps, "num_stages": depth, **limit}
 
 
 @contextmanager
@@ -226,26 +218,24 @@ def collecting() -> bool:
 
 
 def compile_all(wanted: dict[tuple, tuple[Plan, tuple]], device: torch.device) -> None:
-    """Compiles plans in parallel, each with a pipeline that fits shared memory, and loads them.
-
-    A plan that does not compile is skipped; its launch raises the error.
-    """
+    """Compiles plans in parallel, each with a pipeline that fits shared memory, and loads them; skips what does not compile."""
     from triton import AsyncCompileMode, FutureKernel
+    from triton.runtime import driver
 
-    most = shared_memory_of(device) if wanted else 0
+    index = torch.cuda.current_device() if device.index is None else device.index
+    most = driver.active.utils.get_device_properties(index)["max_shared_mem"]  # bytes of shared memory, as a launch knows it
     while wanted:
         with ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1), "longspan-compile") as pool:
             with AsyncCompileMode(pool, ignore_errors=True):
-                made = {key: _kernel_or_none(plan, tensors) for key, (plan, tensors) in wanted.items()}
+                made = {key: plan.compile(tensors) for key, (plan, tensors) in wanted.items()}
             made = {key: kernel.kernel if isinstance(kernel, FutureKernel) else kernel for key, kernel in made.items()}
             list(pool.map(lambda kernel: _load(kernel, device), made.values()))
         too_deep = set()
         for key, (plan, _) in wanted.items():
-            kernel = made[key]
-            if kernel is not None and kernel.metadata.shared > most:
-                too_deep.add(plan.depth_key())
-            if kernel is not None:
+            if (kernel := made[key]) is not None:
                 _ahead[key] = plan.depth()
+                if kernel.metadata.shared > most:
+                    too_deep.add(plan.depth_key())
         plans = {plan.depth_key(): plan for plan, _ in wanted.values()}
         too_deep = {key for key in too_deep if plans[key].shallower()}
         wanted = {key: plan for key, plan in wanted.items() if plan[0].depth_key() in too_deep}
@@ -266,20 +256,6 @@ def _load(kernel: Any, device: torch.device) -> None:
     """Loads a kernel and compiles its launcher, which Triton would do at the first launch."""
     with suppress(Exception), torch.cuda.device(device):  # a launch says why, and one that does not fit becomes shallower
         kernel.run  # noqa: B018
-
-
-def shared_memory_of(device: torch.device) -> int:
-    """Bytes of shared memory that a program may use, as Triton knows it when it launches."""
-    from triton.runtime import driver
-
-    index = torch.cuda.current_device() if device.index is None else device.index
-    return driver.active.utils.get_device_properties(index)["max_shared_mem"]
-
-
-def _kernel_or_none(plan: Plan, tensors: tuple) -> Any:
-    with suppress(Exception):
-        return plan.compile(tensors)
-    return None
 
 
 def on_its_device(function: Function) -> Function:

@@ -30,6 +30,7 @@ from longspan_kernels.block_sparse.triton.workspace import (
 )
 from longspan_kernels.launch.graphs import capturing
 from longspan_kernels.launch.launcher import (
+    as_contiguous,
     collecting,
     compiling,
     forms_compiled,
@@ -71,9 +72,9 @@ def triton_backward(
         dq, dk, dv = (x.to(q.dtype) for x in found)
         return dq, dk, dv, dbias
     call = Call(q, k, v, layout, options)
-    dout, out = readable(dout), readable(out)
-    lse, dlse = from_16_bytes(lse.contiguous()), None if dlse is None else from_16_bytes(dlse.float().contiguous())
     columns = layout if columns is None else columns
+    dout, out = readable(dout), readable(out)
+    lse, dlse = from_16_bytes(lse.contiguous()), as_contiguous(None if dlse is None else dlse.float())
     key = ("backward", call.key, *sides, dout.stride(), out.stride(), dlse is None)
     compile_first(call, key, lambda: plan_backward(call, layout, columns, dout, dlse, out, sides))
     return _backward(call, dout, dlse, out, lse, columns.components, sides)
@@ -104,13 +105,12 @@ def _backward(
     by_columns: list[Component],
     sides: tuple[str, ...],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    layout = call.layout
     dq, dk, dv = output_like(call.q), output_like(call.k), output_like(call.v)
-    sums = BiasSums.empty(call) if call.options.bias is not None else None
-    if len(sides) == 2 and rows_go_first(call, layout, by_columns):
+    sums = None if call.options.bias is None else BiasSums(call, call.options.bias)
+    if len(sides) == 2 and rows_go_first(call, by_columns):
         # Rows work out delta and leave it behind; their partial results lie in dk's memory, which is written after them.
         numbers = RowNumbers(lse, torch.empty_like(lse), out, dlse, left=True)
-        _all_rows(call, layout, dout, numbers, dq, sums, Workspace(dk))
+        _all_rows(call, dout, numbers, dq, sums, Workspace(dk))
         _all_columns(call, by_columns, dout, numbers, dk, dv, None)
     else:
         # Where columns are split, delta and the partial results of columns lie in dq's memory, which is written after them.
@@ -124,24 +124,19 @@ def _backward(
         if "columns" in sides:
             _all_columns(call, by_columns, dout, numbers, dk, dv, workspace)
         if "rows" in sides:
-            _all_rows(call, layout, dout, numbers, dq, sums, None)
+            _all_rows(call, dout, numbers, dq, sums, None)
     if call.negate:
         dq.neg_()
     if call.options.scale == LEAST_SCALE:  # stands for 0
         dq.zero_()
         dk.zero_()
-    return dq, dk, dv, None if sums is None or call.options.bias is None else sums.reduced(call.options.bias)
+    return dq, dk, dv, None if sums is None else sums.reduced()
 
 
 def _all_rows(
-    call: Call,
-    layout: Layout,
-    dout: Tensor,
-    numbers: RowNumbers,
-    dq: Tensor,
-    sums: BiasSums | None,
-    workspace: Workspace | None,
+    call: Call, dout: Tensor, numbers: RowNumbers, dq: Tensor, sums: BiasSums | None, workspace: Workspace | None
 ) -> None:
+    layout = call.layout
     if not layout.covered:
         dq.zero_()
     for number, component in enumerate(layout.components):

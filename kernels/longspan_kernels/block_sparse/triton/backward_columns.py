@@ -259,34 +259,17 @@ def gradients_of_keys(
         rest, dtype = workspace.rest(), kept_as(dk, numbers.lse).dtype
         partial_k, partial_v = (rest.take(*launches.partial).view(dtype) for _ in range(2))
     of_rows = (numbers.lse, numbers.minus_delta) if numbers.pairs is None else (numbers.pairs, None)
+    written = dk, dv, partial_k, partial_v, flags_of(work, call, component)
     (queries, douts), _ = streamed((call.q, dout), component, "q", main.choice.by_tma, call)
-    main(
-        queries,
-        call.k,
-        call.v,
-        douts,
-        *of_rows,
-        dk,
-        dv,
-        partial_k,
-        partial_v,
-        flags_of(work, call, component),
-        launches.visits,
-        call.limits(component),
-    )
+    main(queries, call.k, call.v, douts, *of_rows, *written, launches.visits, call.limits(component))
     for plan, gradient, partial in zip(launches.sums, (dk, dv), (partial_k, partial_v), strict=False):
         plan(gradient, partial, work.splits, component.group, None, component.k_index)
 
 
 def _plan(call: Call, component: Component, dout: Tensor, dk: Tensor, dv: Tensor, adding: bool) -> Launches:
     work = column_work(call, component, adding)
-    own = {
-        "do_strides": strides_of(dout),
-        "dk_strides": strides_of(dk),
-        "dv_strides": strides_of(dv),
-        "flags": work.flags * call.q.shape[0],
-    }
-    streams, others = (call.q, dout), (dout, dk, dv)
+    flags, streams, others = work.flags * call.q.shape[0], (call.q, dout), (dout, dk, dv)
+    own = {"do_strides": strides_of(dout), "dk_strides": strides_of(dk), "dv_strides": strides_of(dv), "flags": flags}
     launches = launches_over(
         "columns", backward_columns, "backward_columns", call, component, work, streams, others, adding, own
     )

@@ -83,8 +83,7 @@ MIDDLE_ROWS = 40  # and up to which they still show
 
 def shared_memory(capability: tuple[int, int]) -> int:
     """Bytes of shared memory one program may use."""
-    known = [c for c in sorted(SHARED) if c <= tuple(capability)]
-    return SHARED[known[-1] if known else (7, 5)] * 1024
+    return SHARED[max((known for known in SHARED if known <= tuple(capability)), default=(7, 5))] * 1024
 
 
 def fitting(block: int, of: int | None) -> int:
@@ -113,22 +112,18 @@ def tilings(
     """
     if bias_block and bias_block % SMALLEST:
         raise KernelError(f"bias blocks of {bias_block}: they must be a multiple of {SMALLEST} for the triton backend")
-    budget = shared_memory(device_capability)
-    forward = _side(head_dim, dtype, budget, granularity, bias_block, 2)
-    backward = _side(head_dim, dtype, budget, granularity, bias_block, 4)
-    return forward, backward
+    budget, row_bytes = shared_memory(device_capability), width_of(head_dim) * dtype.itemsize
 
+    def side(operands: int) -> Tiling:
+        block = 64 if dtype.itemsize == 2 else 32
+        # Two rounds of the operands that stream in, beside those that stay.
+        while block > SMALLEST and (2 + 2 * operands) * block * row_bytes > budget:
+            block //= 2
+        own = fitting(fitting(block, granularity), bias_block)
+        # One side for residue classes of every length, so that a new length compiles nothing; short classes share a tile.
+        return Tiling(own, own, sizes=(block,), one_pass=bias_block > 0)
 
-def _side(head_dim: int, dtype: torch.dtype, budget: int, granularity: int | None, bias_block: int, operands: int) -> Tiling:
-    row_bytes = width_of(head_dim) * dtype.itemsize
-    block = 64 if dtype.itemsize == 2 else 32
-    # Two rounds of the operands that stream in, beside those that stay.
-    while block > SMALLEST and (2 + 2 * operands) * block * row_bytes > budget:
-        block //= 2
-    # One side for residue classes of every length, so that a new length compiles nothing; short classes share a tile.
-    sizes = (block,)
-    block = fitting(fitting(block, granularity), bias_block or None)
-    return Tiling(block, block, sizes=sizes, one_pass=bias_block > 0)
+    return side(2), side(4)
 
 
 def _major(device: torch.device) -> int:

@@ -238,7 +238,7 @@ def visits_of(component: Component, name: str, items: Tensor | None, listed: boo
 
 def has_bits(component: Component) -> bool:
     """Whether some masks are no bands."""
-    return component.masks is not None and component.masks.shape[0] > component.bands
+    return len(component.masks) > component.bands
 
 
 def one_group(component: Component) -> bool:

@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from longspan_kernels.block_sparse.cache import Derived
-from longspan_kernels.block_sparse.layout import Component, Layout
+from longspan_kernels.block_sparse.layout import Component
 from longspan_kernels.block_sparse.triton.call import Call, index_stride
 from longspan_kernels.block_sparse.triton.common import (
     LOG2E,
@@ -46,26 +46,10 @@ PAIRED_WIDTH = 64
 
 @triton.jit(do_not_specialize=VARYING)
 def prepare_rows(
-    OUT,
-    DOUT,
-    LSE,
-    DLSE,
-    MINUS_DELTA,
-    PAIRS,
-    o_b: tl.int64,
-    o_h: tl.int64,
-    o_t: tl.int64,
-    do_b: tl.int64,
-    do_h: tl.int64,
-    do_t: tl.int64,
-    q_len: tl.int32,
-    heads: tl.int32,
-    tile_rows: tl.int32,
-    D: tl.constexpr,
-    BD: tl.constexpr,
-    BM: tl.constexpr,
-    ALIGN: tl.constexpr,
-):
+    OUT, DOUT, LSE, DLSE, MINUS_DELTA, PAIRS, o_b: tl.int64, o_h: tl.int64, o_t: tl.int64, do_b: tl.int64, do_h: tl.int64,
+    do_t: tl.int64, q_len: tl.int32, heads: tl.int32, tile_rows: tl.int32, D: tl.constexpr, BD: tl.constexpr,
+    BM: tl.constexpr, ALIGN: tl.constexpr,
+):  # fmt: skip
     """Writes -delta of each row, 0 for one without keys. With PAIRS it writes -delta there too, beside lse in base 2 (+inf
     without keys)."""
     pid = tl.program_id(0)
@@ -221,10 +205,10 @@ _prepare_plans: Derived[Plan] = Derived()
 _flags: Derived[Tensor] = Derived()
 
 
-def rows_go_first(call: Call, layout: Layout, by_columns: list[Component]) -> bool:
+def rows_go_first(call: Call, by_columns: list[Component]) -> bool:
     """Whether the pass over rows runs first: every row is visited, and no tile column is split (partial results of columns
     would need memory of their own)."""
-    if not layout.covered or not by_columns or in_pairs(call, by_columns):
+    if not call.layout.covered or not by_columns or in_pairs(call, by_columns):
         return False
 
     def whole_columns() -> bool:
@@ -305,30 +289,13 @@ def prepare(call: Call, dout: Tensor, numbers: RowNumbers) -> None:
 
     def planned() -> Plan:
         (o_b, o_h, o_t, _), (do_b, do_h, do_t, _) = out.stride(), dout.stride()
+        strides = {"o_b": o_b, "o_h": o_h, "o_t": o_t, "do_b": do_b, "do_h": do_h, "do_t": do_t}
         tile_rows = -(-Tq // PREPARED_AT_ONCE)
-        return Plan(
-            prepare_rows,
-            tile_rows * B * H,
-            {
-                "o_b": o_b,
-                "o_h": o_h,
-                "o_t": o_t,
-                "do_b": do_b,
-                "do_h": do_h,
-                "do_t": do_t,
-                "q_len": Tq,
-                "heads": H,
-                "tile_rows": tile_rows,
-                "D": D,
-                "BD": width_of(D),
-                "BM": PREPARED_AT_ONCE,
-                "ALIGN": alignment(D, out, dout),
-            },
-            SMALL,
-        )
+        sizes = {"q_len": Tq, "heads": H, "tile_rows": tile_rows, "D": D, "BD": width_of(D), "BM": PREPARED_AT_ONCE}
+        return Plan(prepare_rows, tile_rows * B * H, strides | sizes | {"ALIGN": alignment(D, out, dout)}, SMALL)
 
     components = call.layout.components
-    key = (call.key, dout.stride(), out.stride(), dlse is None, numbers.pairs is None)
+    key = call.key, dout.stride(), out.stride(), dlse is None, numbers.pairs is None
     plan = _prepare_plans.get(components[0], key, planned, call.device) if components else planned()
     plan(out, dout, numbers.lse, dlse, numbers.minus_delta, numbers.pairs)
 
@@ -369,25 +336,20 @@ class BiasSums:
     Attributes:
         tiles: [B, H, query tiles, key tiles] float32, whole bias blocks of tiles.
         first: place of the first query tile among them.
+        a, b: query tiles and key tiles a block.
     """
 
-    def __init__(self, tiles: Tensor, first: int, a: int, b: int):
-        self.tiles, self.first, self.a, self.b = tiles, first, a, b
-
-    @classmethod
-    def empty(cls, call: Call) -> BiasSums:
-        component, bias = call.layout.components[0], call.options.bias
-        assert bias is not None
-        a, b = call.options.bias_block // component.block_q, call.options.bias_block // component.block_k
-        B, H = call.q.shape[:2]
-        first = call.numbers(component)["bias_first"] // component.block_q
-        rows = max(bias.shape[1] * a, first + component.q_blocks)
+    def __init__(self, call: Call, bias: Tensor):
+        component, block, self.bias = call.layout.components[0], call.options.bias_block, bias
+        self.a, self.b = a, b = block // component.block_q, block // component.block_k
+        self.first = call.numbers(component)["bias_first"] // component.block_q
+        rows = max(bias.shape[1] * a, self.first + component.q_blocks)
         rows, columns = -(-rows // a) * a, max(bias.shape[2], -(-component.k_blocks // b)) * b
-        tiles = torch.zeros((B, H, rows, columns), dtype=torch.float32, device=call.q.device)
-        return cls(tiles, first, a, b)
+        self.tiles = torch.zeros((*call.q.shape[:2], rows, columns), dtype=torch.float32, device=call.q.device)
 
-    def reduced(self, bias: Tensor) -> Tensor:
+    def reduced(self) -> Tensor:
+        """The gradient of the bias, in its shape."""
         B, H, rows, columns = self.tiles.shape
         blocks = self.tiles.view(B, H, rows // self.a, self.a, columns // self.b, self.b).sum((0, 3, 5))
-        blocks = blocks[:, : bias.shape[1], : bias.shape[2]]
-        return blocks.sum(0, keepdim=True) if bias.shape[0] == 1 and H > 1 else blocks.contiguous()
+        blocks = blocks[:, : self.bias.shape[1], : self.bias.shape[2]]
+        return blocks.sum(0, keepdim=True) if self.bias.shape[0] == 1 and H > 1 else blocks.contiguous()
