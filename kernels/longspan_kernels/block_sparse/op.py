@@ -33,6 +33,7 @@ from longspan_kernels.launch.ops import cast_as_products, op, without_autocast
 
 # FLOPs of a visited pair, times D: its score and its share of the output forward; score again, dp, dq, dk and dv backward.
 FORWARD_FLOPS, BACKWARD_FLOPS = 4, 10
+Limits = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]  # lengths of queries and keys, segments of both
 
 
 def attend(
@@ -118,7 +119,7 @@ def attend_by(
 
 
 def _options(
-    q: Tensor, scale: float | None, limits: tuple, dropout_p: float, bias: Tensor | None = None, bias_block: int = 0
+    q: Tensor, scale: float | None, limits: Limits, dropout_p: float, bias: Tensor | None = None, bias_block: int = 0
 ) -> Options:
     """A call's options, with a new seed where it has dropout."""
     seed = torch.randint(0, 1 << 31, (1,), device=q.device) if dropout_p > 0.0 else None
