@@ -29,7 +29,7 @@ from longspan_kernels.block_sparse.cache import counted_pairs, dense_mask, every
 from longspan_kernels.block_sparse.layout import DeviceLayout, Layout
 from longspan_kernels.block_sparse.reference import reference_attention
 from longspan_kernels.errors import BackendError
-from longspan_kernels.launch.ops import cast_as_products, op, without_autocast
+from longspan_kernels.launch.ops import cast_as_products, lse_like, op, output_like, without_autocast
 
 # FLOPs of a visited pair, times D: its score and its share of the output forward; score again, dp, dq, dk and dv backward.
 FORWARD_FLOPS, BACKWARD_FLOPS = 4, 10
@@ -155,7 +155,7 @@ def _layouts(
 def block_sparse_forward(q: Tensor, k: Tensor, v: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     options, source, backend, with_backward = unpacked(arguments)
     if q.numel() == 0 or k.shape[2] == 0:
-        return _like(q).zero_(), _empty_lse(q).fill_(float("-inf"))
+        return output_like(q).zero_(), lse_like(q).fill_(float("-inf"))
     if backend == CPU and chosen(source.key, shape_of(q, k), source.causal, "forward") == "dense":
         with without_autocast(q):
             out, lse = fused.dense_forward(q, k, v, source.key, source.causal, options)
@@ -185,8 +185,8 @@ def block_sparse_backward(
     options, source, backend, _ = unpacked(arguments)
     none = q.new_empty(0)  # a custom op cannot return an optional tensor
     if q.numel() == 0 or k.shape[2] == 0:
-        zeros = none if options.bias is None else _like(options.bias).zero_()
-        return _like(q).zero_(), _like(k).zero_(), _like(v).zero_(), zeros
+        zeros = none if options.bias is None else output_like(options.bias).zero_()
+        return output_like(q).zero_(), output_like(k).zero_(), output_like(v).zero_(), zeros
     key, causal = source.key, source.causal
     if backend == CPU and chosen(key, shape_of(q, k), causal, "backward") == "dense" and not fused.too_large(lse):
         with without_autocast(q):
@@ -237,23 +237,15 @@ def without_keyless_rows(dout: Tensor, lse: Tensor) -> Tensor:
     return torch.where(keyless[..., None], 0.0, dout)
 
 
-def _like(x: Tensor) -> Tensor:
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
-
-
-def _empty_lse(q: Tensor) -> Tensor:
-    return torch.empty(q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32), device=q.device)
-
-
 @block_sparse_forward.register_fake
 def _(q, k, v, *arguments):
-    return _like(q), _empty_lse(q)
+    return output_like(q), lse_like(q)
 
 
 @block_sparse_backward.register_fake
 def _(dout, dlse, q, k, v, out, lse, *arguments):
     bias = arguments[BIAS]
-    return _like(q), _like(k), _like(v), q.new_empty(0) if bias is None else _like(bias)
+    return output_like(q), output_like(k), output_like(v), q.new_empty(0) if bias is None else output_like(bias)
 
 
 def _save(ctx, inputs, output):

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import register_flop_formula
 from longspan_kernels.block_sparse.backends import active_transform, choose_backend
 from longspan_kernels.bucketed.options import Buckets
 from longspan_kernels.errors import BackendError, KernelError
-from longspan_kernels.launch.ops import op
+from longspan_kernels.launch.ops import op, output_like
 
 
 def served(backend: str, *tensors: Tensor) -> bool:
@@ -109,7 +109,7 @@ def _backward_op(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of q, as queries and as keys, and of v."""
     if q.numel() == 0:
-        return _like(q), _like(v)
+        return output_like(q), output_like(v)
     from longspan_kernels.block_sparse.triton.common import interprets_bfloat16
     from longspan_kernels.bucketed.triton.launches import triton_backward
 
@@ -120,18 +120,14 @@ def _backward_op(
     return triton_backward(dout, q, v, out, lse, *rest)
 
 
-def _like(x: Tensor) -> Tensor:
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
-
-
 @_forward.register_fake
 def _(q, v, order, tiles, numbers, lengths, seed, how, scale, dropout_p):
-    return _like(q), torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
+    return output_like(q), torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
 
 
 @_backward_op.register_fake
 def _(dout, q, v, out, lse, order, tiles, numbers, lengths, seed, how, scale, dropout_p):
-    return _like(q), _like(v)
+    return output_like(q), output_like(v)
 
 
 def _save(ctx, inputs, output):

@@ -312,11 +312,6 @@ def readable(x: torch.Tensor) -> torch.Tensor:
     return from_16_bytes(x if x.stride(-1) == 1 else x.contiguous())
 
 
-def output_like(q: torch.Tensor) -> torch.Tensor:
-    """An empty tensor for the output (or a gradient) of q; contiguous, as the op promises torch.compile."""
-    return torch.empty(q.shape, dtype=q.dtype, device=q.device)
-
-
 def on_meta(x: torch.Tensor) -> torch.Tensor:
     """A tensor of the same shape and strides without memory."""
     return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")

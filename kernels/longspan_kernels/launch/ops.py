@@ -82,6 +82,16 @@ def op(name: str, schema: str | None = None) -> Callable[[Callable[..., Any]], O
     return lambda function: Op(name, function, schema)
 
 
+def output_like(x: Tensor) -> Tensor:
+    """An empty tensor for the output (or a gradient) of x; contiguous, as ops promise torch.compile."""
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+
+
+def lse_like(q: Tensor) -> Tensor:
+    """An empty log-sum-exp [B, H, T] of q [B, H, T, D], in float32 (float64 of float64)."""
+    return torch.empty(q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32), device=q.device)
+
+
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
     """The dtype that autocast gives products with x; None where it is off, and for float64, which autocast leaves alone."""
     kind = x.device.type

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from longspan_kernels.block_sparse.backends import active_transform, triton_refuses
 from longspan_kernels.errors import BackendError
-from longspan_kernels.launch.ops import op
+from longspan_kernels.launch.ops import op, output_like
 
 WIDEST = 8  # K up to which Triton's kernels hold all weights
 
@@ -61,12 +61,12 @@ def _short_convolution_backward(dout: Tensor, x: Tensor, weight: Tensor, segment
 
 @_short_convolution.register_fake
 def _(x, weight, segments):
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    return output_like(x)
 
 
 @_short_convolution_backward.register_fake
 def _(dout, x, weight, segments):
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device), weight.new_empty(weight.shape)
+    return output_like(x), weight.new_empty(weight.shape)
 
 
 def _save(ctx, inputs, output):

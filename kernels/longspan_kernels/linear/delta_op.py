@@ -11,11 +11,11 @@ from torch.utils.flop_counter import register_flop_formula
 
 from longspan_kernels.block_sparse.backends import active_transform
 from longspan_kernels.errors import BackendError
-from longspan_kernels.launch.ops import cast_as_products, op, without_autocast
+from longspan_kernels.launch.ops import cast_as_products, op, output_like, without_autocast
 from longspan_kernels.linear import delta_chunked
 from longspan_kernels.linear.arguments import check, check_tensors, moved, runs_of, stored_dtype
 from longspan_kernels.linear.backends import choose_backend, delta_refuses, for_transform
-from longspan_kernels.linear.op import COUNTED_CHUNK, by_definition, forward_flops, like, out_shape, state_like
+from longspan_kernels.linear.op import COUNTED_CHUNK, by_definition, forward_flops, out_shape, state_like
 
 
 def gated_delta_rule(
@@ -124,7 +124,7 @@ def gated_delta_backward(
     if not q.numel():
         first = state_like(q, v).zero_() if dstate is None else dstate.to(state_like(q, v).dtype, copy=True)
         zero = torch.zeros_like(beta, memory_format=torch.contiguous_format)
-        return like(q).zero_(), like(k).zero_(), like(v).zero_(), zero, zero.clone(), first
+        return output_like(q).zero_(), output_like(k).zero_(), output_like(v).zero_(), zero, zero.clone(), first
     if backend == "triton":
         from longspan_kernels.linear.triton.delta_launches import triton_delta_backward
 
@@ -143,7 +143,7 @@ def _(q, k, v, beta, log_decay, runs, lengths, initial_state, scale, backend):
 
 @gated_delta_backward.register_fake
 def _(dout, dstate, q, k, v, beta, log_decay, runs, lengths, initial_state, inverse, scale, backend):
-    return like(q), like(k), like(v), like(beta), like(beta), state_like(q, v)
+    return output_like(q), output_like(k), output_like(v), output_like(beta), output_like(beta), state_like(q, v)
 
 
 def _save(ctx, inputs, output):

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from longspan_kernels.block_sparse.backends import active_transform
 from longspan_kernels.errors import BackendError, KernelError
-from longspan_kernels.launch.ops import cast_as_products, op, without_autocast
+from longspan_kernels.launch.ops import cast_as_products, op, output_like, without_autocast
 from longspan_kernels.linear import chunked
 from longspan_kernels.linear.arguments import check, check_tensors, moved, runs_of
 from longspan_kernels.linear.backends import choose_backend, for_transform
@@ -194,7 +194,7 @@ def linear_attention_backward(
             first = state_like(q, v).zero_() if dstate is None else dstate.to(exact, copy=True)
         if log_decay is not None and wants_decay:
             dg = q.new_zeros(q.shape[:3], dtype=exact)
-        dq, dk, dv = (like(x).zero_() for x in (q, k, v))
+        dq, dk, dv = (output_like(x).zero_() for x in (q, k, v))
     elif backend == "triton":
         from longspan_kernels.linear.triton.launches import triton_backward
 
@@ -221,10 +221,6 @@ def linear_attention_backward(
     return dq, dk, dv, nothing if dg is None else dg, first if keeps and first is not None else nothing.clone()
 
 
-def like(x: Tensor) -> Tensor:
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
-
-
 def out_shape(q: Tensor, v: Tensor) -> tuple:
     return (*q.shape[:3], v.shape[-1])
 
@@ -248,7 +244,7 @@ def _(dout, dstate, q, k, v, log_decay, runs, lengths, initial_state, states, sc
     exact = torch.promote_types(q.dtype, torch.float32)
     dg = q.new_empty(q.shape[:3] if log_decay is not None and wants_decay else 0, dtype=exact)
     first = q.new_empty(0, dtype=exact) if initial_state is None else state_like(q, v)
-    return like(q), like(k), like(v), dg, first
+    return output_like(q), output_like(k), output_like(v), dg, first
 
 
 def _save(ctx, inputs, output):

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from longspan_kernels.block_sparse.backends import active_transform, choose_backend
 from longspan_kernels.errors import BackendError, KernelError
-from longspan_kernels.launch.ops import op
+from longspan_kernels.launch.ops import op, output_like
 
 GATES = 3  # of the kernels
 COLUMNS = 8  # of products with fewer, tensor cores read one number at a time
@@ -91,7 +91,7 @@ def _(q, weight, bias):
 def _(q, weight, gates, dgates, a, b, c):
     exact = torch.float32
     return (
-        torch.empty(q.shape, dtype=q.dtype, device=q.device),
+        output_like(q),
         torch.empty(weight.shape, dtype=exact, device=q.device),
         torch.empty((weight.shape[0], 1, GATES), dtype=exact, device=q.device),
     )

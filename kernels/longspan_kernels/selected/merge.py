@@ -12,7 +12,7 @@ from torch import Tensor
 
 from longspan_kernels.block_sparse.backends import active_transform, choose_backend
 from longspan_kernels.errors import BackendError, KernelError
-from longspan_kernels.launch.ops import op
+from longspan_kernels.launch.ops import op, output_like
 
 NOTHING = -1e30  # stands for the log-sum-exp of no key: finite, so that gradients stay so
 
@@ -92,13 +92,13 @@ def _merge_backward(
 
 @_merge.register_fake
 def _(a, lse_a, b, lse_b, c, lse_c, least, last_from=0):
-    return torch.empty(a.shape, dtype=a.dtype, device=a.device)
+    return output_like(a)
 
 
 @_merge_backward.register_fake
 def _(dout, a, lse_a, b, lse_b, c, lse_c, least, last_from=0):
     given = (a, lse_a, b, lse_b, c, lse_c)
-    return [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in given if x is not None]
+    return [output_like(x) for x in given if x is not None]
 
 
 def _save(ctx, inputs, output):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from longspan_kernels.block_sparse.backends import active_transform, choose_backend
 from longspan_kernels.errors import BackendError, KernelError
-from longspan_kernels.launch.ops import op
+from longspan_kernels.launch.ops import op, output_like
 
 
 def gated_sum(gates: Tensor, branches: Sequence[Tensor], backend: str = "auto") -> Tensor:
@@ -58,18 +58,14 @@ def _gated_sum_backward(dout: Tensor, gates: Tensor, a: Tensor, b: Tensor, c: Te
     return triton_gated_sum_backward(dout, gates, a, b, c)
 
 
-def _like(x: Tensor) -> Tensor:
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
-
-
 @_gated_sum.register_fake
 def _(gates, a, b, c):
-    return _like(a)
+    return output_like(a)
 
 
 @_gated_sum_backward.register_fake
 def _(dout, gates, a, b, c):
-    return [_like(x) for x in (gates, a, b, c) if x is not None]
+    return [output_like(x) for x in (gates, a, b, c) if x is not None]
 
 
 def _save(ctx, inputs, output):

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from longspan_kernels.block_sparse.backends import active_transform, choose_backend
 from longspan_kernels.errors import BackendError, KernelError
-from longspan_kernels.launch.ops import cast_as_products, op, without_autocast
+from longspan_kernels.launch.ops import cast_as_products, lse_like, op, output_like, without_autocast
 from longspan_kernels.selected.attend import torch_backward, torch_forward
 from longspan_kernels.selected.lists import MOST_ENTRIES, queries_of_blocks
 from longspan_kernels.selected.options import Selection
@@ -168,7 +168,7 @@ def selected_forward(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     if q.numel() == 0 or picks.numel() == 0:
-        return _like(q).zero_(), _lse_like(q).fill_(float("-inf"))
+        return output_like(q).zero_(), lse_like(q).fill_(float("-inf"))
     chosen = Selection(picks, order, start, lengths, segments, seed, block_size, causal, scale, dropout_p)
     if backend == "triton":
         from longspan_kernels.block_sparse.triton.common import interprets_bfloat16
@@ -204,7 +204,7 @@ def selected_backward(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     if q.numel() == 0 or picks.numel() == 0:
-        return _like(q).zero_(), _like(k).zero_(), _like(v).zero_()
+        return output_like(q).zero_(), output_like(k).zero_(), output_like(v).zero_()
     chosen = Selection(picks, order, start, lengths, segments, seed, block_size, causal, scale, dropout_p)
     if backend == "triton":
         from longspan_kernels.block_sparse.triton.common import interprets_bfloat16
@@ -218,24 +218,16 @@ def selected_backward(
         return torch_backward(dout, dlse, q, k, v, out, lse, chosen)
 
 
-def _like(x: Tensor) -> Tensor:
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
-
-
-def _lse_like(q: Tensor) -> Tensor:
-    return torch.empty(q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32), device=q.device)
-
-
 @selected_forward.register_fake
 def _(q, k, v, picks, order, start, lengths, segments, seed, block_size, causal, scale, dropout_p, backend):
-    return _like(q), _lse_like(q)
+    return output_like(q), lse_like(q)
 
 
 @selected_backward.register_fake
 def _(
     dout, dlse, q, k, v, out, lse, picks, order, start, lengths, segments, seed, block_size, causal, scale, dropout_p, backend
 ):
-    return _like(q), _like(k), _like(v)
+    return output_like(q), output_like(k), output_like(v)
 
 
 def _save(ctx, inputs, output):

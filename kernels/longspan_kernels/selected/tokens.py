@@ -13,7 +13,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from longspan_kernels.block_sparse.backends import active_transform, choose_backend
 from longspan_kernels.errors import BackendError, KernelError
-from longspan_kernels.launch.ops import cast_as_products, op, without_autocast
+from longspan_kernels.launch.ops import cast_as_products, lse_like, op, output_like, without_autocast
 from longspan_kernels.selected.reference import selected_reference
 
 NUMBERS_AT_ONCE = 1 << 20  # of gathered keys held in plain torch: 1 << 23 leave a core's cache and take twice the time
@@ -219,18 +219,14 @@ def _add_rows(total: Tensor, index: Tensor, rows: Tensor) -> None:
             total[head].scatter_add_(0, index[:, None].expand(-1, total.shape[2]), rows[head].flatten(0, 1))
 
 
-def _like(x: Tensor) -> Tensor:
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
-
-
 @tokens_forward.register_fake
 def _(q, k, v, picks, scale, backend):
-    return _like(q), torch.empty(q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32), device=q.device)
+    return output_like(q), lse_like(q)
 
 
 @tokens_backward.register_fake
 def _(dout, q, k, v, out, lse, picks, scale, backend):
-    return _like(q), _like(k), _like(v)
+    return output_like(q), output_like(k), output_like(v)
 
 
 def _save(ctx, inputs, output):

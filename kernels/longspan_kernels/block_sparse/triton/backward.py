@@ -37,9 +37,9 @@ from longspan_kernels.launch.launcher import (
     from_16_bytes,
     on_its_device,
     on_meta,
-    output_like,
     readable,
 )
+from longspan_kernels.launch.ops import output_like
 
 
 @on_its_device

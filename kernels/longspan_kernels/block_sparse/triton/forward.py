@@ -49,7 +49,8 @@ from longspan_kernels.block_sparse.triton.common import (
 )
 from longspan_kernels.block_sparse.triton.masks import Given, dropout_keeps, dropout_rows, kept, masked
 from longspan_kernels.block_sparse.triton.schedule import work_of
-from longspan_kernels.launch.launcher import SMALL, SPLIT_ROWS, Plan, alignment, on_its_device, output_like, width_of
+from longspan_kernels.launch.launcher import SMALL, SPLIT_ROWS, Plan, alignment, on_its_device, width_of
+from longspan_kernels.launch.ops import output_like
 
 
 @triton.jit

@@ -21,10 +21,10 @@ from longspan_kernels.launch.launcher import (
     as_contiguous,
     from_16_bytes,
     on_its_device,
-    output_like,
     run_kernel,
     width_of,
 )
+from longspan_kernels.launch.ops import output_like
 from longspan_kernels.selected.triton.call_layout import by_rows, in_units
 from longspan_kernels.selected.triton.common import elements, of_row, rows_at, store_rows
 
