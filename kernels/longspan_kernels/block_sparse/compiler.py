@@ -66,12 +66,7 @@ class Planner:
 
 
 def compile_layout(
-    groups: HeadRules,
-    q_len: int,
-    k_len: int,
-    heads: int,
-    tiling: Tiling | None = None,
-    device: torch.device | str = "cpu",
+    groups: HeadRules, q_len: int, k_len: int, heads: int, tiling: Tiling | None = None, device: torch.device | str = "cpu"
 ) -> Layout:
     """Compiles head rules (groups of heads that share a rule) into a layout on `device`."""
     device = torch.device(device)

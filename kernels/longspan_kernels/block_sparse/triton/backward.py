@@ -97,13 +97,7 @@ def plan_backward(
 
 
 def _backward(
-    call: Call,
-    dout: Tensor,
-    dlse: Tensor | None,
-    out: Tensor,
-    lse: Tensor,
-    by_columns: list[Component],
-    sides: tuple[str, ...],
+    call: Call, dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor, by_columns: list[Component], sides: tuple[str, ...]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     dq, dk, dv = output_like(call.q), output_like(call.k), output_like(call.v)
     sums = None if call.options.bias is None else BiasSums(call, call.options.bias)

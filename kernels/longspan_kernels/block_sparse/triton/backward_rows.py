@@ -43,14 +43,7 @@ from longspan_kernels.block_sparse.triton.common import (
     work_item,
 )
 from longspan_kernels.block_sparse.triton.masks import Given, dropout_keeps, dropout_rows, kept, masked
-from longspan_kernels.block_sparse.triton.workspace import (
-    BiasSums,
-    RowNumbers,
-    Workspace,
-    add_rows,
-    row_work,
-    sum_of_splits,
-)
+from longspan_kernels.block_sparse.triton.workspace import BiasSums, RowNumbers, Workspace, add_rows, row_work, sum_of_splits
 
 
 @triton.jit

@@ -17,16 +17,7 @@ from longspan_kernels.block_sparse.layout import Component, Layout, Lists
 from longspan_kernels.block_sparse.triton.configs import launch_of
 from longspan_kernels.block_sparse.triton.schedule import Steps, Visits, Work, has_bits, one_group, stepped, visits_of
 from longspan_kernels.errors import BackendError
-from longspan_kernels.launch.launcher import (
-    Launch,
-    Plan,
-    alignment,
-    as_contiguous,
-    on_meta,
-    readable,
-    width_of,
-    without_tma,
-)
+from longspan_kernels.launch.launcher import Launch, Plan, alignment, as_contiguous, on_meta, readable, width_of, without_tma
 
 LOG2E = math.log2(math.e)
 LEAST_SCALE = 1e-20  # the pass over columns divides by the scale; this one makes all weights equal as 0 does
