@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -46,6 +46,16 @@ class RowBatch:
         if isinstance(self.rows, slice):
             return torch.arange(self.rows.start, self.rows.stop, device=device)
         return self.rows
+
+    def cut(self, begin: int, stop: int) -> RowBatch:
+        """Its rows [begin, stop), counted from 0."""
+        if isinstance(self.rows, slice):
+            rows: Tensor | slice = slice(self.rows.start + begin, self.rows.start + stop)
+        else:
+            rows = self.rows[begin:stop]
+        kinds = None if self.kinds is None else self.kinds[begin:stop]
+        tile = self.first + begin if self.window else self.first
+        return replace(self, rows=rows, index=self.index[begin:stop], kinds=kinds, first=tile)
 
 
 def row_batches(lists: Lists, u: int) -> list[RowBatch]:
@@ -121,15 +131,11 @@ def fitting_batches(batch: RowBatch, pairs: int, block_q: int, block_k: int) -> 
     rows = max(1, SCORES_AT_ONCE // (pairs * block_q * block_k * width))
     total = len(batch.index)
     for r in range(0, total, rows):
-        stop = min(total, r + rows)
-        if isinstance(batch.rows, slice):
-            chosen: Tensor | slice = slice(batch.rows.start + r, batch.rows.start + stop)
-        else:
-            chosen = batch.rows[r:stop]
+        part = batch.cut(r, min(total, r + rows))
         for c in range(0, batch.count, columns):
-            index = batch.index[r:stop, c : c + columns]
-            kinds = None if batch.kinds is None else batch.kinds[r:stop, c : c + columns]
-            yield RowBatch(chosen, index.shape[1], index, kinds, batch.own)
+            index = part.index[:, c : c + columns]
+            kinds = None if part.kinds is None else part.kinds[:, c : c + columns]
+            yield RowBatch(part.rows, index.shape[1], index, kinds, batch.own)
 
 
 def _of_group(index: Tensor | None, u: int) -> Tensor | None:

@@ -180,17 +180,9 @@ def dense_backward(
         if not rows or not columns:
             continue
         of_rows, of_columns = (batch, slice(None), slice(rows)), (batch, slice(None), slice(columns))
-        found = attend_backward(
-            dout[of_rows],
-            wide[0][of_rows],
-            wide[1][of_columns],
-            wide[2][of_columns],
-            out[of_rows],
-            floor[of_rows],
-            flag,
-            part,
-            options.scale,
-        )
+        do, queries, o, lo = (x[of_rows] for x in (dout, wide[0], out, floor))
+        keys, values = (x[of_columns] for x in wide[1:])
+        found = attend_backward(do, queries, keys, values, o, lo, flag, part, options.scale)
         for grad, own, where in zip(grads, found, (of_rows, of_columns, of_columns), strict=True):
             grad[where] = own[..., :D]
     if Hkv != H:
@@ -200,14 +192,10 @@ def dense_backward(
 
 def fused_batches(batch: RowBatch, pairs: int, per_tile: int) -> Iterator[RowBatch]:
     """Chunks of a row batch whose keys (or their gradients) fit, `per_tile` elements each tile."""
-    assert isinstance(batch.rows, slice)  # as all that `serves` says yes to
-    total, start = len(batch.index), batch.rows.start
+    total = len(batch.index)
     step = total if batch.shared else max(1, KEYS_AT_ONCE // (pairs * per_tile * batch.count))
     for r in range(0, total, step):
-        stop = min(total, r + step)
-        kinds = None if batch.kinds is None else batch.kinds[r:stop]
-        first = batch.first + r if batch.window else batch.first
-        yield replace(batch, rows=slice(start + r, start + stop), index=batch.index[r:stop], kinds=kinds, first=first)
+        yield batch.cut(r, min(total, r + step))
 
 
 def keys_of(x: Tensor, batch: RowBatch) -> Tensor:

@@ -136,10 +136,8 @@ class Residues(Order):
 
     def tiles(self, extent):
         length = _class_length(self.stride, extent)
-        return (
-            residue_tiles(extent.first, extent.k_len, self.stride, self.size, length, extent.device),
-            residue_tiles(0, extent.k_len, self.stride, self.size, length, extent.device),
-        )
+        rest = extent.k_len, self.stride, self.size, length, extent.device
+        return residue_tiles(extent.first, *rest), residue_tiles(0, *rest)
 
 
 @dataclass(frozen=True)

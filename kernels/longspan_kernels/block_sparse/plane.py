@@ -188,10 +188,8 @@ class PlaneClasses(Order):
 
     def tiles(self, extent):
         tile = tile_shape(self.size, *_class_sides(self.width, self.dilation, extent))
-        return (
-            plane_tiles(extent.first, extent.k_len, self.width, self.dilation, tile, extent.device),
-            plane_tiles(0, extent.k_len, self.width, self.dilation, tile, extent.device),
-        )
+        rest = extent.k_len, self.width, self.dilation, tile, extent.device
+        return plane_tiles(extent.first, *rest), plane_tiles(0, *rest)
 
 
 def _class_sides(width: int, dilation: int, extent: Extent) -> tuple[int, int]:
