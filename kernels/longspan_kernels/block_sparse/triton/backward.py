@@ -103,22 +103,22 @@ def _backward(
     sums = None if call.options.bias is None else BiasSums(call, call.options.bias)
     if len(sides) == 2 and rows_go_first(call, by_columns):
         # Rows work out delta and leave it behind; their partial results lie in dk's memory, which is written after them.
-        numbers = RowNumbers(lse, torch.empty_like(lse), out, dlse, left=True)
-        _all_rows(call, dout, numbers, dq, sums, Workspace(dk))
-        _all_columns(call, by_columns, dout, numbers, dk, dv, None)
+        numbers = RowNumbers(lse, torch.empty_like(lse), out, dout, dlse, left=True)
+        _all_rows(call, numbers, dq, sums, Workspace(dk))
+        _all_columns(call, by_columns, numbers, dk, dv, None)
     else:
         # Where columns are split, delta and the partial results of columns lie in dq's memory, which is written after them.
         workspace = Workspace(dq)
         pairs = workspace.take(*lse.shape, 2) if in_pairs(call, by_columns) else None
         read = pairs is not None and not rows_are_listed(call)
         minus_delta = torch.empty_like(lse) if read else workspace.take(*lse.shape)
-        numbers = RowNumbers(lse, minus_delta, out, dlse, left=False, pairs=pairs, read=read)
+        numbers = RowNumbers(lse, minus_delta, out, dout, dlse, left=False, pairs=pairs, read=read)
         if "columns" in sides or read:
-            prepare(call, dout, numbers)
+            prepare(call, numbers)
         if "columns" in sides:
-            _all_columns(call, by_columns, dout, numbers, dk, dv, workspace)
+            _all_columns(call, by_columns, numbers, dk, dv, workspace)
         if "rows" in sides:
-            _all_rows(call, dout, numbers, dq, sums, None)
+            _all_rows(call, numbers, dq, sums, None)
     if call.negate:
         dq.neg_()
     if call.options.scale == LEAST_SCALE:  # stands for 0
@@ -127,30 +127,22 @@ def _backward(
     return dq, dk, dv, None if sums is None else sums.reduced()
 
 
-def _all_rows(
-    call: Call, dout: Tensor, numbers: RowNumbers, dq: Tensor, sums: BiasSums | None, workspace: Workspace | None
-) -> None:
+def _all_rows(call: Call, numbers: RowNumbers, dq: Tensor, sums: BiasSums | None, workspace: Workspace | None) -> None:
     layout = call.layout
     if not layout.covered:
         dq.zero_()
     for number, component in enumerate(layout.components):
-        gradient_of_queries(call, component, dout, numbers, dq, sums, workspace, merging=number > 0 or not layout.covered)
+        gradient_of_queries(call, component, numbers, dq, sums, workspace, merging=number > 0 or not layout.covered)
 
 
 def _all_columns(
-    call: Call,
-    components: list[Component],
-    dout: Tensor,
-    numbers: RowNumbers,
-    dk: Tensor,
-    dv: Tensor,
-    workspace: Workspace | None,
+    call: Call, components: list[Component], numbers: RowNumbers, dk: Tensor, dv: Tensor, workspace: Workspace | None
 ) -> None:
     if not components or adds_up(0, components[0]):
         dk.zero_()
         dv.zero_()
     for number, component in enumerate(components):
-        gradients_of_keys(call, component, dout, numbers, dk, dv, workspace, adding=adds_up(number, component))
+        gradients_of_keys(call, component, numbers, dk, dv, workspace, adding=adds_up(number, component))
 
 
 _compiled_calls: Derived[bool] = Derived()

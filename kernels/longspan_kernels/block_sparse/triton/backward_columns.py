@@ -233,25 +233,14 @@ _planned: Derived[Launches] = Derived()
 
 
 def gradients_of_keys(
-    call: Call,
-    component: Component,
-    dout: Tensor,
-    numbers: RowNumbers,
-    dk: Tensor,
-    dv: Tensor,
-    workspace: Workspace | None,
-    adding: bool,
+    call: Call, component: Component, numbers: RowNumbers, dk: Tensor, dv: Tensor, workspace: Workspace | None, adding: bool
 ) -> None:
     """Writes what a component gives to dk and dv, or adds it; partial results lie in the workspace."""
     if orders_keys_by_head(call, component):
-        _of_each_head(call, component, dout, numbers, dk, dv, workspace)
+        _of_each_head(call, component, numbers, dk, dv, workspace)
         return
-    launches = _planned.get(
-        component,
-        (adding, call.key, dout.stride(), dk.dtype),
-        lambda: _plan(call, component, dout, dk, dv, adding),
-        call.device,
-    )
+    dout, key = numbers.dout, (adding, call.key, numbers.dout.stride(), dk.dtype)
+    launches = _planned.get(component, key, lambda: _plan(call, component, dout, dk, dv, adding), call.device)
     work, main = launches.work, launches.main
     partial_k = partial_v = None if work.items is None or work.in_two else kept_as(dk, numbers.lse)
     if launches.partial is not None:
@@ -279,7 +268,7 @@ def _plan(call: Call, component: Component, dout: Tensor, dk: Tensor, dv: Tensor
 
 
 def _of_each_head(
-    call: Call, component: Component, dout: Tensor, numbers: RowNumbers, dk: Tensor, dv: Tensor, workspace: Workspace | None
+    call: Call, component: Component, numbers: RowNumbers, dk: Tensor, dv: Tensor, workspace: Workspace | None
 ) -> None:
     """Computes gradients of keys for each query head alone, and adds them up into dk and dv of the key heads."""
     (B, Hkv, Tk, D), repeat = call.k.shape, call.repeat
@@ -287,6 +276,6 @@ def _of_each_head(
     own_k = torch.zeros((B, Hkv * repeat, Tk, D), dtype=torch.float32, device=k.device)
     own_v = torch.zeros_like(own_k)
     repeated = replace(call, k=k, v=v)
-    gradients_of_keys(repeated, component, dout, numbers, own_k, own_v, workspace, adding=True)
+    gradients_of_keys(repeated, component, numbers, own_k, own_v, workspace, adding=True)
     for gradient, own in ((dk, own_k), (dv, own_v)):
         gradient.add_(own.view(B, Hkv, repeat, Tk, D).sum(2).to(gradient.dtype))

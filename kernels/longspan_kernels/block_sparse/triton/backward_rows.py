@@ -166,7 +166,6 @@ _planned: Derived[Launches] = Derived()
 def gradient_of_queries(
     call: Call,
     component: Component,
-    dout: Tensor,
     numbers: RowNumbers,
     dq: Tensor,
     sums: BiasSums | None,
@@ -174,13 +173,9 @@ def gradient_of_queries(
     merging: bool,
 ) -> None:
     """Writes what a component gives to dq, or adds it; partial results lie in the workspace."""
-    of_numbers = numbers.left, numbers.read, numbers.out.stride(), numbers.dlse is None
-    launches = _planned.get(
-        component,
-        (merging, call.key, dout.stride(), dq.dtype, *of_numbers),
-        lambda: _plan(call, component, dout, numbers, dq, sums, merging),
-        call.device,
-    )
+    strides = numbers.out.stride(), numbers.dout.stride()
+    key = merging, call.key, strides, dq.dtype, numbers.left, numbers.read, numbers.dlse is None
+    launches = _planned.get(component, key, lambda: _plan(call, component, numbers, dq, sums, merging), call.device)
     # As in the forward: listed rows that are not split take any address for partials.
     partial = None if launches.work.items is None else numbers.lse
     if launches.partial is not None:
@@ -189,26 +184,24 @@ def gradient_of_queries(
         else:
             partial = workspace.rest().take(*launches.partial)
     keys, _ = streamed((call.k, call.v), component, "k", launches.main.choice.by_tma, call)
-    tiles = None if sums is None else sums.tiles
-    launches.main(call.q, *keys, dout, numbers.pointers(), dq, partial, tiles, launches.visits, call.limits(component))
+    written = dq, partial, None if sums is None else sums.tiles
+    launches.main(call.q, *keys, numbers.dout, numbers.pointers(), *written, launches.visits, call.limits(component))
     for add in launches.sums:
         add(dq, partial, launches.work.splits, component.group, component.merge, component.q_index)
 
 
-def _plan(
-    call: Call, component: Component, dout: Tensor, numbers: RowNumbers, dq: Tensor, sums: BiasSums | None, merging: bool
-) -> Launches:
+def _plan(call: Call, component: Component, numbers: RowNumbers, dq: Tensor, sums: BiasSums | None, merging: bool) -> Launches:
     work = row_work(call, component)
     own = {
         "o_strides": strides_of(numbers.out),
-        "do_strides": strides_of(dout),
+        "do_strides": strides_of(numbers.dout),
         "dq_strides": strides_of(dq),
         "sums_h": 0 if sums is None else sums.tiles.stride(1),
         "sums_row": 0 if sums is None else sums.tiles.stride(2),
         "sums_first": 0 if sums is None else sums.first,
         "leaves_delta": int(numbers.left),
     }
-    streams, others = (call.k, call.v), (dout, dq, numbers.out)
+    streams, others = (call.k, call.v), (numbers.dout, dq, numbers.out)
     launches = launches_over("rows", backward_rows, "backward_rows", call, component, work, streams, others, merging, own)
     if work.split_rows:
         launches.sums.append(sum_of_splits("rows", call, component, work, dq, merging))

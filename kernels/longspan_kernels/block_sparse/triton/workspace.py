@@ -179,6 +179,7 @@ class RowNumbers:
     lse: Tensor
     minus_delta: Tensor
     out: Tensor
+    dout: Tensor
     dlse: Tensor | None
     left: bool
     pairs: Tensor | None = None
@@ -282,9 +283,9 @@ class Workspace:
         return Workspace(self.x, self.used)
 
 
-def prepare(call: Call, dout: Tensor, numbers: RowNumbers) -> None:
+def prepare(call: Call, numbers: RowNumbers) -> None:
     """Writes -delta [B, H, Tq]."""
-    out, dlse = numbers.out, numbers.dlse
+    out, dout, dlse = numbers.out, numbers.dout, numbers.dlse
     B, H, Tq, D = out.shape
 
     def planned() -> Plan:
