@@ -18,7 +18,7 @@ from warm_process import Script
 from longspan.config.errors import ConfigError
 from longspan.records import Record
 from longspan.training.launched import check_world, launcher_overrides
-from longspan.training.step_size import StepSize, device_count, sized, step_size
+from longspan.training.step_size import StepSize, check_memory, device_count, sized, step_size
 
 ROOT = Path(__file__).parents[1]
 # 4 sequences a step; one of the windows is short, so that a mean of means over devices would be another loss
@@ -255,6 +255,18 @@ def test_tokens_a_step_are_shared_out(devices, tokens, batch_size, expected):
 def test_tokens_that_cannot_be_shared_out_are_refused(devices, tokens):
     with pytest.raises(ConfigError, match=r"tokens_per_step=.*give a multiple of"):
         step_size(config(devices, tokens))
+
+
+def test_a_length_of_which_not_one_layer_fits_the_machine_is_refused_before_anything_is_counted():
+    given = config(1, None, 4, 10**10, precision="32-true") | {"model": {"width": 64}}
+    size = step_size(given)
+    given["data"]["pad_to_multiple"] = 64
+    check_memory(given, size)  # batches are as long as their longest sequence
+    given["data"]["pad_to_multiple"] = None
+    with pytest.raises(ConfigError, match=r"data\.max_length=10000000000: a batch of 4.* 9,536 GiB a layer.*pad_to_multiple"):
+        check_memory(given, size)
+    given["data"]["max_length"] = 1024
+    check_memory(given, step_size(given))
 
 
 def test_accumulation_by_two_rules_is_refused():

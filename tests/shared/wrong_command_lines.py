@@ -111,6 +111,7 @@ WRONG: list[tuple[str, str, str, str]] = [
     ("trainer.val_check_interval=0", "trainer.val_check_interval", "0", "1 or more"),
     ("trainer.val_check_interval=0.5", "trainer.val_check_interval", "0.5", "check_val_every_n_epoch=1"),
     ("trainer.accumulate_grad_batches=0", "trainer.accumulate_grad_batches", "0", "1 or more"),
+    ("model.width=32 model.heads=3", "model.width", "32", "take width 48,"),
     ("trainer.max_steps=abc", "trainer.max_steps", "abc", "whole number"),
     ("trainer.max_steps=0", "trainer.max_steps", "0", "1 or more"),
     ("trainer.max_steps=-1", "trainer.max_steps", "-1", "trainer.max_epochs"),
@@ -177,5 +178,6 @@ WRONG: list[tuple[str, str, str, str]] = [
     ("-m seed=0,1 trainer.devices=2", "trainer.devices", "2", "scripts/sweep.py"),
     # options of other programs
     ("--trainer.max_steps=5", "--trainer.max_steps=5", "such as trainer.max_steps=5", "without dashes"),
-    ("attention=local --max_steps 5", "--max_steps", "max_steps=VALUE", "without dashes"),
+    ("attention=local --max_steps 5", "--max_steps", "trainer.max_steps=VALUE", "without dashes"),
+    ("--batch-size=4", "--batch-size=4", "data.batch_size=4", "without dashes"),
 ]

@@ -40,7 +40,7 @@ def check_command_line(conf: Path, arguments: Sequence[str] | None = None) -> No
     """Composes every job that the command line asks for; exits with code 2 and a short message where one cannot be."""
     with readable_errors():
         words = readable_words(with_own_folder(sys.argv[1:] if arguments is None else arguments))
-        _refuse_options(words)
+        _refuse_options(words, conf)
     args = get_args_parser().parse_args(words)
     if args.help or args.hydra_help or args.info or args.shell_completion or args.experimental_rerun:
         return
@@ -176,12 +176,15 @@ def readable_words(words: Sequence[str]) -> list[str]:
     return read
 
 
-def _refuse_options(words: Sequence[str]) -> None:
+def _refuse_options(words: Sequence[str], conf: Path) -> None:
     """Names a word such as ``--max_steps``, which other programs take for a key, before Hydra prints its usage."""
     _, unknown = get_args_parser().parse_known_args(list(words))
     for word in unknown:
         if word.startswith("-"):
             key, _, value = word.lstrip("-").partition("=")
+            key = key.replace("-", "_")
+            if key and "." not in key:
+                key = _same_key_elsewhere(key, composed(conf, [])) or key
             raise ConfigError(
                 f"{word} is no option: keys are written without dashes, as KEY=VALUE, "
                 f"such as {key or 'seed'}={value or 'VALUE'}; --help lists the keys"

@@ -25,7 +25,7 @@ from longspan.training.launched import check_world, own_folder
 from longspan.training.overview import overview, show_overview
 from longspan.training.resume import keep_logs, resume_from
 from longspan.training.seeding import seed_run
-from longspan.training.step_size import devices_here, sized, step_size
+from longspan.training.step_size import check_memory, devices_here, sized, step_size
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +61,7 @@ def _run(config: dict[str, Any], output_dir: Path) -> float | None:
         check_targets(conf)
         check_world(devices_here(config["trainer"]), config["trainer"]["num_nodes"])
         size = step_size(config)
+        check_memory(config, size)
         here = sized(config, size)
         resume = resume_from(config)
         check_goes_on(resume, config)

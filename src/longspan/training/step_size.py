@@ -7,11 +7,13 @@ devices and accumulated batches) and *tokens a step* (`tokens_per_step`: sequenc
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from longspan.config.checks import check_tokens
+from longspan.config.errors import wrong_value
 from longspan.values import is_whole
 
 
@@ -83,6 +85,41 @@ def sized(config: Mapping[str, Any], size: StepSize) -> dict[str, Any]:
     if _is_count(every) and _is_count(steps) and steps > 0 and trainer.get("check_val_every_n_epoch") is None:
         trainer["val_check_interval"] = min(every, steps * size.accumulated_batches)
     return own
+
+
+def check_memory(config: Mapping[str, Any], size: StepSize) -> None:
+    """Refuses batches padded to a `data.max_length` of which not even one layer's tokens fit the device: such a number is a
+    slip, and counting its pairs alone takes minutes.
+
+    Raises:
+        ConfigError: a device's batch at `model.width` is larger than its memory.
+    """
+    data, width = config["data"], config["model"].get("width")
+    if not is_whole(width, 1) or data.get("pad_to_multiple") is not None:  # then batches are as long as their longest sequence
+        return
+    each = 2 if "16" in str(config["trainer"].get("precision")) else 4
+    needed, there = each * size.sequences_per_device * size.max_length * width, _memory(config["trainer"])
+    if there is not None and needed > there:
+        shorter = (
+            ", or data.pad_to_multiple=64, which pads each batch to its longest sequence" if "pad_to_multiple" in data else ""
+        )
+        fix = (
+            f"a batch of {size.sequences_per_device}, each padded to that length, takes {needed >> 30:,} GiB a layer at "
+            f"model.width={width}, and there are {there >> 30:,}; give a shorter one, a smaller data.batch_size{shorter}"
+        )
+        raise wrong_value("data.max_length", size.max_length, fix)
+
+
+def _memory(trainer: Mapping[str, Any]) -> int | None:
+    """Bytes of the device that trains, None where they cannot be told."""
+    import torch
+
+    if str(trainer.get("accelerator", "auto")) in ("gpu", "cuda", "auto") and torch.cuda.is_available():
+        return int(torch.cuda.get_device_properties(0).total_memory)
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # not on Windows
+        return None
 
 
 def _is_count(value: Any) -> bool:

@@ -27,8 +27,8 @@ NARROWEST_HEAD, WIDEST_HEAD = 16, 256  # what the attention kernels serve
 def head_problem(width: int, heads: int, kv_heads: int | None, head_dim: int | None) -> tuple[str, str] | None:
     """(key, what to give) where heads of these sizes cannot be built."""
     if head_dim is None and width % heads:
-        below = width // heads * heads
-        widths = " or ".join(str(w) for w in (below, below + heads) if w)
+        least, below = NARROWEST_HEAD * heads, width // heads * heads
+        widths = " or ".join(str(w) for w in (below, below + heads) if w >= least) or str(least)
         return "width", f"must divide by model.heads={heads}: take width {widths}, or set model.head_dim"
     if heads % (kv_heads or heads):
         fits = ", ".join(str(d) for d in range(1, heads + 1) if heads % d == 0)
