@@ -259,7 +259,9 @@ class Chunk:
         keys = gathered(k, batch, space, "keys")
         s = space.product("scores", rows, keys.transpose(1, 2)).view(G, R, bq, n * c.block_k)
         if o.bias is not None:
-            s.view(-1, len(self.head_numbers), R, bq, n, c.block_k).add_(self.tile_bias(batch).to(s.dtype))
+            bias = o.bias[:, *self.bias_cells(batch)]  # (H or 1, R, n)
+            bias = bias if len(bias) == 1 else bias[self.heads]
+            s.view(-1, len(self.head_numbers), R, bq, n, c.block_k).add_(bias[None, :, :, None, :, None].to(s.dtype))
         mask = self.mask(batch)
         if mask is not None:
             s.view(-1, len(self.head_numbers), R, bq, n * c.block_k).masked_fill_(~mask, NEGATIVE)
@@ -271,13 +273,6 @@ class Chunk:
         first = self.layout.origin
         row = (batch.row_numbers(c.group.device) * c.block_q + c.q_start + first) // bb - first // bb
         return row[:, None], batch.index * c.block_k // bb
-
-    def tile_bias(self, batch: RowBatch) -> Tensor:
-        bias = self.options.bias
-        assert bias is not None
-        chosen = bias[:, *self.bias_cells(batch)]  # (H or 1, R, n)
-        chosen = chosen if bias.shape[0] == 1 else chosen[self.heads]
-        return chosen[None, :, :, None, :, None]
 
     def kept(self, batch: RowBatch) -> Tensor:
         """Which weights survive dropout: [G, R, bq, n * bk]."""

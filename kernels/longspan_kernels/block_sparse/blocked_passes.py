@@ -23,8 +23,6 @@ from longspan_kernels.block_sparse.blocked import (
 )
 from longspan_kernels.block_sparse.layout import Layout
 
-DEAD_ROW = fused.DEAD_ROW
-
 
 def blocked_forward(q: Tensor, k: Tensor, v: Tensor, layout: Layout, options: Options) -> tuple[Tensor, Tensor]:
     """q [B, H, Tq, D], k and v [B, Hkv, Tk, D] -> out in q's dtype, lse [B, H, Tq] (float32, float64 for float64)."""
@@ -139,7 +137,7 @@ def blocked_backward(
     if dlse is not None:
         dlse = torch.where(dead, 0.0, dlse)
         delta = delta - dlse
-    floor = torch.where(dead, DEAD_ROW, lse)
+    floor = torch.where(dead, fused.DEAD_ROW, lse)
     dbias = None if options.bias is None else torch.zeros_like(options.bias, dtype=exact)
     wide = None  # the tensors as torch's fused kernel wants them, once a chunk goes there
     grads = [Gradient(q, True), Gradient(k, False), Gradient(v, False)]
@@ -166,7 +164,7 @@ def _backward_chunk(chunk: Chunk, batches, dout, q, k, v, lse, delta, dbias) -> 
     qo, ko, vo = chunk.inputs(q, k, v)
     qo = qo * o.scale
     do = chunk.ordered(dout, True, chunk.heads)
-    lo, de = chunk.ordered_rows(lse, DEAD_ROW), chunk.ordered_rows(delta, 0.0)
+    lo, de = chunk.ordered_rows(lse, fused.DEAD_ROW), chunk.ordered_rows(delta, 0.0)
     G, _blocks, bq, D = qo.shape
     dq, dk, dv = torch.zeros_like(qo), torch.zeros_like(ko), torch.zeros_like(vo)
     space = Workspace(qo)

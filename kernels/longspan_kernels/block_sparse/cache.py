@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from longspan_kernels.block_sparse.compiler import Tiling, compile_layout, dense
+from longspan_kernels.block_sparse.compiler import Tiling, compile_layout
 from longspan_kernels.block_sparse.layout import Component, Layout
 from longspan_kernels.block_sparse.rules import Rule
 from longspan_kernels.errors import KernelError
@@ -197,7 +197,7 @@ def block_size_of(key: str, heads: int, causal: bool) -> int | None:
 def is_dense(key: str, heads: int, causal: bool) -> bool:
     """Whether every head sees all keys, or all on one side, at any length."""
     groups = lookup(key).head_rules(PROBE, PROBE, heads, causal, HOST)
-    return all(dense(rule) for _, rule in groups)
+    return all(None in rule.band() and rule.traits().fills for _, rule in groups)
 
 
 def reference_tiling(granularity: int | None, bias_block: int = 0) -> Tiling:
@@ -229,24 +229,21 @@ def full_pairs(length: int, heads: int, causal: bool) -> int:
 
 def dense_mask(key: str, q_len: int, k_len: int, heads: int, causal: bool, device: torch.device) -> Tensor:
     """[heads, Tq, Tk] bool: the definition, written out; of a user's function once for each of its states, as layouts are."""
+
+    def make() -> Tensor:
+        i = torch.arange(q_len, device=device)[:, None] + (k_len - q_len)
+        j = torch.arange(k_len, device=device)[None, :]
+        mask = torch.zeros((heads, q_len, k_len), dtype=torch.bool, device=device)
+        for members, rule in lookup(key).head_rules(q_len, k_len, heads, causal, device):
+            if not rule.per_head:
+                mask[list(members)] = rule.live(members[0], i, j)
+                continue
+            for head in members:
+                mask[head] = rule.live(head, i, j)
+        return mask
+
     state = () if torch.compiler.is_compiling() else state_of(key)
-    if not state:
-        return _dense_mask(key, q_len, k_len, heads, causal, device)
-    name = (key, state, q_len, k_len, heads, causal, device)
-    return _masks.get(name, lambda: _dense_mask(key, q_len, k_len, heads, causal, device))
-
-
-def _dense_mask(key: str, q_len: int, k_len: int, heads: int, causal: bool, device: torch.device) -> Tensor:
-    i = torch.arange(q_len, device=device)[:, None] + (k_len - q_len)
-    j = torch.arange(k_len, device=device)[None, :]
-    mask = torch.zeros((heads, q_len, k_len), dtype=torch.bool, device=device)
-    for members, rule in lookup(key).head_rules(q_len, k_len, heads, causal, device):
-        if not rule.per_head:
-            mask[list(members)] = rule.live(members[0], i, j)
-            continue
-        for head in members:
-            mask[head] = rule.live(head, i, j)
-    return mask
+    return _masks.get((key, state, q_len, k_len, heads, causal, device), make) if state else make()
 
 
 @remembered(1024)
@@ -255,14 +252,14 @@ def every_query_sees_itself(key: str, length: int, heads: int, causal: bool, dev
 
     The answer is looked up before anything is made outside of graphs, which waits for the device.
     """
-    return made_outside_graphs(lambda: _diagonal(key, length, heads, causal, device), device)
 
+    def all_live() -> bool:
+        place = torch.arange(length, device=device)[:, None]
+        for members, rule in lookup(key).head_rules(length, length, heads, causal, device):
+            if rule.traits().asks_user:
+                return False
+            if not all(bool(rule.live(head, place, place).all()) for head in (members if rule.per_head else members[:1])):
+                return False
+        return True
 
-def _diagonal(key: str, length: int, heads: int, causal: bool, device: torch.device) -> bool:
-    place = torch.arange(length, device=device)[:, None]
-    for members, rule in lookup(key).head_rules(length, length, heads, causal, device):
-        if rule.traits().asks_user:
-            return False
-        if not all(bool(rule.live(head, place, place).all()) for head in (members if rule.per_head else members[:1])):
-            return False
-    return True
+    return made_outside_graphs(all_live, device)

@@ -122,11 +122,6 @@ def simplified(terms: list[Rule]) -> list[Rule]:
     return out
 
 
-def dense(rule: Rule) -> bool:
-    """Whether a query sees all keys, or all keys on one side of some distance."""
-    return None in rule.band() and rule.traits().fills
-
-
 class Compiler:
     """Collects the tiles of one component over its head groups, and classifies each as dead, partial or full."""
 

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import wraps
 from importlib.util import find_spec
 from threading import local
@@ -273,11 +273,6 @@ def on_its_device(function: Function) -> Function:
             return function(first, *rest, **named)
 
     return cast(Function, run)
-
-
-def without_tma(choice: Launch) -> Launch:
-    """The launch for tensors that the copy engine cannot read: more registers, as addresses need some."""
-    return replace(choice, by_tma=False, registers=None)
 
 
 def run_kernel(kernel: Any, programs: int, choice: Launch, *tensors: torch.Tensor | None, **numbers: Any) -> None:

@@ -141,14 +141,7 @@ def _by_products(
 
 @op("choose_scored_blocks")
 def _choose_scored_blocks(
-    scores: Tensor,
-    lengths: Tensor | None,
-    first_row: int,
-    length: int,
-    picks: int,
-    block_size: int,
-    causal: bool,
-    backend: str,
+    scores: Tensor, lengths: Tensor | None, first_row: int, length: int, picks: int, block_size: int, causal: bool, backend: str
 ) -> Tensor:
     if scores.numel() == 0 or picks == 0:
         return _picks_like(scores, picks).fill_(-1)

@@ -21,12 +21,7 @@ WIDEST = 128  # of heads and inside: Triton's kernels hold the weights of a plac
 
 
 def compress_blocks(
-    x: Tensor,
-    places: Tensor,
-    enter: tuple[Tensor, Tensor],
-    leave: tuple[Tensor, Tensor],
-    stride: int,
-    backend: str = "auto",
+    x: Tensor, places: Tensor, enter: tuple[Tensor, Tensor], leave: tuple[Tensor, Tensor], stride: int, backend: str = "auto"
 ) -> Tensor:
     """The mean of a block, plus leave(gelu(enter(its tokens, each with what its place adds))).
 
@@ -104,14 +99,7 @@ def _compress_blocks(
 
 @op("compress_blocks_backward")
 def _compress_blocks_backward(
-    dout: Tensor,
-    x: Tensor,
-    places: Tensor,
-    enter: Tensor,
-    leave: Tensor,
-    inside: Tensor,
-    stride: int,
-    backend: str = "torch",
+    dout: Tensor, x: Tensor, places: Tensor, enter: Tensor, leave: Tensor, inside: Tensor, stride: int, backend: str = "torch"
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     if backend == "triton":
         from longspan_kernels.selected.triton.compress import triton_compress_backward

@@ -59,14 +59,7 @@ def merge_by_lse(
 
 @op("merge_by_lse")
 def _merge(
-    a: Tensor,
-    lse_a: Tensor,
-    b: Tensor,
-    lse_b: Tensor,
-    c: Tensor | None,
-    lse_c: Tensor | None,
-    least: float,
-    last_from: int = 0,
+    a: Tensor, lse_a: Tensor, b: Tensor, lse_b: Tensor, c: Tensor | None, lse_c: Tensor | None, least: float, last_from: int = 0
 ) -> Tensor:
     from longspan_kernels.selected.triton.merge import triton_merge
 

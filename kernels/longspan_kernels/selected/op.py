@@ -5,7 +5,7 @@ Legend: B batch, H heads, Hkv key/value heads, P heads that pick for themselves,
 
 from __future__ import annotations
 
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from longspan_kernels.errors import BackendError, KernelError
 from longspan_kernels.launch.ops import cast_as_products, lse_like, op, output_like, without_autocast
 from longspan_kernels.selected.attend import torch_backward, torch_forward
 from longspan_kernels.selected.lists import MOST_ENTRIES, queries_of_blocks
-from longspan_kernels.selected.options import Selection
+from longspan_kernels.selected.options import SCHEMA, Selection
 from longspan_kernels.selected.reference import selected_reference
 
 
@@ -102,20 +102,10 @@ def selected_attention(
     seed = torch.randint(0, 1 << 31, (1,), device=q.device) if dropout_p > 0.0 else None
     if backend == "dense":
         exact = torch.promote_types(q.dtype, torch.float32)
+        options: dict[str, Any] = {"causal": causal, "lengths": lengths, "segments": segments, "scale": scale}
+        options |= {"dropout_p": dropout_p, "seed": seed}
         with without_autocast(q):
-            out, lse = selected_reference(
-                q.to(exact),
-                k.to(exact),
-                v.to(exact),
-                picks,
-                block_size,
-                causal=causal,
-                lengths=lengths,
-                segments=segments,
-                scale=scale,
-                dropout_p=dropout_p,
-                seed=seed,
-            )
+            out, lse = selected_reference(q.to(exact), k.to(exact), v.to(exact), picks, block_size, **options)
         return (out.to(q.dtype), lse) if return_lse else out.to(q.dtype)
     picks = picks.detach().to(torch.int32)
     order, start = queries_of_blocks(picks, lengths, -(-q.shape[2] // block_size), backend)
@@ -150,26 +140,12 @@ def _check(
         raise KernelError(f"{picks.numel():,} picks are more than 32 bits number; give fewer sequences at once")
 
 
-@op("selected_forward")
-def selected_forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    picks: Tensor,
-    order: Tensor,
-    start: Tensor,
-    lengths: Tensor | None,
-    segments: Tensor | None,
-    seed: Tensor | None,
-    block_size: int,
-    causal: bool,
-    scale: float,
-    dropout_p: float,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    if q.numel() == 0 or picks.numel() == 0:
+@op("selected_forward", f"(Tensor q, Tensor k, Tensor v, {SCHEMA}) -> (Tensor, Tensor)")
+def selected_forward(q: Tensor, k: Tensor, v: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    *own, backend = arguments
+    chosen = Selection(*own)
+    if q.numel() == 0 or chosen.picks.numel() == 0:
         return output_like(q).zero_(), lse_like(q).fill_(float("-inf"))
-    chosen = Selection(picks, order, start, lengths, segments, seed, block_size, causal, scale, dropout_p)
     if backend == "triton":
         from longspan_kernels.block_sparse.triton.common import interprets_bfloat16
         from longspan_kernels.selected.triton.launches import triton_forward
@@ -182,30 +158,17 @@ def selected_forward(
         return torch_forward(q, k, v, chosen)
 
 
-@op("selected_backward")
+@op(
+    "selected_backward",
+    f"(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, {SCHEMA}) -> (Tensor, Tensor, Tensor)",
+)
 def selected_backward(
-    dout: Tensor,
-    dlse: Tensor | None,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    picks: Tensor,
-    order: Tensor,
-    start: Tensor,
-    lengths: Tensor | None,
-    segments: Tensor | None,
-    seed: Tensor | None,
-    block_size: int,
-    causal: bool,
-    scale: float,
-    dropout_p: float,
-    backend: str,
+    dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *arguments: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if q.numel() == 0 or picks.numel() == 0:
+    *own, backend = arguments
+    chosen = Selection(*own)
+    if q.numel() == 0 or chosen.picks.numel() == 0:
         return output_like(q).zero_(), output_like(k).zero_(), output_like(v).zero_()
-    chosen = Selection(picks, order, start, lengths, segments, seed, block_size, causal, scale, dropout_p)
     if backend == "triton":
         from longspan_kernels.block_sparse.triton.common import interprets_bfloat16
         from longspan_kernels.selected.triton.launches import triton_backward
@@ -219,14 +182,12 @@ def selected_backward(
 
 
 @selected_forward.register_fake
-def _(q, k, v, picks, order, start, lengths, segments, seed, block_size, causal, scale, dropout_p, backend):
+def _(q, k, v, *arguments):
     return output_like(q), lse_like(q)
 
 
 @selected_backward.register_fake
-def _(
-    dout, dlse, q, k, v, out, lse, picks, order, start, lengths, segments, seed, block_size, causal, scale, dropout_p, backend
-):
+def _(dout, dlse, q, k, v, out, lse, *arguments):
     return output_like(q), output_like(k), output_like(v)
 
 

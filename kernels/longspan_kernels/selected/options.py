@@ -9,6 +9,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+# Of ops: the fields of a `Selection`, then the backend.
+SCHEMA = (
+    "Tensor picks, Tensor order, Tensor start, Tensor? lengths, Tensor? segments, Tensor? seed, "
+    "SymInt block_size, bool causal, float scale, float dropout_p, str backend"
+)
+
 
 @dataclass(frozen=True)
 class Selection:

@@ -35,14 +35,7 @@ def attend_to_tokens(
 
 @overload
 def attend_to_tokens(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    picks: Tensor,
-    *,
-    scale: float | None = ...,
-    return_lse: Literal[True],
-    backend: str = ...,
+    q: Tensor, k: Tensor, v: Tensor, picks: Tensor, *, scale: float | None = ..., return_lse: Literal[True], backend: str = ...
 ) -> tuple[Tensor, Tensor]: ...
 
 

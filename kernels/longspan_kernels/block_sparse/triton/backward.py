@@ -18,6 +18,7 @@ from longspan_kernels.block_sparse.triton.backward_columns import gradients_of_k
 from longspan_kernels.block_sparse.triton.backward_rows import gradient_of_queries
 from longspan_kernels.block_sparse.triton.call import LEAST_SCALE, Call
 from longspan_kernels.block_sparse.triton.common import interprets_bfloat16
+from longspan_kernels.block_sparse.triton.configs import row_kind
 from longspan_kernels.block_sparse.triton.workspace import (
     BiasSums,
     RowNumbers,
@@ -169,8 +170,6 @@ def compile_first(call: Call, key: tuple, plan: Callable[[], None]) -> None:
 
 def _form(component: Component) -> tuple:
     """What kernels are compiled for of a component that is made at run time."""
-    from longspan_kernels.block_sparse.triton.configs import row_kind
-
     c = component
     orders = c.q_index is None, c.k_index is None, c.positional, c.batch_groups > 0, len(c.rows.start) == 1
     return c.block_q, c.block_k, *orders, row_kind(c), None if c.excluded is None else c.excluded.shape[1]

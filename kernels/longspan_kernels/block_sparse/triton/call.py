@@ -17,7 +17,7 @@ from longspan_kernels.block_sparse.layout import Component, Layout, Lists
 from longspan_kernels.block_sparse.triton.configs import launch_of
 from longspan_kernels.block_sparse.triton.schedule import Steps, Visits, Work, has_bits, one_group, stepped, visits_of
 from longspan_kernels.errors import BackendError
-from longspan_kernels.launch.launcher import Launch, Plan, alignment, as_contiguous, on_meta, readable, width_of, without_tma
+from longspan_kernels.launch.launcher import Launch, Plan, alignment, as_contiguous, on_meta, readable, width_of
 
 LOG2E = math.log2(math.e)
 LEAST_SCALE = 1e-20  # the pass over columns divides by the scale; this one makes all weights equal as 0 does
@@ -324,7 +324,7 @@ def launches_over(
     rows, lists = side == "rows", getattr(component, side)
     choice = launch_of(name, call.q, component, call.device)
     if not streamed(streams, component, "k" if rows else "q", choice.by_tma, call)[1]:
-        choice = without_tma(choice)
+        choice = replace(choice, by_tma=False, registers=None)  # addresses take more registers than the copy engine does
     align = alignment(call.q.shape[3], call.q, call.k, call.v, *others)
     C = call.constants(component, lists, align, choice, merging)
     heads = (call.q if rows else call.k).shape[1]

@@ -130,25 +130,10 @@ def triton_choose_important(
     out = torch.empty((B, Hkv, T, picks), dtype=torch.int32, device=q.device)
     rows = 32 if q.dtype == torch.float32 or D > 128 else 64
     tiles = -(-T // rows)
-    numbers = {
-        "q_b": q_b,
-        "q_h": q_h,
-        "q_t": q_t,
-        "length": T,
-        "compressed": nc,
-        "tiles": tiles,
-        "kv_heads": Hkv,
-        "scale": D**-0.5,
-        "G": H // Hkv,
-        "D": D,
-        "BD": width_of(D),
-        "BM": rows,
-        "BN": configs.IMPORTANT_BLOCKS,
-        "N": picks - 1,
-        "SIZE": block_size,
-        "SPAN": compressed_block // stride,
-        "STRIDES": block_size // stride,
-        "CAUSAL": causal,
-    }
+    strides = {"q_b": q_b, "q_h": q_h, "q_t": q_t}
+    sizes = {"length": T, "compressed": nc, "tiles": tiles, "kv_heads": Hkv, "scale": D**-0.5}
+    tile = {"G": H // Hkv, "D": D, "BD": width_of(D), "BM": rows, "BN": configs.IMPORTANT_BLOCKS, "N": picks - 1}
+    spans = {"SIZE": block_size, "SPAN": compressed_block // stride, "STRIDES": block_size // stride, "CAUSAL": causal}
+    numbers = {**strides, **sizes, **tile, **spans}
     run_kernel(choose_by_importance, tiles * B * Hkv, configs.IMPORTANCE, q, keys, lse, lengths, out, **numbers)
     return out

@@ -268,28 +268,11 @@ def triton_choose(
     # Two programs of 8 warps fit a processor then: while one picks, the other's products run. No more picks go without spills.
     registers = 128 if block_q == 128 and picks < 16 else None
     q_b, q_h, q_t, _ = q.stride()
-    numbers = {
-        "q_b": q_b,
-        "q_h": q_h,
-        "q_t": q_t,
-        "q_len": T,
-        "blocks": blocks,
-        "heads": H,
-        "tile_rows": tile_rows,
-        "batch": B,
-        "D": D,
-        "BD": width_of(D),
-        "BM": block_q,
-        "BN": block_n,
-        "N": picks,
-        "SIZE": block_size,
-        "REPEAT": H // Hkv,
-        "PARTS": PARTS[q.dtype],
-        "CAUSAL": causal,
-        "OWN": own,
-        "ALIGN": alignment(D, q),
-        "INTERPRETED": not q.is_cuda,
-    }
+    strides = {"q_b": q_b, "q_h": q_h, "q_t": q_t}
+    sizes = {"q_len": T, "blocks": blocks, "heads": H, "tile_rows": tile_rows, "batch": B}
+    tiles = {"D": D, "BD": width_of(D), "BM": block_q, "BN": block_n, "N": picks, "SIZE": block_size, "REPEAT": H // Hkv}
+    kinds = {"PARTS": PARTS[q.dtype], "CAUSAL": causal, "OWN": own, "ALIGN": alignment(D, q), "INTERPRETED": not q.is_cuda}
+    numbers = {**strides, **sizes, **tiles, **kinds}
     launch = Launch(8 if block_q == 128 else 4, 2, registers=registers)
     run_kernel(choose_by_means, tile_rows * B * H, launch, q, means, lengths, out, **numbers)
     return out
@@ -306,22 +289,10 @@ def triton_choose_scored(
     block_q = 32  # scores take no shared memory, and small tiles hide the wait for them
     lengths = as_contiguous(lengths)
     s_b, s_h, s_t, _ = scores.stride()
-    numbers = {
-        "s_b": s_b,
-        "s_h": s_h,
-        "s_t": s_t,
-        "q_len": length,
-        "rows": rows,
-        "first_row": first_row,
-        "blocks": blocks,
-        "heads": H,
-        "batch": B,
-        "BM": block_q,
-        "BN": CANDIDATES,
-        "N": picks,
-        "SIZE": block_size,
-        "CAUSAL": causal,
-    }
+    strides = {"s_b": s_b, "s_h": s_h, "s_t": s_t}
+    sizes = {"q_len": length, "rows": rows, "first_row": first_row, "blocks": blocks, "heads": H, "batch": B}
+    constants = {"BM": block_q, "BN": CANDIDATES, "N": picks, "SIZE": block_size, "CAUSAL": causal}
+    numbers = {**strides, **sizes, **constants}
     run_kernel(choose_by_scores, -(-rows // block_q) * B * H, SMALL, scores, lengths, out, **numbers)
     return out
 

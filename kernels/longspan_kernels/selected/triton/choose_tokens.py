@@ -98,39 +98,19 @@ class Launches:
         q_b, q_j, q_t = s.query_strides
         k_b, _, k_t = s.key_strides
         w_b, w_j, w_t = s.weight_strides
-        numbers = {
-            **{"q_b": q_b, "q_j": q_j, "q_t": q_t, "k_b": k_b, "k_t": k_t, "w_b": w_b, "w_j": w_j, "w_t": w_t},
-            "length": s.length,
-            "first_b": chunk.first_b,
-            "first": chunk.first,
-            "row_tiles": chunk.row_tiles,
-            "key_tiles": chunk.key_tiles,
-            "J": s.heads,
-            "E": s.width,
-            "BE": width_of(s.width),
-            "M": self.lanes,
-            "BM": tile.rows,
-            "BN": tile.keys,
-            "HELD": s.heads <= configs.HELD_HEADS,
-        }
-        return Plan(index_scores, chunk.sequences * chunk.row_tiles * (self.lanes // tile.keys), numbers, tile.launch)
+        strides = {"q_b": q_b, "q_j": q_j, "q_t": q_t, "k_b": k_b, "k_t": k_t, "w_b": w_b, "w_j": w_j, "w_t": w_t}
+        own = {"first_b": chunk.first_b, "first": chunk.first, "row_tiles": chunk.row_tiles, "key_tiles": chunk.key_tiles}
+        constants = {"J": s.heads, "E": s.width, "BE": width_of(s.width), "HELD": s.heads <= configs.HELD_HEADS}
+        constants |= {"M": self.lanes, "BM": tile.rows, "BN": tile.keys}
+        programs = chunk.sequences * chunk.row_tiles * (self.lanes // tile.keys)
+        return Plan(index_scores, programs, {**strides, "length": s.length, **own, **constants}, tile.launch)
 
     def selecting(self, chunk: Chunk) -> Plan:
-        numbers = {
-            "length": self.shape.length,
-            "first_b": chunk.first_b,
-            "first": chunk.first,
-            "rows": chunk.rows,
-            "padded": chunk.row_tiles * self.tile.rows,
-            "key_tiles": chunk.key_tiles,
-            "n": self.shape.picks,
-            "M": self.lanes,
-            "ROOM": self.room,
-            "MARKED": configs.MARKED_SCORES,
-            "WORDS": configs.MARKED_WORDS,
-            "BLOCK": configs.SCORES_A_STEP,
-            "BN": self.tile.keys,
-        }
+        s, tile = self.shape, self.tile
+        own = {"first_b": chunk.first_b, "first": chunk.first, "rows": chunk.rows, "padded": chunk.row_tiles * tile.rows}
+        steps = {"MARKED": configs.MARKED_SCORES, "WORDS": configs.MARKED_WORDS, "BLOCK": configs.SCORES_A_STEP}
+        sizes = {"key_tiles": chunk.key_tiles, "n": s.picks, "M": self.lanes, "ROOM": self.room, "BN": tile.keys}
+        numbers = {"length": s.length, **own, **sizes, **steps}
         return Plan(best_tokens, chunk.sequences * chunk.rows, numbers, configs.selecting(self.lanes))
 
 

@@ -15,15 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from longspan_kernels.block_sparse.triton.common import READ_AHEAD, interprets_bfloat16
-from longspan_kernels.launch.launcher import (
-    SMALL,
-    Launch,
-    as_contiguous,
-    from_16_bytes,
-    on_its_device,
-    run_kernel,
-    width_of,
-)
+from longspan_kernels.launch.launcher import SMALL, Launch, as_contiguous, from_16_bytes, on_its_device, run_kernel, width_of
 from longspan_kernels.launch.ops import output_like
 from longspan_kernels.selected.triton.call_layout import by_rows, in_units
 from longspan_kernels.selected.triton.common import elements, of_row, rows_at, store_rows

@@ -120,15 +120,7 @@ def differentiate_gates(
 
 @triton.jit(do_not_specialize=VARYING)
 def sum_gate_parts(
-    SUMS,
-    BIAS_SUMS,
-    DWEIGHT,
-    DBIAS,
-    batch: tl.int32,
-    heads: tl.int32,
-    parts: tl.int32,
-    D: tl.constexpr,
-    BD: tl.constexpr,
+    SUMS, BIAS_SUMS, DWEIGHT, DBIAS, batch: tl.int32, heads: tl.int32, parts: tl.int32, D: tl.constexpr, BD: tl.constexpr
 ):
     """DWEIGHT [H, D, GATES] and DBIAS [H, 1, GATES], one gate of one head a program: sums over sequences and parts in order."""
     pid = tl.program_id(0)

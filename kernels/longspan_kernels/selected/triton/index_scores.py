@@ -19,9 +19,7 @@ from longspan_kernels.selected.triton.common import elements, rows_at, tokens_of
 
 LEAST = tl.constexpr(-(1 << 31))  # of a token that a query does not see
 NEVER = tl.constexpr(0x7FFFFF - (1 << 31))  # of a score of -inf: it and less are never picked
-VARYING = [
-    *("q_b", "q_j", "q_t", "k_b", "k_t", "w_b", "w_j", "w_t", "length", "first_b", "first", "row_tiles", "key_tiles"),
-]
+VARYING = [*("q_b", "q_j", "q_t", "k_b", "k_t", "w_b", "w_j", "w_t", "length", "first_b", "first", "row_tiles", "key_tiles")]
 
 
 @triton.jit

@@ -98,24 +98,9 @@ class Cut:
 
 def shape_of(q: Tensor, k: Tensor, chosen: Selection) -> Shape:
     (B, H, T, D), (_, P, _, n) = q.shape, chosen.picks.shape
-    return Shape(
-        B,
-        H,
-        k.shape[1],
-        P,
-        T,
-        D,
-        n,
-        chosen.block_size,
-        chosen.causal,
-        chosen.scale,
-        chosen.dropout_p,
-        q.dtype,
-        q.device,
-        in_units(q),
-        in_units(k),
-        tuple(None if x is None else x.dtype for x in (chosen.lengths, chosen.segments, chosen.seed)),
-    )
+    given = chosen.block_size, chosen.causal, chosen.scale, chosen.dropout_p
+    companions = tuple(None if x is None else x.dtype for x in (chosen.lengths, chosen.segments, chosen.seed))
+    return Shape(B, H, k.shape[1], P, T, D, n, *given, q.dtype, q.device, in_units(q), in_units(k), companions)
 
 
 class Launches:
@@ -153,17 +138,9 @@ class Launches:
     def numbers(self) -> dict:
         """The numbers that kernels over gathered queries take."""
         s = self.shape
-        return {
-            "q_b": s.q_strides[0],
-            "q_h": s.q_strides[1],
-            "q_t": s.q_strides[2],
-            "kv_b": s.kv_strides[0],
-            "kv_h": s.kv_strides[1],
-            "kv_t": s.kv_strides[2],
-            "length": s.length,
-            "threshold": int(s.dropout_p * (1 << 24)),
-            "scale": s.scale,
-        }
+        (q_b, q_h, q_t), (kv_b, kv_h, kv_t) = s.q_strides, s.kv_strides
+        strides = {"q_b": q_b, "q_h": q_h, "q_t": q_t, "kv_b": kv_b, "kv_h": kv_h, "kv_t": kv_t}
+        return {**strides, "length": s.length, "threshold": int(s.dropout_p * (1 << 24)), "scale": s.scale}
 
     def compiled_for(self, tile: configs.Tile, **adding: bool) -> Constants:
         """The constants of kernels over gathered queries."""
@@ -174,30 +151,15 @@ class Launches:
     @cached_property
     def constants(self) -> dict:
         s = self.shape
-        return {
-            "P": s.pickers,
-            "G": s.group,
-            "GC": self.heads,
-            "REPEAT": s.repeat,
-            "N": s.picks,
-            "D": s.width,
-            "BD": width_of(s.width),
-            "SIZE": s.block_size,
-        }
+        heads = {"P": s.pickers, "G": s.group, "GC": self.heads, "REPEAT": s.repeat}
+        return {**heads, "N": s.picks, "D": s.width, "BD": width_of(s.width), "SIZE": s.block_size}
 
     def cut(self, entries: int, least: int) -> Cut:
         s = self.shape
         items = s.entries // entries + s.blocks
         list_rows = s.batch * s.pickers
-        numbers = {
-            "length": s.length,
-            "items": items,
-            "entries": entries,
-            "BL": max(16, 1 << (s.blocks - 1).bit_length()),
-            "BI": 1024,
-            "SIZE": s.block_size,
-            "LEAST": least,
-        }
+        constants = {"BL": max(16, 1 << (s.blocks - 1).bit_length()), "BI": 1024, "SIZE": s.block_size, "LEAST": least}
+        numbers = {"length": s.length, "items": items, "entries": entries, **constants}
         return Cut(Plan(cut_lists, list_rows, numbers, configs.MERGE), list_rows, s.blocks, items)
 
     def over_rows(self, kernel, tile: configs.Tile) -> tuple[Cut, list[Plan]]:
@@ -219,20 +181,11 @@ class Launches:
         s, rows = self.shape, configs.MERGED_ROWS
         tiles = -(-s.length // rows)
         constants = {name: value for name, value in self.constants.items() if name != "SIZE"}
+        constants |= {"BP": 1 << (s.picks - 1).bit_length(), "BM": rows, "WEIGHTED": weighted}
         plans = []
         for served in self.served:
-            numbers = {
-                "length": s.length,
-                "tiles": tiles,
-                "pickers": served.pickers,
-                "first": served.first,
-                "blocks": s.blocks,
-                "scale": scale,
-                "BP": 1 << (s.picks - 1).bit_length(),
-                "BM": rows,
-                "WEIGHTED": weighted,
-                **constants,
-            }
+            own = {"pickers": served.pickers, "first": served.first}
+            numbers = {"length": s.length, "tiles": tiles, "blocks": s.blocks, "scale": scale, **own, **constants}
             plans.append(Plan(merge_parts, tiles * s.batch * served.pickers * self.heads, numbers, configs.MERGE))
         return plans
 
@@ -312,18 +265,9 @@ class Launches:
     def numbers_of_rows(self) -> dict[bool, Plan]:
         """With and without a gradient of the log-sum-exp."""
         s, rows = self.shape, 64
-        tiles = -(-s.length // rows)
-        numbers = {
-            "do_b": s.q_strides[0],
-            "do_h": s.q_strides[1],
-            "do_t": s.q_strides[2],
-            "length": s.length,
-            "tiles": tiles,
-            "HEADS": s.heads,
-            "D": s.width,
-            "BD": width_of(s.width),
-            "BM": rows,
-        }
+        tiles, (do_b, do_h, do_t) = -(-s.length // rows), s.q_strides
+        own = {"do_b": do_b, "do_h": do_h, "do_t": do_t, "length": s.length, "tiles": tiles}
+        numbers = {**own, "HEADS": s.heads, "D": s.width, "BD": width_of(s.width), "BM": rows}
         return {given: Plan(row_numbers, tiles * s.batch * s.heads, numbers, configs.MERGE) for given in (False, True)}
 
 

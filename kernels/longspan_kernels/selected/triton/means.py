@@ -61,18 +61,8 @@ def triton_block_means(x: Tensor, lengths: Tensor | None, block_size: int) -> Te
     blocks = -(-T // block_size)
     out = torch.empty((B, H, blocks, D), dtype=torch.float32, device=x.device)
     x_b, x_h, x_t, _ = x.stride()
-    numbers = {
-        "x_b": x_b,
-        "x_h": x_h,
-        "x_t": x_t,
-        "length": T,
-        "heads": H,
-        "blocks": blocks,
-        "D": D,
-        "BD": width_of(D),
-        "BR": min(MOST_ROWS, 1 << (block_size - 1).bit_length()),
-        "SIZE": block_size,
-        "ALIGN": alignment(D, x),
-    }
+    sizes = {"x_b": x_b, "x_h": x_h, "x_t": x_t, "length": T, "heads": H, "blocks": blocks}
+    rows = min(MOST_ROWS, 1 << (block_size - 1).bit_length())
+    numbers = {**sizes, "D": D, "BD": width_of(D), "BR": rows, "SIZE": block_size, "ALIGN": alignment(D, x)}
     run_kernel(average_blocks, B * H * blocks, SMALL, x, as_contiguous(lengths), out, **numbers)
     return out

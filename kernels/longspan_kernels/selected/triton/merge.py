@@ -121,14 +121,7 @@ def _numbers(x: Tensor, least: float, last_from: int) -> dict:
 
 @on_its_device
 def triton_merge(
-    a: Tensor,
-    lse_a: Tensor,
-    b: Tensor,
-    lse_b: Tensor,
-    c: Tensor | None,
-    lse_c: Tensor | None,
-    least: float,
-    last_from: int = 0,
+    a: Tensor, lse_a: Tensor, b: Tensor, lse_b: Tensor, c: Tensor | None, lse_c: Tensor | None, least: float, last_from: int = 0
 ) -> Tensor:
     """As `merge.merge_by_lse`."""
     if interprets_bfloat16(a):

@@ -35,14 +35,7 @@ def list_of(ENDS, number):
 
 @triton.jit(do_not_specialize=VARYING)
 def mark_picks(
-    PICKS,
-    TABLE,
-    length: tl.int32,
-    start: tl.int32,
-    rows: tl.int32,
-    lists: tl.int32,
-    n: tl.constexpr,
-    BN: tl.constexpr,
+    PICKS, TABLE, length: tl.int32, start: tl.int32, rows: tl.int32, lists: tl.int32, n: tl.constexpr, BN: tl.constexpr
 ):
     """Sets the bits of `rows` queries from `start` on in TABLE, which holds 0."""
     pid = tl.program_id(0)

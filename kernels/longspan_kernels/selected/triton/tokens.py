@@ -88,16 +88,11 @@ class Launches:
 
     def __init__(self, shape: Shape):
         self.shape = s = shape
+        group = s.heads // s.kv_heads
         self.numbers = {
             **dict(zip(("q_b", "q_h", "q_t", "kv_b", "kv_h", "kv_t"), (*s.q_strides, *s.kv_strides), strict=True)),
-            "length": s.length,
-            "kv_heads": s.kv_heads,
-            "scale": s.scale,
-            "n": s.picks,
-            "G": s.heads // s.kv_heads,
-            "BG": max(16, 1 << (s.heads // s.kv_heads - 1).bit_length()),
-            "D": s.width,
-            "BD": width_of(s.width),
+            **{"length": s.length, "kv_heads": s.kv_heads, "scale": s.scale, "n": s.picks},
+            **{"G": group, "BG": max(16, 1 << (group - 1).bit_length()), "D": s.width, "BD": width_of(s.width)},
         }
         tile = configs.tokens_tile(s.width, s.dtype.itemsize)
         self.forward = Plan(attend_tokens, s.batch * s.kv_heads * s.length, {**self.numbers, "BN": tile.keys}, tile.launch)
@@ -122,28 +117,16 @@ class Launches:
 
     def differentiating(self, begin: int, number: int) -> Plan:
         s, tile = self.shape, configs.token_gradients_tile(self.shape.width, self.shape.dtype.itemsize)
-        own = {
-            "start": begin + number * self.chunk,
-            "chunk": self.chunk,
-            "first_word": number * self.chunk // 32,
-            "lists": s.batch * s.length,
-            "BN": tile.keys,
-        }
+        first = number * self.chunk
+        own = {"start": begin + first, "chunk": self.chunk, "first_word": first // 32, "lists": s.batch * s.length}
+        own["BN"] = tile.keys
         return Plan(differentiate_tokens, s.batch * s.kv_heads * self.chunk, {**self.numbers, **own}, tile.launch)
 
     def adding(self, begin: int, number: int) -> Plan:
         s = self.shape
-        numbers = {
-            "lists": s.batch * s.length,
-            "length": s.length,
-            "kv_heads": s.kv_heads,
-            "parts": s.batch * self.chunk * s.picks,
-            "chunk_number": number,
-            "D": s.width,
-            "BD": width_of(s.width),
-            "BN": configs.ADDED_ROWS,
-            "ADD": begin + number > 0,
-        }
+        sizes = {"lists": s.batch * s.length, "length": s.length, "kv_heads": s.kv_heads}
+        own = {"parts": s.batch * self.chunk * s.picks, "chunk_number": number, "ADD": begin + number > 0}
+        numbers = {**sizes, **own, "D": s.width, "BD": width_of(s.width), "BN": configs.ADDED_ROWS}
         return Plan(add_tokens, s.batch * s.kv_heads * s.length, numbers, Launch(1, 1))
 
 
