@@ -101,21 +101,13 @@ def _merge_into(out: Tensor, lse: Tensor, chunk: Chunk, values: Tensor, sums: Te
             old, old_lse = old.index_select(2, rows), old_lse.index_select(2, rows)
         part, part_lse = merge(old, old_lse[..., None], part, part_lse[..., None])
         part_lse = part_lse[..., 0]
-    if rows is None:
-        out[where], lse[where] = part, part_lse
-    else:
-        _assign(out, where, rows, part)
-        _assign(lse, where, rows, part_lse)
-
-
-def _assign(target: Tensor, where, rows: Tensor, values: Tensor) -> None:
-    batch, heads = where
-    if isinstance(heads, slice):
-        target[batch, heads].index_copy_(2, rows, values)
-    else:
-        whole = target[batch, heads]
-        whole.index_copy_(2, rows, values)
-        target[batch, heads] = whole
+    for target, own in ((out, part), (lse, part_lse)):
+        if rows is None:
+            target[where] = own
+        else:
+            whole = target[where].index_copy_(2, rows, own)
+            if not isinstance(chunk.heads, slice):  # a list of heads gives a copy
+                target[where] = whole
 
 
 def blocked_backward(

@@ -43,9 +43,6 @@ class Lists:
     contiguous: bool
     longest: int
 
-    def tensors(self) -> list[Tensor]:
-        return [self.start, self.count, self.full, self.band, self.index, self.kind]
-
 
 @dataclass(eq=False)
 class Component:
@@ -106,10 +103,6 @@ class Component:
     grows: bool = False
     even: tuple[int, int, int] | None = None
 
-    def tensors(self) -> list[Tensor]:
-        own = [self.group, self.merge, self.q_index, self.k_index, self.masks, self.band]
-        return [t for t in own if t is not None] + self.rows.tensors() + self.columns.tensors()
-
 
 @dataclass
 class Layout:
@@ -133,7 +126,8 @@ class Layout:
 
     @property
     def nbytes(self) -> int:
-        return sum(t.numel() * t.element_size() for c in self.components for t in c.tensors())
+        parts = [part for component in self.components for part in (component, component.rows, component.columns)]
+        return sum(x.nbytes for part in parts for x in vars(part).values() if isinstance(x, Tensor))
 
 
 @dataclass(frozen=True)

@@ -192,15 +192,9 @@ def gradient_of_queries(
 
 def _plan(call: Call, component: Component, numbers: RowNumbers, dq: Tensor, sums: BiasSums | None, merging: bool) -> Launches:
     work = row_work(call, component)
-    own = {
-        "o_strides": strides_of(numbers.out),
-        "do_strides": strides_of(numbers.dout),
-        "dq_strides": strides_of(dq),
-        "sums_h": 0 if sums is None else sums.tiles.stride(1),
-        "sums_row": 0 if sums is None else sums.tiles.stride(2),
-        "sums_first": 0 if sums is None else sums.first,
-        "leaves_delta": int(numbers.left),
-    }
+    strides = {"o_strides": strides_of(numbers.out), "do_strides": strides_of(numbers.dout), "dq_strides": strides_of(dq)}
+    h, row, first = (0, 0, 0) if sums is None else (*sums.tiles.stride()[1:3], sums.first)
+    own = {**strides, "sums_h": h, "sums_row": row, "sums_first": first, "leaves_delta": int(numbers.left)}
     streams, others = (call.k, call.v), (numbers.dout, dq, numbers.out)
     launches = launches_over("rows", backward_rows, "backward_rows", call, component, work, streams, others, merging, own)
     if work.split_rows:

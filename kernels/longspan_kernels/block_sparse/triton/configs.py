@@ -130,13 +130,11 @@ def _major(device: torch.device) -> int:
     return capability_of(device)[0] if device.type == "cuda" else 0
 
 
-def wide_tiling(
-    kernel: str, q: Tensor, granularity: int | None, bias_block: int, device: torch.device | None = None
-) -> Tiling | None:
+def wide_tiling(kernel: str, q: Tensor, granularity: int | None, bias_block: int, device: torch.device) -> Tiling | None:
     """Larger tiles for a kernel over dense patterns, where the table has any that divide what a call speaks of."""
     if q.dtype.itemsize > 2 or q.shape[3] > 128:
         return None
-    found = TABLES.get(_major(device or q.device), {}).get((kernel, 128 if q.shape[3] > 64 else 64, "wide"))
+    found = TABLES.get(_major(device), {}).get((kernel, 128 if q.shape[3] > 64 else 64, "wide"))
     if found is None or found.tile is None or bias_block or (granularity and granularity % max(found.tile)):
         return None
     return Tiling(*found.tile, sizes=(64,))
