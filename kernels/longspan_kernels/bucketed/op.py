@@ -14,8 +14,8 @@ from torch.utils.flop_counter import register_flop_formula
 
 from longspan_kernels.block_sparse.backends import active_transform, choose_backend
 from longspan_kernels.bucketed.options import Buckets
-from longspan_kernels.errors import BackendError, KernelError
-from longspan_kernels.launch.ops import op, output_like
+from longspan_kernels.errors import KernelError
+from longspan_kernels.launch.ops import op, output_like, refuse_second_gradients
 
 
 def served(backend: str, *tensors: Tensor) -> bool:
@@ -140,8 +140,7 @@ def _save(ctx, inputs, output):
 
 
 def _backward(ctx, dout, _):
-    if torch.is_grad_enabled():
-        raise BackendError('create_graph=True: bucketed attention has gradients of gradients with backend="blocked" alone')
+    refuse_second_gradients("bucketed attention has", "blocked")
     if dout is None:
         return (None,) * 10
     dq, dv = _backward_op(dout, *ctx.saved_tensors, *ctx.call)

@@ -82,6 +82,12 @@ def op(name: str, schema: str | None = None) -> Callable[[Callable[..., Any]], O
     return lambda function: Op(name, function, schema)
 
 
+def refuse_second_gradients(whose: str, backend: str) -> None:
+    """Raises BackendError where a backward pass is itself differentiated; `whose` says what it is of, "balancing has"."""
+    if torch.is_grad_enabled():
+        raise BackendError(f'create_graph=True: {whose} gradients of gradients with backend="{backend}" alone')
+
+
 def output_like(x: Tensor) -> Tensor:
     """An empty tensor for the output (or a gradient) of x; contiguous, as ops promise torch.compile."""
     return torch.empty(x.shape, dtype=x.dtype, device=x.device)

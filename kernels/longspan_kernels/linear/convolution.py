@@ -5,13 +5,11 @@ Legend: B batch, H heads, T tokens, D head width, K width of the kernel in token
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from longspan_kernels.block_sparse.backends import active_transform, triton_refuses
-from longspan_kernels.errors import BackendError
-from longspan_kernels.launch.ops import op, output_like
+from longspan_kernels.launch.ops import op, output_like, refuse_second_gradients
 
 WIDEST = 8  # K up to which Triton's kernels hold all weights
 
@@ -74,8 +72,7 @@ def _save(ctx, inputs, output):
 
 
 def _backward(ctx, dout):
-    if torch.is_grad_enabled():
-        raise BackendError('create_graph=True: convolutions have gradients of gradients with backend="chunked" alone')
+    refuse_second_gradients("convolutions have", "chunked")
     return *_short_convolution_backward(dout, *ctx.saved_tensors), None
 
 

@@ -10,8 +10,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from longspan_kernels.block_sparse.backends import active_transform
-from longspan_kernels.errors import BackendError
-from longspan_kernels.launch.ops import cast_as_products, op, output_like, without_autocast
+from longspan_kernels.launch.ops import cast_as_products, op, output_like, refuse_second_gradients, without_autocast
 from longspan_kernels.linear import delta_chunked
 from longspan_kernels.linear.arguments import check, check_tensors, moved, runs_of, stored_dtype
 from longspan_kernels.linear.backends import choose_backend, delta_refuses, for_transform
@@ -154,8 +153,7 @@ def _save(ctx, inputs, output):
 
 
 def _backward(ctx, dout, dstate, _):
-    if torch.is_grad_enabled():
-        raise BackendError('create_graph=True: the gated delta rule has gradients of gradients with backend="reference" alone')
+    refuse_second_gradients("the gated delta rule has", "reference")
     q, k, v, beta, log_decay, runs, lengths, initial_state, inverse = ctx.saved_tensors
     if dout is None:
         dout = q.new_zeros(out_shape(q, v))

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from longspan_kernels.block_sparse.backends import active_transform
-from longspan_kernels.errors import BackendError, KernelError
-from longspan_kernels.launch.ops import cast_as_products, op, output_like, without_autocast
+from longspan_kernels.errors import KernelError
+from longspan_kernels.launch.ops import cast_as_products, op, output_like, refuse_second_gradients, without_autocast
 from longspan_kernels.linear import chunked
 from longspan_kernels.linear.arguments import check, check_tensors, moved, runs_of
 from longspan_kernels.linear.backends import choose_backend, for_transform
@@ -255,8 +255,7 @@ def _save(ctx, inputs, output):
 
 
 def _backward(ctx, dout, dstate, _):
-    if torch.is_grad_enabled():
-        raise BackendError('create_graph=True: linear attention has gradients of gradients with backend="reference" alone')
+    refuse_second_gradients("linear attention has", "reference")
     q, k, v, log_decay, runs, lengths, initial_state, states = ctx.saved_tensors
     if dout is None:
         dout = q.new_zeros(out_shape(q, v))

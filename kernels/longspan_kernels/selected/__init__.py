@@ -1,4 +1,14 @@
-"""Attention of each query token to the key blocks that it picked: choice, attention and gradients, on any device."""
+"""Attention of each query token to the key blocks that it picked: choice, attention and gradients, on any device.
+
+To be read in this order:
+
+- attention: `reference.py` (the definition), `options.py` and `op.py` (the op and its gradients), `lists.py` (the queries of
+  each block), `attend.py` (both passes in plain torch), `tokens.py` (keys that were picked one by one);
+- choices: `means.py` and `choose.py` (MoBA), `compress.py` and `importance.py` (NSA), `index.py` (DSA);
+- beside it: `merge.py` (disjoint parts), `gates.py` and `mix.py` (gated branches), `balance.py` and `match.py` (Sinkhorn);
+- in Triton: `triton/configs.py` (tiles), `triton/launches.py` (the launches of both passes), then
+  `triton/forward_kernels.py` and `triton/backward_kernels.py` with the steps of `triton/common.py`.
+"""
 
 from longspan_kernels.selected.balance import balance_causally
 from longspan_kernels.selected.choose import choose_blocks, choose_scored_blocks

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from longspan_kernels.block_sparse.backends import active_transform, choose_backend
-from longspan_kernels.errors import BackendError, KernelError
-from longspan_kernels.launch.ops import op
+from longspan_kernels.errors import KernelError
+from longspan_kernels.launch.ops import op, refuse_second_gradients
 
 NOTHING = -1e30  # the logarithm of nothing, finite so that differences and gradients are
 ROWS = 8  # of a tile
@@ -108,8 +108,7 @@ def _save(ctx, inputs, output):
 
 
 def _backward(ctx, dout, *unused):
-    if torch.is_grad_enabled():
-        raise BackendError('create_graph=True: balancing has gradients of gradients with backend="blocked" alone')
+    refuse_second_gradients("balancing has", "blocked")
     if dout is None:
         return None, None, None
     return _balance_backward(dout, *ctx.saved_tensors), None, None

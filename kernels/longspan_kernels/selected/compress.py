@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from longspan_kernels.block_sparse.backends import active_transform, choose_backend
-from longspan_kernels.errors import BackendError, KernelError
-from longspan_kernels.launch.ops import op, without_autocast
+from longspan_kernels.errors import KernelError
+from longspan_kernels.launch.ops import op, refuse_second_gradients, without_autocast
 
 WIDEST = 128  # of heads and inside: Triton's kernels hold the weights of a place at a time
 
@@ -154,8 +154,7 @@ def _save(ctx, inputs, output):
 
 
 def _backward(ctx, dout, dinside):
-    if torch.is_grad_enabled():
-        raise BackendError('create_graph=True: compressed blocks have gradients of gradients with backend="dense" alone')
+    refuse_second_gradients("compressed blocks have", "dense")
     x, places, enter, leave, inside = ctx.saved_tensors
     if dout is None:
         return (None,) * (6 + len(ctx.how))

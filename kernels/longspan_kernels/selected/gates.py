@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from longspan_kernels.block_sparse.backends import active_transform, choose_backend
-from longspan_kernels.errors import BackendError, KernelError
-from longspan_kernels.launch.ops import op, output_like
+from longspan_kernels.errors import KernelError
+from longspan_kernels.launch.ops import op, output_like, refuse_second_gradients
 
 GATES = 3  # of the kernels
 COLUMNS = 8  # of products with fewer, tensor cores read one number at a time
@@ -58,8 +58,7 @@ class _Gates(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dgates: Tensor | None, *branches: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        if torch.is_grad_enabled():
-            raise BackendError('create_graph=True: gates have gradients of gradients with backend="blocked" alone')
+        refuse_second_gradients("gates have", "blocked")
         q, weight, bias, gates = ctx.saved_tensors
         dgates = torch.zeros_like(gates) if dgates is None else dgates
         dq, dweight, dbias = _query_gates_backward(q, weight, gates, dgates, *branches)

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from longspan_kernels.block_sparse.backends import active_transform, choose_backend
-from longspan_kernels.errors import BackendError, KernelError
-from longspan_kernels.launch.ops import op, without_autocast
+from longspan_kernels.errors import KernelError
+from longspan_kernels.launch.ops import op, refuse_second_gradients, without_autocast
 from longspan_kernels.selected.balance import MOST_BLOCKS, balanced_like, check_iterations, reference_balance
 
 LEAST_DRAWN = 1e-20  # of an exponential variable, so that its logarithm is finite
@@ -155,8 +155,7 @@ def _save(ctx, inputs, output):
 
 
 def _backward(ctx, dk_matched, dv_matched, *unused):
-    if torch.is_grad_enabled():
-        raise BackendError('create_graph=True: matching has gradients of gradients with backend="blocked" alone')
+    refuse_second_gradients("matching has", "blocked")
     if dk_matched is None and dv_matched is None:
         return (None,) * 8
     dk_matched = torch.zeros_like(dv_matched) if dk_matched is None else dk_matched

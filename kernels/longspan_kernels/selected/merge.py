@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from longspan_kernels.block_sparse.backends import active_transform, choose_backend
-from longspan_kernels.errors import BackendError, KernelError
-from longspan_kernels.launch.ops import op, output_like
+from longspan_kernels.errors import KernelError
+from longspan_kernels.launch.ops import op, output_like, refuse_second_gradients
 
 NOTHING = -1e30  # stands for the log-sum-exp of no key: finite, so that gradients stay so
 
@@ -100,8 +100,7 @@ def _save(ctx, inputs, output):
 
 
 def _backward(ctx, dout):
-    if torch.is_grad_enabled():
-        raise BackendError('create_graph=True: merging has gradients of gradients with backend="blocked" alone')
+    refuse_second_gradients("merging has", "blocked")
     found = _merge_backward(dout, *ctx.saved_tensors, *ctx.numbers)
     return *found, *(None,) * (6 + len(ctx.numbers) - len(found))
 

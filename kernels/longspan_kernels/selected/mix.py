@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from longspan_kernels.block_sparse.backends import active_transform, choose_backend
-from longspan_kernels.errors import BackendError, KernelError
-from longspan_kernels.launch.ops import op, output_like
+from longspan_kernels.errors import KernelError
+from longspan_kernels.launch.ops import op, output_like, refuse_second_gradients
 
 
 def gated_sum(gates: Tensor, branches: Sequence[Tensor], backend: str = "auto") -> Tensor:
@@ -73,8 +73,7 @@ def _save(ctx, inputs, output):
 
 
 def _backward(ctx, dout):
-    if torch.is_grad_enabled():
-        raise BackendError('create_graph=True: the gated sum has gradients of gradients with backend="blocked" alone')
+    refuse_second_gradients("the gated sum has", "blocked")
     gates, a, b, c = ctx.saved_tensors
     found = _gated_sum_backward(dout, gates, a, b, c)
     return *found, *(None,) * (4 - len(found))

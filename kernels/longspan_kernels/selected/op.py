@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from longspan_kernels.block_sparse.backends import active_transform, choose_backend
-from longspan_kernels.errors import BackendError, KernelError
-from longspan_kernels.launch.ops import cast_as_products, lse_like, op, output_like, without_autocast
+from longspan_kernels.errors import KernelError
+from longspan_kernels.launch.ops import cast_as_products, lse_like, op, output_like, refuse_second_gradients, without_autocast
 from longspan_kernels.selected.attend import torch_backward, torch_forward
 from longspan_kernels.selected.lists import MOST_ENTRIES, queries_of_blocks
 from longspan_kernels.selected.options import SCHEMA, Selection
@@ -199,8 +199,7 @@ def _save(ctx, inputs, output):
 
 
 def _backward(ctx, dout, dlse):
-    if torch.is_grad_enabled():
-        raise BackendError('create_graph=True: selected attention has gradients of gradients with backend="dense" alone')
+    refuse_second_gradients("selected attention has", "dense")
     q, k, v, *lists, out, lse = ctx.saved_tensors
     if dout is None:
         dout = torch.zeros_like(out)

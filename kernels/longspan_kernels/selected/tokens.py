@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from longspan_kernels.block_sparse.backends import active_transform, choose_backend
-from longspan_kernels.errors import BackendError, KernelError
-from longspan_kernels.launch.ops import cast_as_products, lse_like, op, output_like, without_autocast
+from longspan_kernels.errors import KernelError
+from longspan_kernels.launch.ops import cast_as_products, lse_like, op, output_like, refuse_second_gradients, without_autocast
 from longspan_kernels.selected.reference import selected_reference
 
 NUMBERS_AT_ONCE = 1 << 20  # of gathered keys held in plain torch: 1 << 23 leave a core's cache and take twice the time
@@ -230,8 +230,7 @@ def _save(ctx, inputs, output):
 
 
 def _backward(ctx, dout, _):
-    if torch.is_grad_enabled():
-        raise BackendError('create_graph=True: attention to tokens has gradients of gradients with backend="dense" alone')
+    refuse_second_gradients("attention to tokens has", "dense")
     if dout is None:
         return (None,) * 6
     q, k, v, out, lse, picks = ctx.saved_tensors
