@@ -190,7 +190,8 @@ def clear_layouts() -> None:
 def block_size_of(key: str, heads: int, causal: bool) -> int | None:
     """The side of the blocks that a pattern speaks of: the smallest one, or None where it knows no blocks."""
     groups = lookup(key).head_rules(PROBE, PROBE, heads, causal, HOST)
-    return min((size for _, rule in groups if (size := rule.traits().block) is not None), default=None)
+    known = [size for _, rule in groups if (size := rule.traits().block) is not None]
+    return min(known) if known else None
 
 
 @remembered(1024)

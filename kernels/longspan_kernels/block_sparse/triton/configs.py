@@ -83,7 +83,8 @@ MIDDLE_ROWS = 40  # and up to which they still show
 
 def shared_memory(capability: tuple[int, int]) -> int:
     """Bytes of shared memory one program may use."""
-    return SHARED[max((known for known in SHARED if known <= tuple(capability)), default=(7, 5))] * 1024
+    known = [c for c in sorted(SHARED) if c <= tuple(capability)]
+    return SHARED[known[-1] if known else (7, 5)] * 1024
 
 
 def fitting(block: int, of: int | None) -> int:
