@@ -7,7 +7,14 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from longspan_kernels.errors import BackendError, KernelError
-from longspan_kernels.selected import block_means, choose, choose_blocks, choose_scored_blocks
+from longspan_kernels.selected import (
+    block_means,
+    choose,
+    choose_blocks,
+    choose_important_blocks,
+    choose_scored_blocks,
+    choose_tokens,
+)
 
 HERE = torch.cuda.is_available()
 interpreted = pytest.mark.skipif(HERE, reason="a GPU is here: tests/gpu runs the compiled kernels")
@@ -236,6 +243,24 @@ def test_shapes_that_do_not_fit_are_named():
             choose_blocks(q, means, 1, 16, causal=True)
     with pytest.raises(KernelError, match=r"lengths has shape \(1,\); give \(2,\)"):
         choose_blocks(q, torch.randn(2, 1, 3, 16), 1, 16, causal=True, lengths=torch.tensor([20]))
+
+
+@pytest.mark.parametrize("backend", ["triton", "blocked"])
+@pytest.mark.parametrize(
+    "lengths", [torch.tensor([20]), torch.tensor([[20], [30]]), torch.tensor(20)], ids=lambda x: str(x.shape)
+)
+def test_lengths_are_one_a_sequence(lengths, backend, monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    call = {"lengths": lengths, "backend": backend if not HERE else "blocked"}
+    q, lse = torch.randn(2, 2, 40, 16), torch.randn(2, 2, 40)
+    for choose_by_lengths in (
+        lambda: block_means(q, 16, **call),
+        lambda: choose_scored_blocks(torch.randn(2, 2, 40, 3), 1, 16, 40, causal=True, **call),
+        lambda: choose_important_blocks(q, q[:, :, :2], lse, 2, 16, 16, 16, causal=True, **call),
+        lambda: choose_tokens(q, q[:, 0], lse, 2, **call),
+    ):
+        with pytest.raises(KernelError, match=r"lengths has shape .*; give \(2,\)"):
+            choose_by_lengths()
 
 
 def test_a_backend_that_cannot_serve_is_named():

@@ -75,3 +75,7 @@ def test_wrong_calls_are_named():
     q, k, v, picks = drawn(1, 1, 2, 12, 16, 3, torch.float32)
     with pytest.raises(KernelError, match=r"picks \(1, 11, 3\) do not fit"):
         attend_to_tokens(q, k, v, picks[:, :11])
+    q, k, v, picks = drawn(2, 2, 2, 12, 16, 3, torch.float32)
+    for wrong in (k[:1], k[..., :8], k[:, [0, 1, 1]]):  # a batch of 1, a narrower head, 3 key/value heads of 4
+        with pytest.raises(KernelError, match=r"and k .* give .* where Hkv divides H"):
+            attend_to_tokens(q, wrong, wrong, picks)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from longspan_kernels.block_sparse.backends import choose_backend
-from longspan_kernels.errors import KernelError
+from longspan_kernels.errors import KernelError, check_lengths
 from longspan_kernels.launch.ops import op, without_autocast
 
 SCORES_AT_ONCE = 1 << 23  # query-block scores that plain torch holds at a time
@@ -55,8 +55,7 @@ def choose_blocks(
         raise KernelError(
             f"means {tuple(means.shape)} do not fit q {tuple(q.shape)}; give [{B}, a divisor of {H}, blocks, {D}]"
         )
-    if lengths is not None and lengths.shape != (B,):
-        raise KernelError(f"lengths has shape {tuple(lengths.shape)}; give {(B,)}")
+    check_lengths(lengths, B)
     backend = _backend(backend, q, means, picks)
     out: Tensor = _choose_blocks(q.detach(), means.detach(), lengths, picks, block_size, causal, own, backend)
     return out
@@ -79,8 +78,10 @@ def choose_scored_blocks(
         [B, H, rows, n] int32.
 
     Raises:
+        KernelError: lengths that do not fit.
         BackendError: the backend cannot serve the call.
     """
+    check_lengths(lengths, scores.shape[0])
     backend = _backend(backend, scores, scores, picks, by_width=False)
     out: Tensor = _choose_scored_blocks(scores.detach(), lengths, first_row, length, picks, block_size, causal, backend)
     return out

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from longspan_kernels.block_sparse.backends import choose_backend
+from longspan_kernels.errors import check_lengths
 from longspan_kernels.launch.ops import op, without_autocast
 from longspan_kernels.selected.choose import MOST_PICKS, best_blocks
 
@@ -49,7 +50,12 @@ def choose_important_blocks(
     Returns:
         [B, Hkv, T, n] int32, the own block first, -1 where there are fewer; no gradient. Among equal importances Triton picks
         the lowest number, torch any.
+
+    Raises:
+        KernelError: lengths that do not fit.
+        BackendError: the backend cannot serve the call.
     """
+    check_lengths(lengths, q.shape[0])
     backend = choose_backend(backend, q, keys)
     backend = "triton" if backend == "triton" and picks - 1 <= MOST_PICKS else "torch"
     return _choose_important_blocks(

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from longspan_kernels.block_sparse.backends import choose_backend
+from longspan_kernels.errors import check_lengths
 from longspan_kernels.launch.ops import op, without_autocast
 
 SCORES_AT_ONCE = 1 << 24  # scores of heads that plain torch holds at a time
@@ -31,7 +32,12 @@ def choose_tokens(
     Returns:
         [B, T, n] int32 in rising order, then -1 where there are fewer; no gradient. Among equal scores (ReLU gives many of 0)
         the earliest tokens are taken, so that a choice does not depend on how long its batch is.
+
+    Raises:
+        KernelError: lengths that do not fit.
+        BackendError: the backend cannot serve the call.
     """
+    check_lengths(lengths, queries.shape[0])
     backend = choose_backend(backend, queries, keys)
     return _choose_tokens(
         queries.detach(), keys.detach(), weights.detach(), lengths, picks, "triton" if backend == "triton" else "torch"

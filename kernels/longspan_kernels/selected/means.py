@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from longspan_kernels.block_sparse.backends import choose_backend
+from longspan_kernels.errors import check_lengths
 from longspan_kernels.launch.ops import op
 
 
@@ -24,7 +25,12 @@ def block_means(x: Tensor, block_size: int, *, lengths: Tensor | None = None, ba
 
     Returns:
         [B, H, nb, D]; 0 for blocks without a token.
+
+    Raises:
+        KernelError: lengths that do not fit.
+        BackendError: the backend cannot serve the call.
     """
+    check_lengths(lengths, x.shape[0])
     backend = "triton" if choose_backend(backend, x, x) == "triton" else "torch"
     out: Tensor = _block_means(x.detach(), lengths, block_size, backend)
     return out

@@ -68,10 +68,12 @@ def attend_to_tokens(
         BackendError: the backend cannot serve the call.
     """
     q, k, v = cast_as_products(q, k, v)
-    if picks.dim() != 3 or picks.shape[:2] != (q.shape[0], q.shape[2]) or k.shape != v.shape or k.shape[2] != q.shape[2]:
+    B, H, T, D = q.shape
+    fit = k.shape == v.shape and (k.shape[0], *k.shape[2:]) == (B, T, D) and k.shape[1] and H % k.shape[1] == 0
+    if not fit or picks.dim() != 3 or picks.shape[:2] != (B, T):
         raise KernelError(
             f"picks {tuple(picks.shape)} do not fit q {tuple(q.shape)} and k {tuple(k.shape)}; give [B, T, picks a query] for "
-            "q [B, H, T, D] and k, v [B, Hkv, T, D]"
+            "q [B, H, T, D] and k, v [B, Hkv, T, D], where Hkv divides H"
         )
     backend = choose_backend(backend, q, k, active_transform(q, k, v))
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
