@@ -3,6 +3,7 @@
 import pytest
 import torch
 from chosen_by_content import PLACE, checked_past_the_length, compare, configured, draw
+from torch._dynamo.testing import CompileCounterWithBackend
 
 import longspan.attention as variants
 from longspan.attention.sinkhorn import sinkhorn_normalised
@@ -128,6 +129,17 @@ def test_compiles_whole():
         q, k, v = draw(64)
         compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
         torch.testing.assert_close(compiled(q, k, v), module(q, k, v))
+
+
+def test_one_graph_serves_one_block_and_two_and_another_all_full_blocks():
+    torch.compiler.reset()
+    module, count = made(iterations=1), CompileCounterWithBackend("aot_eager")
+    compiled, graphs = torch.compile(module, fullgraph=True, dynamic=True, backend=count), []
+    for length in (10, 24, 32, 48):
+        q, k, v = draw(length)
+        torch.testing.assert_close(compiled(q, k, v), module(q, k, v))
+        graphs.append(count.frame_count)
+    assert graphs[1] == graphs[0] and graphs[3] == graphs[2]
 
 
 def test_the_config_is_the_default_and_states_its_cost():

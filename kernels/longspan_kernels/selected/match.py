@@ -99,7 +99,7 @@ def queries_so_far(q: Tensor, exact: torch.dtype) -> Tensor:
     n, size = q.shape[2:4]
     # Sums run along the last dimension, where GPUs scan quickly.
     sums = q.sum(3, dtype=exact).transpose(2, 3).contiguous().cumsum(3).transpose(2, 3)
-    first = torch.nn.functional.pad(sums[:, :, :-1], (0, 0, 1, 0))[:, :, :n] + q[:, :, :, 0].to(exact)
+    first = torch.nn.functional.pad(sums, (0, 0, 1, 0))[:, :, :n] + q[:, :, :, 0].to(exact)
     return first / (torch.arange(n, device=q.device) * size + 1)[:, None]
 
 

@@ -67,10 +67,12 @@ class SinkhornAttention(ContentAttention):
         q, k, v = (without_padding(x, lengths) for x in (q, k, v))
         call = {"dropout_p": self.dropped, "backend": self.backend}
         own = with_lse(q, k, v, self.own_block, causal=self.causal, lengths=lengths, **call)
-        blocks = -(-T // size)
+        # Compiled, one graph serves one block and two, of which the second may be empty.
+        few = torch.compiler.is_compiling() and 2 * size > T
+        blocks = 2 if few else -(-T // size)
         if self.causal and blocks == 1:  # the first block has none before it
             return own[0]
-        if self.causal and lengths is None and T % size == 0:
+        if self.causal and lengths is None and not few and T % size == 0:
             k_matched, v_matched = self._matched_whole(q, k, v)
             matched = with_lse(q, k_matched, v_matched, self.own_block, **call)
             return merge_by_lse([own, matched], backend=self.backend, last_from=size)
