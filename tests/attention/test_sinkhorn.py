@@ -133,7 +133,7 @@ def test_compiles_whole():
 
 def test_one_graph_serves_one_block_and_two_and_another_all_full_blocks():
     torch.compiler.reset()
-    module, count = made(iterations=1), CompileCounterWithBackend("aot_eager")
+    module, count = made(iterations=1), CompileCounterWithBackend("eager")
     compiled, graphs = torch.compile(module, fullgraph=True, dynamic=True, backend=count), []
     for length in (10, 24, 32, 48):
         q, k, v = draw(length)
