@@ -68,6 +68,16 @@ def test_outputs_and_gradients_are_the_oracles(causal):
         compare(module(q, k, v, **more), oracle(module, q, k, v, **more), (q, k, v, module.share))
 
 
+@pytest.mark.parametrize("span", [0.0, 20.0])
+def test_at_a_whole_span_a_factor_of_1_has_a_gradient_and_one_of_0_has_none(span):
+    module, (q, k, v) = made([span] * 4), tensors(60)
+    distance = torch.arange(60)[:, None] - torch.arange(60)
+    factor = ((module.ramp + module.spans()[:, None, None] - distance) / module.ramp).clamp(max=1.0)
+    weights = torch.where(distance >= span + module.ramp, 0.0, factor).tril() * (q @ k.repeat_interleave(2, 1).mT / 4.0).exp()
+    wanted = weights / weights.sum(-1, keepdim=True) @ v.repeat_interleave(2, 1)
+    compare(module(q, k, v), wanted, (q, k, v, module.share))
+
+
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.integers(0, 299), min_size=4, max_size=4), st.integers(1, 150), st.integers(1, 60), st.booleans())
 def test_any_span_and_length(spans, length, ramp, causal):

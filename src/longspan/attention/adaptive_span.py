@@ -35,6 +35,9 @@ class AdaptiveSpan(ShowsWeights):
     band in plain torch, and the two are merged by their log-sum-exp. So a head costs what its span asks for. `harden`
     turns the spans into windows of the distances whose factor is one half or more.
 
+    At whole spans the factor has a kink at two distances. A key at distance span + ramp, whose factor is 0, gives the span no
+    gradient (where torch's clamp would); one at distance span, whose factor is 1, does.
+
     Args:
         heads, kv_heads, head_dim, causal, dropout, backend: as in `PatternAttention`.
         max_length: tokens of the longest sequence, which has to be known.
