@@ -68,14 +68,20 @@ def test_outputs_and_gradients_are_the_oracles(causal):
         compare(module(q, k, v, **more), oracle(module, q, k, v, **more), (q, k, v, module.share))
 
 
-@pytest.mark.parametrize("span", [0.0, 20.0])
-def test_at_a_whole_span_a_factor_of_1_has_a_gradient_and_one_of_0_has_none(span):
-    module, (q, k, v) = made([span] * 4), tensors(60)
-    distance = torch.arange(60)[:, None] - torch.arange(60)
-    factor = ((module.ramp + module.spans()[:, None, None] - distance) / module.ramp).clamp(max=1.0)
-    weights = torch.where(distance >= span + module.ramp, 0.0, factor).tril() * (q @ k.repeat_interleave(2, 1).mT / 4.0).exp()
-    wanted = weights / weights.sum(-1, keepdim=True) @ v.repeat_interleave(2, 1)
-    compare(module(q, k, v), wanted, (q, k, v, module.share))
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("span", [0.0, 20.0, 64.0])
+def test_at_whole_spans_gradients_are_those_of_clamp(span, causal):
+    module = made([span, 0.0, span, 128.0], causal=causal)
+    q, k, v = tensors(210)
+    for more in ({}, {"lengths": torch.tensor([210, 77])}):
+        compare(module(q, k, v, **more), oracle(module, q, k, v, **more), (q, k, v, module.share))
+
+
+def test_a_key_of_weight_0_far_above_all_others_leaves_numbers():
+    module, (q, k, v) = made([0.0] * 4, ramp=4).float(), tensors(12, dtype=torch.float32)
+    out = module(q * 1e3, k * 1e3, v)
+    gradients = torch.autograd.grad(out.sum(), (q, k, v, module.share))
+    assert all(x.isfinite().all() for x in (out, *gradients))
 
 
 @settings(max_examples=15, deadline=None)

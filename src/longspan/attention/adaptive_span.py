@@ -35,8 +35,8 @@ class AdaptiveSpan(ShowsWeights):
     band in plain torch, and the two are merged by their log-sum-exp. So a head costs what its span asks for. `harden`
     turns the spans into windows of the distances whose factor is one half or more.
 
-    At whole spans the factor has a kink at two distances. A key at distance span + ramp, whose factor is 0, gives the span no
-    gradient (where torch's clamp would); one at distance span, whose factor is 1, does.
+    At whole spans the factor has a kink at two distances, where the span gets the gradient that torch's clamp gives: the slope,
+    at distance span as at distance span + ramp.
 
     Args:
         heads, kv_heads, head_dim, causal, dropout, backend: as in `PatternAttention`.

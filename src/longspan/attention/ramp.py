@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CHUNK = 64
+MOST_ABOVE = 80.0  # that the score of a key of weight 0 counts above all others, so that its exponential is a number
 
 
 def ramp_weight(distance: Tensor, span: Tensor, ramp: float) -> Tensor:
@@ -65,8 +66,10 @@ def banded_attention(
     scores = queries @ side_by_side(k).transpose(-1, -2) * scale  # (B, H, chunks, C, W + C - 1)
     distance = rows[:, :, None] - columns[:, None, :]
     live = (distance >= start) & (distance < start + width) & (columns >= 0)[:, None] & (rows < T)[..., None]
-    weight = ramp_weight(distance, span.to(exact)[:, None, None, None], ramp)  # (H, chunks, C, W + C - 1)
-    live = (live & (weight > 0))[None]
+    spans = span.to(exact)[:, None, None, None]
+    weight = ramp_weight(distance, spans, ramp)  # (H, chunks, C, W + C - 1)
+    # A weight of 0 at the very end of the ramp adds nothing, and has a gradient, as clamp gives one at its bounds.
+    live = (live & (distance <= spans.detach() + ramp))[None]
     if lengths is not None:
         at = lengths[:, None, None, None, None]
         live = live & (rows[..., None] < at) & (columns[:, None] < at)
@@ -74,11 +77,12 @@ def banded_attention(
         own = F.pad(segments, (0, extra))[:, rows]  # (B, chunks, C)
         seen = segments[:, columns.clamp(0, T - 1)]  # (B, chunks, W + C - 1)
         live = live & (own[..., None] == seen[:, :, None])[:, None]
-    # p is proportional to the weight, so 1 / weight never shows in a gradient.
-    scores = (scores + torch.where(weight > 0, weight, 1.0).log()).masked_fill(~live, -1e30)
-    lse = torch.logsumexp(scores, -1)
-    nothing = ~live.any(-1)
-    p = torch.exp(scores - lse[..., None]) * live
+    most = scores.detach().masked_fill(~(live & (weight > 0)), float("-inf")).amax(-1, keepdim=True)
+    nothing = most == float("-inf")
+    most = most.masked_fill(nothing, 0.0)
+    p = weight * (scores - most).masked_fill(~live, float("-inf")).clamp(max=MOST_ABOVE).exp()
+    total = p.sum(-1, keepdim=True).masked_fill(nothing, 1.0)
+    p = (p / total).masked_fill(nothing, 0.0)
     out = F.dropout(p, dropout_p) @ side_by_side(v) if dropout_p else p @ side_by_side(v)
-    lse = lse.masked_fill(nothing, float("-inf"))
+    lse = (total.log() + most).masked_fill(nothing, float("-inf"))
     return out.view(B, H, -1, D)[:, :, :T].to(q.dtype), lse.view(B, H, -1)[:, :, :T]
