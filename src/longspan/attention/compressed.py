@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from longspan.attention.base import compressed_pairs, visited_pairs
+from longspan.attention.compression import attend_to_past
 from longspan.attention.content import ContentAttention, for_all_heads, with_lse, without_padding
 from longspan.attention.decoding import AttentionCache, as_in_evaluation
 from longspan.attention.errors import as_whole, wrong_setting
@@ -75,10 +76,10 @@ class CompressedAttention(ContentAttention):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, segments: Tensor | None) -> Tensor:
         q, k, v = (without_padding(x, lengths) for x in (q, k, v))
         far_k, far_v = self.compress(k, True, lengths), self.compress(v, False, lengths)
-        call = {"dropout_p": self.dropped, "backend": self.backend}
+        call: dict[str, Any] = {"dropout_p": self.dropped, "backend": self.backend}
         parts = [with_lse(q, k, v, Local(self.window), causal=self.causal, lengths=lengths, **call)]
         if self.causal:
-            parts.append(with_lse(q, far_k, far_v, self.far, **call))
+            parts.append(attend_to_past(q, far_k, far_v, self.far, **call))
         else:
             parts += self._far_both_ways(q, far_k, far_v, lengths, call)
         return without_padding(merge_by_lse(parts, backend=self.backend), lengths)
