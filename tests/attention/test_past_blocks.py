@@ -1,4 +1,4 @@
-"""Attention to earlier blocks, one key a block: torch's dense kernel of a CPU, residue by residue, against tiles of the pattern."""
+"""Attention to earlier blocks, one key a block: torch's dense kernel, residue by residue, against tiles of the pattern."""
 
 import pytest
 import torch
