@@ -36,7 +36,8 @@ class AdaptiveSpan(ShowsWeights):
     turns the spans into windows of the distances whose factor is one half or more.
 
     At whole spans the factor has a kink at two distances, where the span gets the gradient that torch's clamp gives: the slope,
-    at distance span as at distance span + ramp.
+    at distance span as at distance span + ramp. It gets none from keys ahead at a span of 0 with a ramp of 1, whose only factor
+    there is 0.
 
     Args:
         heads, kv_heads, head_dim, causal, dropout, backend: as in `PatternAttention`.

@@ -84,7 +84,7 @@ def attend_to_past(
 ) -> tuple[Tensor, Tensor]:
     """Attention of q [B, H, T, D] to earlier blocks [B, Hkv, N, D], one key a block -> out [B, H, T, D], lse [B, H, T].
 
-    On a CPU torch's dense kernel takes less than half of the time of tiles. Token first + m * step + r sees blocks up to m,
+    On a CPU torch's dense kernel is quicker than tiles (kernels/NOTES.md). Token first + m * step + r sees blocks up to m,
     whatever r < step is. So the tokens of each r are an ordinary causal problem of as many queries as keys, and all of them one
     call, r beside the batch.
     """

@@ -67,9 +67,8 @@ class BlockTable(Pattern):
     def last_query(self, keys: torch.Tensor, stop: int, head: int = 0) -> torch.Tensor:
         table = self.table if self.table.dim() == 2 else self.table[head if len(self.table) > 1 else 0]
         table = table[: -(-stop // self.block_size)]
-        rows = torch.where(table, torch.arange(len(table), device=table.device)[:, None], -1).amax(
-            0
-        )  # (nk,) the last row of each column
+        at = torch.arange(len(table), device=table.device)[:, None]
+        rows = torch.where(table, at, -1).amax(0)  # (nk,) the last row of each column
         block = keys // self.block_size
         last = torch.where(block < len(rows), rows.to(keys.device)[block.clamp(max=len(rows) - 1)], -1)
         return end_of_block(keys, last, self.block_size, stop)
