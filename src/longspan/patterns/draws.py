@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 MASK = 0xFFFFFFFF
-GOLDEN = 0x9E3779B9
+GOLDEN = 0x9E3779B9 - (1 << 32)  # the golden ratio modulo 2^32; below 2^31, as Inductor adds it to 32-bit row numbers
 MOST_ROWS = 1 << 17  # query blocks whose draws are looked at to know when a key block is drawn last
 Number = TypeVar("Number", int, Tensor)
 
