@@ -75,6 +75,17 @@ def test_more_tokens_above_the_bound_than_there_is_room_for():
 
 
 @pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("below", [0.0, 0.5, 1.0], ids=["all equal", "half of them below", "few equal the best"])
+def test_queries_whose_best_score_is_shared_by_more_tokens_than_they_pick(below):
+    """No weight is positive, so 0 is the best score; tokens that only some heads know have it or less."""
+    queries, keys, weights = drawn(3, 1, 2, 150, 16, 1.5)
+    g = torch.Generator().manual_seed(4)
+    keys = torch.where(torch.rand(150, 1, generator=g) < below, keys, 0.0)
+    chosen = choose_tokens(queries, keys, -weights.abs(), 4, backend="triton")
+    assert chosen.equal(by_sorting(queries, keys, -weights.abs(), 4, [150]))
+
+
+@pytest.mark.usefixtures("interpreted")
 def test_more_picks_than_lanes(monkeypatch):
     from longspan_kernels.selected.triton import configs
 

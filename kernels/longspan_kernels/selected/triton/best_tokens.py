@@ -122,9 +122,11 @@ def lowest_of(bits):
 
 @triton.jit
 def collect(BITS, FOUND, visible, ROOM: tl.constexpr, WORDS: tl.constexpr):
-    """The columns marked in BITS, in rising order, to FOUND, as far as there is room; returns how many they are."""
+    """The columns marked in BITS, in rising order, to FOUND; returns how many they are, or more than ROOM, for which there is
+    no more room."""
     count = 0
-    for start in tl.range(0, visible, 32 * WORDS):
+    start = 0
+    while (start < visible) & (count <= ROOM):
         first, bits, number = marked(BITS, start, visible, WORDS)
         place = count + tl.cumsum(number, 0) - number
         count += tl.sum(number, 0)
@@ -133,6 +135,7 @@ def collect(BITS, FOUND, visible, ROOM: tl.constexpr, WORDS: tl.constexpr):
             tl.store(FOUND + place, first + at, mask=(bits != 0) & (place < ROOM))
             place += 1
             bits = bits ^ lowest
+        start += 32 * WORDS
     return count
 
 
@@ -222,17 +225,14 @@ def best_tokens(
             low = tl.maximum(nth_best(lanes, n, tl.min(lanes, 0), n + n // 8), NEVER + 1)
         mark(scores, bits, visible, width, low, MARKED)
         tl.debug_barrier()
-        count = collect(bits, found, visible, ROOM, WORDS)
-        tl.debug_barrier()
         written = 0
-        if count <= ROOM:
-            number = tl.arange(0, ROOM)
-            column = tl.load(found + number)
-            keys = tl.load(scores + column, mask=number < count, other=LEAST)
-            least = nth_best(keys, n, low, n)
-            taken, place, written = ranks(keys, least, n - tl.sum((keys > least).to(tl.int32), 0))
-            tl.store(out + place, column, mask=taken)
+        count = 0
+        if low == best:  # all that reach the bound equal it: the first of them
+            written = tl.minimum(collect(bits, out, visible, n, WORDS), n)
         else:
+            count = collect(bits, found, visible, ROOM, WORDS)
+            tl.debug_barrier()
+        if count > ROOM:
             # Mostly many equal the bound: then it is the n-th best itself.
             above = bits + width // 32
             mark(scores, above, visible, width, low + 1, MARKED)
@@ -246,6 +246,13 @@ def best_tokens(
                 tl.debug_barrier()
                 over = count_marks(above, visible, WORDS)
             written = collect_with_equals(bits, above, out, visible, n - over, WORDS)
+        elif low < best:
+            number = tl.arange(0, ROOM)
+            column = tl.load(found + number)
+            keys = tl.load(scores + column, mask=number < count, other=LEAST)
+            least = nth_best(keys, n, low, n)
+            taken, place, written = ranks(keys, least, n - tl.sum((keys > least).to(tl.int32), 0))
+            tl.store(out + place, column, mask=taken)
         for start in tl.range(written, n, BLOCK):  # scores of -inf are never picked
             column = start + tl.arange(0, BLOCK)
             tl.store(out + column, -1, mask=column < n)

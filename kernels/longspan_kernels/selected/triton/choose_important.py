@@ -128,12 +128,12 @@ def triton_choose_important(
     keys, lse = from_16_bytes(keys.contiguous()), from_16_bytes(lse.contiguous())
     lengths = as_contiguous(lengths)
     out = torch.empty((B, Hkv, T, picks), dtype=torch.int32, device=q.device)
-    rows = 32 if q.dtype == torch.float32 or D > 128 else 64
-    tiles = -(-T // rows)
+    tile = configs.importance_tile(D, q.dtype.itemsize, H // Hkv)
+    tiles = -(-T // tile.rows)
     strides = {"q_b": q_b, "q_h": q_h, "q_t": q_t}
     sizes = {"length": T, "compressed": nc, "tiles": tiles, "kv_heads": Hkv, "scale": D**-0.5}
-    tile = {"G": H // Hkv, "D": D, "BD": width_of(D), "BM": rows, "BN": configs.IMPORTANT_BLOCKS, "N": picks - 1}
+    constants = {"G": H // Hkv, "D": D, "BD": width_of(D), "BM": tile.rows, "BN": tile.keys, "N": picks - 1}
     spans = {"SIZE": block_size, "SPAN": compressed_block // stride, "STRIDES": block_size // stride, "CAUSAL": causal}
-    numbers = {**strides, **sizes, **tile, **spans}
-    run_kernel(choose_by_importance, tiles * B * Hkv, configs.IMPORTANCE, q, keys, lse, lengths, out, **numbers)
+    numbers = {**strides, **sizes, **constants, **spans}
+    run_kernel(choose_by_importance, tiles * B * Hkv, tile.launch, q, keys, lse, lengths, out, **numbers)
     return out

@@ -73,16 +73,17 @@ class Launches:
 
     def cut(self) -> Iterator[Chunk]:
         s, tile, first = self.shape, self.tile, self.shape.picks
+        most = configs.score_bytes(s.batch, s.length)
         while first < s.length:
             rows = s.length - first
 
             def of(rows: int, b: int = 0, sequences: int = 1, first: int = first) -> Chunk:
                 return Chunk(b, sequences, first, rows, -(-rows // tile.rows), -(-(first + rows) // tile.keys))
 
-            while 4 * sum(self.memory(of(rows))) > configs.SCORE_BYTES and rows > tile.rows:
+            while 4 * sum(self.memory(of(rows))) > most and rows > tile.rows:
                 rows = max(1, rows * 7 // 8 // tile.rows) * tile.rows
             whole = rows == s.length - s.picks
-            together = max(1, configs.SCORE_BYTES // (4 * sum(self.memory(of(rows))))) if whole else 1
+            together = max(1, most // (4 * sum(self.memory(of(rows))))) if whole else 1
             for b in range(0, s.batch, together):
                 yield of(rows, b, min(together, s.batch - b))
             first += rows

@@ -10,8 +10,6 @@ WIDEST_KEYS = 128  # keys of a tile: blocks up to here are loaded once for all t
 MERGE = Launch(4, 1)
 MERGED_ROWS = 16  # tokens of a program that merges
 SUMMED_KEYS = 16  # keys of a program that adds up the runs of a list
-IMPORTANCE = Launch(4, 2)  # scores by which blocks are chosen
-IMPORTANT_BLOCKS = 32  # scored at a time
 PART_BYTES = 2  # memory of the parts of picks: times that of q, in the backward pass
 FORWARD_PART_BYTES = 4  # a step of NSA needs 11 times q in its backward pass, and 3 times q and this in its forward pass
 LEAST_PART_BYTES = 64 << 20  # below which memory does not matter
@@ -30,6 +28,13 @@ class Tile:
 
 def width_of_keys(block_size: int, most: int) -> int:
     return max(16, min(most, 1 << (block_size - 1).bit_length()))
+
+
+def importance_tile(width: int, itemsize: int, group: int) -> Tile:
+    """Scores by which blocks are chosen: queries x blocks. Of one head a group, the pipeline would hold five tiles of keys."""
+    if itemsize == 2 and width <= 64 and group > 1:
+        return Tile(64, 64, Launch(4, 3))
+    return Tile(32 if itemsize == 4 or width > 128 else 64, 32, Launch(4, 2))
 
 
 def forward_tile(width: int, itemsize: int, block_size: int) -> Tile:
@@ -62,10 +67,11 @@ def rows_tile(width: int, itemsize: int, block_size: int) -> Tile:
 
 
 SCORE_BYTES = 512 << 20  # of index scores, and of what selects among them, held at a time
+MOST_SCORE_BYTES = 768 << 20  # where that is at most a 16th of all: each time costs 50 us, and a backward pass holds more
 HELD_HEADS = 4  # queries of so many indexer heads stay in shared memory
 MOST_LANES = 16384  # that a program holds in registers
 MARKED_SCORES = 2048  # of a row that a program marks at a time
-MARKED_WORDS = 512  # of 32 marks that it reads at a time
+MARKED_WORDS = 128  # of 32 marks that it reads at a time, one a thread
 SCORES_A_STEP = 1024  # of a row where its marks do not help
 
 
@@ -79,6 +85,11 @@ def index_tile(width: int, itemsize: int) -> Tile:
 def lanes(picks: int, keys: int) -> int:
     """Some times as many as picks: with 4 times, a bound that 1.2 times as many random scores reach as are picked."""
     return max(keys, min(MOST_LANES, 1 << (4 * picks - 1).bit_length()))
+
+
+def score_bytes(batch: int, length: int) -> int:
+    """Of index scores, and of what selects among them, held at a time."""
+    return max(SCORE_BYTES, min(MOST_SCORE_BYTES, batch * length * length // 4))
 
 
 def selecting(lanes: int) -> Launch:
