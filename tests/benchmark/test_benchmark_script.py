@@ -65,6 +65,21 @@ def test_content_is_compiled_where_it_is_asked_for(mode, monkeypatch):
     assert asked == {False: [], True: [None], "reduce-overhead": ["reduce-overhead"]}[mode]
 
 
+def test_a_compiled_case_has_the_whole_limit_of_compilations(monkeypatch):
+    """A case past torch.compile's limit of recompilations would run eagerly, and be timed as compiled."""
+    left = []
+
+    def compiled(module, mode):
+        left.append(len(torch._dynamo.eval_frame._debug_get_cache_entry_list(type(module).forward)))
+        return compile_by(module, backend="eager")
+
+    compile_by = torch.compile
+    monkeypatch.setattr(torch, "compile", compiled)
+    for _ in content.measure([128, 160], "cpu", 0.01, ["routing", "sinkhorn"], True):
+        pass
+    assert left == [0] * 4
+
+
 def test_padded_batches_are_timed_beside_whole_ones(tmp_path):
     output = tmp_path / "found.json"
     words = ["--suite", "padded", "--lengths", "160", "--seconds", "0.01", "--device", "cpu"]

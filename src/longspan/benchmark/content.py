@@ -72,6 +72,8 @@ def measure(
                 raise BenchmarkError(words) from error
     for length in lengths:
         for case in cases:
+            if compile:
+                torch._dynamo.reset()  # else compilations of earlier cases count against this one's limit, and it runs eagerly
             sides = {"longspan": ours(case, length, device, compile), "dense": dense(case, length, device)}
             missing: dict[str, Any] = {}
             if case.variant == "nsa" and device.startswith("cuda"):
