@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longspan.patterns import BigBird, PerHead, Random
+from longspan.patterns import BigBird, PerHead, Random, draws
 from longspan.patterns.draws import distinct_draws, mix
 
 torch.set_num_threads(1)
@@ -99,3 +99,8 @@ def test_a_million_tokens_draw_quickly():
     rules = BigBird(64).head_rules(1 << 20, 1 << 20, 32, True)
     assert time.perf_counter() - start < 5.0
     assert len(rules) == 1 and rules[0][1].per_head
+
+
+def test_what_is_added_to_row_numbers_fits_32_bits():
+    """Inductor adds it to row numbers of 32 bits, and Triton 3.6 refuses to compile a larger number there."""
+    assert -(1 << 31) <= draws.GOLDEN < 1 << 31
