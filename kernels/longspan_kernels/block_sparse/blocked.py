@@ -69,6 +69,9 @@ def row_batches(lists: Lists, u: int) -> list[RowBatch]:
         entries = lists.start[u][rows].long()[:, None] + torch.arange(n, device=rows.device)
         index, place = lists.index[entries].long().sort(1)
         kinds = lists.kind[entries].long().gather(1, place)
+        if bool((kinds < 0).all()):  # as all are of lists made at run time; torch.unique over rows takes a CPU long
+            out.append(_row_batch(rows, index, kinds, True))
+            continue
         signatures, which = torch.unique(kinds, dim=0, return_inverse=True)
         if len(signatures) > MOST_SIGNATURES:
             out.append(_row_batch(rows, index, kinds, False))
@@ -100,7 +103,7 @@ def _row_batch(rows: Tensor, index: Tensor, kinds: Tensor, alike: bool) -> RowBa
 
 
 class Workspace:
-    """Buffers that the row batches of one pass reuse: allocating takes a CPU three times as long as a product."""
+    """Buffers that the chunks and row batches of one pass reuse: allocating takes a CPU three times as long as a product."""
 
     def __init__(self, like: Tensor) -> None:
         self._like = like
@@ -113,6 +116,9 @@ class Workspace:
         if flat is None or flat.numel() < size:
             flat = self._flat[name] = self._like.new_empty(size)
         return flat[:size].view(shape)
+
+    def zeros(self, name: str, like: Tensor) -> Tensor:
+        return self.take(name, *like.shape).zero_()
 
     def product(self, name: str, a: Tensor, b: Tensor) -> Tensor:
         """The batched matrix product of a [N, i, j] and b [N, j, k]."""
@@ -159,8 +165,8 @@ class Chunk:
             return self.q_index, c.q_start, c.block_q, c.q_blocks
         return self.k_index, c.k_start, c.block_k, c.k_blocks
 
-    def ordered(self, x: Tensor, queries: bool, heads: slice | list[int]) -> Tensor:
-        """x [B, H, T, D] -> [G, blocks, block, D] in the component's order, at computing precision."""
+    def ordered(self, x: Tensor, queries: bool, heads: slice | list[int], space: Workspace, name: str) -> Tensor:
+        """x [B, H, T, D] -> [G, blocks, block, D] in the component's order, at computing precision; maybe in `space`."""
         index, start, block, blocks = self.side(queries)
         x = x[self.batch, heads]
         x = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -170,7 +176,8 @@ class Chunk:
             beyond = torch.arange(x.shape[2], device=x.device) >= lengths[self.batch][:, None]
             x = x.masked_fill(beyond[:, None, :, None], 0.0)
         if index is not None:
-            x = x.index_select(2, index.clamp(min=0).long())
+            shape = (*x.shape[:2], len(index), x.shape[3])
+            x = torch.index_select(x, 2, index.clamp(min=0).long(), out=space.take(name, *shape))
         elif start != 0 or blocks * block != x.shape[2]:
             x = torch.nn.functional.pad(x, (0, 0, -start, blocks * block + start - x.shape[2]))
         return x.reshape(-1, blocks, block, x.shape[3])
@@ -179,10 +186,11 @@ class Chunk:
         repeat = H // x.shape[1]
         return self.heads if repeat == 1 else [h // repeat for h in self.head_numbers]
 
-    def inputs(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def inputs(self, q: Tensor, k: Tensor, v: Tensor, space: Workspace) -> tuple[Tensor, Tensor, Tensor]:
         """q, k and v [B, H or Hkv, T, D] in the component's order, key/value heads repeated for the queries' heads."""
-        ko, vo = (self.ordered(x, False, self.kv_heads(x, q.shape[1])) for x in (k, v))
-        return self.ordered(q, True, self.heads), ko, vo
+        ko = self.ordered(k, False, self.kv_heads(k, q.shape[1]), space, "k")
+        vo = self.ordered(v, False, self.kv_heads(v, q.shape[1]), space, "v")
+        return self.ordered(q, True, self.heads, space, "q"), ko, vo
 
     def ordered_rows(self, x: Tensor, fill: float) -> Tensor:
         """x [B, H, Tq] -> [G, blocks, block, 1]; places without a row hold `fill`."""

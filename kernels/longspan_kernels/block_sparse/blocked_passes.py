@@ -39,25 +39,25 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, layout: Layout, options: Options, 
     exact = torch.promote_types(q.dtype, torch.float32)
     out = q.new_zeros((B, H, Tq, D), dtype=exact)
     lse = q.new_full((B, H, Tq), float("-inf"), dtype=exact)
+    space = Workspace(out)
     for component in layout.components:
         for chunk, batches in chunks(component, layout, options, q):
             fuse = may_fuse and fused.serves(batches)
             used = used or fuse
             forward_chunk = fused.forward_chunk if fuse else _forward_chunk
-            values, sums = forward_chunk(chunk, batches, q, k, v)
+            values, sums = forward_chunk(space, chunk, batches, q, k, v)
             _merge_into(out, lse, chunk, values, sums)
     return out.to(q.dtype), lse, used
 
 
-def _forward_chunk(chunk: Chunk, batches, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Output [G, blocks, bq, D] and log-sum-exp [G, blocks, bq, 1] of one chunk, in its order."""
+def _forward_chunk(space: Workspace, chunk: Chunk, batches, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Output [G, blocks, bq, D] and log-sum-exp [G, blocks, bq, 1] of one chunk, in its order and in `space`."""
     c, o = chunk.component, chunk.options
-    qo, ko, vo = chunk.inputs(q, k, v)
-    qo = qo * o.scale
+    qo, ko, vo = chunk.inputs(q, k, v, space)
+    qo = qo if o.scale == 1.0 else qo * o.scale
     G, blocks, bq, D = qo.shape
-    out = torch.zeros_like(qo)
+    out = space.zeros("chunk_out", qo)
     lse = qo.new_full((G, blocks, bq, 1), float("-inf"))
-    space = Workspace(qo)
     for whole in batches:
         split = whole.count > split_width(c.block_k)
         for batch in fitting_batches(whole, G, c.block_q, c.block_k):
@@ -133,15 +133,16 @@ def blocked_backward(
     dbias = None if options.bias is None else torch.zeros_like(options.bias, dtype=exact)
     wide = None  # the tensors as torch's fused kernel wants them, once a chunk goes there
     grads = [Gradient(q, True), Gradient(k, False), Gradient(v, False)]
+    space = Workspace(delta)
     for component in layout.components:
         for chunk, batches in chunks(component, layout, options, q):
             if may_fuse and fused.serves(batches):
                 if wide is None:
                     wide = [x.float() for x in (dout, out, q, k, v)]
                     wide = wide if dlse is None else fused.with_column(wide[0], dlse, *wide[1:])
-                parts = fused.backward_chunk(chunk, batches, wide, floor)
+                parts = fused.backward_chunk(space, chunk, batches, wide, floor)
             else:
-                parts = _backward_chunk(chunk, batches, dout, q, k, v, floor, delta, dbias)
+                parts = _backward_chunk(space, chunk, batches, dout, q, k, v, floor, delta, dbias)
             for grad, part in zip(grads, parts, strict=True):
                 grad.add(chunk, part, q.shape[1])
     if dbias is not None and options.bias is not None:
@@ -150,16 +151,17 @@ def blocked_backward(
     return dq, dk, dv, dbias
 
 
-def _backward_chunk(chunk: Chunk, batches, dout, q, k, v, lse, delta, dbias) -> tuple[Tensor, Tensor, Tensor]:
-    """dq, dk, dv of one chunk, in its order."""
+def _backward_chunk(
+    space: Workspace, chunk: Chunk, batches, dout, q, k, v, lse, delta, dbias
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dq, dk, dv of one chunk, in its order and in `space`."""
     c, o = chunk.component, chunk.options
-    qo, ko, vo = chunk.inputs(q, k, v)
-    qo = qo * o.scale
-    do = chunk.ordered(dout, True, chunk.heads)
+    qo, ko, vo = chunk.inputs(q, k, v, space)
+    qo = qo if o.scale == 1.0 else qo * o.scale
+    do = chunk.ordered(dout, True, chunk.heads, space, "do")
     lo, de = chunk.ordered_rows(lse, fused.DEAD_ROW), chunk.ordered_rows(delta, 0.0)
     G, _blocks, bq, D = qo.shape
-    dq, dk, dv = torch.zeros_like(qo), torch.zeros_like(ko), torch.zeros_like(vo)
-    space = Workspace(qo)
+    dq, dk, dv = space.zeros("chunk_dq", qo), space.zeros("chunk_dk", ko), space.zeros("chunk_dv", vo)
     for whole in batches:
         split = whole.count > split_width(c.block_k)
         for batch in fitting_batches(whole, G, c.block_q, c.block_k):

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from longspan_kernels.block_sparse.args import Options
-from longspan_kernels.block_sparse.blocked import NEGATIVE, Chunk, RowBatch
+from longspan_kernels.block_sparse.blocked import NEGATIVE, Chunk, RowBatch, Workspace
 from longspan_kernels.block_sparse.cache import KeptMasks, dense_mask, is_dense, lookup, state_of
 
 DEAD_ROW = 1e30  # stands for the log-sum-exp of a row without keys: exp(score - DEAD_ROW) is 0
@@ -260,10 +260,12 @@ def _result(shape: tuple[int, ...], batches: list[RowBatch], blocks: int, fill: 
     return torch.empty(shape) if covered else torch.full(shape, fill)
 
 
-def forward_chunk(chunk: Chunk, batches: list[RowBatch], q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+def forward_chunk(
+    space: Workspace, chunk: Chunk, batches: list[RowBatch], q: Tensor, k: Tensor, v: Tensor
+) -> tuple[Tensor, Tensor]:
     """Output [G, blocks, bq, D] and log-sum-exp [G, blocks, bq, 1] of one chunk, in its order."""
     c, scale = chunk.component, chunk.options.scale
-    qo, ko, vo = chunk.inputs(q, k, v)
+    qo, ko, vo = chunk.inputs(q, k, v, space)
     ko, vo = ko.contiguous(), vo.contiguous()
     G, blocks, bq, D = qo.shape
     out = _result(qo.shape, batches, blocks)
@@ -279,14 +281,14 @@ def forward_chunk(chunk: Chunk, batches: list[RowBatch], q: Tensor, k: Tensor, v
 
 
 def backward_chunk(
-    chunk: Chunk, batches: list[RowBatch], tensors: list[Tensor], floor: Tensor
+    space: Workspace, chunk: Chunk, batches: list[RowBatch], tensors: list[Tensor], floor: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dq, dk, dv of one chunk, in its order, from [dout, out, q, k, v]; `floor` is the log-sum-exp, DEAD_ROW without keys."""
     dout, out, q, k, v = tensors
     c, scale = chunk.component, chunk.options.scale
-    qo, ko, vo = chunk.inputs(q, k, v)
+    qo, ko, vo = chunk.inputs(q, k, v, space)
     ko, vo = ko.contiguous(), vo.contiguous()
-    do, oo = (chunk.ordered(x, True, chunk.heads) for x in (dout, out))
+    do, oo = (chunk.ordered(x, True, chunk.heads, space, name) for x, name in ((dout, "do"), (out, "oo")))
     lo = chunk.ordered_rows(floor, DEAD_ROW)
     G, blocks, bq, D = qo.shape
     dq, dk, dv = _result(qo.shape, batches, blocks), torch.zeros(ko.shape), torch.zeros(vo.shape)

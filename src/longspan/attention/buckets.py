@@ -16,11 +16,15 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch._guards import detect_fake_mode
 
 from longspan.attention.picked_blocks import order_by_block
 from longspan_kernels.block_sparse import DeviceLayout, tile_side
+from longspan_kernels.block_sparse.backends import active_transform
+from longspan_kernels.launch.launcher import triton_runs_on
 
 CUTS = ("aligned", "sorted", "around")
+SMALL_TILE = 16  # of plain torch: most chunks are half empty
 
 
 @dataclass(frozen=True)
@@ -76,17 +80,37 @@ class Chunks:
 
     def layout(self, q: Tensor, causal: bool, excluded: Tensor | None) -> DeviceLayout:
         """For q [N, 1, T, D]; `excluded` as `DeviceLayout` has it."""
-        tile = tile_side(q, self.size)
+        tile = tile_side(q, self.size) if triton_runs_on(q.device) is None else SMALL_TILE
         N, places = self.order.shape
         tiles, chunks, device = self.size // tile, places // self.size, self.order.device
-        both = torch.stack([torch.arange(chunks, device=device).expand(N, -1), self.before], 2)  # (N, chunks, 2)
-        index = (both[..., None] * tiles + torch.arange(tiles, device=device)).flatten(2)  # (N, chunks, 2 tiles)
-        used = (self.order.view(N, chunks, self.size) >= 0).any(-1)
-        count = tiles * used * (1 + self.looks_back.long())  # (N, chunks)
-        index = index.repeat_interleave(tiles, 1)[:, None].int()  # (N, 1, chunks tiles, 2 tiles)
-        count = count.repeat_interleave(tiles, 1)[:, None].int()
-        order, T = self.order[:, None].int(), q.shape[2]
+        holds = (self.order.view(N, chunks, tiles, tile) >= 0).any(-1)  # (N, chunks, tiles); the first ones of a chunk
+        own = holds.sum(-1, keepdim=True)  # (N, chunks, 1)
+        earlier = torch.where(self.looks_back[..., None], own.gather(1, self.before[..., None]), 0)
+        place = torch.arange(2 * tiles, device=device)
+        here = tiles * torch.arange(chunks, device=device)[:, None] + place - earlier
+        index = torch.where(place < earlier, tiles * self.before[..., None] + place, here)  # (N, chunks, 2 tiles)
+        if causal and self.cut != "around":  # what a bucket holds in later tiles of a chunk comes later
+            own = torch.minimum(own, torch.arange(1, tiles + 1, device=device))
+        count = torch.where(holds, earlier + own, 0).flatten(1)  # (N, chunks tiles)
+        index = index.clamp(max=chunks * tiles - 1).repeat_interleave(tiles, 1)  # (N, chunks tiles, 2 tiles)
+        order, T = self.order.view(N, chunks * tiles, tile), q.shape[2]
+        if q.device.type == "cpu" and not (torch.compiler.is_compiling() or detect_fake_mode(q) or active_transform(q)):
+            order, index, count = _without_empty_tiles(order, index, count, holds.flatten(1))
+        order, index, count = order.flatten(1)[:, None].int(), index[:, None].int(), count[:, None].int()
         return DeviceLayout(index, count, tile, tile, T, T, causal, order, order, excluded)
+
+
+def _without_empty_tiles(order: Tensor, index: Tensor, count: Tensor, holds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Order [N, tiles, tile] and lists, [N, tiles, n] and [N, tiles], of the tiles that hold a token [N, tiles] alone."""
+    number = holds.cumsum(1) - 1  # of the tiles that stay
+    most = max(1, int(holds.sum(1).max()))
+    old = torch.full((len(order), most + 1), -1, dtype=torch.int64, device=order.device)
+    old = old.scatter(1, torch.where(holds, number, most), torch.arange(holds.shape[1]).expand_as(holds))[:, :most]
+    stays, old = (old >= 0) & holds.gather(1, old.clamp(min=0)), old.clamp(min=0)  # (N, most)
+    order = torch.where(stays[..., None], order.gather(1, old[..., None].expand(-1, -1, order.shape[2])), -1)
+    index = index.gather(1, old[..., None].expand(-1, -1, index.shape[2]))
+    index = number.clamp(min=0).gather(1, index.flatten(1)).view_as(index)
+    return order, index, torch.where(stays, count.gather(1, old), 0)
 
 
 def kept_of_even_buckets(length: int, buckets: int, size: int, rounds: int = 1) -> int:
