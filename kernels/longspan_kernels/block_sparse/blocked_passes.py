@@ -151,9 +151,7 @@ def blocked_backward(
     return dq, dk, dv, dbias
 
 
-def _backward_chunk(
-    space: Workspace, chunk: Chunk, batches, dout, q, k, v, lse, delta, dbias
-) -> tuple[Tensor, Tensor, Tensor]:
+def _backward_chunk(space: Workspace, chunk: Chunk, batches, dout, q, k, v, lse, delta, dbias) -> tuple[Tensor, Tensor, Tensor]:
     """dq, dk, dv of one chunk, in its order and in `space`."""
     c, o = chunk.component, chunk.options
     qo, ko, vo = chunk.inputs(q, k, v, space)
