@@ -106,6 +106,28 @@ def test_such_a_sweep_is_refused_however_it_is_asked_for(words, tmp_path):
     assert not list(tmp_path.rglob("record.json"))
 
 
+def test_a_new_run_does_not_train_over_an_earlier_one(tmp_path, capsys, monkeypatch):
+    """Refused before Hydra writes anything, unless `ckpt_path` says what the checkpoints of the folder are for."""
+    for run_folder in ("mine", "sweep/1-full"):
+        (tmp_path / run_folder / "checkpoints").mkdir(parents=True)
+        (tmp_path / run_folder / "checkpoints" / "last.ckpt").touch()
+    single, sweep = [f"hydra.run.dir={tmp_path}/mine"], ["-m", "attention=local,full", f"hydra.sweep.dir={tmp_path}/sweep"]
+    for words, key, folder in ((single, "hydra.run.dir", "mine"), (sweep, "hydra.sweep.dir", "sweep/1-full")):
+        with pytest.raises(SystemExit) as caught:
+            check_command_line(CONF, words)
+        assert caught.value.code == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"ConfigError: {key}: {tmp_path}/{folder} holds") and "ckpt_path=auto" in said
+        assert f"ckpt_path={tmp_path}/{folder}/checkpoints/last.ckpt" in said
+        for asked in ("auto", "null"):
+            check_command_line(CONF, [*words, f"ckpt_path={asked}"])
+    check_command_line(CONF, [f"hydra.run.dir={tmp_path}/other"])
+    check_command_line(CONF, ["-m", "attention=full,local", sweep[-1]])  # 1-full is of no job of this one
+    check_command_line(CONF, ["-m", "seed=0,1", sweep[-1], "hydra.sweep.subdir=${seed}"])
+    monkeypatch.setenv("LOCAL_RANK", "1")  # the run's first rank has its checkpoint there by now
+    check_command_line(CONF, single)
+
+
 def test_a_folder_of_ones_own_comes_before_the_projects(tmp_path, capsys):
     (tmp_path / "attention").mkdir()
     text = (CONF / "attention/local.yaml").read_text()

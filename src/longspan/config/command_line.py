@@ -7,9 +7,10 @@ then fail; here every job of a sweep is composed first.
 from __future__ import annotations
 
 import itertools
+import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 from longspan.config.checks import check_config, check_steps
 from longspan.config.errors import ConfigError, readable_errors
 from longspan.config.own_folder import own_folders_first, with_own_folder
-from longspan.config.reachable import check_reachable
+from longspan.config.reachable import check_reachable, check_untrained
 from longspan.config.resolved import resolved_config
 from longspan.config.values import check_added, check_values
 from longspan.config.written import quoted, shown
@@ -47,8 +48,11 @@ def check_command_line(conf: Path, arguments: Sequence[str] | None = None) -> No
     if args.config_path:
         return  # another folder in place of conf/: Hydra reads it in its own way
     with readable_errors():
-        for job in jobs(args.overrides, args.multirun):
-            check_job(conf, job, args.config_name or "config", multirun=args.multirun)
+        for number, job in enumerate(jobs(args.overrides, args.multirun)):
+            config = check_job(conf, job, args.config_name or "config", multirun=args.multirun, number=number)
+            asked = config["ckpt_path"] or any(word.lstrip("+").startswith("ckpt_path=") for word in job)
+            if not asked and "LOCAL_RANK" not in os.environ:  # a further rank of a run that trains already
+                check_untrained(config["output_dir"], "hydra.sweep.dir" if args.multirun else "hydra.run.dir")
 
 
 def check_job(
@@ -57,12 +61,14 @@ def check_job(
     name: str = "config",
     *,
     multirun: bool = False,
+    number: int = 0,
     output_dir: str | Path | None = None,
     elsewhere: bool = False,
 ) -> dict[str, Any]:
     """Composes a job and checks all that needs no torch: names, values, files, folders, devices; returns its resolved config.
 
     Args:
+        number: of the job in its multirun.
         output_dir: where the job will write; None takes what the config says.
         elsewhere: the job runs on another machine, whose devices are not looked at.
 
@@ -71,7 +77,7 @@ def check_job(
     """
     config = composed(conf, overrides, name, with_hydra=True)
     check_config(config, multirun=multirun)
-    resolved = resolved_with_hydra(config, output_dir, multirun=multirun)
+    resolved = resolved_with_hydra(config, output_dir, multirun=multirun, number=number)
     check_values(resolved)
     check_added(resolved, overrides)
     check_steps(resolved)
@@ -79,25 +85,35 @@ def check_job(
     return resolved
 
 
-def resolved_with_hydra(config: DictConfig, output_dir: str | Path | None = None, *, multirun: bool = False) -> dict[str, Any]:
+def resolved_with_hydra(
+    config: DictConfig, output_dir: str | Path | None = None, *, multirun: bool = False, number: int = 0
+) -> dict[str, Any]:
     """The resolved config of a job composed with Hydra's own node, which it then no longer has.
 
     Args:
-        output_dir: where the job will write; None takes what `hydra.run.dir` says, or `hydra.sweep.dir`.
+        output_dir: where the job will write; None takes what `hydra.run.dir` says, or `hydra.sweep`.
+        number: of the job in its multirun.
     """
     with open_dict(config):
         hydra = config.hydra
+        hydra.job.num, hydra.job.id = number, str(number)  # what Hydra sets when a job of a sweep starts
         try:
-            folder = output_dir or (hydra.sweep.dir if multirun else hydra.run.dir)
+            folder = output_dir or (_folder_of_job(hydra.sweep) if multirun else hydra.run.dir)
         except OmegaConfBaseException as error:
             raise ConfigError(f"hydra.run.dir: {str(error).splitlines()[0]}") from error
         if not isinstance(folder, (str, Path)) or not str(folder):
             raise ConfigError(f"hydra.run.dir={shown(folder)}: give a folder to write to")
         hydra.runtime.output_dir = str(folder)
-        hydra.job.num, hydra.job.id = 0, "0"  # what Hydra sets when a job of a sweep starts
         HydraConfig.instance().set_config(config)
         del config["hydra"]  # `${hydra:...}` reads the global HydraConfig, which keeps a copy
     return resolved_config(config)
+
+
+def _folder_of_job(sweep: DictConfig) -> Any:
+    folder = sweep.dir
+    with suppress(OmegaConfBaseException):  # a name that is known only when the job starts
+        folder = os.path.join(folder, str(sweep.subdir))
+    return folder
 
 
 def jobs(overrides: Sequence[str], multirun: bool) -> Iterator[list[str]]:

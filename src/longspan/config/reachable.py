@@ -102,6 +102,22 @@ def check_folder(key: str, folder: str | Path, given: str | Path | None = None) 
         raise ConfigError(f"{key}={value} cannot be written to ({reason}); give another folder") from None
 
 
+def check_untrained(folder: str | Path, key: str) -> None:
+    """Raises ConfigError where an earlier run left checkpoints in the folder: a new run there would write over them.
+
+    Args:
+        key: the config key that gives the folder.
+    """
+    there = list(Path(folder).expanduser().glob("checkpoints/*.ckpt"))
+    if there:
+        last = max(there, key=lambda file: file.stat().st_mtime_ns)
+        raise ConfigError(
+            f"{key}: {folder} holds the checkpoints of an earlier run, and a new run would write over them. "
+            f"Give another folder with {key}=, or go on with that run: ckpt_path=auto and the same other keys, or "
+            f"ckpt_path={last}. ckpt_path=null starts anew in this folder"
+        )
+
+
 def check_output(key: str, file: str | Path) -> None:
     """Raises ConfigError where a file cannot be written."""
     path = Path(file).expanduser()
