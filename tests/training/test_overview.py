@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
+import random
 import re
 from pathlib import Path
 
@@ -169,3 +171,37 @@ def test_the_screen_says_that_most_is_padding(longest, words, hint, tmp_path):
     text = " ".join(seen.file.getvalue().split())
     assert hint in text if hint else "padded to" not in text
     assert re.search(r"CPU, (1 thread|\d+ threads), float32", text)
+
+
+@pytest.mark.parametrize(
+    ("letters", "words", "said"),
+    [
+        ("ACGTN", ["data.vocabulary=proteins"], True),
+        ("acgun", ["data.vocabulary=proteins"], True),
+        ("ACGTNL", ["data.vocabulary=proteins"], False),
+        ("ACGTN", ["data.vocabulary=nucleotides"], False),
+        ("ACGTN", ["data.vocabulary=bytes"], False),
+    ],
+)
+@pytest.mark.parametrize("kind", ["text", "streamed", "classification", "pairs"])
+def test_the_screen_says_that_proteins_are_bases(letters, words, said, kind, tmp_path):
+    draw = random.Random(0)
+    texts = ["".join(draw.choices(letters, k=50)) for _ in range(60)]
+    rows = [{"text": text, "label": n % 2, "source": f"number {n}", "target": text} for n, text in enumerate(texts)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = {
+        "classification": ["task=sequence_classification"],
+        "pairs": ["model=encoder_decoder", "task=sequence_to_sequence"],
+        "text": ["data.text_column=text"],
+        "streamed": ["data.text_column=text", "data.validation_fraction=0.2", "data.test_fraction=0.2"],
+    }[kind]
+    if kind == "pairs":
+        words = [word.replace("vocabulary", "target_vocabulary") for word in words]
+    small = ["model.layers=1", "model.width=32", "model.heads=2", "attention=full", "data.max_length=64"]
+    config = config_for([f"data={kind}", f"data.path={tmp_path}/rows.jsonl", *own, *words, *small], tmp_path / "run", CONF)
+    datamodule, task, _ = assemble(config)
+    seen = Console(file=io.StringIO(), width=120)
+    seen.print(overview(config, step_size(config), datamodule, task, build_trainer(config, [], [])))
+    key = words[0].partition("=")[0]
+    text = " ".join(seen.file.getvalue().split())
+    assert (f"{key}=proteins, but" in text and f"{key}=nucleotides" in text) == said

@@ -20,6 +20,7 @@ from rich.text import Text
 from longspan.attention.parts import parts_of
 from longspan.config.written import written
 from longspan.cost import Cost
+from longspan.data.bases import bases_as_proteins
 from longspan.report.numbers import plain_number, prefixed
 from longspan.training.step_size import StepSize
 from longspan_kernels.block_sparse import full_pairs
@@ -160,6 +161,12 @@ def _data(config: Mapping[str, Any], datamodule: Any) -> Iterator[Text]:
             yield Text(f"{'':<11}{len(classes)} classes: {', '.join(shown)}{more}")
             if missing := [str(name) for name, number in classes.items() if not number]:
                 yield Text(f"{'':<11}no training example of {', '.join(missing)}: it cannot be learned", style="yellow")
+    for key in bases_as_proteins(datamodule):
+        yield Text(
+            f"data.{key}=proteins, but the sequences looked at hold only A, C, G, T, U and N, which are bases. "
+            f"For DNA or RNA give data.{key}=nucleotides.",
+            style="yellow",
+        )
     if (seen := _longest_sequence(datamodule)) and 2 * seen <= longest:
         shorter = max(16, 1 << (seen - 1).bit_length())
         yield Text(
