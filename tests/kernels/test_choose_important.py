@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from longspan_kernels.errors import KernelError
 from longspan_kernels.selected import choose_important_blocks
 
 HERE = torch.cuda.is_available()
@@ -56,6 +57,31 @@ def test_own_the_one_before_and_the_first_are_always_among_them():
     assert (picks.max(-1).values == own).all()
     counted = (picks >= 0).sum(-1)
     assert counted.equal((own + 1).clamp(max=4))
+
+
+@pytest.mark.parametrize("backend", ["triton", "blocked"])
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"keys": (1, 1, 9, 16)}, r"keys \(1, 1, 9, 16\) do not fit .* give \[2, a divisor of 2, compressed keys, 16\]"),
+        ({"keys": (2, 1, 9, 8)}, "keys .* do not fit"),
+        ({"keys": (2, 3, 9, 16)}, "keys .* do not fit"),
+        ({"keys": (2, 0, 9, 16)}, "keys .* do not fit"),
+        ({"lse": (1, 2, 40)}, r"lse \(1, 2, 40\) does not fit .* give \(2, 2, 40\)"),
+        ({"lse": (2, 1, 40)}, "lse .* does not fit"),
+        ({"lse": (2, 2, 20)}, "lse .* does not fit"),
+        ({"sizes": (16, 8, 3)}, "stride = 3 does not divide block_size = 16"),
+        ({"sizes": (16, 10, 4)}, "stride = 4 does not divide compressed_block = 10"),
+        ({"sizes": (0, 8, 4)}, "block_size = 0"),
+        ({"sizes": (16, 8, 0)}, "stride = 0"),
+    ],
+)
+def test_what_a_kernel_would_read_past_is_refused(given, said, backend, monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    shapes = {"keys": (2, 1, 9, 16), "lse": (2, 2, 40), "sizes": (16, 8, 4), **given}
+    call = torch.randn(2, 2, 40, 16), torch.randn(shapes["keys"]), torch.randn(shapes["lse"])
+    with pytest.raises(KernelError, match=said):
+        choose_important_blocks(*call, 3, *shapes["sizes"], causal=True, backend="blocked" if HERE else backend)
 
 
 def test_operator_is_well_formed():

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from longspan_kernels.errors import KernelError
 from longspan_kernels.launch.graphs import clear_caches
 from longspan_kernels.selected import choose_tokens
 
@@ -112,3 +113,20 @@ def test_scores_of_minus_infinity_are_never_chosen():
     keys[0, ::2, 0] = float("inf")
     chosen = choose_tokens(queries, keys, -weights, 30, backend="triton")
     assert chosen[0, 39].tolist() == [*range(1, 40, 2), *[-1] * 10]
+
+
+@pytest.mark.parametrize("backend", ["triton", "blocked"])
+@pytest.mark.parametrize(
+    ("keys", "weights", "said"),
+    [
+        ((1, 40, 8), (2, 3, 40), r"keys \(1, 40, 8\) do not fit .* give \(2, 40, 8\)"),
+        ((2, 20, 8), (2, 3, 40), "keys .* do not fit"),
+        ((2, 40, 4), (2, 3, 40), "keys .* do not fit"),
+        ((2, 40, 8), (1, 3, 40), r"weights \(1, 3, 40\) do not fit .* give \(2, 3, 40\)"),
+        ((2, 40, 8), (2, 1, 40), "weights .* do not fit"),
+        ((2, 40, 8), (2, 3, 20), "weights .* do not fit"),
+    ],
+)
+def test_what_a_kernel_would_read_past_is_refused(keys, weights, said, backend, interpreted):
+    with pytest.raises(KernelError, match=said):
+        choose_tokens(torch.randn(2, 3, 40, 8), torch.randn(keys), torch.randn(weights), 4, backend=backend)

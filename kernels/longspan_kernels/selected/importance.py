@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from longspan_kernels.block_sparse.backends import choose_backend
-from longspan_kernels.errors import check_lengths
+from longspan_kernels.errors import KernelError, check_lengths
 from longspan_kernels.launch.ops import op, without_autocast
 from longspan_kernels.selected.choose import MOST_PICKS, best_blocks
 
@@ -52,15 +52,29 @@ def choose_important_blocks(
         the lowest number, torch any.
 
     Raises:
-        KernelError: lengths that do not fit.
+        KernelError: shapes or sizes that do not fit: kernels would read past them.
         BackendError: the backend cannot serve the call.
     """
+    _check(q, keys, lse, block_size, compressed_block, stride)
     check_lengths(lengths, q.shape[0])
     backend = choose_backend(backend, q, keys)
     backend = "triton" if backend == "triton" and picks - 1 <= MOST_PICKS else "torch"
     return _choose_important_blocks(
         q.detach(), keys.detach(), lse.detach(), lengths, picks, block_size, compressed_block, stride, causal, backend
     )
+
+
+def _check(q: Tensor, keys: Tensor, lse: Tensor, block_size: int, compressed_block: int, stride: int) -> None:
+    (B, H, T, D), heads = q.shape, keys.shape[1]
+    if keys.shape[0] != B or keys.shape[3] != D or not heads or H % heads:
+        raise KernelError(
+            f"keys {tuple(keys.shape)} do not fit q {tuple(q.shape)}; give [{B}, a divisor of {H}, compressed keys, {D}]"
+        )
+    if lse.shape != (B, H, T):
+        raise KernelError(f"lse {tuple(lse.shape)} does not fit q {tuple(q.shape)}; give {(B, H, T)}")
+    for name, size in (("block_size", block_size), ("compressed_block", compressed_block)):
+        if stride < 1 or size < 1 or size % stride:
+            raise KernelError(f"stride = {stride} does not divide {name} = {size}; give a divisor, 1 or more")
 
 
 @op("choose_important_blocks")

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from longspan_kernels.block_sparse.backends import choose_backend
-from longspan_kernels.errors import check_lengths
+from longspan_kernels.errors import KernelError, check_lengths
 from longspan_kernels.launch.ops import op, without_autocast
 
 SCORES_AT_ONCE = 1 << 24  # scores of heads that plain torch holds at a time
@@ -34,10 +34,15 @@ def choose_tokens(
         the earliest tokens are taken, so that a choice does not depend on how long its batch is.
 
     Raises:
-        KernelError: lengths that do not fit.
+        KernelError: shapes that do not fit: kernels would read past them.
         BackendError: the backend cannot serve the call.
     """
-    check_lengths(lengths, queries.shape[0])
+    B, J, T, E = queries.shape
+    if keys.shape != (B, T, E):
+        raise KernelError(f"keys {tuple(keys.shape)} do not fit queries {tuple(queries.shape)}; give {(B, T, E)}")
+    if weights.shape != (B, J, T):
+        raise KernelError(f"weights {tuple(weights.shape)} do not fit queries {tuple(queries.shape)}; give {(B, J, T)}")
+    check_lengths(lengths, B)
     backend = choose_backend(backend, queries, keys)
     return _choose_tokens(
         queries.detach(), keys.detach(), weights.detach(), lengths, picks, "triton" if backend == "triton" else "torch"
