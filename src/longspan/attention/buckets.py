@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch._guards import detect_fake_mode
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from longspan.attention.picked_blocks import order_by_block
 from longspan_kernels.block_sparse import DeviceLayout, tile_side
@@ -94,10 +95,16 @@ class Chunks:
         count = torch.where(holds, earlier + own, 0).flatten(1)  # (N, chunks tiles)
         index = index.clamp(max=chunks * tiles - 1).repeat_interleave(tiles, 1)  # (N, chunks tiles, 2 tiles)
         order, T = self.order.view(N, chunks * tiles, tile), q.shape[2]
-        if q.device.type == "cpu" and not (torch.compiler.is_compiling() or detect_fake_mode(q) or active_transform(q)):
+        if _may_read(q):
             order, index, count = _without_empty_tiles(order, index, count, holds.flatten(1))
         order, index, count = order.flatten(1)[:, None].int(), index[:, None].int(), count[:, None].int()
         return DeviceLayout(index, count, tile, tile, T, T, causal, order, order, excluded)
+
+
+def _may_read(q: Tensor) -> bool:
+    """Whether numbers may decide the sizes: on a CPU, and not where a graph is traced that other inputs go through."""
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or get_proxy_mode() is not None
+    return q.device.type == "cpu" and not (traced or detect_fake_mode(q) or active_transform(q))
 
 
 def _without_empty_tiles(order: Tensor, index: Tensor, count: Tensor, holds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
