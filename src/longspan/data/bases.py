@@ -38,7 +38,7 @@ def _only_bases(module: Any, key: str) -> bool:
 
 def _looked_at(module: Any, key: str) -> Iterator[np.ndarray]:
     """Tokens of the first split that is no stream: of the training split, or beside a stream the validation split."""
-    data: Any = next((data for split in SPLITS if not isinstance(data := module.split(split), IterableDataset)), ())
+    data: Any = next((one for one in map(module.split, SPLITS) if not isinstance(one, IterableDataset)), ())
     if isinstance(data, PairDataset):
         data = [{"tokens": pair.target if key == "target_vocabulary" else pair.source} for pair in data.pairs]
     for number in np.linspace(0, len(data) - 1, min(len(data), MOST)).round().astype(int).tolist():

@@ -26,3 +26,8 @@ def quiet_libraries() -> None:
         logger.setLevel(logging.WARNING)
     for message in _KNOWN:
         warnings.filterwarnings("ignore", message)
+
+
+def quiet_exit() -> None:
+    """Keeps the statistics of torch's caches, which it logs when a process ends early, off the screen and the run's log."""
+    logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.WARNING)

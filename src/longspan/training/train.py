@@ -8,17 +8,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import hydra
-from omegaconf import DictConfig
-
-from longspan.config.command_line import check_command_line, readable_words
 from longspan.config.errors import readable_errors
-from longspan.config.folder import conf_folder
-from longspan.config.own_folder import own_folders_first, with_own_folder
-from longspan.config.resuming import hide_words, shown_again
-from longspan.training.launched import end_with_launcher, launcher_overrides
-from longspan.training.threads import patient_threads
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 
 def train(conf: Path) -> None:
@@ -27,11 +22,26 @@ def train(conf: Path) -> None:
     Args:
         conf: the folder of config groups.
     """
+    with readable_errors():  # Ctrl-C while modules load or Hydra reads the config ends as later does, without a traceback
+        _train(conf)
+
+
+def _train(conf: Path) -> None:
+    # only now: Hydra, numpy and what checks the config take half a second to load
+    import hydra
+
+    from longspan.config.command_line import check_command_line, readable_words
+    from longspan.config.own_folder import own_folders_first, with_own_folder
+    from longspan.config.resuming import hide_words, shown_again
+    from longspan.training.console import quiet_exit
+    from longspan.training.launched import end_with_launcher, launcher_overrides
+    from longspan.training.threads import patient_threads
 
     @hydra.main(version_base="1.3", config_path=str(conf.resolve()), config_name="config")
     def job(config: DictConfig) -> float | None:
         """One run; returns the figure that a sweep optimises."""
-        with readable_errors():  # Ctrl-C while modules load ends as later does, without their traceback
+        with readable_errors():  # here too: Hydra would print a traceback
+            quiet_exit()
             # only now: torch and Lightning take seconds to load, a slip on the command line should not
             from longspan.config.resolved import run_config
             from longspan.training.resume import resumed_config
@@ -43,10 +53,9 @@ def train(conf: Path) -> None:
 
     patient_threads()
     end_with_launcher()
-    with readable_errors():
-        typed = with_own_folder(sys.argv[1:])
-        sys.argv[1:] = readable_words([*typed, *launcher_overrides(typed)])
-        hide_words()
+    typed = with_own_folder(sys.argv[1:])
+    sys.argv[1:] = readable_words([*typed, *launcher_overrides(typed)])
+    hide_words()
     check_command_line(conf)
     with own_folders_first(sys.argv[1:]):
         job()
@@ -54,4 +63,8 @@ def train(conf: Path) -> None:
 
 def main() -> None:
     """`longspan-train`."""
-    train(conf_folder())
+    with readable_errors():
+        from longspan.config.folder import conf_folder
+
+        conf = conf_folder()
+    train(conf)
