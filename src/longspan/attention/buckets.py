@@ -21,8 +21,6 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from longspan.attention.picked_blocks import order_by_block
 from longspan_kernels.block_sparse import DeviceLayout, tile_side
-from longspan_kernels.block_sparse.backends import active_transform
-from longspan_kernels.launch.launcher import triton_runs_on
 
 CUTS = ("aligned", "sorted", "around")
 SMALL_TILE = 16  # of plain torch: most chunks are half empty
@@ -81,7 +79,7 @@ class Chunks:
 
     def layout(self, q: Tensor, causal: bool, excluded: Tensor | None) -> DeviceLayout:
         """For q [N, 1, T, D]; `excluded` as `DeviceLayout` has it."""
-        tile = tile_side(q, self.size) if triton_runs_on(q.device) is None else SMALL_TILE
+        tile = tile_side(q, self.size) if q.is_cuda else SMALL_TILE
         N, places = self.order.shape
         tiles, chunks, device = self.size // tile, places // self.size, self.order.device
         holds = (self.order.view(N, chunks, tiles, tile) >= 0).any(-1)  # (N, chunks, tiles); the first ones of a chunk
@@ -104,7 +102,7 @@ class Chunks:
 def _may_read(q: Tensor) -> bool:
     """Whether numbers may decide the sizes: on a CPU, and not where a graph is traced that other inputs go through."""
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or get_proxy_mode() is not None
-    return q.device.type == "cpu" and not (traced or detect_fake_mode(q) or active_transform(q))
+    return q.device.type == "cpu" and not (traced or detect_fake_mode(q) or torch._C._are_functorch_transforms_active())
 
 
 def _without_empty_tiles(order: Tensor, index: Tensor, count: Tensor, holds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
